@@ -1,0 +1,20 @@
+"""The one exception that reaches a user as a sentence instead of a traceback."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class InputError(ValueError):
+    """Something given from outside cannot be used; the message names the key, the value and the remedy.
+
+    The three scripts print it as one line and leave with exit code 2; library users catch it as a `ValueError`.
+    """
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """`; did you mean 'nfe'?` for the nearest of `known`, or the whole list when nothing is near."""
+    known = sorted(set(known))
+    near = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    if near:
+        return f"; did you mean '{near[0]}'?"
+    return f"; choose from {', '.join(known)}" if known else ""
