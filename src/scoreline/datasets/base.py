@@ -1,0 +1,60 @@
+"""What every data set is: numbered uint8 images of one shape, labels, and a digest of the content."""
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+
+class ImageDataset(ABC):
+    """Numbered images of one shape.
+
+    Attributes:
+        name: short name used in tables and records, such as `digits-train`.
+        shape: (C, H, W).
+        num_classes: number of classes, 0 for unlabelled data.
+    """
+
+    name: str
+    shape: tuple[int, int, int]
+    num_classes: int
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def read(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Images uint8 (B, C, H, W) and labels int64 (B,), -1 where there is none, in the order asked for."""
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 over shape, pixels and labels in order: equal content has an equal digest whatever its container."""
+        sha = hashlib.sha256(repr((len(self), *self.shape)).encode())
+        for start in range(0, len(self), 1024):
+            images, labels = self.read(range(start, min(start + 1024, len(self))))
+            sha.update(images.numpy().tobytes())
+            sha.update(labels.numpy().tobytes())
+        return sha.hexdigest()
+
+
+class ArrayDataset(ImageDataset):
+    """A data set held in memory: images uint8 (N, C, H, W), labels int64 (N,) or None."""
+
+    def __init__(self, name: str, images: Tensor, labels: Tensor | None = None, num_classes: int = 0) -> None:
+        if images.dtype != torch.uint8 or images.ndim != 4:
+            raise ValueError(f"images must be uint8 (N, C, H, W), got {images.dtype} {tuple(images.shape)}")
+        self.name = name
+        self.images = images
+        self.labels = torch.full((len(images),), -1) if labels is None else labels.to(torch.int64)
+        self.shape = (images.shape[1], images.shape[2], images.shape[3])
+        self.num_classes = num_classes
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def read(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
+        chosen = torch.as_tensor(indices, dtype=torch.int64)
+        return self.images[chosen], self.labels[chosen]
