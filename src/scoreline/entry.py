@@ -1,0 +1,199 @@
+"""What the three scripts share around Hydra: names of run directories, and errors as one sentence.
+
+Imports nothing heavier than Hydra, so that `--help` and mistakes answer at once.
+"""
+
+import hashlib
+import json
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+
+from scoreline.errors import InputError, did_you_mean
+from scoreline.files import code_version, sha256
+
+ASSETS = Path(__file__).parent / "assets"
+CONF = Path(__file__).parents[2] / "conf"
+NOT_IDENTITY = (
+    "hydra",
+    "device",
+    "batch_size",
+    "logger",
+    "trainer",
+    "callbacks",
+    "resume",
+    "duration_kimg",
+    "model_path",
+)
+
+
+def run(main: Callable[[], Any], config_name: str) -> None:
+    """Run a `hydra.main` function; a mistake of the user's becomes one line on stderr and exit code 2.
+
+    With HYDRA_FULL_ERROR=1 in the environment every error keeps its traceback.
+    """
+    register_resolvers()
+    full = os.environ.get("HYDRA_FULL_ERROR")
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except Exception as error:
+        sentence = None if full else explain(error, config_name)
+        if sentence is None:
+            raise
+        print(f"{Path(sys.argv[0]).name}: {sentence}", file=sys.stderr)
+        sys.exit(2)
+
+
+def explain(error: BaseException, config_name: str) -> str | None:
+    """The sentence for a mistake in what the user gave, or None for a defect of ours."""
+    for cause in _causes(error):
+        if isinstance(cause, InputError):
+            return " ".join(str(cause).split())
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
+        group, _, choice = error.missing_cfg_file.rpartition("/")
+        return f"{group}={choice}: there is no such choice{did_you_mean(choice, error.options or [])}"
+    if isinstance(error, OverrideParseException):
+        return f"{error.override}: not of the form key=value; put quotes round a value with commas, spaces or brackets"
+    if isinstance(error, ConfigCompositionException):
+        return _explain_composition(error, config_name)
+    if isinstance(error, MissingMandatoryValue):
+        return f"{error.full_key}: has no default; give {error.full_key}=..."
+    if isinstance(error, HydraException | OmegaConfBaseException):
+        return _explain_instantiation(error)
+    return None
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _explain_composition(error: BaseException, config_name: str) -> str:
+    match = re.search(r"Could not (?:override|append|delete)[^']*'([^'@]+)", str(error))
+    if match:
+        key = match[1].split("=")[0]
+        return f"{key}: there is no such key{did_you_mean(key, known_keys(config_name))}"
+    return str(error).splitlines()[0]
+
+
+def _explain_instantiation(error: BaseException) -> str | None:
+    """Wrong arguments of a `_target_`; anything that its code raised itself stays a traceback."""
+    unexpected = next((c for c in _causes(error) if isinstance(c, TypeError | OmegaConfBaseException)), None)
+    match = re.search(r"full_key: (\S+)", str(error))
+    if unexpected is None:
+        return None
+    return f"{match[1] if match else 'config'}: {str(unexpected).splitlines()[0]}"
+
+
+def known_keys(config_name: str) -> set[str]:
+    """Every key and group that a script accepts, dotted."""
+    from hydra import compose, initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        config = compose(config_name, return_hydra_config=False)
+    groups = {entry.name for entry in CONF.iterdir() if entry.is_dir() and entry.name in config}
+    return set(_dotted(OmegaConf.to_container(config, resolve=False), "")) | groups | {"experiment"}
+
+
+def _dotted(node: Any, prefix: str) -> Iterator[str]:
+    if isinstance(node, dict):
+        for name, value in node.items():
+            yield f"{prefix}{name}"
+            yield from _dotted(value, f"{prefix}{name}.")
+
+
+def register_resolvers() -> None:
+    """`${scoreline.digest:}`, `${scoreline.cell:}` and `${scoreline.sweep:}` for names of run directories."""
+    OmegaConf.register_new_resolver("scoreline.digest", run_digest, replace=True)
+    OmegaConf.register_new_resolver("scoreline.cell", cell_name, replace=True)
+    OmegaConf.register_new_resolver("scoreline.sweep", sweep_digest, replace=True, use_cache=True)
+
+
+def run_digest(*, _root_: DictConfig) -> str:
+    """Eight digits that name a run: config without what cannot change a result, checkpoint content, code version."""
+    raw = OmegaConf.to_container(_root_, resolve=False)
+    assert isinstance(raw, dict)
+    config = {str(key): value for key, value in raw.items() if key not in NOT_IDENTITY}
+    checkpoint = config.get("checkpoint")
+    model = model_path(checkpoint) if isinstance(checkpoint, str) else None
+    content = sha256(model) if model and model.is_file() else ""
+    return _short(json.dumps(config, sort_keys=True, default=str) + content + code_version())
+
+
+def sweep_digest(*, _root_: DictConfig) -> str:
+    """Eight digits that name a sweep: what was asked for on the command line, and the code version."""
+    return _short(json.dumps(sorted(_root_.hydra.overrides.task)) + code_version())
+
+
+def cell_name(*, _root_: DictConfig) -> str:
+    """`nfe=5,solver=ddim`: the choices of one job of a sweep, safe as a directory name."""
+    parts = [str(override) for override in sorted(_root_.hydra.overrides.task)]
+    name = ",".join(re.sub(r"[^\w.=+-]+", "_", re.sub(r"=(.*/)", "=", part)) for part in parts) or "default"
+    return name if len(name) <= 120 else f"{name[:110]}-{_short(name)}"
+
+
+def _short(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def model_path(checkpoint: str) -> Path:
+    """`digits_vp` names a model that ships with the package, a directory stands for its model.safetensors."""
+    shipped = ASSETS / f"{checkpoint}.safetensors"
+    if shipped.is_file():
+        return shipped
+    path = Path(checkpoint)
+    return path / "model.safetensors" if path.is_dir() else path
+
+
+def output_dir() -> Path:
+    """Hydra's directory of this job, relative to the working directory where possible."""
+    path = Path(HydraConfig.get().runtime.output_dir)
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+
+
+def refuse_appended_keys() -> None:
+    """`+typo=1` would pass silently: only arguments inside a group may be appended.
+
+    Raises:
+        InputError: naming the key.
+    """
+    for override in HydraConfig.get().overrides.task:
+        key = override.lstrip("+").split("=")[0]
+        if override.startswith("+") and "." not in key and key not in HydraConfig.get().runtime.choices:
+            raise InputError(f"+{key}: no script reads a new key '{key}'; drop it")
+
+
+def whole(key: str, value: Any, least: int = 1) -> int:
+    """A whole number from the config.
+
+    Raises:
+        InputError: naming the key if it is no integer or below `least`.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise InputError(f"{key}={value}: must be a whole number, at least {least}")
+    return value
+
+
+def number(key: str, value: Any, above: float = 0.0) -> float:
+    """A finite number from the config.
+
+    Raises:
+        InputError: naming the key if it is no number or not greater than `above`.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float) or not above < value < float("inf"):
+        raise InputError(f"{key}={value}: must be a number greater than {above:g}")
+    return float(value)

@@ -1,0 +1,37 @@
+"""Files that are either whole or not there."""
+
+import hashlib
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+
+def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
+    """Let `write` fill a temporary file beside `path`, flush it to the disk, then rename it over `path`.
+
+    A process killed at any moment leaves the former file or the new one, never a part.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        write(temporary)
+        with open(temporary, "rb") as handle:
+            os.fsync(handle.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file's content, hexadecimal."""
+    with open(path, "rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def code_version() -> str:
+    """First 12 hexadecimal digits of a SHA-256 over the package's own Python sources, in order of their names."""
+    root = Path(__file__).parent
+    sha = hashlib.sha256()
+    for source in sorted(root.rglob("*.py")):
+        sha.update(source.relative_to(root).as_posix().encode() + source.read_bytes())
+    return sha.hexdigest()[:12]

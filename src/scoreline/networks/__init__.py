@@ -1,0 +1,1 @@
+"""Networks: (image, noise label, class label) -> image. They know nothing of diffusion."""

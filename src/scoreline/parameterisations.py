@@ -1,0 +1,139 @@
+"""How a network's output becomes E[x_0 | x]: one column of EDM's Table 1 per class.
+
+    D(x, rho) = skip(rho) x + out(rho) F(in(rho) x, noise(rho))
+
+with x in unit-signal coordinates, so the native scale alpha(t) of a network lives in `in` and nowhere else.
+
+Source: Karras et al. (2022), arXiv:2206.00364, Eq. 7 and Table 1.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from scoreline.schedules.base import NoiseSchedule
+
+
+class Scalings(NamedTuple):
+    """skip, out, in and noise label of D = skip x + out F(in x, noise), each of rho's shape and dtype."""
+
+    skip: Tensor
+    out: Tensor
+    in_: Tensor
+    noise: Tensor
+
+
+class Parameterisation(ABC):
+    """A frozen dataclass; the network returns `output_factor` times the image's channels, of which the first count."""
+
+    output_factor: int = 1
+
+    @abstractmethod
+    def __call__(self, rho: Tensor) -> Scalings:
+        """Scalings at noise levels rho > 0 of any shape; float64 in, float64 out."""
+
+
+@dataclass(frozen=True)
+class NoisePrediction(Parameterisation):
+    """The network predicts eps from the native state: skip 1, out -rho, in alpha, noise scale t(rho) + shift.
+
+    Continuous VP networks of score_sde take the label 999 t (`label_scale` 999); discrete ones the index itself
+    (label_scale 1). `label_shift` serves checkpoints whose labels are off by one. With `round_labels` the label is
+    the nearest integer; without, fractional labels reach the network as they are.
+
+    Source: Ho et al. (2020), arXiv:2006.11239; Song et al. (2021), arXiv:2011.13456.
+    """
+
+    noise_schedule: NoiseSchedule
+    label_scale: float = 999.0
+    label_shift: float = 0.0
+    round_labels: bool = False
+
+    def __call__(self, rho: Tensor) -> Scalings:
+        t = self.noise_schedule(rho)
+        return Scalings(torch.ones_like(rho), -rho, self.noise_schedule.alpha(t), self._label(t))
+
+    def _label(self, t: Tensor) -> Tensor:
+        label = t * self.label_scale + self.label_shift
+        return label.round() if self.round_labels else label
+
+
+@dataclass(frozen=True)
+class VelocityPrediction(Parameterisation):
+    """The network predicts v = alpha eps - sigma x_0 of a VP process: x_0 = alpha x_t - sigma v.
+
+    In unit-signal coordinates skip = 1 / (1 + rho^2), out = -rho / sqrt(1 + rho^2), in = 1 / sqrt(1 + rho^2).
+
+    Source: Salimans & Ho (2022), arXiv:2202.00512, Sec. 4 and App. D.
+    """
+
+    noise_schedule: NoiseSchedule
+    label_scale: float = 999.0
+
+    def __call__(self, rho: Tensor) -> Scalings:
+        alpha = (1 + rho**2).rsqrt()
+        return Scalings(alpha**2, -rho * alpha, alpha, self.noise_schedule(rho) * self.label_scale)
+
+
+@dataclass(frozen=True)
+class VarianceExploding(Parameterisation):
+    """NCSN++: skip 1, out rho, in 1, noise ln(rho / 2). The output is minus the predicted eps.
+
+    Source: Karras et al. (2022), arXiv:2206.00364, Table 1, column VE.
+    """
+
+    def __call__(self, rho: Tensor) -> Scalings:
+        one = torch.ones_like(rho)
+        return Scalings(one, rho, one, torch.log(rho / 2))
+
+
+@dataclass(frozen=True)
+class IDDPM(Parameterisation):
+    """Improved DDPM: skip 1, out -rho, in 1 / sqrt(1 + rho^2), noise M - 1 - argmin_j |u_j - rho|, learned variance.
+
+    u_M = 0 and u_{j-1} = sqrt((u_j^2 + 1) / max(abar_{j-1} / abar_j, C_1) - 1) with
+    abar_j = sin^2(pi/2 j / (M (C_2 + 1))). The network returns mean and variance channels; the mean is used.
+
+    Source: Nichol & Dhariwal (2021), arXiv:2102.09672; Karras et al. (2022), arXiv:2206.00364, Table 1.
+    """
+
+    C_1: float = 0.001
+    C_2: float = 0.008
+    M: int = 1000
+    output_factor: int = 2
+
+    @cached_property
+    def levels(self) -> Tensor:
+        """u_0 > u_1 > .. > u_M = 0, float64 (M + 1,)."""
+        j = torch.arange(self.M + 1, dtype=torch.float64)
+        abar = torch.sin(torch.pi / 2 * j / (self.M * (self.C_2 + 1))) ** 2
+        ratio = (abar[:-1] / abar[1:]).clamp(min=self.C_1)
+        growth = (1 / ratio).flip(0).cumprod(0).flip(0)
+        return torch.cat([(growth - 1).sqrt(), torch.zeros(1, dtype=torch.float64)])
+
+    def __call__(self, rho: Tensor) -> Scalings:
+        table = self.levels.to(rho)
+        nearest = (table - rho.unsqueeze(-1)).abs().argmin(-1)
+        return Scalings(torch.ones_like(rho), -rho, (1 + rho**2).rsqrt(), (self.M - 1 - nearest).to(rho.dtype))
+
+
+@dataclass(frozen=True)
+class EDMPreconditioning(Parameterisation):
+    """skip = s^2 / (rho^2 + s^2), out = rho s / sqrt(rho^2 + s^2), in = 1 / sqrt(rho^2 + s^2), noise = ln(rho) / 4.
+
+    s = sigma_data is the standard deviation of a pixel of the data in [-1, 1].
+
+    Source: Karras et al. (2022), arXiv:2206.00364, Table 1, column EDM.
+    """
+
+    sigma_data: float = 0.5
+
+    def __call__(self, rho: Tensor) -> Scalings:
+        total = rho**2 + self.sigma_data**2
+        return Scalings(
+            self.sigma_data**2 / total, rho * self.sigma_data * total.rsqrt(), total.rsqrt(), torch.log(rho) / 4
+        )

@@ -1,0 +1,31 @@
+"""Pictures people look at."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from scoreline.files import write_atomically
+
+
+def sheet(images: Tensor, columns: int = 8, scale: int | None = None) -> Tensor:
+    """Contact sheet: uint8 (N, C, H, W) -> (C, rows * s, columns * s'), row by row, white where nothing is left.
+
+    Pixels are repeated `scale` times, by default to about 48 a side, so that 8x8 digits can be seen.
+    """
+    n, c, h, w = images.shape
+    scale = scale or max(1, 48 // max(h, w))
+    columns = min(columns, n)
+    rows = -(-n // columns)
+    padded = torch.cat([images, images.new_full((rows * columns - n, c, h, w), 255)])
+    tiles = padded.reshape(rows, columns, c, h, w).permute(2, 0, 3, 1, 4).reshape(c, rows * h, columns * w)
+    return tiles.repeat_interleave(scale, 1).repeat_interleave(scale, 2)
+
+
+def save_png(path: Path, picture: Tensor) -> None:
+    """uint8 (C, H, W), one or three channels, to a PNG file, atomically."""
+    from PIL import Image
+
+    array = picture.permute(1, 2, 0).contiguous().numpy()
+    image = Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else array)
+    write_atomically(path, lambda temporary: image.save(temporary, format="PNG"))

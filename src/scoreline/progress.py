@@ -1,0 +1,53 @@
+"""Progress in images, on one process, for people and for log files."""
+
+import sys
+import time
+from types import TracebackType
+
+
+class ImageProgress:
+    """A bar with images, rate and ETA on a terminal; a plain line every `every` seconds elsewhere.
+
+    Nothing is shown for work that ends within `delay` seconds.
+    """
+
+    def __init__(
+        self, total: int, what: str, done: int = 0, enabled: bool = True, delay: float = 2.0, every: float = 10.0
+    ) -> None:
+        self.total, self.what, self.done, self.start = total, what, done, done
+        self.enabled, self.every, self.began = enabled, every, time.monotonic()
+        self.printed = self.began + delay - every
+        self.bar = self._bar(delay) if enabled and sys.stderr.isatty() else None
+
+    def _bar(self, delay: float):  # type: ignore[no-untyped-def]
+        from tqdm import tqdm
+
+        return tqdm(
+            total=self.total, initial=self.done, desc=self.what, unit="img", unit_scale=True, delay=delay, leave=False
+        )
+
+    def update(self, images: int, note: str = "") -> None:
+        """`images` more are done; `note` is shown behind the rate."""
+        self.done += images
+        if self.bar is not None:
+            self.bar.set_postfix_str(note, refresh=False)
+            self.bar.update(images)
+        elif self.enabled and time.monotonic() - self.printed >= self.every:
+            self.printed = time.monotonic()
+            print(self.line(note), file=sys.stderr, flush=True)
+
+    def line(self, note: str = "") -> str:
+        """`training: 12800/128000 img, 850 img/s, ETA 2:15, loss 0.31`."""
+        rate = (self.done - self.start) / max(time.monotonic() - self.began, 1e-9)
+        left = int((self.total - self.done) / rate) if rate else 0
+        text = f"{self.what}: {self.done}/{self.total} img, {rate:.0f} img/s, ETA {left // 60}:{left % 60:02d}"
+        return f"{text}, {note}" if note else text
+
+    def __enter__(self) -> "ImageProgress":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.bar is not None:
+            self.bar.close()

@@ -1,0 +1,176 @@
+"""The loop. There is one, and it serves every solver."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from scoreline import noise
+from scoreline.denoiser import Denoiser
+from scoreline.solvers.tableau import Tableau
+
+Eps = Callable[[Tensor, float], Tensor]
+"""eps(x (B, *), rho) -> (B, *): the right-hand side of dx/drho = eps(x, rho)."""
+
+Draw = Callable[[int], Tensor]
+"""Fresh noise z_k of x's shape for row k of a stochastic tableau."""
+
+
+class State(NamedTuple):
+    """State number `row` of a run: x in unit-signal coordinates at noise level rho."""
+
+    row: int
+    rho: float
+    x: Tensor
+
+
+@dataclass(frozen=True)
+class _Row:
+    states: tuple[tuple[int, float], ...]
+    estimates: tuple[tuple[int, float], ...]
+    noise: float
+    call: bool
+    dead: tuple[int, ...]
+
+
+def _plan(tableau: Tableau) -> list[_Row]:
+    """Rows as sparse sums, each with the numbers of the states and estimates that no later row reads."""
+    S, N = ([[(j, v) for j, v in enumerate(row) if v] for row in part.tolist()] for part in (tableau.S, tableau.N))
+    last = {j: k for k in range(len(S)) for j, _ in (*S[k], *N[k])}
+    dead: list[list[int]] = [[] for _ in S]
+    for j, k in last.items():
+        dead[k].append(j)
+    return [
+        _Row(tuple(S[k]), tuple(N[k]), float(tableau.B[k]), tableau.calls[k], tuple(dead[k])) for k in range(len(S))
+    ]
+
+
+def _combine(terms: list[tuple[Tensor, float]]) -> Tensor:
+    """sum of c * tensor, one fused pass per term, the inputs untouched; a leading unit weight is free."""
+    terms = sorted(terms, key=lambda term: term[1] != 1.0)
+    (first, scale), *rest = terms
+    if scale != 1.0:
+        total = first * scale
+    elif not rest:
+        return first
+    else:
+        (second, weight), *rest = rest
+        total = torch.add(first, second, alpha=weight)
+    for tensor, weight in rest:
+        total.add_(tensor, alpha=weight)
+    return total
+
+
+def trajectory(eps: Eps, x: Tensor, tableau: Tableau, draw: Draw | None = None) -> Iterator[State]:
+    """Evaluate a tableau: yields x_1, x_2, .., x_K as they are made; the last one is the sample.
+
+    Args:
+        eps: noise estimate, called exactly `tableau.nfe` times.
+        x: initial state (B, *) at tableau.rho[0], for instance rho_0 times standard normal noise; not modified.
+        draw: fresh noise for stochastic rows.
+
+    States and estimates are freed as soon as no later row reads them.
+
+    Raises:
+        ValueError: if the tableau is stochastic and `draw` is missing.
+    """
+    rho = tableau.rho.tolist()
+    states, estimates = {0: x}, {}
+    for k, row in enumerate(_plan(tableau)):
+        if row.call:
+            estimates[k] = eps(states[k], rho[k])
+        terms = [(states[j], weight) for j, weight in row.states]
+        terms += [(estimates[j], weight) for j, weight in row.estimates]
+        if row.noise:
+            if draw is None:
+                raise ValueError("a stochastic tableau needs `draw`, a source of fresh noise")
+            terms.append((draw(k), row.noise))
+        states[k + 1] = _combine(terms)
+        del terms
+        for j in row.dead:
+            states.pop(j, None)
+            estimates.pop(j, None)
+        yield State(k + 1, rho[k + 1], states[k + 1])
+
+
+def integrate(eps: Eps, x: Tensor, tableau: Tableau, draw: Draw | None = None) -> Tensor:
+    """The last state of `trajectory`."""
+    for state in trajectory(eps, x, tableau, draw):
+        x = state.x
+    return x
+
+
+class Calls:
+    """Network calls seen so far."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+
+@contextmanager
+def count_calls(network: nn.Module) -> Iterator[Calls]:
+    """Count how often `network` is really called, whoever calls it."""
+    calls = Calls()
+
+    def increment(*_: object) -> None:
+        calls.count += 1
+
+    handle = network.register_forward_pre_hook(increment)
+    try:
+        yield calls
+    finally:
+        handle.remove()
+
+
+class Batch(NamedTuple):
+    """Samples of a few seeds: seeds, x (B, C, H, W) float32 in unit-signal coordinates, labels (B,) or None."""
+
+    seeds: list[int]
+    x: Tensor
+    labels: Tensor | None
+
+
+@torch.inference_mode()
+def generate(
+    denoiser: Denoiser,
+    tableau: Tableau,
+    shape: tuple[int, int, int],
+    seeds: Sequence[int],
+    batch_size: int,
+    labels: Tensor | None = None,
+) -> Iterator[Batch]:
+    """Sample one image per seed, batch by batch, on the device of the denoiser's parameters.
+
+    x_0 = rho_0 z, z = `noise.normal(seed, "initial")`; the missing signal part alpha x_0 at the first level is the
+    usual approximation of all samplers. Image of seed s depends on s, its label, the denoiser and the tableau only.
+
+    Args:
+        shape: (C, H, W).
+        labels: class labels (len(seeds),) int64 in the order of the seeds, or None.
+
+    Raises:
+        RuntimeError: if the network was called another number of times than the tableau says.
+        FloatingPointError: if a sample is not finite.
+    """
+    device = next(denoiser.parameters()).device
+    for start in range(0, len(seeds), batch_size):
+        chosen = list(seeds[start : start + batch_size])
+        label = None if labels is None else labels[start : start + batch_size].to(device)
+        x = noise.normal(chosen, shape, "initial").to(device) * float(tableau.rho[0])
+
+        def eps(x: Tensor, rho: float, label: Tensor | None = label) -> Tensor:
+            return denoiser.eps(x, rho, label=label)
+
+        def draw(row: int, chosen: list[int] = chosen) -> Tensor:
+            return noise.normal(chosen, shape, "solver", row).to(device)
+
+        with count_calls(denoiser.network) as calls:
+            x = integrate(eps, x, tableau, draw)
+        if calls.count != tableau.nfe:
+            raise RuntimeError(f"the network was called {calls.count} times, the tableau says {tableau.nfe}")
+        if not bool(x.isfinite().all()):
+            raise FloatingPointError(f"samples of seeds {chosen[0]}-{chosen[-1]} are not finite")
+        yield Batch(chosen, x, label)
