@@ -5,9 +5,11 @@ Imports nothing heavier than Hydra, so that `--help` and mistakes answer at once
 
 import hashlib
 import json
+import logging
 import os
 import re
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from scoreline.errors import InputError, did_you_mean
-from scoreline.files import code_version, sha256
+from scoreline.files import code_version, sha256, write_atomically
 
 ASSETS = Path(__file__).parent / "assets"
 CONF = Path(__file__).parents[2] / "conf"
@@ -134,9 +136,9 @@ def run_digest(*, _root_: DictConfig) -> str:
     return _short(json.dumps(config, sort_keys=True, default=str) + content + code_version())
 
 
-def sweep_digest(*, _root_: DictConfig) -> str:
+def sweep_digest(overrides: list[str]) -> str:
     """Eight digits that name a sweep: what was asked for on the command line, and the code version."""
-    return _short(json.dumps(sorted(_root_.hydra.overrides.task)) + code_version())
+    return _short(json.dumps(sorted(overrides)) + code_version())
 
 
 def cell_name(*, _root_: DictConfig) -> str:
@@ -159,10 +161,61 @@ def model_path(checkpoint: str) -> Path:
     return path / "model.safetensors" if path.is_dir() else path
 
 
+def adopt_model(cfg: DictConfig, model: dict[str, Any], digest: str) -> None:
+    """Put the description of a loaded (hence verified) checkpoint where solvers and schedules refer to it."""
+    cfg.model = {name: model[name] for name in ("network", "noise_schedule", "parameterisation")}
+    cfg.digest = digest
+
+
+def save_config(cfg: DictConfig, out: Path) -> None:
+    """config.yaml: everything resolved."""
+    text = OmegaConf.to_yaml(cfg, resolve=True)
+    write_atomically(out / "config.yaml", lambda temporary: temporary.write_text(text))
+
+
 def output_dir() -> Path:
     """Hydra's directory of this job, relative to the working directory where possible."""
     path = Path(HydraConfig.get().runtime.output_dir)
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+
+
+def provenance(cfg: DictConfig) -> dict[str, Any]:
+    """How a model came to be: the command, and what identifies its config and code; no path of this machine."""
+    overrides = [o for o in HydraConfig.get().overrides.task if "/" not in o]
+    return {
+        "command": " ".join(["python train.py", *overrides]),
+        "seed": cfg.seed,
+        "batch_size": cfg.batch_size,
+        "ema_half_life_kimg": cfg.ema.half_life_kimg,
+        "config_sha256": hashlib.sha256(OmegaConf.to_yaml(cfg, resolve=True).encode()).hexdigest(),
+        "code_version": code_version(),
+    }
+
+
+def match_data(network: DictConfig, dataset: Any) -> None:
+    """The network's shape must be the data's.
+
+    Raises:
+        InputError: naming the key and the data set.
+    """
+    channels, height, width = dataset.shape
+    wanted = {"channels": channels, "resolution": height}
+    if height != width:
+        raise InputError(f"dataset={dataset.name}: images are {height}x{width}; networks here take square ones")
+    for key, value in wanted.items():
+        if network.get(key, value) != value:
+            raise InputError(f"model.network.{key}={network[key]}: {dataset.name} has {value}; set the key to {value}")
+    classes = network.get("num_classes", 0)
+    if classes not in (0, dataset.num_classes):
+        raise InputError(f"model.network.num_classes={classes}: {dataset.name} has {dataset.num_classes}; use that or 0")
+
+
+def quieten() -> None:
+    """Lightning's advertisements and hints about what is intended here stay out of the way; call it after the import."""
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    for pattern in (".*LeafSpec.*", ".*num_workers.*", ".*does not have many workers.*", ".*logging interval.*"):
+        warnings.filterwarnings("ignore", message=pattern)
 
 
 def refuse_appended_keys() -> None:
@@ -175,6 +228,13 @@ def refuse_appended_keys() -> None:
         key = override.lstrip("+").split("=")[0]
         if override.startswith("+") and "." not in key and key not in HydraConfig.get().runtime.choices:
             raise InputError(f"+{key}: no script reads a new key '{key}'; drop it")
+
+
+def sigma_range(cfg: DictConfig, native: Any) -> tuple[float, float]:
+    """(sigma_max, sigma_min): what the config says, else the ends of the model's own noise schedule."""
+    first = native.sigma_max if cfg.sigma_max is None else number("sigma_max", cfg.sigma_max)
+    last = native.sigma_min if cfg.sigma_min is None else number("sigma_min", cfg.sigma_min)
+    return first, last
 
 
 def whole(key: str, value: Any, least: int = 1) -> int:

@@ -3,6 +3,7 @@
 import sys
 import time
 from types import TracebackType
+from typing import Any
 
 
 class ImageProgress:
@@ -17,9 +18,10 @@ class ImageProgress:
         self.total, self.what, self.done, self.start = total, what, done, done
         self.enabled, self.every, self.began = enabled, every, time.monotonic()
         self.printed = self.began + delay - every
+        self.note = ""
         self.bar = self._bar(delay) if enabled and sys.stderr.isatty() else None
 
-    def _bar(self, delay: float):  # type: ignore[no-untyped-def]
+    def _bar(self, delay: float) -> Any:
         from tqdm import tqdm
 
         return tqdm(
@@ -28,7 +30,7 @@ class ImageProgress:
 
     def update(self, images: int, note: str = "") -> None:
         """`images` more are done; `note` is shown behind the rate."""
-        self.done += images
+        self.done, self.note = self.done + images, note
         if self.bar is not None:
             self.bar.set_postfix_str(note, refresh=False)
             self.bar.update(images)
@@ -43,11 +45,15 @@ class ImageProgress:
         text = f"{self.what}: {self.done}/{self.total} img, {rate:.0f} img/s, ETA {left // 60}:{left % 60:02d}"
         return f"{text}, {note}" if note else text
 
+    def close(self) -> None:
+        """Take the bar away."""
+        if self.bar is not None:
+            self.bar.close()
+
     def __enter__(self) -> "ImageProgress":
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self.bar is not None:
-            self.bar.close()
+        self.close()

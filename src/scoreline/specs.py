@@ -35,17 +35,22 @@ def rebuild(spec: Spec, kind: type, trust: Sequence[str] = ()) -> Any:
     found = _find(target, (*PACKAGES, *trust))
     if not issubclass(found, kind):
         raise InputError(f"checkpoint: {target} is no {kind.__name__}")
-    arguments = {
-        name: rebuild(value, object, trust) if isinstance(value, dict) else value
-        for name, value in spec.items()
-        if name != "_target_"
-    }
+    arguments = {name: _argument(name, value, trust) for name, value in spec.items() if name != "_target_"}
     try:
         return found(**arguments)
     except TypeError as error:
         raise InputError(
             f"checkpoint: {target} refuses its arguments: {error}; was it made by another version?"
         ) from error
+
+
+def _argument(name: str, value: Any, trust: Sequence[str]) -> Any:
+    if isinstance(value, dict):
+        return rebuild(value, object, trust)
+    plain = all(isinstance(part, str | int | float | None) for part in (value if isinstance(value, list) else [value]))
+    if not plain or name.startswith("_") or "${" in str(value):
+        raise InputError(f"checkpoint: its description holds {name}={value!r:.60}, which is no plain value")
+    return value
 
 
 def _find(target: str, packages: tuple[str, ...]) -> type:

@@ -1,0 +1,67 @@
+"""checkpoint -> measurements -> calibration record."""
+
+import hydra
+from omegaconf import DictConfig
+
+from scoreline import entry
+
+
+@hydra.main(version_base="1.3", config_path="conf", config_name="calibrate")
+def main(cfg: DictConfig) -> None:
+    entry.refuse_appended_keys()
+    from scoreline.calibration.record import record_beside
+    from scoreline.calibration.score_norm import plot
+
+    out = entry.output_dir()
+    record, source = measure(cfg)
+    path = out / f"{record.kind}.safetensors"
+    record.save(path)
+    plot(record, out / f"{record.kind}.png")
+    beside = record_beside(source, record.kind)
+    if not beside.exists():
+        record.save(beside)
+        print(f"{record.provenance['images']} images, NFE {record.provenance['nfe']} -> {beside} (found by sample.py)")
+    else:
+        print(f"{record.provenance['images']} images, NFE {record.provenance['nfe']} -> {path}")
+        print(f"{beside.name} was there already and is kept; to use the new one: calibration={path}")
+
+
+def measure(cfg: DictConfig):
+    from hydra.utils import instantiate
+
+    from scoreline.calibration.record import Record
+    from scoreline.checkpoints import load_model
+    from scoreline.device import choose_device
+    from scoreline.files import code_version
+    from scoreline.labels import plan_labels
+    from scoreline.progress import ImageProgress
+    from scoreline.seeds import parse_seeds
+    from scoreline.solvers.tableau import build
+
+    nfe, batch_size = entry.whole("nfe", cfg.nfe), entry.whole("batch_size", cfg.batch_size)
+    seeds, device = parse_seeds(cfg.seeds), choose_device(cfg.device)
+    checkpoint = load_model(entry.model_path(cfg.checkpoint), tuple(cfg.trust))
+    entry.adopt_model(cfg, checkpoint.card.model, checkpoint.digest)
+    labels = plan_labels(cfg.labels, seeds, checkpoint.card.num_classes)
+    span = entry.sigma_range(cfg, checkpoint.noise_schedule)
+    tableau = build(instantiate(cfg.solver), instantiate(cfg.schedule), span, nfe, "none")
+    estimator = instantiate(cfg.calibration)
+    entry.save_config(cfg, entry.output_dir())
+    denoiser, shape = checkpoint.denoiser.to(device), checkpoint.card.shape
+    with ImageProgress(len(seeds), "calibrating") as progress:
+        values = estimator(denoiser, tableau, shape, seeds, batch_size, labels, progress.update)
+    provenance = {
+        "checkpoint": checkpoint.digest,
+        "estimator": type(estimator).__name__,
+        "solver": cfg.solver._target_.rpartition(".")[2],
+        "schedule": cfg.schedule._target_.rpartition(".")[2],
+        "nfe": tableau.nfe,
+        "seeds": str(cfg.seeds),
+        "images": len(seeds),
+        "code_version": code_version(),
+    }
+    return Record(estimator.kind, values, provenance), checkpoint.path
+
+
+if __name__ == "__main__":
+    entry.run(main, "calibrate")

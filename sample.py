@@ -1,0 +1,54 @@
+"""checkpoint + solver + schedule (+ calibration record) -> tableau -> images -> metrics."""
+
+import hydra
+from omegaconf import DictConfig
+
+from scoreline import entry
+
+
+@hydra.main(version_base="1.3", config_path="conf", config_name="sample")
+def main(cfg: DictConfig) -> float | None:
+    from scoreline import samples
+
+    out = entry.output_dir()
+    result = samples.finished(out)
+    if result is None:
+        entry.refuse_appended_keys()
+        result = draw(cfg)
+    for warning in result["warnings"]:
+        print(f"note: {warning}")
+    print(samples.line(result, out))
+    return next((metric["value"] for metric in result["metrics"].values()), None)
+
+
+def draw(cfg: DictConfig) -> dict:
+    from hydra.utils import instantiate
+
+    from scoreline import samples
+    from scoreline.calibration.record import record_beside
+    from scoreline.checkpoints import load_model
+    from scoreline.device import choose_device
+    from scoreline.labels import plan_labels
+    from scoreline.seeds import parse_seeds
+    from scoreline.solvers.tableau import build
+
+    nfe, batch_size = entry.whole("nfe", cfg.nfe), entry.whole("batch_size", cfg.batch_size)
+    seeds, device = parse_seeds(cfg.seeds), choose_device(cfg.device)
+    checkpoint = load_model(entry.model_path(cfg.checkpoint), tuple(cfg.trust))
+    entry.adopt_model(cfg, checkpoint.card.model, checkpoint.digest)
+    if cfg.calibration == "auto":
+        cfg.calibration = str(record_beside(checkpoint.path, "score_norm"))
+    labels = plan_labels(cfg.labels, seeds, checkpoint.card.num_classes)
+    span = entry.sigma_range(cfg, checkpoint.noise_schedule)
+    tableau = build(instantiate(cfg.solver), instantiate(cfg.schedule), span, nfe, cfg.final)
+    metrics = instantiate(cfg.metrics)
+    metrics.check(checkpoint.card.shape)
+    entry.save_config(cfg, entry.output_dir())
+    images, seconds = samples.draw(checkpoint, tableau, seeds, labels, batch_size, device)
+    result = samples.describe(checkpoint, tableau, images, seconds, metrics)
+    samples.write(entry.output_dir(), images, labels, result)
+    return result
+
+
+if __name__ == "__main__":
+    entry.run(main, "sample")

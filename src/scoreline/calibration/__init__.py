@@ -1,0 +1,1 @@
+"""Measurements of a trained model as small files that are bound to its checkpoint."""

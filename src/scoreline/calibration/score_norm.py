@@ -1,0 +1,140 @@
+"""Mean |eps| per noise level along a model's own trajectory: the scale of DEIS-SN."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from scoreline import noise
+from scoreline.calibration.record import Record, load_record
+from scoreline.denoiser import Denoiser
+from scoreline.errors import InputError
+from scoreline.sampling import trajectory
+from scoreline.solvers.tableau import Tableau
+
+
+@dataclass(frozen=True)
+class ScoreScale:
+    """w(rho) = mean |eps| at noise level rho, linear in ln rho between the measured levels, constant outside.
+
+    Source: Xia et al. (2023), arXiv:2311.00157, where K_t = sigma_t / w.
+    """
+
+    levels: tuple[float, ...]
+    values: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.levels) < 2 or min(self.values) <= 0 or not all(map(float.__lt__, self.levels, self.levels[1:])):
+            raise InputError("calibration: a score scale needs increasing noise levels and positive values")
+
+    def __call__(self, rho: Tensor) -> Tensor:
+        log, value = torch.tensor(self.levels, dtype=rho.dtype).log(), torch.tensor(self.values, dtype=rho.dtype)
+        at = rho.clamp(self.levels[0], self.levels[-1]).log()
+        right = torch.searchsorted(log, at.contiguous()).clamp(1, len(log) - 1)
+        return torch.lerp(value[right - 1], value[right], (at - log[right - 1]) / (log[right] - log[right - 1]))
+
+    def knots(self) -> Tensor:
+        return torch.tensor(self.levels, dtype=torch.float64)
+
+
+def load_scale(path: str | Path, checkpoint: str) -> ScoreScale:
+    """The scale in a `score_norm` record; see `load_record` for what is refused."""
+    values = load_record(path, "score_norm", checkpoint).values
+    return ScoreScale(tuple(values["rho"].tolist()), tuple(values["mean_abs_eps"].tolist()))
+
+
+@dataclass(frozen=True)
+class ScoreNorm:
+    """w(rho_k) = mean over images, channels and pixels of |eps(x_k, rho_k)|, x_k on the model's own trajectory.
+
+    The standard error is that of the mean over images of each image's mean: pixels of one image are not independent.
+    Images are summed in float64 one batch at a time, so any number fits.
+
+    Source: Xia et al. (2023), arXiv:2311.00157; the published statistics are of 1000 evaluations with DEIS, order 2.
+    """
+
+    kind = "score_norm"
+
+    def __call__(
+        self,
+        denoiser: Denoiser,
+        tableau: Tableau,
+        shape: tuple[int, int, int],
+        seeds: Sequence[int],
+        batch_size: int,
+        labels: Tensor | None = None,
+        progress: Callable[[int], None] = lambda images: None,
+    ) -> dict[str, Tensor]:
+        """Tensors `rho`, `mean_abs_eps`, `standard_error`, (K,) float64, rho increasing.
+
+        Args:
+            tableau: the run to measure; every noise level it evaluates becomes an entry, and must occur once.
+            progress: called with the number of images in each finished batch.
+
+        Raises:
+            InputError: if fewer than two images are asked for, or a level repeats (as in Runge-Kutta methods).
+        """
+        rho = tableau.rho[:-1][torch.tensor(tableau.calls)]
+        if len(seeds) < 2:
+            raise InputError("seeds: a standard error needs at least two images")
+        if len(rho) < 2 or not bool((rho.diff() < 0).all()):
+            raise InputError("solver: score_norm needs strictly decreasing noise levels, nfe >= 2; use solver=deis_tab2")
+        means = [
+            self._measure(denoiser, tableau, shape, list(part), label, progress)
+            for part, label in _batches(seeds, batch_size, labels)
+        ]
+        per_image = torch.cat(means, dim=1)
+        error = per_image.std(dim=1) / len(seeds) ** 0.5
+        return {"rho": rho.flip(0), "mean_abs_eps": per_image.mean(dim=1).flip(0), "standard_error": error.flip(0)}
+
+    @torch.inference_mode()
+    def _measure(
+        self,
+        denoiser: Denoiser,
+        tableau: Tableau,
+        shape: tuple[int, int, int],
+        seeds: list[int],
+        label: Tensor | None,
+        progress: Callable[[int], None],
+    ) -> Tensor:
+        """Mean |eps| of each image at each evaluation: (K, len(seeds)) float64."""
+        device = next(denoiser.parameters()).device
+        seen: list[Tensor] = []
+
+        def eps(x: Tensor, rho: float) -> Tensor:
+            estimate = denoiser.eps(x, rho, label=None if label is None else label.to(device))
+            seen.append(estimate.abs().flatten(1).double().mean(1).cpu())
+            return estimate
+
+        x = noise.normal(seeds, shape, "initial").to(device) * float(tableau.rho[0])
+        for _ in trajectory(eps, x, tableau):
+            pass
+        progress(len(seeds))
+        return torch.stack(seen)
+
+
+def _batches(
+    seeds: Sequence[int], batch_size: int, labels: Tensor | None
+) -> list[tuple[Sequence[int], Tensor | None]]:
+    starts = range(0, len(seeds), batch_size)
+    return [(seeds[s : s + batch_size], None if labels is None else labels[s : s + batch_size]) for s in starts]
+
+
+def plot(record: Record, path: Path) -> None:
+    """Mean |eps| with its standard error against rho, log axis; the value of pure noise, sqrt(2/pi), is marked."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    rho, mean, error = (record.values[name].numpy() for name in ("rho", "mean_abs_eps", "standard_error"))
+    figure, axes = pyplot.subplots(figsize=(6, 4), layout="constrained")
+    axes.fill_between(rho, mean - error, mean + error, alpha=0.3, label="standard error")
+    axes.semilogx(rho, mean, label="mean |eps|")
+    axes.axhline((2 / torch.pi) ** 0.5, color="grey", linestyle=":", label="pure noise")
+    axes.set(xlabel="noise level rho", ylabel="mean |eps|", title=f"{record.provenance['images']} images")
+    axes.legend()
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)

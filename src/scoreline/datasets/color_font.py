@@ -1,0 +1,76 @@
+"""The colour bitmaps inside a font file, and the texts that select each of them."""
+
+from collections import defaultdict
+from collections.abc import Iterator
+from itertools import compress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from scoreline.datasets.decode import PNG_SIGNATURE
+from scoreline.errors import InputError
+
+Text = tuple[int, ...]  # Unicode code points
+EXTENSION = 7  # the GSUB lookup type that only points to another
+LIGATURE = 4
+
+
+class Glyph(NamedTuple):
+    """One picture of a font: its PNG file and every text that shows it (none: unreachable)."""
+
+    png: bytes
+    texts: list[Text]
+
+
+def read_glyphs(path: Path) -> list[Glyph]:
+    """The PNG pictures of the largest CBDT strike, in the order of the font.
+
+    Source: OpenType specification 1.9, tables CBDT, CBLC, cmap and GSUB (lookup type 4, ligatures).
+
+    Raises:
+        InputError: when the file is no font, or holds no PNG bitmaps.
+    """
+    from fontTools.ttLib import TTFont
+
+    try:
+        with TTFont(path, lazy=True) as font:
+            pictures = _pictures(font)
+            texts = _texts(font)
+            order = font.getGlyphOrder()
+    except Exception as error:  # fontTools lets through whatever a damaged table provokes
+        raise InputError(f"dataset.font={path} is not a font with CBDT colour bitmaps ({error!r})") from error
+    if not pictures:
+        raise InputError(f"dataset.font={path} holds no PNG bitmaps: give NotoColorEmoji.ttf in its CBDT form")
+    return [Glyph(pictures[name], texts.get(name, [])) for name in order if name in pictures]
+
+
+def _pictures(font: Any) -> dict[str, bytes]:
+    sizes = [strike.bitmapSizeTable.ppemY for strike in font["CBLC"].strikes]
+    strike = font["CBDT"].strikeData[sizes.index(max(sizes))]
+    pictures = {name: getattr(glyph, "imageData", b"") for name, glyph in strike.items()}
+    return {name: data for name, data in pictures.items() if data.startswith(PNG_SIGNATURE)}
+
+
+def _texts(font: Any) -> dict[str, list[Text]]:
+    """Every text of each glyph: its characters, and its ligatures spelled with the first text of each part."""
+    found: dict[str, list[Text]] = defaultdict(list)
+    for code, name in font.getBestCmap().items():
+        found[name].append((code,))
+    waiting = list(_ligatures(font))
+    while waiting:
+        ready = [found.keys() >= set(parts) for parts, _ in waiting]
+        if not any(ready):
+            break
+        for parts, name in compress(waiting, ready):
+            found[name].append(tuple(code for part in parts for code in found[part][0]))
+        waiting = [pair for pair, done in zip(waiting, ready, strict=True) if not done]
+    return found
+
+
+def _ligatures(font: Any) -> Iterator[tuple[tuple[str, ...], str]]:
+    """(parts, result) of every ligature, in the order of the font."""
+    for lookup in font["GSUB"].table.LookupList.Lookup if "GSUB" in font else []:
+        for table in lookup.SubTable:
+            table = table.ExtSubTable if table.LookupType == EXTENSION else table
+            if table.LookupType == LIGATURE:
+                for first, ligatures in table.ligatures.items():
+                    yield from (((first, *one.Component), one.LigGlyph) for one in ligatures)

@@ -1,0 +1,58 @@
+"""From the bytes of an image file to uint8 (C, H, W), losing nothing on the way and refusing what would."""
+
+import io
+import struct
+import zlib
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scoreline.errors import InputError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+MAX_PIXELS = 2**26  # 8192 x 8192: beyond any image of this field, and under 256 MiB once decoded
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+
+
+def decode(data: bytes, where: str, formats: Sequence[str] = ("PNG",)) -> NDArray[np.uint8]:
+    """An image file as uint8 (C, H, W) with C = 1 (grey) or 3 (RGB).
+
+    Args:
+        data: the whole file.
+        where: how an error names it.
+        formats: Pillow's names of the formats admitted; no other decoder is tried.
+
+    Raises:
+        InputError: for a damaged or foreign file, more than 2^26 pixels, 16 bits per channel, an alpha channel,
+            or a colour space other than grey, palette and RGB.
+    """
+    if data.startswith(PNG_SIGNATURE) and data[24:25] == b"\x10":
+        raise InputError(f"{where} has 16 bits per channel: convert it to 8 bits first")
+    image = open_image(data, where, formats)
+    if "transparency" in image.info or image.mode in ("RGBA", "LA", "PA"):
+        raise InputError(f"{where} has an alpha channel: flatten it on a background and save it as RGB or grey")
+    if image.mode in ("1", "P"):
+        image = image.convert("L" if image.mode == "1" else "RGB")
+    if image.mode not in ("L", "RGB"):
+        raise InputError(f"{where} has Pillow mode {image.mode}: convert it to 8-bit RGB or grey first")
+    pixels = np.array(image)
+    return pixels[None] if pixels.ndim == 2 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
+
+
+def open_image(data: bytes, where: str, formats: Sequence[str] = ("PNG",)) -> "Image":
+    """The decoded Pillow image, whatever its mode; the size is checked before a pixel is decoded."""
+    from PIL import Image
+
+    try:
+        image = Image.open(io.BytesIO(data), formats=list(formats))
+        if image.width * image.height > MAX_PIXELS:
+            raise Image.DecompressionBombError(f"{image.width} x {image.height} pixels are too many")
+        image.load()
+    except (OSError, SyntaxError, ValueError, struct.error, zlib.error, Image.DecompressionBombError) as error:
+        reason = str(error) or type(error).__name__
+        raise InputError(f"{where} cannot be read as {' or '.join(formats)} ({reason}): replace it") from error
+    return image

@@ -1,0 +1,112 @@
+"""The colour pictures of an emoji font as a small RGB data set that needs no network."""
+
+import hashlib
+from collections import defaultdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from scoreline.datasets.base import ArrayDataset
+from scoreline.datasets.color_font import Glyph, Text, read_glyphs
+from scoreline.datasets.decode import open_image
+from scoreline.datasets.emoji_groups import base, merge
+from scoreline.errors import InputError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+NOTO = "/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf"
+SPLITS = ("train", "test", "all")
+TEST_SHARE = 10  # one base picture in ten is held out
+
+
+class Emoji(ArrayDataset):
+    """The pictures inside a CBDT colour font, 3 x `resolution` x `resolution`, without labels.
+
+    Each picture is laid in the middle of a square of grey level `background`, flattened, and resized with Pillow's
+    LANCZOS; of pictures equal before resizing only the first stays. `train` and `test` share no base picture (see
+    `emoji_groups.base`): base b is held out when SHA-256(b) mod 10 = 0, at any resolution and in any font.
+    Pictures that no text selects have no base and are left out.
+
+    Source: Google, Noto Color Emoji (SIL Open Font License 1.1); Debian package fonts-noto-color-emoji.
+
+    Attributes:
+        bases: the base picture of each image, its code points in hexadecimal, such as `1f692-1f9d1`.
+        left_out: how many pictures no text selects.
+
+    Raises:
+        InputError: for a missing or unsuitable font, another split, a size below 1, a grey level outside 0..255.
+    """
+
+    def __init__(
+        self, font: str = NOTO, split: str = "train", resolution: int = 32, background: int = 255
+    ) -> None:
+        _check(split, resolution, background)
+        glyphs = read_glyphs(_existing(font))
+        reachable = [glyph for glyph in glyphs if glyph.texts]
+        squares = [_flatten(glyph.png, background, f"dataset.font={font}") for glyph in reachable]
+        chosen = {index: name for index, name in _unique(reachable, squares).items() if _belongs(name, split)}
+        if not chosen:
+            raise InputError(f"dataset.font={font} holds no picture for dataset.split={split}: use split=all")
+        small = np.stack([_shrink(squares[index], resolution) for index in chosen])
+        super().__init__(f"emoji-{split}", torch.from_numpy(small).permute(0, 3, 1, 2).contiguous())
+        self.bases = list(chosen.values())
+        self.left_out = len(glyphs) - len(reachable)
+
+
+def _check(split: str, resolution: int, background: int) -> None:
+    if split not in SPLITS:
+        raise InputError(f"dataset.split={split}: choose from {', '.join(SPLITS)}")
+    if resolution < 1:
+        raise InputError(f"dataset.resolution={resolution}: give a number of pixels, at least 1")
+    if not 0 <= background <= 255:
+        raise InputError(f"dataset.background={background}: give a grey level from 0 (black) to 255 (white)")
+
+
+def _existing(font: str) -> Path:
+    path = Path(font).expanduser()
+    if not path.is_file():
+        raise InputError(
+            f"dataset.font={font}: no such file; `apt-get install fonts-noto-color-emoji`, or give the path of "
+            "NotoColorEmoji.ttf with dataset.font="
+        )
+    return path
+
+
+def _flatten(png: bytes, background: int, where: str) -> "Image":
+    from PIL import Image
+
+    picture = open_image(png, where).convert("RGBA")
+    side = max(picture.size)
+    square = Image.new("RGB", (side, side), (background,) * 3)
+    square.paste(picture, ((side - picture.width) // 2, (side - picture.height) // 2), picture)
+    return square
+
+
+def _shrink(square: "Image", resolution: int) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
+    from PIL.Image import Resampling
+
+    return np.array(square.resize((resolution, resolution), Resampling.LANCZOS))
+
+
+def _unique(glyphs: list[Glyph], squares: list["Image"]) -> dict[int, str]:
+    """The first index of each distinct picture and the name of its base; what shares a picture shares a base."""
+    same: dict[bytes, list[int]] = defaultdict(list)
+    for index, square in enumerate(squares):
+        same[hashlib.sha256(square.tobytes()).digest()].append(index)
+    bases = [[base(text) for index in indices for text in glyphs[index].texts] for indices in same.values()]
+    merged = merge(bases)
+    return {
+        indices[0]: _name(merged[texts[0]]) for indices, texts in zip(same.values(), bases, strict=True)
+    }
+
+
+def _name(text: Text) -> str:
+    return "-".join(f"{code:x}" for code in text)
+
+
+def _belongs(name: str, split: str) -> bool:
+    held_out = int.from_bytes(hashlib.sha256(name.encode()).digest()) % TEST_SHARE == 0
+    return split == "all" or held_out == (split == "test")

@@ -1,0 +1,98 @@
+"""Images to vectors: what a feature extractor is, and the one in the package, for 1x8x8 digits."""
+
+import hashlib
+import json
+from abc import ABC, abstractmethod
+from importlib.resources import files
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from scoreline.errors import InputError
+from scoreline.metrics.digit_classifier import DigitClassifier
+from scoreline.pixels import to_unit
+
+SHIPPED = "assets/digits_features.safetensors"
+CHUNK = 512
+
+
+class FeatureExtractor(ABC):
+    """A fixed map from images to vectors.
+
+    Attributes:
+        name: short name used in protocols.
+        shape: (C, H, W) of the images that it takes, unresized.
+        dimension: d, length of a vector.
+        digest: SHA-256 of all that the map depends on.
+    """
+
+    name: str
+    shape: tuple[int, int, int]
+    dimension: int
+    digest: str
+
+    @abstractmethod
+    def __call__(self, images: Tensor) -> Tensor:
+        """Images uint8 (N, C, H, W) -> features float64 (N, d), each a function of its own image alone."""
+
+
+class DigitFeatures(FeatureExtractor):
+    """The 32 last hidden activations of `DigitClassifier`, of mean square 1 on its training images.
+
+    In float64, so that the batch in which an image arrives changes its features by rounding only, about 1e-15.
+    Distances in these features compare only with distances in these same features, never with a published FID. The
+    network was trained on the training digits, which it therefore knows better than any others, and a model that
+    repeats them is not punished.
+
+    Args:
+        weights: a file written by `python -m scoreline.metrics.digit_classifier`; by default the one in the package.
+
+    Raises:
+        InputError: if the file is missing or is not such a file.
+    """
+
+    name = "digits-cnn"
+    shape = (1, 8, 8)
+    dimension = 32
+
+    def __init__(self, weights: str | None = None) -> None:
+        from safetensors import SafetensorError
+
+        content = _read(weights)
+        self.digest = hashlib.sha256(content).hexdigest()
+        try:
+            self._network, self.card = _network(content), _card(content)
+        except (SafetensorError, RuntimeError, KeyError, ValueError) as error:
+            raise InputError(
+                f"metrics.extractor.weights={weights or SHIPPED}: not the weights of a DigitClassifier "
+                f"({' '.join(str(error).split())[:120]}); "
+                "make such a file with python -m scoreline.metrics.digit_classifier PATH"
+            ) from error
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor) -> Tensor:
+        return torch.cat([self._network.features(to_unit(part).double()) for part in torch.split(images, CHUNK)])
+
+
+def _read(weights: str | None) -> bytes:
+    if weights is None:
+        return files("scoreline").joinpath(SHIPPED).read_bytes()
+    if not Path(weights).is_file():
+        raise InputError(f"metrics.extractor.weights={weights}: no such file; leave it out for the one in the package")
+    return Path(weights).read_bytes()
+
+
+def _network(content: bytes) -> DigitClassifier:
+    from safetensors.torch import load
+
+    network = DigitClassifier()
+    network.load_state_dict(load(content))
+    return network.double().eval().requires_grad_(False)
+
+
+def _card(content: bytes) -> dict[str, str | int | float]:
+    """The JSON card in a safetensors header: 8 bytes of little-endian length, then the header."""
+    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    about: dict[str, str | int | float] = json.loads(header["__metadata__"]["card"])
+    return about

@@ -1,0 +1,97 @@
+"""How much of the generated is real (precision, density), how much of the real was generated (recall, coverage)."""
+
+import torch
+from torch import Tensor
+from torch.nn.functional import one_hot, pad
+
+from scoreline.metrics.jackknife import Replicates
+
+CHUNK = 256
+
+
+def distances(x: Tensor, y: Tensor) -> Tensor:
+    """Euclidean distances (n, m) of rows (n, d) and (m, d), by differences: equal rows are at exactly 0."""
+    return torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist")
+
+
+def support_replicates(x: Tensor, y: Tensor, group: Tensor, neighbours: int = 3) -> dict[str, Replicates]:
+    """Precision, recall, density, coverage of generated x (n, d) against real y (m, d), of all and without each group.
+
+    r(a) is the distance of row a to its k-th nearest other row of its own set, k = `neighbours`; B(a) is the closed
+    ball of radius r(a) around a. All are shares of rows except the density, which is unbounded and on average 1 for
+    equal distributions:
+
+        precision = share of x_i in some B(y_j)           recall   = share of y_j in some B(x_i)
+        density   = sum_ij [x_i in B(y_j)] / (k n)        coverage = share of B(y_j) that hold some x_i
+
+    Distances are Euclidean, in float64; at most CHUNK x max(n, m) of them are in memory. Leaving a group of `group`
+    (n,) out of x changes the radii r(x_i) too. All four depend on n, m and k, and compare only at equal ones.
+
+    Source: Kynkaanniemi et al. (2019), arXiv:1904.06991; Naeem et al. (2020), arXiv:2002.09797 (who
+    recommend k = 5 for the last two; here one k serves all four).
+
+    Raises:
+        ValueError: where no more than k rows are left on a side, for unequal d or for k < 1.
+    """
+    sizes = torch.bincount(group)
+    _check(x, y, len(x) - int(sizes.max()), neighbours)
+    x, y, member = x.double(), y.double(), one_hot(group).double()
+    radii_x = _radii_without(x, group, neighbours)
+    radii_y = _radii_without(y, torch.zeros(len(y), dtype=torch.int64), neighbours)[:, -1:]
+    holds, recalled, covered = torch.zeros(len(x), dtype=torch.float64), [], []
+    for rows, radius in zip(torch.split(y, CHUNK), torch.split(radii_y, CHUNK), strict=True):
+        gaps = distances(rows, x)
+        inside = (gaps <= radius).double()
+        holds += inside.sum(0)
+        covered.append(_without_each(inside @ member) > 0)
+        recalled.append(torch.stack([(gaps <= radii).any(1) for radii in radii_x.T], 1))
+    return {
+        "precision": _row_mean((holds > 0).double(), member),
+        "recall": _replicates(torch.cat(recalled).double().mean(0), sizes),
+        "density": _row_mean(holds / neighbours, member),
+        "coverage": _replicates(torch.cat(covered).double().mean(0), sizes),
+    }
+
+
+def _radii_without(x: Tensor, group: Tensor, k: int) -> Tensor:
+    """Radii (n, g + 1): without group j in column j, of all in the last; -1, which holds nothing, for absent rows."""
+    groups = int(group.max()) + 1
+    radii = []
+    for rows, own in zip(torch.split(torch.arange(len(x)), CHUNK), torch.split(group, CHUNK), strict=True):
+        gaps = distances(x[rows], x)
+        gaps[torch.arange(len(rows)), rows] = torch.inf
+        nearest = torch.stack([_k_smallest(gaps[:, group == j], k) for j in range(groups)], 1)
+        columns = []
+        for j in range(groups):
+            kept = nearest.clone()
+            kept[:, j] = torch.inf
+            columns.append(kept.flatten(1).kthvalue(k).values.masked_fill(own == j, -1.0))
+        radii.append(torch.stack([*columns, nearest.flatten(1).kthvalue(k).values], 1))
+    return torch.cat(radii)
+
+
+def _k_smallest(gaps: Tensor, k: int) -> Tensor:
+    return pad(gaps, (0, k), value=torch.inf).topk(k, largest=False).values
+
+
+def _without_each(by_group: Tensor) -> Tensor:
+    """(rows, g) sums by group -> (rows, g + 1): the sum over the other groups, then over all."""
+    total = by_group.sum(1, keepdim=True)
+    return torch.cat([total - by_group, total], 1)
+
+
+def _row_mean(values: Tensor, member: Tensor) -> Replicates:
+    sizes = member.sum(0)
+    kept = _without_each((values @ member)[None])[0] / _without_each(sizes[None])[0]
+    return _replicates(kept, sizes.long())
+
+
+def _replicates(columns: Tensor, sizes: Tensor) -> Replicates:
+    return Replicates(float(columns[-1]), columns[:-1], sizes)
+
+
+def _check(x: Tensor, y: Tensor, kept: int, k: int) -> None:
+    if k < 1 or min(kept, len(y)) <= k:
+        raise ValueError(f"{k} nearest neighbours need 1 <= k < rows on each side, got {kept} and {len(y)} rows")
+    if x.shape[1:] != y.shape[1:]:
+        raise ValueError(f"features of {x.shape[1]} and of {y.shape[1]} dimensions have no distance")

@@ -1,0 +1,98 @@
+"""Drawn images, what was measured of them, and the files both end in."""
+
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from scoreline.checkpoints import Checkpoint
+from scoreline.files import code_version, write_atomically
+from scoreline.pictures import save_png, sheet
+from scoreline.pixels import to_uint8
+from scoreline.progress import ImageProgress
+from scoreline.sampling import generate
+from scoreline.solvers.tableau import Tableau
+
+Result = dict[str, Any]
+
+
+class Metrics(Protocol):
+    """Distances of a set of images to a reference."""
+
+    def __call__(self, images: Tensor) -> dict[str, dict[str, float | int]]: ...
+
+    @property
+    def protocol(self) -> dict[str, Any]: ...
+
+    def warnings(self, n: int) -> list[str]: ...
+
+
+def draw(
+    checkpoint: Checkpoint,
+    tableau: Tableau,
+    seeds: Sequence[int],
+    labels: Tensor | None,
+    batch_size: int,
+    device: torch.device,
+) -> tuple[Tensor, float]:
+    """Images uint8 (N, C, H, W) in the order of the seeds, and the seconds that sampling took."""
+    denoiser = checkpoint.denoiser.to(device)
+    began, images = time.perf_counter(), []
+    with ImageProgress(len(seeds), "sampling") as progress:
+        for batch in generate(denoiser, tableau, checkpoint.card.shape, seeds, batch_size, labels):
+            images.append(to_uint8(batch.x).cpu())
+            progress.update(len(batch.seeds), f"NFE {tableau.nfe}")
+    return torch.cat(images), time.perf_counter() - began
+
+
+def finished(out: Path) -> Result | None:
+    """What a run directory that was finished before says of itself; a partly filled one counts as empty."""
+    path = out / "metrics.json"
+    return json.loads(path.read_text()) if path.is_file() else None
+
+
+def describe(
+    checkpoint: Checkpoint, tableau: Tableau, images: Tensor, seconds: float, metrics: Metrics
+) -> Result:
+    """The content of metrics.json."""
+    return {
+        "nfe": tableau.nfe,
+        "images": len(images),
+        "seconds": round(seconds, 4),
+        "images_per_second": round(len(images) / seconds, 2),
+        "metrics": metrics(images),
+        "protocol": metrics.protocol,
+        "warnings": metrics.warnings(len(images)),
+        "checkpoint": {"path": checkpoint.path.name, "sha256": checkpoint.digest},
+        "sigma_max": float(tableau.rho[0]),
+        "sigma_end": float(tableau.rho[-1]),
+        "code_version": code_version(),
+    }
+
+
+def write(out: Path, images: Tensor, labels: Tensor | None, result: Result) -> None:
+    """grid.png (the first 64), samples.npz in ADM's layout, and last, as the mark of a finished run, metrics.json."""
+    save_png(out / "grid.png", sheet(images[:64]))
+    arrays = {"arr_0": images.permute(0, 2, 3, 1).contiguous().numpy()}
+    if labels is not None:
+        arrays["arr_1"] = labels.numpy()
+    write_atomically(out / "samples.npz", lambda path: _savez(path, arrays))
+    text = json.dumps(result, indent=2) + "\n"
+    write_atomically(out / "metrics.json", lambda path: path.write_text(text))
+
+
+def _savez(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    with open(path, "wb") as file:
+        np.savez(file, **arrays)  # type: ignore[arg-type]
+
+
+def line(result: Result, out: Path) -> str:
+    """`64 images, NFE 10, 850 images/s, frechet_distance 3.21 +- 0.40 -> outputs/...`."""
+    parts = [f"{result['images']} images", f"NFE {result['nfe']}", f"{result['images_per_second']:.0f} images/s"]
+    parts += [f"{name} {m['value']:.4g} +- {m['error']:.2g}" for name, m in list(result["metrics"].items())[:1]]
+    return f"{', '.join(parts)} -> {out}"

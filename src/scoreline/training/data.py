@@ -1,0 +1,79 @@
+"""Endless, seeded, resumable loading of a data set."""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from lightning.pytorch import LightningDataModule
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from scoreline.datasets.base import ImageDataset
+from scoreline.errors import InputError
+
+
+class EndlessBatches(Sampler[list[int]]):
+    """Batch k takes positions k B .. (k + 1) B of an endless stream of shuffled passes over the data.
+
+    Pass e is the permutation drawn by PCG64 with key (seed, e); rank r of W takes the r-th of W equal parts of every
+    batch. The stream is a pure function of (seed, k), so it can begin anywhere.
+
+    Args:
+        count: images in the data set.
+        batch_size: B, over all ranks.
+        start: number k of the first batch.
+    """
+
+    def __init__(self, count: int, batch_size: int, seed: int, start: int = 0, rank: int = 0, world: int = 1) -> None:
+        if batch_size % world:
+            raise InputError(f"batch_size={batch_size}: must be a multiple of the {world} processes")
+        self.count, self.batch_size, self.seed, self.start = count, batch_size, seed, start
+        self.rank, self.share = rank, batch_size // world
+
+    def __iter__(self) -> Iterator[list[int]]:
+        passes: dict[int, np.ndarray] = {}
+        first = self.start * self.batch_size + self.rank * self.share
+        while True:
+            positions = range(first, first + self.share)
+            needed = {p // self.count for p in (positions[0], positions[-1])}
+            needed = set(range(min(needed), max(needed) + 1))
+            passes = {e: passes[e] if e in passes else self._permutation(e) for e in needed}
+            yield [int(passes[p // self.count][p % self.count]) for p in positions]
+            first += self.batch_size
+
+    def _permutation(self, number: int) -> np.ndarray:
+        return np.random.Generator(np.random.PCG64([self.seed, number])).permutation(self.count)
+
+
+class _Reader(Dataset[tuple[Tensor, Tensor]]):
+    def __init__(self, dataset: ImageDataset) -> None:
+        self.dataset = dataset
+
+    def __getitems__(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
+        return self.dataset.read(indices)
+
+
+def _as_read(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    return batch
+
+
+class ImageDataModule(LightningDataModule):
+    """Batches (images uint8 (B / W, C, H, W), labels int64 (B / W,)) that go on where the trainer's step says.
+
+    Args:
+        batch_size: images per step over all processes.
+        workers: processes that read ahead; 0 reads in the training process, best for data in memory.
+    """
+
+    def __init__(self, dataset: ImageDataset, batch_size: int, seed: int, workers: int = 0) -> None:
+        super().__init__()
+        self.dataset, self.batch_size, self.seed, self.workers = dataset, batch_size, seed, workers
+
+    def train_dataloader(self) -> DataLoader[tuple[Tensor, Tensor]]:
+        trainer = self.trainer
+        assert trainer is not None
+        batches = EndlessBatches(
+            len(self.dataset), self.batch_size, self.seed, trainer.global_step, trainer.global_rank, trainer.world_size
+        )
+        return DataLoader(
+            _Reader(self.dataset), batch_sampler=batches, num_workers=self.workers, collate_fn=_as_read
+        )

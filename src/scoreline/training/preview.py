@@ -1,0 +1,41 @@
+"""Samples of the averaged model while it trains."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from scoreline.pictures import save_png, sheet
+from scoreline.pixels import to_uint8
+from scoreline.sampling import generate
+from scoreline.schedules.base import NoiseSchedule
+from scoreline.schedules.spacings import Power
+from scoreline.solvers.deis import DEIS
+from scoreline.solvers.tableau import build
+from scoreline.specs import rebuild
+from scoreline.training.ema import ema_of
+from scoreline.training.module import DiffusionModule
+
+
+class Preview(Callback):
+    """previews/000064kimg.png: the same 64 seeds every `every_kimg` thousand images, DEIS-tAB2 at NFE 20."""
+
+    def __init__(self, every_kimg: float) -> None:
+        self.every = max(1, round(every_kimg * 1000))
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        assert isinstance(pl_module, DiffusionModule)
+        seen = pl_module.images_seen
+        if trainer.is_global_zero and seen // self.every > (seen - pl_module.batch_size) // self.every:
+            self._draw(trainer, pl_module)
+
+    @torch.no_grad()
+    def _draw(self, trainer: Trainer, module: DiffusionModule) -> None:
+        schedule: NoiseSchedule = rebuild(module.card.model["noise_schedule"], NoiseSchedule)
+        span = (schedule.sigma_max, schedule.sigma_min)
+        tableau = build(DEIS(2, schedule), Power(7), span, nfe=20, final="denoise")
+        denoiser = ema_of(trainer).averaged(module)
+        (batch,) = generate(denoiser, tableau, module.card.shape, range(64), batch_size=64)
+        name = f"{module.images_seen // 1000:06d}kimg.png"
+        save_png(Path(trainer.default_root_dir) / "previews" / name, sheet(to_uint8(batch.x).cpu()))

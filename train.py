@@ -1,0 +1,60 @@
+"""data -> target -> loss -> Lightning Trainer -> checkpoint {weights, EMA, model description}."""
+
+import hydra
+from omegaconf import DictConfig, OmegaConf
+
+from scoreline import entry
+
+
+@hydra.main(version_base="1.3", config_path="conf", config_name="train")
+def main(cfg: DictConfig) -> None:
+    entry.refuse_appended_keys()
+    from hydra.utils import instantiate
+
+    from scoreline.training.checkpoint import AtomicCheckpointIO, resume_from
+    from scoreline.training.data import ImageDataModule
+
+    entry.quieten()
+    out, batch_size = entry.output_dir(), entry.whole("batch_size", cfg.batch_size)
+    steps = -(-round(entry.number("duration_kimg", cfg.duration_kimg) * 1000) // batch_size)
+    start = resume_from(out, cfg.resume)
+    dataset = instantiate(cfg.dataset)
+    module = build_module(cfg, dataset)
+    trainer = instantiate(
+        cfg.trainer,
+        max_steps=steps,
+        logger=instantiate(cfg.logger),
+        callbacks=[instantiate(callback) for callback in cfg.callbacks.values()],
+        plugins=[AtomicCheckpointIO()],
+    )
+    entry.save_config(cfg, out)
+    data = ImageDataModule(dataset, batch_size, cfg.seed, cfg.workers)
+    trainer.fit(module, data, ckpt_path=start, weights_only=True)
+    print(f"{steps * batch_size / 1000:g} kimg -> {out / 'model.safetensors'}")
+    print(f"next: python sample.py checkpoint={out}")
+
+
+def build_module(cfg: DictConfig, dataset):
+    import torch
+    from hydra.utils import instantiate
+
+    from scoreline.checkpoints import Card
+    from scoreline.denoiser import Denoiser
+    from scoreline.training.module import DiffusionModule
+
+    entry.match_data(cfg.model.network, dataset)
+    torch.manual_seed(entry.whole("seed", cfg.seed, least=0))
+    denoiser = Denoiser(instantiate(cfg.model.network), instantiate(cfg.model.parameterisation))
+    card = Card(
+        model=OmegaConf.to_container(cfg.model, resolve=True),
+        shape=dataset.shape,
+        num_classes=int(cfg.model.network.get("num_classes", 0)),
+        data={"name": dataset.name, "sha256": dataset.digest, "images": len(dataset)},
+        training=entry.provenance(cfg),
+    )
+    objective, optimiser = instantiate(cfg.objective), instantiate(cfg.optimiser)
+    return DiffusionModule(denoiser, objective, optimiser, cfg.batch_size, cfg.lr_rampup_kimg, cfg.seed, card)
+
+
+if __name__ == "__main__":
+    entry.run(main, "train")
