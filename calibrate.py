@@ -1,14 +1,12 @@
 """checkpoint -> measurements -> calibration record."""
 
-import hydra
 from omegaconf import DictConfig
 
 from scoreline import entry
 
 
-@hydra.main(version_base="1.3", config_path="conf", config_name="calibrate")
+@entry.script("calibrate")
 def main(cfg: DictConfig) -> None:
-    entry.refuse_appended_keys()
     from scoreline.calibration.record import record_beside
     from scoreline.calibration.score_norm import plot
 
@@ -64,4 +62,4 @@ def measure(cfg: DictConfig):
 
 
 if __name__ == "__main__":
-    entry.run(main, "calibrate")
+    main()

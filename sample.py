@@ -1,19 +1,17 @@
 """checkpoint + solver + schedule (+ calibration record) -> tableau -> images -> metrics."""
 
-import hydra
 from omegaconf import DictConfig
 
 from scoreline import entry
 
 
-@hydra.main(version_base="1.3", config_path="conf", config_name="sample")
+@entry.script("sample")
 def main(cfg: DictConfig) -> float | None:
     from scoreline import samples
 
     out = entry.output_dir()
     result = samples.finished(out)
     if result is None:
-        entry.refuse_appended_keys()
         result = draw(cfg)
     for warning in result["warnings"]:
         print(f"note: {warning}")
@@ -51,4 +49,4 @@ def draw(cfg: DictConfig) -> dict:
 
 
 if __name__ == "__main__":
-    entry.run(main, "sample")
+    main()

@@ -1,14 +1,12 @@
 """data -> target -> loss -> Lightning Trainer -> checkpoint {weights, EMA, model description}."""
 
-import hydra
 from omegaconf import DictConfig, OmegaConf
 
 from scoreline import entry
 
 
-@hydra.main(version_base="1.3", config_path="conf", config_name="train")
+@entry.script("train")
 def main(cfg: DictConfig) -> None:
-    entry.refuse_appended_keys()
     from hydra.utils import instantiate
 
     from scoreline.training.checkpoint import AtomicCheckpointIO, resume_from
@@ -57,4 +55,4 @@ def build_module(cfg: DictConfig, dataset):
 
 
 if __name__ == "__main__":
-    entry.run(main, "train")
+    main()

@@ -3,6 +3,7 @@
 Imports nothing heavier than Hydra, so that `--help` and mistakes answer at once.
 """
 
+import functools
 import hashlib
 import json
 import logging
@@ -12,10 +13,12 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
+import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
@@ -23,7 +26,7 @@ from scoreline.errors import InputError, did_you_mean
 from scoreline.files import code_version, sha256, write_atomically
 
 ASSETS = Path(__file__).parent / "assets"
-CONF = Path(__file__).parents[2] / "conf"
+KEEP_TRACEBACKS = "SCORELINE_TRACEBACKS"
 NOT_IDENTITY = (
     "hydra",
     "device",
@@ -37,27 +40,54 @@ NOT_IDENTITY = (
 )
 
 
-def run(main: Callable[[], Any], config_name: str) -> None:
-    """Run a `hydra.main` function; a mistake of the user's becomes one line on stderr and exit code 2.
+Job = Callable[[DictConfig], Any]
 
+
+def script(config_name: str) -> Callable[[Job], Callable[[], None]]:
+    """Decorate a job as a script: Hydra around it, and a mistake of the user's becomes one line and exit code 2.
+
+    A sweep prints the line of a failed job at once, goes on with the others and leaves with exit code 2 at its end.
     With HYDRA_FULL_ERROR=1 in the environment every error keeps its traceback.
     """
+
+    def decorate(job: Job) -> Callable[[], None]:
+        @functools.wraps(job)
+        def guarded(cfg: DictConfig) -> Any:
+            try:
+                refuse_appended_keys()
+                return job(cfg)
+            except Exception as error:
+                if HydraConfig.get().mode == RunMode.MULTIRUN:
+                    print(f"{' '.join(HydraConfig.get().overrides.task)}: {explain(error) or error!r}", file=sys.stderr)
+                    raise
+                _leave(error)
+
+        return functools.wraps(job)(lambda: _run(hydra.main("conf", config_name, "1.3")(guarded)))
+
+    return decorate
+
+
+def _run(main: Callable[[], Any]) -> None:
     register_resolvers()
-    full = os.environ.get("HYDRA_FULL_ERROR")
+    os.environ.setdefault(KEEP_TRACEBACKS, os.environ.get("HYDRA_FULL_ERROR", ""))
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
         main()
     except KeyboardInterrupt:
         sys.exit(130)
     except Exception as error:
-        sentence = None if full else explain(error, config_name)
-        if sentence is None:
-            raise
-        print(f"{Path(sys.argv[0]).name}: {sentence}", file=sys.stderr)
-        sys.exit(2)
+        _leave(error)
 
 
-def explain(error: BaseException, config_name: str) -> str | None:
+def _leave(error: Exception) -> NoReturn:
+    sentence = None if os.environ.get(KEEP_TRACEBACKS) else explain(error)
+    if sentence is None:
+        raise error
+    print(f"{Path(sys.argv[0]).name}: {sentence}", file=sys.stderr)
+    sys.exit(2)
+
+
+def explain(error: BaseException) -> str | None:
     """The sentence for a mistake in what the user gave, or None for a defect of ours."""
     for cause in _causes(error):
         if isinstance(cause, InputError):
@@ -68,7 +98,7 @@ def explain(error: BaseException, config_name: str) -> str | None:
     if isinstance(error, OverrideParseException):
         return f"{error.override}: not of the form key=value; put quotes round a value with commas, spaces or brackets"
     if isinstance(error, ConfigCompositionException):
-        return _explain_composition(error, config_name)
+        return _explain_composition(error)
     if isinstance(error, MissingMandatoryValue):
         return f"{error.full_key}: has no default; give {error.full_key}=..."
     if isinstance(error, HydraException | OmegaConfBaseException):
@@ -82,11 +112,11 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or error.__context__
 
 
-def _explain_composition(error: BaseException, config_name: str) -> str:
+def _explain_composition(error: BaseException) -> str:
     match = re.search(r"Could not (?:override|append|delete)[^']*'([^'@]+)", str(error))
     if match:
         key = match[1].split("=")[0]
-        return f"{key}: there is no such key{did_you_mean(key, known_keys(config_name))}"
+        return f"{key}: there is no such key{did_you_mean(key, known_keys())}"
     return str(error).splitlines()[0]
 
 
@@ -99,15 +129,16 @@ def _explain_instantiation(error: BaseException) -> str | None:
     return f"{match[1] if match else 'config'}: {str(unexpected).splitlines()[0]}"
 
 
-def known_keys(config_name: str) -> set[str]:
-    """Every key and group that a script accepts, dotted."""
+def known_keys() -> set[str]:
+    """Every key and group that this script accepts, dotted."""
     from hydra import compose, initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
 
     GlobalHydra.instance().clear()
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        config = compose(config_name, return_hydra_config=False)
-    groups = {entry.name for entry in CONF.iterdir() if entry.is_dir() and entry.name in config}
+    called = Path(sys.argv[0]).resolve()
+    with initialize_config_dir(str(called.parent / "conf"), version_base="1.3"):
+        config = compose(called.stem)
+    groups = {entry.name for entry in (called.parent / "conf").iterdir() if entry.is_dir() and entry.name in config}
     return set(_dotted(OmegaConf.to_container(config, resolve=False), "")) | groups | {"experiment"}
 
 
@@ -207,7 +238,9 @@ def match_data(network: DictConfig, dataset: Any) -> None:
             raise InputError(f"model.network.{key}={network[key]}: {dataset.name} has {value}; set the key to {value}")
     classes = network.get("num_classes", 0)
     if classes not in (0, dataset.num_classes):
-        raise InputError(f"model.network.num_classes={classes}: {dataset.name} has {dataset.num_classes}; use that or 0")
+        raise InputError(
+            f"model.network.num_classes={classes}: {dataset.name} has {dataset.num_classes}; use that or 0"
+        )
 
 
 def quieten() -> None:

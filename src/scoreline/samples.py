@@ -56,9 +56,7 @@ def finished(out: Path) -> Result | None:
     return json.loads(path.read_text()) if path.is_file() else None
 
 
-def describe(
-    checkpoint: Checkpoint, tableau: Tableau, images: Tensor, seconds: float, metrics: Metrics
-) -> Result:
+def describe(checkpoint: Checkpoint, tableau: Tableau, images: Tensor, seconds: float, metrics: Metrics) -> Result:
     """The content of metrics.json."""
     return {
         "nfe": tableau.nfe,

@@ -80,7 +80,9 @@ class ScoreNorm:
         if len(seeds) < 2:
             raise InputError("seeds: a standard error needs at least two images")
         if len(rho) < 2 or not bool((rho.diff() < 0).all()):
-            raise InputError("solver: score_norm needs strictly decreasing noise levels, nfe >= 2; use solver=deis_tab2")
+            raise InputError(
+                "solver: score_norm needs strictly decreasing noise levels, nfe >= 2; use solver=deis_tab2"
+            )
         means = [
             self._measure(denoiser, tableau, shape, list(part), label, progress)
             for part, label in _batches(seeds, batch_size, labels)
@@ -115,9 +117,7 @@ class ScoreNorm:
         return torch.stack(seen)
 
 
-def _batches(
-    seeds: Sequence[int], batch_size: int, labels: Tensor | None
-) -> list[tuple[Sequence[int], Tensor | None]]:
+def _batches(seeds: Sequence[int], batch_size: int, labels: Tensor | None) -> list[tuple[Sequence[int], Tensor | None]]:
     starts = range(0, len(seeds), batch_size)
     return [(seeds[s : s + batch_size], None if labels is None else labels[s : s + batch_size]) for s in starts]
 

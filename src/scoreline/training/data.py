@@ -74,6 +74,4 @@ class ImageDataModule(LightningDataModule):
         batches = EndlessBatches(
             len(self.dataset), self.batch_size, self.seed, trainer.global_step, trainer.global_rank, trainer.world_size
         )
-        return DataLoader(
-            _Reader(self.dataset), batch_sampler=batches, num_workers=self.workers, collate_fn=_as_read
-        )
+        return DataLoader(_Reader(self.dataset), batch_sampler=batches, num_workers=self.workers, collate_fn=_as_read)

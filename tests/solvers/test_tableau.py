@@ -1,0 +1,79 @@
+import pytest
+import torch
+
+from scoreline.errors import InputError
+from scoreline.schedules.base import grid
+from scoreline.schedules.spacings import Power
+from scoreline.solvers.ddim import DDIM
+from scoreline.solvers.heun import Heun
+from scoreline.solvers.tableau import Tableau, build, denoise_last
+
+
+def zeros(*shape: int) -> torch.Tensor:
+    return torch.zeros(*shape, dtype=torch.float64)
+
+
+def test_heun_is_edms_algorithm() -> None:
+    """Algorithm 1 of Karras et al. with 18 levels: NFE 35, written out as a plain loop."""
+    table = build(Heun(), Power(7), (80.0, 0.002), nfe=35, final="denoise")
+    assert table.nfe == 35
+
+    def eps(x: float, rho: float) -> float:
+        return rho * x / (0.25 + rho**2) + 0.1 * rho / (1 + rho)
+
+    t = [*grid(Power(7), 80, 0.002, 17).tolist(), 0.0]
+    x = 80.0
+    for i in range(18):
+        d = eps(x, t[i])
+        trial = x + (t[i + 1] - t[i]) * d
+        x = trial if t[i + 1] == 0 else x + (t[i + 1] - t[i]) * (d + eps(trial, t[i + 1])) / 2
+    states = [80.0]
+    estimates: list[float] = []
+    for k in range(len(table.B)):
+        estimates.append(eps(states[k], float(table.rho[k])) if table.calls[k] else 0.0)
+        states.append(
+            sum(float(s) * v for s, v in zip(table.S[k], states, strict=False))
+            + sum(float(n) * e for n, e in zip(table.N[k], estimates, strict=False))
+        )
+    assert states[-1] == pytest.approx(x, rel=1e-12)
+
+
+@pytest.mark.parametrize("solver", [DDIM(), Heun()], ids=repr)
+@pytest.mark.parametrize("nfe", [1, 2, 3, 4, 9, 10])
+@pytest.mark.parametrize("final", ["none", "denoise"])
+def test_budget_is_exact(solver: DDIM | Heun, nfe: int, final: str) -> None:
+    if nfe == 1 and final == "denoise":
+        with pytest.raises(InputError, match="nfe=1"):
+            build(solver, Power(7), (80.0, 0.002), nfe, final)
+        return
+    table = build(solver, Power(7), (80.0, 0.002), nfe, final)
+    assert table.nfe == nfe
+    assert table.residual < 1e-14
+    assert float(table.rho[-1]) == (0.0 if final == "denoise" else 0.002)
+
+
+def test_denoise_last_refuses_a_second_time() -> None:
+    table = build(DDIM(), Power(7), (80.0, 0.002), 3, "denoise")
+    with pytest.raises(ValueError, match="rho = 0"):
+        denoise_last(table)
+
+
+def test_unknown_final_names_the_choices() -> None:
+    with pytest.raises(InputError, match="final=zero: choose none"):
+        build(DDIM(), Power(7), (80.0, 0.002), 3, "zero")
+
+
+@pytest.mark.parametrize(
+    ("S", "N", "message"),
+    [
+        ([[1, 0], [0.5, 0.4]], [[1, 0], [0, 1]], "sum to one"),
+        ([[0, 1], [0, 1]], [[1, 0], [0, 1]], "does not exist yet"),
+        ([[1, 0], [0, 1]], [[1, 2], [0, 1]], "does not exist yet"),
+        ([[1, 0], [0, 1]], [[float("nan"), 0], [0, 1]], "finite"),
+        ([[1]], [[1]], "asked for by rho"),
+    ],
+)
+def test_an_impossible_table_is_refused(S: list, N: list, message: str) -> None:
+    rho = torch.tensor([2.0, 1.0, 0.5], dtype=torch.float64)
+    with pytest.raises(ValueError, match=message):
+        Tableau(rho, torch.tensor(S, dtype=torch.float64), torch.tensor(N, dtype=torch.float64), zeros(2))
