@@ -31,6 +31,7 @@ def draw(cfg: DictConfig) -> dict:
     from scoreline.solvers.tableau import build
 
     nfe, batch_size = entry.whole("nfe", cfg.nfe), entry.whole("batch_size", cfg.batch_size)
+    network_batch = None if cfg.network_batch is None else entry.whole("network_batch", cfg.network_batch)
     seeds, device = parse_seeds(cfg.seeds), choose_device(cfg.device)
     checkpoint = load_model(entry.model_path(cfg.checkpoint), tuple(cfg.trust))
     entry.adopt_model(cfg, checkpoint.card.model, checkpoint.digest)
@@ -40,11 +41,12 @@ def draw(cfg: DictConfig) -> dict:
     span = entry.sigma_range(cfg, checkpoint.noise_schedule)
     tableau = build(instantiate(cfg.solver), instantiate(cfg.schedule), span, nfe, cfg.final)
     metrics = instantiate(cfg.metrics)
-    metrics.check(checkpoint.card.shape)
+    metrics.check(checkpoint.card.shape, len(seeds))
     entry.save_config(cfg, entry.output_dir())
-    images, seconds = samples.draw(checkpoint, tableau, seeds, labels, batch_size, device)
-    result = samples.describe(checkpoint, tableau, images, seconds, metrics)
-    samples.write(entry.output_dir(), images, labels, result)
+    checkpoint.denoiser.to(device)
+    drawn = samples.draw(checkpoint, tableau, seeds, labels, (batch_size, network_batch))
+    result = samples.describe(checkpoint, tableau, drawn, metrics)
+    samples.write(entry.output_dir(), drawn.images, labels, result)
     return result
 
 

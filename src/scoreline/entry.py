@@ -27,18 +27,6 @@ from scoreline.files import code_version, sha256, write_atomically
 
 ASSETS = Path(__file__).parent / "assets"
 KEEP_TRACEBACKS = "SCORELINE_TRACEBACKS"
-NOT_IDENTITY = (
-    "hydra",
-    "device",
-    "batch_size",
-    "logger",
-    "trainer",
-    "callbacks",
-    "resume",
-    "duration_kimg",
-    "model_path",
-)
-
 
 Job = Callable[[DictConfig], Any]
 
@@ -156,11 +144,15 @@ def register_resolvers() -> None:
     OmegaConf.register_new_resolver("scoreline.sweep", sweep_digest, replace=True, use_cache=True)
 
 
-def run_digest(*, _root_: DictConfig) -> str:
-    """Eight digits that name a run: config without what cannot change a result, checkpoint content, code version."""
+def run_digest(*without: str, _root_: DictConfig) -> str:
+    """Eight digits that name a run: config, checkpoint content and code version.
+
+    Args:
+        without: keys that cannot change a result.
+    """
     raw = OmegaConf.to_container(_root_, resolve=False)
     assert isinstance(raw, dict)
-    config = {str(key): value for key, value in raw.items() if key not in NOT_IDENTITY}
+    config = {str(key): value for key, value in raw.items() if key not in (*without, "hydra")}
     checkpoint = config.get("checkpoint")
     model = model_path(checkpoint) if isinstance(checkpoint, str) else None
     content = sha256(model) if model and model.is_file() else ""

@@ -4,7 +4,7 @@ import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from scoreline.checkpoints import Checkpoint
 from scoreline.files import code_version, write_atomically
+from scoreline.metrics.base import Metrics
 from scoreline.pictures import save_png, sheet
 from scoreline.pixels import to_uint8
 from scoreline.progress import ImageProgress
@@ -21,15 +22,12 @@ from scoreline.solvers.tableau import Tableau
 Result = dict[str, Any]
 
 
-class Metrics(Protocol):
-    """Distances of a set of images to a reference."""
+class Drawn(NamedTuple):
+    """Images uint8 (N, C, H, W) in the order of the seeds, network calls counted per image, seconds."""
 
-    def __call__(self, images: Tensor) -> dict[str, dict[str, float | int]]: ...
-
-    @property
-    def protocol(self) -> dict[str, Any]: ...
-
-    def warnings(self, n: int) -> list[str]: ...
+    images: Tensor
+    nfe: int
+    seconds: float
 
 
 def draw(
@@ -37,17 +35,20 @@ def draw(
     tableau: Tableau,
     seeds: Sequence[int],
     labels: Tensor | None,
-    batch_size: int,
-    device: torch.device,
-) -> tuple[Tensor, float]:
-    """Images uint8 (N, C, H, W) in the order of the seeds, and the seconds that sampling took."""
-    denoiser = checkpoint.denoiser.to(device)
-    began, images = time.perf_counter(), []
+    sizes: tuple[int, int | None],
+) -> Drawn:
+    """Sample with a progress bar, on the device where the checkpoint's weights are.
+
+    Args:
+        sizes: `batch_size` and `network_batch` of `sampling.generate`.
+    """
+    began, images, nfe = time.perf_counter(), [], 0
     with ImageProgress(len(seeds), "sampling") as progress:
-        for batch in generate(denoiser, tableau, checkpoint.card.shape, seeds, batch_size, labels):
+        for batch in generate(checkpoint.denoiser, tableau, checkpoint.card.shape, seeds, sizes[0], labels, sizes[1]):
             images.append(to_uint8(batch.x).cpu())
-            progress.update(len(batch.seeds), f"NFE {tableau.nfe}")
-    return torch.cat(images), time.perf_counter() - began
+            nfe = batch.nfe
+            progress.update(len(batch.seeds), f"NFE {nfe}")
+    return Drawn(torch.cat(images), nfe, time.perf_counter() - began)
 
 
 def finished(out: Path) -> Result | None:
@@ -56,17 +57,17 @@ def finished(out: Path) -> Result | None:
     return json.loads(path.read_text()) if path.is_file() else None
 
 
-def describe(checkpoint: Checkpoint, tableau: Tableau, images: Tensor, seconds: float, metrics: Metrics) -> Result:
+def describe(checkpoint: Checkpoint, tableau: Tableau, drawn: Drawn, metrics: Metrics) -> Result:
     """The content of metrics.json."""
     return {
-        "nfe": tableau.nfe,
-        "images": len(images),
-        "seconds": round(seconds, 4),
-        "images_per_second": round(len(images) / seconds, 2),
-        "metrics": metrics(images),
+        "nfe": drawn.nfe,
+        "images": len(drawn.images),
+        "seconds": round(drawn.seconds, 4),
+        "images_per_second": round(len(drawn.images) / drawn.seconds, 2),
+        "metrics": metrics(drawn.images),
         "protocol": metrics.protocol,
-        "warnings": metrics.warnings(len(images)),
-        "checkpoint": {"path": checkpoint.path.name, "sha256": checkpoint.digest},
+        "warnings": metrics.warnings(len(drawn.images)),
+        "checkpoint": {"name": checkpoint.path.name, "sha256": checkpoint.digest},
         "sigma_max": float(tableau.rho[0]),
         "sigma_end": float(tableau.rho[-1]),
         "code_version": code_version(),

@@ -126,11 +126,22 @@ def count_calls(network: nn.Module) -> Iterator[Calls]:
 
 
 class Batch(NamedTuple):
-    """Samples of a few seeds: seeds, x (B, C, H, W) float32 in unit-signal coordinates, labels (B,) or None."""
+    """Samples of a few seeds: x (B, C, H, W) float32 in unit-signal coordinates, and the network calls an image took."""
 
     seeds: list[int]
     x: Tensor
-    labels: Tensor | None
+    nfe: int
+
+
+def _in_fixed_batches(denoiser: Denoiser, x: Tensor, rho: float, label: Tensor | None, size: int) -> Tensor:
+    """eps of x (B, *) from calls on exactly `size` rows: matrix kernels round differently for other shapes."""
+    parts = []
+    for start in range(0, len(x), size):
+        rows = torch.arange(start, start + size, device=x.device).clamp(max=len(x) - 1)
+        whole = size == len(x)
+        state, condition = (x, label) if whole else (x[rows], None if label is None else label[rows])
+        parts.append(denoiser.eps(state, rho, label=condition)[: len(x) - start])
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 @torch.inference_mode()
@@ -141,15 +152,20 @@ def generate(
     seeds: Sequence[int],
     batch_size: int,
     labels: Tensor | None = None,
+    network_batch: int | None = 64,
 ) -> Iterator[Batch]:
     """Sample one image per seed, batch by batch, on the device of the denoiser's parameters.
 
-    x_0 = rho_0 z, z = `noise.normal(seed, "initial")`; the missing signal part alpha x_0 at the first level is the
-    usual approximation of all samplers. Image of seed s depends on s, its label, the denoiser and the tableau only.
+    x_0 = rho_0 z, z = `noise.normal(seed, "initial")`; the signal that x_0 would carry at the first level is left out,
+    as all samplers do. Image of seed s depends on s, its label, the denoiser and the tableau only: to the bit, because
+    the network always sees `network_batch` images at a time (`_in_fixed_batches`).
 
     Args:
         shape: (C, H, W).
+        batch_size: images whose states are held at a time.
         labels: class labels (len(seeds),) int64 in the order of the seeds, or None.
+        network_batch: images per network call, the last call filled up; None calls the network on whole batches, and
+            images then depend on the batch size by float32 rounding.
 
     Raises:
         RuntimeError: if the network was called another number of times than the tableau says.
@@ -162,15 +178,16 @@ def generate(
         x = noise.normal(chosen, shape, "initial").to(device) * float(tableau.rho[0])
 
         def eps(x: Tensor, rho: float, label: Tensor | None = label) -> Tensor:
-            return denoiser.eps(x, rho, label=label)
+            return _in_fixed_batches(denoiser, x, rho, label, network_batch or len(x))
 
         def draw(row: int, chosen: list[int] = chosen) -> Tensor:
             return noise.normal(chosen, shape, "solver", row).to(device)
 
         with count_calls(denoiser.network) as calls:
             x = integrate(eps, x, tableau, draw)
-        if calls.count != tableau.nfe:
-            raise RuntimeError(f"the network was called {calls.count} times, the tableau says {tableau.nfe}")
+        measured = calls.count / -(-len(chosen) // (network_batch or len(chosen)))
+        if measured != tableau.nfe:
+            raise RuntimeError(f"the network was called {measured:g} times an image, the tableau says {tableau.nfe}")
         if not bool(x.isfinite().all()):
             raise FloatingPointError(f"samples of seeds {chosen[0]}-{chosen[-1]} are not finite")
-        yield Batch(chosen, x, label)
+        yield Batch(chosen, x, int(measured))

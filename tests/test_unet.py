@@ -1,0 +1,84 @@
+import pytest
+import torch
+
+from scoreline.errors import InputError
+from scoreline.networks.embeddings import Fourier, Sinusoidal
+from scoreline.networks.unet import Attention, UNet
+
+
+@pytest.mark.parametrize(
+    ("channels", "resolution", "options"),
+    [
+        (1, 8, {"multipliers": (1, 2)}),
+        (3, 32, {"multipliers": (1, 2, 2), "attention": (16, 8), "embedding": "fourier"}),
+        (3, 64, {"multipliers": (1, 1, 2), "blocks": 1, "num_classes": 10}),
+    ],
+)
+def test_shapes_and_gradients_from_8_to_64_pixels(channels: int, resolution: int, options: dict) -> None:
+    net = UNet(channels, resolution, width=16, **options)
+    x = torch.randn(2, channels, resolution, resolution)
+    out = net(x, torch.tensor([3.0, 700.0]))
+    assert out.shape == x.shape
+    assert not out.any(), "the head starts at zero"
+    torch.nn.init.normal_(net.head.weight)
+    for module in net.modules():
+        if isinstance(module, torch.nn.Conv2d) and not module.weight.any():
+            torch.nn.init.normal_(module.weight, std=0.1)
+    net(x, torch.tensor([3.0, 700.0])).square().sum().backward()
+    missing = [name for name, p in net.named_parameters() if p.grad is None or not p.grad.any()]
+    assert not missing
+
+
+def awake(net: UNet) -> UNet:
+    torch.manual_seed(0)
+    for p in net.parameters():
+        torch.nn.init.normal_(p, std=0.2)
+    return net.requires_grad_(False)
+
+
+def test_labels_condition_and_drop() -> None:
+    net = awake(UNet(1, 8, width=16, blocks=1, num_classes=4, label_dropout=0.5)).eval()
+    x, noise = torch.randn(1, 1, 8, 8).expand(3, 1, 8, 8), torch.zeros(3)
+    null = net(x, noise)
+    mixed = net(x, noise, torch.tensor([-1, 0, 1]))
+    torch.testing.assert_close(mixed[0], null[0])
+    assert float((mixed[1] - mixed[2]).abs().max()) > 1e-3
+    net.train()
+    torch.manual_seed(1)
+    many = net(x[:1].expand(200, 1, 8, 8), torch.zeros(200), torch.zeros(200, dtype=torch.int64))
+    dropped = (many - null[0]).abs().flatten(1).max(1).values < 1e-5
+    assert 60 < int(dropped.sum()) < 140
+
+
+def test_noise_label_matters() -> None:
+    net = awake(UNet(1, 8, width=16, blocks=1)).eval()
+    x = torch.randn(1, 1, 8, 8)
+    assert float((net(x, torch.tensor([1.0])) - net(x, torch.tensor([500.0]))).abs().max()) > 1e-3
+
+
+def test_attention_against_the_formula() -> None:
+    torch.manual_seed(0)
+    layer = Attention(8, head_channels=4)
+    torch.nn.init.normal_(layer.proj.weight)
+    x = torch.randn(2, 8, 3, 3)
+    q, k, v = layer.qkv(layer.norm(x)).reshape(2, 3, 2, 4, 9).unbind(1)
+    weights = torch.einsum("bhcq,bhck->bhqk", q, k).div(2).softmax(-1)
+    mixed = torch.einsum("bhqk,bhck->bhcq", weights, v).reshape(2, 8, 3, 3)
+    torch.testing.assert_close(layer(x), x + layer.proj(mixed))
+
+
+def test_embeddings() -> None:
+    c = torch.tensor([0.0, 2.5])
+    out = Sinusoidal(8)(c)
+    assert out[0].tolist() == [1, 1, 1, 1, 0, 0, 0, 0]
+    assert float(out[1, 5]) == pytest.approx(torch.sin(torch.tensor(2.5 * 10000 ** (-1 / 4))).item(), rel=1e-5)
+    fourier = Fourier(6, scale=2.0)
+    assert "frequencies" in fourier.state_dict()
+    torch.testing.assert_close(fourier(c)[1, :3], torch.cos(2 * torch.pi * 2.5 * fourier.frequencies))
+
+
+def test_refusals_name_the_key() -> None:
+    with pytest.raises(InputError, match="resolution=10"):
+        UNet(1, 10, multipliers=(1, 2, 2))
+    with pytest.raises(InputError, match="embedding=fourrier: choose from fourier, sinusoidal"):
+        UNet(1, 8, embedding="fourrier")
