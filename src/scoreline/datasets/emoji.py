@@ -2,11 +2,13 @@
 
 import hashlib
 from collections import defaultdict
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from scoreline.datasets.base import ArrayDataset
 from scoreline.datasets.color_font import Glyph, Text, read_glyphs
@@ -40,18 +42,20 @@ class Emoji(ArrayDataset):
         InputError: for a missing or unsuitable font, another split, a size below 1, a grey level outside 0..255.
     """
 
-    def __init__(
-        self, font: str = NOTO, split: str = "train", resolution: int = 32, background: int = 255
-    ) -> None:
+    def __init__(self, font: str = NOTO, split: str = "train", resolution: int = 32, background: int = 255) -> None:
         _check(split, resolution, background)
         glyphs = read_glyphs(_existing(font))
         reachable = [glyph for glyph in glyphs if glyph.texts]
-        squares = [_flatten(glyph.png, background, f"dataset.font={font}") for glyph in reachable]
-        chosen = {index: name for index, name in _unique(reachable, squares).items() if _belongs(name, split)}
+        if not reachable:
+            raise InputError(f"dataset.font={font}: no text selects any of its pictures; give NotoColorEmoji.ttf")
+        prints, small = zip(
+            *(_picture(glyph.png, background, resolution, f"dataset.font={font}") for glyph in reachable), strict=True
+        )
+        chosen = {index: name for index, name in _unique(reachable, prints).items() if _belongs(name, split)}
         if not chosen:
             raise InputError(f"dataset.font={font} holds no picture for dataset.split={split}: use split=all")
-        small = np.stack([_shrink(squares[index], resolution) for index in chosen])
-        super().__init__(f"emoji-{split}", torch.from_numpy(small).permute(0, 3, 1, 2).contiguous())
+        images = np.stack([small[index] for index in chosen]).transpose(0, 3, 1, 2)
+        super().__init__(f"emoji-{split}", torch.from_numpy(np.ascontiguousarray(images)))
         self.bases = list(chosen.values())
         self.left_out = len(glyphs) - len(reachable)
 
@@ -75,32 +79,32 @@ def _existing(font: str) -> Path:
     return path
 
 
-def _flatten(png: bytes, background: int, where: str) -> "Image":
+def _picture(png: bytes, background: int, resolution: int, where: str) -> tuple[bytes, NDArray[np.uint8]]:
+    """A fingerprint of the flattened picture, and the picture at `resolution` as uint8 (H, W, 3)."""
+    from PIL.Image import Resampling
+
+    square = _flatten(open_image(png, where).convert("RGBA"), background)
+    small = square.resize((resolution, resolution), Resampling.LANCZOS)
+    return hashlib.sha256(repr(square.size).encode() + square.tobytes()).digest(), np.array(small)
+
+
+def _flatten(picture: "Image", background: int) -> "Image":
     from PIL import Image
 
-    picture = open_image(png, where).convert("RGBA")
     side = max(picture.size)
     square = Image.new("RGB", (side, side), (background,) * 3)
     square.paste(picture, ((side - picture.width) // 2, (side - picture.height) // 2), picture)
     return square
 
 
-def _shrink(square: "Image", resolution: int) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
-    from PIL.Image import Resampling
-
-    return np.array(square.resize((resolution, resolution), Resampling.LANCZOS))
-
-
-def _unique(glyphs: list[Glyph], squares: list["Image"]) -> dict[int, str]:
+def _unique(glyphs: list[Glyph], prints: Iterable[bytes]) -> dict[int, str]:
     """The first index of each distinct picture and the name of its base; what shares a picture shares a base."""
     same: dict[bytes, list[int]] = defaultdict(list)
-    for index, square in enumerate(squares):
-        same[hashlib.sha256(square.tobytes()).digest()].append(index)
+    for index, fingerprint in enumerate(prints):
+        same[fingerprint].append(index)
     bases = [[base(text) for index in indices for text in glyphs[index].texts] for indices in same.values()]
     merged = merge(bases)
-    return {
-        indices[0]: _name(merged[texts[0]]) for indices, texts in zip(same.values(), bases, strict=True)
-    }
+    return {indices[0]: _name(merged[texts[0]]) for indices, texts in zip(same.values(), bases, strict=True)}
 
 
 def _name(text: Text) -> str:

@@ -34,7 +34,7 @@ SAME: list[tuple[int, ...]] = [
 STANDS_FOR = {code: group[0] for group in SAME for code in group}
 
 # Sequences drawn as another character: person + Christmas tree, hand + hand = handshake.
-SPELLED = {(0x1F384, PERSON): (0x1F385,), (0x1FAF1, 0x1FAF2): (0x1F91D,)}
+SPELLED: dict[Text, Text] = {(0x1F384, PERSON): (0x1F385,), (0x1FAF1, 0x1FAF2): (0x1F91D,)}
 
 
 def base(text: Text) -> Text:

@@ -23,6 +23,14 @@ class Metrics(ABC):
         """Everything besides the generated images on which the scores depend; rows of a table must agree on it."""
 
     @abstractmethod
+    def check(self, shape: tuple[int, int, int], n: int) -> None:
+        """Refuse `n` images of `shape` before anybody spends time on making them.
+
+        Raises:
+            InputError: naming the key, what is wrong and what to use instead.
+        """
+
+    @abstractmethod
     def __call__(self, images: Tensor) -> dict[str, Score]:
         """Scores of images uint8 (N, C, H, W) by name."""
 

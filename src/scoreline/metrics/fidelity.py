@@ -75,6 +75,9 @@ class Fidelity(Metrics):
             "jackknife_groups": self.groups,
         }
 
+    def check(self, shape: tuple[int, int, int], n: int) -> None:
+        self._check(shape, n, "the generated images")
+
     def __call__(self, images: Tensor) -> dict[str, Score]:
         """Scores of images uint8 (N, C, H, W).
 

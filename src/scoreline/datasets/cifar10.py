@@ -1,0 +1,96 @@
+"""CIFAR-10 from its authors' own archive."""
+
+import tarfile
+import zlib
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+import torch
+
+from scoreline.datasets.base import ArrayDataset
+from scoreline.datasets.cifar_pickle import read_batch
+from scoreline.datasets.download import download as fetch
+from scoreline.errors import InputError
+
+ARCHIVE = "cifar-10-python.tar.gz"
+URL = f"https://www.cs.toronto.edu/~kriz/{ARCHIVE}"
+MD5 = "c58f30108f718f92721af3b95e74349a"
+FOLDER = "cifar-10-batches-py"
+BATCHES = {"train": [f"data_batch_{number}" for number in range(1, 6)], "test": ["test_batch"]}
+MAX_BYTES = 2**27  # a batch has 31 MB
+
+
+class Cifar10(ArrayDataset):
+    """CIFAR-10, 3 x 32 x 32, 10 classes: `train` (50,000 images) or `test` (10,000), in the order of the archive.
+
+    The batches are Python pickles; `cifar_pickle` reads them without running anything they ask for.
+
+    Args:
+        path: `cifar-10-python.tar.gz`, the folder it unpacks to, or a folder that holds either.
+        split: `train` or `test`.
+        download: fetch the archive (170 MB) to `path` from www.cs.toronto.edu when nothing is there, and check its
+            MD5.
+
+    Source: Krizhevsky (2009), Learning Multiple Layers of Features from Tiny Images, technical report, Toronto.
+
+    Raises:
+        InputError: for another split, a missing or damaged archive, a batch that is not one, a failed download.
+    """
+
+    def __init__(self, path: str = f"data/{ARCHIVE}", split: str = "train", download: bool = False) -> None:
+        if split not in BATCHES:
+            raise InputError(f"dataset.split={split}: choose from {', '.join(BATCHES)}")
+        place = Path(path).expanduser()
+        if download and _find(place) is None:
+            fetch(URL, place if place.suffix in (".gz", ".tgz") else place / ARCHIVE, MD5)
+        files = _read_files(place, BATCHES[split])
+        parts = [read_batch(files[name], f"dataset.path={path}: {name}") for name in BATCHES[split]]
+        pixels = np.concatenate([pixels for pixels, _ in parts]).reshape(-1, 3, 32, 32)
+        labels = torch.tensor([label for _, labels in parts for label in labels])
+        super().__init__(f"cifar10-{split}", torch.from_numpy(pixels), labels, num_classes=10)
+
+
+def _find(place: Path) -> Path | None:
+    """The folder of the batches or the archive, at `place` or in it."""
+    if place.is_file() or (place / BATCHES["test"][0]).is_file():
+        return place
+    inside = (place / FOLDER, place / ARCHIVE)
+    return next((candidate for candidate in inside if candidate.exists()), None)
+
+
+def _read_files(place: Path, names: Sequence[str]) -> dict[str, bytes]:
+    found = _find(place)
+    if found is None:
+        raise InputError(
+            f"dataset.path={place}: neither {ARCHIVE} nor the folder {FOLDER} is there; "
+            f"use dataset.download=true, or fetch {URL} yourself"
+        )
+    files = _from_folder(found, names) if found.is_dir() else _from_archive(found, names)
+    missing = [name for name in names if name not in files]
+    if missing:
+        raise InputError(f"dataset.path={found} has no {missing[0]}; fetch {URL} anew")
+    return files
+
+
+def _from_folder(folder: Path, names: Sequence[str]) -> dict[str, bytes]:
+    return {name: (folder / name).read_bytes() for name in names if (folder / name).is_file()}
+
+
+def _from_archive(archive: Path, names: Sequence[str]) -> dict[str, bytes]:
+    """Plain files of these names, in whatever folder of the archive; nothing is unpacked to the disk."""
+    files: dict[str, bytes] = {}
+    try:
+        with tarfile.open(archive, "r:*") as tar:
+            for member in tar:
+                name = PurePosixPath(member.name).name
+                content = tar.extractfile(member) if name in names and _plain(member) else None
+                if content is not None:
+                    files[name] = content.read()
+    except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
+        raise InputError(f"dataset.path={archive} is not a whole tar archive ({error}); fetch {URL} anew") from error
+    return files
+
+
+def _plain(member: tarfile.TarInfo) -> bool:
+    return member.isfile() and member.size <= MAX_BYTES

@@ -1,0 +1,160 @@
+"""Any image data set that the Hugging Face `datasets` library can load without running its author's code."""
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from scoreline.datasets.decode import decode
+from scoreline.datasets.lazy import Classes, LazyDataset
+from scoreline.errors import InputError, did_you_mean
+
+FORMATS = ("PNG", "JPEG", "BMP", "WEBP")
+LOSSLESS = (b"\x89PNG", b"BM")
+FIRST_SAFE = 4  # the first major version of `datasets` that cannot run loading scripts
+
+
+class HuggingFace(LazyDataset):
+    """One split of an image data set, decoded when read; 8-bit grey or RGB of one shape.
+
+    Args:
+        path: a folder written by `save_to_disk`, a parquet file, a folder of data files, or a name on the hub.
+        split: `train`, `test`, ... or a slice of one such as `train[:1000]` (not for `save_to_disk`).
+        image_key: the column of images; None takes the only one.
+        label_key: the column of classes; None takes the only ClassLabel column, if there is just one; `none` takes
+            no labels. Integers count as classes 0 .. max, and -1 as no class.
+        config: the configuration, for a data set on the hub that has several.
+        cache_mib: as for `image_folder.ImageFolder`.
+
+    Raises:
+        InputError: when `datasets` is missing, the data set or the split cannot be loaded, a column is missing or
+            unsuitable, or an image cannot be used or differs in shape.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        split: str = "train",
+        image_key: str | None = None,
+        label_key: str | None = None,
+        config: str | None = None,
+        cache_mib: float = 1024,
+    ) -> None:
+        table = _load(path, split, config)
+        if not len(table):
+            raise InputError(f"dataset.path={path}: the split {split} holds no image; choose another")
+        images = _Images(path, _encoded(table, _image_column(table, image_key, path)))
+        classes = _classes(table, _label_column(table, label_key, path), path)
+        super().__init__(f"{Path(path).name}-{split}", images, classes, cache_mib)
+
+
+@dataclass(frozen=True)
+class _Images:
+    """A `Source` over one column whose cells are {"bytes": file or None, "path": file or None}."""
+
+    path: str
+    column: Any
+
+    def __post_init__(self) -> None:
+        if not self._bytes(0).startswith(LOSSLESS):
+            message = f"dataset.path={self.path}: the first image is not lossless, which changes FID; prefer PNG"
+            warnings.warn(message, UserWarning, stacklevel=4)
+
+    def __len__(self) -> int:
+        return len(self.column)
+
+    def where(self, index: int) -> str:
+        """`dataset.path=PATH: row INDEX`."""
+        return f"dataset.path={self.path}: row {index}"
+
+    def decode(self, index: int) -> NDArray[np.uint8]:
+        """Image `index` as uint8 (C, H, W)."""
+        return decode(self._bytes(index), self.where(index), FORMATS)
+
+    def _bytes(self, index: int) -> bytes:
+        (cell,) = self.column[index].values()
+        if cell is None:
+            raise InputError(f"{self.where(index)} holds no image; filter such rows out")
+        try:
+            return bytes(cell["bytes"] or Path(cell["path"]).read_bytes())
+        except (OSError, TypeError) as error:
+            raise InputError(f"{self.where(index)}: the image file {cell['path']} is missing; restore it") from error
+
+
+def _library() -> Any:
+    try:
+        import datasets
+    except ImportError as error:
+        raise InputError("dataset=huggingface needs one more package: pip install 'scoreline[huggingface]'") from error
+    if int(datasets.__version__.split(".")[0]) < FIRST_SAFE:
+        raise InputError(
+            f"dataset=huggingface: datasets {datasets.__version__} can run code that comes with a data set; "
+            "pip install 'scoreline[huggingface]' --upgrade"
+        )
+    return datasets
+
+
+def _load(path: str, split: str, config: str | None) -> Any:
+    library = _library()
+    place = Path(path).expanduser()
+    try:
+        if (place / "state.json").is_file() or (place / "dataset_dict.json").is_file():
+            return _saved(library.load_from_disk(place), split, path)
+        if place.is_file():
+            return library.load_dataset("parquet", data_files=str(place), split=split)
+        return library.load_dataset(str(place) if place.is_dir() else path, name=config, split=split)
+    except InputError:
+        raise
+    except Exception as error:  # the library, its readers and its network client share no base class
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise InputError(
+            f"dataset.path={path} dataset.split={split}: cannot be loaded ({reason}); give a folder from "
+            "save_to_disk, a parquet file, or a name on the hub"
+        ) from error
+
+
+def _saved(saved: Any, split: str, path: str) -> Any:
+    """The named split of a saved dictionary, or the one saved data set, whose split may have no name."""
+    splits = saved if hasattr(saved, "keys") else {str(saved.split or split): saved}
+    if split not in splits:
+        raise InputError(f"dataset.split={split}: not in {path}{did_you_mean(split, splits)}")
+    return splits[split]
+
+
+def _encoded(table: Any, column: str) -> Any:
+    return table.with_format(None).select_columns([column]).cast_column(column, _library().Image(decode=False))
+
+
+def _image_column(table: Any, wanted: str | None, path: str) -> str:
+    images = [name for name, feature in table.features.items() if isinstance(feature, _library().Image)]
+    if wanted is None and len(images) != 1:
+        raise InputError(f"dataset.image_key: {path} has {len(images)} columns of images {images}; name one")
+    if wanted is not None and wanted not in images:
+        raise InputError(f"dataset.image_key={wanted}: no column of images in {path}{did_you_mean(wanted, images)}")
+    return wanted or images[0]
+
+
+def _label_column(table: Any, wanted: str | None, path: str) -> str | None:
+    if wanted is None:
+        classes = [name for name, feature in table.features.items() if isinstance(feature, _library().ClassLabel)]
+        return classes[0] if len(classes) == 1 else None
+    if wanted == "none":
+        return None
+    if wanted not in table.features:
+        raise InputError(f"dataset.label_key={wanted}: no such column in {path}{did_you_mean(wanted, table.features)}")
+    return wanted
+
+
+def _classes(table: Any, column: str | None, path: str) -> Classes:
+    if column is None:
+        return Classes.none(len(table))
+    values: Sequence[Any] = table.with_format(None)[column][:]
+    if not all(type(value) is int and value >= -1 for value in values):
+        raise InputError(f"dataset.label_key={column}: the column in {path} is not one integer class per image")
+    count = getattr(table.features[column], "num_classes", None) or max(values) + 1
+    return Classes(torch.tensor(values), int(count))

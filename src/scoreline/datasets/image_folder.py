@@ -1,0 +1,74 @@
+"""A folder of PNG files, in the layout of StyleGAN and EDM or with one folder per class."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from scoreline.datasets.class_labels import read_classes
+from scoreline.datasets.image_files import ImageFiles, select_images
+from scoreline.datasets.lazy import LazyDataset
+from scoreline.errors import InputError
+
+
+class ImageFolder(LazyDataset):
+    """The PNG (or, with a warning, JPEG) files under a folder, in order of their names, with EDM's `dataset.json`.
+
+    Images are 8-bit grey or RGB of one shape; nothing is resized or flattened. They are decoded when read.
+
+    Args:
+        path: the folder, searched to any depth; hidden files are left out.
+        resolution: height and width that the images must have; None takes what is there.
+        labels: `auto` (classes from `dataset.json` where there is one, otherwise none), `file` (must be there),
+            `folders` (one class per top folder, numbered in order of name), `none`.
+        cache_mib: a set that fits, decoded, in this many MiB is kept in the memory of each process.
+
+    Source: layout of Karras et al. (2022), arXiv:2206.00364, reference data set tool.
+
+    Raises:
+        InputError: for a missing or empty folder, unusable labels, an image that cannot be used or differs in shape.
+    """
+
+    def __init__(self, path: str, resolution: int | None = None, labels: str = "auto", cache_mib: float = 1024) -> None:
+        root = _existing(path)
+        names = list(_walk(root, path))
+        images = select_images(names, path)
+        files = ImageFiles(path, images, _Folder(root))
+        classes = read_classes(labels, images, names, files.load, path)
+        super().__init__(root.resolve().name, files, classes, cache_mib)
+        self.require_size(resolution)
+
+
+class _Folder:
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def __call__(self, name: str) -> bytes:
+        try:
+            return (self.root / name).read_bytes()
+        except OSError as error:
+            raise InputError(
+                f"dataset.path={self.root}: {name} cannot be read ({error.strerror}); restore it"
+            ) from error
+
+
+def _existing(path: str) -> Path:
+    root = Path(path).expanduser()
+    if root.is_file():
+        raise InputError(
+            f"dataset.path={path} is a file; give a folder of PNG files, or use dataset=zip for an archive"
+        )
+    if not root.is_dir():
+        raise InputError(f"dataset.path={path}: no such folder; give the folder that holds the PNG files")
+    return root
+
+
+def _walk(root: Path, path: str) -> Iterator[str]:
+    """Every file under `root` by its relative name; a linked folder, which may lead in a circle, is refused."""
+    for folder, folders, files in os.walk(root):
+        here = Path(folder)
+        for name in folders:
+            if (here / name).is_symlink():
+                raise InputError(
+                    f"dataset.path={path}: {here / name} is a link to a folder; put the folder itself there"
+                )
+        yield from ((here / name).relative_to(root).as_posix() for name in files)

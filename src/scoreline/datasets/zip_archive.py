@@ -1,0 +1,96 @@
+"""The zip archives that EDM's and StyleGAN's data set tools write."""
+
+import os
+import zipfile
+import zlib
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from scoreline.datasets.class_labels import LABEL_FILE, read_classes
+from scoreline.datasets.image_files import ImageFiles, select_images
+from scoreline.datasets.lazy import LazyDataset
+from scoreline.errors import InputError
+
+MAX_IMAGE_BYTES = 2**26  # 64 MiB for one compressed image
+MAX_LABEL_BYTES = 2**29  # 512 MiB: ten million labels
+PACKINGS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # zipfile does not bound what the others unpack to
+DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, ValueError)
+
+
+class ZipArchive(LazyDataset):
+    """The PNG (or, with a warning, JPEG) files in a zip, in order of their names, with EDM's `dataset.json`.
+
+    Images are 8-bit grey or RGB of one shape. They are read in place, never extracted, and decoded when read; every
+    process opens the archive for itself.
+
+    Args:
+        path: the archive, compressed or not.
+        resolution, labels, cache_mib: as for `image_folder.ImageFolder`.
+
+    Source: layout of Karras et al. (2022), arXiv:2206.00364, reference data set tool.
+
+    Raises:
+        InputError: for a missing, damaged or encrypted archive, an entry too large for an image, and all that
+            `ImageFolder` refuses.
+    """
+
+    def __init__(self, path: str, resolution: int | None = None, labels: str = "auto", cache_mib: float = 1024) -> None:
+        entries = _Entries(_existing(path), path)
+        names = entries.names()
+        images = select_images(names, path)
+        classes = read_classes(labels, images, names, entries, path)
+        super().__init__(entries.path.stem, ImageFiles(path, images, entries), classes, cache_mib)
+        self.require_size(resolution)
+
+
+class _Entries:
+    """Reads entries of one archive; the handle is never shared between processes, whose file position it is."""
+
+    def __init__(self, path: Path, key: str) -> None:
+        self.path, self.key = path, key
+        self.owner, self.archive = os.getpid(), self._open()
+
+    def _open(self) -> zipfile.ZipFile:
+        try:
+            return zipfile.ZipFile(self.path)
+        except DAMAGE as error:
+            raise InputError(f"dataset.path={self.key} is not a whole zip archive ({error}); make it anew") from error
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"path": self.path, "key": self.key, "owner": -1, "archive": None}
+
+    def names(self) -> list[str]:
+        """Every file in the archive; a name given twice is refused."""
+        names = [info.filename for info in self.archive.infolist() if not info.is_dir()]
+        twice = [name for name, times in Counter(names).items() if times > 1]
+        if twice:
+            raise InputError(f"dataset.path={self.key} holds {twice[0]} twice; make the archive anew")
+        return names
+
+    def __call__(self, name: str) -> bytes:
+        if self.owner != os.getpid():
+            self.owner, self.archive = os.getpid(), self._open()
+        entry = self.archive.getinfo(name)
+        self._check(entry, MAX_LABEL_BYTES if name == LABEL_FILE else MAX_IMAGE_BYTES)
+        try:
+            with self.archive.open(entry) as handle:
+                return handle.read(entry.file_size)
+        except DAMAGE as error:
+            raise InputError(f"dataset.path={self.key}: {name} cannot be unpacked ({error}); make it anew") from error
+
+    def _check(self, entry: zipfile.ZipInfo, limit: int) -> None:
+        where = f"dataset.path={self.key}: {entry.filename}"
+        if entry.file_size > limit:
+            raise InputError(f"{where} unpacks to {entry.file_size} bytes, more than {limit}; remove it")
+        if entry.compress_type not in PACKINGS:
+            raise InputError(f"{where} is packed by method {entry.compress_type}; make the zip stored or deflated")
+
+
+def _existing(path: str) -> Path:
+    archive = Path(path).expanduser()
+    if archive.is_dir():
+        raise InputError(f"dataset.path={path} is a folder; give a zip file, or use dataset=image_folder")
+    if not archive.is_file():
+        raise InputError(f"dataset.path={path}: no such file; give the zip archive of images")
+    return archive
