@@ -44,8 +44,9 @@ def draw(cfg: DictConfig) -> dict:
     metrics.check(checkpoint.card.shape, len(seeds))
     entry.save_config(cfg, entry.output_dir())
     checkpoint.denoiser.to(device)
+    choices = {**entry.choices("solver", "schedule"), "final": cfg.final, "seeds": str(cfg.seeds)}
     drawn = samples.draw(checkpoint, tableau, seeds, labels, (batch_size, network_batch))
-    result = samples.describe(checkpoint, tableau, drawn, metrics)
+    result = samples.describe(choices, checkpoint, tableau, drawn, metrics)
     samples.write(entry.output_dir(), drawn.images, labels, result)
     return result
 

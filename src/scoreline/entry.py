@@ -230,17 +230,21 @@ def match_data(network: DictConfig, dataset: Any) -> None:
             raise InputError(f"model.network.{key}={network[key]}: {dataset.name} has {value}; set the key to {value}")
     classes = network.get("num_classes", 0)
     if classes not in (0, dataset.num_classes):
-        raise InputError(
-            f"model.network.num_classes={classes}: {dataset.name} has {dataset.num_classes}; use that or 0"
-        )
+        has = f"{dataset.name} has {dataset.num_classes}"
+        raise InputError(f"model.network.num_classes={classes}: {has}; use that or 0")
 
 
 def quieten() -> None:
-    """Lightning's advertisements and hints about what is intended here stay out of the way; call it after the import."""
+    """Keep Lightning's advertisements, and hints about what is intended here, quiet; call it after the import."""
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
     for pattern in (".*LeafSpec.*", ".*num_workers.*", ".*does not have many workers.*", ".*logging interval.*"):
         warnings.filterwarnings("ignore", message=pattern)
+
+
+def choices(*groups: str) -> dict[str, str]:
+    """The names chosen in config groups."""
+    return {group: str(HydraConfig.get().runtime.choices[group]) for group in groups}
 
 
 def refuse_appended_keys() -> None:

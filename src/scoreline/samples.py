@@ -57,9 +57,12 @@ def finished(out: Path) -> Result | None:
     return json.loads(path.read_text()) if path.is_file() else None
 
 
-def describe(checkpoint: Checkpoint, tableau: Tableau, drawn: Drawn, metrics: Metrics) -> Result:
-    """The content of metrics.json."""
+def describe(
+    choices: dict[str, str], checkpoint: Checkpoint, tableau: Tableau, drawn: Drawn, metrics: Metrics
+) -> Result:
+    """The content of metrics.json; `choices` are the names of solver, schedule and the rest, as the user gave them."""
     return {
+        **choices,
         "nfe": drawn.nfe,
         "images": len(drawn.images),
         "seconds": round(drawn.seconds, 4),

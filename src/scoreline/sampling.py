@@ -126,7 +126,7 @@ def count_calls(network: nn.Module) -> Iterator[Calls]:
 
 
 class Batch(NamedTuple):
-    """Samples of a few seeds: x (B, C, H, W) float32 in unit-signal coordinates, and the network calls an image took."""
+    """Samples of a few seeds: x (B, C, H, W) float32 in unit-signal coordinates; network calls an image took."""
 
     seeds: list[int]
     x: Tensor

@@ -5,6 +5,8 @@ from typing import TypedDict
 
 from torch import Tensor
 
+HIGHER_IS_BETTER = frozenset({"precision", "recall", "density", "coverage"})
+
 
 class Score(TypedDict):
     """One number about `n` generated images, with the standard error that another `n` would leave it with."""

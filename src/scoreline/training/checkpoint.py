@@ -23,7 +23,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 class Checkpointing(Callback):
-    """checkpoints/0000064000.ckpt (images seen) and model.safetensors every `every_kimg` thousand images and at the end.
+    """checkpoints/0000064000.ckpt (images seen) and model.safetensors every `every_kimg` kimg and at the end.
 
     The two newest files are kept: should the last one be damaged, resuming falls back to the one before.
     """

@@ -1,6 +1,7 @@
 """Endless, seeded, resumable loading of a data set."""
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from lightning.pytorch import LightningDataModule
@@ -52,7 +53,7 @@ class _Reader(Dataset[tuple[Tensor, Tensor]]):
         return self.dataset.read(indices)
 
 
-def _as_read(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+def _as_read(batch: Any) -> Any:
     return batch
 
 

@@ -2,10 +2,10 @@
 
 import hashlib
 from collections.abc import Callable, Iterable
-from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
@@ -59,7 +59,7 @@ class DiffusionModule(LightningModule):
     def _condition(self, labels: Tensor) -> Tensor | None:
         return labels if self.card.num_classes else None
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         optimiser = self.optimiser(self.denoiser.parameters())
         ramp = max(self.lr_rampup_kimg * 1000, 1e-9)
         schedule = LambdaLR(optimiser, lambda step: min((step + 1) * self.batch_size / ramp, 1.0))

@@ -35,7 +35,8 @@ class TrainingProgress(Callback):
             keep_until(self._path(trainer), pl_module.global_step)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any) -> None:
-        assert isinstance(pl_module, DiffusionModule) and self.bar is not None
+        assert isinstance(pl_module, DiffusionModule)
+        assert self.bar is not None
         self.losses.append(outputs["loss"].detach())
         seen, batch = pl_module.images_seen, pl_module.batch_size
         note = f"loss {self.mean_loss():.4f}" if seen // self.log_images > (seen - batch) // self.log_images else ""

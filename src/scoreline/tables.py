@@ -1,0 +1,118 @@
+"""Finished runs of a sweep as one table and one figure: rows are solvers, columns NFE.
+
+`python -m scoreline.tables DIR [METRIC]` prints the table and writes table.md and METRIC.png into DIR.
+"""
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from scoreline.errors import InputError, did_you_mean
+from scoreline.files import write_atomically
+from scoreline.metrics.base import HIGHER_IS_BETTER
+
+Row = dict[str, Any]
+
+
+def collect(root: Path) -> list[Row]:
+    """The metrics.json of every finished run below `root`, in order of their directories.
+
+    Raises:
+        InputError: if there is none.
+    """
+    rows = [json.loads(path.read_text()) for path in sorted(root.rglob("metrics.json"))]
+    if not rows:
+        raise InputError(f"{root}: no finished run (metrics.json) below it; run python sample.py -m ... first")
+    return rows
+
+
+def fingerprint(row: Row) -> str:
+    """Everything that two figures must share to stand in one column."""
+    shared = ("protocol", "images", "checkpoint", "final", "seeds", "sigma_max", "sigma_end", "code_version")
+    kept = {key: row.get(key) for key in shared}
+    return json.dumps(kept, sort_keys=True)
+
+
+def markdown(rows: Sequence[Row], metric: str) -> str:
+    """One table per protocol, the best figure of a column in bold, `-` where there is no run.
+
+    Raises:
+        InputError: if no row has the metric.
+    """
+    known = {name for row in rows for name in row["metrics"]}
+    if metric not in known:
+        raise InputError(f"metric={metric}: not measured in these runs{did_you_mean(metric, known)}")
+    protocols = list(dict.fromkeys(fingerprint(row) for row in rows))
+    return "\n".join(_one([row for row in rows if fingerprint(row) == which], metric) for which in protocols)
+
+
+def _one(rows: Sequence[Row], metric: str) -> str:
+    budgets = sorted({row["nfe"] for row in rows})
+    names = list(dict.fromkeys(_name(row) for row in rows))
+    cells = {(_name(row), row["nfe"]): row["metrics"][metric] for row in rows}
+    better = max if metric in HIGHER_IS_BETTER else min
+    best = {nfe: better(cells[key]["value"] for key in cells if key[1] == nfe) for nfe in budgets}
+    lines = [f"| {metric} | " + " | ".join(f"NFE {nfe}" for nfe in budgets) + " |", "|--" * (len(budgets) + 1) + "|"]
+    for name in names:
+        shown = [_cell(cells.get((name, nfe)), best[nfe]) for nfe in budgets]
+        lines.append(f"| {name} | " + " | ".join(shown) + " |")
+    first = rows[0]
+    about = f"{first['images']} images (seeds {first['seeds']}), checkpoint {first['checkpoint']['sha256'][:8]}"
+    return "\n".join([*lines, "", f"{about}; +- is the standard error over images; {_protocol(first)}.", ""])
+
+
+def _name(row: Row) -> str:
+    return f"{row['solver']} / {row['schedule']}"
+
+
+def _cell(score: dict[str, float] | None, best: float) -> str:
+    if score is None:
+        return "-"
+    text = f"{score['value']:.3g} +- {score['error']:.2g}"
+    return f"**{text}**" if score["value"] == best else text
+
+
+def _protocol(row: Row) -> str:
+    return ", ".join(f"{key} {value}" for key, value in row["protocol"].items())
+
+
+def figure(rows: Sequence[Row], metric: str, path: Path) -> None:
+    """The metric against NFE, one line per solver and schedule, with error bars."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    chart, axes = pyplot.subplots(figsize=(6, 4), layout="constrained")
+    for name in dict.fromkeys(_name(row) for row in rows):
+        line = [(row["nfe"], row["metrics"][metric]) for row in rows if _name(row) == name]
+        line.sort(key=lambda point: point[0])
+        values, errors = ([score[key] for _, score in line] for key in ("value", "error"))
+        axes.errorbar([nfe for nfe, _ in line], values, errors, marker="o", markersize=3, capsize=2, label=name)
+    axes.set(xlabel="NFE", ylabel=metric.replace("_", " "), yscale="log", xscale="log")
+    axes.set_xticks(budgets := sorted({row["nfe"] for row in rows}), [str(nfe) for nfe in budgets])
+    axes.minorticks_off()
+    axes.legend()
+    chart.savefig(path, dpi=120)
+    pyplot.close(chart)
+
+
+def main(arguments: Sequence[str]) -> None:
+    """The command of the module."""
+    root, metric = Path(arguments[0]), arguments[1] if len(arguments) > 1 else "frechet_distance"
+    rows = collect(root)
+    text = markdown(rows, metric)
+    write_atomically(root / "table.md", lambda path: path.write_text(text))
+    if len({fingerprint(row) for row in rows}) == 1:
+        figure(rows, metric, root / f"{metric}.png")
+    print(text)
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1:] or ["."])
+    except InputError as error:
+        print(f"tables: {error}", file=sys.stderr)
+        sys.exit(2)

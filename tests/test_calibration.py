@@ -1,0 +1,127 @@
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from scoreline.calibration.record import Record, load_record, record_beside
+from scoreline.calibration.score_norm import ScoreNorm, ScoreScale, load_scale, plot
+from scoreline.denoiser import Denoiser
+from scoreline.errors import InputError
+from scoreline.noise import normal
+from scoreline.parameterisations import VarianceExploding
+from scoreline.schedules.base import grid
+from scoreline.schedules.spacings import Power
+from scoreline.solvers.deis import DEIS
+from scoreline.solvers.heun import Heun
+
+C = 0.5
+SHAPE = (1, 4, 4)
+
+
+class GaussianNetwork(nn.Module):
+    """Exact for N(0, c^2 I): in VE form F = -eps = -rho x / (c^2 + rho^2), with ln(rho / 2) as label."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.unused = nn.Parameter(torch.zeros(1, dtype=torch.float64))
+
+    def forward(self, x: Tensor, noise: Tensor, label: Tensor | None = None) -> Tensor:
+        rho = (2 * noise.double().exp()).reshape(-1, 1, 1, 1)
+        return -rho * x / (C**2 + rho**2)
+
+
+def measure(count: int, nfe: int = 60, batch: int = 64) -> dict[str, Tensor]:
+    table = DEIS(2, Power(1))(Power(7), 40.0, 0.01, nfe)
+    return ScoreNorm()(Denoiser(GaussianNetwork(), VarianceExploding()), table, SHAPE, range(count), batch)
+
+
+def test_score_norm_of_a_gaussian_is_its_closed_form() -> None:
+    """Started from N(0, s^2), x stays Gaussian: mean |eps| = sqrt(2/pi) rho s sqrt(V / V_0) / V, V = c^2 + rho^2."""
+    values = measure(count=400, nfe=300)
+    variance = C**2 + values["rho"] ** 2
+    first = normal(range(400), SHAPE, "initial").double().abs().mean() * 40
+    exact = values["rho"] * first / (variance * variance[-1]).sqrt()
+    torch.testing.assert_close(values["mean_abs_eps"], exact, rtol=2e-4, atol=0)
+    limit = (2 / torch.pi) ** 0.5 * values["rho"] / variance.sqrt() * 40 / float(variance[-1]) ** 0.5
+    assert float(((values["mean_abs_eps"] - limit) / values["standard_error"]).abs().max()) < 4
+
+
+def test_statistics_do_not_depend_on_the_batch_size_and_errors_shrink() -> None:
+    small, large = measure(50, batch=7), measure(50, batch=50)
+    for name, value in small.items():
+        torch.testing.assert_close(value, large[name], rtol=1e-6, atol=1e-9)
+    ratio = measure(50)["standard_error"] / measure(800)["standard_error"]
+    assert float(ratio.mean()) == pytest.approx(4.0, rel=0.25)
+
+
+def test_refuses_what_cannot_be_measured() -> None:
+    denoiser = Denoiser(GaussianNetwork(), VarianceExploding())
+    with pytest.raises(InputError, match="two images"):
+        ScoreNorm()(denoiser, DEIS(0, Power(1))(Power(7), 40, 0.01, 5), SHAPE, [3], 1)
+    with pytest.raises(InputError, match="strictly decreasing"):
+        ScoreNorm()(denoiser, Heun()(Power(7), 40, 0.01, 6), SHAPE, [3, 4], 2)
+
+
+def test_scale_interpolates_in_log_rho_and_is_constant_outside() -> None:
+    scale = ScoreScale((0.1, 1.0, 10.0), (0.5, 0.7, 0.8))
+    rho = torch.tensor([0.0, 0.01, 0.1, 10**-0.5, 1.0, 10**0.5, 10.0, 99.0], dtype=torch.float64)
+    expected = [0.5, 0.5, 0.5, 0.6, 0.7, 0.75, 0.8, 0.8]
+    assert scale(rho).tolist() == pytest.approx(expected)
+    assert scale.knots().tolist() == [0.1, 1.0, 10.0]
+    for levels, values in (((1.0, 0.5), (1.0, 1.0)), ((0.5, 1.0), (0.0, 1.0)), ((1.0,), (1.0,))):
+        with pytest.raises(InputError, match="score scale"):
+            ScoreScale(levels, values)
+
+
+def record(**provenance) -> Record:
+    values = {
+        "rho": torch.tensor([0.1, 1.0], dtype=torch.float64),
+        "mean_abs_eps": torch.tensor([0.6, 0.8], dtype=torch.float64),
+        "standard_error": torch.tensor([0.01, 0.02], dtype=torch.float64),
+    }
+    return Record("score_norm", values, {"checkpoint": "ab" * 32, "images": 64, **provenance})
+
+
+def test_record_round_trip_and_plot(tmp_path: Path) -> None:
+    path = record_beside(tmp_path / "model.safetensors", "score_norm")
+    assert path.name == "model.score_norm.safetensors"
+    record().save(path)
+    back = load_record(path, "score_norm", "ab" * 32)
+    assert back.provenance == record().provenance
+    assert all(torch.equal(back.values[name], value) for name, value in record().values.items())
+    assert load_scale(path, "ab" * 32) == ScoreScale((0.1, 1.0), (0.6, 0.8))
+    plot(back, tmp_path / "plot.png")
+    assert (tmp_path / "plot.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_a_record_of_another_checkpoint_is_refused_with_the_remedy(tmp_path: Path) -> None:
+    path = tmp_path / "r.safetensors"
+    with pytest.raises(InputError, match=r"no such record; make one with: python calibrate.py calibration=score_norm"):
+        load_record(path, "score_norm", "cd" * 32)
+    record().save(path)
+    with pytest.raises(InputError, match=r"made for checkpoint abababababab, this one is cdcdcdcdcdcd; make one with"):
+        load_record(path, "score_norm", "cd" * 32)
+    with pytest.raises(InputError, match="holds 'score_norm', not 'score_optimal'"):
+        load_record(path, "score_optimal", "ab" * 32)
+    path.write_bytes(path.read_bytes()[:-4])
+    with pytest.raises(InputError, match="not a readable record"):
+        load_record(path, "score_norm", "ab" * 32)
+
+
+def test_score_norm_feeds_deis() -> None:
+    values = measure(200, nfe=200)
+    scale = ScoreScale(tuple(values["rho"].tolist()), tuple(values["mean_abs_eps"].tolist()))
+    rho = grid(Power(7), 40.0, 0.01, 6)
+    plain, normalised = (DEIS(2, Power(1), s)(Power(7), 40.0, 0.01, 6) for s in (None, scale))
+
+    def error(N: Tensor) -> float:
+        x = [40.0]
+        eps: list[float] = []
+        for i in range(6):
+            eps.append(float(rho[i]) * x[i] / (C**2 + float(rho[i]) ** 2))
+            x.append(x[i] + sum(float(n) * e for n, e in zip(N[i], eps, strict=False)))
+        exact = 40 * ((C**2 + 0.01**2) / (C**2 + 40.0**2)) ** 0.5
+        return abs(x[-1] - exact)
+
+    assert error(normalised.N) < 0.01 * error(plain.N)
