@@ -11,13 +11,15 @@ from scoreline.files import write_atomically
 def sheet(images: Tensor, columns: int = 8, scale: int | None = None) -> Tensor:
     """Contact sheet: uint8 (N, C, H, W) -> (C, rows * s, columns * s'), row by row, white where nothing is left.
 
-    Pixels are repeated `scale` times, by default to about 48 a side, so that 8x8 digits can be seen.
+    Pixels are repeated `scale` times, by default to about 48 a side, so that 8x8 digits can be seen; tiles are
+    set apart by one white line of pixels.
     """
-    n, c, h, w = images.shape
-    scale = scale or max(1, 48 // max(h, w))
+    scale = scale or max(1, 48 // max(images.shape[2:]))
+    framed = torch.nn.functional.pad(images, (0, 1, 0, 1), value=255)
+    n, c, h, w = framed.shape
     columns = min(columns, n)
     rows = -(-n // columns)
-    padded = torch.cat([images, images.new_full((rows * columns - n, c, h, w), 255)])
+    padded = torch.cat([framed, images.new_full((rows * columns - n, c, h, w), 255)])
     tiles = padded.reshape(rows, columns, c, h, w).permute(2, 0, 3, 1, 4).reshape(c, rows * h, columns * w)
     return tiles.repeat_interleave(scale, 1).repeat_interleave(scale, 2)
 

@@ -32,7 +32,7 @@ def read_glyphs(path: Path) -> list[Glyph]:
     from fontTools.ttLib import TTFont
 
     try:
-        with TTFont(path, lazy=True) as font:
+        with open(path, "rb") as handle, TTFont(handle, lazy=True) as font:
             pictures = _pictures(font)
             texts = _texts(font)
             order = font.getGlyphOrder()

@@ -46,11 +46,10 @@ class HuggingFace(LazyDataset):
         cache_mib: float = 1024,
     ) -> None:
         table = _load(path, split, config)
-        if not len(table):
-            raise InputError(f"dataset.path={path}: the split {split} holds no image; choose another")
         images = _Images(path, _encoded(table, _image_column(table, image_key, path)))
         classes = _classes(table, _label_column(table, label_key, path), path)
         super().__init__(f"{Path(path).name}-{split}", images, classes, cache_mib)
+        images.warn_of_losses()
 
 
 @dataclass(frozen=True)
@@ -59,11 +58,6 @@ class _Images:
 
     path: str
     column: Any
-
-    def __post_init__(self) -> None:
-        if not self._bytes(0).startswith(LOSSLESS):
-            message = f"dataset.path={self.path}: the first image is not lossless, which changes FID; prefer PNG"
-            warnings.warn(message, UserWarning, stacklevel=4)
 
     def __len__(self) -> int:
         return len(self.column)
@@ -75,6 +69,12 @@ class _Images:
     def decode(self, index: int) -> NDArray[np.uint8]:
         """Image `index` as uint8 (C, H, W)."""
         return decode(self._bytes(index), self.where(index), FORMATS)
+
+    def warn_of_losses(self) -> None:
+        """Warn when the first image is of a format that loses something, as JPEG does."""
+        if not self._bytes(0).startswith(LOSSLESS):
+            message = f"dataset.path={self.path}: the first image is not lossless, which changes FID; prefer PNG"
+            warnings.warn(message, UserWarning, stacklevel=3)
 
     def _bytes(self, index: int) -> bytes:
         (cell,) = self.column[index].values()

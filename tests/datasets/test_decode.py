@@ -1,0 +1,100 @@
+import io
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from scoreline.datasets import decode as module
+from scoreline.datasets.decode import decode
+from scoreline.errors import InputError
+
+RNG = np.random.default_rng(0)
+GREY = RNG.integers(0, 256, (5, 7), dtype=np.uint8)
+COLOUR = RNG.integers(0, 256, (5, 7, 3), dtype=np.uint8)
+
+
+def encoded(image: Image.Image, form: str = "PNG", **options) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, form, **options)
+    return buffer.getvalue()
+
+
+def raw_png(width: int, height: int, depth: int, colour: int, rows: bytes) -> bytes:
+    """A PNG written by hand, from the specification."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
+def test_grey_and_colour_arrive_unchanged():
+    assert np.array_equal(decode(encoded(Image.fromarray(GREY)), "a.png"), GREY[None])
+    assert np.array_equal(decode(encoded(Image.fromarray(COLOUR)), "a.png"), COLOUR.transpose(2, 0, 1))
+
+
+def test_hand_written_png():
+    image = decode(raw_png(2, 1, 8, 2, b"\0" + bytes([1, 2, 3, 250, 251, 252])), "a.png")
+    assert image.tolist() == [[[1, 250]], [[2, 251]], [[3, 252]]]
+
+
+def test_palette_and_bilevel_lose_nothing():
+    few = Image.fromarray(COLOUR // 128 * 255)
+    palette = few.quantize(8)
+    assert np.array_equal(decode(encoded(palette), "a.png"), np.array(palette.convert("RGB")).transpose(2, 0, 1))
+    bits = Image.fromarray(GREY > 127)
+    assert np.array_equal(decode(encoded(bits), "a.png"), np.where(GREY > 127, 255, 0)[None])
+
+
+@pytest.mark.parametrize(
+    ("image", "options"),
+    [
+        (Image.fromarray(RNG.integers(0, 256, (4, 4, 4), dtype=np.uint8)), {}),
+        (Image.fromarray(RNG.integers(0, 256, (4, 4, 2), dtype=np.uint8)), {}),
+        (Image.fromarray(COLOUR), {"transparency": (1, 2, 3)}),
+        (Image.fromarray(COLOUR).quantize(4), {"transparency": 0}),
+    ],
+    ids=["RGBA", "LA", "RGB with tRNS", "palette with tRNS"],
+)
+def test_alpha_is_refused(image, options):
+    with pytest.raises(InputError, match=r"^x/a\.png has an alpha channel: flatten"):
+        decode(encoded(image, **options), "x/a.png")
+
+
+@pytest.mark.parametrize(("colour", "channels"), [(0, 1), (2, 3)])
+def test_16_bits_are_refused(colour, channels):
+    with pytest.raises(InputError, match="16 bits per channel"):
+        decode(raw_png(1, 1, 16, colour, b"\0" + b"\1\2" * channels), "a.png")
+
+
+def test_jpeg_only_where_admitted():
+    data = encoded(Image.fromarray(GREY), "JPEG")
+    with pytest.raises(InputError, match=r"a\.png cannot be read as PNG"):
+        decode(data, "a.png")
+    assert decode(data, "a.jpg", ["JPEG"]).shape == (1, 5, 7)
+
+
+def test_other_colour_spaces_are_refused():
+    with pytest.raises(InputError, match="mode CMYK"):
+        decode(encoded(Image.fromarray(COLOUR).convert("CMYK"), "JPEG"), "a.jpg", ["JPEG"])
+
+
+@pytest.mark.parametrize("damage", [b"", b"\x89PNG\r\n\x1a\n", b"GIF89a", "half", "flipped"])
+def test_damaged_files_are_named(damage):
+    whole = encoded(Image.fromarray(RNG.integers(0, 256, (64, 64, 3), dtype=np.uint8)))
+    middle = len(whole) // 2
+    cases = {"half": whole[:middle], "flipped": whole[:60] + bytes(b ^ 255 for b in whole[60:90]) + whole[90:]}
+    with pytest.raises(InputError, match=r"^a\.png cannot be read"):
+        decode(cases.get(damage, damage), "a.png")
+
+
+def test_a_huge_declared_size_is_refused_before_decoding(monkeypatch):
+    with pytest.raises(InputError, match="8192 x 8193 pixels are too many"):
+        decode(raw_png(8192, 8193, 8, 0, b""), "bomb.png")
+    with pytest.raises(InputError, match=r"bomb\.png cannot be read"):
+        decode(raw_png(10**6, 10**6, 8, 0, b""), "bomb.png")
+    monkeypatch.setattr(module, "MAX_PIXELS", 35)
+    assert decode(encoded(Image.fromarray(GREY)), "a.png").shape == (1, 5, 7)

@@ -1,0 +1,216 @@
+"""The scripts as a user meets them: processes, exit codes, one line for each mistake."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from scoreline.checkpoints import Card, save_model
+from scoreline.networks.unet import UNet
+
+ROOT = Path(__file__).parents[1]
+VP = {"_target_": "scoreline.schedules.vp.LinearVP", "beta_min": 0.1, "beta_max": 20.0}
+NETWORK = {"_target_": "scoreline.networks.unet.UNet", "channels": 1, "resolution": 8, "width": 8, "blocks": 1}
+
+
+def call(script: str, *arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, str(ROOT / f"{script}.py"), *arguments], capture_output=True, text=True, cwd=cwd, timeout=120
+    )
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with a small untrained model, a conditional one, and files that are no models."""
+    root = tmp_path_factory.mktemp("cli")
+    for name, classes in (("small", 0), ("conditional", 10)):
+        torch.manual_seed(0)
+        net = UNet(1, 8, width=8, blocks=1, num_classes=classes)
+        model = {
+            "network": {**NETWORK, "num_classes": classes},
+            "noise_schedule": VP,
+            "parameterisation": {"_target_": "scoreline.parameterisations.NoisePrediction", "noise_schedule": VP},
+        }
+        save_model(root / f"{name}.safetensors", net.state_dict(), Card(model, (1, 8, 8), classes, {}, {}))
+    (root / "junk.safetensors").write_bytes(b"junk")
+    return root
+
+
+BAD = [
+    ("sample", "nfee=3", "nfee: there is no such key; did you mean 'nfe'?"),
+    ("sample", "sovler=ddim", "sovler: there is no such key; did you mean 'solver'?"),
+    ("sample", "solver=deis_tab9", "solver=deis_tab9: there is no such choice; did you mean 'deis_tab"),
+    ("sample", "schedule=karas", "schedule=karas: there is no such choice; did you mean 'karras'?"),
+    ("sample", "solver.ordre=3", "solver.ordre: there is no such key; did you mean 'solver.order'?"),
+    ("sample", "solver.order=7", "solver.order=7: DEIS has the orders 0, 1, 2 and 3"),
+    ("sample", "+foo=1", "+foo: no script reads a new key 'foo'; drop it"),
+    ("sample", "nfe", "nfe: not of the form key=value"),
+    ("sample", "nfe=0", "nfe=0: must be a whole number, at least 1"),
+    ("sample", "nfe=2.5", "nfe=2.5: must be a whole number"),
+    ("sample", "batch_size=-4", "batch_size=-4: must be a whole number"),
+    ("sample", "seeds=3-1", "seeds=3-1: the range 3-1 runs backwards"),
+    ("sample", "seeds=abc", "seeds=abc: 'abc' is neither a number nor a range such as 0-63"),
+    ("sample", "final=zero", "final=zero: choose none"),
+    ("sample", "sigma_max=0.001", "sigma_max=0.001: choose 0 <= sigma_min < sigma_max"),
+    ("sample", "sigma_min=-1", "sigma_min=-1: must be a number greater than 0"),
+    ("sample", "labels=fixed:3", "labels=fixed:3: this checkpoint is unconditional"),
+    ("sample", "device=gpu0", "device=gpu0: not available here"),
+    ("sample", "checkpoint=nowhere.safetensors", "checkpoint=nowhere.safetensors: no such file"),
+    ("sample", "checkpoint=junk.safetensors", "checkpoint=junk.safetensors: not a readable safetensors file"),
+    ("sample", "solver=deis_sn", "small.score_norm.safetensors: no such record; make one with: python calibrate.py"),
+    ("sample", "seeds=0-2", "metrics=fidelity: the generated images are 3, too few"),
+    ("calibrate", "solver=heun", "score_norm needs strictly decreasing noise levels"),
+    ("calibrate", "seeds=4", "seeds: a standard error needs at least two images"),
+    ("train", "experiment=digts_vp", "experiment=digts_vp: there is no such choice; did you mean 'digits_vp'?"),
+    ("train", "batch_size=none", "batch_size=none: must be a whole number"),
+    ("train", "duration_kimg=0", "duration_kimg=0: must be a number greater than 0"),
+    ("train", "resume=nowhere.ckpt", "resume=nowhere.ckpt: no loadable checkpoint there"),
+    ("train", "dataset.split=tran", "dataset.split=tran: choose from train, test, all"),
+    ("train", "model.network.resolution=9", "model.network.resolution=9: digits-train has 8; set the key to 8"),
+    ("train", "model.network.embedding=sin", "model.network.embedding=sin: choose from fourier, sinusoidal"),
+    ("train", "optimiser.lrr=1", "optimiser.lrr: there is no such key; did you mean 'optimiser.lr'?"),
+]
+
+
+@pytest.mark.parametrize(("script", "argument", "sentence"), BAD, ids=lambda value: str(value)[:28])
+def test_a_mistake_gets_one_line_and_exit_code_2(script: str, argument: str, sentence: str, workplace: Path) -> None:
+    given = [] if script == "train" or argument.startswith("checkpoint=") else ["checkpoint=small.safetensors"]
+    done = call(script, *given, argument, cwd=workplace)
+    assert done.returncode == 2, done.stderr
+    lines = [line for line in done.stderr.splitlines() if line]
+    assert len(lines) == 1, done.stderr
+    assert lines[0].startswith(f"{script}.py: ")
+    assert sentence in lines[0]
+    assert done.stdout == ""
+
+
+@pytest.mark.parametrize("script", ["train", "sample", "calibrate"])
+def test_help_is_written_for_a_person_and_quick(script: str, tmp_path: Path) -> None:
+    code = (
+        "import resource, runpy, sys\n"
+        f"sys.argv = [{str(ROOT / f'{script}.py')!r}, '--help']\n"
+        "try:\n    runpy.run_path(sys.argv[0], run_name='__main__')\nexcept SystemExit: pass\n"
+        "print(sorted({m.partition('.')[0] for m in sys.modules} & {'torch', 'lightning', 'numpy', 'matplotlib'}))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert f"python {script}.py" in done.stdout
+    assert "Groups:" in done.stdout
+    assert done.stdout.rstrip().endswith("[]"), "heavy imports wait"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_sample_and_calibrate_never_import_lightning(workplace: Path) -> None:
+    for script in ("sample", "calibrate"):
+        code = (
+            f"import sys, runpy\nsys.argv = [{str(ROOT / f'{script}.py')!r}, 'checkpoint=small.safetensors', "
+            "'nfe=3', 'seeds=0-7']\nrunpy.run_path(sys.argv[0], run_name='__main__')\n"
+            "assert not {'lightning', 'wandb', 'torchmetrics'} & set(sys.modules)\n"
+        )
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=workplace, timeout=120)
+        assert done.returncode == 0, done.stderr
+
+
+def test_sampling_writes_what_it_says_and_never_twice(workplace: Path) -> None:
+    arguments = ("checkpoint=small.safetensors", "nfe=4", "seeds=0-15", "final=denoise", "hydra.run.dir=one")
+    first = call("sample", *arguments, cwd=workplace)
+    assert first.returncode == 0, first.stderr
+    out = workplace / "one"
+    import numpy as np
+
+    arrays = np.load(out / "samples.npz", allow_pickle=False)
+    assert arrays["arr_0"].shape == (16, 8, 8, 1)
+    assert arrays["arr_0"].dtype == np.uint8
+    result = json.loads((out / "metrics.json").read_text())
+    assert (result["nfe"], result["images"], result["sigma_end"]) == (4, 16, 0.0)
+    assert all({"value", "error", "n"} == set(score) for score in result["metrics"].values())
+    assert first.stdout.splitlines()[-1].startswith("16 images, NFE 4, ")
+    assert (out / "grid.png").is_file()
+    assert "noise_schedule" in (out / "config.yaml").read_text()
+    stamps = {path.name: path.stat().st_mtime_ns for path in out.iterdir() if path.is_file() and path.suffix != ".log"}
+    again = call("sample", *arguments, cwd=workplace)
+    assert again.stdout.splitlines()[-1] == first.stdout.splitlines()[-1]
+    kept = {name: (out / name).stat().st_mtime_ns for name in stamps}
+    assert kept == stamps
+
+
+def test_run_directory_depends_on_what_matters_only(workplace: Path) -> None:
+    where = workplace / "where"
+    where.mkdir()
+    for name in ("small", "conditional"):
+        shutil.copy(workplace / f"{name}.safetensors", where)
+    base = ("checkpoint=small.safetensors", "nfe=2", "metrics=none", "seeds=0-3")
+    for extra in ((), ("batch_size=2",), ("final=denoise",)):
+        assert call("sample", *base, *extra, cwd=where).returncode == 0
+    assert len(list((where / "outputs/sample").iterdir())) == 2
+    shutil.copy(where / "conditional.safetensors", where / "small.safetensors")
+    assert call("sample", *base, cwd=where).returncode == 0
+    assert len(list((where / "outputs/sample").iterdir())) == 3
+
+
+def test_conditional_labels_are_recorded(workplace: Path) -> None:
+    import numpy as np
+
+    done = call(
+        *("sample", "checkpoint=conditional.safetensors", "nfe=2", "metrics=none", "seeds=10-19", "labels=balanced"),
+        "hydra.run.dir=labels",
+        cwd=workplace,
+    )
+    assert done.returncode == 0, done.stderr
+    assert np.load(workplace / "labels/samples.npz")["arr_1"].tolist() == list(range(10))
+
+
+def test_a_sweep_leaves_one_directory_per_cell_and_survives_a_bad_one(workplace: Path) -> None:
+    arguments = ("-m", "checkpoint=small.safetensors", "solver=ddim,heun", "nfe=1,2", "seeds=0-7")
+    done = call("sample", *arguments, "hydra.sweep.dir=sweep", cwd=workplace)
+    assert done.returncode == 0, done.stderr
+    cells = sorted(path.name for path in (workplace / "sweep").iterdir() if path.is_dir())
+    assert cells == [
+        f"checkpoint=small.safetensors,nfe={nfe},seeds=0-7,solver={solver}"
+        for nfe in (1, 2)
+        for solver in ("ddim", "heun")
+    ]
+    for cell in cells:
+        files = {path.name for path in (workplace / "sweep" / cell).iterdir()}
+        assert {"config.yaml", "metrics.json", "grid.png", "samples.npz", ".hydra"} <= files
+    bad = call("sample", *arguments[:3], "nfe=0,3", "seeds=0-7", "hydra.sweep.dir=bad", cwd=workplace)
+    assert bad.returncode == 2
+    assert "nfe=0: must be a whole number" in bad.stderr
+    assert "Traceback" not in bad.stderr
+    finished = {json.loads(path.read_text())["solver"] for path in (workplace / "bad").rglob("metrics.json")}
+    assert finished == {"ddim", "heun"}
+
+
+def test_calibrate_then_deis_sn_and_a_stale_record(workplace: Path) -> None:
+    where = workplace / "record"
+    where.mkdir()
+    for name in ("small", "conditional"):
+        shutil.copy(workplace / f"{name}.safetensors", where)
+    done = call("calibrate", "checkpoint=small.safetensors", "nfe=20", "seeds=0-7", "hydra.run.dir=cal", cwd=where)
+    assert done.returncode == 0, done.stderr
+    assert (where / "cal/score_norm.png").is_file()
+    beside = where / "small.score_norm.safetensors"
+    stamp = beside.stat().st_mtime_ns
+    again = call("calibrate", "checkpoint=small.safetensors", "nfe=21", "seeds=0-7", "hydra.run.dir=cal2", cwd=where)
+    assert "is kept; to use the new one: calibration=cal2/score_norm.safetensors" in again.stdout
+    assert beside.stat().st_mtime_ns == stamp
+    arguments = ("solver=deis_sn", "nfe=3", "metrics=none", "seeds=0-3")
+    assert call("sample", "checkpoint=small.safetensors", *arguments, cwd=where).returncode == 0
+    stale = call("sample", "checkpoint=conditional.safetensors", f"calibration={beside}", *arguments, cwd=where)
+    assert stale.returncode == 2
+    assert "made for checkpoint" in stale.stderr
+
+
+def test_full_errors_on_request(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    assert "Traceback" in call("sample", "nfe=0", cwd=workplace).stderr
+
+
+def test_defects_of_ours_keep_their_traceback(workplace: Path) -> None:
+    done = call("sample", "checkpoint=small.safetensors", "solver.variable=null", cwd=workplace)
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr
