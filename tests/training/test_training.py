@@ -1,0 +1,146 @@
+import json
+import logging
+from collections import Counter
+from itertools import islice
+from pathlib import Path
+
+import pytest
+import torch
+from lightning import Trainer
+
+from scoreline.checkpoints import Card, load_model
+from scoreline.datasets.digits import Digits
+from scoreline.denoiser import Denoiser
+from scoreline.errors import InputError
+from scoreline.networks.unet import UNet
+from scoreline.objective import DenoisingObjective, EDMWeight, InverseVariance
+from scoreline.parameterisations import EDMPreconditioning, NoisePrediction
+from scoreline.schedules.densities import LogNormal, UniformTime
+from scoreline.schedules.vp import LinearVP
+from scoreline.targets import denoising
+from scoreline.training.checkpoint import AtomicCheckpointIO, Checkpointing
+from scoreline.training.data import EndlessBatches, ImageDataModule
+from scoreline.training.ema import EMACallback
+from scoreline.training.module import DiffusionModule, step_key
+from scoreline.training.preview import Preview
+from scoreline.training.progress import TrainingProgress, keep_until
+
+VP = LinearVP()
+SPEC = {"_target_": "scoreline.schedules.vp.LinearVP"}
+
+
+def module(label: bool = False) -> DiffusionModule:
+    torch.manual_seed(0)
+    classes = 10 if label else 0
+    network = UNet(1, 8, width=8, blocks=1, num_classes=classes)
+    model = {
+        "network": {
+            **{"_target_": "scoreline.networks.unet.UNet", "channels": 1, "resolution": 8, "width": 8, "blocks": 1},
+            "num_classes": classes,
+        },
+        "noise_schedule": SPEC,
+        "parameterisation": {"_target_": "scoreline.parameterisations.NoisePrediction", "noise_schedule": SPEC},
+    }
+    objective = DenoisingObjective(UniformTime(VP), InverseVariance(), denoising)
+    card = Card(model, (1, 8, 8), classes, {}, {})
+    denoiser = Denoiser(network, NoisePrediction(VP))
+    return DiffusionModule(denoiser, objective, lambda p: torch.optim.Adam(p, 2e-3), 32, 0.5, 0, card)
+
+
+def fit(root: Path, steps: int, it: DiffusionModule) -> list[dict]:
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    callbacks = [EMACallback(1, 0.2), TrainingProgress(steps * 0.032, 0.32), Preview(0.64), Checkpointing(0.64)]
+    trainer = Trainer(
+        accelerator="cpu",
+        max_steps=steps,
+        max_epochs=-1,
+        logger=False,
+        callbacks=callbacks,
+        plugins=[AtomicCheckpointIO()],
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        default_root_dir=root,
+    )
+    trainer.fit(it, ImageDataModule(Digits("train"), 32, seed=0))
+    return [json.loads(line) for line in (root / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.filterwarnings("ignore:.*num_workers.*", "ignore:.*does not have many workers.*")
+@pytest.mark.parametrize("label", [False, True])
+def test_loss_falls_and_everything_is_written(label: bool, tmp_path: Path) -> None:
+    it = module(label)
+    records = fit(tmp_path, 60, it)
+    assert [r["step"] for r in records] == [10, 20, 30, 40, 50, 60]
+    assert [r["kimg"] for r in records] == pytest.approx([0.32, 0.64, 0.96, 1.28, 1.6, 1.92])
+    assert records[0]["lr"] == pytest.approx(2e-3 * min(11 * 32 / 500, 1))
+    assert records[0]["loss"] > 2 * records[-1]["loss"]
+    assert sorted(path.name for path in (tmp_path / "previews").iterdir()) == ["000000kimg.png", "000001kimg.png"]
+    assert [p.name for p in sorted((tmp_path / "checkpoints").iterdir())] == ["0000001280.ckpt", "0000001920.ckpt"]
+    checkpoint = load_model(tmp_path / "model.safetensors")
+    assert checkpoint.card.training["kimg"] == 1.92
+    saved = torch.load(tmp_path / "checkpoints/0000001920.ckpt", weights_only=True)
+    raw, averaged = saved["state_dict"], saved["callbacks"]["EMACallback"]["weights"]
+    name = "stem.weight"
+    assert torch.equal(checkpoint.denoiser.network.state_dict()[name], averaged[name])
+    assert torch.equal(raw[f"denoiser.network.{name}"], it.denoiser.network.state_dict()[name])
+    assert not torch.equal(raw[f"denoiser.network.{name}"], averaged[name])
+
+
+def test_batches_are_a_stream_that_begins_anywhere() -> None:
+    whole = list(islice(iter(EndlessBatches(10, 4, seed=3)), 20))
+    assert list(islice(iter(EndlessBatches(10, 4, seed=3, start=7)), 13)) == whole[7:]
+    first_passes = [i for batch in whole[:5] for i in batch]
+    assert sorted(first_passes[:10]) == sorted(first_passes[10:]) == list(range(10))
+    assert first_passes[:10] != first_passes[10:]
+    assert list(islice(iter(EndlessBatches(10, 4, seed=4)), 20)) != whole
+
+
+def test_ranks_share_a_batch_without_overlap() -> None:
+    whole = list(islice(iter(EndlessBatches(100, 8, seed=0)), 9))
+    parts = [list(islice(iter(EndlessBatches(100, 8, 0, 0, rank, 2)), 9)) for rank in (0, 1)]
+    assert [a + b for a, b in zip(*parts, strict=True)] == whole
+    with pytest.raises(InputError, match="batch_size=9"):
+        EndlessBatches(100, 9, 0, world=2)
+
+
+def test_a_batch_larger_than_the_data() -> None:
+    (batch,) = islice(iter(EndlessBatches(3, 8, seed=0)), 1)
+    assert sorted(Counter(batch).values()) == [2, 3, 3]
+
+
+def test_keys_of_steps_and_ranks_differ() -> None:
+    keys = {step_key(seed, step, rank) for seed in range(3) for step in range(50) for rank in range(4)}
+    assert len(keys) == 600
+
+
+def test_records_after_the_resumed_step_are_dropped(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    keep_until(path, 3)
+    path.write_text('{"step": 2}\n{"step": 4}\n{"st')
+    keep_until(path, 3)
+    assert path.read_text() == '{"step": 2}\n'
+
+
+@pytest.mark.parametrize("kind", ["vp", "edm"])
+def test_objective_is_minimised_by_the_exact_denoiser(kind: str) -> None:
+    """For N(0, c^2) the expected loss at the optimum is E lambda(rho) c^2 rho^2 / (c^2 + rho^2)."""
+    c = 0.6
+    density, weight = (UniformTime(VP), InverseVariance()) if kind == "vp" else (LogNormal(), EDMWeight(0.5))
+
+    class Exact(torch.nn.Module):
+        def forward(self, x, rho, label=None):
+            return x * (c**2 / (c**2 + rho**2)).to(x.dtype).reshape(-1, 1, 1, 1)
+
+    clean = torch.randn(40_000, 1, 2, 2, generator=torch.Generator().manual_seed(1)) * c
+    loss, rho = DenoisingObjective(density, weight, denoising)(Exact(), clean, None, torch.Generator().manual_seed(0))
+    expected = weight(rho) * c**2 * rho**2 / (c**2 + rho**2)
+    assert loss.shape == rho.shape == (40_000,)
+    assert float(loss.mean()) == pytest.approx(float(expected.mean()), rel=0.02)
+
+
+def test_edm_weight_makes_the_network_target_unit_variance() -> None:
+    rho = torch.logspace(-2, 2, 20, dtype=torch.float64)
+    torch.testing.assert_close(EDMWeight(0.5)(rho) * EDMPreconditioning(0.5)(rho).out ** 2, torch.ones_like(rho))
