@@ -15,13 +15,13 @@ def main(cfg: DictConfig) -> None:
     path = out / f"{record.kind}.safetensors"
     record.save(path)
     plot(record, out / f"{record.kind}.png")
+    print(f"{record.provenance['images']} images, NFE {record.provenance['nfe']} -> {path}")
     beside = record_beside(source, record.kind)
-    if not beside.exists():
-        record.save(beside)
-        print(f"{record.provenance['images']} images, NFE {record.provenance['nfe']} -> {beside} (found by sample.py)")
-    else:
-        print(f"{record.provenance['images']} images, NFE {record.provenance['nfe']} -> {path}")
+    if beside.exists():
         print(f"{beside.name} was there already and is kept; to use the new one: calibration={path}")
+    else:
+        record.save(beside)
+        print(f"copied to {beside.name} beside the checkpoint, where sample.py finds it")
 
 
 def measure(cfg: DictConfig):

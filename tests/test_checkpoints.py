@@ -8,6 +8,7 @@ from safetensors.torch import save_file
 from scoreline.checkpoints import Card, load_model, save_model
 from scoreline.errors import InputError
 from scoreline.networks.unet import UNet
+from scoreline.schedules.base import NoiseSchedule
 from scoreline.schedules.vp import LinearVP
 from scoreline.specs import rebuild
 
@@ -84,8 +85,6 @@ def test_trusted_packages_are_named_by_the_user(tmp_path: Path, monkeypatch: pyt
     with pytest.raises(InputError, match="no network"):
         rebuild({"_target_": "mynets.Cellar"}, torch.nn.Module, ("mynets",))
     with pytest.raises(InputError, match="is no NoiseSchedule"):
-        from scoreline.schedules.base import NoiseSchedule
-
         rebuild(NETWORK, NoiseSchedule)
     with pytest.raises(InputError, match="refuses its arguments"):
         rebuild({**NETWORK, "depth": 3}, torch.nn.Module)

@@ -45,7 +45,9 @@ def test_any_lower_triangular_table_is_evaluated(mixture: GaussianMixture) -> No
     S = torch.rand(6, 6, dtype=torch.float64, generator=generator).tril()
     N = torch.randn(6, 6, dtype=torch.float64, generator=generator).tril() / 10
     N[:, 2] = 0
-    table = Tableau(torch.linspace(3, 1, 7, dtype=torch.float64), S / S.sum(1, keepdim=True), N, torch.zeros(6).double())
+    table = Tableau(
+        torch.linspace(3, 1, 7, dtype=torch.float64), S / S.sum(1, keepdim=True), N, torch.zeros(6).double()
+    )
     assert table.nfe == 5
     x = torch.randn(4, 2, dtype=torch.float64)
     torch.testing.assert_close(integrate(mixture.eps, x, table), dense(table, mixture.eps, x))
@@ -108,7 +110,9 @@ class Small(nn.Module):
 
 def draw(seeds: list[int], batch_size: int, labels: Tensor | None = None, network_batch: int | None = 64) -> Tensor:
     table = build(DEIS(3, VP), Time(VP, 2), SPAN, 6, "none")
-    batches = generate(Denoiser(Small(), NoisePrediction(VP)), table, (1, 8, 8), seeds, batch_size, labels, network_batch)
+    batches = generate(
+        Denoiser(Small(), NoisePrediction(VP)), table, (1, 8, 8), seeds, batch_size, labels, network_batch
+    )
     return torch.cat([batch.x for batch in batches])
 
 
@@ -149,7 +153,11 @@ def test_a_wrong_count_and_a_broken_network_are_errors() -> None:
 def test_noise_is_a_function_of_seed_purpose_and_step() -> None:
     z = normal(range(10), (3, 5), "initial")
     assert torch.equal(normal([7, 2], (3, 5), "initial"), z[[7, 2]])
-    others = [normal(range(10), (3, 5), "solver"), normal(range(10), (3, 5), "initial", 1), normal(range(10, 20), (3, 5), "initial")]
+    others = [
+        normal(range(10), (3, 5), "solver"),
+        normal(range(10), (3, 5), "initial", 1),
+        normal(range(10, 20), (3, 5), "initial"),
+    ]
     assert all(float((z - other).abs().min()) > 0 for other in others)
     assert z.dtype == torch.float32
 

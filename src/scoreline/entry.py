@@ -26,6 +26,7 @@ from scoreline.errors import InputError, did_you_mean
 from scoreline.files import code_version, sha256, write_atomically
 
 ASSETS = Path(__file__).parent / "assets"
+MISCONFIGURED = "MisconfigurationException"  # Lightning's, told by its name so as not to import Lightning
 KEEP_TRACEBACKS = "SCORELINE_TRACEBACKS"
 
 Job = Callable[[DictConfig], Any]
@@ -110,7 +111,8 @@ def _explain_composition(error: BaseException) -> str:
 
 def _explain_instantiation(error: BaseException) -> str | None:
     """Wrong arguments of a `_target_`; anything that its code raised itself stays a traceback."""
-    unexpected = next((c for c in _causes(error) if isinstance(c, TypeError | OmegaConfBaseException)), None)
+    known = (TypeError, OmegaConfBaseException)
+    unexpected = next((c for c in _causes(error) if isinstance(c, known) or type(c).__name__ == MISCONFIGURED), None)
     match = re.search(r"full_key: (\S+)", str(error))
     if unexpected is None:
         return None

@@ -7,11 +7,13 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import mean, stdev
 from typing import Any
 
 from scoreline.errors import InputError, did_you_mean
 from scoreline.files import write_atomically
 from scoreline.metrics.base import HIGHER_IS_BETTER
+from scoreline.seeds import parse_seeds
 
 Row = dict[str, Any]
 
@@ -28,11 +30,42 @@ def collect(root: Path) -> list[Row]:
     return rows
 
 
+PROTOCOL = ("protocol", "images", "checkpoint", "final", "sigma_max", "sigma_end", "code_version")
+
+
 def fingerprint(row: Row) -> str:
     """Everything that two figures must share to stand in one column."""
-    shared = ("protocol", "images", "checkpoint", "final", "seeds", "sigma_max", "sigma_end", "code_version")
-    kept = {key: row.get(key) for key in shared}
-    return json.dumps(kept, sort_keys=True)
+    return json.dumps({key: row.get(key) for key in (*PROTOCOL, "seeds")}, sort_keys=True)
+
+
+def over_seed_ranges(rows: Sequence[Row]) -> list[Row]:
+    """Runs that differ in nothing but disjoint seeds become one row: mean, and sd / sqrt(R) over the R ranges.
+
+    Cells with one run keep the standard error over its images.
+
+    Raises:
+        InputError: if runs of one cell share seeds.
+    """
+    groups: dict[str, list[Row]] = {}
+    for row in rows:
+        key = json.dumps({key: row.get(key) for key in (*PROTOCOL, "solver", "schedule", "nfe")}, sort_keys=True)
+        groups.setdefault(key, []).append(row)
+    return [_mean(group) for group in groups.values()]
+
+
+def _mean(group: list[Row]) -> Row:
+    seeds = [seed for row in group for seed in parse_seeds(row["seeds"])]
+    if len(group) == 1:
+        return group[0]
+    if len(set(seeds)) < len(seeds):
+        ranges = ", ".join(row["seeds"] for row in group)
+        raise InputError(f"seeds={ranges}: runs of one cell share seeds; only disjoint ranges can be averaged")
+    count = len(group)
+    metrics = {}
+    for name in group[0]["metrics"]:
+        values = [row["metrics"][name]["value"] for row in group]
+        metrics[name] = {"value": mean(values), "error": stdev(values) / count**0.5, "n": count}
+    return {**group[0], "seeds": " and ".join(row["seeds"] for row in group), "ranges": count, "metrics": metrics}
 
 
 def markdown(rows: Sequence[Row], metric: str) -> str:
@@ -60,7 +93,9 @@ def _one(rows: Sequence[Row], metric: str) -> str:
         lines.append(f"| {name} | " + " | ".join(shown) + " |")
     first = rows[0]
     about = f"{first['images']} images (seeds {first['seeds']}), checkpoint {first['checkpoint']['sha256'][:8]}"
-    return "\n".join([*lines, "", f"{about}; +- is the standard error over images; {_protocol(first)}.", ""])
+    ranges = first.get("ranges", 1)
+    error = f"of the mean over {ranges} seed ranges" if ranges > 1 else "over images"
+    return "\n".join([*lines, "", f"{about}; +- is the standard error {error}; {_protocol(first)}.", ""])
 
 
 def _name(row: Row) -> str:
@@ -102,7 +137,7 @@ def figure(rows: Sequence[Row], metric: str, path: Path) -> None:
 def main(arguments: Sequence[str]) -> None:
     """The command of the module."""
     root, metric = Path(arguments[0]), arguments[1] if len(arguments) > 1 else "frechet_distance"
-    rows = collect(root)
+    rows = over_seed_ranges(collect(root))
     text = markdown(rows, metric)
     write_atomically(root / "table.md", lambda path: path.write_text(text))
     if len({fingerprint(row) for row in rows}) == 1:

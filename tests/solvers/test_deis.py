@@ -136,7 +136,7 @@ def test_refuses_orders_and_scales_that_make_no_sense() -> None:
         def knots(self) -> Tensor:
             return torch.empty(0, dtype=torch.float64)
 
-    with pytest.raises(InputError, match="solver.order=4"):
+    with pytest.raises(InputError, match=r"solver\.order=4"):
         DEIS(4, VP)
     with pytest.raises(InputError, match="positive"):
         adams_bashforth(grid(Power(7), 10, 0.1, 4), 2, VP, Negative())

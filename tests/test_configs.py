@@ -1,0 +1,148 @@
+"""Every file of every config group composes and instantiates."""
+
+import logging
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from scoreline import entry
+from scoreline.checkpoints import load_model
+from scoreline.datasets.digits import Digits
+from scoreline.solvers.tableau import build
+
+CONF = Path(__file__).parents[1] / "conf"
+SCRIPT_OF = {
+    **dict.fromkeys(
+        ("dataset", "model", "objective", "target", "trainer", "logger", "callbacks", "experiment"), "train"
+    ),
+    **dict.fromkeys(("solver", "schedule", "metrics"), "sample"),
+    "calibration": "calibrate",
+}
+NEEDED = {
+    "dataset/image_folder": ["dataset.path=pictures"],
+    "dataset/zip": ["dataset.path=pictures.zip"],
+    "dataset/cifar10": ["dataset.path=cifar.tar.gz"],
+    "dataset/huggingface": ["dataset.path=hub/name"],
+    "dataset/emoji": ["dataset.font=font.ttf"],
+}
+CHOICES = [(path.parent.name, path.stem) for path in sorted(CONF.glob("*/*.yaml"))]
+
+
+def composed(script: str, *overrides: str, out: Path) -> DictConfig:
+    entry.register_resolvers()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose(script, overrides=list(overrides), return_hydra_config=True)
+    cfg.hydra.runtime.output_dir = str(out)
+    HydraConfig.instance().set_config(cfg)
+    OmegaConf.set_struct(cfg, False)
+    del cfg["hydra"]
+    return cfg
+
+
+def test_every_group_belongs_to_a_script() -> None:
+    assert {group for group, _ in CHOICES} == set(SCRIPT_OF)
+
+
+@pytest.mark.parametrize(("group", "choice"), CHOICES, ids=["/".join(choice) for choice in CHOICES])
+def test_composes_and_resolves(group: str, choice: str, tmp_path: Path) -> None:
+    script, needed = SCRIPT_OF[group], NEEDED.get(f"{group}/{choice}", [])
+    cfg = composed(script, f"{group}={choice}", *needed, out=tmp_path)
+    if script != "train":
+        adopt(cfg)
+    assert "${" not in OmegaConf.to_yaml(cfg, resolve=True)
+
+
+def adopt(cfg: DictConfig) -> None:
+    checkpoint = load_model(entry.model_path(cfg.checkpoint))
+    entry.adopt_model(cfg, checkpoint.card.model, checkpoint.digest)
+    if "calibration" in cfg and cfg.calibration == "auto":
+        cfg.calibration = str(entry.ASSETS / "digits_vp.score_norm.safetensors")
+
+
+@pytest.mark.parametrize("solver", [c for g, c in CHOICES if g == "solver"])
+@pytest.mark.parametrize("schedule", [c for g, c in CHOICES if g == "schedule"])
+def test_every_solver_on_every_schedule_spends_its_budget_exactly(solver: str, schedule: str, tmp_path: Path) -> None:
+    cfg = composed("sample", f"solver={solver}", f"schedule={schedule}", out=tmp_path)
+    adopt(cfg)
+    native = instantiate(cfg.model.noise_schedule)
+    for nfe in (1, 2, 7, 20):
+        table = build(
+            instantiate(cfg.solver), instantiate(cfg.schedule), (native.sigma_max, native.sigma_min), nfe, "none"
+        )
+        assert table.nfe == nfe
+        if solver != "deis_sn":  # exact for constant eps / w instead
+            assert table.residual < 1e-12
+
+
+@pytest.mark.parametrize("name", [c for g, c in CHOICES if g in ("metrics", "calibration")])
+def test_metrics_and_calibrations_instantiate(name: str, tmp_path: Path) -> None:
+    group = next(g for g, c in CHOICES if c == name)
+    cfg = composed(SCRIPT_OF[group], f"{group}={name}", out=tmp_path)
+    assert callable(instantiate(cfg[group]))
+
+
+@pytest.mark.parametrize("experiment", [c for g, c in CHOICES if g == "experiment"])
+def test_experiments_instantiate(experiment: str, tmp_path: Path) -> None:
+    import torch
+
+    cfg = composed("train", f"experiment={experiment}", out=tmp_path)
+    dataset = instantiate(cfg.dataset)
+    entry.match_data(cfg.model.network, dataset)
+    network = instantiate(cfg.model.network)
+    optimiser = instantiate(cfg.optimiser)(network.parameters())
+    assert isinstance(optimiser, torch.optim.Adam)
+    instantiate(cfg.model.parameterisation)
+    instantiate(cfg.objective)
+    assert [type(instantiate(callback)).__name__ for callback in cfg.callbacks.values()] == [
+        *("EMACallback", "TrainingProgress", "Preview", "Checkpointing")
+    ]
+    assert cfg.name == experiment
+
+
+@pytest.mark.parametrize("logger", [c for g, c in CHOICES if g == "logger"])
+def test_loggers_need_no_account(logger: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    cfg = composed("train", f"logger={logger}", out=tmp_path)
+    it = instantiate(cfg.logger)
+    it.log_metrics({"train/loss": 1.5}, step=3)
+    it.save()
+    it.finalize("success")
+    if logger == "wandb":
+        import wandb
+
+        wandb.finish()
+        assert list(tmp_path.glob("wandb/offline-run-*/*.wandb"))
+    else:
+        assert any(path.stat().st_size for path in (tmp_path / logger).iterdir())
+
+
+def test_trainers_instantiate(tmp_path: Path) -> None:
+    import torch
+
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    cfg = composed("train", "trainer=cpu", out=tmp_path)
+    assert instantiate(cfg.trainer, max_steps=1, logger=False).max_steps == 1
+    cfg = composed("train", "trainer=gpu", out=tmp_path)
+    assert cfg.trainer.accelerator == "gpu"
+    if torch.cuda.is_available():
+        instantiate(cfg.trainer, max_steps=1, logger=False)
+
+
+def test_datasets_that_need_a_file_say_so(tmp_path: Path) -> None:
+    for key, needed in NEEDED.items():
+        group, choice = key.split("/")
+        cfg = composed("train", f"{group}={choice}", *needed, out=tmp_path)
+        if choice == "huggingface":
+            cfg.dataset.path = str(tmp_path / "nothing")
+        with pytest.raises(InstantiationException) as caught:
+            instantiate(cfg.dataset)
+        sentence = entry.explain(caught.value)
+        assert sentence is not None, key
+        assert "dataset." in sentence, sentence
+    assert isinstance(instantiate(composed("train", out=tmp_path).dataset), Digits)

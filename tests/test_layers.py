@@ -1,0 +1,78 @@
+"""Mathematics knows nothing of Lightning, Hydra, W&B or files of pictures."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import scoreline
+
+PACKAGE = Path(scoreline.__file__).parent
+PURE = [
+    "schedules",
+    "solvers",
+    "networks",
+    "parameterisations",
+    "denoiser",
+    "targets",
+    "objective",
+    "sampling",
+    "noise",
+]
+PURE += [
+    "ema",
+    "exact",
+    "pixels",
+    "labels",
+    "seeds",
+    "errors",
+    "metrics",
+    "datasets",
+    "calibration.score_norm",
+    "samples",
+]
+BLOCKED = [
+    "lightning",
+    "pytorch_lightning",
+    "hydra",
+    "omegaconf",
+    "wandb",
+    "torchmetrics",
+    "PIL",
+    "matplotlib",
+    "sklearn",
+]
+
+
+def modules(name: str) -> list[str]:
+    path = PACKAGE / name.replace(".", "/")
+    files = sorted(path.glob("*.py")) if path.is_dir() else [path.with_suffix(".py")]
+    return [".".join(["scoreline", *file.relative_to(PACKAGE).with_suffix("").parts]) for file in files]
+
+
+def test_pure_modules_import_with_everything_else_blocked() -> None:
+    names = [m for name in PURE for m in modules(name)]
+    assert len(names) > 40
+    code = f"import sys\nfor name in {BLOCKED}: sys.modules[name] = None\nimport importlib\n"
+    code += f"for name in {names}: importlib.import_module(name)\n"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+
+
+def test_only_the_scripts_and_their_entry_touch_hydra() -> None:
+    users = {
+        path.relative_to(PACKAGE).as_posix()
+        for path in PACKAGE.rglob("*.py")
+        if any(
+            line.lstrip().startswith(("import hydra", "from hydra", "from omegaconf"))
+            for line in path.read_text().splitlines()
+        )
+    }
+    assert users == {"entry.py"}
+
+
+def test_nothing_loads_pickles() -> None:
+    for path in [*PACKAGE.rglob("*.py")]:
+        text = path.read_text()
+        assert "pickle.load" not in text, path
+        assert text.count("torch.load(") == text.count("weights_only=True"), path
+        assert "allow_pickle=True" not in text, path
