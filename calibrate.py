@@ -1,4 +1,11 @@
-"""checkpoint -> measurements -> calibration record."""
+"""Measure a trained model and write a calibration record, bound to its checkpoint.
+
+  python calibrate.py checkpoint=outputs/train/NAME       mean |eps| per noise level, for solver=deis_sn
+  python calibrate.py nfe=200 seeds=0-255                 fewer levels, more images
+
+The run directory holds the record (safetensors), its plot and config.yaml; a copy goes beside the checkpoint,
+where sample.py finds it, unless one is there already.
+"""
 
 from omegaconf import DictConfig
 

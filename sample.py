@@ -1,4 +1,13 @@
-"""checkpoint + solver + schedule (+ calibration record) -> tableau -> images -> metrics."""
+"""Draw images from a checkpoint with any solver on any schedule, and measure them.
+
+  python sample.py                                        64 digits, DEIS-tAB3, NFE 10
+  python sample.py checkpoint=outputs/train/NAME nfe=20   your own model
+  python sample.py solver=heun schedule=karras final=denoise nfe=35
+  python sample.py seeds=0-4999 batch_size=500            more images
+  python sample.py -m solver=ddim,deis_tab3 nfe=5,10,20   a sweep, one directory per cell
+
+The run directory holds grid.png, samples.npz (arr_0: uint8 NHWC), metrics.json and config.yaml.
+"""
 
 from omegaconf import DictConfig
 

@@ -51,7 +51,13 @@ def script(config_name: str) -> Callable[[Job], Callable[[], None]]:
                     raise
                 _leave(error)
 
-        return functools.wraps(job)(lambda: _run(hydra.main("conf", config_name, "1.3")(guarded)))
+        def main() -> None:
+            if {"--help", "-h"} & set(sys.argv[1:]):
+                print(help_text(str(sys.modules[job.__module__].__doc__), config_name))
+            else:
+                _run(hydra.main("conf", config_name, "1.3")(guarded))
+
+        return main
 
     return decorate
 
@@ -74,6 +80,23 @@ def _leave(error: Exception) -> NoReturn:
         raise error
     print(f"{Path(sys.argv[0]).name}: {sentence}", file=sys.stderr)
     sys.exit(2)
+
+
+def help_text(about: str, config_name: str) -> str:
+    """What a script's `--help` prints: its docstring, the choices of its groups, and its keys with their comments.
+
+    Hydra's own help deep-copies every config of every group and takes seconds.
+    """
+    conf = Path(sys.argv[0]).resolve().parent / "conf"
+    defaults, _, rest = (conf / f"{config_name}.yaml").read_text().partition("\n\n")
+    chosen = dict(re.findall(r"- (\w+): (\S+)", defaults))
+    groups = [f"  {group + '=':14}{_choices(conf / group, default)}" for group, default in chosen.items()]
+    keys = [f"  {line}" for line in rest.partition("\nhydra:")[0].splitlines()]
+    return "\n".join([about, "Groups (default first):", *groups, "", "Keys:", *keys])
+
+
+def _choices(folder: Path, default: str) -> str:
+    return " | ".join(sorted((path.stem for path in folder.glob("*.yaml")), key=lambda name: (name != default, name)))
 
 
 def explain(error: BaseException) -> str | None:
