@@ -25,7 +25,7 @@ def main(cfg: DictConfig) -> None:
     print(f"{record.provenance['images']} images, NFE {record.provenance['nfe']} -> {path}")
     beside = record_beside(source, record.kind)
     if beside.exists():
-        print(f"{beside.name} was there already and is kept; to use the new one: calibration={path}")
+        print(f"{beside.name} was there already and is kept; to use the new one: record={path}")
     else:
         record.save(beside)
         print(f"copied to {beside.name} beside the checkpoint, where sample.py finds it")

@@ -44,8 +44,8 @@ def draw(cfg: DictConfig) -> dict:
     seeds, device = parse_seeds(cfg.seeds), choose_device(cfg.device)
     checkpoint = load_model(entry.model_path(cfg.checkpoint), tuple(cfg.trust))
     entry.adopt_model(cfg, checkpoint.card.model, checkpoint.digest)
-    if cfg.calibration == "auto":
-        cfg.calibration = str(record_beside(checkpoint.path, "score_norm"))
+    if cfg.record == "auto":
+        cfg.record = str(record_beside(checkpoint.path, "score_norm"))
     labels = plan_labels(cfg.labels, seeds, checkpoint.card.num_classes)
     span = entry.sigma_range(cfg, checkpoint.noise_schedule)
     tableau = build(instantiate(cfg.solver), instantiate(cfg.schedule), span, nfe, cfg.final)

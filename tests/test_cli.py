@@ -30,6 +30,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, classes in (("small", 0), ("conditional", 10)):
         torch.manual_seed(0)
         net = UNet(1, 8, width=8, blocks=1, num_classes=classes)
+        torch.nn.init.normal_(net.head.weight, std=0.05)
         model = {
             "network": {**NETWORK, "num_classes": classes},
             "noise_schedule": VP,
@@ -196,11 +197,11 @@ def test_calibrate_then_deis_sn_and_a_stale_record(workplace: Path) -> None:
     beside = where / "small.score_norm.safetensors"
     stamp = beside.stat().st_mtime_ns
     again = call("calibrate", "checkpoint=small.safetensors", "nfe=21", "seeds=0-7", "hydra.run.dir=cal2", cwd=where)
-    assert "is kept; to use the new one: calibration=cal2/score_norm.safetensors" in again.stdout
+    assert "is kept; to use the new one: record=cal2/score_norm.safetensors" in again.stdout
     assert beside.stat().st_mtime_ns == stamp
     arguments = ("solver=deis_sn", "nfe=3", "metrics=none", "seeds=0-3")
     assert call("sample", "checkpoint=small.safetensors", *arguments, cwd=where).returncode == 0
-    stale = call("sample", "checkpoint=conditional.safetensors", f"calibration={beside}", *arguments, cwd=where)
+    stale = call("sample", "checkpoint=conditional.safetensors", f"record={beside}", *arguments, cwd=where)
     assert stale.returncode == 2
     assert "made for checkpoint" in stale.stderr
 

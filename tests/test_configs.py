@@ -60,8 +60,8 @@ def test_composes_and_resolves(group: str, choice: str, tmp_path: Path) -> None:
 def adopt(cfg: DictConfig) -> None:
     checkpoint = load_model(entry.model_path(cfg.checkpoint))
     entry.adopt_model(cfg, checkpoint.card.model, checkpoint.digest)
-    if "calibration" in cfg and cfg.calibration == "auto":
-        cfg.calibration = str(entry.ASSETS / "digits_vp.score_norm.safetensors")
+    if "record" in cfg:
+        cfg.record = str(entry.ASSETS / "digits_vp.score_norm.safetensors")
 
 
 @pytest.mark.parametrize("solver", [c for g, c in CHOICES if g == "solver"])

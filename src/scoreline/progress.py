@@ -15,7 +15,8 @@ class ImageProgress:
     def __init__(
         self, total: int, what: str, done: int = 0, enabled: bool = True, delay: float = 2.0, every: float = 10.0
     ) -> None:
-        self.total, self.what, self.done, self.start = total, what, done, done
+        self.total, self.what, self.start = total, what, done
+        self.done: float = done
         self.enabled, self.every, self.began = enabled, every, time.monotonic()
         self.printed = self.began + delay - every
         self.note = ""
@@ -28,12 +29,13 @@ class ImageProgress:
             total=self.total, initial=self.done, desc=self.what, unit="img", unit_scale=True, delay=delay, leave=False
         )
 
-    def update(self, images: int, note: str = "") -> None:
-        """`images` more are done; `note` is shown behind the rate."""
+    def update(self, images: float, note: str = "") -> None:
+        """`images` more are done, in fractions where one image takes long; `note` is shown behind the rate."""
         self.done, self.note = self.done + images, note
         if self.bar is not None:
             self.bar.set_postfix_str(note, refresh=False)
-            self.bar.update(images)
+            self.bar.n = round(self.done)
+            self.bar.update(0)
         elif self.enabled and time.monotonic() - self.printed >= self.every:
             self.printed = time.monotonic()
             print(self.line(note), file=sys.stderr, flush=True)
@@ -42,7 +44,7 @@ class ImageProgress:
         """`training: 12800/128000 img, 850 img/s, ETA 2:15, loss 0.31`."""
         rate = (self.done - self.start) / max(time.monotonic() - self.began, 1e-9)
         left = int((self.total - self.done) / rate) if rate else 0
-        text = f"{self.what}: {self.done}/{self.total} img, {rate:.0f} img/s, ETA {left // 60}:{left % 60:02d}"
+        text = f"{self.what}: {round(self.done)}/{self.total} img, {rate:.3g} img/s, ETA {left // 60}:{left % 60:02d}"
         return f"{text}, {note}" if note else text
 
     def close(self) -> None:

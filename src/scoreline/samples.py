@@ -43,11 +43,11 @@ def draw(
         sizes: `batch_size` and `network_batch` of `sampling.generate`.
     """
     began, images, nfe = time.perf_counter(), [], 0
+    denoiser, shape = checkpoint.denoiser, checkpoint.card.shape
     with ImageProgress(len(seeds), "sampling") as progress:
-        for batch in generate(checkpoint.denoiser, tableau, checkpoint.card.shape, seeds, sizes[0], labels, sizes[1]):
+        for batch in generate(denoiser, tableau, shape, seeds, sizes[0], labels, sizes[1], progress.update):
             images.append(to_uint8(batch.x).cpu())
             nfe = batch.nfe
-            progress.update(len(batch.seeds), f"NFE {nfe}")
     return Drawn(torch.cat(images), nfe, time.perf_counter() - began)
 
 

@@ -19,6 +19,10 @@ Draw = Callable[[int], Tensor]
 """Fresh noise z_k of x's shape for row k of a stochastic tableau."""
 
 
+Progress = Callable[[float], object]
+"""Told how many images' worth of work was done, in fractions of an image."""
+
+
 class State(NamedTuple):
     """State number `row` of a run: x in unit-signal coordinates at noise level rho."""
 
@@ -153,6 +157,7 @@ def generate(
     batch_size: int,
     labels: Tensor | None = None,
     network_batch: int | None = 64,
+    progress: Progress = lambda images: None,
 ) -> Iterator[Batch]:
     """Sample one image per seed, batch by batch, on the device of the denoiser's parameters.
 
@@ -166,6 +171,7 @@ def generate(
         labels: class labels (len(seeds),) int64 in the order of the seeds, or None.
         network_batch: images per network call, the last call filled up; None calls the network on whole batches, and
             images then depend on the batch size by float32 rounding.
+        progress: called after every evaluation with the images' worth of work it did.
 
     Raises:
         RuntimeError: if the network was called another number of times than the tableau says.
@@ -178,7 +184,9 @@ def generate(
         x = noise.normal(chosen, shape, "initial").to(device) * float(tableau.rho[0])
 
         def eps(x: Tensor, rho: float, label: Tensor | None = label) -> Tensor:
-            return _in_fixed_batches(denoiser, x, rho, label, network_batch or len(x))
+            estimate = _in_fixed_batches(denoiser, x, rho, label, network_batch or len(x))
+            progress(len(x) / tableau.nfe)
+            return estimate
 
         def draw(row: int, chosen: list[int] = chosen) -> Tensor:
             return noise.normal(chosen, shape, "solver", row).to(device)

@@ -48,19 +48,19 @@ def load_record(path: str | Path, kind: str, checkpoint: str) -> Record:
     path = Path(path)
     remedy = f"make one with: python calibrate.py calibration={kind} checkpoint=..."
     if not path.is_file():
-        raise InputError(f"calibration={path}: no such record; {remedy}")
+        raise InputError(f"record={path}: no such record; {remedy}")
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             values = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         found, provenance = metadata.get("kind"), json.loads(metadata.get("provenance", "{}"))
     except (SafetensorError, OSError, ValueError) as error:
-        raise InputError(f"calibration={path}: not a readable record ({error}); {remedy}") from error
+        raise InputError(f"record={path}: not a readable record ({error}); {remedy}") from error
     if metadata.get("format") != FORMAT or found != kind:
-        raise InputError(f"calibration={path}: holds {found!r}, not {kind!r}; {remedy}")
+        raise InputError(f"record={path}: holds {found!r}, not {kind!r}; {remedy}")
     if provenance.get("checkpoint") != checkpoint:
         raise InputError(
-            f"calibration={path}: made for checkpoint {str(provenance.get('checkpoint'))[:12]}, "
+            f"record={path}: made for checkpoint {str(provenance.get('checkpoint'))[:12]}, "
             f"this one is {checkpoint[:12]}; {remedy}"
         )
     return Record(kind, values, provenance)

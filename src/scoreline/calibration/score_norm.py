@@ -1,6 +1,6 @@
 """Mean |eps| per noise level along a model's own trajectory: the scale of DEIS-SN."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from scoreline import noise
 from scoreline.calibration.record import Record, load_record
 from scoreline.denoiser import Denoiser
 from scoreline.errors import InputError
-from scoreline.sampling import trajectory
+from scoreline.sampling import Progress, trajectory
 from scoreline.solvers.tableau import Tableau
 
 
@@ -65,13 +65,13 @@ class ScoreNorm:
         seeds: Sequence[int],
         batch_size: int,
         labels: Tensor | None = None,
-        progress: Callable[[int], None] = lambda images: None,
+        progress: Progress = lambda images: None,
     ) -> dict[str, Tensor]:
         """Tensors `rho`, `mean_abs_eps`, `standard_error`, (K,) float64, rho increasing.
 
         Args:
             tableau: the run to measure; every noise level it evaluates becomes an entry, and must occur once.
-            progress: called with the number of images in each finished batch.
+            progress: called after every evaluation with the images' worth of work it did.
 
         Raises:
             InputError: if fewer than two images are asked for, or a level repeats (as in Runge-Kutta methods).
@@ -99,7 +99,7 @@ class ScoreNorm:
         shape: tuple[int, int, int],
         seeds: list[int],
         label: Tensor | None,
-        progress: Callable[[int], None],
+        progress: Progress,
     ) -> Tensor:
         """Mean |eps| of each image at each evaluation: (K, len(seeds)) float64."""
         device = next(denoiser.parameters()).device
@@ -108,12 +108,12 @@ class ScoreNorm:
         def eps(x: Tensor, rho: float) -> Tensor:
             estimate = denoiser.eps(x, rho, label=None if label is None else label.to(device))
             seen.append(estimate.abs().flatten(1).double().mean(1).cpu())
+            progress(len(x) / tableau.nfe)
             return estimate
 
         x = noise.normal(seeds, shape, "initial").to(device) * float(tableau.rho[0])
         for _ in trajectory(eps, x, tableau):
             pass
-        progress(len(seeds))
         return torch.stack(seen)
 
 
