@@ -2,8 +2,10 @@
 
 import json
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -137,6 +139,21 @@ def test_sampling_writes_what_it_says_and_never_twice(workplace: Path) -> None:
     assert again.stdout.splitlines()[-1] == first.stdout.splitlines()[-1]
     kept = {name: (out / name).stat().st_mtime_ns for name in stamps}
     assert kept == stamps
+
+
+def test_kill_9_while_sampling_leaves_nothing_half_written(workplace: Path) -> None:
+    arguments = ("checkpoint=small.safetensors", "nfe=60", "seeds=0-255", "network_batch=16", "hydra.run.dir=killed")
+    out = workplace / "killed"
+    process = subprocess.Popen([sys.executable, str(ROOT / "sample.py"), *arguments], cwd=workplace)
+    while not (out / "config.yaml").exists():
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert {path.name for path in out.iterdir()} <= {".hydra", "config.yaml", "sample.log"}
+    done = call("sample", *arguments, cwd=workplace)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((out / "metrics.json").read_text())["images"] == 256
 
 
 def test_run_directory_depends_on_what_matters_only(workplace: Path) -> None:

@@ -1,0 +1,69 @@
+"""The checkpoint that ships with the package, as a user would lean on it."""
+
+import pytest
+import torch
+
+from scoreline.calibration.record import load_record, record_beside
+from scoreline.calibration.score_norm import load_scale
+from scoreline.checkpoints import Checkpoint, load_model
+from scoreline.datasets.digits import Digits
+from scoreline.entry import model_path
+from scoreline.metrics.fidelity import Fidelity
+from scoreline.samples import draw
+from scoreline.schedules.spacings import Time
+from scoreline.solvers.deis import DEIS
+from scoreline.solvers.tableau import Tableau, build
+
+
+@pytest.fixture(scope="module")
+def checkpoint() -> Checkpoint:
+    return load_model(model_path("digits_vp"))
+
+
+def table(checkpoint: Checkpoint, nfe: int, scale: object = None) -> Tableau:
+    schedule = checkpoint.noise_schedule
+    span = (schedule.sigma_max, schedule.sigma_min)
+    return build(DEIS(3, schedule, scale), Time(schedule, 2), span, nfe, "none")
+
+
+def test_card_and_size(checkpoint: Checkpoint) -> None:
+    assert checkpoint.path.stat().st_size < 2_000_000
+    assert checkpoint.card.training["command"].startswith("python train.py ")
+    assert checkpoint.card.data == {"images": 1500, "name": "digits-train", "sha256": Digits("train").digest}
+
+
+def test_record_belongs_to_it_and_looks_like_noise_at_the_noisy_end(checkpoint: Checkpoint) -> None:
+    record = load_record(record_beside(checkpoint.path, "score_norm"), "score_norm", checkpoint.digest)
+    rho, mean, error = (record.values[name] for name in ("rho", "mean_abs_eps", "standard_error"))
+    assert len(rho) == record.provenance["nfe"] == 1000
+    assert float(mean[-1]) == pytest.approx((2 / torch.pi) ** 0.5, abs=0.01)
+    assert float(mean[0]) < 0.7
+    assert float(error.max()) < 0.02
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 64])
+def test_images_are_equal_to_the_byte_for_any_batch_size(batch_size: int, checkpoint: Checkpoint) -> None:
+    seeds = list(range(20))
+    reference = draw(checkpoint, table(checkpoint, 5), seeds, None, (20, 64)).images
+    assert torch.equal(draw(checkpoint, table(checkpoint, 5), seeds, None, (batch_size, 64)).images, reference)
+    alone = draw(checkpoint, table(checkpoint, 5), [13], None, (batch_size, 64)).images
+    assert torch.equal(alone[0], reference[13])
+
+
+def test_samples_are_digits(checkpoint: Checkpoint) -> None:
+    """Real held-out digits score 0.35 +- 0.11 at n = 297, uniform noise 10.2; the bias falls with n."""
+    drawn = draw(checkpoint, table(checkpoint, 10), range(500), None, (500, 64))
+    assert drawn.nfe == 10
+    scores = Fidelity(Digits("train"))(drawn.images)
+    assert scores["frechet_distance"]["value"] < 0.5
+    assert scores["precision"]["value"] > 0.7
+    assert scores["recall"]["value"] > 0.8
+
+
+def test_deis_sn_reads_its_record(checkpoint: Checkpoint) -> None:
+    scale = load_scale(record_beside(checkpoint.path, "score_norm"), checkpoint.digest)
+    plain, normalised = table(checkpoint, 5), table(checkpoint, 5, scale)
+    assert float((plain.N - normalised.N).abs().max()) > 0.01
+    images = draw(checkpoint, normalised, range(16), None, (16, 64)).images
+    other = draw(checkpoint, plain, range(16), None, (16, 64)).images
+    assert 0 < float((images.float() - other.float()).abs().mean()) < 40
