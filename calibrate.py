@@ -18,6 +18,7 @@ def main(cfg: DictConfig) -> None:
     from scoreline.calibration.score_norm import plot
 
     out = entry.output_dir()
+    entry.claim(cfg, out)
     record, source = measure(cfg)
     path = out / f"{record.kind}.safetensors"
     record.save(path)

@@ -19,9 +19,12 @@ def main(cfg: DictConfig) -> float | None:
     from scoreline import samples
 
     out = entry.output_dir()
+    entry.claim(cfg, out)
     result = samples.finished(out)
     if result is None:
         result = draw(cfg)
+    else:
+        print("note: this run was finished before, what it found is shown; delete its directory to repeat it")
     for warning in result["warnings"]:
         print(f"note: {warning}")
     print(samples.line(result, out))

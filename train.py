@@ -25,6 +25,8 @@ def main(cfg: DictConfig) -> None:
     entry.quieten()
     out, batch_size = entry.output_dir(), entry.whole("batch_size", cfg.batch_size)
     steps = -(-round(entry.number("duration_kimg", cfg.duration_kimg) * 1000) // batch_size)
+    if cfg.resume in ("auto", "never"):
+        entry.claim(cfg, out)
     start = resume_from(out, cfg.resume)
     dataset = instantiate(cfg.dataset)
     module = build_module(cfg, dataset)

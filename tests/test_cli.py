@@ -137,6 +137,10 @@ def test_sampling_writes_what_it_says_and_never_twice(workplace: Path) -> None:
     stamps = {path.name: path.stat().st_mtime_ns for path in out.iterdir() if path.is_file() and path.suffix != ".log"}
     again = call("sample", *arguments, cwd=workplace)
     assert again.stdout.splitlines()[-1] == first.stdout.splitlines()[-1]
+    assert again.stdout.startswith("note: this run was finished before")
+    other = call("sample", *arguments[1:], "checkpoint=conditional.safetensors", cwd=workplace)
+    assert other.returncode == 2
+    assert "hydra.run.dir=one: holds run" in other.stderr
     kept = {name: (out / name).stat().st_mtime_ns for name in stamps}
     assert kept == stamps
 

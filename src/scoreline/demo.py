@@ -6,9 +6,10 @@ import time
 from pathlib import Path
 
 from scoreline import tables
+from scoreline.files import code_version
 
 ROOT = Path(__file__).parents[2]
-WHERE = Path("outputs/demo")
+WHERE = Path(f"outputs/demo-{code_version()[:8]}")
 
 
 def step(title: str, *arguments: str) -> None:
@@ -20,7 +21,7 @@ def step(title: str, *arguments: str) -> None:
 
 
 def main() -> None:
-    """Everything below outputs/demo; finished parts are not done again."""
+    """Everything below one directory; finished parts are not done again."""
     model, sweep = WHERE / "model", WHERE / "sweep"
     step("train a score model on real digits", "train.py", f"hydra.run.dir={model}", "duration_kimg=48")
     if not (ROOT / model / "model.score_norm.safetensors").exists():

@@ -163,7 +163,7 @@ def _dotted(node: Any, prefix: str) -> Iterator[str]:
 
 
 def register_resolvers() -> None:
-    """`${scoreline.digest:}`, `${scoreline.cell:}` and `${scoreline.sweep:}` for names of run directories."""
+    """`${scoreline.digest:...}`, `${scoreline.cell:}` and `${scoreline.sweep:...}` for names of run directories."""
     OmegaConf.register_new_resolver("scoreline.digest", run_digest, replace=True)
     OmegaConf.register_new_resolver("scoreline.cell", cell_name, replace=True)
     OmegaConf.register_new_resolver("scoreline.sweep", sweep_digest, replace=True, use_cache=True)
@@ -213,6 +213,22 @@ def adopt_model(cfg: DictConfig, model: dict[str, Any], digest: str) -> None:
     """Put the description of a loaded (hence verified) checkpoint where solvers and schedules refer to it."""
     cfg.model = {name: model[name] for name in ("network", "noise_schedule", "parameterisation")}
     cfg.digest = digest
+
+
+def claim(cfg: DictConfig, out: Path) -> None:
+    """Make sure that a run directory is new or belongs to this very run, and fix `cfg.identity`.
+
+    Raises:
+        InputError: if the directory holds a run of another config, checkpoint or code version.
+    """
+    cfg.identity = cfg.identity
+    former = out / "config.yaml"
+    found = OmegaConf.select(OmegaConf.load(former), "identity") if former.is_file() else cfg.identity
+    if found != cfg.identity:
+        raise InputError(
+            f"hydra.run.dir={out}: holds run {found} of another config, checkpoint or code version, this one is "
+            f"{cfg.identity}; choose another directory or leave the key out"
+        )
 
 
 def save_config(cfg: DictConfig, out: Path) -> None:

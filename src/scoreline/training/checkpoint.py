@@ -23,7 +23,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 class Checkpointing(Callback):
-    """checkpoints/0000064000.ckpt (images seen) and model.safetensors every `every_kimg` kimg and at the end.
+    """checkpoints/0000064000.ckpt (images seen) and model.safetensors at the start, every `every_kimg`, at the end.
 
     The two newest files are kept: should the last one be damaged, resuming falls back to the one before.
     """
@@ -31,6 +31,11 @@ class Checkpointing(Callback):
     def __init__(self, every_kimg: float) -> None:
         self.every = max(1, round(every_kimg * 1000))
         self.saved = -1
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        assert isinstance(pl_module, DiffusionModule)
+        if not list_checkpoints(Path(trainer.default_root_dir)):
+            self._save(trainer, pl_module)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         assert isinstance(pl_module, DiffusionModule)
