@@ -3,6 +3,7 @@
 import hashlib
 import os
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 
@@ -36,8 +37,12 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
+@cache
 def code_version() -> str:
-    """First 12 hexadecimal digits of a SHA-256 over the package's own Python sources, in order of their names."""
+    """First 12 hexadecimal digits of a SHA-256 over the package's own Python sources, in order of their names.
+
+    Read once: sources edited while a sweep runs are not what it runs.
+    """
     root = Path(__file__).parent
     sha = hashlib.sha256()
     for source in sorted(root.rglob("*.py")):
