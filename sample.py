@@ -25,7 +25,7 @@ def main(cfg: DictConfig) -> float | None:
         result = draw(cfg)
     else:
         print("note: this run was finished before, what it found is shown; delete its directory to repeat it")
-    for warning in result["warnings"]:
+    for warning in [] if entry.in_sweep() else result["warnings"]:
         print(f"note: {warning}")
     print(samples.line(result, out))
     return next((metric["value"] for metric in result["metrics"].values()), None)

@@ -46,7 +46,7 @@ def script(config_name: str) -> Callable[[Job], Callable[[], None]]:
                 refuse_appended_keys()
                 return job(cfg)
             except Exception as error:
-                if HydraConfig.get().mode == RunMode.MULTIRUN:
+                if in_sweep():
                     print(f"{' '.join(HydraConfig.get().overrides.task)}: {explain(error) or error!r}", file=sys.stderr)
                     raise
                 _leave(error)
@@ -281,6 +281,11 @@ def quieten() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
     for pattern in (".*LeafSpec.*", ".*num_workers.*", ".*does not have many workers.*", ".*logging interval.*"):
         warnings.filterwarnings("ignore", message=pattern)
+
+
+def in_sweep() -> bool:
+    """Whether this job is one of several; each then says only its own line."""
+    return bool(HydraConfig.get().mode == RunMode.MULTIRUN)
 
 
 def choices(*groups: str) -> dict[str, str]:
