@@ -14,7 +14,6 @@ from scoreline import entry
 
 @entry.script("calibrate")
 def main(cfg: DictConfig) -> None:
-    from scoreline.calibration.record import record_beside
     from scoreline.calibration.score_norm import plot
 
     out = entry.output_dir()
@@ -24,7 +23,7 @@ def main(cfg: DictConfig) -> None:
     record.save(path)
     plot(record, out / f"{record.kind}.png")
     print(f"{record.provenance['images']} images, NFE {record.provenance['nfe']} -> {path}")
-    beside = record_beside(source, record.kind)
+    beside = entry.record_beside(source, record.kind)
     if beside.exists():
         print(f"{beside.name} was there already and is kept; to use the new one: record={path}")
     else:
@@ -58,6 +57,7 @@ def measure(cfg: DictConfig):
         values = estimator(denoiser, tableau, shape, seeds, batch_size, labels, progress.update)
     provenance = {
         "checkpoint": checkpoint.digest,
+        "data": checkpoint.card.data,
         "estimator": type(estimator).__name__,
         "solver": cfg.solver._target_.rpartition(".")[2],
         "schedule": cfg.schedule._target_.rpartition(".")[2],

@@ -35,7 +35,6 @@ def draw(cfg: DictConfig) -> dict:
     from hydra.utils import instantiate
 
     from scoreline import samples
-    from scoreline.calibration.record import record_beside
     from scoreline.checkpoints import load_model
     from scoreline.device import choose_device
     from scoreline.labels import plan_labels
@@ -48,7 +47,7 @@ def draw(cfg: DictConfig) -> dict:
     checkpoint = load_model(entry.model_path(cfg.checkpoint), tuple(cfg.trust))
     entry.adopt_model(cfg, checkpoint.card.model, checkpoint.digest)
     if cfg.record == "auto":
-        cfg.record = str(record_beside(checkpoint.path, "score_norm"))
+        cfg.record = str(entry.record_beside(checkpoint.path, "score_norm"))
     labels = plan_labels(cfg.labels, seeds, checkpoint.card.num_classes)
     span = entry.sigma_range(cfg, checkpoint.noise_schedule)
     tableau = build(instantiate(cfg.solver), instantiate(cfg.schedule), span, nfe, cfg.final)

@@ -4,9 +4,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from scoreline.calibration.record import Record, load_record, record_beside
+from scoreline.calibration.record import Record, load_record
 from scoreline.calibration.score_norm import ScoreNorm, ScoreScale, load_scale, plot
 from scoreline.denoiser import Denoiser
+from scoreline.entry import record_beside
 from scoreline.errors import InputError
 from scoreline.noise import normal
 from scoreline.parameterisations import VarianceExploding

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from scoreline.checkpoints import Card, save_model
+from scoreline.entry import _safe
 from scoreline.networks.unet import UNet
 
 ROOT = Path(__file__).parents[1]
@@ -196,6 +197,8 @@ def test_a_sweep_leaves_one_directory_per_cell_and_survives_a_bad_one(workplace:
         for nfe in (1, 2)
         for solver in ("ddim", "heun")
     ]
+    assert _safe("checkpoint=a/model.safetensors") != _safe("checkpoint=b/model.safetensors")
+    assert _safe("solver=ddim") == "solver=ddim"
     for cell in cells:
         files = {path.name for path in (workplace / "sweep" / cell).iterdir()}
         assert {"config.yaml", "metrics.json", "grid.png", "samples.npz", ".hydra"} <= files
@@ -222,6 +225,10 @@ def test_calibrate_then_deis_sn_and_a_stale_record(workplace: Path) -> None:
     assert beside.stat().st_mtime_ns == stamp
     arguments = ("solver=deis_sn", "nfe=3", "metrics=none", "seeds=0-3")
     assert call("sample", "checkpoint=small.safetensors", *arguments, cwd=where).returncode == 0
+    first = {path.name for path in (where / "outputs/sample").iterdir()}
+    shutil.copy(where / "cal2/score_norm.safetensors", beside)
+    assert call("sample", "checkpoint=small.safetensors", *arguments, cwd=where).returncode == 0
+    assert len({path.name for path in (where / "outputs/sample").iterdir()} - first) == 1, "a new record is a new run"
     stale = call("sample", "checkpoint=conditional.safetensors", f"record={beside}", *arguments, cwd=where)
     assert stale.returncode == 2
     assert "made for checkpoint" in stale.stderr

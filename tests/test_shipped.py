@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from scoreline.calibration.record import load_record, record_beside
+from scoreline.calibration.record import load_record
 from scoreline.calibration.score_norm import load_scale
 from scoreline.checkpoints import Checkpoint, load_model
 from scoreline.datasets.digits import Digits
-from scoreline.entry import model_path
+from scoreline.entry import model_path, record_beside
 from scoreline.metrics.fidelity import Fidelity
 from scoreline.samples import draw
 from scoreline.schedules.spacings import Time

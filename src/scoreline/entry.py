@@ -170,7 +170,7 @@ def register_resolvers() -> None:
 
 
 def run_digest(*without: str, _root_: DictConfig) -> str:
-    """Eight digits that name a run: config, checkpoint content and code version.
+    """Eight digits that name a run: config, content of checkpoint and record, code version.
 
     Args:
         without: keys that cannot change a result.
@@ -178,10 +178,23 @@ def run_digest(*without: str, _root_: DictConfig) -> str:
     raw = OmegaConf.to_container(_root_, resolve=False)
     assert isinstance(raw, dict)
     config = {str(key): value for key, value in raw.items() if key not in (*without, "hydra")}
-    checkpoint = config.get("checkpoint")
-    model = model_path(checkpoint) if isinstance(checkpoint, str) else None
-    content = sha256(model) if model and model.is_file() else ""
-    return _short(json.dumps(config, sort_keys=True, default=str) + content + code_version())
+    text = json.dumps(config, sort_keys=True, default=str)
+    files = _files_read(config.get("checkpoint"), config.get("record") if "${record}" in text else None)
+    return _short("".join([text, *(sha256(path) for path in files if path.is_file()), code_version()]))
+
+
+def _files_read(checkpoint: Any, record: Any) -> list[Path]:
+    if not isinstance(checkpoint, str):
+        return []
+    model = model_path(checkpoint)
+    if record is None:
+        return [model]
+    return [model, record_beside(model, "score_norm") if record == "auto" else Path(str(record))]
+
+
+def record_beside(checkpoint: Path, kind: str) -> Path:
+    """Where the record of a checkpoint is looked for: model.safetensors -> model.score_norm.safetensors."""
+    return checkpoint.with_name(f"{checkpoint.stem}.{kind}.safetensors")
 
 
 def sweep_digest(overrides: list[str]) -> str:
@@ -191,9 +204,15 @@ def sweep_digest(overrides: list[str]) -> str:
 
 def cell_name(*, _root_: DictConfig) -> str:
     """`nfe=5,solver=ddim`: the choices of one job of a sweep, safe as a directory name."""
-    parts = [str(override) for override in sorted(_root_.hydra.overrides.task)]
-    name = ",".join(re.sub(r"[^\w.=+-]+", "_", re.sub(r"=(.*/)", "=", part)) for part in parts) or "default"
+    name = ",".join(_safe(str(override)) for override in sorted(_root_.hydra.overrides.task)) or "default"
     return name if len(name) <= 120 else f"{name[:110]}-{_short(name)}"
+
+
+def _safe(override: str) -> str:
+    """A path keeps its last part and a digest of the whole: models of several directories are often named alike."""
+    key, _, value = override.partition("=")
+    short = f"{value.rstrip('/').rpartition('/')[2]}-{_short(value)}" if "/" in value else value
+    return re.sub(r"[^\w.=+-]+", "_", f"{key}={short}")
 
 
 def _short(text: str) -> str:

@@ -64,8 +64,3 @@ def load_record(path: str | Path, kind: str, checkpoint: str) -> Record:
             f"this one is {checkpoint[:12]}; {remedy}"
         )
     return Record(kind, values, provenance)
-
-
-def record_beside(checkpoint: Path, kind: str) -> Path:
-    """Where the record of a checkpoint is looked for: model.safetensors -> model.score_norm.safetensors."""
-    return checkpoint.with_name(f"{checkpoint.stem}.{kind}.safetensors")
