@@ -55,7 +55,8 @@ def draw(cfg: DictConfig) -> dict:
     metrics.check(checkpoint.card.shape, len(seeds))
     entry.save_config(cfg, entry.output_dir())
     checkpoint.denoiser.to(device)
-    choices = {**entry.choices("solver", "schedule"), "final": cfg.final, "seeds": str(cfg.seeds)}
+    asked = {"final": cfg.final, "seeds": str(cfg.seeds), "labels": "none" if labels is None else str(cfg.labels)}
+    choices = {**entry.choices("solver", "schedule"), **asked}
     drawn = samples.draw(checkpoint, tableau, seeds, labels, (batch_size, network_batch))
     result = samples.describe(choices, checkpoint, tableau, drawn, metrics)
     samples.write(entry.output_dir(), drawn.images, labels, result)

@@ -42,7 +42,13 @@ def test_higher_is_better_where_it_is() -> None:
 
 @pytest.mark.parametrize(
     "change",
-    [{"images": 65}, {"protocol": {"extractor": "f"}}, {"final": "denoise"}, {"checkpoint": {"sha256": "cd" * 32}}],
+    [
+        {"images": 65},
+        {"protocol": {"extractor": "f"}},
+        {"final": "denoise"},
+        {"labels": "balanced"},
+        {"checkpoint": {"sha256": "cd" * 32}},
+    ],
 )
 def test_unequal_protocols_never_share_a_column(change: dict) -> None:
     text = markdown([*ROWS, row("ddim", 10, 1.0, **change)], "frechet_distance")

@@ -30,7 +30,7 @@ def collect(root: Path) -> list[Row]:
     return rows
 
 
-PROTOCOL = ("protocol", "images", "checkpoint", "final", "sigma_max", "sigma_end", "code_version")
+PROTOCOL = ("protocol", "images", "checkpoint", "labels", "final", "sigma_max", "sigma_end", "code_version")
 
 
 def fingerprint(row: Row) -> str:
