@@ -14,7 +14,7 @@ from scoreline.parameterisations import VarianceExploding
 from scoreline.schedules.base import grid
 from scoreline.schedules.spacings import Power
 from scoreline.solvers.deis import DEIS
-from scoreline.solvers.heun import Heun
+from scoreline.solvers.runge_kutta import heun
 
 C = 0.5
 SHAPE = (1, 4, 4)
@@ -61,7 +61,7 @@ def test_refuses_what_cannot_be_measured() -> None:
     with pytest.raises(InputError, match="two images"):
         ScoreNorm()(denoiser, DEIS(0, Power(1))(Power(7), 40, 0.01, 5), SHAPE, [3], 1)
     with pytest.raises(InputError, match="strictly decreasing"):
-        ScoreNorm()(denoiser, Heun()(Power(7), 40, 0.01, 6), SHAPE, [3, 4], 2)
+        ScoreNorm()(denoiser, heun()(Power(7), 40, 0.01, 6), SHAPE, [3, 4], 2)
 
 
 def test_scale_interpolates_in_log_rho_and_is_constant_outside() -> None:

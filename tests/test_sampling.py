@@ -10,11 +10,11 @@ from scoreline.noise import integers, normal
 from scoreline.parameterisations import NoisePrediction
 from scoreline.pixels import to_uint8, to_unit
 from scoreline.sampling import generate, integrate, trajectory
-from scoreline.schedules.spacings import Power, Time
+from scoreline.schedules.spacings import Polynomial, Power
 from scoreline.schedules.vp import LinearVP
 from scoreline.solvers.ddim import DDIM
 from scoreline.solvers.deis import DEIS
-from scoreline.solvers.heun import Heun
+from scoreline.solvers.runge_kutta import heun
 from scoreline.solvers.tableau import Tableau, build
 
 VP = LinearVP()
@@ -31,11 +31,11 @@ def dense(table: Tableau, eps, x: Tensor) -> Tensor:
     return states[-1]
 
 
-@pytest.mark.parametrize("solver", [DDIM(), Heun(), DEIS(3, VP)], ids=lambda s: type(s).__name__)
+@pytest.mark.parametrize("solver", [DDIM(), heun(), DEIS(3, VP)], ids=lambda s: type(s).__name__)
 def test_loop_equals_the_table_written_out(solver, mixture: GaussianMixture) -> None:
     x = torch.randn(5, 2, dtype=torch.float64) * SPAN[0]
     before = x.clone()
-    table = build(solver, Time(VP, 2), SPAN, 9, "denoise")
+    table = build(solver, Polynomial(VP, 2), SPAN, 9, "denoise")
     torch.testing.assert_close(integrate(mixture.eps, x, table), dense(table, mixture.eps, x), rtol=1e-10, atol=1e-12)
     assert torch.equal(x, before)
 
@@ -62,7 +62,7 @@ def test_network_is_called_as_often_as_the_table_says(mixture: GaussianMixture) 
 
     for nfe in (1, 4, 7):
         calls.clear()
-        table = build(Heun(), Power(7), (10.0, 0.1), nfe, "none")
+        table = build(heun(), Power(7), (10.0, 0.1), nfe, "none")
         states = list(trajectory(eps, torch.ones(1, 2, dtype=torch.float64), table))
         assert len(calls) == nfe == table.nfe
         assert [s.rho for s in states] == table.rho[1:].tolist()
@@ -79,7 +79,7 @@ def test_history_is_freed_as_soon_as_no_row_reads_it() -> None:
         alive.append(weakref.ref(out))
         return out
 
-    table = DEIS(2, VP)(Time(VP, 2), *SPAN, 30)
+    table = DEIS(2, VP)(Polynomial(VP, 2), *SPAN, 30)
     for _ in trajectory(eps, torch.ones(2), table):
         pass
     assert most == 2
@@ -109,7 +109,7 @@ class Small(nn.Module):
 
 
 def draw(seeds: list[int], batch_size: int, labels: Tensor | None = None, network_batch: int | None = 64) -> Tensor:
-    table = build(DEIS(3, VP), Time(VP, 2), SPAN, 6, "none")
+    table = build(DEIS(3, VP), Polynomial(VP, 2), SPAN, 6, "none")
     batches = generate(
         Denoiser(Small(), NoisePrediction(VP)), table, (1, 8, 8), seeds, batch_size, labels, network_batch
     )
@@ -143,7 +143,7 @@ def test_a_wrong_count_and_a_broken_network_are_errors() -> None:
         def forward(self, x, noise, label=None):
             return super().forward(x, noise) * float("nan")
 
-    table = build(DDIM(), Time(VP, 2), SPAN, 3, "none")
+    table = build(DDIM(), Polynomial(VP, 2), SPAN, 3, "none")
     with pytest.raises(RuntimeError, match="called 6 times an image, the tableau says 3"):
         list(generate(Twice(Small(), NoisePrediction(VP)), table, (1, 8, 8), [0], 1))
     with pytest.raises(FloatingPointError, match="seeds 4-5"):

@@ -10,7 +10,7 @@ from scoreline.datasets.digits import Digits
 from scoreline.entry import model_path, record_beside
 from scoreline.metrics.fidelity import Fidelity
 from scoreline.samples import draw
-from scoreline.schedules.spacings import Time
+from scoreline.schedules.spacings import Polynomial
 from scoreline.solvers.deis import DEIS
 from scoreline.solvers.tableau import Tableau, build
 
@@ -23,7 +23,7 @@ def checkpoint() -> Checkpoint:
 def table(checkpoint: Checkpoint, nfe: int, scale: object = None) -> Tableau:
     schedule = checkpoint.noise_schedule
     span = (schedule.sigma_max, schedule.sigma_min)
-    return build(DEIS(3, schedule, scale), Time(schedule, 2), span, nfe, "none")
+    return build(DEIS(3, schedule, scale), Polynomial(schedule, 2), span, nfe, "none")
 
 
 def test_card_and_size(checkpoint: Checkpoint) -> None:

@@ -8,14 +8,14 @@ from scoreline.errors import InputError
 from scoreline.schedules.base import NoiseSchedule, Schedule, grid
 from scoreline.schedules.densities import LogNormal, UniformTime
 from scoreline.schedules.discrete import DiscreteVP
-from scoreline.schedules.spacings import LogSNR, Power, Time
+from scoreline.schedules.spacings import LogSNR, Polynomial, Power
 from scoreline.schedules.ve import EDM, VE
 from scoreline.schedules.vp import CosineVP, LinearVP
 
 NOISE = [LinearVP(), CosineVP(), DiscreteVP(), VE(), EDM()]
 MAPS: list[Schedule] = [
     *NOISE,
-    *(Time(schedule, power) for schedule in (LinearVP(), DiscreteVP(), CosineVP()) for power in (1, 2, 3)),
+    *(Polynomial(schedule, power) for schedule in (LinearVP(), DiscreteVP(), CosineVP()) for power in (1, 2, 3)),
     Power(7),
     Power(1),
     LogSNR(),
@@ -85,7 +85,7 @@ def test_discrete_is_linear_in_alpha_squared_between_knots() -> None:
 
 def test_time_quadratic_grid_of_the_specification() -> None:
     vp = LinearVP()
-    t = vp(grid(Time(vp, 2), vp.sigma_max, vp.sigma_min, 10))
+    t = vp(grid(Polynomial(vp, 2), vp.sigma_max, vp.sigma_min, 10))
     published = [1, 0.815702, 0.650159, 0.503372, 0.375339, 0.266061, 0.175539, 0.103772, 0.050759, 0.016502, 0.001]
     torch.testing.assert_close(t, torch.tensor(published, dtype=torch.float64), atol=6e-7, rtol=0)
 

@@ -6,7 +6,7 @@ from scoreline.errors import InputError
 from scoreline.sampling import integrate
 from scoreline.schedules.base import grid
 from scoreline.schedules.discrete import DiscreteVP
-from scoreline.schedules.spacings import Power, Time
+from scoreline.schedules.spacings import Polynomial, Power
 from scoreline.schedules.vp import LinearVP
 from scoreline.solvers.ddim import DDIM
 from scoreline.solvers.deis import DEIS, adams_bashforth
@@ -27,7 +27,7 @@ GOLDEN = [
 
 
 def tableau(order: int, nfe: int = 10, variable: object = VP):
-    return DEIS(order, variable)(Time(VP, 2), VP.sigma_max, VP.sigma_min, nfe)
+    return DEIS(order, variable)(Polynomial(VP, 2), VP.sigma_max, VP.sigma_min, nfe)
 
 
 def test_golden_coefficients_of_tab3() -> None:
@@ -69,7 +69,7 @@ def test_equal_steps_in_rho_give_the_classical_adams_bashforth_weights() -> None
 
 @pytest.mark.parametrize("variable", [VP, Power(1), Power(7), DiscreteVP()], ids=repr)
 def test_order_zero_is_ddim(variable: object) -> None:
-    ddim = DDIM()(Time(VP, 2), VP.sigma_max, VP.sigma_min, 7)
+    ddim = DDIM()(Polynomial(VP, 2), VP.sigma_max, VP.sigma_min, 7)
     torch.testing.assert_close(tableau(0, 7, variable).N, ddim.N, rtol=1e-13, atol=1e-15)
 
 
@@ -105,7 +105,7 @@ def test_scale_of_one_changes_nothing_and_a_constant_factor_cancels() -> None:
             return torch.tensor([0.1, 1.0], dtype=torch.float64)
 
     for value in (1.0, 37.0):
-        scaled = DEIS(3, VP, Constant(value))(Time(VP, 2), VP.sigma_max, VP.sigma_min, 9)
+        scaled = DEIS(3, VP, Constant(value))(Polynomial(VP, 2), VP.sigma_max, VP.sigma_min, 9)
         torch.testing.assert_close(scaled.N, tableau(3, 9).N, rtol=1e-11, atol=1e-14)
 
 
@@ -122,7 +122,7 @@ def test_score_normalisation_is_exact_on_a_gaussian(order: int, nfe: int) -> Non
         def knots(self) -> Tensor:
             return torch.empty(0, dtype=torch.float64)
 
-    table = DEIS(order, VP, Exact())(Time(VP, 2), VP.sigma_max, VP.sigma_min, nfe)
+    table = DEIS(order, VP, Exact())(Polynomial(VP, 2), VP.sigma_max, VP.sigma_min, nfe)
     x = integrate(lambda x, rho: rho * x / (c**2 + rho**2), torch.ones(1, dtype=torch.float64), table)
     truth = ((c**2 + VP.sigma_min**2) / (c**2 + VP.sigma_max**2)) ** 0.5
     assert float(x) == pytest.approx(truth, rel=1e-11)

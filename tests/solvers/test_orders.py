@@ -9,17 +9,17 @@ from scipy.integrate import solve_ivp
 
 from scoreline.exact import GaussianMixture
 from scoreline.sampling import integrate
-from scoreline.schedules.spacings import Time
+from scoreline.schedules.spacings import Polynomial
 from scoreline.schedules.vp import LinearVP
 from scoreline.solvers.ddim import DDIM
 from scoreline.solvers.deis import DEIS
-from scoreline.solvers.heun import Heun
+from scoreline.solvers.runge_kutta import heun
 from scoreline.solvers.tableau import Solver
 
 VP = LinearVP()
 ORDERS: list[tuple[Solver, float]] = [
     (DDIM(), 1.0),
-    (Heun(), 2.0),
+    (heun(), 2.0),
     (DEIS(0, VP), 1.0),
     (DEIS(1, VP), 2.0),
     (DEIS(2, VP), 2.9),
@@ -40,7 +40,7 @@ def test_errors_on_a_gaussian_are_the_specified_ones(order: int) -> None:
     alpha_T, alpha_0 = (float(VP.alpha(torch.tensor(t, dtype=torch.float64))) for t in (1.0, 1e-3))
     marginal = [(alpha**2 * 0.25 + 1 - alpha**2) ** 0.5 for alpha in (alpha_T, alpha_0)]
     for steps, published in zip([20, 40, 80, 160, 320], SPECIFIED[order], strict=True):
-        table = DEIS(order, VP)(Time(VP, 2), VP.sigma_max, VP.sigma_min, steps)
+        table = DEIS(order, VP)(Polynomial(VP, 2), VP.sigma_max, VP.sigma_min, steps)
         x = torch.full((1,), 1 / alpha_T, dtype=torch.float64)
         end = integrate(lambda x, rho: rho * x / (0.25 + rho**2), x, table) * alpha_0
         error = abs(float(end) - marginal[1] / marginal[0])
@@ -73,6 +73,6 @@ def test_measured_order_on_a_mixture(
 ) -> None:
     errors = []
     for nfe in (40, 160):
-        table = solver(Time(VP, 2), VP.sigma_max, VP.sigma_min, nfe)
+        table = solver(Polynomial(VP, 2), VP.sigma_max, VP.sigma_min, nfe)
         errors.append(float((integrate(mixture.eps, start, table) - truth).norm()))
     assert math.log2(errors[0] / errors[1]) / 2 == pytest.approx(order, abs=0.15), errors

@@ -5,7 +5,7 @@ from scoreline.errors import InputError
 from scoreline.schedules.base import grid
 from scoreline.schedules.spacings import Power
 from scoreline.solvers.ddim import DDIM
-from scoreline.solvers.heun import Heun
+from scoreline.solvers.runge_kutta import RungeKutta, heun
 from scoreline.solvers.tableau import Tableau, build, denoise_last
 
 
@@ -15,7 +15,7 @@ def zeros(*shape: int) -> torch.Tensor:
 
 def test_heun_is_edms_algorithm() -> None:
     """Algorithm 1 of Karras et al. with 18 levels: NFE 35, written out as a plain loop."""
-    table = build(Heun(), Power(7), (80.0, 0.002), nfe=35, final="denoise")
+    table = build(heun(), Power(7), (80.0, 0.002), nfe=35, final="denoise")
     assert table.nfe == 35
 
     def eps(x: float, rho: float) -> float:
@@ -38,10 +38,10 @@ def test_heun_is_edms_algorithm() -> None:
     assert states[-1] == pytest.approx(x, rel=1e-12)
 
 
-@pytest.mark.parametrize("solver", [DDIM(), Heun()], ids=repr)
+@pytest.mark.parametrize("solver", [DDIM(), heun()], ids=repr)
 @pytest.mark.parametrize("nfe", [1, 2, 3, 4, 9, 10])
 @pytest.mark.parametrize("final", ["none", "denoise"])
-def test_budget_is_exact(solver: DDIM | Heun, nfe: int, final: str) -> None:
+def test_budget_is_exact(solver: DDIM | RungeKutta, nfe: int, final: str) -> None:
     if nfe == 1 and final == "denoise":
         with pytest.raises(InputError, match="nfe=1"):
             build(solver, Power(7), (80.0, 0.002), nfe, final)

@@ -22,6 +22,10 @@ class Schedule(ABC):
     def inverse(self, u: Tensor) -> Tensor:
         """rho(u), with inverse(u(rho)) == rho."""
 
+    def on(self, sigma_max: float, sigma_min: float) -> "Schedule":
+        """The map for steps between these levels; itself, unless the spacing depends on where it ends."""
+        return self
+
     def knots(self) -> Tensor:
         """Noise levels (M,), increasing, where the map is continuous but not smooth; quadrature never crosses one."""
         return torch.empty(0, dtype=torch.float64)
@@ -81,6 +85,7 @@ def grid(schedule: Schedule, sigma_max: float, sigma_min: float, steps: int) -> 
         )
     if steps < 1:
         raise InputError(f"steps={steps}: a grid needs at least one step; ask for a larger nfe")
+    schedule = schedule.on(sigma_max, sigma_min)
     ends = torch.tensor([sigma_max, sigma_min], dtype=torch.float64)
     first, last = schedule(ends)
     levels = schedule.inverse(torch.lerp(first, last, torch.linspace(0, 1, steps + 1, dtype=torch.float64)))

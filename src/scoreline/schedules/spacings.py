@@ -5,30 +5,30 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from scoreline.schedules.base import NoiseSchedule, Schedule
+from scoreline.schedules.base import Schedule
 
 
 @dataclass(frozen=True)
-class Time(Schedule):
-    """u = t(rho)^(1/power) in the native time of a process: power 1 uniform, 2 quadratic, 3 cubic.
+class Polynomial(Schedule):
+    """u = base(rho)^(1/power) in any base map; in the native time of a process power 1 is uniform, 2 quadratic.
 
-    Negative times (left of a discrete process's first index) keep their sign, so the map stays monotone.
+    Negative coordinates (left of a discrete process's first index) keep their sign, so the map stays monotone.
 
     Source: Song, Meng & Ermon (2021), arXiv:2010.02502, App. D.2; Zhang & Chen (2023), arXiv:2204.13902.
     """
 
-    noise_schedule: NoiseSchedule
+    base: Schedule
     power: float = 1.0
 
     def __call__(self, rho: Tensor) -> Tensor:
-        t = self.noise_schedule(rho)
-        return t.sign() * t.abs() ** (1 / self.power)
+        u = self.base(rho)
+        return u.sign() * u.abs() ** (1 / self.power)
 
     def inverse(self, u: Tensor) -> Tensor:
-        return self.noise_schedule.inverse(u.sign() * u.abs() ** self.power)
+        return self.base.inverse(u.sign() * u.abs() ** self.power)
 
     def knots(self) -> Tensor:
-        return self.noise_schedule.knots()
+        return self.base.knots()
 
 
 @dataclass(frozen=True)

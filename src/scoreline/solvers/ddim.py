@@ -17,7 +17,7 @@ class DDIM:
     Source: Song, Meng & Ermon (2021), arXiv:2010.02502, Eq. 12-14.
     """
 
-    order = 1
+    convergence = 1.0
 
     def __call__(self, schedule: Schedule, sigma_max: float, sigma_min: float, nfe: int) -> Tableau:
         rho = grid(schedule, sigma_max, sigma_min, nfe)

@@ -44,6 +44,10 @@ class DEIS:
     variable: Schedule
     scale: Scale | None = None
 
+    @property
+    def convergence(self) -> float:
+        return (1.0, 2.0, 3.0, 3.5)[self.order]
+
     def __post_init__(self) -> None:
         if self.order not in range(4):
             raise InputError(f"solver.order={self.order}: DEIS has the orders 0, 1, 2 and 3")

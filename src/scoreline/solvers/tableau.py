@@ -65,8 +65,14 @@ class Tableau:
 
     @property
     def residual(self) -> float:
-        """max_k |sum_j S_kj rho_j + sum_j N_kj - rho_{k+1}| / rho_0: zero when the method is exact for constant eps."""
-        return float((self.S @ self.rho[:-1] + self.N.sum(1) - self.rho[1:]).abs().max() / self.rho[0])
+        """max_k |hypot(sum_j S_kj rho_j + sum_j N_kj, B_k) - rho_{k+1}| / rho_0.
+
+        Zero when every row ends with exactly the noise that its level says: for data at a single point, where
+        x = rho times a standard normal, a row's mean part and its fresh noise add in squares. Without B this is
+        exactness for constant eps.
+        """
+        kept = self.S @ self.rho[:-1] + self.N.sum(1)
+        return float((torch.where(self.B > 0, kept.hypot(self.B), kept) - self.rho[1:]).abs().max() / self.rho[0])
 
 
 def denoise_last(tableau: Tableau) -> Tableau:
@@ -88,10 +94,19 @@ def denoise_last(tableau: Tableau) -> Tableau:
 
 
 class Solver(Protocol):
-    """A frozen object whose fields are the method's options."""
+    """A frozen object whose fields are the method's options.
+
+    `convergence` is the order at which its error falls with NFE: what theory says, or what is measured where the
+    docstring explains why theory is not met. `scoreline certify` holds the solver to it.
+    """
+
+    @property
+    def convergence(self) -> float: ...
 
     def __call__(self, schedule: Schedule, sigma_max: float, sigma_min: float, nfe: int) -> Tableau:
         """The table that goes from sigma_max to sigma_min in exactly `nfe` network calls.
+
+        Methods with `budget: fixed` spend the largest multiple of their order that nfe holds; `Tableau.nfe` tells.
 
         Args:
             schedule: where the steps are uniform.
@@ -113,7 +128,8 @@ def build(solver: Solver, schedule: Schedule, sigma_range: tuple[float, float], 
         final: `none` ends at sigma_min; `denoise` spends the last evaluation on E[x_0 | x] (`denoise_last`).
 
     Raises:
-        InputError: for nfe < 1, an unknown `final`, or nfe < 2 with `denoise`.
+        InputError: for nfe < 1, an unknown `final`, nfe < 2 with `denoise`, a second last hop, or a network call at
+            rho = 0, where eps is not defined.
     """
     if final not in ("none", "denoise"):
         raise InputError(f"final={final}: choose none (stop at sigma_min) or denoise (one more call, to clean data)")
@@ -121,4 +137,10 @@ def build(solver: Solver, schedule: Schedule, sigma_range: tuple[float, float], 
     if steps_nfe < 1:
         raise InputError(f"nfe={nfe}: needs at least {2 if final == 'denoise' else 1} with final={final}")
     tableau = solver(schedule, *sigma_range, steps_nfe)
-    return denoise_last(tableau) if final == "denoise" else tableau
+    if bool((tableau.rho[:-1][torch.tensor(tableau.calls)] == 0).any()):
+        raise InputError("sigma_min=0: this solver evaluates the network there; use sigma_min above 0, final=denoise")
+    if final == "none":
+        return tableau
+    if float(tableau.rho[-1]) == 0:
+        raise InputError("final=denoise: this run ends at clean data already; use final=none")
+    return denoise_last(tableau)

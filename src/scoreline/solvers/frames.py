@@ -1,0 +1,119 @@
+"""The two forms in which the literature integrates the same ODE: by noise prediction and by data prediction.
+
+In unit-signal coordinates dx/drho = eps(x, rho). With z = x / rho and u = 1 / rho the same equation is
+dz/du = D(x, rho) = E[x_0 | x]. A frame is one of these: a coordinate s, a scaled state whose derivative in s is the slope F, and the
+rows that advance it. Every Runge-Kutta, multistep or exponential method is written once and works in both.
+"""
+
+import math
+from typing import Protocol
+
+from scoreline.errors import InputError, did_you_mean
+from scoreline.solvers.rows import Rows, Weights
+
+
+class Frame(Protocol):
+    """A form of the ODE: scaled state' = F in the coordinate s."""
+
+    def coordinate(self, rho: float) -> float:
+        """s(rho); its own inverse in both frames."""
+        ...
+
+    def exponent(self, h: float) -> float:
+        """z in the exact step x' = .. + scale(rho') sum_k h^(k+1) phi_(k+1)(z) F^(k), h the step in ln(1 / rho)."""
+        ...
+
+    def scale(self, rho: float) -> float:
+        """The factor of that sum, in the units of `advance`'s weights."""
+        ...
+
+    def advance(self, rows: Rows, start: int, rho: float, weights: Weights) -> int:
+        """scaled x(rho) = scaled x_start + sum_j weights[j] F_j, as one row; returns the new state's number."""
+        ...
+
+
+class Noise:
+    """s = rho, F = eps: x' = x + sum_j w_j eps_j.
+
+    Exact step: x' = x - rho' sum_k h^(k+1) phi_(k+1)(h) eps^(k), derivatives in lambda = -ln rho.
+    """
+
+    def coordinate(self, rho: float) -> float:
+        return rho
+
+    def exponent(self, h: float) -> float:
+        return h
+
+    def scale(self, rho: float) -> float:
+        return -rho
+
+    def advance(self, rows: Rows, start: int, rho: float, weights: Weights) -> int:
+        return rows.add(rho, {start: 1.0}, weights)
+
+
+class Data:
+    """s = 1 / rho, F = D = E[x_0 | x]: x' = (rho' / rho) x + rho' sum_j w_j D_j.
+
+    Exact step: x' = (rho' / rho) x + sum_k h^(k+1) phi_(k+1)(-h) D^(k), derivatives in lambda = -ln rho.
+    """
+
+    def coordinate(self, rho: float) -> float:
+        return 1 / rho
+
+    def exponent(self, h: float) -> float:
+        return -h
+
+    def scale(self, rho: float) -> float:
+        return 1 / rho
+
+    def advance(self, rows: Rows, start: int, rho: float, weights: Weights) -> int:
+        states, estimates = rows.data({j: rho * weight for j, weight in weights.items()})
+        states[start] = states.get(start, 0.0) + rho / rows.rho[start]
+        return rows.add(rho, states, estimates)
+
+
+FRAMES: dict[str, Frame] = {"noise": Noise(), "data": Data()}
+
+
+def frame_of(prediction: str) -> Frame:
+    """The frame called `noise` or `data`.
+
+    Raises:
+        InputError: for any other name.
+    """
+    if prediction not in FRAMES:
+        raise InputError(f"solver.prediction={prediction}: there is no such form{did_you_mean(prediction, FRAMES)}")
+    return FRAMES[prediction]
+
+
+def log_step(rho: float, target: float) -> float:
+    """h = lambda' - lambda = ln(rho / rho') > 0, the step in half log-SNR.
+
+    Raises:
+        InputError: if the target is rho = 0, which lies at infinity.
+    """
+    if target == 0:
+        raise InputError("sigma_min=0: this solver steps in ln(rho); choose sigma_min above 0, with final=denoise")
+    return math.log(rho / target)
+
+
+def phi(k: int, z: float) -> float:
+    """phi_k(z) = sum_n z^n / (n + k)!, the functions of exponential integrators: phi_0 = exp, phi_1 = expm1(z) / z.
+
+    The recursion phi_(k+1) = (phi_k - 1 / k!) / z where it is stable, the series where it would cancel: round-off
+    everywhere.
+
+    Source: Hochbruck & Ostermann (2010), Acta Numerica 19, Eq. 2.9-2.11.
+    """
+    if abs(z) > 2:
+        value = math.exp(z)
+        for n in range(k):
+            value = (value - 1 / math.factorial(n)) / z
+        return value
+    term = 1 / math.factorial(k)
+    total, n = term, 0
+    while abs(term) > 1e-18 * abs(total):
+        n += 1
+        term *= z / (n + k)
+        total += term
+    return total
