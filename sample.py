@@ -4,6 +4,7 @@
   python sample.py checkpoint=outputs/train/NAME nfe=20   your own model
   python sample.py solver=heun schedule=karras final=denoise nfe=35
   python sample.py seeds=0-4999 batch_size=500            more images
+  python sample.py checkpoint=NAME guidance=classifier_free guidance.scale=2 threshold=dynamic
   python sample.py -m solver=ddim,deis_tab3 nfe=5,10,20   a sweep, one directory per cell
 
 The run directory holds grid.png, samples.npz (arr_0: uint8 NHWC), metrics.json and config.yaml.
@@ -51,13 +52,14 @@ def draw(cfg: DictConfig) -> dict:
     labels = plan_labels(cfg.labels, seeds, checkpoint.card.num_classes)
     span = entry.sigma_range(cfg, checkpoint.noise_schedule)
     tableau = build(instantiate(cfg.solver), instantiate(cfg.schedule), span, nfe, cfg.final)
+    guided = entry.apply(cfg.guidance, checkpoint, **entry.guide(cfg))
+    denoiser = entry.apply(cfg.threshold, guided).to(device)
     metrics = instantiate(cfg.metrics)
     metrics.check(checkpoint.card.shape, len(seeds))
     entry.save_config(cfg, entry.output_dir())
-    checkpoint.denoiser.to(device)
     asked = {"final": cfg.final, "seeds": str(cfg.seeds), "labels": "none" if labels is None else str(cfg.labels)}
-    choices = {**entry.choices("solver", "schedule"), **asked}
-    drawn = samples.draw(checkpoint, tableau, seeds, labels, (batch_size, network_batch))
+    choices = {**entry.choices("solver", "schedule"), **entry.settings(cfg, "guidance", "threshold"), **asked}
+    drawn = samples.draw(checkpoint, tableau, seeds, labels, (batch_size, network_batch), denoiser)
     result = samples.describe(choices, checkpoint, tableau, drawn, metrics)
     samples.write(entry.output_dir(), drawn.images, labels, result)
     return result

@@ -20,7 +20,7 @@ SCRIPT_OF = {
     **dict.fromkeys(
         ("dataset", "model", "objective", "target", "trainer", "logger", "callbacks", "experiment"), "train"
     ),
-    **dict.fromkeys(("solver", "schedule", "metrics"), "sample"),
+    **dict.fromkeys(("solver", "schedule", "metrics", "guidance", "threshold"), "sample"),
     "calibration": "calibrate",
 }
 NEEDED = {

@@ -144,7 +144,7 @@ def test_a_wrong_count_and_a_broken_network_are_errors() -> None:
             return super().forward(x, noise) * float("nan")
 
     table = build(DDIM(), Polynomial(VP, 2), SPAN, 3, "none")
-    with pytest.raises(RuntimeError, match="called 6 times an image, the tableau says 3"):
+    with pytest.raises(RuntimeError, match="called 6 times an image, 3 evaluations take 3"):
         list(generate(Twice(Small(), NoisePrediction(VP)), table, (1, 8, 8), [0], 1))
     with pytest.raises(FloatingPointError, match="seeds 4-5"):
         list(generate(Denoiser(Broken(), NoisePrediction(VP)), table, (1, 8, 8), [4, 5], 2))

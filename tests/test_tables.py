@@ -47,12 +47,23 @@ def test_higher_is_better_where_it_is() -> None:
         {"protocol": {"extractor": "f"}},
         {"final": "denoise"},
         {"labels": "balanced"},
+        {"guidance": "classifier_free(scale=2.0)"},
+        {"threshold": "clip(high=1.0, low=-1.0)"},
         {"checkpoint": {"sha256": "cd" * 32}},
     ],
 )
 def test_unequal_protocols_never_share_a_column(change: dict) -> None:
     text = markdown([*ROWS, row("ddim", 10, 1.0, **change)], "frechet_distance")
     assert text.count("| frechet_distance |") == 2
+
+
+def test_what_guidance_costs_stands_below_the_table() -> None:
+    assert "network calls" not in markdown(ROWS, "recall")
+    chosen = {"guidance": "classifier_free(scale=2.0)", "threshold": "none"}
+    guided = [row("ddim", 5, 3.0, **chosen, network_calls=10)]
+    assert "abababab, classifier_free(scale=2.0), network calls per image: 10 at NFE 5;" in markdown(guided, "recall")
+    guided.append(row("heun", 5, 3.0, **chosen, network_calls=8))
+    assert "network calls per image: 8-10 at NFE 5;" in markdown(guided, "recall")
 
 
 def test_disjoint_seed_ranges_become_a_mean_with_its_error() -> None:

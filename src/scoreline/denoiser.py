@@ -1,12 +1,40 @@
 """A network seen as what every solver and calibration needs: E[x_0 | x] and eps in unit-signal coordinates."""
 
+from abc import ABC, abstractmethod
+
 import torch
 from torch import Tensor, nn
 
 from scoreline.parameterisations import Parameterisation, Scalings
 
 
-class Denoiser(nn.Module):
+class Denoising(nn.Module, ABC):
+    """What solvers evaluate: D(x, rho) and eps = (x - D) / rho, of a network (`Denoiser`) or of other denoisers.
+
+    x is (B, *), rho a float or (B,), keyword conditions such as `label` (B,) are handed down to the network.
+    """
+
+    @abstractmethod
+    def forward(self, x: Tensor, rho: Tensor | float, **condition: Tensor | None) -> Tensor:
+        """D(x, rho), of x's shape and dtype."""
+
+    @abstractmethod
+    def eps(self, x: Tensor, rho: Tensor | float, **condition: Tensor | None) -> Tensor:
+        """(x - D(x, rho)) / rho, of x's shape and dtype, without that cancellation at small rho."""
+
+    @abstractmethod
+    def calls(self, rho: float) -> int:
+        """Network calls that one evaluation of D or eps at level rho takes."""
+
+
+def per_image(value: Tensor | float, x: Tensor) -> Tensor | float:
+    """A number as it is, (B,) as (B, 1, ..) of the dtype and on the device of x (B, *)."""
+    if not isinstance(value, Tensor) or value.ndim == 0:
+        return float(value)
+    return value.to(x).reshape(-1, *[1] * (x.ndim - 1))
+
+
+class Denoiser(Denoising):
     """D(x, rho) = E[x_0 | x_0 + rho eps = x], whatever the network predicts.
 
     Scalings are computed in float64; the state keeps its dtype; the network runs in the dtype of its own parameters
@@ -23,17 +51,21 @@ class Denoiser(nn.Module):
         """E[x_0 | x] of x's shape and dtype."""
         scalings = self._scalings(x, rho)
         output = self._evaluate(x, scalings, condition)
-        return self._like(scalings.skip, x) * x + self._like(scalings.out, x) * output
+        return per_image(scalings.skip, x) * x + per_image(scalings.out, x) * output
 
     def eps(self, x: Tensor, rho: Tensor | float, **condition: Tensor | None) -> Tensor:
         """E[eps | x] = (x - D(x, rho)) / rho = ((1 - skip) x - out F) / rho, free of cancellation at small rho."""
         scalings = self._scalings(x, rho)
         output = self._evaluate(x, scalings, condition)
         level = torch.as_tensor(rho, dtype=torch.float64, device=scalings.skip.device)
-        predicted = self._like(-scalings.out / level, x) * output
+        predicted = per_image(-scalings.out / level, x) * output
         if bool((scalings.skip == 1).all()):
             return predicted
-        return predicted + self._like((1 - scalings.skip) / level, x) * x
+        return predicted + per_image((1 - scalings.skip) / level, x) * x
+
+    def calls(self, rho: float) -> int:
+        """One."""
+        return 1
 
     def _scalings(self, x: Tensor, rho: Tensor | float) -> Scalings:
         device = x.device if isinstance(rho, Tensor) and rho.ndim else torch.device("cpu")
@@ -43,13 +75,7 @@ class Denoiser(nn.Module):
         parameter = next(self.network.parameters(), None)
         dtype = x.dtype if parameter is None else parameter.dtype
         label = scalings.noise.to(device=x.device, dtype=dtype).expand(len(x))
-        output: Tensor = self.network((self._like(scalings.in_, x) * x).to(dtype), label, **condition)
+        output: Tensor = self.network((per_image(scalings.in_, x) * x).to(dtype), label, **condition)
         if self.parameterisation.output_factor > 1:
             output = output[:, : x.shape[1]]
         return output.to(x.dtype)
-
-    @staticmethod
-    def _like(scale: Tensor, x: Tensor) -> Tensor | float:
-        if scale.ndim == 0:
-            return float(scale)
-        return scale.to(x.dtype).reshape(-1, *[1] * (x.ndim - 1))

@@ -49,7 +49,7 @@ def script(config_name: str) -> Callable[[Job], Callable[[], None]]:
                 if in_sweep():
                     print(f"{' '.join(HydraConfig.get().overrides.task)}: {explain(error) or error!r}", file=sys.stderr)
                     raise
-                _leave(error)
+                leave(error)
 
         def main() -> None:
             if {"--help", "-h"} & set(sys.argv[1:]):
@@ -71,14 +71,15 @@ def _run(main: Callable[[], Any]) -> None:
     except KeyboardInterrupt:
         sys.exit(130)
     except Exception as error:
-        _leave(error)
+        leave(error)
 
 
-def _leave(error: Exception) -> NoReturn:
+def leave(error: Exception, program: str | None = None) -> NoReturn:
+    """A user's mistake as one line and exit code 2; any other error goes on with its traceback."""
     sentence = None if os.environ.get(KEEP_TRACEBACKS) else explain(error)
     if sentence is None:
         raise error
-    print(f"{Path(sys.argv[0]).name}: {sentence}", file=sys.stderr)
+    print(f"{program or Path(sys.argv[0]).name}: {sentence}", file=sys.stderr)
     sys.exit(2)
 
 
@@ -87,7 +88,7 @@ def help_text(about: str, config_name: str) -> str:
 
     Hydra's own help deep-copies every config of every group and takes seconds.
     """
-    conf = Path(sys.argv[0]).resolve().parent / "conf"
+    conf = conf_dir()
     defaults, _, rest = (conf / f"{config_name}.yaml").read_text().partition("\n\n")
     chosen = dict(re.findall(r"- (\w+): (\S+)", defaults))
     groups = [f"  {group + '=':14}{_choices(conf / group, default)}" for group, default in chosen.items()]
@@ -143,16 +144,28 @@ def _explain_instantiation(error: BaseException) -> str | None:
 
 
 def known_keys() -> set[str]:
-    """Every key and group that this script accepts, dotted."""
+    """Every key and group that this script accepts, dotted; those of sample.py for commands that are no script."""
     from hydra import compose, initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
 
     GlobalHydra.instance().clear()
-    called = Path(sys.argv[0]).resolve()
-    with initialize_config_dir(str(called.parent / "conf"), version_base="1.3"):
-        config = compose(called.stem)
-    groups = {entry.name for entry in (called.parent / "conf").iterdir() if entry.is_dir() and entry.name in config}
+    folder, name = conf_dir(), Path(sys.argv[0]).stem
+    with initialize_config_dir(str(folder), version_base="1.3"):
+        config = compose(name if (folder / f"{name}.yaml").is_file() else "sample")
+    groups = {entry.name for entry in folder.iterdir() if entry.is_dir() and entry.name in config}
     return set(_dotted(OmegaConf.to_container(config, resolve=False), "")) | groups | {"experiment"}
+
+
+def conf_dir() -> Path:
+    """conf/ beside the script that runs, else of the working directory, else of the source tree.
+
+    Raises:
+        InputError: if there is none.
+    """
+    for folder in (Path(sys.argv[0]).resolve().parent, Path.cwd(), Path(__file__).resolve().parents[2]):
+        if (folder / "conf" / "sample.yaml").is_file():
+            return folder / "conf"
+    raise InputError("conf: no conf/sample.yaml here; run this in a checkout of scoreline")
 
 
 def _dotted(node: Any, prefix: str) -> Iterator[str]:
@@ -170,7 +183,7 @@ def register_resolvers() -> None:
 
 
 def run_digest(*without: str, _root_: DictConfig) -> str:
-    """Eight digits that name a run: config, content of checkpoint and record, code version.
+    """Eight digits that name a run: config, content of checkpoint, guide and record, code version.
 
     Args:
         without: keys that cannot change a result.
@@ -180,6 +193,7 @@ def run_digest(*without: str, _root_: DictConfig) -> str:
     config = {str(key): value for key, value in raw.items() if key not in (*without, "hydra")}
     text = json.dumps(config, sort_keys=True, default=str)
     files = _files_read(config.get("checkpoint"), config.get("record") if "${record}" in text else None)
+    files += _files_read(config.get("guidance", {}).get("checkpoint"), None)
     return _short("".join([text, *(sha256(path) for path in files if path.is_file()), code_version()]))
 
 
@@ -226,6 +240,21 @@ def model_path(checkpoint: str) -> Path:
         return shipped
     path = Path(checkpoint)
     return path / "model.safetensors" if path.is_dir() else path
+
+
+def guide(cfg: DictConfig) -> dict[str, str]:
+    """The path of the guiding model, for a guidance that has one, as a named argument.
+
+    Raises:
+        MissingMandatoryValue: if guidance.checkpoint is not given.
+    """
+    path = OmegaConf.select(cfg, "guidance.checkpoint", throw_on_missing=True)
+    return {} if path is None else {"checkpoint": str(model_path(str(path)))}
+
+
+def apply(node: DictConfig, *arguments: Any, **options: Any) -> Any:
+    """What the function of a `_partial_` group returns; wrong options are told as those of other groups are."""
+    return hydra.utils.instantiate(node, *arguments, **options, _partial_=False)
 
 
 def adopt_model(cfg: DictConfig, model: dict[str, Any], digest: str) -> None:
@@ -310,6 +339,22 @@ def in_sweep() -> bool:
 def choices(*groups: str) -> dict[str, str]:
     """The names chosen in config groups."""
     return {group: str(HydraConfig.get().runtime.choices[group]) for group in groups}
+
+
+def settings(cfg: DictConfig, *groups: str) -> dict[str, str]:
+    """The names chosen in config groups with their options: `classifier_free(high=inf, low=0.0, scale=2.0)`."""
+    return {group: name + _options(cfg[group]) for group, name in choices(*groups).items()}
+
+
+def _options(node: DictConfig) -> str:
+    """A model stands there by its content, numbers alike however they were written."""
+    shown = []
+    for key, value in sorted(node.items()):
+        if key == "checkpoint":
+            shown.append(f"{key}={sha256(model_path(str(value)))[:16]}")
+        elif not str(key).startswith("_") and key != "trust":
+            shown.append(f"{key!s}={float(value) if isinstance(value, int) else str(value)}")
+    return f"({', '.join(shown)})" if shown else ""
 
 
 def refuse_appended_keys() -> None:

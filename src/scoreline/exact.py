@@ -29,7 +29,8 @@ class GaussianMixture:
         offset = x[:, None, :] - self.means
         logits = self.weights.log() - self.means.shape[1] / 2 * variance.log()
         logits = logits - offset.square().sum(-1) / (2 * variance)
-        return rho * torch.einsum("bm,bmd->bd", logits.softmax(1) / variance, offset)
+        share = logits.softmax(1) / variance
+        return rho * (share.sum(1, keepdim=True) * x - share @ self.means)
 
     def denoise(self, x: Tensor, rho: float) -> Tensor:
         """E[x_0 | x]: (B, d) -> (B, d)."""

@@ -13,9 +13,16 @@ class ImageProgress:
     """
 
     def __init__(
-        self, total: int, what: str, done: int = 0, enabled: bool = True, delay: float = 2.0, every: float = 10.0
+        self,
+        total: int,
+        what: str,
+        done: int = 0,
+        enabled: bool = True,
+        delay: float = 2.0,
+        every: float = 10.0,
+        unit: str = "img",
     ) -> None:
-        self.total, self.what, self.start = total, what, done
+        self.total, self.what, self.start, self.unit = total, what, done, unit
         self.done: float = done
         self.enabled, self.every, self.began = enabled, every, time.monotonic()
         self.printed = self.began + delay - every
@@ -26,7 +33,13 @@ class ImageProgress:
         from tqdm import tqdm
 
         return tqdm(
-            total=self.total, initial=self.done, desc=self.what, unit="img", unit_scale=True, delay=delay, leave=False
+            total=self.total,
+            initial=self.done,
+            desc=self.what,
+            unit=self.unit,
+            unit_scale=True,
+            delay=delay,
+            leave=False,
         )
 
     def update(self, images: float, note: str = "") -> None:
@@ -44,7 +57,8 @@ class ImageProgress:
         """`training: 12800/128000 img, 850 img/s, ETA 2:15, loss 0.31`."""
         rate = (self.done - self.start) / max(time.monotonic() - self.began, 1e-9)
         left = int((self.total - self.done) / rate) if rate else 0
-        text = f"{self.what}: {round(self.done)}/{self.total} img, {rate:.3g} img/s, ETA {left // 60}:{left % 60:02d}"
+        text = f"{self.what}: {round(self.done)}/{self.total} {self.unit}, {rate:.3g} {self.unit}/s"
+        text += f", ETA {left // 60}:{left % 60:02d}"
         return f"{text}, {note}" if note else text
 
     def close(self) -> None:

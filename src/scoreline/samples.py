@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from scoreline.checkpoints import Checkpoint
+from scoreline.denoiser import Denoising
 from scoreline.files import code_version, write_atomically
 from scoreline.metrics.base import Metrics
 from scoreline.pictures import save_png, sheet
@@ -23,10 +24,11 @@ Result = dict[str, Any]
 
 
 class Drawn(NamedTuple):
-    """Images uint8 (N, C, H, W) in the order of the seeds, network calls counted per image, seconds."""
+    """Images uint8 (N, C, H, W) in the order of the seeds; evaluations and network calls, both counted, per image."""
 
     images: Tensor
     nfe: int
+    network_calls: int
     seconds: float
 
 
@@ -36,19 +38,21 @@ def draw(
     seeds: Sequence[int],
     labels: Tensor | None,
     sizes: tuple[int, int | None],
+    denoiser: Denoising | None = None,
 ) -> Drawn:
     """Sample with a progress bar, on the device where the checkpoint's weights are.
 
     Args:
         sizes: `batch_size` and `network_batch` of `sampling.generate`.
+        denoiser: what to sample in place of the checkpoint's own denoiser, such as that under guidance.
     """
-    began, images, nfe = time.perf_counter(), [], 0
-    denoiser, shape = checkpoint.denoiser, checkpoint.card.shape
+    began, images, counts = time.perf_counter(), [], (0, 0)
+    denoiser, shape = denoiser or checkpoint.denoiser, checkpoint.card.shape
     with ImageProgress(len(seeds), "sampling") as progress:
         for batch in generate(denoiser, tableau, shape, seeds, sizes[0], labels, sizes[1], progress.update):
             images.append(to_uint8(batch.x).cpu())
-            nfe = batch.nfe
-    return Drawn(torch.cat(images), nfe, time.perf_counter() - began)
+            counts = batch.nfe, batch.network_calls
+    return Drawn(torch.cat(images), *counts, time.perf_counter() - began)
 
 
 def finished(out: Path) -> Result | None:
@@ -60,10 +64,11 @@ def finished(out: Path) -> Result | None:
 def describe(
     choices: dict[str, str], checkpoint: Checkpoint, tableau: Tableau, drawn: Drawn, metrics: Metrics
 ) -> Result:
-    """The content of metrics.json; `choices` are the names of solver, schedule and the rest, as the user gave them."""
+    """The content of metrics.json; `choices` are solver, schedule, guidance and the rest, as the user gave them."""
     return {
         **choices,
         "nfe": drawn.nfe,
+        "network_calls": drawn.network_calls,
         "images": len(drawn.images),
         "seconds": round(drawn.seconds, 4),
         "images_per_second": round(len(drawn.images) / drawn.seconds, 2),
@@ -94,7 +99,8 @@ def _savez(path: Path, arrays: dict[str, np.ndarray]) -> None:
 
 
 def line(result: Result, out: Path) -> str:
-    """`64 images, NFE 10, 850 images/s, frechet_distance 3.21 +- 0.40 -> outputs/...`."""
-    parts = [f"{result['images']} images", f"NFE {result['nfe']}", f"{result['images_per_second']:.0f} images/s"]
+    """`64 images, NFE 10 (20 network calls), 850 images/s, frechet_distance 3.21 +- 0.40 -> outputs/...`."""
+    calls = "" if result["network_calls"] == result["nfe"] else f" ({result['network_calls']} network calls)"
+    parts = [f"{result['images']} images", f"NFE {result['nfe']}{calls}", f"{result['images_per_second']:.0f} images/s"]
     parts += [f"{name} {m['value']:.4g} +- {m['error']:.2g}" for name, m in list(result["metrics"].items())[:1]]
     return f"{', '.join(parts)} -> {out}"

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from scoreline import noise
-from scoreline.denoiser import Denoiser
-from scoreline.solvers.tableau import Tableau
+from scoreline.denoiser import Denoiser, Denoising
+from scoreline.schedules.base import Schedule
+from scoreline.solvers.tableau import Solver, Tableau, build
 
 Eps = Callable[[Tensor, float], Tensor]
 """eps(x (B, *), rho) -> (B, *): the right-hand side of dx/drho = eps(x, rho)."""
@@ -42,7 +43,7 @@ class _Row:
 
 def _plan(tableau: Tableau) -> list[_Row]:
     """Rows as sparse sums, each with the numbers of the states and estimates that no later row reads."""
-    S, N = ([[(j, v) for j, v in enumerate(row) if v] for row in part.tolist()] for part in (tableau.S, tableau.N))
+    S, N = _sparse(tableau.S), _sparse(tableau.N)
     last = {j: k for k in range(len(S)) for j, _ in (*S[k], *N[k])}
     dead: list[list[int]] = [[] for _ in S]
     for j, k in last.items():
@@ -50,6 +51,15 @@ def _plan(tableau: Tableau) -> list[_Row]:
     return [
         _Row(tuple(S[k]), tuple(N[k]), float(tableau.B[k]), tableau.calls[k], tuple(dead[k])) for k in range(len(S))
     ]
+
+
+def _sparse(part: Tensor) -> list[list[tuple[int, float]]]:
+    """(column, value) of the non-zero entries of each row."""
+    rows: list[list[tuple[int, float]]] = [[] for _ in part]
+    at = part.nonzero(as_tuple=True)
+    for k, j, value in zip(at[0].tolist(), at[1].tolist(), part[at].tolist(), strict=True):
+        rows[k].append((j, value))
+    return rows
 
 
 def _combine(terms: list[tuple[Tensor, float]]) -> Tensor:
@@ -107,6 +117,46 @@ def integrate(eps: Eps, x: Tensor, tableau: Tableau, draw: Draw | None = None) -
     return x
 
 
+@torch.inference_mode()
+def sample(
+    denoise: Callable[[Tensor, Tensor], Tensor],
+    x_init: Tensor,
+    solver: Solver,
+    schedule: Schedule,
+    *,
+    nfe: int = 10,
+    sigma_min: float,
+    sigma_max: float,
+    final: str = "none",
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Sample with any model: the sample (B, *) of x_init's shape, dtype and device.
+
+    Args:
+        denoise: denoise(x, sigma) -> E[x_0 | x_0 + sigma eps = x], EDM's convention: x (B, *) with unit signal, sigma a
+            float64 tensor of shape () on x's device. Called exactly `nfe` times.
+        x_init: state at sigma_max, usually sigma_max * torch.randn(...); not modified.
+        solver: any frozen object of `scoreline.solvers`.
+        schedule: where the steps are even, any object of `scoreline.schedules`; `Power(7)` is EDM's.
+        nfe: evaluations of `denoise`, the last hop included.
+        final: `none` ends at sigma_min; `denoise` spends the last evaluation on E[x_0 | x].
+        generator: source of fresh noise for stochastic solvers, on x_init's device; None is torch's own.
+
+    Raises:
+        InputError: if the budget or the range is impossible for the solver.
+    """
+    tableau = build(solver, schedule, (sigma_max, sigma_min), nfe, final)
+
+    def eps(x: Tensor, rho: float) -> Tensor:
+        sigma = torch.full((), rho, dtype=torch.float64, device=x.device)
+        return (x - denoise(x, sigma)) / rho
+
+    def draw(row: int) -> Tensor:
+        return torch.randn(x_init.shape, generator=generator, dtype=x_init.dtype, device=x_init.device)
+
+    return integrate(eps, x_init, tableau, draw)
+
+
 class Calls:
     """Network calls seen so far."""
 
@@ -115,29 +165,35 @@ class Calls:
 
 
 @contextmanager
-def count_calls(network: nn.Module) -> Iterator[Calls]:
-    """Count how often `network` is really called, whoever calls it."""
+def count_calls(denoiser: nn.Module) -> Iterator[Calls]:
+    """Count how often the networks of all `Denoiser`s in `denoiser` are really called, whoever calls them."""
     calls = Calls()
 
     def increment(*_: object) -> None:
         calls.count += 1
 
-    handle = network.register_forward_pre_hook(increment)
+    networks = {module.network for module in denoiser.modules() if isinstance(module, Denoiser)}
+    handles = [network.register_forward_pre_hook(increment) for network in networks]
     try:
         yield calls
     finally:
-        handle.remove()
+        for handle in handles:
+            handle.remove()
 
 
 class Batch(NamedTuple):
-    """Samples of a few seeds: x (B, C, H, W) float32 in unit-signal coordinates; network calls an image took."""
+    """Samples of a few seeds: x (B, C, H, W) float32 in unit-signal coordinates.
+
+    An image took `nfe` evaluations of the denoiser and `network_calls` calls of networks; guidance makes them differ.
+    """
 
     seeds: list[int]
     x: Tensor
     nfe: int
+    network_calls: int
 
 
-def _in_fixed_batches(denoiser: Denoiser, x: Tensor, rho: float, label: Tensor | None, size: int) -> Tensor:
+def _in_fixed_batches(denoiser: Denoising, x: Tensor, rho: float, label: Tensor | None, size: int) -> Tensor:
     """eps of x (B, *) from calls on exactly `size` rows: matrix kernels round differently for other shapes."""
     parts = []
     for start in range(0, len(x), size):
@@ -150,7 +206,7 @@ def _in_fixed_batches(denoiser: Denoiser, x: Tensor, rho: float, label: Tensor |
 
 @torch.inference_mode()
 def generate(
-    denoiser: Denoiser,
+    denoiser: Denoising,
     tableau: Tableau,
     shape: tuple[int, int, int],
     seeds: Sequence[int],
@@ -166,15 +222,14 @@ def generate(
     the network always sees `network_batch` images at a time (`_in_fixed_batches`).
 
     Args:
-        shape: (C, H, W).
-        batch_size: images whose states are held at a time.
+        shape, batch_size: (C, H, W); images whose states are held at a time.
         labels: class labels (len(seeds),) int64 in the order of the seeds, or None.
         network_batch: images per network call, the last call filled up; None calls the network on whole batches, and
             images then depend on the batch size by float32 rounding.
         progress: called after every evaluation with the images' worth of work it did.
 
     Raises:
-        RuntimeError: if the network was called another number of times than the tableau says.
+        RuntimeError: if the counts measured are not those of `Tableau.nfe` and `Denoising.calls`.
         FloatingPointError: if a sample is not finite.
     """
     device = next(denoiser.parameters()).device
@@ -182,8 +237,10 @@ def generate(
         chosen = list(seeds[start : start + batch_size])
         label = None if labels is None else labels[start : start + batch_size].to(device)
         x = noise.normal(chosen, shape, "initial").to(device) * float(tableau.rho[0])
+        levels: list[float] = []
 
-        def eps(x: Tensor, rho: float, label: Tensor | None = label) -> Tensor:
+        def eps(x: Tensor, rho: float, label: Tensor | None = label, levels: list[float] = levels) -> Tensor:
+            levels.append(rho)
             estimate = _in_fixed_batches(denoiser, x, rho, label, network_batch or len(x))
             progress(len(x) / tableau.nfe)
             return estimate
@@ -191,11 +248,18 @@ def generate(
         def draw(row: int, chosen: list[int] = chosen) -> Tensor:
             return noise.normal(chosen, shape, "solver", row).to(device)
 
-        with count_calls(denoiser.network) as calls:
+        with count_calls(denoiser) as calls:
             x = integrate(eps, x, tableau, draw)
-        measured = calls.count / -(-len(chosen) // (network_batch or len(chosen)))
-        if measured != tableau.nfe:
-            raise RuntimeError(f"the network was called {measured:g} times an image, the tableau says {tableau.nfe}")
+        batches = -(-len(chosen) // (network_batch or len(chosen)))
+        _check_calls(calls.count / batches, levels, denoiser, tableau.nfe)
         if not bool(x.isfinite().all()):
             raise FloatingPointError(f"samples of seeds {chosen[0]}-{chosen[-1]} are not finite")
-        yield Batch(chosen, x, int(measured))
+        yield Batch(chosen, x, len(levels), calls.count // batches)
+
+
+def _check_calls(measured: float, levels: list[float], denoiser: Denoising, nfe: int) -> None:
+    if len(levels) != nfe:
+        raise RuntimeError(f"the denoiser was evaluated {len(levels)} times, the tableau says {nfe}")
+    expected = sum(map(denoiser.calls, levels))
+    if measured != expected:
+        raise RuntimeError(f"networks were called {measured:g} times an image, {nfe} evaluations take {expected}")

@@ -30,7 +30,10 @@ def collect(root: Path) -> list[Row]:
     return rows
 
 
-PROTOCOL = ("protocol", "images", "checkpoint", "labels", "final", "sigma_max", "sigma_end", "code_version")
+PROTOCOL = (
+    *("protocol", "images", "checkpoint", "labels", "guidance", "threshold"),
+    *("final", "sigma_max", "sigma_end", "code_version"),
+)
 
 
 def fingerprint(row: Row) -> str:
@@ -93,9 +96,21 @@ def _one(rows: Sequence[Row], metric: str) -> str:
         lines.append(f"| {name} | " + " | ".join(shown) + " |")
     first = rows[0]
     about = f"{first['images']} images (seeds {first['seeds']}), checkpoint {first['checkpoint']['sha256'][:8]}"
+    about += _guidance(rows, budgets)
     ranges = first.get("ranges", 1)
     error = f"of the mean over {ranges} seed ranges" if ranges > 1 else "over images"
     return "\n".join([*lines, "", f"{about}; +- is the standard error {error}; {_protocol(first)}.", ""])
+
+
+def _guidance(rows: Sequence[Row], budgets: Sequence[int]) -> str:
+    """`, classifier_free(..), network calls per image: 10 at NFE 5, 18-20 at NFE 10`, or nothing without guidance."""
+    chosen = [rows[0][key] for key in ("guidance", "threshold") if rows[0].get(key, "none") != "none"]
+    counts = [{row.get("network_calls", nfe) for row in rows if row["nfe"] == nfe} for nfe in budgets]
+    if counts != [{nfe} for nfe in budgets]:
+        shown = ("-".join(str(n) for n in sorted({min(seen), max(seen)})) for seen in counts)
+        cells = ", ".join(f"{count} at NFE {nfe}" for count, nfe in zip(shown, budgets, strict=True))
+        chosen.append(f"network calls per image: {cells}")
+    return "".join(f", {part}" for part in chosen)
 
 
 def _name(row: Row) -> str:

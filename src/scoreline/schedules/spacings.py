@@ -1,10 +1,11 @@
 """Maps in which steps are spaced evenly and polynomials are fitted, beside the noise schedules themselves."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from scoreline.errors import InputError
 from scoreline.schedules.base import Schedule
 
 
@@ -59,3 +60,41 @@ class LogSNR(Schedule):
 
     def inverse(self, u: Tensor) -> Tensor:
         return torch.exp(u)
+
+
+@dataclass(frozen=True)
+class NSRLog(Schedule):
+    """u = ln(rho + k sigma_min), sigma_min being where the steps end: SciRE's "NSR" trajectory.
+
+    k = 0 is log-SNR, k to infinity uniform in rho; the released code has 3.1 and recommends 2 .. 7. `grid` fills in
+    `sigma_min` from the run (`on`); elsewhere, as the variable of a solver, it must be given.
+
+    Source: Li et al. (2023), SciRE-Solver, arXiv:2308.07896; formula and k as in its released code.
+
+    Raises:
+        InputError: for k < 0, or if the map is used without `sigma_min`.
+    """
+
+    k: float = 3.1
+    sigma_min: float | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.k < float("inf"):
+            raise InputError(f"schedule.k={self.k}: choose 0 <= k < inf; 0 is log-SNR, 3.1 SciRE's value")
+
+    def on(self, sigma_max: float, sigma_min: float) -> "NSRLog":
+        return replace(self, sigma_min=sigma_min)
+
+    @property
+    def _shift(self) -> float:
+        if self.sigma_min is None:
+            raise InputError(
+                "NSRLog depends on where the steps end; space steps with it (schedule=nsr_log), or give it sigma_min"
+            )
+        return self.k * self.sigma_min
+
+    def __call__(self, rho: Tensor) -> Tensor:
+        return torch.log(rho + self._shift)
+
+    def inverse(self, u: Tensor) -> Tensor:
+        return torch.exp(u) - self._shift

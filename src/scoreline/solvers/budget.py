@@ -5,6 +5,7 @@ from torch import Tensor
 
 from scoreline.errors import InputError, did_you_mean
 from scoreline.schedules.base import Schedule, grid
+from scoreline.schedules.spacings import LogSNR
 
 BUDGETS = ("fixed", "agile")
 
@@ -26,7 +27,7 @@ def step_orders(nfe: int, order: int, budget: str) -> list[int]:
     with a dagger). `agile`: exactly nfe evaluations, the last steps of lower order: for order 3, nfe = 3k is spent as
     k - 1 steps of order 3, then 2 and 1; 3k + 1 as k of order 3, then 1; 3k + 2 as k of order 3, then 2.
 
-    Source: Lu et al. (2022), arXiv:2206.00927, App. D.3 (DPM-Solver-fast); Li et al. (2023), arXiv:2308.07896.
+    Source: Lu et al. (2022), arXiv:2206.00927, App. D (DPM-Solver-fast); Li et al. (2023), arXiv:2308.07896.
 
     Raises:
         InputError: if `fixed` cannot make one step.
@@ -45,9 +46,10 @@ def step_levels(schedule: Schedule, sigma_max: float, sigma_min: float, orders: 
     """Noise levels (len(orders) + 1,) between which steps of these orders run.
 
     Steps of one order are even in the schedule's coordinate. Otherwise a grid of sum(orders) intervals is made and the
-    nodes at the running sums of the orders are kept, so that a step is as long as the evaluations it spends.
+    nodes at the running sums of the orders are kept, so that a step is as long as the evaluations it spends; but on
+    the log-SNR grid all steps are even, as in the released codes of both papers.
     """
-    if len(set(orders)) == 1:
+    if len(set(orders)) == 1 or isinstance(schedule, LogSNR):
         return grid(schedule, sigma_max, sigma_min, len(orders))
     fine = grid(schedule, sigma_max, sigma_min, sum(orders))
     return fine[torch.tensor([0, *orders]).cumsum(0)]

@@ -1,8 +1,8 @@
 """The two forms in which the literature integrates the same ODE: by noise prediction and by data prediction.
 
 In unit-signal coordinates dx/drho = eps(x, rho). With z = x / rho and u = 1 / rho the same equation is
-dz/du = D(x, rho) = E[x_0 | x]. A frame is one of these: a coordinate s, a scaled state whose derivative in s is the slope F, and the
-rows that advance it. Every Runge-Kutta, multistep or exponential method is written once and works in both.
+dz/du = D(x, rho) = E[x_0 | x]. A frame is one of these: a coordinate s, a scaled state whose derivative in s is the
+slope F, and the row that advances it. Runge-Kutta, multistep and exponential methods are written once, for both.
 """
 
 import math

@@ -1,15 +1,24 @@
 """Integrals over noise levels, to round-off, for any schedule."""
 
-from typing import NamedTuple
+from functools import cache
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from scoreline.schedules.base import Schedule
-
 SOFTNESS = 1e-3
 """Below this noise level panels are even in rho, above it in ln rho."""
+
+
+POINTS = ((1.0, 16), (0.25, 8), (0.05, 4))
+"""Gauss-Legendre points on panels up to that length."""
+
+
+class Knotted(Protocol):
+    """What a rule must know of an integrand: the noise levels where it is not smooth."""
+
+    def knots(self) -> Tensor: ...
 
 
 class Quadrature(NamedTuple):
@@ -20,38 +29,59 @@ class Quadrature(NamedTuple):
     interval: Tensor
 
 
-def gauss_legendre(levels: Tensor, *schedules: Schedule, points: int = 16) -> Quadrature:
+def gauss_legendre(levels: Tensor, *schedules: Knotted) -> Quadrature:
     """Composite Gauss-Legendre rule for integrals d rho from levels[i] to levels[i + 1].
 
     The substitution rho = s sinh(v), s = 1e-3, turns every singularity that the field's schedules have off the real
     axis (rho = +-i for VP, +-i 0.016 for its inverse, the logarithm at 0) into one at distance pi/2 from the real
-    v axis, so 16 points on panels of length at most 1 give round-off: no derivative of a schedule is needed, and
-    rho = 0 may be an end. Panels never cross a knot of the given schedules.
+    v axis, so n points on a panel of length L err like (2 pi / L)^(-2n): 16 points on panels of length at most 1 give
+    round-off, 8 and 4 on the shorter ones between the knots of tables (`POINTS`). No derivative of a schedule is
+    needed, and rho = 0 may be an end. Panels never cross a knot of the given schedules.
 
     Args:
         levels: (K + 1,) float64, strictly decreasing, >= 0.
-        points: Gauss-Legendre points per panel.
+        schedules: maps whose knots count, and scales.
 
     Returns:
-        nodes, weights and interval numbers, each (panels * points,), in the order of integration (weights < 0).
+        nodes, weights and interval numbers, each (M,), in the order of integration (weights < 0).
     """
+    edges = _subdivide(_edges(levels, schedules))
+    middle, half = (edges[:-1] + edges[1:]) / 2, edges.diff() / 2
+    interval = torch.searchsorted(-torch.asinh(levels / SOFTNESS), -middle) - 1
+    shorter = -edges.diff()[:, None] <= torch.tensor([length for length, _ in POINTS[1:]], dtype=torch.float64)
+    rule = shorter.sum(1)
+    panel, number = _ragged(torch.tensor([points for _, points in POINTS])[rule])
+    node, weight = _rules()[:, rule[panel], number]
+    half = half[panel]
+    position = middle[panel] + half * node
+    return Quadrature(SOFTNESS * torch.sinh(position), SOFTNESS * torch.cosh(position) * half * weight, interval[panel])
+
+
+def _edges(levels: Tensor, schedules: tuple[Knotted, ...]) -> Tensor:
+    """Levels and the knots between them as positions v, decreasing, without duplicates."""
     v = torch.asinh(levels / SOFTNESS)
     inner = torch.cat([torch.asinh(schedule.knots() / SOFTNESS) for schedule in schedules] or [v[:0]])
     edges = torch.cat([v, inner[(inner < v[0]) & (inner > v[-1])]]).sort(descending=True).values
-    edges = _subdivide(edges[torch.cat([edges.new_tensor([True], dtype=torch.bool), edges.diff() < -1e-12])])
-    interval = torch.searchsorted(-v, -(edges[:-1] + edges[1:]) / 2) - 1
-    node, weight = (torch.from_numpy(part) for part in np.polynomial.legendre.leggauss(points))
-    half = edges.diff()[:, None] / 2
-    position = (edges[:-1] + edges[1:])[:, None] / 2 + half * node
-    weights = SOFTNESS * torch.cosh(position) * half * weight
-    return Quadrature(
-        (SOFTNESS * torch.sinh(position)).flatten(), weights.flatten(), interval.repeat_interleave(points)
-    )
+    return edges[torch.cat([edges.new_tensor([True], dtype=torch.bool), edges.diff() < -1e-12])]
+
+
+@cache
+def _rules() -> Tensor:
+    """Nodes and weights on [-1, 1] of the rules in `POINTS`, padded: (2, rules, points)."""
+    rules = torch.zeros(2, len(POINTS), max(points for _, points in POINTS), dtype=torch.float64)
+    for row, (_, points) in enumerate(POINTS):
+        rules[:, row, :points] = torch.from_numpy(np.stack(np.polynomial.legendre.leggauss(points)))
+    return rules
+
+
+def _ragged(counts: Tensor) -> tuple[Tensor, Tensor]:
+    """For counts (2, 3): items (0, 0, 1, 1, 1) and their numbers (0, 1, 0, 1, 2)."""
+    item = torch.arange(len(counts)).repeat_interleave(counts)
+    return item, torch.arange(len(item)) - (counts.cumsum(0) - counts)[item]
 
 
 def _subdivide(edges: Tensor) -> Tensor:
     """Split panels so that none is longer than 1."""
     pieces = edges.diff().abs().ceil().clamp(min=1).to(torch.int64)
-    start, length = edges[:-1].repeat_interleave(pieces), edges.diff().repeat_interleave(pieces)
-    number = torch.arange(int(pieces.sum())) - (pieces.cumsum(0) - pieces).repeat_interleave(pieces)
-    return torch.cat([start + length * number / pieces.repeat_interleave(pieces), edges[-1:]])
+    panel, number = _ragged(pieces)
+    return torch.cat([edges[panel] + edges.diff()[panel] * number / pieces[panel], edges[-1:]])

@@ -1,0 +1,32 @@
+"""The `scoreline` command: one verb, then key=value.
+
+scoreline certify                    measured order, consistency, NFE and set-up time of every solver
+scoreline certify solver=ddim,heun   of some
+scoreline show solver=deis_tab3 schedule=karras nfe=8     a tableau: nodes, weights, picture
+scoreline likelihood --checkpoint digits_vp               bits per dimension of images
+"""
+
+import importlib
+import sys
+
+from scoreline.errors import InputError, did_you_mean
+
+VERBS = ("certify", "likelihood", "show")
+
+
+def main() -> None:
+    """Run a verb. A mistake becomes one line and exit code 2; a verb's own failure is its exit code."""
+    words = sys.argv[1:]
+    if not words or words[0] in ("-h", "--help"):
+        print(__doc__)
+        return
+    try:
+        if words[0] not in VERBS:
+            raise InputError(f"{words[0]}: there is no such command{did_you_mean(words[0], VERBS)}")
+        sys.exit(importlib.import_module(f"scoreline.commands.{words[0]}").main(words[1:]))
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except Exception as error:
+        from scoreline.entry import leave
+
+        leave(error, f"scoreline {words[0]}" if words[0] in VERBS else "scoreline")

@@ -1,0 +1,1 @@
+"""Commands of `scoreline`, one file each."""

@@ -1,0 +1,64 @@
+"""`scoreline certify [solver=a,b] [out=DIR]`: does every solver keep its promises?"""
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from scoreline import entry
+from scoreline.certification import Certificate, certify, markdown
+from scoreline.commands.composition import built, composed, split
+from scoreline.files import write_atomically
+from scoreline.progress import ImageProgress
+from scoreline.schedules.base import Schedule
+
+OWN = {"solver": "", "out": "outputs/certify"}
+
+
+def main(words: list[str]) -> int:
+    """Certify the named solvers, else every file of conf/solver; print the table, write certify.md and certify.json.
+
+    Returns:
+        1 if a solver breaks a promise, else 0.
+    """
+    import torch
+
+    torch.set_num_threads(1)
+    own, overrides = split(words, OWN)
+    names = (
+        own["solver"].split(",") if own["solver"] else sorted(p.stem for p in entry.conf_dir().glob("solver/*.yaml"))
+    )
+    found = []
+    with ImageProgress(len(names), "certifying", unit="solver") as progress:
+        for name in names:
+            found.append(certify(name, maker(name, overrides)))
+            progress.update(1)
+    text = markdown(found)
+    print(text)
+    _write(Path(own["out"]), text, found)
+    broken = [certificate.name for certificate in found if certificate.breaches]
+    print(f"\n{len(found) - len(broken)} of {len(found)} solvers keep their promises; {_where(broken)}")
+    return 1 if broken else 0
+
+
+def maker(name: str, overrides: list[str]) -> Callable[[Schedule], Any]:
+    """The solver of a config file as a function of the noise schedule that it is given."""
+    cfg = composed([f"solver={name}", *overrides])
+
+    def make(native: Schedule) -> Any:
+        cfg.model.noise_schedule = {"_target_": f"{type(native).__module__}.{type(native).__name__}"}
+        return built(cfg.solver)
+
+    return make
+
+
+def _where(broken: list[str]) -> str:
+    return f"not: {', '.join(broken)}" if broken else "none breaks one"
+
+
+def _write(out: Path, text: str, found: list[Certificate]) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    rows = json.dumps([asdict(certificate) for certificate in found], indent=1)
+    write_atomically(out / "certify.md", lambda path: path.write_text(text + "\n"))
+    write_atomically(out / "certify.json", lambda path: path.write_text(rows + "\n"))

@@ -1,0 +1,76 @@
+"""`scoreline show [solver=..] [schedule=..] [nfe=..]`: a tableau as text and as a picture."""
+
+from pathlib import Path
+
+from scoreline import entry
+from scoreline.commands.composition import built, composed, split
+from scoreline.errors import InputError
+from scoreline.solvers.tableau import Tableau, build
+
+OWN = {"out": "outputs/show"}
+
+
+def main(words: list[str]) -> None:
+    """Print nodes and weights of the tableau that sample.py would run with these overrides, and draw it.
+
+    Raises:
+        InputError: for a solver that has no tableau.
+    """
+    own, overrides = split(words, OWN)
+    cfg = composed(overrides)
+    native = built(cfg.model.noise_schedule)
+    span, nfe = entry.sigma_range(cfg, native), entry.whole("nfe", cfg.nfe)
+    tableau = build(built(cfg.solver), built(cfg.schedule), span, nfe, cfg.final)
+    if not isinstance(tableau, Tableau):
+        raise InputError(f"solver={cfg.solver._target_}: chooses its steps as it runs, so there is no tableau to show")
+    words = [word for word in words if not word.startswith("out=")]
+    print(text(tableau))
+    path = Path(own["out"]) / f"{','.join(sorted(words)).replace('/', '_') or 'default'}.png"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    picture(tableau, " ".join(words) or "default", path)
+    print(f"\n-> {path}")
+
+
+def text(tableau: Tableau) -> str:
+    """One line per row: x_{k+1} as a sum, a star where the row's own eps is a network call."""
+    lines = [f"NFE {tableau.nfe}, {len(tableau.B)} rows, consistency residual {tableau.residual:.1e}"]
+    width = len(str(len(tableau.B)))
+    lines.append(f"x_{0:<{width}} rho {tableau.rho[0]:<12.6g}")
+    for k in range(len(tableau.B)):
+        call = "*" if tableau.calls[k] else " "
+        lines.append(f"x_{k + 1:<{width}} rho {tableau.rho[k + 1]:<12.6g}{call} = {_sum(tableau, k)}")
+    return "\n".join([*lines, "* the row evaluates the network at the state before it"])
+
+
+def _sum(tableau: Tableau, k: int) -> str:
+    terms = [(float(w), f"x_{j}") for j, w in enumerate(tableau.S[k]) if w]
+    terms += [(float(w), f"eps_{j}") for j, w in enumerate(tableau.N[k]) if w]
+    terms += [(float(tableau.B[k]), "z")] * bool(tableau.B[k])
+    first, *rest = [(w, name if abs(w) == 1 else f"{abs(w):.6g} {name}") for w, name in terms]
+    return ("-" if first[0] < 0 else "") + first[1] + "".join(f" {'-' if w < 0 else '+'} {name}" for w, name in rest)
+
+
+def picture(tableau: Tableau, title: str, path: Path) -> None:
+    """Noise levels of all states with the network calls marked, and the weights S and N as maps."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, 3, figsize=(13, 4), layout="constrained")
+    rho = tableau.rho.numpy()
+    called = [k for k, call in enumerate(tableau.calls) if call]
+    axes[0].plot(rho, color="grey", linewidth=0.8)
+    axes[0].plot(range(len(rho)), rho, "o", markersize=3, color="grey", label="state")
+    axes[0].plot(called, rho[called], "o", markersize=5, label="network call")
+    axes[0].set_yscale("symlog", linthresh=max(float(tableau.rho[tableau.rho > 0].min()), 1e-3))
+    axes[0].set(xlabel="state", ylabel="noise level rho", title=f"{title}: NFE {tableau.nfe}")
+    axes[0].legend()
+    scaled = tableau.N / tableau.rho.diff().abs().clamp(min=1e-12)[:, None]
+    for axis, part, name in ((axes[1], tableau.S, "S"), (axes[2], scaled, "N, by the row's step in rho")):
+        top = float(part.abs().max()) or 1.0
+        image = axis.imshow(part.numpy(), cmap="RdBu_r", vmin=-top, vmax=top, interpolation="nearest")
+        axis.set(title=name, xlabel="state read", ylabel="row")
+        figure.colorbar(image, ax=axis, shrink=0.8)
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)

@@ -1,0 +1,209 @@
+"""log p of images under the probability-flow ODE."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from scoreline import noise
+from scoreline.errors import InputError, did_you_mean
+from scoreline.sampling import Eps
+from scoreline.schedules.base import NoiseSchedule, VariancePreserving
+from scoreline.solvers.adaptive import AdaptiveRun, State, to_flat, to_state
+
+PROBES = ("rademacher", "gaussian")
+
+
+class LogLikelihood(NamedTuple):
+    """Natural logarithms of densities in unit-signal coordinates.
+
+    Attributes:
+        values: log p(x) (B,) float64, the mean of `by_probe`.
+        by_probe: (B, P) float64; by_probe.std(1) / sqrt(P) is the standard error that the estimate of the divergence
+            adds. One column for the exact divergence.
+        nfe: evaluations of eps, measured; each was followed by as many backward passes as the divergence takes.
+    """
+
+    values: Tensor
+    by_probe: Tensor
+    nfe: int
+
+
+class Divergence(Protocol):
+    """div eps = tr J, J = d eps / d x of one image, from eps with its autograd graph."""
+
+    @property
+    def columns(self) -> int:
+        """P, the number of estimates made side by side."""
+        ...
+
+    def __call__(self, estimate: Tensor, x: Tensor) -> Tensor:
+        """Estimates (B, P) from estimate = eps(x) (B, *) and the leaf x (B, *)."""
+        ...
+
+
+@dataclass(frozen=True)
+class Exact:
+    """tr J, one backward pass for each of the D dimensions of an image: for small images."""
+
+    columns: int = 1
+
+    def __call__(self, estimate: Tensor, x: Tensor) -> Tensor:
+        total = torch.zeros(len(x), dtype=x.dtype, device=x.device)
+        for dimension in range(x[0].numel()):
+            unit = torch.zeros_like(x)
+            unit.flatten(1)[:, dimension] = 1
+            total = total + _quadratic(estimate, x, unit)
+        return total[:, None]
+
+
+@dataclass(frozen=True)
+class Hutchinson:
+    """tr J = E[v^T J v] for E[v v^T] = I, one backward pass for each probe v.
+
+    The probes stay the same along the whole path, which makes every column the solution of an ODE, and unbiased.
+
+    Attributes:
+        probes: (P, B, *), see `hutchinson`.
+
+    Source: Hutchinson (1990), doi:10.1080/03610919008812866; fixed along the path as in Grathwohl et al. (2019),
+    arXiv:1810.01367, Sec. 3.1.
+    """
+
+    probes: Tensor
+
+    @property
+    def columns(self) -> int:
+        return len(self.probes)
+
+    def __call__(self, estimate: Tensor, x: Tensor) -> Tensor:
+        return torch.stack([_quadratic(estimate, x, v) for v in self.probes.to(x)], 1)
+
+
+def hutchinson(
+    seeds: Sequence[int], shape: tuple[int, ...], probes: int = 1, distribution: str = "rademacher"
+) -> Hutchinson:
+    """Probes that belong to an image as `noise.normal`: probe k of seed s depends on s, k and the distribution only.
+
+    Args:
+        seeds: one for each image.
+        shape: of one image.
+        distribution: `rademacher` (signs, exact where J is diagonal) or `gaussian`.
+
+    Raises:
+        InputError: for an unknown distribution or less than one probe.
+    """
+    if distribution not in PROBES:
+        raise InputError(f"divergence={distribution}: there are no such probes{did_you_mean(distribution, PROBES)}")
+    if probes < 1:
+        raise InputError(f"probes={probes}: must be at least 1")
+    drawn = torch.stack([noise.normal(seeds, shape, "likelihood probe", step) for step in range(probes)]).double()
+    return Hutchinson(torch.where(drawn < 0, -1.0, 1.0).double() if distribution == "rademacher" else drawn)
+
+
+def _quadratic(estimate: Tensor, x: Tensor, v: Tensor) -> Tensor:
+    """v^T J v (B,): eps of one image must not depend on the others, or their terms would be summed in."""
+    (pulled,) = torch.autograd.grad(estimate, x, v, retain_graph=True)
+    return (pulled * v).flatten(1).sum(1)
+
+
+def log_likelihood(
+    eps: Eps, x: Tensor, run: AdaptiveRun, prior_variance: float, divergence: Divergence | None = None
+) -> LogLikelihood:
+    """log p(x) at noise level sigma_min, by the instantaneous change of variables.
+
+    Along dx/drho = eps(x, rho) the density obeys d log p(x(rho), rho)/drho = -div eps(x, rho), hence
+
+        log p(x) = log N(x(sigma_max); 0, prior_variance I) + integral over [sigma_min, sigma_max] of div eps drho
+
+    x and the integral are solved as one system: the steps suit both, and are shared by the batch.
+
+    Args:
+        eps: (x (B, *) float64, rho) -> (B, *), differentiable in x; `Denoiser.eps` of a model in evaluation mode.
+        x: images (B, *) in unit-signal coordinates, at noise level sigma_min (clean ones, for a small sigma_min).
+        run: range, tolerances and ceiling, `Adaptive(...).between(sigma_max, sigma_min, nfe)`.
+        prior_variance: of a pixel at sigma_max, see `native_prior_variance`.
+        divergence: `Exact()`, the default, or `hutchinson(...)`.
+
+    Raises:
+        InputError: for prior_variance <= 0, and as `AdaptiveRun`.
+        ValueError: if eps is not differentiable in x.
+        FloatingPointError: if eps or its divergence is not finite.
+
+    Source: Chen et al. (2018), arXiv:1806.07366, Theorem 1; Grathwohl et al. (2019), arXiv:1810.01367; for diffusion
+    models Song et al. (2021), arXiv:2011.13456, Eq. 39.
+    """
+    if not 0 < prior_variance < math.inf:
+        raise InputError(f"prior_variance={prior_variance:g}: must be a number greater than 0, such as sigma_max^2")
+    divergence = Exact() if divergence is None else divergence
+
+    def slope(state: State, rho: float) -> State:
+        estimate, trace = _with_divergence(eps, to_state(state[: x.numel()], x), rho, divergence)
+        return np.concatenate([to_flat(estimate), to_flat(trace)])
+
+    start = np.concatenate([to_flat(x), np.zeros(len(x) * divergence.columns)])
+    sigma_max, sigma_min = run.rho.tolist()
+    end, nfe = run.solve(slope, start, sigma_min, sigma_max)
+    integral = torch.from_numpy(end[x.numel() :]).reshape(len(x), divergence.columns)
+    by_probe = _log_normal(to_state(end[: x.numel()], x).cpu(), prior_variance)[:, None] + integral
+    return LogLikelihood(by_probe.mean(1), by_probe, nfe)
+
+
+def _with_divergence(eps: Eps, x: Tensor, rho: float, divergence: Divergence) -> tuple[Tensor, Tensor]:
+    with torch.enable_grad():
+        leaf = x.detach().requires_grad_()
+        estimate = eps(leaf, rho)
+        if not estimate.requires_grad:
+            raise ValueError("eps must be differentiable in x: it returned a tensor without a graph")
+        return estimate, divergence(estimate, leaf)
+
+
+def _log_normal(x: Tensor, variance: float) -> Tensor:
+    """log N(x; 0, variance I) (B,)."""
+    square: Tensor = x.flatten(1).square().sum(1)
+    return -square / (2 * variance) - x[0].numel() / 2 * math.log(2 * math.pi * variance)
+
+
+def native_prior_variance(noise_schedule: NoiseSchedule, sigma_max: float) -> float:
+    """Variance in unit-signal coordinates of the prior that a process's published likelihoods use.
+
+    Where alpha^2 + sigma^2 = 1 the native state x_t has the prior N(0, I); x = x_t / alpha_t then has the variance
+    1 / alpha_t^2 = 1 + rho^2: that of the noise, and one for data of unit variance. Where alpha = 1 it is rho^2. Our
+    samplers start from rho^2 for every process; with a large sigma_max the difference is small.
+
+    Source: Song et al. (2021), arXiv:2011.13456, App. D.
+    """
+    return sigma_max**2 + isinstance(noise_schedule, VariancePreserving)
+
+
+def dequantise(images: Tensor, seeds: Sequence[int]) -> Tensor:
+    """uint8 (B, *) -> float64: x = (pixel + u - 1/2) / 127.5 - 1 with u uniform on (0, 1), keyed by the image's seed.
+
+    These are the x that `pixels.to_uint8` takes back to the pixel (before it clips), and their mean is
+    `pixels.to_unit` of it. u is the normal distribution function of `noise.normal`.
+
+    Source: Theis et al. (2016), arXiv:1511.01844.
+    """
+    u: Tensor = torch.special.ndtr(noise.normal(seeds, tuple(images.shape[1:]), "dequantisation").double())
+    return (images.double() + u.to(images.device) - 0.5) / 127.5 - 1
+
+
+def bits_per_dim(log_density: Tensor, dimensions: int) -> Tensor:
+    """Bits per pixel and channel of 8-bit images, from the density of their `dequantise`d x.
+
+        bpd = -log p(x) / (D ln 2) + log2(127.5)
+
+    A pixel's probability is the density's integral over its cell, P = 127.5^-D E_u[p(x)]; by Jensen's inequality
+    -log2 P <= E_u[-log2 p(x)] + D log2(127.5): the mean over u and images is an upper bound on the bits of a code.
+
+    Args:
+        log_density: natural logarithms, any shape.
+        dimensions: D = C H W.
+
+    Source: Theis et al. (2016), arXiv:1511.01844.
+    """
+    return -log_density / (dimensions * math.log(2)) + math.log2(127.5)

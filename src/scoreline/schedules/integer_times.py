@@ -1,0 +1,48 @@
+"""Steps that meet only noise levels on which a discrete network was trained."""
+
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+
+from scoreline.errors import InputError
+from scoreline.schedules.base import NoiseSchedule, Schedule
+
+
+@dataclass(frozen=True)
+class IntegerTimes(Schedule):
+    """The levels of another spacing, each moved to the nearest whole native time of a discrete process.
+
+    u = spacing(rho), rho(u) = noise_schedule.inverse(round(t(spacing.inverse(u)))), ties to the even time.
+
+    A network trained on whole labels may do badly between them. There are two remedies, and this one is exact: the
+    step itself goes to the level that the label means. `NoisePrediction.round_labels` rounds the label only and leaves
+    the level, so the network is told a slightly wrong one. The two ends of a run are the range that was asked for and
+    not moved; by default (t_min, t_max) they are whole. Not invertible, so no variable for a polynomial.
+
+    Source: integer times as in the JAX code of Zhang & Chen (2023), arXiv:2204.13902, which truncates instead.
+
+    Raises:
+        InputError: for a process whose time is continuous.
+    """
+
+    spacing: Schedule
+    noise_schedule: NoiseSchedule
+
+    def __post_init__(self) -> None:
+        if not len(self.noise_schedule.knots()):
+            raise InputError(
+                f"schedule: {type(self.noise_schedule).__name__} is a continuous process and has no whole times; "
+                "use schedule=time_quadratic"
+            )
+
+    def on(self, sigma_max: float, sigma_min: float) -> "IntegerTimes":
+        return replace(self, spacing=self.spacing.on(sigma_max, sigma_min))
+
+    def __call__(self, rho: Tensor) -> Tensor:
+        return self.spacing(rho)
+
+    def inverse(self, u: Tensor) -> Tensor:
+        return self.noise_schedule.inverse(self.noise_schedule(self.spacing.inverse(u)).round())
+
+    def knots(self) -> Tensor:
+        return self.spacing.knots()

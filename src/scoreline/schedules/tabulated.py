@@ -1,0 +1,170 @@
+"""Noise levels that the user lists, in the configuration or in a file."""
+
+import json
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from scoreline.errors import InputError, did_you_mean
+from scoreline.schedules.base import NoiseSchedule, Schedule
+
+SOFTNESS = 1e-3
+"""Between two levels the map is linear in asinh(rho / 1e-3): in ln rho above this level, in rho below it."""
+
+SAME = 1e-5
+"""Relative difference up to which an end of the table and an end of a run are one level: six digits in a file."""
+
+
+@dataclass(frozen=True)
+class Tabulated(Schedule):
+    """u = number of the level, counted from the lowest, and between levels linear in asinh(rho / 1e-3).
+
+    As many steps as the table has intervals meet the levels to the bit; other numbers of steps interpolate them, so a
+    table is a density of steps too. It is a map on its own range only: outside, u saturates.
+
+    Attributes:
+        levels: noise levels, strictly increasing or strictly decreasing; the lowest may be 0.
+
+    Raises:
+        InputError: for fewer than two levels, or levels that are negative, not finite or not monotone.
+    """
+
+    levels: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        levels = [float(level) for level in self.levels]
+        if len(levels) < 2:
+            raise InputError(f"schedule.levels: {len(levels)} noise levels; a schedule needs two or more")
+        for level in levels:
+            if not 0 <= level < math.inf:
+                raise InputError(f"schedule.levels: {level:g} is no noise level; give finite numbers, 0 or greater")
+        falling = levels[0] > levels[-1]
+        for place, (a, b) in enumerate(pairwise(levels), start=2):
+            if a == b or (a > b) != falling:
+                raise InputError(
+                    f"schedule.levels: number {place} is {b:g} after {a:g}; give strictly decreasing noise levels"
+                )
+        object.__setattr__(self, "levels", tuple(reversed(levels) if falling else levels))
+
+    def on(self, sigma_max: float, sigma_min: float) -> "Tabulated":
+        """The table with its ends at those of the run, from which they may differ by rounding.
+
+        Raises:
+            InputError: if they differ by more, with the range to ask for.
+        """
+        low, high = self.levels[0], self.levels[-1]
+        for name, asked, has in (("sigma_max", sigma_max, high), ("sigma_min", sigma_min, low)):
+            if not math.isclose(asked, has, rel_tol=SAME):
+                raise InputError(
+                    f"{name}={asked:.6g}: the levels of this schedule go from {high:.9g} to {low:.9g}; "
+                    f"use sigma_max={high:.9g} sigma_min={low:.9g}"
+                )
+        return replace(self, levels=(sigma_min, *self.levels[1:-1], sigma_max))
+
+    @cached_property
+    def _table(self) -> Tensor:
+        return torch.tensor(self.levels, dtype=torch.float64)
+
+    def __call__(self, rho: Tensor) -> Tensor:
+        position, v = torch.asinh(self._table / SOFTNESS), torch.asinh(rho.double() / SOFTNESS)
+        right = torch.searchsorted(position, v.contiguous()).clamp(1, len(position) - 1)
+        left = right - 1
+        return (left + ((v - position[left]) / (position[right] - position[left])).clamp(0, 1)).to(rho.dtype)
+
+    def inverse(self, u: Tensor) -> Tensor:
+        position, at = torch.asinh(self._table / SOFTNESS), u.double().clamp(0, len(self.levels) - 1)
+        left = at.floor().clamp(max=len(position) - 2).to(torch.int64)
+        between = SOFTNESS * torch.sinh(torch.lerp(position[left], position[left + 1], at - left))
+        nearest = at.round()
+        rho = torch.where((at - nearest).abs() < 1e-9, self._table[nearest.to(torch.int64)], between)
+        return rho.to(u.dtype)
+
+    def knots(self) -> Tensor:
+        return self._table
+
+
+def from_file(path: str | Path, values: str = "sigma", noise_schedule: NoiseSchedule | None = None) -> Tabulated:
+    """The levels in a file, as they are: .txt or .csv (one number a line, # for comments), .json (a list), .npy.
+
+    Args:
+        path: the file; numbers strictly increasing or strictly decreasing. Nothing in it is executed.
+        values: `sigma` for noise levels rho, `time` for native times of `noise_schedule`.
+        noise_schedule: the process whose times they are.
+
+    Raises:
+        InputError: for a file that is missing, unreadable or of another kind, for what is not such a list of numbers,
+            and for times that have no noise level.
+    """
+    path = Path(path)
+    if values not in ("sigma", "time"):
+        raise InputError(f"schedule.values={values}: not a kind of value{did_you_mean(values, ('sigma', 'time'))}")
+    numbers = _read(path)
+    if values == "time":
+        numbers = _levels_of(numbers, noise_schedule)
+    try:
+        return Tabulated(tuple(numbers))
+    except InputError as error:
+        what = " (its times as noise levels)" if values == "time" else ""
+        raise InputError(str(error).replace("schedule.levels", f"schedule.path={path}{what}")) from error
+
+
+def _read(path: Path) -> list[float]:
+    readers = {".txt": _lines, ".csv": _lines, ".json": _json, ".npy": _npy}
+    if path.suffix.lower() not in readers:
+        raise InputError(f"schedule.path={path}: unknown kind of file; use one of {', '.join(sorted(readers))}")
+    if not path.is_file():
+        raise InputError(f"schedule.path={path}: no such file; give one with the levels of the steps")
+    try:
+        return readers[path.suffix.lower()](path)
+    except (OSError, ValueError, RecursionError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(f"schedule.path={path}: not a list of numbers ({reason})") from error
+
+
+def _lines(path: Path) -> list[float]:
+    stripped = (line.partition("#")[0].strip() for line in path.read_text(encoding="utf-8-sig").splitlines())
+    return [float(line) for line in stripped if line]
+
+
+def _json(path: Path) -> list[float]:
+    found = json.loads(path.read_text(encoding="utf-8-sig"))
+    if not isinstance(found, list):
+        raise ValueError(f"it holds a {type(found).__name__}")
+    return _numbers(found)
+
+
+def _npy(path: Path) -> list[float]:
+    from numpy.lib.format import open_memmap
+
+    found = open_memmap(path, mode="r")
+    if found.ndim != 1 or found.dtype.kind not in "iuf":
+        raise ValueError(f"it holds an array of {found.dtype} with shape {found.shape}")
+    return _numbers(found.tolist())
+
+
+def _numbers(found: Iterable[Any]) -> list[float]:
+    for number in found:
+        if isinstance(number, bool) or not isinstance(number, int | float):
+            raise ValueError(f"{str(number)[:40]!r} is no number")
+    return [float(number) for number in found]
+
+
+def _levels_of(times: list[float], noise_schedule: NoiseSchedule | None) -> list[float]:
+    if noise_schedule is None:
+        raise InputError("schedule.values=time: times need schedule.noise_schedule; give it, or use values=sigma")
+    asked = torch.tensor(times, dtype=torch.float64)
+    levels = noise_schedule.inverse(asked)
+    for time, reached in zip(times, noise_schedule(levels).tolist(), strict=True):
+        if not math.isclose(time, reached, rel_tol=SAME, abs_tol=SAME):
+            raise InputError(
+                f"schedule.path: {type(noise_schedule).__name__} has no noise level at time {time:g}; "
+                "give native times of the process"
+            )
+    return [float(level) for level in levels.tolist()]

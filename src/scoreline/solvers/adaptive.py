@@ -1,0 +1,158 @@
+"""Adaptive Runge-Kutta pairs: no table, because the images themselves choose the steps. A reference for all tables."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from scoreline.errors import InputError, did_you_mean
+from scoreline.schedules.base import Schedule
+
+METHODS = ("DOP853", "RK45")
+FINEST = 1e-13
+"""Smallest rtol: below 100 float64 roundings (2.2e-14) the error estimate is rounding itself."""
+
+State = NDArray[np.float64]
+Slope = Callable[[State, float], State]
+"""dy/drho of a flat state y (n,) at noise level rho."""
+
+
+@dataclass(frozen=True)
+class Adaptive:
+    """dx/drho = eps(x, rho) by an embedded Runge-Kutta pair (SciPy's), the steps chosen from its error estimate.
+
+    The pair runs in v = ln rho, where dx/dv = rho eps, on a float64 state; eps is given float64 states. A step is
+    accepted when the root mean square of error_i / (atol + rtol |x_i|) is below one. The mean is over the whole batch,
+    so the images of a batch share their steps and an image depends on its batch, by about the tolerance.
+
+    The number of evaluations follows from the tolerance: the budget `nfe` is a ceiling. The schedule plays no role.
+
+    Attributes:
+        method: `RK45` (Dormand & Prince, order 5(4)) or `DOP853` (order 8(5,3)).
+        rtol, atol: error allowed per step, relative and absolute, in unit-signal units.
+        convergence: NaN: an error falls with the tolerance, not with a grid, so there is no order in NFE to hold the
+            method to.
+
+    Source: Dormand & Prince (1980), doi:10.1016/0771-050X(80)90013-3; Hairer, Norsett & Wanner (1993), Solving
+    Ordinary Differential Equations I, Sec. II.4-5; as black-box sampler Song et al. (2021), arXiv:2011.13456, App. D.
+
+    Raises:
+        InputError: for an unknown method, rtol outside [1e-13, 1) or atol not above 0.
+    """
+
+    method: str = "DOP853"
+    rtol: float = 1e-6
+    atol: float = 1e-6
+    convergence: ClassVar[float] = math.nan
+
+    def __post_init__(self) -> None:
+        if self.method not in METHODS:
+            raise InputError(f"solver.method={self.method}: there is no such pair{did_you_mean(self.method, METHODS)}")
+        if not FINEST <= self.rtol < 1:
+            raise InputError(f"solver.rtol={self.rtol:g}: choose {FINEST:g} <= rtol < 1, such as 1e-5")
+        if not 0 < self.atol < math.inf:
+            raise InputError(f"solver.atol={self.atol:g}: must be a number greater than 0, such as 1e-5")
+
+    def __call__(self, schedule: Schedule, sigma_max: float, sigma_min: float, nfe: int) -> "AdaptiveRun":
+        """The run from sigma_max to sigma_min in at most nfe evaluations; `schedule` is not read.
+
+        Raises:
+            InputError: unless 0 < sigma_min < sigma_max < inf and nfe >= 1.
+        """
+        return self.between(sigma_max, sigma_min, nfe)
+
+    def between(self, sigma_max: float, sigma_min: float, nfe: int) -> "AdaptiveRun":
+        """The same without a schedule, for who has none."""
+        if sigma_min == 0:
+            raise InputError("sigma_min=0: eps is not defined there and the solver evaluates it; use sigma_min above 0")
+        if not 0 < sigma_min < sigma_max < math.inf:
+            raise InputError(
+                f"sigma_min={sigma_min:g} and sigma_max={sigma_max:g}: choose 0 < sigma_min < sigma_max < inf"
+            )
+        if nfe < 1:
+            raise InputError(f"nfe={nfe}: a ceiling of evaluations, at least 1; 1000 is usual")
+        return AdaptiveRun(self, torch.tensor([sigma_max, sigma_min], dtype=torch.float64), nfe)
+
+
+@dataclass(frozen=True)
+class AdaptiveRun:
+    """A solver with its range and ceiling; it holds no state, so a run can be repeated.
+
+    Attributes:
+        solver: the pair and its tolerances.
+        rho: (sigma_max, sigma_min), (2,) float64.
+        nfe: largest number of evaluations allowed; how many a run takes is what `solve` returns and eps sees.
+    """
+
+    solver: Adaptive
+    rho: Tensor
+    nfe: int
+
+    def __call__(
+        self, eps: Callable[[Tensor, float], Tensor], x: Tensor, draw: Callable[[int], Tensor] | None = None
+    ) -> Tensor:
+        """The sample (B, *), of x's dtype and on its device, from the state x (B, *) at sigma_max, not modified.
+
+        Args:
+            eps: called with float64 states, once for every evaluation.
+            draw: not used, the method is deterministic.
+
+        Raises:
+            InputError: as soon as evaluation nfe + 1 is needed, or if no step is short enough for the tolerance.
+            FloatingPointError: if eps is not finite.
+        """
+
+        def slope(state: State, rho: float) -> State:
+            return to_flat(eps(to_state(state, x), rho))
+
+        end, _ = self.solve(slope, to_flat(x), *self.rho.tolist())
+        return to_state(end, x).to(x.dtype)
+
+    def solve(self, slope: Slope, state: State, start: float, end: float) -> tuple[State, int]:
+        """Integrate dy/drho = slope(y, rho) between two levels in either direction.
+
+        Returns:
+            y(end) (n,), and the number of evaluations, rejected steps included.
+
+        Raises:
+            InputError, FloatingPointError: as `__call__`.
+        """
+        from scipy import integrate
+
+        low, high = sorted((start, end))
+        calls = 0
+
+        def in_log(v: float, y: State) -> State:
+            nonlocal calls
+            if calls == self.nfe:
+                raise InputError(f"nfe={self.nfe}: the adaptive solver needs more; raise nfe or solver.rtol")
+            calls += 1
+            rho = min(max(math.exp(v), low), high)
+            derivative = slope(y, rho)
+            if not np.isfinite(derivative).all():
+                raise FloatingPointError(f"the right-hand side of the ODE is not finite at rho={rho:g}")
+            return rho * derivative
+
+        tolerance = {"rtol": self.solver.rtol, "atol": self.solver.atol}
+        pair = getattr(integrate, self.solver.method)(in_log, math.log(start), state, math.log(end), **tolerance)
+        while pair.status == "running":
+            pair.step()
+        if pair.status == "failed":
+            raise InputError(f"solver.rtol={self.solver.rtol:g}: no step is short enough for it; raise solver.rtol")
+        return pair.y, calls
+
+
+def to_flat(x: Tensor) -> State:
+    """(B, *) of any dtype and device -> (n,) float64; memory is shared where it can be."""
+    flat: State = x.detach().to(torch.float64).cpu().numpy().ravel()
+    return flat
+
+
+def to_state(flat: State, like: Tensor) -> Tensor:
+    """(n,) -> float64 of the shape and on the device of `like`."""
+    return torch.from_numpy(flat).reshape(like.shape).to(like.device)

@@ -1,0 +1,111 @@
+"""UniPC: an exponential multistep predictor and a corrector that reuses the next step's call."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from scoreline.errors import InputError, did_you_mean
+from scoreline.schedules.base import Schedule, grid
+from scoreline.solvers.frames import frame_of, log_step, phi
+from scoreline.solvers.rows import Rows
+from scoreline.solvers.tableau import Tableau
+
+VARIANTS = ("bh1", "bh2")
+
+
+@dataclass(frozen=True)
+class UniPC:
+    """One step of length h in lambda = -ln rho, F the noise or the data prediction, z = h or -h the frame's exponent:
+
+        scaled x' = scaled x + scale(rho') (h phi_1(z) F_0 + B(h) sum_m (a_m / r_m) (F_m - F_0)),
+        sum_m a_m r_m^(n-1) = n! h phi_(n+1)(z) / B(h),   r_m = (lambda_m - lambda_0) / h,   n = 1, 2, ..
+
+    UniP-p predicts from p points, the latest first; UniC-p adds the predicted point, r = 1, and makes the step again.
+    F is taken at the predicted states and serves the next predictor, so a step costs one call; the last step has no
+    corrector, which would need one more. Both are exact for polynomials F(lambda) of as many points, hence B cancels,
+    except with a single difference: there the paper takes a = 1/2, and `bh1` and `bh2` part ways.
+
+    With the corrector the order is p + 1 although the last step has none: predictor and corrected steps have local
+    errors h^(p+1) and h^(p+2). The first step however is made from one point, with local error h^3 (h^2 without
+    corrector), small where eps hardly varies. Measured from 80 to 320 calls: p + 1 for p = 1 and 2, for p = 3 4.0 in
+    data and 3.8 in noise prediction; p without corrector. `lower_order_final` ends in a DDIM step, local error h^2,
+    and hence has order 2 at most, which at small budgets is not yet seen.
+
+    Attributes:
+        order: p = 1, 2 or 3; the first steps use the points there are.
+        variant: B(h) = h is `bh1`, B(h) = h phi_1(z), the paper's e^h - 1, is `bh2`.
+        prediction: `noise` or `data`.
+        corrector: False gives UniP-p; UniP-1 is DDIM.
+        lower_order_final: take at most as many points as steps are left.
+
+    Source: Zhao et al. (2023), arXiv:2302.04867, Sec. 3 and App. A (weights), Alg. 1-2 and App. B (data prediction).
+
+    Raises:
+        InputError: for an option that does not exist or sigma_min = 0.
+    """
+
+    order: int
+    variant: str = "bh2"
+    prediction: str = "data"
+    corrector: bool = True
+    lower_order_final: bool = False
+
+    def __post_init__(self) -> None:
+        if self.order not in (1, 2, 3):
+            raise InputError(f"solver.order={self.order}: UniPC has the orders 1, 2 and 3")
+        if self.variant not in VARIANTS:
+            raise InputError(
+                f"solver.variant={self.variant}: there is no such B(h){did_you_mean(self.variant, VARIANTS)}"
+            )
+        frame_of(self.prediction)
+
+    @property
+    def convergence(self) -> float:
+        if not self.corrector:
+            order = float(self.order)
+        elif self.order < 3:
+            order = self.order + 1.0
+        else:
+            order = 4.0 if self.prediction == "data" else 3.8
+        return min(order, 2.0) if self.lower_order_final else order
+
+    def __call__(self, schedule: Schedule, sigma_max: float, sigma_min: float, nfe: int) -> Tableau:
+        levels = grid(schedule, sigma_max, sigma_min, nfe).tolist()
+        rows, x, called = Rows(sigma_max), 0, [0]
+        for left, target in zip(range(nfe, 0, -1), levels[1:], strict=True):
+            points = called[: min(self.order, left if self.lower_order_final else nfe)]
+            start, x = x, self._row(rows, x, target, points)
+            called = [x, *called[:2]]
+            if self.corrector and left > 1:
+                x = self._row(rows, start, target, [*points, x])
+        return rows.tableau()
+
+    def _row(self, rows: Rows, start: int, target: float, points: Sequence[int]) -> int:
+        """x(target) from state `start` and F at `points`, F_0 first."""
+        frame, rho = frame_of(self.prediction), rows.rho[points[0]]
+        if self.prediction == "data":
+            for j in points:
+                rows.clean(j)
+        h = log_step(rho, target)
+        z = frame.exponent(h)
+        r = [math.log(rho / rows.rho[j]) / h for j in points[1:]]
+        slopes = [slope * h for slope in difference_weights(r, z, self.variant)]
+        weights = [h * phi(1, z) - sum(slopes), *slopes]
+        scale = frame.scale(target)
+        return frame.advance(rows, start, target, {j: scale * w for j, w in zip(points, weights, strict=True)})
+
+
+def difference_weights(r: Sequence[float], z: float, variant: str) -> list[float]:
+    """B(h) a_m / (h r_m), the weights of F_m - F_0 at lambda_0 + r_m h, in units of h.
+
+    A single difference takes a = 1/2 and needs B; of more differences B is free.
+    """
+    if len(r) == 1:
+        return [(phi(1, z) if variant == "bh2" else 1.0) / (2 * r[0])]
+    moments = [math.factorial(n) * phi(n + 1, z) for n in range(1, len(r) + 1)]
+    nodes = torch.tensor(r, dtype=torch.float64)
+    powers = nodes ** torch.arange(1, len(r) + 1)[:, None]
+    weights: list[float] = torch.linalg.solve(powers, torch.tensor(moments, dtype=torch.float64)).tolist()
+    return weights
