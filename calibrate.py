@@ -41,7 +41,7 @@ def measure(cfg: DictConfig):
     from scoreline.labels import plan_labels
     from scoreline.progress import ImageProgress
     from scoreline.seeds import parse_seeds
-    from scoreline.solvers.tableau import build
+    from scoreline.solvers.tableau import build_tableau
 
     nfe, batch_size = entry.whole("nfe", cfg.nfe), entry.whole("batch_size", cfg.batch_size)
     seeds, device = parse_seeds(cfg.seeds), choose_device(cfg.device)
@@ -49,7 +49,7 @@ def measure(cfg: DictConfig):
     entry.adopt_model(cfg, checkpoint.card.model, checkpoint.digest)
     labels = plan_labels(cfg.labels, seeds, checkpoint.card.num_classes)
     span = entry.sigma_range(cfg, checkpoint.noise_schedule)
-    tableau = build(instantiate(cfg.solver), instantiate(cfg.schedule), span, nfe, "none")
+    tableau = build_tableau(instantiate(cfg.solver), instantiate(cfg.schedule), span, nfe, "none")
     estimator = instantiate(cfg.calibration)
     entry.save_config(cfg, entry.output_dir())
     denoiser, shape = checkpoint.denoiser.to(device), checkpoint.card.shape

@@ -51,7 +51,7 @@ def draw(cfg: DictConfig) -> dict:
         cfg.record = str(entry.record_beside(checkpoint.path, "score_norm"))
     labels = plan_labels(cfg.labels, seeds, checkpoint.card.num_classes)
     span = entry.sigma_range(cfg, checkpoint.noise_schedule)
-    tableau = build(instantiate(cfg.solver), instantiate(cfg.schedule), span, nfe, cfg.final)
+    run = build(instantiate(cfg.solver), instantiate(cfg.schedule), span, nfe, cfg.final)
     guided = entry.apply(cfg.guidance, checkpoint, **entry.guide(cfg))
     denoiser = entry.apply(cfg.threshold, guided).to(device)
     metrics = instantiate(cfg.metrics)
@@ -59,8 +59,8 @@ def draw(cfg: DictConfig) -> dict:
     entry.save_config(cfg, entry.output_dir())
     asked = {"final": cfg.final, "seeds": str(cfg.seeds), "labels": "none" if labels is None else str(cfg.labels)}
     choices = {**entry.choices("solver", "schedule"), **entry.settings(cfg, "guidance", "threshold"), **asked}
-    drawn = samples.draw(checkpoint, tableau, seeds, labels, (batch_size, network_batch), denoiser)
-    result = samples.describe(choices, checkpoint, tableau, drawn, metrics)
+    drawn = samples.draw(checkpoint, run, seeds, labels, (batch_size, network_batch), denoiser)
+    result = samples.describe(choices, checkpoint, run, drawn, metrics)
     samples.write(entry.output_dir(), drawn.images, labels, result)
     return result
 

@@ -28,6 +28,12 @@ PURE += [
     "metrics",
     "datasets",
     "calibration.score_norm",
+    "calibration.score_norm_published",
+    "likelihood",
+    "weak_error",
+    "certification",
+    "thresholding",
+    "guidance",
     "samples",
 ]
 BLOCKED = [

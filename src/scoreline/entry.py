@@ -183,7 +183,7 @@ def register_resolvers() -> None:
 
 
 def run_digest(*without: str, _root_: DictConfig) -> str:
-    """Eight digits that name a run: config, content of checkpoint, guide and record, code version.
+    """Eight digits that name a run: config, content of the files it names, code version.
 
     Args:
         without: keys that cannot change a result.
@@ -192,18 +192,19 @@ def run_digest(*without: str, _root_: DictConfig) -> str:
     assert isinstance(raw, dict)
     config = {str(key): value for key, value in raw.items() if key not in (*without, "hydra")}
     text = json.dumps(config, sort_keys=True, default=str)
-    files = _files_read(config.get("checkpoint"), config.get("record") if "${record}" in text else None)
-    files += _files_read(config.get("guidance", {}).get("checkpoint"), None)
-    return _short("".join([text, *(sha256(path) for path in files if path.is_file()), code_version()]))
+    files = [path for path in _files_read(config, "${record}" in text) if path.is_file()]
+    return _short("".join([text, *map(sha256, files), code_version()]))
 
 
-def _files_read(checkpoint: Any, record: Any) -> list[Path]:
-    if not isinstance(checkpoint, str):
-        return []
-    model = model_path(checkpoint)
+def _files_read(config: dict[str, Any], with_record: bool) -> list[Path]:
+    """Checkpoint, guide, table of levels and record of a config, whether they exist or not."""
+    checkpoint, guide = config.get("checkpoint"), config.get("guidance", {}).get("checkpoint")
+    files = [model_path(name) for name in (checkpoint, guide) if isinstance(name, str)]
+    files += [Path(str(config.get("schedule", {}).get("path", "")))]
+    record = config.get("record") if with_record and isinstance(checkpoint, str) else None
     if record is None:
-        return [model]
-    return [model, record_beside(model, "score_norm") if record == "auto" else Path(str(record))]
+        return files
+    return [*files, record_beside(files[0], "score_norm") if record == "auto" else Path(str(record))]
 
 
 def record_beside(checkpoint: Path, kind: str) -> Path:
@@ -372,7 +373,7 @@ def refuse_appended_keys() -> None:
 def sigma_range(cfg: DictConfig, native: Any) -> tuple[float, float]:
     """(sigma_max, sigma_min): what the config says, else the ends of the model's own noise schedule."""
     first = native.sigma_max if cfg.sigma_max is None else number("sigma_max", cfg.sigma_max)
-    last = native.sigma_min if cfg.sigma_min is None else number("sigma_min", cfg.sigma_min)
+    last = native.sigma_min if cfg.sigma_min is None else number("sigma_min", cfg.sigma_min, zero=True)
     return first, last
 
 
@@ -387,12 +388,16 @@ def whole(key: str, value: Any, least: int = 1) -> int:
     return value
 
 
-def number(key: str, value: Any, above: float = 0.0) -> float:
+def number(key: str, value: Any, above: float = 0.0, zero: bool = False) -> float:
     """A finite number from the config.
+
+    Args:
+        zero: whether 0 is allowed too.
 
     Raises:
         InputError: naming the key if it is no number or not greater than `above`.
     """
-    if isinstance(value, bool) or not isinstance(value, int | float) or not above < value < float("inf"):
-        raise InputError(f"{key}={value}: must be a number greater than {above:g}")
+    real = isinstance(value, int | float) and not isinstance(value, bool)
+    if not real or not (above < value < float("inf") or (zero and value == 0)):
+        raise InputError(f"{key}={value}: must be a number greater than {above:g}{', or 0' if zero else ''}")
     return float(value)

@@ -18,23 +18,27 @@ from scoreline.pictures import save_png, sheet
 from scoreline.pixels import to_uint8
 from scoreline.progress import ImageProgress
 from scoreline.sampling import generate
+from scoreline.solvers.adaptive import AdaptiveRun
 from scoreline.solvers.tableau import Tableau
 
 Result = dict[str, Any]
 
 
 class Drawn(NamedTuple):
-    """Images uint8 (N, C, H, W) in the order of the seeds; evaluations and network calls, both counted, per image."""
+    """Images uint8 (N, C, H, W) in the order of the seeds; evaluations and network calls, both counted, per image.
+
+    The counts are means over images, which differ for adaptive solvers only.
+    """
 
     images: Tensor
-    nfe: int
-    network_calls: int
+    nfe: float
+    network_calls: float
     seconds: float
 
 
 def draw(
     checkpoint: Checkpoint,
-    tableau: Tableau,
+    run: Tableau | AdaptiveRun,
     seeds: Sequence[int],
     labels: Tensor | None,
     sizes: tuple[int, int | None],
@@ -46,13 +50,16 @@ def draw(
         sizes: `batch_size` and `network_batch` of `sampling.generate`.
         denoiser: what to sample in place of the checkpoint's own denoiser, such as that under guidance.
     """
-    began, images, counts = time.perf_counter(), [], (0, 0)
+    began, images, counts = time.perf_counter(), [], torch.zeros(2, dtype=torch.float64)
     denoiser, shape = denoiser or checkpoint.denoiser, checkpoint.card.shape
     with ImageProgress(len(seeds), "sampling") as progress:
-        for batch in generate(denoiser, tableau, shape, seeds, sizes[0], labels, sizes[1], progress.update):
+        for batch in generate(denoiser, run, shape, seeds, sizes[0], labels, sizes[1], progress.update):
             images.append(to_uint8(batch.x).cpu())
-            counts = batch.nfe, batch.network_calls
-    return Drawn(torch.cat(images), *counts, time.perf_counter() - began)
+            counts += len(batch.seeds) * torch.tensor([batch.nfe, batch.network_calls])
+    nfe, network_calls = (
+        round(mean) if mean == round(mean) else round(mean, 1) for mean in (counts / len(seeds)).tolist()
+    )
+    return Drawn(torch.cat(images), nfe, network_calls, time.perf_counter() - began)
 
 
 def finished(out: Path) -> Result | None:
@@ -62,7 +69,7 @@ def finished(out: Path) -> Result | None:
 
 
 def describe(
-    choices: dict[str, str], checkpoint: Checkpoint, tableau: Tableau, drawn: Drawn, metrics: Metrics
+    choices: dict[str, str], checkpoint: Checkpoint, run: Tableau | AdaptiveRun, drawn: Drawn, metrics: Metrics
 ) -> Result:
     """The content of metrics.json; `choices` are solver, schedule, guidance and the rest, as the user gave them."""
     return {
@@ -76,8 +83,8 @@ def describe(
         "protocol": metrics.protocol,
         "warnings": metrics.warnings(len(drawn.images)),
         "checkpoint": {"name": checkpoint.path.name, "sha256": checkpoint.digest},
-        "sigma_max": float(tableau.rho[0]),
-        "sigma_end": float(tableau.rho[-1]),
+        "sigma_max": float(run.rho[0]),
+        "sigma_end": float(run.rho[-1]),
         "code_version": code_version(),
     }
 

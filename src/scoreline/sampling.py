@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from scoreline import noise
 from scoreline.denoiser import Denoiser, Denoising
 from scoreline.schedules.base import Schedule
+from scoreline.solvers.adaptive import Adaptive, AdaptiveRun
 from scoreline.solvers.tableau import Solver, Tableau, build
 
 Eps = Callable[[Tensor, float], Tensor]
@@ -110,9 +111,11 @@ def trajectory(eps: Eps, x: Tensor, tableau: Tableau, draw: Draw | None = None) 
         yield State(k + 1, rho[k + 1], states[k + 1])
 
 
-def integrate(eps: Eps, x: Tensor, tableau: Tableau, draw: Draw | None = None) -> Tensor:
-    """The last state of `trajectory`."""
-    for state in trajectory(eps, x, tableau, draw):
+def integrate(eps: Eps, x: Tensor, run: Tableau | AdaptiveRun, draw: Draw | None = None) -> Tensor:
+    """The sample: the last state of a tableau's `trajectory`, or what an adaptive run ends in."""
+    if isinstance(run, AdaptiveRun):
+        return run(eps, x)
+    for state in trajectory(eps, x, run, draw):
         x = state.x
     return x
 
@@ -121,7 +124,7 @@ def integrate(eps: Eps, x: Tensor, tableau: Tableau, draw: Draw | None = None) -
 def sample(
     denoise: Callable[[Tensor, Tensor], Tensor],
     x_init: Tensor,
-    solver: Solver,
+    solver: Solver | Adaptive,
     schedule: Schedule,
     *,
     nfe: int = 10,
@@ -134,18 +137,18 @@ def sample(
 
     Args:
         denoise: denoise(x, sigma) -> E[x_0 | x_0 + sigma eps = x], EDM's convention: x (B, *) with unit signal, sigma a
-            float64 tensor of shape () on x's device. Called exactly `nfe` times.
+            float64 tensor of shape () on x's device. Called `nfe` times.
         x_init: state at sigma_max, usually sigma_max * torch.randn(...); not modified.
         solver: any frozen object of `scoreline.solvers`.
         schedule: where the steps are even, any object of `scoreline.schedules`; `Power(7)` is EDM's.
-        nfe: evaluations of `denoise`, the last hop included.
+        nfe: evaluations of `denoise`, the last hop included; a ceiling for `Adaptive` solvers.
         final: `none` ends at sigma_min; `denoise` spends the last evaluation on E[x_0 | x].
         generator: source of fresh noise for stochastic solvers, on x_init's device; None is torch's own.
 
     Raises:
         InputError: if the budget or the range is impossible for the solver.
     """
-    tableau = build(solver, schedule, (sigma_max, sigma_min), nfe, final)
+    run = build(solver, schedule, (sigma_max, sigma_min), nfe, final)
 
     def eps(x: Tensor, rho: float) -> Tensor:
         sigma = torch.full((), rho, dtype=torch.float64, device=x.device)
@@ -154,7 +157,7 @@ def sample(
     def draw(row: int) -> Tensor:
         return torch.randn(x_init.shape, generator=generator, dtype=x_init.dtype, device=x_init.device)
 
-    return integrate(eps, x_init, tableau, draw)
+    return integrate(eps, x_init, run, draw)
 
 
 class Calls:
@@ -207,7 +210,7 @@ def _in_fixed_batches(denoiser: Denoising, x: Tensor, rho: float, label: Tensor 
 @torch.inference_mode()
 def generate(
     denoiser: Denoising,
-    tableau: Tableau,
+    run: Tableau | AdaptiveRun,
     shape: tuple[int, int, int],
     seeds: Sequence[int],
     batch_size: int,
@@ -218,8 +221,9 @@ def generate(
     """Sample one image per seed, batch by batch, on the device of the denoiser's parameters.
 
     x_0 = rho_0 z, z = `noise.normal(seed, "initial")`; the signal that x_0 would carry at the first level is left out,
-    as all samplers do. Image of seed s depends on s, its label, the denoiser and the tableau only: to the bit, because
-    the network always sees `network_batch` images at a time (`_in_fixed_batches`).
+    as all samplers do. Image of seed s depends on s, its label, the denoiser and the tableau only, to the bit, because
+    the network always sees `network_batch` images at a time (`_in_fixed_batches`). An adaptive run chooses the steps
+    of a batch together, so its images depend on the batch by the tolerance.
 
     Args:
         shape, batch_size: (C, H, W); images whose states are held at a time.
@@ -236,30 +240,44 @@ def generate(
     for start in range(0, len(seeds), batch_size):
         chosen = list(seeds[start : start + batch_size])
         label = None if labels is None else labels[start : start + batch_size].to(device)
-        x = noise.normal(chosen, shape, "initial").to(device) * float(tableau.rho[0])
-        levels: list[float] = []
 
-        def eps(x: Tensor, rho: float, label: Tensor | None = label, levels: list[float] = levels) -> Tensor:
-            levels.append(rho)
-            estimate = _in_fixed_batches(denoiser, x, rho, label, network_batch or len(x))
-            progress(len(x) / tableau.nfe)
-            return estimate
+        def drawn(purpose: str, step: int = 0, chosen: list[int] = chosen) -> Tensor:
+            return noise.normal(chosen, shape, purpose, step).to(device)
 
-        def draw(row: int, chosen: list[int] = chosen) -> Tensor:
-            return noise.normal(chosen, shape, "solver", row).to(device)
-
-        with count_calls(denoiser) as calls:
-            x = integrate(eps, x, tableau, draw)
-        batches = -(-len(chosen) // (network_batch or len(chosen)))
-        _check_calls(calls.count / batches, levels, denoiser, tableau.nfe)
-        if not bool(x.isfinite().all()):
+        batch = _one_batch(denoiser, run, drawn, label, network_batch or len(chosen), progress)
+        if not bool(batch[0].isfinite().all()):
             raise FloatingPointError(f"samples of seeds {chosen[0]}-{chosen[-1]} are not finite")
-        yield Batch(chosen, x, len(levels), calls.count // batches)
+        yield Batch(chosen, *batch)
 
 
-def _check_calls(measured: float, levels: list[float], denoiser: Denoising, nfe: int) -> None:
-    if len(levels) != nfe:
-        raise RuntimeError(f"the denoiser was evaluated {len(levels)} times, the tableau says {nfe}")
+def _one_batch(
+    denoiser: Denoising,
+    run: Tableau | AdaptiveRun,
+    drawn: Callable[..., Tensor],
+    label: Tensor | None,
+    network_batch: int,
+    progress: Progress,
+) -> tuple[Tensor, int, int]:
+    """Sample, evaluations and network calls of one batch; `drawn(purpose, step)` is its noise."""
+    x = drawn("initial") * float(run.rho[0])
+    levels: list[float] = []
+    told = isinstance(run, Tableau)  # an adaptive run does not know how many evaluations are left
+
+    def eps(x: Tensor, rho: float) -> Tensor:
+        levels.append(rho)
+        estimate = _in_fixed_batches(denoiser, x, rho, label, network_batch)
+        progress(len(x) / run.nfe if told else 0)
+        return estimate
+
+    with count_calls(denoiser) as calls:
+        x = integrate(eps, x, run, lambda row: drawn("solver", row))
+    progress(0 if told else len(x))
+    network_calls = calls.count / -(-len(x) // network_batch)
+    if told and len(levels) != run.nfe:
+        raise RuntimeError(f"the denoiser was evaluated {len(levels)} times, the tableau says {run.nfe}")
     expected = sum(map(denoiser.calls, levels))
-    if measured != expected:
-        raise RuntimeError(f"networks were called {measured:g} times an image, {nfe} evaluations take {expected}")
+    if network_calls != expected:
+        raise RuntimeError(
+            f"networks were called {network_calls:g} times an image, {len(levels)} evaluations take {expected}"
+        )
+    return x, len(levels), expected

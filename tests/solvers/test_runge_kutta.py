@@ -1,6 +1,7 @@
 """Runge-Kutta tableaux against the order conditions, and their rows against a plain loop."""
 
 from fractions import Fraction
+from itertools import pairwise
 
 import pytest
 import torch
@@ -33,7 +34,7 @@ def exact(value: float) -> Fraction:
 
 @pytest.mark.parametrize("method", METHODS, ids=lambda m: f"{len(m.b)}-{m.a}")
 def test_order_conditions_hold_exactly(method: RungeKutta) -> None:
-    """Butcher's conditions up to order 4, in rational arithmetic; the next order's fail, so the order is what it says."""
+    """Butcher's conditions up to order 4, in rational arithmetic; those of the next order fail."""
     b, c = [exact(v) for v in method.b], [exact(v) for v in method.c]
     a = [[exact(v) for v in row] + [Fraction(0)] * (len(b) - len(row)) for row in ((), *method.a)]
     stages = range(len(b))
@@ -55,7 +56,7 @@ def test_order_conditions_hold_exactly(method: RungeKutta) -> None:
 
 
 def by_hand(method: RungeKutta, eps, x: torch.Tensor, levels: list[float]) -> torch.Tensor:
-    for rho, target in zip(levels, levels[1:], strict=False):
+    for rho, target in pairwise(levels):
         h, slopes = target - rho, []
         for c, row in zip(method.c, ((), *method.a), strict=True):
             stage = x + sum((h * w * k for w, k in zip(row, slopes, strict=True)), torch.zeros_like(x))

@@ -162,7 +162,7 @@ def truth(mixture: GaussianMixture, start: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("solver", [solver for solver in EVERY if not solver.lower_order_final], ids=str)
 def test_measured_order(solver: UniPC, mixture: GaussianMixture, start: Tensor, truth: Tensor) -> None:
-    errors = [float((integrate(mixture.eps, start, solver(QUADRATIC, *SPAN, n)) - truth).norm()) for n in (80, 320)]
+    errors = [float((integrate(mixture.eps, start, solver(QUADRATIC, *SPAN, n)) - truth).norm()) for n in (160, 640)]
     assert math.log2(errors[0] / errors[1]) / 2 == pytest.approx(solver.convergence, abs=0.15), errors
 
 

@@ -4,8 +4,7 @@ from pathlib import Path
 
 from scoreline import entry
 from scoreline.commands.composition import built, composed, split
-from scoreline.errors import InputError
-from scoreline.solvers.tableau import Tableau, build
+from scoreline.solvers.tableau import Tableau, build_tableau
 
 OWN = {"out": "outputs/show"}
 
@@ -20,9 +19,7 @@ def main(words: list[str]) -> None:
     cfg = composed(overrides)
     native = built(cfg.model.noise_schedule)
     span, nfe = entry.sigma_range(cfg, native), entry.whole("nfe", cfg.nfe)
-    tableau = build(built(cfg.solver), built(cfg.schedule), span, nfe, cfg.final)
-    if not isinstance(tableau, Tableau):
-        raise InputError(f"solver={cfg.solver._target_}: chooses its steps as it runs, so there is no tableau to show")
+    tableau = build_tableau(built(cfg.solver), built(cfg.schedule), span, nfe, cfg.final)
     words = [word for word in words if not word.startswith("out=")]
     print(text(tableau))
     path = Path(own["out"]) / f"{','.join(sorted(words)).replace('/', '_') or 'default'}.png"

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
@@ -85,7 +85,7 @@ class AdaptiveRun:
 
     Attributes:
         solver: the pair and its tolerances.
-        rho: (sigma_max, sigma_min), (2,) float64.
+        rho: (sigma_max, sigma_min), float64, and 0 behind them if a last hop to clean data is asked for.
         nfe: largest number of evaluations allowed; how many a run takes is what `solve` returns and eps sees.
     """
 
@@ -110,8 +110,21 @@ class AdaptiveRun:
         def slope(state: State, rho: float) -> State:
             return to_flat(eps(to_state(state, x), rho))
 
-        end, _ = self.solve(slope, to_flat(x), *self.rho.tolist())
-        return to_state(end, x).to(x.dtype)
+        first, last, *hop = self.rho.tolist()
+        end, calls = self.solve(slope, to_flat(x), first, last)
+        state = to_state(end, x)
+        if hop:
+            self._refuse_more_than(calls)
+            state = state - last * eps(state, last)
+        return state.to(x.dtype)
+
+    def with_last_hop(self) -> "AdaptiveRun":
+        """The same run followed by E[x_0 | x], one more evaluation."""
+        return replace(self, rho=torch.nn.functional.pad(self.rho, (0, 1)))
+
+    def _refuse_more_than(self, calls: int) -> None:
+        if calls == self.nfe:
+            raise InputError(f"nfe={self.nfe}: the adaptive solver needs more; raise nfe or solver.rtol")
 
     def solve(self, slope: Slope, state: State, start: float, end: float) -> tuple[State, int]:
         """Integrate dy/drho = slope(y, rho) between two levels in either direction.
@@ -129,8 +142,7 @@ class AdaptiveRun:
 
         def in_log(v: float, y: State) -> State:
             nonlocal calls
-            if calls == self.nfe:
-                raise InputError(f"nfe={self.nfe}: the adaptive solver needs more; raise nfe or solver.rtol")
+            self._refuse_more_than(calls)
             calls += 1
             rho = min(max(math.exp(v), low), high)
             derivative = slope(y, rho)

@@ -6,6 +6,7 @@ slope F, and the row that advances it. Runge-Kutta, multistep and exponential me
 """
 
 import math
+from functools import lru_cache
 from typing import Protocol
 
 from scoreline.errors import InputError, did_you_mean
@@ -100,20 +101,32 @@ def log_step(rho: float, target: float) -> float:
 def phi(k: int, z: float) -> float:
     """phi_k(z) = sum_n z^n / (n + k)!, the functions of exponential integrators: phi_0 = exp, phi_1 = expm1(z) / z.
 
-    The recursion phi_(k+1) = (phi_k - 1 / k!) / z where it is stable, the series where it would cancel: round-off
-    everywhere.
+    The recursion phi_(k+1) = (phi_k - 1 / k!) / z, upwards where that is stable; else from the series of the highest
+    one downwards, which is: round-off everywhere. k up to 4.
 
     Source: Hochbruck & Ostermann (2010), Acta Numerica 19, Eq. 2.9-2.11.
     """
+    return _phis(z)[k]
+
+
+@lru_cache(64)
+def _phis(z: float) -> list[float]:
     if abs(z) > 2:
-        value = math.exp(z)
-        for n in range(k):
-            value = (value - 1 / math.factorial(n)) / z
-        return value
-    term = 1 / math.factorial(k)
-    total, n = term, 0
-    while abs(term) > 1e-18 * abs(total):
+        values = [math.exp(z)]
+        for factorial in FACTORIALS[:TOP]:
+            values.append((values[-1] - 1 / factorial) / z)
+        return values
+    term = total = 1 / FACTORIALS[TOP]
+    n = TOP
+    while abs(term) > 1e-18:
         n += 1
-        term *= z / (n + k)
+        term *= z / n
         total += term
-    return total
+    values = [total]
+    for factorial in FACTORIALS[TOP - 1 :: -1]:
+        values.append(z * values[-1] + 1 / factorial)
+    return values[::-1]
+
+
+TOP = 4
+FACTORIALS = [math.factorial(k) for k in range(TOP + 1)]

@@ -21,6 +21,10 @@ NODES: dict[int, Nodes] = {1: (), 2: (1 / 2,), 3: (1 / 3, 2 / 3)}
 """The published nodes of steps of order 1, 2 and 3."""
 
 
+SETTLED = 20
+"""More terms than this change phi_1 by less than a rounding: 1 / 21! = 2e-20."""
+
+
 @dataclass(frozen=True)
 class SciRE:
     """With F the slope of the frame's scaled state y in its coordinate s, h = s' - s, r_0 = 0 and the last r = 1:
@@ -113,7 +117,7 @@ def phi_1(m: float | str) -> float:
 
     Source: Li et al. (2023), arXiv:2308.07896, Sec. 3.
     """
-    if not isinstance(m, int):
+    if not isinstance(m, int) or m > SETTLED:
         return -math.expm1(-1)
     return math.fsum((-1) ** (k - 1) / math.factorial(k) for k in range(1, m + 1))
 

@@ -2,13 +2,16 @@
 
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
 
 from scoreline.errors import InputError
 from scoreline.schedules.base import Schedule
+
+if TYPE_CHECKING:
+    from scoreline.solvers.adaptive import Adaptive, AdaptiveRun
 
 
 @dataclass(frozen=True)
@@ -119,12 +122,14 @@ class Solver(Protocol):
         ...
 
 
-def build(solver: Solver, schedule: Schedule, sigma_range: tuple[float, float], nfe: int, final: str) -> Tableau:
-    """The tableau of a whole run, the last hop included in the budget.
+def build(
+    solver: "Solver | Adaptive", schedule: Schedule, sigma_range: tuple[float, float], nfe: int, final: str
+) -> "Tableau | AdaptiveRun":
+    """A whole run, the last hop included in the budget: a tableau, but for solvers that choose steps as they go.
 
     Args:
         sigma_range: (sigma_max, sigma_min).
-        nfe: network evaluations per image, all of them.
+        nfe: network evaluations per image, all of them; a ceiling for adaptive solvers.
         final: `none` ends at sigma_min; `denoise` spends the last evaluation on E[x_0 | x] (`denoise_last`).
 
     Raises:
@@ -136,11 +141,27 @@ def build(solver: Solver, schedule: Schedule, sigma_range: tuple[float, float], 
     steps_nfe = nfe - (final == "denoise")
     if steps_nfe < 1:
         raise InputError(f"nfe={nfe}: needs at least {2 if final == 'denoise' else 1} with final={final}")
-    tableau = solver(schedule, *sigma_range, steps_nfe)
-    if bool((tableau.rho[:-1][torch.tensor(tableau.calls)] == 0).any()):
+    run = solver(schedule, *sigma_range, steps_nfe)
+    if not isinstance(run, Tableau):
+        return replace(run, nfe=nfe).with_last_hop() if final == "denoise" else run
+    if bool((run.rho[:-1][torch.tensor(run.calls)] == 0).any()):
         raise InputError("sigma_min=0: this solver evaluates the network there; use sigma_min above 0, final=denoise")
     if final == "none":
-        return tableau
-    if float(tableau.rho[-1]) == 0:
+        return run
+    if float(run.rho[-1]) == 0:
         raise InputError("final=denoise: this run ends at clean data already; use final=none")
-    return denoise_last(tableau)
+    return denoise_last(run)
+
+
+def build_tableau(
+    solver: Solver, schedule: Schedule, sigma_range: tuple[float, float], nfe: int, final: str
+) -> Tableau:
+    """`build` for those who need the table itself.
+
+    Raises:
+        InputError: as `build`, and for an adaptive solver.
+    """
+    run = build(solver, schedule, sigma_range, nfe, final)
+    if not isinstance(run, Tableau):
+        raise InputError(f"solver: {solver} chooses its steps as it runs and has no tableau; use another one here")
+    return run

@@ -12,7 +12,7 @@ from scoreline.sampling import generate
 from scoreline.schedules.base import NoiseSchedule
 from scoreline.schedules.spacings import Power
 from scoreline.solvers.deis import DEIS
-from scoreline.solvers.tableau import build
+from scoreline.solvers.tableau import build_tableau
 from scoreline.specs import rebuild
 from scoreline.training.ema import ema_of
 from scoreline.training.module import DiffusionModule
@@ -34,7 +34,7 @@ class Preview(Callback):
     def _draw(self, trainer: Trainer, module: DiffusionModule) -> None:
         schedule: NoiseSchedule = rebuild(module.card.model["noise_schedule"], NoiseSchedule)
         span = (schedule.sigma_max, schedule.sigma_min)
-        tableau = build(DEIS(2, schedule), Power(7), span, nfe=20, final="denoise")
+        tableau = build_tableau(DEIS(2, schedule), Power(7), span, nfe=20, final="denoise")
         denoiser = ema_of(trainer).averaged(module)
         (batch,) = generate(denoiser, tableau, module.card.shape, range(64), batch_size=64)
         name = f"{module.images_seen // 1000:06d}kimg.png"
