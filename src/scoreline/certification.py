@@ -13,7 +13,7 @@ from torch import Tensor
 
 from scoreline.errors import InputError
 from scoreline.exact import GaussianMixture
-from scoreline.sampling import integrate, trajectory
+from scoreline.sampling import integrate
 from scoreline.schedules.base import Schedule
 from scoreline.schedules.discrete import DiscreteVP
 from scoreline.schedules.spacings import Polynomial, Power
@@ -158,18 +158,16 @@ def _count(table: Tableau) -> int:
 
 
 def _orders(solver: Solver) -> dict[str, float]:
-    return {name: _slope(solver, name) for name in MODELS}
+    tables = [_to_end(solver(SPACING, *SPAN, nfe)) for nfe in BUDGETS]
+    orders = {}
+    for name, make in MODELS.items():
+        ends = [integrate(make().eps, start(name), table) for table in tables]
+        orders[name] = _slope(tables, [float((end - truth(name)).norm()) for end in ends])
+    return orders
 
 
-def _slope(solver: Solver, model: str) -> float:
-    tables = [solver(SPACING, *SPAN, nfe) for nfe in BUDGETS]
-    errors = [float((_at_end(MODELS[model]().eps, start(model), table) - truth(model)).norm()) for table in tables]
+def _slope(tables: Sequence[Tableau], errors: Sequence[float]) -> float:
     return math.log(errors[0] / errors[1]) / math.log(tables[1].nfe / tables[0].nfe)
-
-
-def _at_end(eps: Callable[[Tensor, float], Tensor], x: Tensor, table: Tableau) -> Tensor:
-    """The last state at the end of the range: methods that go on to rho = 0 by themselves are judged before."""
-    return [state.x for state in trajectory(eps, x, table) if state.rho == SPAN[1]][-1]
 
 
 def start(model: str) -> Tensor:
@@ -190,12 +188,14 @@ def _weak_order(solver: Solver) -> dict[str, float]:
     tables = [_to_end(solver(SPACING, *SPAN, nfe)) for nfe in BUDGETS]
     exact = SPREAD**2 + SPAN[1] ** 2
     errors = [abs(gaussian_variance(table, SPREAD, SPREAD**2 + SPAN[0] ** 2) - exact) for table in tables]
-    return {"Gaussian (weak)": math.log(errors[0] / errors[1]) / math.log(tables[1].nfe / tables[0].nfe)}
+    return {"Gaussian (weak)": _slope(tables, errors)}
 
 
 def _to_end(table: Tableau) -> Tableau:
-    """The rows up to the last state at the end of the range."""
+    """The rows up to the end of the range: methods that go on to rho = 0 by themselves are judged before."""
     rows = int((table.rho == SPAN[1]).nonzero()[-1])
+    if rows == len(table.B):
+        return table
     return Tableau(table.rho[: rows + 1], table.S[:rows, :rows], table.N[:rows, :rows], table.B[:rows])
 
 

@@ -1,7 +1,9 @@
 """Data distributions whose denoiser is known exactly: the oracles of tests and certification."""
 
 from dataclasses import dataclass
+from functools import cached_property
 
+import torch
 from torch import Tensor
 
 
@@ -26,10 +28,13 @@ class GaussianMixture:
         """E[eps | x]: (B, d) -> (B, d)."""
         variance = self.stds**2 + rho**2
         offset = x[:, None, :] - self.means
-        logits = self.weights.log() - self.means.shape[1] / 2 * variance.log()
-        logits = logits - offset.square().sum(-1) / (2 * variance)
-        share = logits.softmax(1) / variance
-        return rho * (share.sum(1, keepdim=True) * x - share @ self.means)
+        height = torch.sub(self._log_weights, variance.log(), alpha=self.means.shape[1] / 2)
+        share = torch.addcdiv(height, offset.square().sum(-1), variance, value=-0.5).softmax(1) / variance
+        return rho * torch.addmm(share.sum(1, keepdim=True) * x, share, self.means, alpha=-1)
+
+    @cached_property
+    def _log_weights(self) -> Tensor:
+        return self.weights.log()
 
     def denoise(self, x: Tensor, rho: float) -> Tensor:
         """E[x_0 | x]: (B, d) -> (B, d)."""
