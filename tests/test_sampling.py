@@ -14,6 +14,7 @@ from scoreline.schedules.spacings import Polynomial, Power
 from scoreline.schedules.vp import LinearVP
 from scoreline.solvers.ddim import DDIM
 from scoreline.solvers.deis import DEIS
+from scoreline.solvers.rows import Rows
 from scoreline.solvers.runge_kutta import heun
 from scoreline.solvers.tableau import Tableau, build
 
@@ -51,6 +52,27 @@ def test_any_lower_triangular_table_is_evaluated(mixture: GaussianMixture) -> No
     assert table.nfe == 5
     x = torch.randn(4, 2, dtype=torch.float64)
     torch.testing.assert_close(integrate(mixture.eps, x, table), dense(table, mixture.eps, x))
+
+
+@torch.no_grad()
+def test_memory_of_dead_states_is_reused_and_never_that_of_living_ones(mixture: GaussianMixture) -> None:
+    """Rows that keep a state as it is (identity, no call) alias it; clean states live for three steps."""
+    x = torch.randn(5, 2, dtype=torch.float64) * 5
+    before = x.clone()
+    rows, last = Rows(5.0), 0
+    for target in (3.0, 2.0, 1.0, 0.5, 0.2):
+        same = rows.add(rows.rho[last], {last: 1.0})
+        clean = rows.clean(same)
+        part = target / rows.rho[same]
+        last = rows.add(target, {same: part, 2: 0.2 * (1 - part)} | {clean: (1.0 if clean == 2 else 0.8) * (1 - part)})
+    table = rows.tableau()
+    kept = [(state.x, state.x.clone()) for state in trajectory(mixture.eps, x, table)]
+    assert all(torch.equal(state, then) for state, then in kept)
+    torch.testing.assert_close(integrate(mixture.eps, x, table), kept[-1][0], rtol=0, atol=0)
+    torch.testing.assert_close(kept[-1][0], dense(table, mixture.eps, x), rtol=1e-10, atol=1e-12)
+    assert torch.equal(x, before)
+    seen = {state.x.data_ptr() for state in trajectory(mixture.eps, x, table, reuse=True)}
+    assert len(seen) < len(table.B) - 5
 
 
 def test_network_is_called_as_often_as_the_table_says(mixture: GaussianMixture) -> None:

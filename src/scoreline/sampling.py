@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -33,81 +32,59 @@ class State(NamedTuple):
     x: Tensor
 
 
-@dataclass(frozen=True)
-class _Row:
-    states: tuple[tuple[int, float], ...]
-    estimates: tuple[tuple[int, float], ...]
-    noise: float
-    call: bool
-    dead: tuple[int, ...]
+def _combine(terms: list[tuple[Tensor, float]], out: Tensor | None) -> Tensor:
+    """sum of c * tensor, one fused pass per term, the inputs untouched; a leading unit weight is free.
 
-
-def _plan(tableau: Tableau) -> list[_Row]:
-    """Rows as sparse sums, each with the numbers of the states and estimates that no later row reads."""
-    S, N = _sparse(tableau.S), _sparse(tableau.N)
-    last = {j: k for k in range(len(S)) for j, _ in (*S[k], *N[k])}
-    dead: list[list[int]] = [[] for _ in S]
-    for j, k in last.items():
-        dead[k].append(j)
-    return [
-        _Row(tuple(S[k]), tuple(N[k]), float(tableau.B[k]), tableau.calls[k], tuple(dead[k])) for k in range(len(S))
-    ]
-
-
-def _sparse(part: Tensor) -> list[list[tuple[int, float]]]:
-    """(column, value) of the non-zero entries of each row."""
-    rows: list[list[tuple[int, float]]] = [[] for _ in part]
-    at = part.nonzero(as_tuple=True)
-    for k, j, value in zip(at[0].tolist(), at[1].tolist(), part[at].tolist(), strict=True):
-        rows[k].append((j, value))
-    return rows
-
-
-def _combine(terms: list[tuple[Tensor, float]]) -> Tensor:
-    """sum of c * tensor, one fused pass per term, the inputs untouched; a leading unit weight is free."""
-    terms = sorted(terms, key=lambda term: term[1] != 1.0)
+    Args:
+        out: memory for the sum, or None.
+    """
     (first, scale), *rest = terms
     if scale != 1.0:
-        total = first * scale
+        total = torch.mul(first, scale, out=out)
     elif not rest:
         return first
     else:
         (second, weight), *rest = rest
-        total = torch.add(first, second, alpha=weight)
+        total = torch.add(first, second, alpha=weight, out=out)
     for tensor, weight in rest:
         total.add_(tensor, alpha=weight)
     return total
 
 
-def trajectory(eps: Eps, x: Tensor, tableau: Tableau, draw: Draw | None = None) -> Iterator[State]:
+def trajectory(eps: Eps, x: Tensor, tableau: Tableau, draw: Draw | None = None, reuse: bool = False) -> Iterator[State]:
     """Evaluate a tableau: yields x_1, x_2, .., x_K as they are made; the last one is the sample.
 
     Args:
         eps: noise estimate, called exactly `tableau.nfe` times.
         x: initial state (B, *) at tableau.rho[0], for instance rho_0 times standard normal noise; not modified.
         draw: fresh noise for stochastic rows.
+        reuse: write new states into the memory of those that no later row reads. A state that was yielded then does
+            not last, which suits who wants the last one only; fresh memory costs page faults, up to the sum itself.
 
-    States and estimates are freed as soon as no later row reads them.
+    States and estimates are let go as soon as no later row reads them.
 
     Raises:
         ValueError: if the tableau is stochastic and `draw` is missing.
     """
     rho = tableau.rho.tolist()
-    states, estimates = {0: x}, {}
-    for k, row in enumerate(_plan(tableau)):
+    states: dict[int, Tensor] = {0: x}
+    estimates: dict[int, Tensor] = {}
+    spare: list[Tensor] = []
+    for k, row in enumerate(tableau.sums):
         if row.call:
             estimates[k] = eps(states[k], rho[k])
-        terms = [(states[j], weight) for j, weight in row.states]
-        terms += [(estimates[j], weight) for j, weight in row.estimates]
+        terms = [((states if is_state else estimates)[j], weight) for is_state, j, weight in row.terms]
         if row.noise:
             if draw is None:
                 raise ValueError("a stochastic tableau needs `draw`, a source of fresh noise")
             terms.append((draw(k), row.noise))
-        states[k + 1] = _combine(terms)
+        states[k + 1] = _combine(terms, spare.pop() if spare else None)
         del terms
         for j in row.dead:
-            states.pop(j, None)
             estimates.pop(j, None)
+            dead = states.pop(j, None)
+            if reuse and j > 0 and dead is not None and all(dead is not state for state in states.values()):
+                spare.append(dead)
         yield State(k + 1, rho[k + 1], states[k + 1])
 
 
@@ -115,7 +92,7 @@ def integrate(eps: Eps, x: Tensor, run: Tableau | AdaptiveRun, draw: Draw | None
     """The sample: the last state of a tableau's `trajectory`, or what an adaptive run ends in."""
     if isinstance(run, AdaptiveRun):
         return run(eps, x)
-    for state in trajectory(eps, x, run, draw):
+    for state in trajectory(eps, x, run, draw, reuse=not torch.is_grad_enabled()):
         x = state.x
     return x
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from scoreline.errors import InputError
 from scoreline.exact import GaussianMixture
 from scoreline.sampling import integrate
-from scoreline.schedules.base import Schedule
+from scoreline.schedules.base import Schedule, grid
 from scoreline.schedules.spacings import LogSNR, Polynomial, Power
 from scoreline.schedules.vp import LinearVP
 from scoreline.solvers.budget import step_levels, step_orders
@@ -290,10 +290,10 @@ def test_budgets(order: int) -> None:
 
 
 def test_steps_are_as_long_as_the_calls_they_spend() -> None:
-    levels = step_levels(LogSNR(), math.e**6, 1.0, [3, 2, 1])
-    torch.testing.assert_close(levels.log(), torch.tensor([6.0, 3.0, 1.0, 0.0], dtype=torch.float64))
-    even = step_levels(LogSNR(), math.e**6, 1.0, [3, 3])
-    torch.testing.assert_close(even.log(), torch.tensor([6.0, 3.0, 0.0], dtype=torch.float64))
+    levels = step_levels(Power(1), 7.0, 1.0, [3, 2, 1])
+    torch.testing.assert_close(levels, torch.tensor([7.0, 4.0, 2.0, 1.0], dtype=torch.float64))
+    even = step_levels(LogSNR(), math.e**6, 1.0, [3, 2, 1])  # as released, on this grid alone
+    torch.testing.assert_close(even.log(), torch.tensor([6.0, 4.0, 2.0, 0.0], dtype=torch.float64))
 
 
 EXACT = [DPMSolver(p, d, "agile") for p in (1, 2, 3) for d in ("noise", "data")]
@@ -398,3 +398,20 @@ def test_a_long_last_step_of_order_one_is_felt(mixture: GaussianMixture, start: 
 def test_what_cannot_be_used_is_said_in_one_sentence(make: Callable[[], object], message: str) -> None:
     with pytest.raises(InputError, match=message):
         make()
+
+
+@pytest.mark.parametrize("prediction", ["noise", "data"])
+def test_inner_nodes_of_the_schedule_are_those_of_a_finer_grid(prediction: str) -> None:
+    """With inner=schedule the evaluated levels of equal steps are the nodes of the schedule's grid of nfe intervals."""
+    spacing = Polynomial(LinearVP(), 1)
+    table = DPMSolver(3, prediction, inner="schedule")(spacing, 80.0, 0.01, 12)
+    torch.testing.assert_close(table.rho[:-1], grid(spacing, 80.0, 0.01, 12)[:-1], rtol=1e-9, atol=0)
+    same = DPMSolver(3, prediction, inner="schedule")(LogSNR(), 80.0, 0.01, 12)
+    torch.testing.assert_close(same.N, DPMSolver(3, prediction)(LogSNR(), 80.0, 0.01, 12).N, rtol=1e-9, atol=1e-9)
+
+
+def test_inner_is_checked() -> None:
+    with pytest.raises(InputError, match=r"solver\.inner=schedul.*'schedule'"):
+        DPMSolver(2, inner="schedul")
+    with pytest.raises(InputError, match=r"solver\.inner=schedule: chooses r1 and r2"):
+        DPMSolver(2, inner="schedule", r1=0.4)

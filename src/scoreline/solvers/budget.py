@@ -1,4 +1,4 @@
-"""How a single-step method of order p spends a budget of network evaluations."""
+"""How a single-step method of order p spends a budget of network evaluations, and where its steps lie."""
 
 import torch
 from torch import Tensor
@@ -18,6 +18,17 @@ def check_budget(budget: str) -> None:
     """
     if budget not in BUDGETS:
         raise InputError(f"solver.budget={budget}: there is no such rule{did_you_mean(budget, BUDGETS)}")
+
+
+def check_inner(inner: str) -> None:
+    """Refuse an unknown choice of inner nodes.
+
+    Raises:
+        InputError: naming the choices.
+    """
+    choices = ("fixed", "schedule")
+    if inner not in choices:
+        raise InputError(f"solver.inner={inner}: there is no such choice{did_you_mean(inner, choices)}")
 
 
 def step_orders(nfe: int, order: int, budget: str) -> list[int]:

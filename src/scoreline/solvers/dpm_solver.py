@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from scoreline.errors import InputError
-from scoreline.schedules.base import Schedule
-from scoreline.solvers.budget import check_budget, step_levels, step_orders
+from scoreline.schedules.base import Schedule, grid
+from scoreline.solvers.budget import check_budget, check_inner, step_levels, step_orders
 from scoreline.solvers.frames import Frame, frame_of, log_step, phi
 from scoreline.solvers.rows import NOTHING, Rows, Weights
 from scoreline.solvers.tableau import Tableau
@@ -31,16 +31,17 @@ class DPMSolver:
 
     A step of order p makes p calls and measures order p; order 3 needs r_2 = 2/3, else it is 2. `agile` ends order 3 in
     a step of order 1 or 2, which is felt where it is long: order 3 then measures 3 on log-SNR and Karras grids that end
-    at 0.002, 2 on quadratic time. Where steps are not even in log-SNR the authors' code moves the nodes to those of a
-    finer grid; here they stay.
+    at 0.002, 2 on quadratic time.
 
     Attributes:
         order: 1, 2 or 3.
         prediction: `noise` is DPM-Solver-1/2/3, `data` is DPM-Solver++(1S, 2S, 3S).
         budget: `fixed`, or `agile` (DPM-Solver-fast with order 3), see `step_orders`.
         r1, r2: positions of the intermediate states of full-order steps; 1/2 for order 2, 1/3 and 2/3 for order 3.
+        inner: `fixed` takes these. `schedule` takes the fractions, in lambda, at which the schedule's own grid of
+            `order` intervals divides the step, as the authors' code does on grids that are not even in log-SNR.
 
-    Source: Lu et al. (2022), arXiv:2206.00927, Alg. 1-2 and App. D.3; Lu et al. (2022), arXiv:2211.01095, Alg. 1.
+    Source: Lu et al. (2022), arXiv:2206.00927, Alg. 1-2 and App. D; Lu et al. (2022), arXiv:2211.01095, Alg. 1.
 
     Raises:
         InputError: for an option that does not exist, nodes out of order, fewer calls than one step of the fixed budget
@@ -52,21 +53,25 @@ class DPMSolver:
     budget: str = "fixed"
     r1: float | None = None
     r2: float | None = None
+    inner: str = "fixed"
 
     def __post_init__(self) -> None:
         if self.order not in NODES:
             raise InputError(f"solver.order={self.order}: DPM-Solver has the orders 1, 2 and 3")
         frame_of(self.prediction)
         check_budget(self.budget)
+        check_inner(self.inner)
         ends = (0.0, *self._nodes(self.order), 1.0)
         if (self.order < 3 and self.r2 is not None) or (self.order < 2 and self.r1 is not None):
             raise InputError(f"solver.r1={self.r1}, solver.r2={self.r2}: order {self.order} has fewer nodes; leave out")
+        if self.inner == "schedule" and (self.r1, self.r2) != (None, None):
+            raise InputError("solver.inner=schedule: chooses r1 and r2 by itself; leave them out or use inner=fixed")
         if not all(before < after for before, after in pairwise(ends)):
             raise InputError(f"solver.r1={self.r1}, solver.r2={self.r2}: choose 0 < r1 < r2 < 1")
 
     @property
     def convergence(self) -> float:
-        third = self.order == 3 and abs(self._nodes(3)[1] - 2 / 3) < 1e-9
+        third = self.order == 3 and self.inner == "fixed" and abs(self._nodes(3)[1] - 2 / 3) < 1e-9
         return 3.0 if third else float(min(self.order, 2))
 
     def __call__(self, schedule: Schedule, sigma_max: float, sigma_min: float, nfe: int) -> Tableau:
@@ -74,7 +79,9 @@ class DPMSolver:
         levels = step_levels(schedule, sigma_max, sigma_min, orders).tolist()
         rows, x = Rows(sigma_max), 0
         for order, target in zip(orders, levels[1:], strict=True):
-            x = self._step(rows, x, target, self._nodes(order))
+            inside = self.inner == "schedule"
+            nodes = nodes_in_lambda(schedule, rows.rho[x], target, order) if inside else self._nodes(order)
+            x = self._step(rows, x, target, nodes)
         return rows.tableau()
 
     def _nodes(self, order: int) -> tuple[float, ...]:
@@ -94,6 +101,12 @@ class DPMSolver:
                 slopes = {last: phi(1, z) / (2 * before) if len(nodes) == 1 else r / before * phi(2, z)}
             last = exponential_row(frame, rows, x, level, slopes)
         return last
+
+
+def nodes_in_lambda(schedule: Schedule, rho: float, target: float, order: int) -> tuple[float, ...]:
+    """Where the schedule's own grid of `order` intervals divides a step, as fractions of it in lambda = -ln rho."""
+    levels = grid(schedule, rho, target, order)[1:-1].tolist()
+    return tuple(log_step(rho, level) / log_step(rho, target) for level in levels)
 
 
 def exponential_row(frame: Frame, rows: Rows, start: int, rho: float, slopes: Weights = NOTHING) -> int:

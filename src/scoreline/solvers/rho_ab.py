@@ -19,7 +19,8 @@ class RhoAB:
 
     `DEIS` with rho itself as the variable. The integrands are cubics at most, so two Gauss-Legendre points a step give
     the closed form. Order r + 1, as `DEIS` says. The samplers called LMS are Adams-Bashforth methods in sigma: LMS of
-    order 4 is this with order 3. One call a step.
+    order 4 is this with order 3 (k-diffusion's run down to sigma = 0 is matched on a table of levels that ends there,
+    with sigma_min=0; a last hop by `final=denoise` is of order 1). One call a step.
 
     Source: Zhang & Chen (2023), arXiv:2204.13902, Sec. 3 (rhoAB-DEIS).
 

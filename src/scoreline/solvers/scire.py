@@ -1,7 +1,6 @@
 """SciRE-Solver, single-step: Runge-Kutta in the noise-to-signal ratio with rescaled differences."""
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -9,7 +8,7 @@ from torch import Tensor
 
 from scoreline.errors import InputError, did_you_mean
 from scoreline.schedules.base import Schedule, grid
-from scoreline.solvers.budget import check_budget, step_levels, step_orders
+from scoreline.solvers.budget import check_budget, check_inner, step_levels, step_orders
 from scoreline.solvers.frames import frame_of
 from scoreline.solvers.rows import Rows
 from scoreline.solvers.tableau import Tableau
@@ -20,6 +19,8 @@ Nodes = tuple[float, ...]
 NODES: dict[int, Nodes] = {1: (), 2: (1 / 2,), 3: (1 / 3, 2 / 3)}
 """The published nodes of steps of order 1, 2 and 3."""
 
+
+STAGES = ("published", "consistent")
 
 SETTLED = 20
 """More terms than this change phi_1 by less than a rounding: 1 / 21! = 2e-20."""
@@ -71,8 +72,9 @@ class SciRE:
         frame_of(self.prediction)
         check_terms(self.m, self.per_step)
         check_budget(self.budget)
-        _check_choice("inner", self.inner, ("fixed", "schedule"))
-        _check_choice("stage", self.stage, ("published", "consistent"))
+        check_inner(self.inner)
+        if self.stage not in STAGES:
+            raise InputError(f"solver.stage={self.stage}: there is no such choice{did_you_mean(self.stage, STAGES)}")
 
     @property
     def convergence(self) -> float:
@@ -158,8 +160,3 @@ def check_terms(m: float | str, per_step: bool = False) -> None:
         raise InputError(
             f"solver.m={m}: solver.per_step=true chooses m by itself; set solver.per_step=false to use yours"
         )
-
-
-def _check_choice(key: str, value: str, choices: Iterable[str]) -> None:
-    if value not in choices:
-        raise InputError(f"solver.{key}={value}: there is no such choice{did_you_mean(value, choices)}")

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -12,6 +12,18 @@ from scoreline.schedules.base import Schedule
 
 if TYPE_CHECKING:
     from scoreline.solvers.adaptive import Adaptive, AdaptiveRun
+
+
+class Sum(NamedTuple):
+    """A row as a sparse sum: (is a state, number, weight) of every term, a term of unit weight first.
+
+    `call` says whether the row's own estimate is a network call, `dead` which states and estimates no later row reads.
+    """
+
+    terms: list[tuple[bool, int, float]]
+    noise: float
+    call: bool
+    dead: list[int]
 
 
 @dataclass(frozen=True)
@@ -61,6 +73,20 @@ class Tableau:
         """For each state x_0 .. x_{K-1}, whether eps(x_j, rho_j) is evaluated."""
         return tuple(self.N.ne(0).any(0).tolist())
 
+    @cached_property
+    def sums(self) -> tuple[Sum, ...]:
+        """The rows as the loop evaluates them."""
+        S, N = _sparse(self.S), _sparse(self.N)
+        last = {j: k for k in range(len(S)) for j, _ in (*S[k], *N[k])}
+        dead: list[list[int]] = [[] for _ in S]
+        for j, k in last.items():
+            dead[k].append(j)
+        rows = []
+        for k, noise in enumerate(self.B.tolist()):
+            terms = [(True, j, weight) for j, weight in S[k]] + [(False, j, weight) for j, weight in N[k]]
+            rows.append(Sum(sorted(terms, key=lambda term: term[2] != 1.0), noise, self.calls[k], dead[k]))
+        return tuple(rows)
+
     @property
     def nfe(self) -> int:
         """Network evaluations per image."""
@@ -76,6 +102,15 @@ class Tableau:
         """
         kept = self.S @ self.rho[:-1] + self.N.sum(1)
         return float((torch.where(self.B > 0, kept.hypot(self.B), kept) - self.rho[1:]).abs().max() / self.rho[0])
+
+
+def _sparse(part: Tensor) -> list[list[tuple[int, float]]]:
+    """(column, value) of the non-zero entries of each row."""
+    rows: list[list[tuple[int, float]]] = [[] for _ in part]
+    at = part.nonzero(as_tuple=True)
+    for k, j, value in zip(at[0].tolist(), at[1].tolist(), part[at].tolist(), strict=True):
+        rows[k].append((j, value))
+    return rows
 
 
 def denoise_last(tableau: Tableau) -> Tableau:
