@@ -126,7 +126,9 @@ def test_show_prints_every_number_of_a_tableau(tmp_path: Path, capsys: pytest.Ca
         (["show", "sovler=ddim"], "scoreline show: sovler: there is no such key; did you mean 'solver'?"),
         (["show", "solver=dop853"], "has no tableau"),
         (["certify", "heun"], "scoreline certify: heun: not of the form key=value"),
-        (["likelihood", "--checkpoint", "nowhere.safetensors"], "scoreline likelihood: "),
+        (["likelihood", "--checkpoint", "nowhere.safetensors"], "scoreline likelihood: checkpoint=nowhere"),
+        (["likelihood", "images=0"], "scoreline likelihood: --images=0: must be at least 1"),
+        (["likelihood", "imagse=3"], "scoreline likelihood: unrecognized arguments: --imagse=3"),
     ],
 )
 def test_mistakes_are_one_line_and_exit_code_two(

@@ -108,6 +108,7 @@ def _savez(path: Path, arrays: dict[str, np.ndarray]) -> None:
 def line(result: Result, out: Path) -> str:
     """`64 images, NFE 10 (20 network calls), 850 images/s, frechet_distance 3.21 +- 0.40 -> outputs/...`."""
     calls = "" if result["network_calls"] == result["nfe"] else f" ({result['network_calls']} network calls)"
-    parts = [f"{result['images']} images", f"NFE {result['nfe']}{calls}", f"{result['images_per_second']:.0f} images/s"]
+    rate = f"{result['images_per_second']:{'.0f' if result['images_per_second'] >= 10 else '.2g'}} images/s"
+    parts = [f"{result['images']} images", f"NFE {result['nfe']}{calls}", rate]
     parts += [f"{name} {m['value']:.4g} +- {m['error']:.2g}" for name, m in list(result["metrics"].items())[:1]]
     return f"{', '.join(parts)} -> {out}"

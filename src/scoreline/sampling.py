@@ -238,19 +238,21 @@ def _one_batch(
     """Sample, evaluations and network calls of one batch; `drawn(purpose, step)` is its noise."""
     x = drawn("initial") * float(run.rho[0])
     levels: list[float] = []
-    told = isinstance(run, Tableau)  # an adaptive run does not know how many evaluations are left
+    furthest = 0.0
 
     def eps(x: Tensor, rho: float) -> Tensor:
+        nonlocal furthest
         levels.append(rho)
         estimate = _in_fixed_batches(denoiser, x, rho, label, network_batch)
-        progress(len(x) / run.nfe if told else 0)
+        reached = len(levels) / run.nfe if isinstance(run, Tableau) else max(furthest, run.covered(rho))
+        progress(len(x) * (reached - furthest))
+        furthest = reached
         return estimate
 
     with count_calls(denoiser) as calls:
         x = integrate(eps, x, run, lambda row: drawn("solver", row))
-    progress(0 if told else len(x))
     network_calls = calls.count / -(-len(x) // network_batch)
-    if told and len(levels) != run.nfe:
+    if isinstance(run, Tableau) and len(levels) != run.nfe:
         raise RuntimeError(f"the denoiser was evaluated {len(levels)} times, the tableau says {run.nfe}")
     expected = sum(map(denoiser.calls, levels))
     if network_calls != expected:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -29,14 +30,19 @@ class ScoreScale:
         if len(self.levels) < 2 or min(self.values) <= 0 or not all(map(float.__lt__, self.levels, self.levels[1:])):
             raise InputError("calibration: a score scale needs increasing noise levels and positive values")
 
+    @cached_property
+    def _table(self) -> tuple[Tensor, Tensor, Tensor]:
+        levels, values = (torch.tensor(part, dtype=torch.float64) for part in (self.levels, self.values))
+        return levels, levels.log(), values
+
     def __call__(self, rho: Tensor) -> Tensor:
-        log, value = torch.tensor(self.levels, dtype=rho.dtype).log(), torch.tensor(self.values, dtype=rho.dtype)
+        log, value = (part.to(rho.dtype) for part in self._table[1:])
         at = rho.clamp(self.levels[0], self.levels[-1]).log()
         right = torch.searchsorted(log, at.contiguous()).clamp(1, len(log) - 1)
         return torch.lerp(value[right - 1], value[right], (at - log[right - 1]) / (log[right] - log[right - 1]))
 
     def knots(self) -> Tensor:
-        return torch.tensor(self.levels, dtype=torch.float64)
+        return self._table[0]
 
 
 def load_scale(path: str | Path, checkpoint: str) -> ScoreScale:

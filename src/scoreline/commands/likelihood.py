@@ -57,18 +57,24 @@ class Measured(NamedTuple):
 
 
 def main(arguments: list[str]) -> None:
-    """Run the command on the words behind `scoreline likelihood`.
+    """Run the command on the words behind `scoreline likelihood`: key=value or --key value.
 
     Raises:
         InputError: for anything that cannot be used, as one sentence.
     """
-    options = parser().parse_args(arguments)
+    options = parser().parse_args([_as_option(word) for word in arguments])
     device = choose_device(options.device)
     checkpoint = load_model(entry.model_path(options.checkpoint), tuple(options.trust))
     images = choose(options, checkpoint)
     checkpoint.denoiser.to(device)
     measured = measure(options, checkpoint, images)
     print(line(options, images.name, measured))
+
+
+def _as_option(word: str) -> str:
+    """key=value, as in the other commands, for --key=value."""
+    key, equals, value = word.partition("=")
+    return word if word.startswith("-") or not equals else f"--{key.replace('_', '-')}={value}"
 
 
 def parser() -> Parser:

@@ -118,6 +118,11 @@ class AdaptiveRun:
             state = state - last * eps(state, last)
         return state.to(x.dtype)
 
+    def covered(self, rho: float) -> float:
+        """How much of the range lies above rho, in ln rho: what a progress bar goes by."""
+        first, last = self.rho[:2].tolist()
+        return min(max(math.log(first / rho) / math.log(first / last), 0.0), 1.0)
+
     def with_last_hop(self) -> "AdaptiveRun":
         """The same run followed by E[x_0 | x], one more evaluation."""
         return replace(self, rho=torch.nn.functional.pad(self.rho, (0, 1)))

@@ -98,13 +98,20 @@ def difference_weights(r: Sequence[float], z: float, variant: str) -> list[float
     if len(r) == 1:
         return [(phi(1, z) if variant == "bh2" else 1.0) / (2 * r[0])]
     moments = [math.factorial(n) * phi(n + 1, z) for n in range(1, len(r) + 1)]
-    return [_functional(r, m, moments) / node for m, node in enumerate(r)]
+    weights = []
+    for m, node in enumerate(r):
+        others = (*r[:m], *r[m + 1 :])
+        weights.append(_at_product(others, moments) / math.prod((node - other for other in others), start=node))
+    return weights
 
 
-def _functional(r: Sequence[float], m: int, moments: Sequence[float]) -> float:
-    """The linear functional with these values at 1, x, x^2, .. at the Lagrange polynomial of node m."""
-    basis, norm = [1.0], 1.0
-    for node in (*r[:m], *r[m + 1 :]):
-        basis = [below - node * same for below, same in zip((0.0, *basis), (*basis, 0.0), strict=True)]
-        norm *= r[m] - node
-    return sum(b * moment for b, moment in zip(basis, moments, strict=True)) / norm
+def _at_product(roots: tuple[float, ...], moments: Sequence[float]) -> float:
+    """The linear functional that is `moments` at 1, x, x^2, at the polynomial with these roots."""
+    match roots:
+        case ():
+            return moments[0]
+        case (a,):
+            return moments[1] - a * moments[0]
+        case (a, b):
+            return moments[2] - (a + b) * moments[1] + a * b * moments[0]
+    raise ValueError(f"{len(roots) + 1} differences: UniPC-3 has three at most")
