@@ -5,6 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from scoreline.denoiser import Denoiser
+from scoreline.errors import InputError
 from scoreline.exact import GaussianMixture
 from scoreline.noise import integers, normal
 from scoreline.parameterisations import NoisePrediction
@@ -12,6 +13,7 @@ from scoreline.pixels import to_uint8, to_unit
 from scoreline.sampling import generate, integrate, trajectory
 from scoreline.schedules.spacings import Polynomial, Power
 from scoreline.schedules.vp import LinearVP
+from scoreline.solvers.adaptive import Adaptive
 from scoreline.solvers.ddim import DDIM
 from scoreline.solvers.deis import DEIS
 from scoreline.solvers.rows import Rows
@@ -153,6 +155,20 @@ def test_an_image_does_not_depend_on_the_other_seeds() -> None:
 def test_without_fixed_network_batches_images_agree_to_rounding() -> None:
     together = draw(list(range(64)), 64)
     torch.testing.assert_close(draw(list(range(64)), 7, network_batch=None), together, rtol=0, atol=1e-3)
+
+
+def test_an_adaptive_run_is_counted_and_tells_its_progress() -> None:
+    run = build(Adaptive("RK45", rtol=1e-2, atol=1e-2), Power(7), SPAN, 2000, "denoise")
+    told: list[float] = []
+    denoiser = Denoiser(Small(), NoisePrediction(VP))
+    batches = list(generate(denoiser, run, (1, 8, 8), range(6), 4, progress=told.append))
+    assert [len(batch.x) for batch in batches] == [4, 2]
+    assert all(20 < batch.nfe == batch.network_calls <= 2000 for batch in batches)
+    assert len(told) == sum(batch.nfe for batch in batches)
+    assert min(told) >= 0
+    assert sum(told) == pytest.approx(6)
+    with pytest.raises(InputError, match="nfe=9: the adaptive solver needs more"):
+        list(generate(denoiser, build(run.solver, Power(7), SPAN, 9, "none"), (1, 8, 8), [0], 1))
 
 
 def test_a_wrong_count_and_a_broken_network_are_errors() -> None:

@@ -1,11 +1,10 @@
 """Measured orders of convergence on models whose score is exact."""
 
 import math
+from collections.abc import Callable
 
-import numpy as np
 import pytest
 import torch
-from scipy.integrate import solve_ivp
 
 from scoreline.exact import GaussianMixture
 from scoreline.sampling import integrate
@@ -55,16 +54,8 @@ def start() -> torch.Tensor:
 
 
 @pytest.fixture(scope="module")
-def truth(mixture: GaussianMixture, start: torch.Tensor) -> torch.Tensor:
-    """The same ODE in ln rho by an independent adaptive method."""
-
-    def slope(v: float, y: np.ndarray) -> np.ndarray:
-        rho = math.exp(v)
-        return rho * mixture.eps(torch.from_numpy(y).reshape(-1, 2), rho).numpy().ravel()
-
-    span = (math.log(VP.sigma_max), math.log(VP.sigma_min))
-    solution = solve_ivp(slope, span, start.numpy().ravel(), method="DOP853", rtol=1e-13, atol=1e-13)
-    return torch.from_numpy(solution.y[:, -1]).reshape(-1, 2)
+def truth(exact_flow: Callable[..., torch.Tensor], start: torch.Tensor) -> torch.Tensor:
+    return exact_flow(start, VP.sigma_max, VP.sigma_min)
 
 
 @pytest.mark.parametrize(("solver", "order"), ORDERS, ids=lambda value: str(value)[:12])

@@ -2,10 +2,8 @@ import math
 from collections.abc import Callable
 from itertools import pairwise
 
-import numpy as np
 import pytest
 import torch
-from scipy.integrate import solve_ivp
 from torch import Tensor
 
 from scoreline.errors import InputError
@@ -331,16 +329,8 @@ def start() -> Tensor:
 
 
 @pytest.fixture(scope="module")
-def truth(mixture: GaussianMixture, start: Tensor) -> Tensor:
-    """From rho = 80 to 0.002 in ln rho by an independent adaptive method."""
-
-    def slope(v: float, y: np.ndarray) -> np.ndarray:
-        rho = math.exp(v)
-        return rho * mixture.eps(torch.from_numpy(y).reshape(-1, 2), rho).numpy().ravel()
-
-    span = (math.log(80), math.log(0.002))
-    solution = solve_ivp(slope, span, start.numpy().ravel(), method="DOP853", rtol=1e-12, atol=1e-12)
-    return torch.from_numpy(solution.y[:, -1]).reshape(-1, 2)
+def truth(exact_flow: Callable[..., Tensor], start: Tensor) -> Tensor:
+    return exact_flow(start, 80.0, 0.002)
 
 
 MEASURED: list[tuple[Solver, float]] = [
