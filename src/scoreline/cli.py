@@ -3,7 +3,7 @@
 scoreline certify                    measured order, consistency, NFE and set-up time of every solver
 scoreline certify solver=ddim,heun   of some
 scoreline show solver=deis_tab3 schedule=karras nfe=8     a tableau: nodes, weights, picture
-scoreline likelihood --checkpoint digits_vp               bits per dimension of images
+scoreline likelihood checkpoint=digits_vp images=32       bits per dimension; --help lists the keys
 """
 
 import importlib

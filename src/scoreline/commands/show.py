@@ -61,10 +61,11 @@ def picture(tableau: Tableau, title: str, path: Path) -> None:
     axes[0].plot(range(len(rho)), rho, "o", markersize=3, color="grey", label="state")
     axes[0].plot(called, rho[called], "o", markersize=5, label="network call")
     axes[0].set_yscale("symlog", linthresh=max(float(tableau.rho[tableau.rho > 0].min()), 1e-3))
-    axes[0].set(xlabel="state", ylabel="noise level rho", title=f"{title}: NFE {tableau.nfe}")
+    axes[0].set(xlabel="state", ylabel="noise level rho", title="noise levels")
+    figure.suptitle(f"{title}: NFE {tableau.nfe}")
     axes[0].legend()
-    scaled = tableau.N / tableau.rho.diff().abs().clamp(min=1e-12)[:, None]
-    for axis, part, name in ((axes[1], tableau.S, "S"), (axes[2], scaled, "N, by the row's step in rho")):
+    shares = tableau.N / tableau.N.abs().sum(1, keepdim=True).clamp(min=1e-300)
+    for axis, part, name in ((axes[1], tableau.S, "S"), (axes[2], shares, "N, each row by its sum of sizes")):
         top = float(part.abs().max()) or 1.0
         image = axis.imshow(part.numpy(), cmap="RdBu_r", vmin=-top, vmax=top, interpolation="nearest")
         axis.set(title=name, xlabel="state read", ylabel="row")
