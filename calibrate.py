@@ -2,6 +2,7 @@
 
   python calibrate.py checkpoint=outputs/train/NAME       mean |eps| per noise level, for solver=deis_sn
   python calibrate.py nfe=200 seeds=0-255                 fewer levels, more images
+  python calibrate.py calibration=score_optimal           cumulative length, for schedule=score_optimal
 
 The run directory holds the record (safetensors), its plot and config.yaml; a copy goes beside the checkpoint,
 where sample.py finds it, unless one is there already.
@@ -14,18 +15,17 @@ from scoreline import entry
 
 @entry.script("calibrate")
 def main(cfg: DictConfig) -> None:
-    from scoreline.calibration.score_norm import plot
-
     out = entry.output_dir()
     entry.claim(cfg, out)
-    record, source = measure(cfg)
+    estimator, record, source = measure(cfg)
     path = out / f"{record.kind}.safetensors"
     record.save(path)
-    plot(record, out / f"{record.kind}.png")
+    estimator.plot(record, out / f"{record.kind}.png")
     print(f"{record.provenance['images']} images, NFE {record.provenance['nfe']} -> {path}")
+    print(estimator.summary(record.values))
     beside = entry.record_beside(source, record.kind)
     if beside.exists():
-        print(f"{beside.name} was there already and is kept; to use the new one: record={path}")
+        print(f"{beside.name} was there already and is kept; to use the new one: {estimator.key}={path}")
     else:
         record.save(beside)
         print(f"copied to {beside.name} beside the checkpoint, where sample.py finds it")
@@ -59,6 +59,7 @@ def measure(cfg: DictConfig):
         "checkpoint": checkpoint.digest,
         "data": checkpoint.card.data,
         "estimator": type(estimator).__name__,
+        **entry.settings(cfg, "calibration"),
         "solver": cfg.solver._target_.rpartition(".")[2],
         "schedule": cfg.schedule._target_.rpartition(".")[2],
         "nfe": tableau.nfe,
@@ -66,7 +67,7 @@ def measure(cfg: DictConfig):
         "images": len(seeds),
         "code_version": code_version(),
     }
-    return Record(estimator.kind, values, provenance), checkpoint.path
+    return estimator, Record(estimator.kind, values, provenance), checkpoint.path
 
 
 if __name__ == "__main__":

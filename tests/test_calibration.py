@@ -1,9 +1,12 @@
+import itertools
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
+from scoreline.calibration.centres import median
 from scoreline.calibration.record import Record, load_record
 from scoreline.calibration.score_norm import ScoreNorm, ScoreScale, load_scale, plot
 from scoreline.denoiser import Denoiser
@@ -64,6 +67,69 @@ def test_refuses_what_cannot_be_measured() -> None:
         ScoreNorm()(denoiser, heun()(Power(7), 40, 0.01, 6), SHAPE, [3, 4], 2)
 
 
+class UnevenNetwork(GaussianNetwork):
+    """As `GaussianNetwork` with c = 0.3, 0.5, 2 for the three channels; remembers what it returned."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.returned: list[Tensor] = []
+
+    def forward(self, x: Tensor, noise: Tensor, label: Tensor | None = None) -> Tensor:
+        rho = (2 * noise.double().exp()).reshape(-1, 1, 1, 1)
+        c = torch.tensor([0.3, 0.5, 2.0], dtype=torch.float64).reshape(1, 3, 1, 1)
+        self.returned.append(-rho * x / (c**2 + rho**2))
+        return self.returned[-1]
+
+
+@pytest.mark.parametrize("statistic", ["mean", "median"])
+@pytest.mark.parametrize("count", [30, 31])
+def test_statistics_and_channels_as_numpy_has_them(statistic: str, count: int) -> None:
+    network, table = UnevenNetwork(), DEIS(2, Power(1))(Power(7), 40.0, 0.01, 6)
+    denoiser = Denoiser(network, VarianceExploding())
+    values = ScoreNorm(statistic, per_channel=True)(denoiser, table, (3, 4, 4), range(count), 64)
+    eps = np.abs(torch.stack(network.returned).flip(0).numpy())  # rho increasing, images, channels, 4, 4
+    centre = {"mean": np.mean, "median": np.median}[statistic]
+    assert values["mean_abs_eps"].numpy() == pytest.approx(centre(eps.mean((2, 3, 4)), axis=1), rel=1e-5)
+    assert values["mean_abs_eps_by_channel"].numpy() == pytest.approx(centre(eps.mean((3, 4)), axis=1), rel=1e-5)
+    assert values["mean_abs_eps_by_channel"].shape == values["standard_error_by_channel"].shape == (6, 3)
+    batched = ScoreNorm(statistic, per_channel=True)(denoiser, table, (3, 4, 4), range(count), 7)
+    plain = ScoreNorm(statistic)(denoiser, table, (3, 4, 4), range(count), 64)
+    assert list(plain) == ["rho", "mean_abs_eps", "standard_error"]
+    for name, value in values.items():
+        torch.testing.assert_close(batched[name], value, rtol=1e-6, atol=1e-9)
+        assert torch.equal(plain.get(name, value), value)
+    if statistic == "mean":
+        error = eps.mean((3, 4)).std(axis=1, ddof=1) / count**0.5
+        assert values["standard_error_by_channel"].numpy() == pytest.approx(error, rel=1e-5)
+
+
+@pytest.mark.parametrize("count", [3, 5])
+def test_error_of_a_median_is_that_of_all_its_resamples(count: int) -> None:
+    per_image = torch.randn(4, count, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    resamples = np.array(list(itertools.product(range(count), repeat=count)))
+    expected = np.median(per_image.numpy()[:, resamples], axis=-1).std(axis=-1)
+    centre, error = median(per_image)
+    assert centre.numpy() == pytest.approx(np.median(per_image.numpy(), axis=-1), rel=1e-14)
+    assert error.numpy() == pytest.approx(expected, rel=1e-12)
+
+
+def test_error_of_a_median_of_an_even_number_or_many() -> None:
+    """Against 20000 resamples at n = 100, and sqrt(pi / 2n), the asymptote of normal variables, at n = 40000."""
+    per_image = torch.randn(100, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    resamples = np.random.default_rng(3).integers(0, 100, (20_000, 100))
+    expected = np.median(per_image.numpy()[resamples], axis=-1).std()
+    assert float(median(per_image)[1]) == pytest.approx(float(expected), rel=0.05)
+    many = torch.randn(40_000, dtype=torch.float64, generator=torch.Generator().manual_seed(4))
+    assert float(median(many)[1]) == pytest.approx((torch.pi / 80_000) ** 0.5, rel=0.1)
+
+
+def test_refuses_another_statistic() -> None:
+    with pytest.raises(InputError, match=r"calibration\.statistic=meadian: .*did you mean 'median'\?"):
+        ScoreNorm("meadian")
+    with pytest.raises(InputError, match=r"calibration\.per_channel=1: must be true or false"):
+        ScoreNorm(per_channel=1)  # type: ignore[arg-type]
+
+
 def test_scale_interpolates_in_log_rho_and_is_constant_outside() -> None:
     scale = ScoreScale((0.1, 1.0, 10.0), (0.5, 0.7, 0.8))
     rho = torch.tensor([0.0, 0.01, 0.1, 10**-0.5, 1.0, 10**0.5, 10.0, 99.0], dtype=torch.float64)
@@ -94,6 +160,15 @@ def test_record_round_trip_and_plot(tmp_path: Path) -> None:
     assert load_scale(path, "ab" * 32) == ScoreScale((0.1, 1.0), (0.6, 0.8))
     plot(back, tmp_path / "plot.png")
     assert (tmp_path / "plot.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_a_plot_without_errors_or_a_count_shows_less(tmp_path: Path) -> None:
+    known, unknown = record(), record(images=None)
+    unknown.values["standard_error"].fill_(torch.nan)
+    plot(known, tmp_path / "known.png")
+    ScoreNorm().plot(unknown, tmp_path / "unknown.png")
+    assert (tmp_path / "unknown.png").read_bytes()[:4] == b"\x89PNG"
+    assert (tmp_path / "unknown.png").read_bytes() != (tmp_path / "known.png").read_bytes()
 
 
 def test_a_record_of_another_checkpoint_is_refused_with_the_remedy(tmp_path: Path) -> None:

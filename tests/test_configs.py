@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
@@ -12,6 +13,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from scoreline import entry
+from scoreline.calibration.record import Record
 from scoreline.checkpoints import load_model
 from scoreline.datasets.digits import Digits
 from scoreline.errors import InputError
@@ -85,6 +87,11 @@ def spacings(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Any, t
             cfg.schedule.path = str(out / "levels.txt")
             levels = grid(Power(7), native.sigma_max, native.sigma_min, 9).tolist()
             Path(cfg.schedule.path).write_text("\n".join(map(repr, levels)))
+        if name == "score_optimal":
+            cfg.schedule.path = str(out / "record.safetensors")
+            rho = grid(Power(7), native.sigma_max, native.sigma_min, 9).flip(0)
+            values = {"rho": rho, "length": torch.asinh(rho)}
+            Record("score_optimal", values, {"checkpoint": cfg.digest}).save(Path(cfg.schedule.path))
         found[name] = (instantiate(cfg.schedule), (native.sigma_max, native.sigma_min))
     return found
 

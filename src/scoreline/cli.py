@@ -4,14 +4,17 @@ scoreline certify                    measured order, consistency, NFE and set-up
 scoreline certify solver=ddim,heun   of some
 scoreline show solver=deis_tab3 schedule=karras nfe=8     a tableau: nodes, weights, picture
 scoreline likelihood checkpoint=digits_vp images=32       bits per dimension; --help lists the keys
+scoreline inspect digits_vp model.score_norm.safetensors  what checkpoints and calibration records are
+scoreline import-statistics FILE.pt checkpoint=PATH       the authors' DEIS-SN statistics, as a calibration record
 """
 
 import importlib
+import os
 import sys
 
 from scoreline.errors import InputError, did_you_mean
 
-VERBS = ("certify", "likelihood", "show")
+VERBS = ("certify", "import-statistics", "inspect", "likelihood", "show")
 
 
 def main() -> None:
@@ -23,9 +26,12 @@ def main() -> None:
     try:
         if words[0] not in VERBS:
             raise InputError(f"{words[0]}: there is no such command{did_you_mean(words[0], VERBS)}")
-        sys.exit(importlib.import_module(f"scoreline.commands.{words[0]}").main(words[1:]))
+        sys.exit(importlib.import_module(f"scoreline.commands.{words[0].replace('-', '_')}").main(words[1:]))
     except KeyboardInterrupt:
         sys.exit(130)
+    except BrokenPipeError:  # the reader, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
     except Exception as error:
         from scoreline.entry import leave
 

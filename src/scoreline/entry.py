@@ -176,9 +176,10 @@ def _dotted(node: Any, prefix: str) -> Iterator[str]:
 
 
 def register_resolvers() -> None:
-    """`${scoreline.digest:...}`, `${scoreline.cell:}` and `${scoreline.sweep:...}` for names of run directories."""
+    """`${scoreline.digest:...}`, `${scoreline.cell:}`, `${scoreline.sweep:...}` and `${scoreline.record:...}`."""
     OmegaConf.register_new_resolver("scoreline.digest", run_digest, replace=True)
     OmegaConf.register_new_resolver("scoreline.cell", cell_name, replace=True)
+    OmegaConf.register_new_resolver("scoreline.record", checkpoint_record, replace=True)
     OmegaConf.register_new_resolver("scoreline.sweep", sweep_digest, replace=True, use_cache=True)
 
 
@@ -192,15 +193,16 @@ def run_digest(*without: str, _root_: DictConfig) -> str:
     assert isinstance(raw, dict)
     config = {str(key): value for key, value in raw.items() if key not in (*without, "hydra")}
     text = json.dumps(config, sort_keys=True, default=str)
-    files = [path for path in _files_read(config, "${record}" in text) if path.is_file()]
+    table = OmegaConf.select(_root_, "schedule.path")
+    files = [path for path in _files_read(config, str(table or ""), "${record}" in text) if path.is_file()]
     return _short("".join([text, *map(sha256, files), code_version()]))
 
 
-def _files_read(config: dict[str, Any], with_record: bool) -> list[Path]:
-    """Checkpoint, guide, table of levels and record of a config, whether they exist or not."""
+def _files_read(config: dict[str, Any], table: str, with_record: bool) -> list[Path]:
+    """Checkpoint, guide, table or record of the schedule, record of the solver, whether they exist or not."""
     checkpoint, guide = config.get("checkpoint"), config.get("guidance", {}).get("checkpoint")
     files = [model_path(name) for name in (checkpoint, guide) if isinstance(name, str)]
-    files += [Path(str(config.get("schedule", {}).get("path", "")))]
+    files += [Path(table)]
     record = config.get("record") if with_record and isinstance(checkpoint, str) else None
     if record is None:
         return files
@@ -210,6 +212,11 @@ def _files_read(config: dict[str, Any], with_record: bool) -> list[Path]:
 def record_beside(checkpoint: Path, kind: str) -> Path:
     """Where the record of a checkpoint is looked for: model.safetensors -> model.score_norm.safetensors."""
     return checkpoint.with_name(f"{checkpoint.stem}.{kind}.safetensors")
+
+
+def checkpoint_record(kind: str, *, _root_: DictConfig) -> str:
+    """Where a config finds the record of that kind for its checkpoint: beside it."""
+    return str(record_beside(model_path(str(_root_.checkpoint)), kind))
 
 
 def sweep_digest(overrides: list[str]) -> str:

@@ -135,16 +135,25 @@ def figure(rows: Sequence[Row], metric: str, path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    chart, axes = pyplot.subplots(figsize=(6, 4), layout="constrained")
-    for name in dict.fromkeys(_name(row) for row in rows):
+    names = list(dict.fromkeys(_name(row) for row in rows))
+    many = len(names) > 6
+    chart, axes = pyplot.subplots(figsize=(9 if many else 6, max(4, 0.22 * len(names))), layout="constrained")
+    for number, name in enumerate(names):
+        colour, style = pyplot.colormaps["tab10"](number % 10), ("-", "--", ":")[number // 10 % 3]
         line = [(row["nfe"], row["metrics"][metric]) for row in rows if _name(row) == name]
         line.sort(key=lambda point: point[0])
         values, errors = ([score[key] for _, score in line] for key in ("value", "error"))
-        axes.errorbar([nfe for nfe, _ in line], values, errors, marker="o", markersize=3, capsize=2, label=name)
+        budgets = [nfe for nfe, _ in line]
+        axes.errorbar(
+            budgets, values, errors, label=name, marker="o", markersize=3, capsize=2, color=colour, linestyle=style
+        )
     axes.set(xlabel="NFE", ylabel=metric.replace("_", " "), yscale="log", xscale="log")
     axes.set_xticks(budgets := sorted({row["nfe"] for row in rows}), [str(nfe) for nfe in budgets])
     axes.minorticks_off()
-    axes.legend()
+    if many:
+        chart.legend(loc="outside right upper", fontsize=8)
+    else:
+        axes.legend()
     chart.savefig(path, dpi=120)
     pyplot.close(chart)
 

@@ -36,8 +36,11 @@ class Record:
         write_atomically(path, lambda temporary: save_file(tensors, temporary, metadata))
 
 
-def load_record(path: str | Path, kind: str, checkpoint: str) -> Record:
+def load_record(path: str | Path, kind: str, checkpoint: str, key: str = "record") -> Record:
     """A record of the given kind for the checkpoint with that SHA-256.
+
+    Args:
+        key: by which the user names the file.
 
     Raises:
         InputError: if the file is missing, is no such record, or was made for another checkpoint; the message gives
@@ -48,19 +51,19 @@ def load_record(path: str | Path, kind: str, checkpoint: str) -> Record:
     path = Path(path)
     remedy = f"make one with: python calibrate.py calibration={kind} checkpoint=..."
     if not path.is_file():
-        raise InputError(f"record={path}: no such record; {remedy}")
+        raise InputError(f"{key}={path}: no such record; {remedy}")
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             values = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         found, provenance = metadata.get("kind"), json.loads(metadata.get("provenance", "{}"))
     except (SafetensorError, OSError, ValueError) as error:
-        raise InputError(f"record={path}: not a readable record ({error}); {remedy}") from error
+        raise InputError(f"{key}={path}: not a readable record ({error}); {remedy}") from error
     if metadata.get("format") != FORMAT or found != kind:
-        raise InputError(f"record={path}: holds {found!r}, not {kind!r}; {remedy}")
+        raise InputError(f"{key}={path}: holds {found!r}, not {kind!r}; {remedy}")
     if provenance.get("checkpoint") != checkpoint:
         raise InputError(
-            f"record={path}: made for checkpoint {str(provenance.get('checkpoint'))[:12]}, "
+            f"{key}={path}: made for checkpoint {str(provenance.get('checkpoint'))[:12]}, "
             f"this one is {checkpoint[:12]}; {remedy}"
         )
     return Record(kind, values, provenance)

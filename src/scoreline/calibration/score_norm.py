@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from scoreline import noise
+from scoreline.calibration import centres
 from scoreline.calibration.record import Record, load_record
 from scoreline.denoiser import Denoiser
-from scoreline.errors import InputError
+from scoreline.errors import InputError, did_you_mean
 from scoreline.sampling import Progress, trajectory
 from scoreline.solvers.tableau import Tableau
 
@@ -51,6 +52,9 @@ def load_scale(path: str | Path, checkpoint: str) -> ScoreScale:
     return ScoreScale(tuple(values["rho"].tolist()), tuple(values["mean_abs_eps"].tolist()))
 
 
+STATISTICS = {"mean": centres.mean, "median": centres.median}
+
+
 @dataclass(frozen=True)
 class ScoreNorm:
     """w(rho_k) = mean over images, channels and pixels of |eps(x_k, rho_k)|, x_k on the model's own trajectory.
@@ -58,10 +62,29 @@ class ScoreNorm:
     The standard error is that of the mean over images of each image's mean: pixels of one image are not independent.
     Images are summed in float64 one batch at a time, so any number fits.
 
+    Attributes:
+        statistic: `mean` over the images, as published, or their `median`, which a few diverging images cannot move;
+            within an image it is the mean either way. See `centres` for the standard errors.
+        per_channel: whether each channel's own values are recorded too.
+
     Source: Xia et al. (2023), arXiv:2311.00157; the published statistics are of 1000 evaluations with DEIS, order 2.
+
+    Raises:
+        InputError: for another statistic, or a `per_channel` that is neither true nor false.
     """
 
+    statistic: str = "mean"
+    per_channel: bool = False
+
     kind = "score_norm"
+    key = "record"
+
+    def __post_init__(self) -> None:
+        if self.statistic not in STATISTICS:
+            wrong = did_you_mean(str(self.statistic), STATISTICS)
+            raise InputError(f"calibration.statistic={self.statistic}: there is no such statistic{wrong}")
+        if not isinstance(self.per_channel, bool):
+            raise InputError(f"calibration.per_channel={self.per_channel}: must be true or false")
 
     def __call__(
         self,
@@ -74,6 +97,8 @@ class ScoreNorm:
         progress: Progress = lambda images: None,
     ) -> dict[str, Tensor]:
         """Tensors `rho`, `mean_abs_eps`, `standard_error`, (K,) float64, rho increasing.
+
+        With `per_channel` also `mean_abs_eps_by_channel` and `standard_error_by_channel`, (K, C).
 
         Args:
             tableau: the run to measure; every noise level it evaluates becomes an entry, and must occur once.
@@ -93,9 +118,24 @@ class ScoreNorm:
             self._measure(denoiser, tableau, shape, list(part), label, progress)
             for part, label in _batches(seeds, batch_size, labels)
         ]
-        per_image = torch.cat(means, dim=1)
-        error = per_image.std(dim=1) / len(seeds) ** 0.5
-        return {"rho": rho.flip(0), "mean_abs_eps": per_image.mean(dim=1).flip(0), "standard_error": error.flip(0)}
+        return {"rho": rho.flip(0), **self._summarise(torch.cat(means, dim=-1))}
+
+    def _summarise(self, parts: Tensor) -> dict[str, Tensor]:
+        """Centres and errors of (K, 1 or 1 + C, images), noise levels turned to increase."""
+        centre, error = (found.flip(0) for found in STATISTICS[self.statistic](parts))
+        values = {"mean_abs_eps": centre[:, 0], "standard_error": error[:, 0]}
+        if self.per_channel:
+            values |= {"mean_abs_eps_by_channel": centre[:, 1:], "standard_error_by_channel": error[:, 1:]}
+        return values
+
+    def summary(self, values: dict[str, Tensor]) -> str:
+        """One line: how many levels, and how well they are known."""
+        error = float((values["standard_error"] / values["mean_abs_eps"]).max())
+        return f"{len(values['rho'])} noise levels, standard errors up to {100 * error:.2g} %"
+
+    def plot(self, record: Record, path: Path) -> None:
+        """Mean |eps| with its standard error against rho."""
+        plot(record, path)
 
     @torch.inference_mode()
     def _measure(
@@ -107,13 +147,13 @@ class ScoreNorm:
         label: Tensor | None,
         progress: Progress,
     ) -> Tensor:
-        """Mean |eps| of each image at each evaluation: (K, len(seeds)) float64."""
+        """Mean |eps| of each image at each evaluation, then of each of its channels: (K, 1 [+ C], images) float64."""
         device = next(denoiser.parameters()).device
         seen: list[Tensor] = []
 
         def eps(x: Tensor, rho: float) -> Tensor:
             estimate = denoiser.eps(x, rho, label=None if label is None else label.to(device))
-            seen.append(estimate.abs().flatten(1).double().mean(1).cpu())
+            seen.append(self._means(estimate.abs()).cpu())
             progress(len(x) / tableau.nfe)
             return estimate
 
@@ -122,6 +162,11 @@ class ScoreNorm:
             pass
         return torch.stack(seen)
 
+    def _means(self, size: Tensor) -> Tensor:
+        """(1, B) over an image, or (1 + C, B) with those over its channels."""
+        image = size.flatten(1).double().mean(1)[None]
+        return torch.cat([image, size.flatten(2).double().mean(2).T]) if self.per_channel else image
+
 
 def _batches(seeds: Sequence[int], batch_size: int, labels: Tensor | None) -> list[tuple[Sequence[int], Tensor | None]]:
     starts = range(0, len(seeds), batch_size)
@@ -129,18 +174,26 @@ def _batches(seeds: Sequence[int], batch_size: int, labels: Tensor | None) -> li
 
 
 def plot(record: Record, path: Path) -> None:
-    """Mean |eps| with its standard error against rho, log axis; the value of pure noise, sqrt(2/pi), is marked."""
+    """Mean |eps| with its standard error, where known, against rho, log axis; pure noise, sqrt(2/pi), is marked."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    rho, mean, error = (record.values[name].numpy() for name in ("rho", "mean_abs_eps", "standard_error"))
+    rho, mean, error = (record.values[name] for name in ("rho", "mean_abs_eps", "standard_error"))
     figure, axes = pyplot.subplots(figsize=(6, 4), layout="constrained")
-    axes.fill_between(rho, mean - error, mean + error, alpha=0.3, label="standard error")
-    axes.semilogx(rho, mean, label="mean |eps|")
+    if bool(error.isfinite().any()):
+        band = ((mean - error).numpy(), (mean + error).numpy())
+        axes.fill_between(rho.numpy(), *band, alpha=0.3, label="standard error")
+    axes.semilogx(rho.numpy(), mean.numpy(), label="mean |eps|")
     axes.axhline((2 / torch.pi) ** 0.5, color="grey", linestyle=":", label="pure noise")
-    axes.set(xlabel="noise level rho", ylabel="mean |eps|", title=f"{record.provenance['images']} images")
+    axes.set(xlabel="noise level rho", ylabel="mean |eps|", title=f"{_count(record)} images")
     axes.legend()
     figure.savefig(path, dpi=120)
     pyplot.close(figure)
+
+
+def _count(record: Record) -> str:
+    """Number of images; imported statistics do not say how many they are of."""
+    images = record.provenance["images"]
+    return "an unknown number of" if images is None else str(images)

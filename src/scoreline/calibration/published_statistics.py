@@ -1,0 +1,112 @@
+"""The measurements that the authors of DEIS-SN released, as a record of ours."""
+
+import re
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from scoreline.calibration.record import Record
+from scoreline.calibration.score_norm_published import ENTRIES
+from scoreline.errors import InputError
+from scoreline.files import code_version, sha256
+from scoreline.schedules.base import NoiseSchedule
+from scoreline.schedules.deis_sn_times import relative_ends
+
+KEYS = ("Ls", "score_abs")
+
+SAME_PROCESS = 1e-3
+"""Relative difference of sigma up to which two processes are one: float32 cumulative products differ by 1e-4."""
+
+
+def published_record(path: str | Path, noise_schedule: NoiseSchedule, digest: str, data: dict[str, Any]) -> Record:
+    """A `score_norm` record of the statistics in a file of the released code.
+
+    The file holds mean |score| (`score_abs`) and sigma (`Ls`), both (1000,), from tau = 1 down to 0.001; their product
+    is mean |eps| at rho of the native time t(0) + tau (t_max - t(0)). Neither the number of images nor the spread was
+    saved: `images` is null and every standard error NaN.
+
+    Args:
+        noise_schedule: the process of the checkpoint whose statistics they are said to be.
+        digest: SHA-256 of that checkpoint.
+        data: what the checkpoint's card says of its training images.
+
+    Source: Xia et al. (2023), arXiv:2311.00157, and its released code.
+
+    Raises:
+        InputError: for a file that is no such file, or was measured on another process.
+    """
+    path = Path(path)
+    sigma, score = read(path)
+    rho = _levels(path, noise_schedule, sigma)
+    values = {"rho": rho, "mean_abs_eps": sigma * score, "standard_error": torch.full_like(rho, torch.nan)}
+    provenance = {
+        "checkpoint": digest,
+        "data": data,
+        "estimator": "imported: released statistics of Xia et al. (2023), arXiv:2311.00157",
+        "imported_from": path.name,
+        "imported_sha256": sha256(path),
+        "nfe": ENTRIES,
+        "images": None,
+        "code_version": code_version(),
+    }
+    return Record("score_norm", values, provenance)
+
+
+def read(path: Path) -> tuple[Tensor, Tensor]:
+    """sigma and mean |score| in a released file, (1000,) float64 on the CPU, tau increasing.
+
+    Raises:
+        InputError: if the file is missing, cannot be read without running code, or holds anything else.
+    """
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; give the statistics that the released code of DEIS-SN saved")
+    found = _load(path)
+    if not isinstance(found, dict) or set(found) != set(KEYS):
+        keys = ", ".join(sorted(map(str, found)))[:80] if isinstance(found, dict) else ""
+        holds = f"the keys {keys}" if keys else type(found).__name__
+        raise InputError(f"{path}: holds {holds}; statistics of DEIS-SN have exactly the keys {' and '.join(KEYS)}")
+    sigma, score = (_entries(path, key, found[key]) for key in KEYS)
+    return sigma, score
+
+
+def _load(path: Path) -> Any:
+    """What torch reads of a zip or legacy file with its unpickler for tensors alone, wherever they were saved."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged pickle raises nearly anything
+        asked = re.search(r"Unsupported global: GLOBAL ([\w.]+)", str(error))
+        reason = f"it asks for {asked[1]}, and code in a file is never run" if asked else type(error).__name__
+        raise InputError(f"{path}: not a readable file of tensors ({reason}); copy or save it again") from error
+
+
+def _entries(path: Path, key: str, found: Any) -> Tensor:
+    if not isinstance(found, Tensor) or found.layout != torch.strided or not found.is_floating_point():
+        raise InputError(f"{path}: {key} is no plain tensor of real numbers; give the file as it was released")
+    if found.shape != (ENTRIES,):
+        shape = "x".join(map(str, found.shape)) or "a single number"
+        raise InputError(f"{path}: {key} has shape {shape}; statistics of DEIS-SN have {ENTRIES} entries")
+    values = found.detach().double()
+    if values.device.type != "cpu" or not bool((values.isfinite() & (values > 0)).all()):
+        raise InputError(f"{path}: {key} is not finite and positive everywhere; give the file as it was released")
+    return values.flip(0)
+
+
+def _levels(path: Path, noise_schedule: NoiseSchedule, sigma: Tensor) -> Tensor:
+    """Noise levels (1000,) of the entries on this process, whose sigma there must be that of the file."""
+    first, last = relative_ends(noise_schedule)
+    tau = torch.arange(1, ENTRIES + 1, dtype=torch.float64) / ENTRIES
+    time = first + (last - first) * tau
+    rho, off = noise_schedule.inverse(time), (sigma / noise_schedule.sigma(time) - 1).abs()
+    if bool((off <= SAME_PROCESS).all()) and bool((rho.diff() > 0).all()):
+        return rho
+    worst = int(off.nan_to_num(torch.inf).argmax())
+    raise InputError(
+        f"{path}: Ls is {float(sigma[worst]):.6g} at tau={float(tau[worst]):g}, sigma of the checkpoint's "
+        f"{type(noise_schedule).__name__} is {float(noise_schedule.sigma(time)[worst]):.6g}: the statistics are of "
+        "another process, or in another order; measure this model with: python calibrate.py checkpoint=..."
+    )

@@ -1,0 +1,193 @@
+"""`scoreline inspect PATH ..`: what a checkpoint or a calibration record is, as text.
+
+PATH is a safetensors file, a directory that holds a model.safetensors, or the name of a shipped model (digits_vp).
+A checkpoint tells its card, a record its provenance and measurements. Nothing in a file is run or built.
+"""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from scoreline import checkpoints, entry
+from scoreline.calibration import record
+from scoreline.errors import InputError, did_you_mean
+from scoreline.files import sha256
+
+LEVELS = 10
+"""Rows of the table of a score_norm record."""
+
+LONGEST = 200
+"""Characters of a value that are shown."""
+
+
+class Header(NamedTuple):
+    """A safetensors file without its numbers: metadata, and shape and type of each tensor."""
+
+    path: Path
+    metadata: dict[str, str]
+    shapes: dict[str, list[int]]
+    types: set[str]
+
+
+def main(words: list[str]) -> None:
+    """Describe each file.
+
+    Raises:
+        InputError: for the first that is missing, unreadable or none of ours.
+    """
+    if {"-h", "--help"} & set(words):
+        print(__doc__)
+        return
+    if not words:
+        raise InputError("give a checkpoint or a record: scoreline inspect digits_vp")
+    for place, word in enumerate(words):
+        print("\n" * (place > 0) + text(find(word)))
+
+
+def find(word: str) -> Path:
+    """The file that a word on the command line means.
+
+    Raises:
+        InputError: if there is none.
+    """
+    path = entry.model_path(word)
+    if path.is_file():
+        return path
+    if Path(word).is_dir():
+        others = ", ".join(sorted(str(file) for file in Path(word).glob("*.safetensors"))[:3])
+        raise InputError(f"{word}: a directory without model.safetensors; name a file{others and f', as {others}'}")
+    shipped = [file.stem for file in entry.ASSETS.glob("*.safetensors")]
+    raise InputError(f"{word}: no such file and no shipped model{did_you_mean(word, shipped)}")
+
+
+def text(path: Path) -> str:
+    """The description of one file, control characters escaped.
+
+    Raises:
+        InputError: if it is no safetensors file, none of ours, or its metadata is damaged.
+    """
+    header = read(path)
+    describe = {checkpoints.FORMAT: checkpoint_lines, record.FORMAT: record_lines}.get(_format(header))
+    if describe is None:
+        raise InputError(
+            f"{path}: neither a checkpoint nor a record of scoreline but a safetensors file with {_tensors(header)} "
+            f"and {_metadata(header)}; give a file written by train.py or calibrate.py"
+        )
+    try:
+        return "\n".join(map(printable, describe(header)))
+    except (LookupError, ValueError, TypeError, AttributeError, RuntimeError) as error:
+        raise InputError(f"{path}: its metadata is damaged ({error!r:.80}); copy or make it again") from error
+
+
+def read(path: Path) -> Header:
+    """The header of a safetensors file.
+
+    Raises:
+        InputError: if it has none.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+            shapes = {name: list(part.get_shape()) for name, part in slices.items()}
+            return Header(path, file.metadata() or {}, shapes, {part.get_dtype() for part in slices.values()})
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path}: not a readable safetensors file ({error}); give a .safetensors file") from error
+
+
+def checkpoint_lines(header: Header) -> Iterator[str]:
+    """The card of a model."""
+    card = {name: json.loads(header.metadata[name]) for name in ("model", "shape", "num_classes", "data", "training")}
+    numbers = sum(torch.Size(shape).numel() for shape in header.shapes.values())
+    yield from _first("model checkpoint", header)
+    for part in ("network", "parameterisation", "noise_schedule"):
+        yield from tree(part.replace("_", " "), card["model"][part])
+    yield line("images", "x".join(str(int(size)) for size in card["shape"]) + " (CxHxW)")
+    yield line("classes", str(int(card["num_classes"])) + " (unconditional)" * (card["num_classes"] == 0))
+    yield line("parameters", f"{numbers:,} in {_tensors(header)}, {' '.join(sorted(header.types))}")
+    yield from tree("data", card["data"])
+    yield from tree("training", card["training"])
+
+
+def record_lines(header: Header) -> Iterator[str]:
+    """Provenance and tensors of a record."""
+    from safetensors.torch import load_file
+
+    kind, values = header.metadata["kind"], load_file(header.path)
+    yield from _first(f"calibration record, {kind}", header)
+    yield from tree("provenance", json.loads(header.metadata["provenance"]))
+    for name, value in sorted(values.items()):
+        yield line(name, summary(value))
+    if kind == "score_norm":
+        yield from levels(values)
+
+
+def tree(name: str, value: Any, depth: int = 0) -> Iterator[str]:
+    """One line an item, nested ones indented; a description of an object starts with its class."""
+    if not isinstance(value, dict):
+        shown = value if isinstance(value, str) else json.dumps(value)
+        yield line(name, shown if len(shown) <= LONGEST else f"{shown[:LONGEST]} ..", depth)
+        return
+    yield line(name, str(value.get("_target_", "")), depth)
+    for key in sorted(value.keys() - {"_target_"}):
+        yield from tree(key, value[key], depth + 1)
+
+
+def summary(value: Tensor) -> str:
+    """Shape, type, first, last, least and greatest value of a tensor."""
+    what = f"{tuple(value.shape)} {str(value.dtype).removeprefix('torch.')}"
+    numbers = value.double().flatten()
+    if not len(numbers):
+        return f"{what}, empty"
+    ends = f"{what}, first {float(numbers[0]):.6g}, last {float(numbers[-1]):.6g}"
+    finite = numbers[numbers.isfinite()]
+    if not len(finite):
+        return f"{ends}, no finite number"
+    lost = f", {len(numbers) - len(finite)} not finite" * (len(finite) < len(numbers))
+    return f"{ends}, min {float(finite.min()):.6g}, max {float(finite.max()):.6g}{lost}"
+
+
+def levels(values: dict[str, Tensor]) -> Iterator[str]:
+    """rho, mean |eps| and standard error at ten measured levels or fewer, from noise to data, even in ln rho."""
+    rows = torch.stack([values[name].double() for name in ("rho", "mean_abs_eps", "standard_error")], dim=1)
+    yield f"{'rho':>12} {'mean |eps|':>12}    standard error"
+    log = rows[:, 0].log()
+    nearest = (log - torch.linspace(float(log[-1]), float(log[0]), LEVELS).double()[:, None]).abs().argmin(1)
+    for k in dict.fromkeys(nearest.tolist()):
+        rho, mean, error = rows[k].tolist()
+        yield f"{rho:12.6g} {mean:12.6f} +- {'unknown' if error != error else f'{error:.6f}'}"
+
+
+def line(name: str, shown: str, depth: int = 0) -> str:
+    return f"{'  ' * depth + name:<24} {shown}".rstrip()
+
+
+def printable(shown: str) -> str:
+    """Text in a file cannot steer a terminal: control characters as escapes."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in shown)
+
+
+def _first(what: str, header: Header) -> Iterator[str]:
+    yield f"{header.path}: {what} ({_format(header)})"
+    yield line("name", header.path.parent.name if header.path.name == "model.safetensors" else header.path.stem)
+    yield line("SHA-256", sha256(header.path))
+
+
+def _format(header: Header) -> str:
+    return header.metadata.get("format", "")
+
+
+def _tensors(header: Header) -> str:
+    return f"{len(header.shapes)} tensor{'s' * (len(header.shapes) != 1)}"
+
+
+def _metadata(header: Header) -> str:
+    """Keys and beginnings of the values of foreign metadata."""
+    shown = [printable(f"{key}: {value:.40}") for key, value in sorted(header.metadata.items())[:5]]
+    more = len(header.metadata) - len(shown)
+    return f"metadata {{{', '.join(shown)}{f', and {more} more' * (more > 0)}}}" if shown else "no metadata"
