@@ -3,6 +3,7 @@
 import itertools
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -108,7 +109,10 @@ def test_order_one_without_corrector_is_ddim(
 
 
 def increments(solver: UniPC, degree: int, nfe: int) -> list[tuple[float, float]]:
-    """Of x or of x / rho over every step, for F = lambda^degree: (ours, by quadrature)."""
+    """Of x or of x / rho over every step, for F = lambda^degree: (ours, by quadrature).
+
+    A corrected state c_n has no row: the next prediction is c_n plus what the predictor alone would add.
+    """
     noise = solver.prediction == "noise"
 
     def eps(x: Tensor, rho: float) -> Tensor:
@@ -126,7 +130,11 @@ def increments(solver: UniPC, degree: int, nfe: int) -> list[tuple[float, float]
         exact, _ = quad(lambda v, w=weight: v**degree * w(v), -math.log(before), -math.log(after), epsrel=1e-13)
         pairs.append((scaled[after] - scaled[before], exact))
     assert len(pairs) == nfe
-    return pairs
+    if not solver.corrector:
+        return pairs
+    alone = [step for step, _ in increments(replace(solver, corrector=False), degree, nfe)]
+    corrected = [pairs[i + 1][0] - alone[i + 1] + alone[i] for i in range(nfe - 1)]
+    return [(step, exact) for step, (_, exact) in zip(corrected, pairs, strict=False)]
 
 
 @pytest.mark.parametrize("variant", ["bh1", "bh2"])
