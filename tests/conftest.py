@@ -8,12 +8,15 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
+from hypothesis import settings
 from scipy.integrate import solve_ivp
 from torch import Tensor
 
 from scoreline.exact import GaussianMixture
 
 torch.set_num_threads(1)
+settings.register_profile("repeatable", derandomize=True, deadline=None)
+settings.load_profile("repeatable")
 
 
 @pytest.fixture(scope="session")
