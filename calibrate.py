@@ -35,6 +35,7 @@ def measure(cfg: DictConfig):
     from hydra.utils import instantiate
 
     from scoreline.calibration.record import Record
+    from scoreline.calibration.subject import Subject
     from scoreline.checkpoints import load_model
     from scoreline.device import choose_device
     from scoreline.files import code_version
@@ -52,9 +53,10 @@ def measure(cfg: DictConfig):
     tableau = build_tableau(instantiate(cfg.solver), instantiate(cfg.schedule), span, nfe, "none")
     estimator = instantiate(cfg.calibration)
     entry.save_config(cfg, entry.output_dir())
-    denoiser, shape = checkpoint.denoiser.to(device), checkpoint.card.shape
+    denoiser = checkpoint.denoiser.to(device)
+    subject = Subject(denoiser, tableau, checkpoint.card.shape, seeds, batch_size, labels)
     with ImageProgress(len(seeds), "calibrating") as progress:
-        values = estimator(denoiser, tableau, shape, seeds, batch_size, labels, progress.update)
+        values = estimator(subject, progress.update)
     provenance = {
         "checkpoint": checkpoint.digest,
         "data": checkpoint.card.data,

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from scoreline.calibration.centres import median
 from scoreline.calibration.record import Record, load_record
 from scoreline.calibration.score_norm import ScoreNorm, ScoreScale, load_scale, plot
+from scoreline.calibration.subject import Subject
 from scoreline.denoiser import Denoiser
 from scoreline.entry import record_beside
 from scoreline.errors import InputError
@@ -37,7 +38,7 @@ class GaussianNetwork(nn.Module):
 
 def measure(count: int, nfe: int = 60, batch: int = 64) -> dict[str, Tensor]:
     table = DEIS(2, Power(1))(Power(7), 40.0, 0.01, nfe)
-    return ScoreNorm()(Denoiser(GaussianNetwork(), VarianceExploding()), table, SHAPE, range(count), batch)
+    return ScoreNorm()(Subject(Denoiser(GaussianNetwork(), VarianceExploding()), table, SHAPE, range(count), batch))
 
 
 def test_score_norm_of_a_gaussian_is_its_closed_form() -> None:
@@ -62,9 +63,9 @@ def test_statistics_do_not_depend_on_the_batch_size_and_errors_shrink() -> None:
 def test_refuses_what_cannot_be_measured() -> None:
     denoiser = Denoiser(GaussianNetwork(), VarianceExploding())
     with pytest.raises(InputError, match="two images"):
-        ScoreNorm()(denoiser, DEIS(0, Power(1))(Power(7), 40, 0.01, 5), SHAPE, [3], 1)
+        ScoreNorm()(Subject(denoiser, DEIS(0, Power(1))(Power(7), 40, 0.01, 5), SHAPE, [3], 1))
     with pytest.raises(InputError, match="strictly decreasing"):
-        ScoreNorm()(denoiser, heun()(Power(7), 40, 0.01, 6), SHAPE, [3, 4], 2)
+        ScoreNorm()(Subject(denoiser, heun()(Power(7), 40, 0.01, 6), SHAPE, [3, 4], 2))
 
 
 class UnevenNetwork(GaussianNetwork):
@@ -86,14 +87,14 @@ class UnevenNetwork(GaussianNetwork):
 def test_statistics_and_channels_as_numpy_has_them(statistic: str, count: int) -> None:
     network, table = UnevenNetwork(), DEIS(2, Power(1))(Power(7), 40.0, 0.01, 6)
     denoiser = Denoiser(network, VarianceExploding())
-    values = ScoreNorm(statistic, per_channel=True)(denoiser, table, (3, 4, 4), range(count), 64)
+    values = ScoreNorm(statistic, per_channel=True)(Subject(denoiser, table, (3, 4, 4), range(count), 64))
     eps = np.abs(torch.stack(network.returned).flip(0).numpy())  # rho increasing, images, channels, 4, 4
     centre = {"mean": np.mean, "median": np.median}[statistic]
     assert values["mean_abs_eps"].numpy() == pytest.approx(centre(eps.mean((2, 3, 4)), axis=1), rel=1e-5)
     assert values["mean_abs_eps_by_channel"].numpy() == pytest.approx(centre(eps.mean((3, 4)), axis=1), rel=1e-5)
     assert values["mean_abs_eps_by_channel"].shape == values["standard_error_by_channel"].shape == (6, 3)
-    batched = ScoreNorm(statistic, per_channel=True)(denoiser, table, (3, 4, 4), range(count), 7)
-    plain = ScoreNorm(statistic)(denoiser, table, (3, 4, 4), range(count), 64)
+    batched = ScoreNorm(statistic, per_channel=True)(Subject(denoiser, table, (3, 4, 4), range(count), 7))
+    plain = ScoreNorm(statistic)(Subject(denoiser, table, (3, 4, 4), range(count), 64))
     assert list(plain) == ["rho", "mean_abs_eps", "standard_error"]
     for name, value in values.items():
         torch.testing.assert_close(batched[name], value, rtol=1e-6, atol=1e-9)

@@ -21,6 +21,7 @@ from scoreline import entry
 from scoreline.calibration.record import Record
 from scoreline.calibration.score_cost import corrector, predictor, predictor_probed
 from scoreline.calibration.score_optimal import CumulativeLength
+from scoreline.calibration.subject import Subject
 from scoreline.denoiser import Denoiser
 from scoreline.errors import InputError
 from scoreline.exact import GaussianMixture
@@ -68,7 +69,8 @@ def measured(
     ends: tuple[float, float] = (HIGH, LOW),
 ) -> dict[str, Tensor]:
     table = heun()(Power(7), *ends, 60)
-    return estimator(Denoiser(PerPixel(pixels), VarianceExploding()), table, (1, side, side), seeds, 500)
+    model = Denoiser(PerPixel(pixels), VarianceExploding())
+    return estimator(Subject(model, table, (1, side, side), seeds, 500))
 
 
 def schedule_of(values: dict[str, Tensor]) -> ScoreOptimal:
@@ -268,8 +270,8 @@ def test_standard_errors_are_the_scatter_between_disjoint_sets_of_images() -> No
 def test_the_same_seeds_give_the_same_numbers_in_any_batches_and_all_work_is_told() -> None:
     told: list[float] = []
     model = Denoiser(PerPixel(MODES), VarianceExploding()), heun()(Power(7), 8.0, 0.05, 10), (1, 2, 2), range(20)
-    whole = CumulativeLength(levels=8)(*model, 20)
-    parts = CumulativeLength(levels=8)(*model, 7, progress=told.append)
+    whole = CumulativeLength(levels=8)(Subject(*model, 20))
+    parts = CumulativeLength(levels=8)(Subject(*model, 7), told.append)
     for name, value in whole.items():
         torch.testing.assert_close(parts[name], value, rtol=1e-9, atol=1e-12)
     assert sum(told) == pytest.approx(20)

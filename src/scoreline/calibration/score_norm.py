@@ -1,6 +1,5 @@
 """Mean |eps| per noise level along a model's own trajectory: the scale of DEIS-SN."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,10 +10,9 @@ from torch import Tensor
 from scoreline import noise
 from scoreline.calibration import centres
 from scoreline.calibration.record import Record, load_record
-from scoreline.denoiser import Denoiser
+from scoreline.calibration.subject import Part, Subject
 from scoreline.errors import InputError, did_you_mean
 from scoreline.sampling import Progress, trajectory
-from scoreline.solvers.tableau import Tableau
 
 
 @dataclass(frozen=True)
@@ -86,38 +84,26 @@ class ScoreNorm:
         if not isinstance(self.per_channel, bool):
             raise InputError(f"calibration.per_channel={self.per_channel}: must be true or false")
 
-    def __call__(
-        self,
-        denoiser: Denoiser,
-        tableau: Tableau,
-        shape: tuple[int, int, int],
-        seeds: Sequence[int],
-        batch_size: int,
-        labels: Tensor | None = None,
-        progress: Progress = lambda images: None,
-    ) -> dict[str, Tensor]:
+    def __call__(self, subject: Subject, progress: Progress = lambda images: None) -> dict[str, Tensor]:
         """Tensors `rho`, `mean_abs_eps`, `standard_error`, (K,) float64, rho increasing.
 
         With `per_channel` also `mean_abs_eps_by_channel` and `standard_error_by_channel`, (K, C).
 
         Args:
-            tableau: the run to measure; every noise level it evaluates becomes an entry, and must occur once.
+            subject: every noise level that its run evaluates becomes an entry, and must occur once.
             progress: called after every evaluation with the images' worth of work it did.
 
         Raises:
             InputError: if fewer than two images are asked for, or a level repeats (as in Runge-Kutta methods).
         """
-        rho = tableau.rho[:-1][torch.tensor(tableau.calls)]
-        if len(seeds) < 2:
+        rho = subject.run.rho[:-1][torch.tensor(subject.run.calls)]
+        if len(subject.seeds) < 2:
             raise InputError("seeds: a standard error needs at least two images")
         if len(rho) < 2 or not bool((rho.diff() < 0).all()):
             raise InputError(
                 "solver: score_norm needs strictly decreasing noise levels, nfe >= 2; use solver=deis_tab2"
             )
-        means = [
-            self._measure(denoiser, tableau, shape, list(part), label, progress)
-            for part, label in _batches(seeds, batch_size, labels)
-        ]
+        means = [self._measure(subject, part, progress) for part in subject.batches()]
         return {"rho": rho.flip(0), **self._summarise(torch.cat(means, dim=-1))}
 
     def _summarise(self, parts: Tensor) -> dict[str, Tensor]:
@@ -138,27 +124,20 @@ class ScoreNorm:
         plot(record, path)
 
     @torch.inference_mode()
-    def _measure(
-        self,
-        denoiser: Denoiser,
-        tableau: Tableau,
-        shape: tuple[int, int, int],
-        seeds: list[int],
-        label: Tensor | None,
-        progress: Progress,
-    ) -> Tensor:
+    def _measure(self, subject: Subject, part: Part, progress: Progress) -> Tensor:
         """Mean |eps| of each image at each evaluation, then of each of its channels: (K, 1 [+ C], images) float64."""
-        device = next(denoiser.parameters()).device
+        device = next(subject.denoiser.parameters()).device
+        label = None if part.label is None else part.label.to(device)
         seen: list[Tensor] = []
 
         def eps(x: Tensor, rho: float) -> Tensor:
-            estimate = denoiser.eps(x, rho, label=None if label is None else label.to(device))
+            estimate = subject.denoiser.eps(x, rho, label=label)
             seen.append(self._means(estimate.abs()).cpu())
-            progress(len(x) / tableau.nfe)
+            progress(len(x) / subject.run.nfe)
             return estimate
 
-        x = noise.normal(seeds, shape, "initial").to(device) * float(tableau.rho[0])
-        for _ in trajectory(eps, x, tableau):
+        x = noise.normal(part.seeds, subject.shape, "initial").to(device) * subject.span[0]
+        for _ in trajectory(eps, x, subject.run):
             pass
         return torch.stack(seen)
 
@@ -166,11 +145,6 @@ class ScoreNorm:
         """(1, B) over an image, or (1 + C, B) with those over its channels."""
         image = size.flatten(1).double().mean(1)[None]
         return torch.cat([image, size.flatten(2).double().mean(2).T]) if self.per_channel else image
-
-
-def _batches(seeds: Sequence[int], batch_size: int, labels: Tensor | None) -> list[tuple[Sequence[int], Tensor | None]]:
-    starts = range(0, len(seeds), batch_size)
-    return [(seeds[s : s + batch_size], None if labels is None else labels[s : s + batch_size]) for s in starts]
 
 
 def plot(record: Record, path: Path) -> None:

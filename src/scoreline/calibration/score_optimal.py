@@ -1,6 +1,6 @@
 """The cumulative length of a model's score along the noise levels: the measure of score-optimal steps."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -11,13 +11,13 @@ from torch import Tensor
 from scoreline import noise
 from scoreline.calibration.record import Record
 from scoreline.calibration.score_cost import corrector, predictor, predictor_probed
-from scoreline.denoiser import Denoiser
+from scoreline.calibration.subject import Part, Subject
+from scoreline.denoiser import Denoising
 from scoreline.errors import InputError, did_you_mean
-from scoreline.sampling import Batch, Eps, Progress, generate
+from scoreline.sampling import Eps, Progress
 from scoreline.schedules.base import grid
 from scoreline.schedules.score_optimal import ScoreOptimal
 from scoreline.schedules.spacings import LogSNR
-from scoreline.solvers.tableau import Tableau
 
 WEIGHTS = {"destination": 0.0, "geometric": 0.5, "source": 1.0}
 """Where between the two levels of a step, in ln rho, the velocity v is taken; the published one is the destination."""
@@ -89,44 +89,36 @@ class CumulativeLength:
         if not 0 < self.damping <= 1:
             raise InputError(f"calibration.damping={self.damping:g}: choose 0 < damping <= 1; 1 is undamped")
 
-    def __call__(
-        self,
-        denoiser: Denoiser,
-        tableau: Tableau,
-        shape: tuple[int, int, int],
-        seeds: Sequence[int],
-        batch_size: int,
-        labels: Tensor | None = None,
-        progress: Progress = lambda images: None,
-    ) -> dict[str, Tensor]:
+    def __call__(self, subject: Subject, progress: Progress = lambda images: None) -> dict[str, Tensor]:
         """Tensors `rho`, `length`, `standard_error` (K,), `cost` (K - 1,) and `spread` (passes + 1,), float64.
 
         `rho` increases, `length` starts at 0; the standard error is that over images, their steps being correlated;
         `spread` is the standard deviation of L^p over its mean, without the lowest step, at each measurement.
 
         Args:
-            tableau: the run that draws the images and sets the ends of the range.
+            subject: its run draws the images and sets the ends of the range.
             progress: called as work is done with the images' worth of it.
 
         Raises:
             InputError: if fewer than two images are asked for, or the run ends at rho = 0.
         """
-        high, low = float(tableau.rho[0]), float(tableau.rho[-1])
-        if len(seeds) < 2:
+        high, low = subject.span
+        if len(subject.seeds) < 2:
             raise InputError("seeds: a standard error needs at least two images")
         if low <= 0:
             raise InputError("sigma_min=0: no score at noise level 0; choose sigma_min > 0, or leave the key out")
-        work = tableau.nfe + 2 * (self.levels - 1) * (self.passes + 1)
+        nfe = subject.run.nfe
+        work = nfe + 2 * (self.levels - 1) * (self.passes + 1)
 
         def done(evaluations: float) -> None:
             progress(evaluations / work)
 
-        runs = generate(denoiser, tableau, shape, seeds, batch_size, labels, progress=lambda n: done(n * tableau.nfe))
-        images = [_clean(denoiser, batch.seeds, batch.x, label, low) for batch, label in _labelled(runs, labels)]
-        return self._lengths(denoiser, images, grid(LogSNR(), high, low, self.levels - 1).flip(0), done)
+        runs = zip(subject.drawn(subject.run, lambda n: done(n * nfe)), subject.batches(), strict=True)
+        images = [_clean(subject.denoiser, batch.x, part, low) for batch, part in runs]
+        return self._lengths(subject.denoiser, images, grid(LogSNR(), high, low, self.levels - 1).flip(0), done)
 
     def _lengths(
-        self, denoiser: Denoiser, images: list[Images], rho: Tensor, done: Callable[[float], None]
+        self, denoiser: Denoising, images: list[Images], rho: Tensor, done: Callable[[float], None]
     ) -> dict[str, Tensor]:
         spreads, values = [], {}
         for number in range(self.passes + 1):
@@ -156,7 +148,7 @@ class CumulativeLength:
         }
 
     def _measure(
-        self, denoiser: Denoiser, images: list[Images], rho: Tensor, number: int, done: Callable[[float], None]
+        self, denoiser: Denoising, images: list[Images], rho: Tensor, number: int, done: Callable[[float], None]
     ) -> Tensor:
         """v^2 times the cost of every step for every image, (K - 1, images) float64."""
         parts = [torch.stack(list(self._steps(denoiser, batch, rho.tolist(), number, done))) for batch in images]
@@ -164,7 +156,7 @@ class CumulativeLength:
         return (2 * self.velocity * middle).exp()[:, None] * torch.cat(parts, dim=1)
 
     def _steps(
-        self, denoiser: Denoiser, images: Images, rho: list[float], number: int, done: Callable[[float], None]
+        self, denoiser: Denoising, images: Images, rho: list[float], number: int, done: Callable[[float], None]
     ) -> Iterator[Tensor]:
         device = next(denoiser.parameters()).device
         clean = images.clean.to(device).double()
@@ -198,19 +190,11 @@ class CumulativeLength:
         _plot(record, path)
 
 
-def _labelled(batches: Iterator[Batch], labels: Tensor | None) -> Iterator[tuple[Batch, Tensor | None]]:
-    start = 0
-    for batch in batches:
-        end = start + len(batch.seeds)
-        yield batch, None if labels is None else labels[start:end]
-        start = end
-
-
 @torch.no_grad()
-def _clean(denoiser: Denoiser, seeds: list[int], x: Tensor, label: Tensor | None, rho: float) -> Images:
+def _clean(denoiser: Denoising, x: Tensor, part: Part, rho: float) -> Images:
     """The denoiser's mean at the end of a run."""
-    noisy = x.clone()
-    return Images(seeds, denoiser(noisy, rho, label=None if label is None else label.to(x.device)).cpu(), label)
+    noisy, label = x.clone(), None if part.label is None else part.label.to(x.device)
+    return Images(part.seeds, denoiser(noisy, rho, label=label).cpu(), part.label)
 
 
 def _signs(seeds: list[int], x: Tensor, step: int) -> Tensor:

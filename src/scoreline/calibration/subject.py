@@ -1,0 +1,54 @@
+"""What an estimator measures."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from torch import Tensor
+
+from scoreline.denoiser import Denoising
+from scoreline.sampling import Batch, Progress, generate
+from scoreline.solvers.tableau import Tableau
+
+
+class Part(NamedTuple):
+    """Seeds that are measured at a time, with their class labels (len(seeds),) or None."""
+
+    seeds: list[int]
+    label: Tensor | None
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model, a run of it, and the images to measure, one for each seed.
+
+    Attributes:
+        denoiser: the model, on the device of its parameters.
+        run: of many evaluations; its ends are the range that is measured.
+        shape: (C, H, W) of an image.
+        seeds, batch_size: one image per seed, so many at a time.
+        labels: class labels (len(seeds),) in the order of the seeds, or None.
+    """
+
+    denoiser: Denoising
+    run: Tableau
+    shape: tuple[int, int, int]
+    seeds: Sequence[int]
+    batch_size: int
+    labels: Tensor | None = None
+
+    @property
+    def span(self) -> tuple[float, float]:
+        """(sigma_max, sigma_min) of the run."""
+        return float(self.run.rho[0]), float(self.run.rho[-1])
+
+    def batches(self) -> Iterator[Part]:
+        """The seeds in order, `batch_size` at a time."""
+        for start in range(0, len(self.seeds), self.batch_size):
+            chosen = slice(start, start + self.batch_size)
+            yield Part(list(self.seeds[chosen]), None if self.labels is None else self.labels[chosen])
+
+    def drawn(self, run: Tableau, progress: Progress = lambda images: None) -> Iterator[Batch]:
+        """What `run` makes of the subject's seeds, batch by batch (`sampling.generate`)."""
+        args = (self.denoiser, run, self.shape, self.seeds, self.batch_size, self.labels)
+        return generate(*args, progress=progress)
