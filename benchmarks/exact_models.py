@@ -1,0 +1,145 @@
+"""Checkpoints whose score is known in closed form: `python benchmarks/exact_models.py DIR`.
+
+Writes DIR/NAME/model.safetensors for `ring8`, `digits_classes` and `digits_points`, which sample.py, calibrate.py and
+all else load as they load trained models. Errors of solvers are then measured against an exact flow and an exact
+distribution, which no network's own error hides.
+"""
+
+import math
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from scoreline.checkpoints import Card, Checkpoint, save_model
+from scoreline.datasets.digits import Digits
+from scoreline.errors import InputError
+from scoreline.exact import FullGaussianMixture, GaussianMixture
+from scoreline.networks.gaussian_mixture import GaussianMixtureScore
+from scoreline.pixels import to_unit
+
+Mixture = GaussianMixture | FullGaussianMixture
+
+SIGMA_MIN, SIGMA_MAX = 0.002, 80.0
+"""Karras et al. (2022), arXiv:2206.00364, Table 1."""
+
+POINT_STD = 0.05
+"""Standard deviation round every point of `ring8` and every image of `digits_points`."""
+
+FLOOR = 1e-4
+"""Least eigenvalue of a covariance of `digits_classes`: some pixels are the same in all images of a class."""
+
+
+class Exact(NamedTuple):
+    """A distribution of images of `shape`, the data that it was made from, and a sentence on how."""
+
+    distribution: Mixture
+    shape: tuple[int, int, int]
+    data: dict[str, Any]
+    how: str
+
+
+def ring8() -> Exact:
+    """Eight Gaussians on the unit circle, the first at (1, 0), with weights from 0.1 to 0.15 in even steps."""
+    angle = 2 * math.pi / 8 * torch.arange(8, dtype=torch.float64)
+    means = torch.stack([angle.cos(), angle.sin()], dim=1)
+    weights = torch.linspace(0.8, 1.2, 8, dtype=torch.float64) / 8
+    mixture = GaussianMixture(means, torch.full((8,), POINT_STD, dtype=torch.float64), weights)
+    how = f"8 isotropic Gaussians of std {POINT_STD} on the unit circle, weights 0.1 to 0.15; no data, nothing trained"
+    return Exact(mixture, (2, 1, 1), {"name": "none", "sha256": None, "images": 0}, how)
+
+
+def digits_classes() -> Exact:
+    """One Gaussian per class, with the mean and covariance (divided by n) of its training digits in [-1, 1]."""
+    digits = Digits("train")
+    pixels, labels, data = _pixels(digits)
+    fits = [_fit(pixels[labels == label]) for label in range(digits.num_classes)]
+    means, variances, axes = (torch.stack(parts) for parts in zip(*fits, strict=True))
+    weights = labels.bincount().double() / len(labels)
+    how = f"a Gaussian per class by maximum likelihood, eigenvalues of its covariance at least {FLOOR:g}; not trained"
+    return Exact(FullGaussianMixture(means, variances, axes, weights), digits.shape, data, how)
+
+
+def digits_points() -> Exact:
+    """A narrow Gaussian round each of scikit-learn's 1,797 digits, training and test images alike."""
+    digits = Digits("all")
+    pixels, _, data = _pixels(digits)
+    stds = torch.full((len(pixels),), POINT_STD, dtype=torch.float64)
+    how = f"an isotropic Gaussian of std {POINT_STD} round every image, training and test digits alike; not trained"
+    return Exact(GaussianMixture(pixels, stds, torch.full_like(stds, 1 / len(stds))), digits.shape, data, how)
+
+
+MODELS: dict[str, Callable[[], Exact]] = {
+    "ring8": ring8,
+    "digits_classes": digits_classes,
+    "digits_points": digits_points,
+}
+
+
+def _pixels(digits: Digits) -> tuple[Tensor, Tensor, dict[str, Any]]:
+    """Pixels (N, 64) float64 scaled as for training, labels (N,), and what a card says of the data."""
+    images, labels = digits.read(range(len(digits)))
+    data = {"name": digits.name, "sha256": digits.digest, "images": len(digits)}
+    return to_unit(images).double().flatten(1), labels, data
+
+
+def _fit(rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean (d,), eigenvalues (d,) of the covariance, and eigenvectors (d, d) in columns, of rows (N, d)."""
+    mean = rows.mean(0)
+    values, vectors = torch.linalg.eigh((rows - mean).T @ (rows - mean) / len(rows))
+    return mean, values.clamp(min=FLOOR), vectors
+
+
+def card(exact: Exact) -> Card:
+    """The card of an exact model, on the geometric VE schedule between SIGMA_MIN and SIGMA_MAX."""
+    network = {
+        "_target_": "scoreline.networks.gaussian_mixture.GaussianMixtureScore",
+        "components": len(exact.distribution.means),
+        "channels": exact.shape[0],
+        "resolution": exact.shape[1],
+        "full_covariance": isinstance(exact.distribution, FullGaussianMixture),
+    }
+    schedule = {"_target_": "scoreline.schedules.ve.VE", "scale_min": SIGMA_MIN, "scale_max": SIGMA_MAX}
+    parameterisation = {"_target_": "scoreline.parameterisations.VarianceExploding"}
+    model = {"network": network, "noise_schedule": schedule, "parameterisation": parameterisation}
+    return Card(model, exact.shape, 0, exact.data, {"exact": exact.how})
+
+
+def write_models(root: Path) -> dict[str, Path]:
+    """Write every model as root/NAME/model.safetensors: name -> that file."""
+    paths = {name: root / name / "model.safetensors" for name in MODELS}
+    for name, path in paths.items():
+        exact = MODELS[name]()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_model(path, asdict(exact.distribution), card(exact))
+    return paths
+
+
+def mixture_of(checkpoint: Checkpoint) -> Mixture:
+    """The exact distribution that a loaded checkpoint stands for.
+
+    Raises:
+        InputError: if its network is a trained one.
+    """
+    network = checkpoint.denoiser.network
+    if not isinstance(network, GaussianMixtureScore):
+        raise InputError(
+            f"checkpoint={checkpoint.path}: its score is not known in closed form; give one that "
+            "benchmarks/exact_models.py wrote"
+        )
+    return network.distribution()
+
+
+def main() -> None:
+    if len(sys.argv) != 2 or sys.argv[1].startswith("-"):
+        sys.exit(f"{__doc__}\ngive one directory: python benchmarks/exact_models.py DIR")
+    for name, path in write_models(Path(sys.argv[1])).items():
+        print(f"{name} -> {path}")
+
+
+if __name__ == "__main__":
+    main()
