@@ -4,6 +4,7 @@
   python train.py experiment=digits_edm         EDM's preconditioning, density and weight
   python train.py duration_kimg=512 seed=1      any key below
   python train.py logger=wandb                  csv | wandb (offline) | tensorboard
+  python train.py callbacks=online_schedule     learn score-optimal steps on the way, for schedule=score_optimal
   python train.py -m seed=0,1,2                 one run directory per cell
 
 The run directory (outputs/train/NAME-DIGEST) holds config.yaml, metrics.jsonl, previews, checkpoints/ and
@@ -21,6 +22,7 @@ def main(cfg: DictConfig) -> None:
 
     from scoreline.training.checkpoint import AtomicCheckpointIO, resume_from
     from scoreline.training.data import ImageDataModule
+    from scoreline.training.online_schedule import OnlineSchedule
 
     entry.quieten()
     out, batch_size = entry.output_dir(), entry.whole("batch_size", cfg.batch_size)
@@ -41,6 +43,9 @@ def main(cfg: DictConfig) -> None:
     data = ImageDataModule(dataset, batch_size, cfg.seed, cfg.workers)
     trainer.fit(module, data, ckpt_path=start, weights_only=True)
     print(f"{steps * batch_size / 1000:g} kimg -> {out / 'model.safetensors'}")
+    for callback in trainer.callbacks:
+        if isinstance(callback, OnlineSchedule):
+            print(callback.summary())
     print(f"next: python sample.py checkpoint={out}")
 
 

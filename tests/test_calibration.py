@@ -1,4 +1,5 @@
 import itertools
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -6,17 +7,23 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from scoreline.calibration.centres import median
+from scoreline.calibration.medians import median
 from scoreline.calibration.record import Record, load_record
-from scoreline.calibration.score_norm import ScoreNorm, ScoreScale, load_scale, plot
+from scoreline.calibration.score_norm import ScoreNorm, ScoreScale, load_scale
+from scoreline.calibration.score_norm_plot import _clipped, _title, plot
 from scoreline.calibration.subject import Subject
+from scoreline.datasets.base import ArrayDataset
 from scoreline.denoiser import Denoiser
 from scoreline.entry import record_beside
 from scoreline.errors import InputError
 from scoreline.noise import normal
 from scoreline.parameterisations import VarianceExploding
-from scoreline.schedules.base import grid
+from scoreline.sampling import trajectory
+from scoreline.schedules.base import NoiseSchedule, grid
+from scoreline.schedules.discrete import DiscreteVP
 from scoreline.schedules.spacings import Power
+from scoreline.schedules.ve import EDM, VE
+from scoreline.schedules.vp import LinearVP
 from scoreline.solvers.deis import DEIS
 from scoreline.solvers.runge_kutta import heun
 
@@ -131,6 +138,90 @@ def test_refuses_another_statistic() -> None:
         ScoreNorm(per_channel=1)  # type: ignore[arg-type]
 
 
+def test_equals_the_formula_of_the_released_code_on_the_same_states() -> None:
+    """R = sigma mean |s_hat| over batch, channels and pixels, s_hat = -eps_hat / sigma, at the states of the run."""
+    network, run = UnevenNetwork(), DEIS(2, Power(1))(Power(7), 40.0, 0.01, 12)
+    denoiser = Denoiser(network, VarianceExploding())
+    values = ScoreNorm()(Subject(denoiser, run, (3, 4, 4), range(30), 7))
+    states = [normal(range(30), (3, 4, 4), "initial") * 40]
+    states += [state.x for state in trajectory(denoiser.eps, states[0], run)]
+    published = []
+    for x, rho in list(zip(states, run.rho.tolist(), strict=True))[:-1]:
+        sigma = rho / (1 + rho**2) ** 0.5
+        score = -denoiser.eps(x, rho).double() / sigma
+        published.append(sigma * float(score.abs().mean()))
+    assert values["mean_abs_eps"].flip(0).tolist() == pytest.approx(published, rel=1e-12)
+
+
+def noisy_data(count: int = 3000, labels: Tensor | None = None) -> ArrayDataset:
+    """Pixels N(0, 0.25^2) in [-1, 1], rounded to bytes."""
+    pixels = 0.25 * torch.randn(count, *SHAPE, generator=torch.Generator().manual_seed(5))
+    return ArrayDataset("toy", (127.5 * (pixels + 1)).round().clamp(0, 255).to(torch.uint8), labels, 3)
+
+
+class LabelledNetwork(GaussianNetwork):
+    """Exact for N(0, 0.25^2 I); remembers the labels and states that it was given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.given: list[tuple[Tensor, Tensor | None]] = []
+
+    def forward(self, x: Tensor, noise: Tensor, label: Tensor | None = None) -> Tensor:
+        rho = (2 * noise.double().exp()).reshape(-1, 1, 1, 1)
+        self.given.append((x, label))
+        return -rho * x / (0.25**2 + rho**2)
+
+
+def noised(count: int, data: ArrayDataset | None, nfe: int = 20) -> Subject:
+    denoiser = Denoiser(LabelledNetwork(), VarianceExploding())
+    return Subject(denoiser, DEIS(2, Power(1))(Power(7), 40.0, 0.01, nfe), SHAPE, range(count), 64, data=data)
+
+
+def test_noised_states_of_a_gaussian_have_its_closed_form() -> None:
+    """x ~ N(0, c^2 + rho^2), hence mean |eps| = sqrt(2/pi) rho / sqrt(c^2 + rho^2)."""
+    values = ScoreNorm(states="noised")(noised(2000, noisy_data()))
+    rho = values["rho"]
+    exact = (2 / torch.pi) ** 0.5 * rho / (0.25**2 + rho**2).sqrt()
+    assert float(((values["mean_abs_eps"] - exact) / values["standard_error"]).abs().max()) < 4
+    assert float((values["standard_error"] / exact).max()) < 0.006
+    ratio = values["mean_abs_eps"][-5:] / values["mean_abs_eps"][-1]
+    torch.testing.assert_close(ratio, exact[-5:] / exact[-1], rtol=1e-3, atol=0)
+
+
+def test_noised_states_belong_to_the_seeds_and_carry_their_own_labels() -> None:
+    labels = torch.arange(3000) % 3
+    data, one = noisy_data(labels=labels), noised(30, None)
+    conditional = replace(one, data=data, labels=torch.zeros(30, dtype=torch.int64), batch_size=7)
+    ScoreNorm(states="noised")(conditional)
+    network = one.denoiser.network
+    (first, given), (second, _) = network.given[0], network.given[1]
+    level = one.run.rho.tolist()
+    clean = (first * level[1] - second * level[0]) / (level[1] - level[0])
+    chosen = [(data.images.float() / 127.5 - 1 - image).abs().amax((1, 2, 3)).argmin() for image in clean]
+    assert given.tolist() == [int(labels[index]) for index in chosen]
+    assert len(set(map(int, chosen))) == 7
+    fewer = replace(conditional, seeds=range(3, 12))
+    ScoreNorm(states="noised")(fewer)
+    torch.testing.assert_close(network.given[-40][0][:4], first[3:7], rtol=1e-6, atol=1e-5)
+    network.given.clear()
+    ScoreNorm(states="noised")(replace(conditional, labels=None))
+    assert all(label is None for _, label in network.given)
+
+
+def test_refuses_data_that_does_not_fit() -> None:
+    with pytest.raises(InputError, match=r"calibration\.states=noised: needs real images; add dataset=digits"):
+        ScoreNorm(states="noised")(noised(4, None))
+    with pytest.raises(InputError, match=r"dataset: states=trajectory reads no data; use calibration\.states=noised"):
+        ScoreNorm()(noised(4, noisy_data(9)))
+    with pytest.raises(InputError, match=r"images of toy are \(1, 4, 4\), the checkpoint's are \(1, 8, 8\)"):
+        ScoreNorm(states="noised")(replace(noised(4, noisy_data(9)), shape=(1, 8, 8)))
+    unlabelled = replace(noised(4, noisy_data(9)), labels=torch.zeros(4, dtype=torch.int64))
+    with pytest.raises(InputError, match=r"toy has images without a label; use labels=none"):
+        ScoreNorm(states="noised")(unlabelled)
+    with pytest.raises(InputError, match=r"calibration\.states=noisy: no such states; did you mean 'noised'\?"):
+        ScoreNorm(states="noisy")
+
+
 def test_scale_interpolates_in_log_rho_and_is_constant_outside() -> None:
     scale = ScoreScale((0.1, 1.0, 10.0), (0.5, 0.7, 0.8))
     rho = torch.tensor([0.0, 0.01, 0.1, 10**-0.5, 1.0, 10**0.5, 10.0, 99.0], dtype=torch.float64)
@@ -159,15 +250,35 @@ def test_record_round_trip_and_plot(tmp_path: Path) -> None:
     assert back.provenance == record().provenance
     assert all(torch.equal(back.values[name], value) for name, value in record().values.items())
     assert load_scale(path, "ab" * 32) == ScoreScale((0.1, 1.0), (0.6, 0.8))
-    plot(back, tmp_path / "plot.png")
+
+
+@pytest.mark.parametrize("noise_schedule", [DiscreteVP(), EDM()], ids=lambda it: type(it).__name__)
+def test_plots_against_the_time_of_a_process(noise_schedule: NoiseSchedule, tmp_path: Path) -> None:
+    ScoreNorm().plot(record(), tmp_path / "plot.png", noise_schedule)
     assert (tmp_path / "plot.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_what_the_plot_shades_is_what_the_released_code_overwrites() -> None:
+    """Five entries at tau = 0.001 .. 0.005 take the value of the sixth."""
+    clipped = _clipped(DiscreteVP())
+    assert clipped is not None
+    alpha2 = torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64), 0)
+    assert clipped[1] == 5
+    assert clipped[0] == pytest.approx(float((1 / alpha2[5] - 1).sqrt()), rel=1e-12)
+    assert _clipped(VE()) is None
+
+
+def test_a_title_says_which_states_were_measured() -> None:
+    assert _title(record()) == "64 images, the model's own trajectory"
+    assert _title(record(states="noised", dataset={"name": "toy"})) == "64 images of toy, noised"
+    assert _title(record(images=None)) == "an unknown number of images, the model's own trajectory"
 
 
 def test_a_plot_without_errors_or_a_count_shows_less(tmp_path: Path) -> None:
     known, unknown = record(), record(images=None)
     unknown.values["standard_error"].fill_(torch.nan)
-    plot(known, tmp_path / "known.png")
-    ScoreNorm().plot(unknown, tmp_path / "unknown.png")
+    plot(known, tmp_path / "known.png", LinearVP())
+    plot(unknown, tmp_path / "unknown.png", LinearVP())
     assert (tmp_path / "unknown.png").read_bytes()[:4] == b"\x89PNG"
     assert (tmp_path / "unknown.png").read_bytes() != (tmp_path / "known.png").read_bytes()
 

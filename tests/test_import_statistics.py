@@ -13,7 +13,8 @@ from scipy.interpolate import PchipInterpolator
 from scoreline import cli
 from scoreline.calibration.published_statistics import published_record
 from scoreline.calibration.record import load_record
-from scoreline.calibration.score_norm import load_scale, plot
+from scoreline.calibration.score_norm import load_scale
+from scoreline.calibration.score_norm_plot import plot
 from scoreline.calibration.score_norm_published import load_published_scale
 from scoreline.checkpoints import Card, Checkpoint, load_model, save_model
 from scoreline.commands import import_statistics, inspect
@@ -138,7 +139,7 @@ def test_provenance_says_what_it_is_and_what_is_unknown(source: Path, checkpoint
     assert record.provenance["data"] == {"name": "toy"}
     assert bool(record.values["standard_error"].isnan().all())
     assert bool((record.values["rho"].diff() > 0).all())
-    plot(record, tmp_path / "plot.png")
+    plot(record, tmp_path / "plot.png", checkpoint.noise_schedule)
     assert (tmp_path / "plot.png").stat().st_size > 5000
     assert "+- unknown" in inspect.text(checkpoint.path.with_name("model.score_norm.safetensors"))
 

@@ -17,7 +17,7 @@ from omegaconf import DictConfig
 from scipy.integrate import quad
 from torch import Tensor, nn
 
-from scoreline import entry
+from scoreline import entry, noise
 from scoreline.calibration.record import Record
 from scoreline.calibration.score_cost import corrector, predictor, predictor_probed
 from scoreline.calibration.score_optimal import CumulativeLength
@@ -26,9 +26,11 @@ from scoreline.denoiser import Denoiser
 from scoreline.errors import InputError
 from scoreline.exact import GaussianMixture
 from scoreline.parameterisations import VarianceExploding
+from scoreline.sampling import count_calls
 from scoreline.schedules.base import grid
 from scoreline.schedules.score_optimal import ScoreOptimal, load_schedule
-from scoreline.schedules.spacings import Power
+from scoreline.schedules.spacings import LogSNR, Power
+from scoreline.solvers.deis import DEIS
 from scoreline.solvers.runge_kutta import heun
 
 ROOT = Path(__file__).parents[1]
@@ -285,11 +287,83 @@ def test_the_same_seeds_give_the_same_numbers_in_any_batches_and_all_work_is_tol
         ({"levels": 2}, "calibration.levels=2: a length needs 3 noise levels"),
         ({"passes": 0}, "calibration.passes=0: at least one pass"),
         ({"damping": 0.0}, "calibration.damping=0: choose 0 < damping <= 1"),
+        ({"states": "trajectories"}, "calibration.states=trajectories: no such states; did you mean 'trajectory'?"),
+        ({"states": "trajectory", "passes": 2}, "calibration.states=trajectory: measures a run's own levels once"),
+        ({"states": "trajectory", "cost": "predictor"}, "use calibration.cost=corrector calibration.passes=1"),
     ],
 )
 def test_refuses_options_that_mean_nothing(options: dict, sentence: str) -> None:
     with pytest.raises(InputError, match=sentence.replace("?", r"\?")):
         CumulativeLength(**options)
+
+
+def walked(pixels: GaussianMixture, nfe: int, images: int = 100) -> tuple[dict[str, Tensor], int]:
+    """Measured on the trajectories of an accurate run with even steps in ln rho; the network calls that it took."""
+    model = Denoiser(PerPixel(pixels), VarianceExploding())
+    run = DEIS(3, LogSNR())(LogSNR(), HIGH, LOW, nfe)
+    with count_calls(model) as calls:
+        values = CumulativeLength(states="trajectory")(Subject(model, run, (1, 8, 8), range(images), images))
+    return values, calls.count
+
+
+def test_states_of_the_run_give_the_same_length_for_one_more_call_a_step() -> None:
+    values, calls = walked(MODES, 150, 150)
+    assert calls == 2 * 150 + 1 + 2 * 150, "run and steps, the denoiser's mean at its end, the check"
+    assert values["rho"][[0, -1]].tolist() == pytest.approx([LOW, HIGH])
+    assert len(values["rho"]) == 151
+    length, error = float(values["length"][-1]) / 8, float(values["standard_error"][-1]) / 8
+    reference = measured(CumulativeLength(levels=151), MODES, side=8, seeds=range(150))
+    scatter = math.hypot(error, float(reference["standard_error"][-1]) / 8)
+    assert scatter < 0.02 * length
+    assert abs(length - float(reference["length"][-1]) / 8) < 3 * scatter
+    ten = [80, 44.130, 24.331, 13.391, 7.328, 3.932, 1.965, 0.848, 0.429, 0.214, 0.002]
+    assert grid(schedule_of(values), HIGH, LOW, 10).tolist() == pytest.approx(ten, rel=0.05)
+    assert float(values["spread"][1]) < 0.05 < 0.5 < float(values["spread"][0])
+
+
+def test_costs_on_the_trajectory_are_those_of_its_states() -> None:
+    """x = x(sigma_max) sqrt(V / V(sigma_max)) on the flow of a Gaussian, exactly; the costs are multiples of |x|^2."""
+    values, _ = walked(GAUSSIAN, 300, 20)
+    low, high = values["rho"][:-1], values["rho"][1:]
+    start = noise.normal(range(20), (1, 8, 8), "initial").double() * HIGH
+    size = float(start.flatten(1).square().sum(1).mean()) / variance(HIGH)
+    cost = low**2 * (high**2 - low**2) ** 2 / ((C**2 + high**2) * (C**2 + low**2) ** 2) * size
+    torch.testing.assert_close(values["cost"], cost.clamp(min=1e-12 * float(cost.max())), rtol=5e-3, atol=0)
+
+
+def test_the_trajectory_needs_decreasing_levels() -> None:
+    model = Denoiser(PerPixel(GAUSSIAN), VarianceExploding())
+    with pytest.raises(
+        InputError, match=r"states=trajectory needs a run of strictly decreasing .*use solver=deis_tab2"
+    ):
+        CumulativeLength(states="trajectory")(Subject(model, heun()(Power(7), 80.0, 0.01, 10), (1, 2, 2), range(4), 4))
+
+
+def test_the_summary_tells_convergence_from_even_costs_of_a_collapse() -> None:
+    """Few levels with the published weight: costs become even while the last step grows at every pass."""
+    for options, verdict in (
+        ({"levels": 41, "passes": 8, "weight": "source"}, "converged: sigma_1"),
+        ({"levels": 11, "passes": 11, "weight": "source"}, "not converged (spread"),
+        (
+            {"levels": 21, "passes": 6},
+            "not converged (costs are even, but the last step still grows, by a factor",
+        ),
+    ):
+        estimator = CumulativeLength(**options)
+        values = measured(estimator, side=8, seeds=range(100))
+        assert len(values["spread"]) == len(values["lowest"]) == estimator.passes + 1
+        first, second = estimator.summary(values).split("\n")
+        assert first.startswith("length ")
+        assert second.startswith(verdict), second
+        assert second.count("->") == estimator.passes - 1
+
+
+def test_change_and_lowest_are_those_of_the_next_pass() -> None:
+    one, two = (measured(CumulativeLength(levels=40, passes=n), side=4, seeds=range(40)) for n in (1, 2))
+    ten = [grid(schedule_of(values), HIGH, LOW, 10).log() for values in (one, two)]
+    assert float(one["change"][0]) == pytest.approx(float((ten[0] - ten[1]).abs().max()))
+    assert two["change"][:1].tolist() == one["change"].tolist()
+    assert float(one["lowest"][0]) == pytest.approx(float(two["rho"][1] / LOW))
 
 
 def test_refuses_one_image_and_a_run_to_zero() -> None:
@@ -342,7 +416,7 @@ def test_loads_the_record_of_its_checkpoint_only_and_plots_it(tmp_path: Path) ->
     remedy = r"make one with: python calibrate.py calibration=score_optimal checkpoint="
     with pytest.raises(InputError, match=rf"schedule.path=.*made for checkpoint abab.*this one is cdcd.*{remedy}"):
         load_schedule(path, "cd" * 32)
-    CumulativeLength().plot(record, tmp_path / "plot.png")
+    CumulativeLength().plot(record, tmp_path / "plot.png", Power(7))
     assert (tmp_path / "plot.png").read_bytes()[:4] == b"\x89PNG"
 
 
@@ -358,6 +432,7 @@ def test_calibrate_then_sample(tmp_path: Path) -> None:
     done = call("calibrate", "checkpoint=digits.safetensors", *few, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "spread of the steps' lengths" in done.stdout
+    assert "converged" in done.stdout
     assert {"score_optimal.png", "score_optimal.safetensors"} <= {p.name for p in (tmp_path / "measured").iterdir()}
     after = call("sample", "checkpoint=digits.safetensors", *sampling, cwd=tmp_path)
     assert after.returncode == 0, after.stderr

@@ -5,16 +5,22 @@ import torch
 from scoreline.errors import InputError
 
 
-def choose_device(name: str) -> torch.device:
-    """`auto` is the first CUDA GPU, else the CPU.
+def choose_device(name: str, local: int = 0) -> torch.device:
+    """`auto` is a CUDA GPU where there is one, else the CPU.
+
+    Args:
+        local: number of this process on its machine; with `auto` and `cuda` each takes the GPU of that number, and
+            processes beyond the last GPU share those there are.
 
     Raises:
         InputError: for an unknown device or one that this machine lacks.
     """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
+        if device == torch.device("cuda"):
+            device = torch.device("cuda", local % max(1, torch.cuda.device_count()))
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise InputError(f"device={name}: not available here; use device=auto or device=cpu") from error

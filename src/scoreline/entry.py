@@ -193,16 +193,16 @@ def run_digest(*without: str, _root_: DictConfig) -> str:
     assert isinstance(raw, dict)
     config = {str(key): value for key, value in raw.items() if key not in (*without, "hydra")}
     text = json.dumps(config, sort_keys=True, default=str)
-    table = OmegaConf.select(_root_, "schedule.path")
-    files = [path for path in _files_read(config, str(table or ""), "${record}" in text) if path.is_file()]
+    named = [str(OmegaConf.select(_root_, key) or "") for key in ("schedule.path", "solver.path")]
+    files = [path for path in _files_read(config, named, "${record}" in text) if path.is_file()]
     return _short("".join([text, *map(sha256, files), code_version()]))
 
 
-def _files_read(config: dict[str, Any], table: str, with_record: bool) -> list[Path]:
-    """Checkpoint, guide, table or record of the schedule, record of the solver, whether they exist or not."""
+def _files_read(config: dict[str, Any], named: list[str], with_record: bool) -> list[Path]:
+    """Checkpoint, guide, files of schedule and solver, score_norm record, whether they exist or not."""
     checkpoint, guide = config.get("checkpoint"), config.get("guidance", {}).get("checkpoint")
     files = [model_path(name) for name in (checkpoint, guide) if isinstance(name, str)]
-    files += [Path(table)]
+    files += map(Path, named)
     record = config.get("record") if with_record and isinstance(checkpoint, str) else None
     if record is None:
         return files

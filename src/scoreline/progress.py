@@ -5,6 +5,9 @@ import time
 from types import TracebackType
 from typing import Any
 
+BEGUN = 1e-3
+"""Share of the work after which its rate says something of the rest."""
+
 
 class ImageProgress:
     """A bar with images, rate and ETA on a terminal; a plain line every `every` seconds elsewhere.
@@ -56,9 +59,10 @@ class ImageProgress:
     def line(self, note: str = "") -> str:
         """`training: 12800/128000 img, 850 img/s, ETA 2:15, loss 0.31`."""
         rate = (self.done - self.start) / max(time.monotonic() - self.began, 1e-9)
-        left = int((self.total - self.done) / rate) if rate else 0
         text = f"{self.what}: {round(self.done)}/{self.total} {self.unit}, {rate:.3g} {self.unit}/s"
-        text += f", ETA {left // 60}:{left % 60:02d}"
+        if self.done - self.start > BEGUN * self.total:
+            left = int((self.total - self.done) / rate)
+            text += f", ETA {left // 60}:{left % 60:02d}"
         return f"{text}, {note}" if note else text
 
     def close(self) -> None:

@@ -1,5 +1,6 @@
-"""Mean |eps| per noise level along a model's own trajectory: the scale of DEIS-SN."""
+"""Mean |eps| per noise level: the scale of DEIS-SN."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -8,11 +9,13 @@ import torch
 from torch import Tensor
 
 from scoreline import noise
-from scoreline.calibration import centres
+from scoreline.calibration.medians import median
 from scoreline.calibration.record import Record, load_record
 from scoreline.calibration.subject import Part, Subject
 from scoreline.errors import InputError, did_you_mean
+from scoreline.pixels import to_unit
 from scoreline.sampling import Progress, trajectory
+from scoreline.schedules.base import NoiseSchedule
 
 
 @dataclass(frozen=True)
@@ -50,29 +53,111 @@ def load_scale(path: str | Path, checkpoint: str) -> ScoreScale:
     return ScoreScale(tuple(values["rho"].tolist()), tuple(values["mean_abs_eps"].tolist()))
 
 
-STATISTICS = {"mean": centres.mean, "median": centres.median}
+def _moments(per_image: Tensor) -> dict[str, Tensor]:
+    """Count, mean and sum of squared deviations over the images of a batch (.., n)."""
+    mean = per_image.mean(-1)
+    scatter = (per_image - mean[..., None]).square().sum(-1)
+    return {"count": torch.tensor(per_image.shape[-1]), "mean": mean, "scatter": scatter}
+
+
+def _pooled_mean(parts: list[dict[str, Tensor]]) -> tuple[Tensor, Tensor]:
+    """Mean over the images of all parts, and s / sqrt(n) with their sample standard deviation s.
+
+    Source: Chan, Golub & LeVeque (1983), The American Statistician 37:3, Eq. 2.1.
+    """
+    count, mean, scatter = 0, torch.zeros(()), torch.zeros(())
+    for part in parts:
+        more = int(part["count"])
+        apart = part["mean"] - mean
+        scatter = scatter + part["scatter"] + apart**2 * (count * more / (count + more))
+        mean = mean + apart * (more / (count + more))
+        count += more
+    return mean, (scatter / (count - 1) / count).sqrt()
+
+
+def _values(per_image: Tensor) -> dict[str, Tensor]:
+    return {"per_image": per_image}
+
+
+def _pooled_median(parts: list[dict[str, Tensor]]) -> tuple[Tensor, Tensor]:
+    return median(torch.cat([part["per_image"] for part in parts], dim=-1))
+
+
+STATISTICS = {"mean": (_moments, _pooled_mean), "median": (_values, _pooled_median)}
+"""What a part keeps of its images, and centre and standard error of all of them."""
+
+
+def _on_trajectory(subject: Subject, part: Part) -> Iterator[Tensor]:
+    """eps at each evaluation of the subject's run."""
+    device = next(subject.denoiser.parameters()).device
+    label = None if part.label is None else part.label.to(device)
+    latest: list[Tensor] = []
+
+    def eps(x: Tensor, rho: float) -> Tensor:
+        latest[:] = [subject.denoiser.eps(x, rho, label=label)]
+        return latest[0]
+
+    x = noise.normal(part.seeds, subject.shape, "initial").to(device) * subject.span[0]
+    for _ in trajectory(eps, x, subject.run):
+        yield from latest
+        latest.clear()
+
+
+def _of_noised(subject: Subject, part: Part) -> Iterator[Tensor]:
+    """eps at x_0 + rho z for the noise levels at which the subject's run would be evaluated."""
+    device = next(subject.denoiser.parameters()).device
+    clean, label = _real_images(subject, part)
+    x = clean.to(device)
+    z = noise.normal(part.seeds, subject.shape, "score_norm").to(device)
+    for rho in _levels(subject).tolist():
+        yield subject.denoiser.eps(x + rho * z, rho, label=None if label is None else label.to(device))
+
+
+def _real_images(subject: Subject, part: Part) -> tuple[Tensor, Tensor | None]:
+    """Images (B, C, H, W) in [-1, 1] that belong to the seeds, with their own labels if the run is conditional."""
+    assert subject.data is not None
+    chosen = noise.integers(part.seeds, len(subject.data), "score_norm_image").tolist()
+    images, labels = subject.data.read(chosen)
+    if part.label is not None and bool((labels < 0).any()):
+        raise InputError(f"dataset: {subject.data.name} has images without a label; use labels=none")
+    return to_unit(images), None if part.label is None else labels
+
+
+def _levels(subject: Subject) -> Tensor:
+    """Noise levels at which the run is evaluated, in its order."""
+    return subject.run.rho[:-1][torch.tensor(subject.run.calls)]
+
+
+STATES = {"trajectory": _on_trajectory, "noised": _of_noised}
+"""Yield eps (B, C, H, W) of a batch, one noise level of the run after another."""
 
 
 @dataclass(frozen=True)
 class ScoreNorm:
-    """w(rho_k) = mean over images, channels and pixels of |eps(x_k, rho_k)|, x_k on the model's own trajectory.
+    """w(rho_k) = mean over images, channels and pixels of |eps(x_k, rho_k)|.
 
     The standard error is that of the mean over images of each image's mean: pixels of one image are not independent.
-    Images are summed in float64 one batch at a time, so any number fits.
 
     Attributes:
-        statistic: `mean` over the images, as published, or their `median`, which a few diverging images cannot move;
-            within an image it is the mean either way. See `centres` for the standard errors.
+        statistic: `mean` over the images, as published, of which count, mean and scatter are kept for each batch, so
+            that any number of images fits; or their `median`, which a few diverging images cannot move and which
+            needs the values of all images at once, 8 bytes each at every level. Within an image it is the mean either
+            way. See `medians` for the standard error of a median.
         per_channel: whether each channel's own values are recorded too.
+        states: `trajectory`, the model's own run from noise, as published; or `noised`, x_k = x_0 + rho_k z with real
+            images x_0. An image's z is the same at all levels: only ratios of w enter DEIS-SN, and their errors are
+            smallest when all levels see the same draw. x_0 is drawn with replacement, by the image's seed, so that
+            the standard errors are those of the mean over the distribution of the data.
 
     Source: Xia et al. (2023), arXiv:2311.00157; the published statistics are of 1000 evaluations with DEIS, order 2.
 
     Raises:
-        InputError: for another statistic, or a `per_channel` that is neither true nor false.
+        InputError: for another statistic, other states, or a `per_channel` that is neither true nor false.
     """
 
     statistic: str = "mean"
     per_channel: bool = False
+    states: str = "trajectory"
 
     kind = "score_norm"
     key = "record"
@@ -83,6 +168,10 @@ class ScoreNorm:
             raise InputError(f"calibration.statistic={self.statistic}: there is no such statistic{wrong}")
         if not isinstance(self.per_channel, bool):
             raise InputError(f"calibration.per_channel={self.per_channel}: must be true or false")
+        if self.states not in STATES:
+            raise InputError(
+                f"calibration.states={self.states}: no such states{did_you_mean(str(self.states), STATES)}"
+            )
 
     def __call__(self, subject: Subject, progress: Progress = lambda images: None) -> dict[str, Tensor]:
         """Tensors `rho`, `mean_abs_eps`, `standard_error`, (K,) float64, rho increasing.
@@ -90,25 +179,45 @@ class ScoreNorm:
         With `per_channel` also `mean_abs_eps_by_channel` and `standard_error_by_channel`, (K, C).
 
         Args:
-            subject: every noise level that its run evaluates becomes an entry, and must occur once.
-            progress: called after every evaluation with the images' worth of work it did.
+            subject: every noise level that its run evaluates becomes an entry, and must occur once; its batches are
+                the parts, so the values depend on its batch size by rounding.
+            progress: called after every evaluation with the images' worth of work it did, this process's speaking
+                for all.
 
         Raises:
-            InputError: if fewer than two images are asked for, or a level repeats (as in Runge-Kutta methods).
+            InputError: if fewer than two images are asked for, a level repeats (as in Runge-Kutta methods), or real
+                images are missing, not asked for, of another shape, or without the labels that the model needs.
         """
-        rho = subject.run.rho[:-1][torch.tensor(subject.run.calls)]
+        rho = _levels(subject)
         if len(subject.seeds) < 2:
             raise InputError("seeds: a standard error needs at least two images")
         if len(rho) < 2 or not bool((rho.diff() < 0).all()):
             raise InputError(
                 "solver: score_norm needs strictly decreasing noise levels, nfe >= 2; use solver=deis_tab2"
             )
-        means = [self._measure(subject, part, progress) for part in subject.batches()]
-        return {"rho": rho.flip(0), **self._summarise(torch.cat(means, dim=-1))}
+        self._check_data(subject)
+        batches = list(subject.batches())
+        share = subject.parts.share(len(batches)) / len(rho)
 
-    def _summarise(self, parts: Tensor) -> dict[str, Tensor]:
+        def make(number: int) -> dict[str, Tensor]:
+            return self._measure(subject, batches[number], lambda images: progress(images * share))
+
+        return {"rho": rho.flip(0), **self._summarise(subject.parts(len(batches), make))}
+
+    def _check_data(self, subject: Subject) -> None:
+        data = subject.data
+        if self.states == "noised" and data is None:
+            raise InputError("calibration.states=noised: needs real images; add dataset=digits or another data set")
+        if self.states != "noised" and data is not None:
+            raise InputError(
+                f"dataset: states={self.states} reads no data; use calibration.states=noised, or no dataset"
+            )
+        if data is not None and data.shape != subject.shape:
+            raise InputError(f"dataset: images of {data.name} are {data.shape}, the checkpoint's are {subject.shape}")
+
+    def _summarise(self, parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
         """Centres and errors of (K, 1 or 1 + C, images), noise levels turned to increase."""
-        centre, error = (found.flip(0) for found in STATISTICS[self.statistic](parts))
+        centre, error = (found.flip(0) for found in STATISTICS[self.statistic][1](parts))
         values = {"mean_abs_eps": centre[:, 0], "standard_error": error[:, 0]}
         if self.per_channel:
             values |= {"mean_abs_eps_by_channel": centre[:, 1:], "standard_error_by_channel": error[:, 1:]}
@@ -119,55 +228,22 @@ class ScoreNorm:
         error = float((values["standard_error"] / values["mean_abs_eps"]).max())
         return f"{len(values['rho'])} noise levels, standard errors up to {100 * error:.2g} %"
 
-    def plot(self, record: Record, path: Path) -> None:
-        """Mean |eps| with its standard error against rho."""
-        plot(record, path)
+    def plot(self, record: Record, path: Path, noise_schedule: NoiseSchedule) -> None:
+        """Mean |eps| and K = sigma / mean |eps| against rho and against the time of the noise schedule."""
+        from scoreline.calibration.score_norm_plot import plot
+
+        plot(record, path, noise_schedule)
 
     @torch.inference_mode()
-    def _measure(self, subject: Subject, part: Part, progress: Progress) -> Tensor:
-        """Mean |eps| of each image at each evaluation, then of each of its channels: (K, 1 [+ C], images) float64."""
-        device = next(subject.denoiser.parameters()).device
-        label = None if part.label is None else part.label.to(device)
+    def _measure(self, subject: Subject, part: Part, progress: Progress) -> dict[str, Tensor]:
+        """What is kept of mean |eps| of each image, then of each of its channels: (K, 1 [+ C], images) float64."""
         seen: list[Tensor] = []
-
-        def eps(x: Tensor, rho: float) -> Tensor:
-            estimate = subject.denoiser.eps(x, rho, label=label)
-            seen.append(self._means(estimate.abs()).cpu())
-            progress(len(x) / subject.run.nfe)
-            return estimate
-
-        x = noise.normal(part.seeds, subject.shape, "initial").to(device) * subject.span[0]
-        for _ in trajectory(eps, x, subject.run):
-            pass
-        return torch.stack(seen)
+        for eps in STATES[self.states](subject, part):
+            seen.append(self._means(eps.abs()).cpu())
+            progress(len(eps))
+        return STATISTICS[self.statistic][0](torch.stack(seen))
 
     def _means(self, size: Tensor) -> Tensor:
         """(1, B) over an image, or (1 + C, B) with those over its channels."""
         image = size.flatten(1).double().mean(1)[None]
         return torch.cat([image, size.flatten(2).double().mean(2).T]) if self.per_channel else image
-
-
-def plot(record: Record, path: Path) -> None:
-    """Mean |eps| with its standard error, where known, against rho, log axis; pure noise, sqrt(2/pi), is marked."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    rho, mean, error = (record.values[name] for name in ("rho", "mean_abs_eps", "standard_error"))
-    figure, axes = pyplot.subplots(figsize=(6, 4), layout="constrained")
-    if bool(error.isfinite().any()):
-        band = ((mean - error).numpy(), (mean + error).numpy())
-        axes.fill_between(rho.numpy(), *band, alpha=0.3, label="standard error")
-    axes.semilogx(rho.numpy(), mean.numpy(), label="mean |eps|")
-    axes.axhline((2 / torch.pi) ** 0.5, color="grey", linestyle=":", label="pure noise")
-    axes.set(xlabel="noise level rho", ylabel="mean |eps|", title=f"{_count(record)} images")
-    axes.legend()
-    figure.savefig(path, dpi=120)
-    pyplot.close(figure)
-
-
-def _count(record: Record) -> str:
-    """Number of images; imported statistics do not say how many they are of."""
-    images = record.provenance["images"]
-    return "an unknown number of" if images is None else str(images)

@@ -1,7 +1,9 @@
 """The cumulative length of a model's score along the noise levels: the measure of score-optimal steps."""
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,8 +16,8 @@ from scoreline.calibration.score_cost import corrector, predictor, predictor_pro
 from scoreline.calibration.subject import Part, Subject
 from scoreline.denoiser import Denoising
 from scoreline.errors import InputError, did_you_mean
-from scoreline.sampling import Eps, Progress
-from scoreline.schedules.base import grid
+from scoreline.sampling import Eps, Progress, trajectory
+from scoreline.schedules.base import Schedule, grid
 from scoreline.schedules.score_optimal import ScoreOptimal
 from scoreline.schedules.spacings import LogSNR
 
@@ -25,11 +27,17 @@ WEIGHTS = {"destination": 0.0, "geometric": 0.5, "source": 1.0}
 EXPONENTS = {"corrector": 0.5, "predictor": 0.25}
 """Costs that fall as h^2 or h^4 with the step h add up to a length that does not depend on the levels measured."""
 
+STATES = ("noised", "trajectory")
+"""Where costs are measured: at noised images that the model draws, or on the way of the run that draws them."""
+
 FLOOR = 1e-12
 """Of the largest cost: least cost of a step, so that lengths increase."""
 
 EXACT = 16
 """Entries per image up to which the predictor's cost is exact; beyond it is probed."""
+
+CONVERGED = 0.05
+"""Greatest spread of the steps' lengths, and greatest change of sigma_1 / sigma_min, at which a schedule is final."""
 
 
 class Images(NamedTuple):
@@ -44,10 +52,15 @@ class Images(NamedTuple):
 class CumulativeLength:
     """Lambda(rho_k) = sum_{j<k} L_j^p, L_j = v^2 E|..|^2 the cost of the step from rho_{j+1} to rho_j.
 
-    States are x_0 + rho eps: x_0 images that the model itself draws (the tableau's run, ended by the denoiser's mean),
-    eps the same at all levels, so that noise cancels between neighbours. Costs are averaged over the images before the
-    power is taken. The first pass measures even steps in ln rho; each further one moves the levels towards equal
-    costs. One last measurement, at levels of equal length and with fresh noise, only tells how equal they came out.
+    Noised states are x_0 + rho eps: x_0 images that the model itself draws (the tableau's run, ended by the denoiser's
+    mean), eps the same at all levels, so that noise cancels between neighbours. Costs are averaged over the images
+    before the power is taken. The first pass measures even steps in ln rho; each further one moves the levels towards
+    equal costs. One last measurement, at levels of equal length and with fresh noise, only tells how equal they came
+    out, and how another pass would move them.
+
+    States on the trajectory are those of the run itself, at the levels that it evaluates and its end: the score that
+    the run has computed there is used again, so a step costs one evaluation more. They need no assumption that the
+    run's states are distributed as noised images; the last measurement, of noised states, checks that too.
 
     Many passes with few levels and the published weight collapse: the last step is nearly free where data are smooth
     at sigma_min, so it grows at every pass. Prefer many levels, one pass.
@@ -61,11 +74,13 @@ class CumulativeLength:
         weight: v^2 of a step is that of its `destination`, of its `source`, or the `geometric` mean.
         passes: measurements that move the levels, the first one included.
         damping: share in (0, 1] of the way, in ln rho, that levels go in a further pass.
+        states: `noised`, or `trajectory`: then `levels` is not read, the run's nfe is what counts.
 
     Source: Williams et al. (2024), arXiv:2412.07877, Sec. 3 and Algorithm 1 (PCHIP there, linear in ln rho here).
 
     Raises:
-        InputError: for an unknown cost or weight, fewer than 3 levels, no pass, or damping outside (0, 1].
+        InputError: for an unknown cost, weight or kind of states, fewer than 3 levels, no pass, damping outside
+            (0, 1], or several passes or the predictor's cost on the trajectory.
     """
 
     kind = "score_optimal"
@@ -77,11 +92,21 @@ class CumulativeLength:
     weight: str = "destination"
     passes: int = 1
     damping: float = 1.0
+    states: str = "noised"
 
     def __post_init__(self) -> None:
-        for name, value, known in (("cost", self.cost, EXPONENTS), ("weight", self.weight, WEIGHTS)):
+        for name, known in (("cost", EXPONENTS), ("weight", WEIGHTS), ("states", STATES)):
+            value = str(getattr(self, name))
             if value not in known:
                 raise InputError(f"calibration.{name}={value}: no such {name}{did_you_mean(value, known)}")
+        self._check_numbers()
+        if self.states == "trajectory" and (self.cost, self.passes) != ("corrector", 1):
+            raise InputError(
+                f"calibration.states=trajectory: measures a run's own levels once, the corrector's cost only, not "
+                f"cost={self.cost} passes={self.passes}; use calibration.cost=corrector calibration.passes=1"
+            )
+
+    def _check_numbers(self) -> None:
         if self.levels < 3:
             raise InputError(f"calibration.levels={self.levels}: a length needs 3 noise levels or more; 200 is usual")
         if self.passes < 1:
@@ -90,45 +115,81 @@ class CumulativeLength:
             raise InputError(f"calibration.damping={self.damping:g}: choose 0 < damping <= 1; 1 is undamped")
 
     def __call__(self, subject: Subject, progress: Progress = lambda images: None) -> dict[str, Tensor]:
-        """Tensors `rho`, `length`, `standard_error` (K,), `cost` (K - 1,) and `spread` (passes + 1,), float64.
+        """Tensors `rho`, `length`, `standard_error` (K,), `cost` (K - 1,); one entry a measurement: `spread`, `lowest`.
 
         `rho` increases, `length` starts at 0; the standard error is that over images, their steps being correlated;
-        `spread` is the standard deviation of L^p over its mean, without the lowest step, at each measurement.
+        `spread` is the standard deviation of L^p over its mean, without the lowest step, `lowest` is sigma_1 /
+        sigma_min of K levels of equal length, and `change` max |d ln rho| of a schedule of ten steps between one
+        measurement and the next; all float64.
 
         Args:
             subject: its run draws the images and sets the ends of the range.
             progress: called as work is done with the images' worth of it.
 
         Raises:
-            InputError: if fewer than two images are asked for, or the run ends at rho = 0.
+            InputError: if fewer than two images are asked for, the run ends at rho = 0, or, for states on the
+                trajectory, its levels do not strictly decrease.
         """
-        high, low = subject.span
         if len(subject.seeds) < 2:
             raise InputError("seeds: a standard error needs at least two images")
-        if low <= 0:
+        if subject.span[1] <= 0:
             raise InputError("sigma_min=0: no score at noise level 0; choose sigma_min > 0, or leave the key out")
+        measure = self._on_trajectory if self.states == "trajectory" else self._noised
+        measured = list(measure(subject, progress))
+        chosen = measured[-2]
+        equal = [equalised(values["rho"], values["length"]) for values in measured]
+        return {
+            **chosen,
+            "spread": torch.stack([spread_of(values["cost"] ** EXPONENTS[self.cost]) for values in measured]),
+            "lowest": torch.stack([levels[1] / levels[0] for levels in equal]),
+            "change": torch.stack([_change(one, two) for one, two in pairwise(measured)]),
+        }
+
+    def _noised(self, subject: Subject, progress: Progress) -> Iterator[dict[str, Tensor]]:
+        """The passes, and the measurement that checks the last of them."""
+        high, low = subject.span
         nfe = subject.run.nfe
-        work = nfe + 2 * (self.levels - 1) * (self.passes + 1)
-
-        def done(evaluations: float) -> None:
-            progress(evaluations / work)
-
+        done = _share(progress, nfe + 2 * (self.levels - 1) * (self.passes + 1))
         runs = zip(subject.drawn(subject.run, lambda n: done(n * nfe)), subject.batches(), strict=True)
         images = [_clean(subject.denoiser, batch.x, part, low) for batch, part in runs]
-        return self._lengths(subject.denoiser, images, grid(LogSNR(), high, low, self.levels - 1).flip(0), done)
-
-    def _lengths(
-        self, denoiser: Denoising, images: list[Images], rho: Tensor, done: Callable[[float], None]
-    ) -> dict[str, Tensor]:
-        spreads, values = [], {}
+        rho = grid(LogSNR(), high, low, self.levels - 1).flip(0)
         for number in range(self.passes + 1):
-            measured = self._accumulate(rho, self._measure(denoiser, images, rho, number, done))
-            spreads.append(_spread(measured["cost"] ** EXPONENTS[self.cost]))
-            if number == self.passes:
-                break
-            values = measured
-            rho = _equalised(values, self.damping if number + 1 < self.passes else 1.0)
-        return {**values, "spread": torch.stack(spreads)}
+            measured = self._accumulate(rho, self._measure(subject.denoiser, images, rho, number, done))
+            yield measured
+            rho = equalised(rho, measured["length"], self.damping if number + 1 < self.passes else 1.0)
+
+    def _on_trajectory(self, subject: Subject, progress: Progress) -> Iterator[dict[str, Tensor]]:
+        """The run's own states; then noised ones, which check them."""
+        rho, done = _visited(subject), _share(progress, 4 * subject.run.nfe)
+        walks = [self._walk(subject, part, done) for part in subject.batches()]
+        measured = self._accumulate(rho, self._scaled(rho, torch.cat([costs for costs, _ in walks], dim=1)))
+        yield measured
+        rho = equalised(rho, measured["length"])
+        images = [image for _, image in walks]
+        yield self._accumulate(rho, self._measure(subject.denoiser, images, rho, 1, done))
+
+    @torch.no_grad()
+    def _walk(self, subject: Subject, part: Part, done: Callable[[float], None]) -> tuple[Tensor, Images]:
+        """Costs (K - 1, images) of the steps along a run, lowest first, and the images that it ends in."""
+        device = next(subject.denoiser.parameters()).device
+        label = None if part.label is None else part.label.to(device)
+        lower = dict(pairwise(_visited(subject).flip(0).tolist()))
+        costs: list[Tensor] = []
+
+        def fresh(x: Tensor, level: float) -> Tensor:
+            return subject.denoiser.eps(x, level, label=label)
+
+        def eps(x: Tensor, level: float) -> Tensor:
+            known = fresh(x, level)
+            costs.append(corrector(lambda x, at: known if at == level else fresh(x, at), x, level, lower[level]))
+            done(2.0 * len(x))
+            return known
+
+        x = noise.normal(part.seeds, subject.shape, "initial").to(device).double() * subject.span[0]
+        run = trajectory(eps, x, subject.run, lambda k: noise.normal(part.seeds, subject.shape, "solver", k).to(x))
+        for state in run:
+            x = state.x
+        return torch.stack(costs).flip(0).cpu(), _clean(subject.denoiser, x, part, subject.span[1])
 
     def _accumulate(self, rho: Tensor, per_image: Tensor) -> dict[str, Tensor]:
         """Lengths and, by the delta method, their standard errors from the costs (K - 1, images)."""
@@ -152,8 +213,10 @@ class CumulativeLength:
     ) -> Tensor:
         """v^2 times the cost of every step for every image, (K - 1, images) float64."""
         parts = [torch.stack(list(self._steps(denoiser, batch, rho.tolist(), number, done))) for batch in images]
-        middle = torch.lerp(rho[:-1].log(), rho[1:].log(), WEIGHTS[self.weight])
-        return (2 * self.velocity * middle).exp()[:, None] * torch.cat(parts, dim=1)
+        return self._scaled(rho, torch.cat(parts, dim=1))
+
+    def _scaled(self, rho: Tensor, costs: Tensor) -> Tensor:
+        return velocity_squared(rho, self.velocity, self.weight)[:, None] * costs
 
     def _steps(
         self, denoiser: Denoising, images: Images, rho: list[float], number: int, done: Callable[[float], None]
@@ -180,14 +243,57 @@ class CumulativeLength:
         return predictor_probed(eps, x, *step, (first, second))
 
     def summary(self, values: dict[str, Tensor]) -> str:
-        """One line: the whole length, and how unequal steps were, and are with this schedule."""
+        """Two lines: the length and its error; whether the schedule is final, and by what."""
         length, error = float(values["length"][-1]), float(values["standard_error"][-1])
         spreads = " -> ".join(f"{100 * spread:.2g} %" for spread in values["spread"].tolist())
-        return f"length {length:.4g} +- {error:.1g}, spread of the steps' lengths {spreads}"
+        changes = " -> ".join(f"{100 * change:.2g} %" for change in values["change"].tolist())
+        before, after = values["lowest"].tolist()[-2:]
+        return (
+            f"length {length:.4g} +- {error:.1g}, spread of the steps' lengths {spreads}\n"
+            f"{_verdict(float(values['spread'][-1]), after / before)}: sigma_1 / sigma_min {before:.4g}, {after:.4g} "
+            f"on fresh noise; levels of ten steps move by {changes} from one measurement to the next"
+        )
 
-    def plot(self, record: Record, path: Path) -> None:
+    def plot(self, record: Record, path: Path, noise_schedule: Schedule | None = None) -> None:
         """Cumulative length with its standard error, and its density in ln rho, against rho."""
         _plot(record, path)
+
+
+def _verdict(spread: float, growth: float) -> str:
+    """Spread alone would call a collapse final: a last step that grows at every pass is nearly free."""
+    if spread >= CONVERGED:
+        return f"not converged (spread {100 * spread:.2g} %, not below {100 * CONVERGED:g} %)"
+    if abs(math.log(growth)) >= math.log1p(CONVERGED):
+        moves = "grows" if growth > 1 else "shrinks"
+        return f"not converged (costs are even, but the last step still {moves}, by a factor of {growth:.3g} a pass)"
+    return "converged"
+
+
+def velocity_squared(rho: Tensor, velocity: float, weight: str) -> Tensor:
+    """v^2 = rho^(2 velocity) of the steps between neighbours of rho (K,), taken where `weight` says: (K - 1,)."""
+    middle = torch.lerp(rho[:-1].log(), rho[1:].log(), WEIGHTS[weight])
+    return (2 * velocity * middle).exp()
+
+
+def _share(progress: Progress, work: float) -> Callable[[float], None]:
+    """Evaluations of images told as images, `work` of them an image."""
+
+    def done(evaluations: float) -> None:
+        progress(evaluations / work)
+
+    return done
+
+
+def _visited(subject: Subject) -> Tensor:
+    """The levels that a run evaluates, and its end, increasing."""
+    run = subject.run
+    levels = run.rho[:-1][torch.tensor(run.calls)]
+    if len(levels) < 2 or not bool((levels.diff() < 0).all()) or not levels[-1] > run.rho[-1]:
+        raise InputError(
+            "solver: calibration.states=trajectory needs a run of strictly decreasing noise levels, nfe >= 2; "
+            "use solver=deis_tab2"
+        )
+    return torch.cat([levels, run.rho[-1:]]).flip(0)
 
 
 @torch.no_grad()
@@ -201,18 +307,27 @@ def _signs(seeds: list[int], x: Tensor, step: int) -> Tensor:
     return noise.normal(seeds, tuple(x.shape[1:]), "score_optimal_probe", step).sign().to(x)
 
 
-def _equalised(values: dict[str, Tensor], damping: float) -> Tensor:
-    """Levels at equal lengths, or part of the way there in ln rho; the ends stay."""
-    rho = values["rho"]
-    schedule = ScoreOptimal(tuple(rho.tolist()), tuple(values["length"].tolist()))
-    even = grid(schedule, float(rho[-1]), float(rho[0]), len(rho) - 1).flip(0)
+def equalised(rho: Tensor, length: Tensor, damping: float = 1.0) -> Tensor:
+    """Levels (K,) at equal lengths, or a share `damping` of the way there in ln rho; the ends stay."""
+    even = grid(_schedule(rho, length), float(rho[-1]), float(rho[0]), len(rho) - 1).flip(0)
     moved = torch.lerp(rho.log(), even.log(), damping).exp()
     moved[0], moved[-1] = rho[0], rho[-1]
     return moved
 
 
-def _spread(lengths: Tensor) -> Tensor:
-    """The lowest step is left out: it stays cheap at whatever width where data are smooth at sigma_min."""
+def _schedule(rho: Tensor, length: Tensor) -> ScoreOptimal:
+    return ScoreOptimal(tuple(rho.tolist()), tuple(length.tolist()))
+
+
+def _change(one: dict[str, Tensor], two: dict[str, Tensor]) -> Tensor:
+    """max |d ln rho| over the ten steps' levels of two measurements."""
+    ends = float(one["rho"][-1]), float(one["rho"][0])
+    first, second = (grid(_schedule(values["rho"], values["length"]), *ends, 10) for values in (one, two))
+    return (first.log() - second.log()).abs().max()
+
+
+def spread_of(lengths: Tensor) -> Tensor:
+    """Standard deviation over mean, without the lowest step: it stays cheap, however wide, where data are smooth."""
     return lengths[1:].std() / lengths[1:].mean()
 
 

@@ -1,11 +1,13 @@
 """What an estimator measures."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from torch import Tensor
 
+from scoreline.calibration.parts import Parts
+from scoreline.datasets.base import ImageDataset
 from scoreline.denoiser import Denoising
 from scoreline.sampling import Batch, Progress, generate
 from scoreline.solvers.tableau import Tableau
@@ -28,6 +30,8 @@ class Subject:
         shape: (C, H, W) of an image.
         seeds, batch_size: one image per seed, so many at a time.
         labels: class labels (len(seeds),) in the order of the seeds, or None.
+        parts: where the work on each of the `batches` is kept, and which of them this process does.
+        data: real images, for estimators that are asked for them.
     """
 
     denoiser: Denoising
@@ -36,6 +40,14 @@ class Subject:
     seeds: Sequence[int]
     batch_size: int
     labels: Tensor | None = None
+    parts: Parts = field(default_factory=Parts)
+    data: ImageDataset | None = None
+
+    @property
+    def done(self) -> int:
+        """Images whose batches were found done."""
+        batches = list(self.batches())
+        return sum(len(batches[number].seeds) for number in self.parts.found(len(batches)))
 
     @property
     def span(self) -> tuple[float, float]:
@@ -48,7 +60,11 @@ class Subject:
             chosen = slice(start, start + self.batch_size)
             yield Part(list(self.seeds[chosen]), None if self.labels is None else self.labels[chosen])
 
-    def drawn(self, run: Tableau, progress: Progress = lambda images: None) -> Iterator[Batch]:
-        """What `run` makes of the subject's seeds, batch by batch (`sampling.generate`)."""
+    def drawn(self, run: Tableau, progress: Progress = lambda images: None, whole: bool = False) -> Iterator[Batch]:
+        """What `run` makes of the subject's seeds, batch by batch (`sampling.generate`).
+
+        Args:
+            whole: call the network on whole batches; images then depend on the batch size by rounding.
+        """
         args = (self.denoiser, run, self.shape, self.seeds, self.batch_size, self.labels)
-        return generate(*args, progress=progress)
+        return generate(*args, network_batch=self.batch_size if whole else 64, progress=progress)

@@ -1,6 +1,7 @@
 """Solvers and schedules from the same files as sample.py reads, for commands that are no Hydra scripts."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
@@ -49,6 +50,71 @@ def composed(overrides: Sequence[str]) -> DictConfig:
         if cfg.record == "auto":
             cfg.record = str(entry.record_beside(checkpoint.path, "score_norm"))
     return cfg
+
+
+def families(cfg: DictConfig, checkpoint: Path) -> dict[str, dict[str, Any]]:
+    """What `calibration.solvers` and `calibration.schedules` name, built for the checkpoint of a running script.
+
+    With `all`, what this checkpoint cannot have (a record or a file is missing) is left out; what is named must work.
+
+    Raises:
+        InputError: if a named one cannot be built.
+    """
+    from omegaconf import OmegaConf
+
+    asked = {group: cfg.calibration[f"{group}s"] for group in ("solver", "schedule")}
+    names = {group: _named(group, value) for group, value in asked.items()}
+    record = str(entry.record_beside(checkpoint, "score_norm"))
+    whole = OmegaConf.create({**cfg, "record": record, "families": _nodes(names)})
+    return {
+        group: {
+            name: found
+            for name in names[group]
+            if (found := _tried(whole.families[group][name], optional=asked[group] == "all")) is not None
+        }
+        for group in names
+    }
+
+
+CHOOSERS = ("auto",)
+"""Files of conf/solver that choose among the others."""
+
+
+def _named(group: str, asked: Any) -> list[str]:
+    if asked == "all":
+        return [path.stem for path in sorted(entry.conf_dir().glob(f"{group}/*.yaml")) if path.stem not in CHOOSERS]
+    return [asked] if isinstance(asked, str) else [str(name) for name in asked]
+
+
+def _nodes(names: dict[str, list[str]]) -> Any:
+    """The content of config files, all in one composition; of a script that runs, hence in its search path."""
+    from hydra import compose
+
+    chosen = [f"+{group}@families.{group}.{name}={name}" for group in names for name in names[group]]
+    return compose("sample", chosen).families
+
+
+def _tried(node: DictConfig, optional: bool) -> Any:
+    from hydra.errors import InstantiationException
+    from hydra.utils import instantiate
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        return instantiate(node)
+    except (InstantiationException, OmegaConfBaseException):
+        if optional:
+            return None
+        raise
+
+
+def recommended(cfg: DictConfig, solver: str, schedule: str) -> None:
+    """Put the files of conf/solver and conf/schedule of these names into the config of a running script."""
+    from hydra import compose
+    from omegaconf import OmegaConf
+
+    chosen = compose("sample", [f"solver={solver}", f"schedule={schedule}"])
+    for group in ("solver", "schedule"):
+        cfg[group] = OmegaConf.to_container(chosen[group], resolve=False)
 
 
 def built(node: DictConfig) -> Any:

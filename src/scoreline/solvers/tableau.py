@@ -87,6 +87,24 @@ class Tableau:
             rows.append(Sum(sorted(terms, key=lambda term: term[2] != 1.0), noise, self.calls[k], dead[k]))
         return tuple(rows)
 
+    def unrolled(self) -> "Tableau":
+        """The same method with one row a call: x_{k+1} = x_k + sum_j N_kj eps_j, states without a call written out.
+
+        Rows of S sum to one, so every state is x_0 + sum_j M_kj eps_j; N is the difference of M between calls.
+
+        Raises:
+            ValueError: for a stochastic tableau, whose noise would have to be added up too.
+        """
+        if bool(self.B.any()):
+            raise ValueError("a stochastic tableau has no such form")
+        rows = len(self.B)
+        M = torch.zeros(rows + 1, rows, dtype=torch.float64)
+        for k in range(rows):
+            M[k + 1] = self.S[k] @ M[:-1] + self.N[k]
+        called = [k for k in range(rows) if self.calls[k]]
+        kept = torch.tensor([*called, rows])
+        return Tableau.single_term(self.rho[kept], M[kept][:, torch.tensor(called)].diff(dim=0))
+
     @property
     def nfe(self) -> int:
         """Network evaluations per image."""

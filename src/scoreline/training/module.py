@@ -53,10 +53,11 @@ class DiffusionModule(LightningModule):
         key = step_key(self.seed, self.global_step, self.global_rank)
         torch.manual_seed(key + 1)
         generator = torch.Generator(images.device).manual_seed(key)
-        loss, _rho = self.objective(self.denoiser, to_unit(images), self._condition(labels), generator)
+        loss, _rho = self.objective(self.denoiser, to_unit(images), self.condition(labels), generator)
         return loss.mean()
 
-    def _condition(self, labels: Tensor) -> Tensor | None:
+    def condition(self, labels: Tensor) -> Tensor | None:
+        """The labels, for a conditional network."""
         return labels if self.card.num_classes else None
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:

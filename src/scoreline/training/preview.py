@@ -16,10 +16,14 @@ from scoreline.solvers.tableau import build_tableau
 from scoreline.specs import rebuild
 from scoreline.training.ema import ema_of
 from scoreline.training.module import DiffusionModule
+from scoreline.training.online_schedule import online_schedule_of
 
 
 class Preview(Callback):
-    """previews/000064kimg.png: the same 64 seeds every `every_kimg` thousand images, DEIS-tAB2 at NFE 20."""
+    """previews/000064kimg.png: the same 64 seeds every `every_kimg` thousand images, DEIS-tAB2 at NFE 20.
+
+    Steps are those of EDM, or of the trainer's OnlineSchedule once it has made an update.
+    """
 
     def __init__(self, every_kimg: float) -> None:
         self.every = max(1, round(every_kimg * 1000))
@@ -34,7 +38,8 @@ class Preview(Callback):
     def _draw(self, trainer: Trainer, module: DiffusionModule) -> None:
         schedule: NoiseSchedule = rebuild(module.card.model["noise_schedule"], NoiseSchedule)
         span = (schedule.sigma_max, schedule.sigma_min)
-        tableau = build_tableau(DEIS(2, schedule), Power(7), span, nfe=20, final="denoise")
+        steps = online_schedule_of(trainer) or Power(7)
+        tableau = build_tableau(DEIS(2, schedule), steps, span, nfe=20, final="denoise")
         denoiser = ema_of(trainer).averaged(module)
         (batch,) = generate(denoiser, tableau, module.card.shape, range(64), batch_size=64)
         name = f"{module.images_seen // 1000:06d}kimg.png"

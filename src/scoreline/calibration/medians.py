@@ -1,12 +1,7 @@
-"""The centre of a quantity over images, with its standard error."""
+"""The median of a quantity over images, with its standard error."""
 
 import torch
 from torch import Tensor
-
-
-def mean(per_image: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean over the images, (.., n) -> (..), and s / sqrt(n) with the sample standard deviation s."""
-    return per_image.mean(dim=-1), per_image.std(dim=-1) / per_image.shape[-1] ** 0.5
 
 
 def median(per_image: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,65 @@
+"""How far runs end from a fine one that started with the same noise."""
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from scoreline.calibration.subject import Subject
+from scoreline.sampling import Progress
+from scoreline.solvers.tableau import Tableau
+
+
+@dataclass(frozen=True)
+class Ends:
+    """Where the subject's run ends for each seed.
+
+    Attributes:
+        noisy: samples at the last noise level, (n, C, H, W) float32 on the CPU.
+        clean: E[x_0 | sample], with which runs that end at rho = 0 are compared.
+    """
+
+    noisy: Tensor
+    clean: Tensor
+
+    def first(self, count: int) -> "Ends":
+        """Those of the first seeds."""
+        return Ends(self.noisy[:count], self.clean[:count])
+
+    def of(self, run: Tableau) -> Tensor:
+        """The ones at the level where a run ends."""
+        return self.clean if float(run.rho[-1]) == 0 else self.noisy
+
+
+def fine_ends(subject: Subject, progress: Progress = lambda images: None) -> Ends:
+    """Ends of the subject's own run."""
+    noisy, clean = [], []
+    for batch, part in zip(subject.drawn(subject.run, progress), subject.batches(), strict=True):
+        noisy.append(batch.x.cpu())
+        clean.append(_denoised(subject, batch.x, part.label).cpu())
+    return Ends(torch.cat(noisy), torch.cat(clean))
+
+
+@torch.inference_mode()
+def _denoised(subject: Subject, x: Tensor, label: Tensor | None) -> Tensor:
+    rho = subject.span[1]
+    return x if rho == 0 else subject.denoiser(x, rho, label=None if label is None else label.to(x.device))
+
+
+def distances(subject: Subject, run: Tableau, ends: Ends) -> Tensor:
+    """sqrt(mean over channels and pixels of (x - x_fine)^2) for every image, (n,) float64; infinite if it diverged."""
+    found = []
+    try:
+        for batch, end in zip(
+            subject.drawn(run, whole=True), torch.split(ends.of(run), subject.batch_size), strict=True
+        ):
+            found.append((batch.x.cpu().double() - end).flatten(1).square().mean(1).sqrt())
+    except FloatingPointError:
+        return torch.full((len(subject.seeds),), torch.inf, dtype=torch.float64)
+    return torch.cat(found)
+
+
+def first_images(subject: Subject, count: int) -> Subject:
+    """The same with its first seeds only."""
+    labels = None if subject.labels is None else subject.labels[:count]
+    return replace(subject, seeds=subject.seeds[:count], labels=labels)

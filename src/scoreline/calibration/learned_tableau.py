@@ -1,0 +1,248 @@
+"""A table learned for one model and NFE: the nodes and weights that come closest to its own fine run."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from scoreline import noise
+from scoreline.calibration.distances import Ends, distances, fine_ends
+from scoreline.calibration.least_distance import Linear, descend
+from scoreline.calibration.linearisation import linearise
+from scoreline.calibration.neighbourhood import Neighbourhood
+from scoreline.calibration.ranking import Candidate, Families, Ranked, candidates, rank, work
+from scoreline.calibration.record import Record
+from scoreline.calibration.search import check_budgets
+from scoreline.calibration.subject import Subject
+from scoreline.errors import InputError
+from scoreline.sampling import Progress
+from scoreline.schedules.base import NoiseSchedule
+from scoreline.solvers.tableau import Tableau
+
+HELD_OUT = 3
+"""Every third seed is held out: it stops the descent and chooses the table, and never makes a step."""
+
+PATIENCE = 4
+"""Steps without a better held-out distance after which a descent stops."""
+
+
+class Half(NamedTuple):
+    """Seeds of one kind, and where the fine run ends for them."""
+
+    subject: Subject
+    ends: Ends
+
+
+class Learned(NamedTuple):
+    """A table, its mean distance on the seeds that made it and on those held out."""
+
+    table: Tableau
+    trained: float
+    held_out: float
+
+
+@dataclass(frozen=True)
+class LearnedTableau:
+    """For every budget K, rho_1 .. rho_{K-1} and N of x_{k+1} = x_k + sum_{j<=k} N_kj eps_j that minimise
+
+        mean over seeds of sqrt(mean over channels and pixels of (x_K - x_fine)^2),
+
+    x_fine the end of the subject's fine run from the same noise. All deterministic solvers whose rows of S sum to one
+    have this form; it stays exact for constant eps (`Neighbourhood`). The descent (`descend`, steps from
+    `linearise`: evaluations of the model only) begins at the best tables of `rank`: `starts` of them take `first`
+    steps each, the best on held-out seeds goes on for `steps` or until these stop improving. What is returned is the
+    best table on held-out seeds, the closed-form start included, so it is never worse than that there; since these
+    seeds choose it, expect slightly less on others.
+
+    One budget costs about K^2 history / 2 evaluations an image and step; memory is that of K history states.
+
+    Attributes:
+        budgets: NFE to learn tables for.
+        families: solvers and schedules by name, from which the starts are chosen.
+        starts: closed-form tables to begin at.
+        first, steps: steps from each of them, and from the best.
+        history: estimates that a row may change the weights of; older ones keep those of the start.
+        ridge: penalty on theta^2 / 2 in units of the start's mean distance, which holds what data do not decide.
+
+    Source: the idea of learning such coefficients is that of Shaul et al. (2024), Bespoke Non-Stationary Solvers,
+    arXiv:2403.01329; the method here is its own.
+
+    Raises:
+        InputError: for budgets that are none, or counts below 1.
+    """
+
+    budgets: Sequence[int]
+    families: Families
+    starts: int = 6
+    first: int = 3
+    steps: int = 25
+    history: int = 4
+    ridge: float = 1e-4
+
+    kind = "tableau"
+    key = "solver.path"
+    states = "trajectory"
+
+    def __post_init__(self) -> None:
+        check_budgets(self.budgets)
+        for name in ("starts", "first", "steps", "history"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise InputError(f"calibration.{name}={value}: must be a whole number, at least 1")
+        if not self.ridge >= 0:
+            raise InputError(f"calibration.ridge={self.ridge}: must be a number, 0 or greater")
+
+    def __call__(self, subject: Subject, progress: Progress = lambda images: None) -> dict[str, Any]:
+        """For every budget K: `rho_K` (K + 1,), `N_K` (K, K); and what was reached on held-out seeds.
+
+        `budgets` (B,); `start`, `learned` mean distances of the closed-form start and of the table, `start_error`,
+        `learned_error` their standard errors, `ratio_of_medians`, (B,) float64; `starts`, `span`: text.
+
+        Raises:
+            InputError: for fewer than six seeds, or a budget that no solver can spend.
+        """
+        if len(subject.seeds) < 2 * HELD_OUT:
+            raise InputError(f"seeds: {len(subject.seeds)} are too few to learn from and hold out; use 192 or more")
+        found = {nfe: candidates(self.families, subject.span, nfe) for nfe in self.budgets}
+        costs = {nfe: self._cost(subject, nfe, len(each)) for nfe, each in found.items()}
+        images = len(subject.seeds)
+        total = images * subject.run.nfe + sum(costs.values())
+        halves = _halves(subject, fine_ends(subject, lambda spent: progress(spent * subject.run.nfe / total)))
+        values: dict[str, Any] = {"budgets": torch.tensor(list(found)), "starts": [], "span": subject.span}
+        rows = []
+        for nfe, each in found.items():
+            start, learned = self._learn(halves, each)
+            values |= {f"rho_{nfe}": learned.rho, f"N_{nfe}": learned.N}
+            values["starts"].append(start.candidate.names[0])
+            rows.append(_reached(halves[1], start.candidate.table, learned))
+            progress(images * costs[nfe] / total)
+        names = ("start", "start_error", "learned", "learned_error", "ratio_of_medians")
+        return values | dict(zip(names, torch.tensor(rows, dtype=torch.float64).unbind(1), strict=True))
+
+    def _cost(self, subject: Subject, nfe: int, count: int) -> float:
+        """Evaluations that a budget is expected to take at most."""
+        step = nfe * (3 + nfe * self.history / 2)
+        return nfe * work(count, len(subject.seeds)) + len(subject.seeds) * step * (
+            self.starts * self.first + self.steps
+        )
+
+    def _learn(self, halves: tuple[Half, Half], found: list[Candidate]) -> tuple[Ranked, Tableau]:
+        """The best closed-form start on the seeds that train, and the table."""
+        ranked = rank(*halves[0], found)
+        begun = [self._descend(halves, entry.candidate.table.unrolled(), self.first) for entry in ranked[: self.starts]]
+        best = min(begun, key=lambda each: each.held_out)
+        further = self._descend(halves, best.table, self.steps)
+        first = ranked[0].candidate.table
+        unchanged = Learned(
+            first.unrolled(), ranked[0].mean, float(distances(halves[1].subject, first, halves[1].ends).mean())
+        )
+        return ranked[0], min((unchanged, best, further), key=lambda each: each.held_out).table
+
+    def _descend(self, halves: tuple[Half, Half], start: Tableau, steps: int) -> Learned:
+        """The best table on held-out seeds among the start and the steps from it."""
+        train, held = halves
+        near = Neighbourhood(start, self.history)
+        theta = torch.zeros(near.size, dtype=torch.float64)
+        before = float(distances(*_run(train, start)).mean())
+        best, since = Learned(start, before, float(distances(*_run(held, start)).mean())), 0
+        if not near.size:
+            return best
+
+        def linear(theta: Tensor) -> Iterator[Linear]:
+            return _linearised(train, near, theta)
+
+        def reached(theta: Tensor) -> Tensor:
+            return distances(*_run(train, near(theta)))
+
+        for step in descend(linear, reached, theta, self.ridge * before, steps):
+            table = near(step.theta)
+            found = Learned(table, step.distance, float(distances(*_run(held, table)).mean()))
+            since = 0 if found.held_out < best.held_out else since + 1
+            best = min(best, found, key=lambda each: each.held_out)
+            if since == PATIENCE:
+                break
+        return best
+
+    def summary(self, values: dict[str, Any]) -> str:
+        """Held-out distance of the start and of the table at every budget."""
+        lines = []
+        for place, nfe in enumerate(values["budgets"].tolist()):
+            before, error, after, left, median = (float(values[name][place]) for name in _ROW)
+            lines.append(
+                f"NFE {nfe}: {' / '.join(values['starts'][place])} {before:.4g} +- {error:.1g} -> learned {after:.4g} "
+                f"+- {left:.1g} on held-out noise, ratio of means {after / before:.2f}, of medians {median:.2f}"
+            )
+        return "\n".join(lines)
+
+    def plot(self, record: Record, path: Path, noise_schedule: NoiseSchedule | None = None) -> None:
+        """Held-out distances, and the learned levels."""
+        _plot(record, path)
+
+
+_ROW = ("start", "start_error", "learned", "learned_error", "ratio_of_medians")
+
+
+def _run(half: Half, table: Tableau) -> tuple[Subject, Tableau, Ends]:
+    return half.subject, table, half.ends
+
+
+def _halves(subject: Subject, ends: Ends) -> tuple[Half, Half]:
+    """Seeds that train, and every third, which is held out."""
+    number = torch.arange(len(subject.seeds))
+    sides = (number % HELD_OUT != HELD_OUT - 1, number % HELD_OUT == HELD_OUT - 1)
+    train, held = (_selected(subject, ends, side.nonzero().flatten()) for side in sides)
+    return train, held
+
+
+def _selected(subject: Subject, ends: Ends, chosen: Tensor) -> Half:
+    labels = None if subject.labels is None else subject.labels[chosen]
+    seeds = [subject.seeds[number] for number in chosen.tolist()]
+    return Half(replace(subject, seeds=seeds, labels=labels), Ends(ends.noisy[chosen], ends.clean[chosen]))
+
+
+@torch.inference_mode()
+def _linearised(half: Half, near: Neighbourhood, theta: Tensor) -> Iterator[Linear]:
+    """Residuals of the run's ends, and how they change with theta, batch by batch."""
+    subject = half.subject
+    device = next(subject.denoiser.parameters()).device
+    with torch.inference_mode(False):
+        table, slopes = near(theta), near.slopes(theta)
+    for part, end in zip(subject.batches(), torch.split(half.ends.noisy, subject.batch_size), strict=True):
+        label = None if part.label is None else part.label.to(device)
+
+        def eps(x: Tensor, rho: Tensor, label: Tensor | None = label) -> Tensor:
+            return subject.denoiser.eps(x, rho, label=label)
+
+        x = noise.normal(part.seeds, subject.shape, "initial").to(device) * subject.span[0]
+        x, moved = linearise(eps, x, table, slopes)
+        yield Linear((x - end.to(device)).flatten(1), moved.flatten(2))
+
+
+def _reached(held: Half, start: Tableau, learned: Tableau) -> list[float]:
+    before, after = (distances(*_run(held, table)) for table in (start, learned))
+    root = len(before) ** 0.5
+    ratio = float(after.median() / before.median())
+    return [*(float(v) for d in (before, after) for v in (d.mean(), d.std() / root)), ratio]
+
+
+def _plot(record: Record, path: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    values, budgets = record.values, record.values["budgets"].tolist()
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    for name, label in (("start", "best closed form"), ("learned", "learned")):
+        left.errorbar(budgets, values[name], values[f"{name}_error"], label=label, marker="o", capsize=3)
+    left.set(xlabel="NFE", ylabel="RMS distance to the fine run, held-out noise", yscale="log")
+    left.legend()
+    for nfe in budgets:
+        rho = values[f"rho_{nfe}"]
+        right.plot([nfe] * len(rho), rho, "o", markersize=3)
+    right.set(xlabel="NFE", ylabel="learned noise levels", yscale="log")
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)

@@ -1,0 +1,159 @@
+"""Which solver and schedule suit a checkpoint at a given NFE: by distance to its own fine run."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from scoreline.calibration.distances import fine_ends
+from scoreline.calibration.ranking import Families, Ranked, candidates, rank, work
+from scoreline.calibration.record import Record, load_record
+from scoreline.calibration.subject import Subject
+from scoreline.errors import InputError
+from scoreline.sampling import Progress
+from scoreline.schedules.base import NoiseSchedule
+from scoreline.schedules.tabulated import SAME
+
+SHOWN = 3
+"""Candidates of each budget that the summary names."""
+
+
+@dataclass(frozen=True)
+class Search:
+    """For every budget, the solvers and schedules whose images are closest to those of the subject's fine run.
+
+    Distance: root mean square over channels and pixels, the same noise; mean over images with its standard error. What
+    is ranked is how well the ODE is solved, not how good the images are: runs of another ending, stochastic solvers and
+    guidance are not compared.
+
+    Attributes:
+        budgets: NFE to search at.
+        families: solvers and schedules by name.
+
+    Raises:
+        InputError: for no budget, or one that is no positive whole number.
+    """
+
+    budgets: Sequence[int]
+    families: Families
+
+    kind = "search"
+    key = "solver.path"
+    states = "trajectory"
+
+    def __post_init__(self) -> None:
+        check_budgets(self.budgets)
+
+    def __call__(self, subject: Subject, progress: Progress = lambda images: None) -> dict[str, Any]:
+        """Tensors `budgets` (K,), `mean`, `standard_error`, (K, F) float64; `candidates`, K lists of F, and `span`.
+
+        F is the number of finalists of the budget that has most, NaN fills the others; they are sorted, best first. A
+        candidate is named by all (solver, schedule) that make the same table.
+
+        Raises:
+            InputError: for fewer than two images, or a budget that nothing can spend.
+        """
+        if len(subject.seeds) < 2:
+            raise InputError("seeds: a standard error needs at least two images")
+        found = {nfe: candidates(self.families, subject.span, nfe) for nfe in self.budgets}
+        images, fine = len(subject.seeds), subject.run.nfe
+        total = images * fine + sum(nfe * work(len(each), images) for nfe, each in found.items())
+
+        def done(nfe: int) -> Progress:
+            return lambda spent: progress(images * nfe * spent / total)
+
+        ends = fine_ends(subject, done(fine))
+        ranked = [rank(subject, ends, each, done(nfe)) for nfe, each in found.items()]
+        return {**_values(list(found), ranked), "span": subject.span}
+
+    def summary(self, values: dict[str, Any]) -> str:
+        """The best of every budget."""
+        lines = []
+        for place, nfe in enumerate(values["budgets"].tolist()):
+            best = [
+                f"{' / '.join(names[0])} {float(values['mean'][place, k]):.4g} +- "
+                f"{float(values['standard_error'][place, k]):.1g}"
+                for k, names in enumerate(values["candidates"][place][:SHOWN])
+            ]
+            lines.append(f"NFE {nfe}: {'; '.join(best)}")
+        return "\n".join(lines)
+
+    def plot(self, record: Record, path: Path, noise_schedule: NoiseSchedule | None = None) -> None:
+        """Distances of the finalists against NFE."""
+        _plot(record, path)
+
+
+def check_budgets(budgets: Sequence[int]) -> None:
+    """Refuse what is no list of positive whole numbers.
+
+    Raises:
+        InputError: naming the key.
+    """
+    wrong = [nfe for nfe in budgets if isinstance(nfe, bool) or not isinstance(nfe, int) or nfe < 1]
+    if wrong or not budgets or len(set(budgets)) < len(budgets):
+        raise InputError(f"calibration.budgets={list(budgets)}: give different whole numbers from 1, as [5,10,20]")
+
+
+def _values(budgets: list[int], ranked: list[list[Ranked]]) -> dict[str, Any]:
+    most = max(map(len, ranked))
+    rows = [[(entry.mean, entry.error) for entry in each] for each in ranked]
+    filled = torch.tensor([row + [(torch.nan, torch.nan)] * (most - len(row)) for row in rows], dtype=torch.float64)
+    names = [[entry.candidate.names for entry in each] for each in ranked]
+    mean, error = filled.unbind(-1)
+    return {"budgets": torch.tensor(budgets), "mean": mean, "standard_error": error, "candidates": names}
+
+
+@dataclass(frozen=True)
+class Recommendation:
+    """What a search found: at each budget a solver and a schedule, by name, for one range of noise levels."""
+
+    budgets: tuple[int, ...]
+    pairs: tuple[tuple[str, str], ...]
+    span: tuple[float, float]
+
+    def at(self, nfe: int, span: tuple[float, float]) -> tuple[str, str]:
+        """(solver, schedule) of the searched budget next to `nfe`, by ratio.
+
+        Raises:
+            InputError: for another range of noise levels than the searched one.
+        """
+        if any(abs(asked / has - 1) > SAME for asked, has in zip(span, self.span, strict=True)):
+            raise InputError(
+                f"sigma_max={span[0]:.6g} sigma_min={span[1]:.6g}: solver=auto was searched from {self.span[0]:.6g} to "
+                f"{self.span[1]:.6g}; leave these keys out, or search this range with: "
+                f"python calibrate.py calibration=search sigma_max={span[0]:.6g} sigma_min={span[1]:.6g}"
+            )
+        nearest = min(range(len(self.budgets)), key=lambda k: max(self.budgets[k] / nfe, nfe / self.budgets[k]))
+        return self.pairs[nearest]
+
+
+def load_recommendation(path: str | Path, checkpoint: str) -> Recommendation:
+    """The recommendation in a `search` record; see `load_record` for what is refused."""
+    record = load_record(path, "search", checkpoint, "solver.path")
+    found = record.provenance
+    pairs = tuple((str(finalists[0][0][0]), str(finalists[0][0][1])) for finalists in found["candidates"])
+    first, last = (float(level) for level in found["span"])
+    return Recommendation(tuple(record.values["budgets"].tolist()), pairs, (first, last))
+
+
+def _plot(record: Record, path: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    mean, error = record.values["mean"], record.values["standard_error"]
+    best = record.provenance["candidates"]
+    figure, axes = pyplot.subplots(figsize=(8, 5), layout="constrained")
+    for place, nfe in enumerate(record.values["budgets"].tolist()):
+        count = len(best[place])
+        axes.errorbar([nfe] * count, mean[place, :count], error[place, :count], fmt="o", capsize=3, markersize=4)
+        axes.annotate(" / ".join(best[place][0][0]), (nfe, float(mean[place, 0])), rotation=30, fontsize=7, va="top")
+    axes.set(xlabel="NFE", ylabel="RMS distance to the fine run", yscale="log", xscale="log")
+    axes.set_xticks(budgets := record.values["budgets"].tolist(), [str(nfe) for nfe in budgets])
+    axes.minorticks_off()
+    axes.set_title(f"finalists, {record.provenance['images']} images; the best named")
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)

@@ -1,0 +1,55 @@
+"""Tables that were learned for a checkpoint."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from scoreline.calibration.record import load_record
+from scoreline.errors import InputError
+from scoreline.schedules.base import Schedule
+from scoreline.schedules.tabulated import SAME
+from scoreline.solvers.tableau import Tableau
+
+
+@dataclass(frozen=True)
+class Learned:
+    """x_{k+1} = x_k + sum_{j<=k} N_kj eps_j with the levels and weights of a `tableau` record.
+
+    It brings its own levels: the schedule is not read. Of order 1 as a family, exact for constant eps; a table exists
+    for the budgets that were learned, on the range that it was learned on.
+
+    Attributes:
+        tables: for each budget, levels (K + 1,) and weights (K, K), float64.
+
+    Raises:
+        InputError: when asked for another budget or range.
+    """
+
+    tables: dict[int, tuple[Tensor, Tensor]]
+
+    convergence = 1.0
+    own_levels = True
+
+    def __call__(self, schedule: Schedule, sigma_max: float, sigma_min: float, nfe: int) -> Tableau:
+        if nfe not in self.tables:
+            has = ", ".join(map(str, sorted(self.tables)))
+            raise InputError(
+                f"nfe={nfe}: tables were learned for NFE {has} (final=denoise takes one more); learn this one with: "
+                f"python calibrate.py calibration=tableau calibration.budgets=[{nfe}] checkpoint=..."
+            )
+        rho, N = self.tables[nfe]
+        for name, asked, has_end in (("sigma_max", sigma_max, rho[0]), ("sigma_min", sigma_min, rho[-1])):
+            if abs(asked / float(has_end) - 1) > SAME:
+                raise InputError(
+                    f"{name}={asked:.6g}: this table was learned from {float(rho[0]):.6g} to {float(rho[-1]):.6g}; "
+                    "leave the key out, or learn another with: python calibrate.py calibration=tableau "
+                    f"{name}={asked:.6g}"
+                )
+        return Tableau.single_term(rho, N)
+
+
+def load_learned(path: str | Path, checkpoint: str) -> Learned:
+    """The tables in a `tableau` record; see `load_record` for what is refused."""
+    values = load_record(path, "tableau", checkpoint, "solver.path").values
+    return Learned({nfe: (values[f"rho_{nfe}"], values[f"N_{nfe}"]) for nfe in values["budgets"].tolist()})
