@@ -25,6 +25,9 @@ from scoreline.solvers.tableau import Tableau
 HELD_OUT = 3
 """Every third seed is held out: it stops the descent and chooses the table, and never makes a step."""
 
+FEWER = 3
+"""The first third of the training seeds serves to try the starts."""
+
 PATIENCE = 4
 """Steps without a better held-out distance after which a descent stops."""
 
@@ -37,11 +40,29 @@ class Half(NamedTuple):
 
 
 class Learned(NamedTuple):
-    """A table, its mean distance on the seeds that made it and on those held out."""
+    """A table and its mean distance on the seeds held out."""
 
     table: Tableau
-    trained: float
     held_out: float
+
+
+def _held_out(learned: Learned) -> float:
+    return learned.held_out
+
+
+class _Told:
+    """Progress in evaluations, of which there may turn out to be fewer than planned."""
+
+    def __init__(self, progress: Progress, images_per_evaluation: float) -> None:
+        self.progress, self.unit, self.done = progress, images_per_evaluation, 0.0
+
+    def __call__(self, evaluations: float) -> None:
+        self.done += evaluations
+        self.progress(evaluations * self.unit)
+
+    def reach(self, evaluations: float) -> None:
+        """What was not needed counts as done."""
+        self(evaluations - self.done)
 
 
 @dataclass(frozen=True)
@@ -53,9 +74,9 @@ class LearnedTableau:
     x_fine the end of the subject's fine run from the same noise. All deterministic solvers whose rows of S sum to one
     have this form; it stays exact for constant eps (`Neighbourhood`). The descent (`descend`, steps from
     `linearise`: evaluations of the model only) begins at the best tables of `rank`: `starts` of them take `first`
-    steps each, the best on held-out seeds goes on for `steps` or until these stop improving. What is returned is the
-    best table on held-out seeds, the closed-form start included, so it is never worse than that there; since these
-    seeds choose it, expect slightly less on others.
+    steps each on a third of the seeds, the best on held-out seeds goes on for `steps` or until these stop improving.
+    What is returned is the best table on held-out seeds, the closed-form start included, so it is never worse than that
+    there; since these seeds choose it, expect slightly less on others.
 
     One budget costs about K^2 history / 2 evaluations an image and step; memory is that of K history states.
 
@@ -77,8 +98,8 @@ class LearnedTableau:
     budgets: Sequence[int]
     families: Families
     starts: int = 6
-    first: int = 3
-    steps: int = 25
+    first: int = 2
+    steps: int = 20
     history: int = 4
     ridge: float = 1e-4
 
@@ -107,47 +128,47 @@ class LearnedTableau:
         if len(subject.seeds) < 2 * HELD_OUT:
             raise InputError(f"seeds: {len(subject.seeds)} are too few to learn from and hold out; use 192 or more")
         found = {nfe: candidates(self.families, subject.span, nfe) for nfe in self.budgets}
-        costs = {nfe: self._cost(subject, nfe, len(each)) for nfe, each in found.items()}
-        images = len(subject.seeds)
-        total = images * subject.run.nfe + sum(costs.values())
-        halves = _halves(subject, fine_ends(subject, lambda spent: progress(spent * subject.run.nfe / total)))
+        costs = {nfe: self._cost(len(subject.seeds), nfe, len(each)) for nfe, each in found.items()}
+        spent = float(len(subject.seeds) * subject.run.nfe)
+        told = _Told(progress, len(subject.seeds) / (spent + sum(costs.values())))
+        halves = _halves(subject, fine_ends(subject, lambda images: told(images * subject.run.nfe)))
         values: dict[str, Any] = {"budgets": torch.tensor(list(found)), "starts": [], "span": subject.span}
         rows = []
         for nfe, each in found.items():
-            start, learned = self._learn(halves, each)
+            start, learned = self._learn(halves, each, told)
             values |= {f"rho_{nfe}": learned.rho, f"N_{nfe}": learned.N}
             values["starts"].append(start.candidate.names[0])
             rows.append(_reached(halves[1], start.candidate.table, learned))
-            progress(images * costs[nfe] / total)
-        names = ("start", "start_error", "learned", "learned_error", "ratio_of_medians")
-        return values | dict(zip(names, torch.tensor(rows, dtype=torch.float64).unbind(1), strict=True))
+            spent += costs[nfe]
+            told.reach(spent)
+        return values | dict(zip(_ROW, torch.tensor(rows, dtype=torch.float64).unbind(1), strict=True))
 
-    def _cost(self, subject: Subject, nfe: int, count: int) -> float:
-        """Evaluations that a budget is expected to take at most."""
-        step = nfe * (3 + nfe * self.history / 2)
-        return nfe * work(count, len(subject.seeds)) + len(subject.seeds) * step * (
-            self.starts * self.first + self.steps
-        )
+    def _cost(self, images: int, nfe: int, count: int) -> float:
+        """Evaluations that a budget takes at most."""
+        steps = self.starts * self.first / FEWER + self.steps
+        return nfe * work(count, images) + steps * self._step_cost(images, nfe)
 
-    def _learn(self, halves: tuple[Half, Half], found: list[Candidate]) -> tuple[Ranked, Tableau]:
+    def _step_cost(self, images: int, nfe: int) -> float:
+        return images * nfe * (2 + nfe * self.history / 2)
+
+    def _learn(self, halves: tuple[Half, Half], found: list[Candidate], told: "_Told") -> tuple[Ranked, Tableau]:
         """The best closed-form start on the seeds that train, and the table."""
-        ranked = rank(*halves[0], found)
-        begun = [self._descend(halves, entry.candidate.table.unrolled(), self.first) for entry in ranked[: self.starts]]
-        best = min(begun, key=lambda each: each.held_out)
-        further = self._descend(halves, best.table, self.steps)
-        first = ranked[0].candidate.table
-        unchanged = Learned(
-            first.unrolled(), ranked[0].mean, float(distances(halves[1].subject, first, halves[1].ends).mean())
-        )
-        return ranked[0], min((unchanged, best, further), key=lambda each: each.held_out).table
+        train, held = halves
+        ranked = rank(*train, found, lambda images: told(images * found[0].table.nfe))
+        starts = [entry.candidate.table.unrolled() for entry in ranked]
+        few = _selected(*train, torch.arange(-(-len(train.subject.seeds) // FEWER)))
+        begun = [self._descend((few, held), start, self.first, told) for start in starts[: self.starts]]
+        further = self._descend(halves, min(begun, key=_held_out).table, self.steps, told)
+        unchanged = Learned(starts[0], float(distances(*_run(held, starts[0])).mean()))
+        return ranked[0], min((unchanged, *begun, further), key=_held_out).table
 
-    def _descend(self, halves: tuple[Half, Half], start: Tableau, steps: int) -> Learned:
+    def _descend(self, halves: tuple[Half, Half], start: Tableau, steps: int, told: "_Told") -> Learned:
         """The best table on held-out seeds among the start and the steps from it."""
         train, held = halves
         near = Neighbourhood(start, self.history)
         theta = torch.zeros(near.size, dtype=torch.float64)
-        before = float(distances(*_run(train, start)).mean())
-        best, since = Learned(start, before, float(distances(*_run(held, start)).mean())), 0
+        ridge = self.ridge * float(distances(*_run(train, start)).mean())
+        best, since = Learned(start, float(distances(*_run(held, start)).mean())), 0
         if not near.size:
             return best
 
@@ -157,11 +178,12 @@ class LearnedTableau:
         def reached(theta: Tensor) -> Tensor:
             return distances(*_run(train, near(theta)))
 
-        for step in descend(linear, reached, theta, self.ridge * before, steps):
+        for step in descend(linear, reached, theta, ridge, steps):
             table = near(step.theta)
-            found = Learned(table, step.distance, float(distances(*_run(held, table)).mean()))
+            found = Learned(table, float(distances(*_run(held, table)).mean()))
             since = 0 if found.held_out < best.held_out else since + 1
-            best = min(best, found, key=lambda each: each.held_out)
+            best = min(best, found, key=_held_out)
+            told(self._step_cost(len(train.subject.seeds), start.nfe))
             if since == PATIENCE:
                 break
         return best
