@@ -37,6 +37,7 @@ def draw(cfg: DictConfig) -> dict:
 
     from scoreline import samples
     from scoreline.checkpoints import load_model
+    from scoreline.commands.composition import follow
     from scoreline.device import choose_device
     from scoreline.labels import plan_labels
     from scoreline.seeds import parse_seeds
@@ -51,35 +52,28 @@ def draw(cfg: DictConfig) -> dict:
         cfg.record = str(entry.record_beside(checkpoint.path, "score_norm"))
     labels = plan_labels(cfg.labels, seeds, checkpoint.card.num_classes)
     span = entry.sigma_range(cfg, checkpoint.noise_schedule)
-    chosen = follow(cfg, span, nfe)
-    run = build(instantiate(cfg.solver), instantiate(cfg.schedule), span, nfe, cfg.final)
+    recommended = follow(cfg, span, nfe)
+    solver = instantiate(cfg.solver)
+    run = build(solver, instantiate(cfg.schedule), span, nfe, cfg.final)
     guided = entry.apply(cfg.guidance, checkpoint, **entry.guide(cfg))
     denoiser = entry.apply(cfg.threshold, guided).to(device)
     metrics = instantiate(cfg.metrics)
     metrics.check(checkpoint.card.shape, len(seeds))
     entry.save_config(cfg, entry.output_dir())
     asked = {"final": cfg.final, "seeds": str(cfg.seeds), "labels": "none" if labels is None else str(cfg.labels)}
-    choices = {**chosen, **entry.settings(cfg, "guidance", "threshold"), **asked}
+    choices = {**names_of(cfg, solver, recommended), **entry.settings(cfg, "guidance", "threshold"), **asked}
     drawn = samples.draw(checkpoint, run, seeds, labels, (batch_size, network_batch), denoiser)
     result = samples.describe(choices, checkpoint, run, drawn, metrics)
     samples.write(entry.output_dir(), drawn.images, labels, result)
     return result
 
 
-def follow(cfg: DictConfig, span: tuple[float, float], nfe: int) -> dict[str, str]:
-    """The names of solver and schedule for the results, once a recommendation is replaced by what it recommends."""
-    from hydra.utils import instantiate
-
-    from scoreline.calibration.search import Recommendation
-    from scoreline.commands.composition import recommended
-
-    names, solver = entry.choices("solver", "schedule"), instantiate(cfg.solver)
-    if isinstance(solver, Recommendation):
-        pair = solver.at(nfe, span)
-        print(f"solver={names['solver']}: {pair[0]} on {pair[1]}, the closest to the fine run at about this NFE")
-        recommended(cfg, *pair)
-        return {**names, "schedule": "its own", "recommended": " / ".join(pair)}
-    return {**names, "schedule": "its own"} if getattr(solver, "own_levels", False) else names
+def names_of(cfg: DictConfig, solver, recommended: tuple[str, str] | None) -> dict[str, str]:
+    names = entry.choices("solver", "schedule")
+    if recommended is None:
+        return {**names, "schedule": "its own"} if getattr(solver, "own_levels", False) else names
+    print(f"solver={names['solver']}: {' on '.join(recommended)}, closest to the fine run at about this NFE")
+    return {**names, "schedule": "its own", "recommended": " / ".join(recommended)}
 
 
 if __name__ == "__main__":

@@ -24,8 +24,11 @@ from scoreline.pixels import to_unit
 
 Mixture = GaussianMixture | FullGaussianMixture
 
-SIGMA_MIN, SIGMA_MAX = 0.002, 80.0
-"""Karras et al. (2022), arXiv:2206.00364, Table 1."""
+GEOMETRIC = {"_target_": "scoreline.schedules.ve.VE", "scale_min": 0.002, "scale_max": 80.0}
+"""The range of Karras et al. (2022), arXiv:2206.00364, Table 1."""
+
+LINEAR_VP = {"_target_": "scoreline.schedules.vp.LinearVP", "beta_min": 0.1, "beta_max": 20.0}
+"""That of the shipped digits: the time in which DEIS's grids and polynomials are published."""
 
 POINT_STD = 0.05
 """Standard deviation round every point of `ring8` and every image of `digits_points`."""
@@ -35,12 +38,16 @@ FLOOR = 1e-4
 
 
 class Exact(NamedTuple):
-    """A distribution of images of `shape`, the data that it was made from, and a sentence on how."""
+    """A distribution of images of `shape`, the data that it was made from, a sentence on how, and a noise schedule.
+
+    The score is that of x_0 + rho eps whatever the schedule: it says where runs begin and end, and what time is.
+    """
 
     distribution: Mixture
     shape: tuple[int, int, int]
     data: dict[str, Any]
     how: str
+    noise_schedule: dict[str, Any] = GEOMETRIC
 
 
 def ring8() -> Exact:
@@ -54,14 +61,14 @@ def ring8() -> Exact:
 
 
 def digits_classes() -> Exact:
-    """One Gaussian per class, with the mean and covariance (divided by n) of its training digits in [-1, 1]."""
+    """One Gaussian per class, with the mean and covariance (divided by n) of its training digits in [-1, 1]; VP."""
     digits = Digits("train")
     pixels, labels, data = _pixels(digits)
     fits = [_fit(pixels[labels == label]) for label in range(digits.num_classes)]
     means, variances, axes = (torch.stack(parts) for parts in zip(*fits, strict=True))
     weights = labels.bincount().double() / len(labels)
     how = f"a Gaussian per class by maximum likelihood, eigenvalues of its covariance at least {FLOOR:g}; not trained"
-    return Exact(FullGaussianMixture(means, variances, axes, weights), digits.shape, data, how)
+    return Exact(FullGaussianMixture(means, variances, axes, weights), digits.shape, data, how, LINEAR_VP)
 
 
 def digits_points() -> Exact:
@@ -95,7 +102,7 @@ def _fit(rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def card(exact: Exact) -> Card:
-    """The card of an exact model, on the geometric VE schedule between SIGMA_MIN and SIGMA_MAX."""
+    """The card of an exact model."""
     network = {
         "_target_": "scoreline.networks.gaussian_mixture.GaussianMixtureScore",
         "components": len(exact.distribution.means),
@@ -103,20 +110,22 @@ def card(exact: Exact) -> Card:
         "resolution": exact.shape[1],
         "full_covariance": isinstance(exact.distribution, FullGaussianMixture),
     }
-    schedule = {"_target_": "scoreline.schedules.ve.VE", "scale_min": SIGMA_MIN, "scale_max": SIGMA_MAX}
     parameterisation = {"_target_": "scoreline.parameterisations.VarianceExploding"}
-    model = {"network": network, "noise_schedule": schedule, "parameterisation": parameterisation}
+    model = {"network": network, "noise_schedule": exact.noise_schedule, "parameterisation": parameterisation}
     return Card(model, exact.shape, 0, exact.data, {"exact": exact.how})
 
 
 def write_models(root: Path) -> dict[str, Path]:
     """Write every model as root/NAME/model.safetensors: name -> that file."""
-    paths = {name: root / name / "model.safetensors" for name in MODELS}
-    for name, path in paths.items():
-        exact = MODELS[name]()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_model(path, asdict(exact.distribution), card(exact))
-    return paths
+    return {name: write_model(root, name) for name in MODELS}
+
+
+def write_model(root: Path, name: str) -> Path:
+    """Write one model as root/NAME/model.safetensors."""
+    exact, path = MODELS[name](), root / name / "model.safetensors"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_model(path, asdict(exact.distribution), card(exact))
+    return path
 
 
 def mixture_of(checkpoint: Checkpoint) -> Mixture:

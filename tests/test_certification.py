@@ -22,7 +22,14 @@ from scoreline.solvers.deis import DEIS
 from scoreline.solvers.edm import EDMHeun
 from scoreline.solvers.tableau import Tableau
 
-SOLVERS = sorted(path.stem for path in conf_dir().glob("solver/*.yaml"))
+SOLVERS = certify_command.named("")
+
+
+def test_what_is_bound_to_a_checkpoint_is_left_out_and_nothing_else() -> None:
+    files = {path.stem: path.read_text() for path in conf_dir().glob("solver/*.yaml")}
+    reads = {name for name, text in files.items() if "${scoreline.record:" in text and "${digest}" in text}
+    assert set(certify_command.BOUND) == reads
+    assert sorted(SOLVERS) == sorted(files.keys() - reads)
 
 
 @pytest.mark.parametrize("name", SOLVERS)
@@ -125,6 +132,8 @@ def test_show_prints_every_number_of_a_tableau(tmp_path: Path, capsys: pytest.Ca
         (["show", "nfe=0"], "scoreline show: nfe=0: must be a whole number"),
         (["show", "sovler=ddim"], "scoreline show: sovler: there is no such key; did you mean 'solver'?"),
         (["show", "solver=dop853"], "has no tableau"),
+        (["certify", "solver=ddim,learned"], "scoreline certify: solver=learned: it was found for one checkpoint"),
+        (["certify", "solver=auto"], "scoreline certify: solver=auto: it was found for one checkpoint"),
         (["certify", "heun"], "scoreline certify: heun: not of the form key=value"),
         (["likelihood", "--checkpoint", "nowhere.safetensors"], "scoreline likelihood: checkpoint=nowhere"),
         (["likelihood", "images=0"], "scoreline likelihood: --images=0: must be at least 1"),

@@ -13,12 +13,16 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from scoreline import entry
+from scoreline.calibration.ranking import Families
 from scoreline.calibration.record import Record
+from scoreline.calibration.search import Recommendation
 from scoreline.checkpoints import load_model
 from scoreline.datasets.digits import Digits
 from scoreline.errors import InputError
 from scoreline.schedules.base import grid
 from scoreline.schedules.spacings import Power
+from scoreline.solvers.ddim import DDIM
+from scoreline.solvers.learned import Learned
 from scoreline.solvers.tableau import Tableau, build
 
 CONF = Path(__file__).parents[1] / "conf"
@@ -100,12 +104,41 @@ def spacings(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Any, t
 def test_every_solver_on_every_schedule_spends_its_budget_exactly(name: str, spacings: dict, tmp_path: Path) -> None:
     cfg = composed("sample", f"solver={name}", out=tmp_path)
     adopt(cfg)
+    native = instantiate(cfg.model.noise_schedule)
+    span_of_record = (native.sigma_max, native.sigma_min)
+    if name in FOUND:
+        cfg.solver.path = str(tmp_path / "record.safetensors")
+        FOUND[name](span_of_record, cfg.digest).save(Path(cfg.solver.path))
     solver = instantiate(cfg.solver)
+    if name == "auto":
+        assert solver == Recommendation((4, 9), (("ddim", "karras"), ("heun", "cosine")), span_of_record)
+        return
+    budgets = sorted(solver.tables) if isinstance(solver, Learned) else (1, 2, 7, 20)
     for schedule, span in spacings.values():
-        for nfe in (1, 2, 7, 20):
+        if isinstance(solver, Learned) and span != span_of_record:
+            continue
+        for nfe in budgets:
             run = expected_run(solver, schedule, span, nfe)
             if isinstance(run, Tableau) and not solver_is_measured_or_inflated(solver):
                 assert run.residual < 1e-12, (schedule, nfe)
+
+
+def learned_record(span: tuple[float, float], digest: str) -> Record:
+    """What `calibration=tableau` writes, with DDIM's tables."""
+    tables = {nfe: DDIM()(Power(7), *span, nfe) for nfe in (1, 2, 7)}
+    parts = {f"{part}_{nfe}": getattr(table, part) for nfe, table in tables.items() for part in ("rho", "N")}
+    return Record("tableau", {"budgets": torch.tensor(list(tables)), **parts}, {"checkpoint": digest})
+
+
+def search_record(span: tuple[float, float], digest: str) -> Record:
+    """What `calibration=search` writes, the best first."""
+    candidates = [[[["ddim", "karras"], ["deis_tab0", "karras"]], [["heun", "karras"]]], [[["heun", "cosine"]]]]
+    provenance = {"checkpoint": digest, "candidates": candidates, "span": span}
+    return Record("search", {"budgets": torch.tensor([4, 9])}, provenance)
+
+
+FOUND = {"learned": learned_record, "auto": search_record}
+"""Records of the solvers that read what was found for a checkpoint."""
 
 
 def expected_run(solver: Any, schedule: Any, span: tuple[float, float], nfe: int) -> Any:
@@ -129,7 +162,13 @@ def solver_is_measured_or_inflated(solver: Any) -> bool:
 def test_metrics_and_calibrations_instantiate(name: str, tmp_path: Path) -> None:
     group = next(g for g, c in CHOICES if c == name and g in ("metrics", "calibration"))
     cfg = composed(SCRIPT_OF[group], f"{group}={name}", out=tmp_path)
-    assert callable(instantiate(cfg[group]))
+    if "solvers" not in cfg[group]:
+        assert callable(instantiate(cfg[group]))
+        return
+    options = {key: value for key, value in cfg[group].items() if key not in ("solvers", "schedules")}
+    chosen = instantiate(options, _convert_="all", families=Families({"ddim": DDIM()}, {"karras": Power(7)}))
+    assert callable(chosen)
+    assert chosen.kind == name
 
 
 @pytest.mark.parametrize("experiment", [c for g, c in CHOICES if g == "experiment"])

@@ -220,8 +220,6 @@ def test_checkpoints_come_back_as_they_were(name: str, checkpoints: dict[str, Ch
     assert type(loaded) is type(exact.distribution)
     for field, value in asdict(exact.distribution).items():
         assert torch.equal(getattr(loaded, field), value), field
-    schedule = checkpoint.noise_schedule
-    assert (schedule.sigma_min, schedule.sigma_max) == pytest.approx((0.002, 80.0), rel=1e-12)
     x = 0.5 * normal(3, *checkpoint.card.shape)
     found, expected = checkpoint.denoiser.eps(x, 0.4).flatten(1), exact.distribution.eps(x.flatten(1), 0.4)
     torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
@@ -229,6 +227,32 @@ def test_checkpoints_come_back_as_they_were(name: str, checkpoints: dict[str, Ch
     shown = inspect.text(checkpoint.path)
     assert "scoreline.networks.gaussian_mixture.GaussianMixtureScore" in shown
     assert exact.how[:60] in shown
+
+
+@pytest.mark.parametrize("name", exact_models.MODELS)
+def test_runs_go_where_the_schedule_says(name: str, checkpoints: dict[str, Checkpoint]) -> None:
+    """VE from 80 to 0.002; VP with alpha^2 = exp(-(B - b) t^2 / 2 - b t), rho^2 = 1 / alpha^2 - 1 at 1 and 1e-3."""
+    ends = [math.sqrt(math.expm1((20 - 0.1) / 2 * t**2 + 0.1 * t)) for t in (1e-3, 1.0)]
+    schedule = checkpoints[name].noise_schedule
+    expected = ends if name == "digits_classes" else [0.002, 80.0]
+    assert [schedule.sigma_min, schedule.sigma_max] == pytest.approx(expected, rel=1e-12)
+
+
+def test_the_score_does_not_depend_on_the_schedule(checkpoints: dict[str, Checkpoint]) -> None:
+    """At noise levels of the linear VP range, against the gradient of the density that it noises."""
+    checkpoint = checkpoints["digits_classes"]
+    mixture = exact_models.mixture_of(checkpoint)
+    for rho in (checkpoint.noise_schedule.sigma_min, 1.0, checkpoint.noise_schedule.sigma_max):
+        x = (mixture.draw(3, torch.Generator().manual_seed(9)) + rho * normal(3, 64)).requires_grad_()
+        (gradient,) = torch.autograd.grad(log_joint(mixture, x, rho).logsumexp(1).sum(), x)
+        found = checkpoint.denoiser.eps(x.detach().reshape(3, 1, 8, 8), rho).flatten(1)
+        torch.testing.assert_close(found, -rho * gradient, rtol=1e-7, atol=1e-8)
+
+
+def test_time_of_the_class_gaussians_is_that_of_the_shipped_digits(checkpoints: dict[str, Checkpoint]) -> None:
+    shipped = load_model(ASSETS / "digits_vp.safetensors").noise_schedule
+    assert checkpoints["digits_classes"].noise_schedule == shipped
+    assert checkpoints["digits_points"].noise_schedule == checkpoints["ring8"].noise_schedule != shipped
 
 
 def test_cards_name_the_digits_they_were_made_from(checkpoints: dict[str, Checkpoint]) -> None:

@@ -1,9 +1,13 @@
 import pytest
 import torch
 
+from scoreline.commands.certify import maker
 from scoreline.errors import InputError
+from scoreline.exact import GaussianMixture
+from scoreline.sampling import integrate
 from scoreline.schedules.base import grid
 from scoreline.schedules.spacings import Power
+from scoreline.schedules.vp import LinearVP
 from scoreline.solvers.ddim import DDIM
 from scoreline.solvers.runge_kutta import RungeKutta, heun
 from scoreline.solvers.tableau import Tableau, build, denoise_last
@@ -77,3 +81,31 @@ def test_an_impossible_table_is_refused(S: list, N: list, message: str) -> None:
     rho = torch.tensor([2.0, 1.0, 0.5], dtype=torch.float64)
     with pytest.raises(ValueError, match=message):
         Tableau(rho, torch.tensor(S, dtype=torch.float64), torch.tensor(N, dtype=torch.float64), zeros(2))
+
+
+UNROLLED = [
+    *("ddim", "heun", "edm", "deis_tab3", "deis_rho_rk4", "ipndm4", "lms", "dpm_solver_2", "dpm_solver_3"),
+    *("dpm_solver_fast", "dpmpp_2m", "dpmpp_3m", "dpmpp_2s", "unipc_2", "unipc_3", "unipc_3_noise", "scire_v1_2_fd"),
+    *("scire_v1_3", "scire_v2_3", "scire_multistep_3"),
+]
+
+
+@pytest.mark.parametrize("name", UNROLLED)
+@pytest.mark.parametrize("nfe", [6, 9])
+def test_unrolled_is_the_same_method_with_one_row_a_call(name: str, nfe: int, mixture: GaussianMixture) -> None:
+    final = "none" if name == "edm" else "denoise"
+    table = build(maker(name, [])(LinearVP()), Power(7), (20.0, 0.05), nfe, final)
+    plain = table.unrolled()
+    assert len(plain.B) == plain.nfe == table.nfe
+    assert torch.equal(plain.S, torch.eye(table.nfe, dtype=torch.float64))
+    assert plain.residual < 1e-12
+    assert torch.equal(plain.rho[[0, -1]], table.rho[[0, -1]])
+    assert torch.equal(plain.rho[:-1], table.rho[:-1][torch.tensor(table.calls)])
+    x = torch.randn(16, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * 20
+    torch.testing.assert_close(integrate(mixture.eps, x, plain), integrate(mixture.eps, x, table), rtol=0, atol=1e-10)
+
+
+def test_a_stochastic_table_is_not_unrolled() -> None:
+    table = build(maker("euler_ancestral", [])(LinearVP()), Power(7), (20.0, 0.05), 4, "none")
+    with pytest.raises(ValueError, match="stochastic"):
+        table.unrolled()

@@ -34,7 +34,7 @@ class Ends:
 def fine_ends(subject: Subject, progress: Progress = lambda images: None) -> Ends:
     """Ends of the subject's own run."""
     noisy, clean = [], []
-    for batch, part in zip(subject.drawn(subject.run, progress), subject.batches(), strict=True):
+    for batch, part in zip(subject.drawn(subject.run, progress, whole=True), subject.batches(), strict=True):
         noisy.append(batch.x.cpu())
         clean.append(_denoised(subject, batch.x, part.label).cpu())
     return Ends(torch.cat(noisy), torch.cat(clean))

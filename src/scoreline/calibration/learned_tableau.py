@@ -1,7 +1,9 @@
 """A table learned for one model and NFE: the nodes and weights that come closest to its own fine run."""
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import cycle
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,15 +22,19 @@ from scoreline.calibration.subject import Subject
 from scoreline.errors import InputError
 from scoreline.sampling import Progress
 from scoreline.schedules.base import NoiseSchedule
+from scoreline.schedules.tabulated import SAME
 from scoreline.solvers.tableau import Tableau
 
 HELD_OUT = 3
 """Every third seed is held out: it stops the descent and chooses the table, and never makes a step."""
 
+NUMBERS = 40
+"""Residuals for each parameter, at least, from which the derivatives of a step are taken."""
+
 FEWER = 3
 """The first third of the training seeds serves to try the starts."""
 
-PATIENCE = 4
+PATIENCE = 8
 """Steps without a better held-out distance after which a descent stops."""
 
 
@@ -78,13 +84,15 @@ class LearnedTableau:
     What is returned is the best table on held-out seeds, the closed-form start included, so it is never worse than that
     there; since these seeds choose it, expect slightly less on others.
 
-    One budget costs about K^2 history / 2 evaluations an image and step; memory is that of K history states.
+    One budget costs about K^2 history / 2 evaluations an image and step; memory is that of about K^2 history states.
 
     Attributes:
         budgets: NFE to learn tables for.
         families: solvers and schedules by name, from which the starts are chosen.
         starts: closed-form tables to begin at.
         first, steps: steps from each of them, and from the best.
+        derivatives: images from which a step's derivatives are taken, in turns if there are more; all of them say
+            whether the step is good. Half as many make a step twice as cheap and the table somewhat worse.
         history: estimates that a row may change the weights of; older ones keep those of the start.
         ridge: penalty on theta^2 / 2 in units of the start's mean distance, which holds what data do not decide.
 
@@ -99,8 +107,9 @@ class LearnedTableau:
     families: Families
     starts: int = 6
     first: int = 2
-    steps: int = 20
-    history: int = 4
+    steps: int = 40
+    derivatives: int = 512
+    history: int = 8
     ridge: float = 1e-4
 
     kind = "tableau"
@@ -109,11 +118,12 @@ class LearnedTableau:
 
     def __post_init__(self) -> None:
         check_budgets(self.budgets)
-        for name in ("starts", "first", "steps", "history"):
+        for name in ("starts", "first", "steps", "derivatives", "history"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise InputError(f"calibration.{name}={value}: must be a whole number, at least 1")
-        if not self.ridge >= 0:
+        ridge: Any = self.ridge
+        if isinstance(ridge, bool) or not isinstance(ridge, int | float) or not 0 <= ridge < math.inf:
             raise InputError(f"calibration.ridge={self.ridge}: must be a number, 0 or greater")
 
     def __call__(self, subject: Subject, progress: Progress = lambda images: None) -> dict[str, Any]:
@@ -127,8 +137,8 @@ class LearnedTableau:
         """
         if len(subject.seeds) < 2 * HELD_OUT:
             raise InputError(f"seeds: {len(subject.seeds)} are too few to learn from and hold out; use 192 or more")
-        found = {nfe: candidates(self.families, subject.span, nfe) for nfe in self.budgets}
-        costs = {nfe: self._cost(len(subject.seeds), nfe, len(each)) for nfe, each in found.items()}
+        found = {nfe: _closed_forms(self.families, subject.span, nfe) for nfe in self.budgets}
+        costs = {nfe: self._cost(subject, nfe, len(each)) for nfe, each in found.items()}
         spent = float(len(subject.seeds) * subject.run.nfe)
         told = _Told(progress, len(subject.seeds) / (spent + sum(costs.values())))
         halves = _halves(subject, fine_ends(subject, lambda images: told(images * subject.run.nfe)))
@@ -138,18 +148,24 @@ class LearnedTableau:
             start, learned = self._learn(halves, each, told)
             values |= {f"rho_{nfe}": learned.rho, f"N_{nfe}": learned.N}
             values["starts"].append(start.candidate.names[0])
-            rows.append(_reached(halves[1], start.candidate.table, learned))
+            rows.append(_reached(halves[1], start.candidate.table.unrolled(), learned))
             spent += costs[nfe]
             told.reach(spent)
         return values | dict(zip(_ROW, torch.tensor(rows, dtype=torch.float64).unbind(1), strict=True))
 
-    def _cost(self, images: int, nfe: int, count: int) -> float:
+    def _cost(self, subject: Subject, nfe: int, count: int) -> float:
         """Evaluations that a budget takes at most."""
         steps = self.starts * self.first / FEWER + self.steps
-        return nfe * work(count, images) + steps * self._step_cost(images, nfe)
+        return nfe * work(count, len(subject.seeds)) + steps * self._step_cost(subject, nfe)
 
-    def _step_cost(self, images: int, nfe: int) -> float:
-        return images * nfe * (2 + nfe * self.history / 2)
+    def _step_cost(self, subject: Subject, nfe: int) -> float:
+        turn = self._turn(subject, nfe * self.history)
+        return nfe * (2 * len(subject.seeds) + turn * nfe * self.history / 2)
+
+    def _turn(self, subject: Subject, parameters: int) -> int:
+        """Images of a group."""
+        needed = -(-NUMBERS * parameters // math.prod(subject.shape))
+        return min(len(subject.seeds), max(self.derivatives, needed))
 
     def _learn(self, halves: tuple[Half, Half], found: list[Candidate], told: "_Told") -> tuple[Ranked, Tableau]:
         """The best closed-form start on the seeds that train, and the table."""
@@ -172,18 +188,20 @@ class LearnedTableau:
         if not near.size:
             return best
 
+        groups = cycle(_groups(train, self._turn(train.subject, near.size)))
+
         def linear(theta: Tensor) -> Iterator[Linear]:
-            return _linearised(train, near, theta)
+            return _linearised(next(groups), near, theta)
 
         def reached(theta: Tensor) -> Tensor:
-            return distances(*_run(train, near(theta)))
+            return _distances(train, near, theta)
 
         for step in descend(linear, reached, theta, ridge, steps):
             table = near(step.theta)
             found = Learned(table, float(distances(*_run(held, table)).mean()))
             since = 0 if found.held_out < best.held_out else since + 1
             best = min(best, found, key=_held_out)
-            told(self._step_cost(len(train.subject.seeds), start.nfe))
+            told(self._step_cost(train.subject, start.nfe))
             if since == PATIENCE:
                 break
         return best
@@ -192,7 +210,7 @@ class LearnedTableau:
         """Held-out distance of the start and of the table at every budget."""
         lines = []
         for place, nfe in enumerate(values["budgets"].tolist()):
-            before, error, after, left, median = (float(values[name][place]) for name in _ROW)
+            before, error, after, left, median = (values[name][place] for name in _ROW)
             lines.append(
                 f"NFE {nfe}: {' / '.join(values['starts'][place])} {before:.4g} +- {error:.1g} -> learned {after:.4g} "
                 f"+- {left:.1g} on held-out noise, ratio of means {after / before:.2f}, of medians {median:.2f}"
@@ -207,6 +225,30 @@ class LearnedTableau:
 _ROW = ("start", "start_error", "learned", "learned_error", "ratio_of_medians")
 
 
+def _closed_forms(families: Families, span: tuple[float, float], nfe: int) -> list[Candidate]:
+    """`candidates` that end where the subject's run does, without tables that were learned before.
+
+    Raises:
+        InputError: if nothing is left.
+    """
+    solvers = {name: solver for name, solver in families.solvers.items() if not hasattr(solver, "own_levels")}
+    found = candidates(Families(solvers, families.schedules), span, nfe)
+    kept = [each for each in found if math.isclose(float(each.table.rho[-1]), span[1], rel_tol=SAME)]
+    if not kept:
+        raise InputError(
+            f"nfe={nfe}: no table of calibration.solvers ends at sigma_min={span[1]:.6g}; name others, or all"
+        )
+    return kept
+
+
+def _distances(half: Half, near: Neighbourhood, theta: Tensor) -> Tensor:
+    try:
+        table = near(theta)
+    except ValueError:  # levels or weights that overflow
+        return torch.full((len(half.subject.seeds),), torch.inf, dtype=torch.float64)
+    return distances(*_run(half, table))
+
+
 def _run(half: Half, table: Tableau) -> tuple[Subject, Tableau, Ends]:
     return half.subject, table, half.ends
 
@@ -217,6 +259,11 @@ def _halves(subject: Subject, ends: Ends) -> tuple[Half, Half]:
     sides = (number % HELD_OUT != HELD_OUT - 1, number % HELD_OUT == HELD_OUT - 1)
     train, held = (_selected(subject, ends, side.nonzero().flatten()) for side in sides)
     return train, held
+
+
+def _groups(half: Half, count: int) -> list[Half]:
+    """The seeds in groups that take turns to say how a step should go; whether it is good, all of them say."""
+    return [_selected(*half, chosen) for chosen in torch.split(torch.arange(len(half.subject.seeds)), count)]
 
 
 def _selected(subject: Subject, ends: Ends, chosen: Tensor) -> Half:

@@ -1,5 +1,6 @@
 """Levenberg's and Marquardt's method for the mean distance over images, instead of its square."""
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
@@ -30,7 +31,7 @@ Linearised = Callable[[Tensor], Iterable[Linear]]
 """theta -> residuals and derivatives, batch by batch."""
 
 Distances = Callable[[Tensor], Tensor]
-"""theta -> RMS residual of every image (n,) float64; infinite where a run diverged."""
+"""theta -> RMS residual of every image (n,) float64; infinite where a run diverged or theta makes no table."""
 
 
 def descend(linearised: Linearised, distances: Distances, theta: Tensor, ridge: float, steps: int) -> Iterator[Step]:
@@ -40,19 +41,21 @@ def descend(linearised: Linearised, distances: Distances, theta: Tensor, ridge: 
     g = mean_b w_b J_b^T r_b / d and w_b = 1 / |r_b|: iteratively reweighted least squares. It is the mean of distances,
     not of squares, because few images that end elsewhere (in another mode) would decide a sum of squares. mu is divided
     by 5 after a step that lowers the objective and multiplied by 5 after one that does not; six refusals in a row end
-    the descent.
+    the descent. None begins where runs diverge, or where nothing is left to lower.
 
     Source: Levenberg (1944), doi:10.1090/qam/10666; Marquardt (1963), doi:10.1137/0111030; Holland & Welsch (1977),
     doi:10.1080/03610927708827533.
     """
     damping, value = FIRST_DAMPING, _objective(distances(theta), theta, ridge)
     for _ in range(steps):
+        if not 0 < value < math.inf:
+            return
         A, g = _normal_equations(linearised(theta), value)
         A.diagonal().add_(ridge)
         g += ridge * theta
         for _ in range(TRIES):
             damped = A + damping * torch.diag(A.diagonal().clamp(min=1e-9 * float(A.diagonal().max())))
-            trial = theta - torch.linalg.solve(damped, g)
+            trial = theta - torch.linalg.solve_ex(damped, g).result  # singular: not finite, hence refused
             reached = distances(trial)
             lower = _objective(reached, trial, ridge)
             if lower < value:

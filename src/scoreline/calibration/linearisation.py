@@ -20,7 +20,7 @@ def linearise(eps: LevelEps, x: Tensor, table: Tableau, slopes: tuple[Tensor, Te
     Derivatives go along with the run: d x_{k+1} = d x_k + sum_j (dN_kj eps_j + N_kj d eps_j), where
     d eps_j = (eps(x_j + h d x_j, rho_j + h d rho_j) - eps_j) / h is one more evaluation for every parameter that
     state j depends on. So a model needs no derivatives of its own, nothing of a network's inside is kept, and memory is
-    P states for each estimate that a later row reads.
+    P states for each estimate.
 
     Args:
         table: with one row a call.

@@ -19,6 +19,8 @@ class Neighbourhood:
     theta = (the logarithms of the K - 1 inner levels, the weights N_kj of older estimates j < k in units of the row's
     step), both as differences from the start, theta = 0. The weight of the newest estimate follows,
     N_kk = rho_{k+1} - rho_k - sum_{j<k} N_kj, so that every member is exact for constant eps: its `residual` is zero.
+    A start that is not (a method with a measured scale, exact for constant eps / w) is made so: theta = 0 is then a
+    table beside it.
 
     Attributes:
         start: a table with one row a call (`Tableau.unrolled`).

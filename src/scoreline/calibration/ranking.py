@@ -35,7 +35,7 @@ class Families:
 
 
 class Candidate(NamedTuple):
-    """A solver on a schedule at some NFE; `names` are all pairs that make this table, simplest first."""
+    """A solver on a schedule at some NFE; `names` are all pairs that make this table, in the order of the families."""
 
     names: list[tuple[str, str]]
     table: Tableau

@@ -1,5 +1,6 @@
 """Which solver and schedule suit a checkpoint at a given NFE: by distance to its own fine run."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,15 +86,16 @@ class Search:
         _plot(record, path)
 
 
-def check_budgets(budgets: Sequence[int]) -> None:
+def check_budgets(budgets: object) -> None:
     """Refuse what is no list of positive whole numbers.
 
     Raises:
         InputError: naming the key.
     """
-    wrong = [nfe for nfe in budgets if isinstance(nfe, bool) or not isinstance(nfe, int) or nfe < 1]
-    if wrong or not budgets or len(set(budgets)) < len(budgets):
-        raise InputError(f"calibration.budgets={list(budgets)}: give different whole numbers from 1, as [5,10,20]")
+    given = list(budgets) if isinstance(budgets, Sequence) and not isinstance(budgets, str) else []
+    wrong = [nfe for nfe in given if isinstance(nfe, bool) or not isinstance(nfe, int) or nfe < 1]
+    if wrong or not given or len(set(given)) < len(given):
+        raise InputError(f"calibration.budgets={budgets}: give a list of different whole numbers from 1, as [5,10,20]")
 
 
 def _values(budgets: list[int], ranked: list[list[Ranked]]) -> dict[str, Any]:
@@ -119,7 +121,7 @@ class Recommendation:
         Raises:
             InputError: for another range of noise levels than the searched one.
         """
-        if any(abs(asked / has - 1) > SAME for asked, has in zip(span, self.span, strict=True)):
+        if not all(math.isclose(asked, has, rel_tol=SAME) for asked, has in zip(span, self.span, strict=True)):
             raise InputError(
                 f"sigma_max={span[0]:.6g} sigma_min={span[1]:.6g}: solver=auto was searched from {self.span[0]:.6g} to "
                 f"{self.span[1]:.6g}; leave these keys out, or search this range with: "

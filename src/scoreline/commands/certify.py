@@ -9,15 +9,19 @@ from typing import Any
 from scoreline import entry
 from scoreline.certification import Certificate, certify, markdown
 from scoreline.commands.composition import built, composed, split
+from scoreline.errors import InputError
 from scoreline.files import write_atomically
 from scoreline.progress import ImageProgress
 from scoreline.schedules.base import Schedule
 
 OWN = {"solver": "", "out": "outputs/certify"}
 
+BOUND = ("auto", "learned")
+"""Files of conf/solver that read what was found for one checkpoint: they promise no order that could be measured."""
+
 
 def main(words: list[str]) -> int:
-    """Certify the named solvers, else every file of conf/solver; print the table, write certify.md and certify.json.
+    """Certify the named solvers, else all but `BOUND`; print the table, write certify.md and certify.json.
 
     Returns:
         1 if a solver breaks a promise, else 0.
@@ -26,9 +30,7 @@ def main(words: list[str]) -> int:
 
     torch.set_num_threads(1)
     own, overrides = split(words, OWN)
-    names = (
-        own["solver"].split(",") if own["solver"] else sorted(p.stem for p in entry.conf_dir().glob("solver/*.yaml"))
-    )
+    names = named(own["solver"])
     found = []
     with ImageProgress(len(names), "certifying", unit="solver") as progress:
         for name in names:
@@ -40,6 +42,23 @@ def main(words: list[str]) -> int:
     broken = [certificate.name for certificate in found if certificate.breaches]
     print(f"\n{len(found) - len(broken)} of {len(found)} solvers keep their promises; {_where(broken)}")
     return 1 if broken else 0
+
+
+def named(asked: str) -> list[str]:
+    """The solvers of `solver=a,b`, or all.
+
+    Raises:
+        InputError: for one that is bound to a checkpoint.
+    """
+    if not asked:
+        return sorted(path.stem for path in entry.conf_dir().glob("solver/*.yaml") if path.stem not in BOUND)
+    names = asked.split(",")
+    for name in names:
+        if name in BOUND:
+            raise InputError(
+                f"solver={name}: it was found for one checkpoint and promises no order to measure; leave it out"
+            )
+    return names
 
 
 def maker(name: str, overrides: list[str]) -> Callable[[Schedule], Any]:

@@ -34,7 +34,6 @@ def composed(overrides: Sequence[str]) -> DictConfig:
     Raises:
         InputError, HydraException: as sample.py does, explained by `entry.explain`.
     """
-    from hydra import compose, initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
     from omegaconf import open_dict
 
@@ -42,14 +41,24 @@ def composed(overrides: Sequence[str]) -> DictConfig:
 
     GlobalHydra.instance().clear()
     entry.register_resolvers()
-    with initialize_config_dir(str(entry.conf_dir()), version_base="1.3"):
-        cfg = compose("sample", list(overrides))
+    cfg = _sample_config(overrides)
     checkpoint = load_model(entry.model_path(cfg.checkpoint), tuple(cfg.trust))
     with open_dict(cfg):
         entry.adopt_model(cfg, checkpoint.card.model, checkpoint.digest)
         if cfg.record == "auto":
             cfg.record = str(entry.record_beside(checkpoint.path, "score_norm"))
     return cfg
+
+
+def _sample_config(overrides: Sequence[str]) -> DictConfig:
+    """The config of sample.py; within a script that runs, from that script's search path."""
+    from hydra import compose, initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+
+    if GlobalHydra.instance().is_initialized():
+        return compose("sample", list(overrides))
+    with initialize_config_dir(str(entry.conf_dir()), version_base="1.3"):
+        return compose("sample", list(overrides))
 
 
 def families(cfg: DictConfig, checkpoint: Path) -> dict[str, dict[str, Any]]:
@@ -87,11 +96,9 @@ def _named(group: str, asked: Any) -> list[str]:
 
 
 def _nodes(names: dict[str, list[str]]) -> Any:
-    """The content of config files, all in one composition; of a script that runs, hence in its search path."""
-    from hydra import compose
-
+    """The content of config files, all in one composition."""
     chosen = [f"+{group}@families.{group}.{name}={name}" for group in names for name in names[group]]
-    return compose("sample", chosen).families
+    return _sample_config(chosen).families
 
 
 def _tried(node: DictConfig, optional: bool) -> Any:
@@ -107,14 +114,24 @@ def _tried(node: DictConfig, optional: bool) -> Any:
         raise
 
 
-def recommended(cfg: DictConfig, solver: str, schedule: str) -> None:
-    """Put the files of conf/solver and conf/schedule of these names into the config of a running script."""
-    from hydra import compose
+def follow(cfg: DictConfig, span: tuple[float, float], nfe: int) -> tuple[str, str] | None:
+    """Where solver= chooses among the others: put the files of its choice into the config, and tell their names.
+
+    Raises:
+        InputError: if what it chooses from was measured on another range.
+    """
     from omegaconf import OmegaConf
 
-    chosen = compose("sample", [f"solver={solver}", f"schedule={schedule}"])
+    from scoreline.calibration.search import Recommendation
+
+    recommendation = built(cfg.solver)
+    if not isinstance(recommendation, Recommendation):
+        return None
+    pair = recommendation.at(nfe, span)
+    chosen = _sample_config([f"solver={pair[0]}", f"schedule={pair[1]}"])
     for group in ("solver", "schedule"):
         cfg[group] = OmegaConf.to_container(chosen[group], resolve=False)
+    return pair
 
 
 def built(node: DictConfig) -> Any:

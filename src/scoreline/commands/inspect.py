@@ -20,6 +20,9 @@ from scoreline.files import sha256
 LEVELS = 10
 """Rows of the table of a score_norm record."""
 
+BEST = 3
+"""Candidates of each budget of a search record."""
+
 LONGEST = 200
 """Characters of a value that are shown."""
 
@@ -120,11 +123,16 @@ def record_lines(header: Header) -> Iterator[str]:
 
     kind, values = header.metadata["kind"], load_file(header.path)
     yield from _first(f"calibration record, {kind}", header)
-    yield from tree("provenance", json.loads(header.metadata["provenance"]))
+    provenance = json.loads(header.metadata["provenance"])
+    yield from tree("provenance", provenance)
     for name, value in sorted(values.items()):
         yield line(name, summary(value))
     if kind == "score_norm":
         yield from levels(values)
+    if kind == "search":
+        yield from best(values, provenance)
+    if kind == "tableau":
+        yield from learned(values, provenance)
 
 
 def tree(name: str, value: Any, depth: int = 0) -> Iterator[str]:
@@ -161,6 +169,26 @@ def levels(values: dict[str, Tensor]) -> Iterator[str]:
     for k in dict.fromkeys(nearest.tolist()):
         rho, mean, error = rows[k].tolist()
         yield f"{rho:12.6g} {mean:12.6f} +- {'unknown' if error != error else f'{error:.6f}'}"
+
+
+def best(values: dict[str, Tensor], provenance: dict[str, Any]) -> Iterator[str]:
+    """The nearest solvers and schedules to the fine run at every budget of a search record."""
+    yield f"{'NFE':>4} {'distance':>11}    standard error  solver / schedule"
+    for place, nfe in enumerate(values["budgets"].tolist()):
+        for k, names in enumerate(provenance["candidates"][place][:BEST]):
+            mean, error = float(values["mean"][place, k]), float(values["standard_error"][place, k])
+            alike = f" and {len(names) - 1} alike" * (len(names) > 1)
+            yield f"{nfe if k == 0 else '':>4} {mean:11.6g} +- {error:<15.2g} {' / '.join(names[0])}{alike}"
+
+
+def learned(values: dict[str, Tensor], provenance: dict[str, Any]) -> Iterator[str]:
+    """Held-out distance of the start and of the learned table at every budget of a tableau record."""
+    yield f"{'NFE':>4} {'held out, before':>24} {'learned':>24}  start"
+    columns = ("start", "start_error", "learned", "learned_error")
+    for place, nfe in enumerate(values["budgets"].tolist()):
+        before, error, after, left = (float(values[name][place]) for name in columns)
+        numbers = (f"{mean:.6g} +- {own:.2g}" for mean, own in ((before, error), (after, left)))
+        yield f"{nfe:>4} {next(numbers):>24} {next(numbers):>24}  {' / '.join(provenance['starts'][place])}"
 
 
 def line(name: str, shown: str, depth: int = 0) -> str:

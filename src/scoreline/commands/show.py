@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from scoreline import entry
-from scoreline.commands.composition import built, composed, split
+from scoreline.commands.composition import built, composed, follow, split
 from scoreline.solvers.tableau import Tableau, build_tableau
 
 OWN = {"out": "outputs/show"}
@@ -19,6 +19,9 @@ def main(words: list[str]) -> None:
     cfg = composed(overrides)
     native = built(cfg.model.noise_schedule)
     span, nfe = entry.sigma_range(cfg, native), entry.whole("nfe", cfg.nfe)
+    recommended = follow(cfg, span, nfe)
+    if recommended:
+        print(f"{cfg.checkpoint}: {' on '.join(recommended)}")
     tableau = build_tableau(built(cfg.solver), built(cfg.schedule), span, nfe, cfg.final)
     words = [word for word in words if not word.startswith("out=")]
     print(text(tableau))

@@ -1,0 +1,518 @@
+"""Solvers and steps at few evaluations: `python benchmarks/few_evaluations.py OUT [--images 1000] [--nfe 5,6,8,10]`.
+
+Two models, the shipped `digits_vp` and `digits_classes` with its exact score, are calibrated by calibrate.py, then
+sampled by every method at every NFE on three disjoint ranges of seeds that no calibration saw. Reported are the
+distance from a fine run of the same model with the same noise, and the Frechet distance. What is in OUT already is not
+done again. OUT/few_evaluations.md and .png hold the tables, OUT/rows.json a row for each cell and range,
+OUT/differences.json what a method adds to the first one on the same seeds.
+"""
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any, NamedTuple
+
+import exact_models
+import torch
+from torch import Tensor
+
+from scoreline import entry, tables
+from scoreline.calibration.distances import fine_ends
+from scoreline.calibration.search import Recommendation
+from scoreline.calibration.subject import Subject
+from scoreline.checkpoints import Checkpoint, load_model
+from scoreline.commands.composition import built, composed
+from scoreline.datasets.digits import Digits
+from scoreline.errors import InputError
+from scoreline.files import code_version, write_atomically
+from scoreline.metrics.features import DigitFeatures
+from scoreline.metrics.frechet import GaussianStatistics, frechet_replicates
+from scoreline.metrics.jackknife import assign_groups, delete_each_group
+from scoreline.networks.gaussian_mixture import GaussianMixtureScore
+from scoreline.pixels import to_uint8
+from scoreline.schedules.spacings import Power
+from scoreline.solvers.tableau import Tableau, build_tableau
+from scoreline.solvers.unipc import UniPC
+
+Row = dict[str, Any]
+
+ROOT = Path(__file__).resolve().parents[1]
+MODELS = ("digits_classes", "digits_vp")
+FIRST_SEED, RANGES, BATCH, GROUPS = 10_000, 3, 256, 20
+FINE = 200
+OWN = "its own"
+
+
+class Method(NamedTuple):
+    """Names in conf/solver and conf/schedule, and the record that has to be there first."""
+
+    solver: str
+    schedule: str = OWN
+    record: str | None = None
+
+    @property
+    def name(self) -> str:
+        return f"{self.solver} / {self.schedule}"
+
+
+METHODS = (
+    Method("deis_tab3", "time_quadratic"),
+    Method("deis_sn", "time_quadratic", "score_norm"),
+    Method("deis_tab3", "score_optimal", "score_optimal"),
+    Method("heun", "score_optimal", "score_optimal"),
+    Method("heun", "karras"),
+    Method("auto", OWN, "search"),
+    Method("learned", OWN, "tableau"),
+)
+"""The first is what others are compared with; a search comes before tables are learned, which it would offer too."""
+
+REFERENCE = Method("unipc_3", "karras")
+
+
+class Lesson(NamedTuple):
+    """From which seeds tables are learned, and up to which NFE: a step costs NFE squared."""
+
+    seeds: str
+    most: int
+
+
+LESSONS = {"digits_classes": Lesson("0-383", 20), "digits_vp": Lesson("0-191", 15)}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to measure, and in which directory."""
+
+    out: Path
+    images: int
+    budgets: tuple[int, ...]
+    methods: tuple[Method, ...] = METHODS
+
+    def ranges(self) -> list[str]:
+        """Disjoint ranges of seeds, as sample.py takes them."""
+        starts = [FIRST_SEED + self.images * number for number in range(RANGES)]
+        return [f"{start}-{start + self.images - 1}" for start in starts]
+
+    def calibration(self, name: str, kind: str) -> list[str]:
+        """Overrides of calibrate.py."""
+        lesson = LESSONS[name]
+        learned = [nfe for nfe in self.budgets if nfe <= lesson.most]
+        asked = {
+            "search": [f"calibration.budgets={_listed(self.budgets)}", f"batch_size={BATCH}"],
+            "tableau": [
+                *(f"calibration.budgets={_listed(learned)}", "calibration.history=4", "calibration.derivatives=64"),
+                *("calibration.starts=4", "calibration.steps=20", f"seeds={lesson.seeds}", f"batch_size={BATCH}"),
+            ],
+        }
+        return [f"calibration={kind}", *asked.get(kind, [])]
+
+
+def _listed(numbers: Sequence[int]) -> str:
+    return f"[{','.join(map(str, numbers))}]"
+
+
+def place(root: Path, name: str) -> Path:
+    """root/NAME/model.safetensors: an exact model, or a copy of a shipped one with its score_norm record beside it."""
+    path = root / name / "model.safetensors"
+    if path.exists():
+        return path
+    if name in exact_models.MODELS:
+        return exact_models.write_model(root, name)
+    shipped = entry.model_path(name)
+    _copy(entry.record_beside(shipped, "score_norm"), entry.record_beside(path, "score_norm"))
+    _copy(shipped, path)
+    return path
+
+
+def _copy(source: Path, target: Path) -> None:
+    write_atomically(target, lambda temporary: shutil.copy(source, temporary))
+
+
+def calibrate(plan: Plan, checkpoint: Path, kind: str) -> None:
+    """Let calibrate.py write a record beside the checkpoint, unless there is one."""
+    if entry.record_beside(checkpoint, kind).exists():
+        return
+    name = checkpoint.parent.name
+    words = [f"checkpoint={checkpoint}", f"hydra.run.dir={plan.out / 'calibrate' / name / kind}"]
+    command = [sys.executable, str(ROOT / "calibrate.py"), *words, *plan.calibration(name, kind)]
+    subprocess.run(command, check=True)
+
+
+class Judge(NamedTuple):
+    """Vectors of samples, the Gaussian that right samples have, and what to call the two."""
+
+    vectors: Callable[[Tensor], Tensor]
+    right: GaussianStatistics
+    protocol: dict[str, str]
+
+
+def judge(checkpoint: Checkpoint) -> Judge:
+    """Pixels against the exact moments where these are known, else the features of `metrics=fidelity`."""
+    if isinstance(checkpoint.denoiser.network, GaussianMixtureScore):
+        return _exact_judge(checkpoint)
+    features, digits = DigitFeatures(), Digits("train")
+    images, _ = digits.read(range(len(digits)))
+    named = {"frechet_of": f"{features.name}:{features.digest[:8]}", "to": f"{digits.name}:{digits.digest[:8]}"}
+    return Judge(lambda x: features(to_uint8(x)), GaussianStatistics.of(features(images)), named)
+
+
+def _exact_judge(checkpoint: Checkpoint) -> Judge:
+    """The moments of x_0 + rho eps at the level where runs end."""
+    exact_mean, covariance = exact_models.mixture_of(checkpoint).moments()
+    added = checkpoint.noise_schedule.sigma_min**2 * torch.eye(len(exact_mean), dtype=torch.float64)
+    named = {"frechet_of": "pixels", "to": "exact mean and covariance at sigma_end"}
+    return Judge(lambda x: x.double().flatten(1), GaussianStatistics(2, exact_mean, covariance + added), named)
+
+
+def span_of(checkpoint: Checkpoint) -> tuple[float, float]:
+    """(sigma_max, sigma_min) of the model's own noise schedule."""
+    return checkpoint.noise_schedule.sigma_max, checkpoint.noise_schedule.sigma_min
+
+
+def subject_of(checkpoint: Checkpoint, seeds: Sequence[int]) -> Subject:
+    """The model, `REFERENCE` with `FINE` evaluations, and these seeds."""
+    run = build_tableau(UniPC(3), Power(7), span_of(checkpoint), FINE, "none")
+    return Subject(checkpoint.denoiser, run, checkpoint.card.shape, seeds, BATCH)
+
+
+class Chosen(NamedTuple):
+    """A method's table at an NFE, and the pair that it was recommended as."""
+
+    run: Tableau
+    recommended: str | None
+
+
+def choose(checkpoint: Checkpoint, method: Method, nfe: int) -> Chosen:
+    """The table that sample.py would use.
+
+    Raises:
+        InputError: if there is none of exactly this NFE.
+    """
+    words = [f"checkpoint={checkpoint.path}", f"solver={method.solver}"]
+    cfg = composed(words if method.schedule == OWN else [*words, f"schedule={method.schedule}"])
+    solver = built(cfg.solver)
+    if isinstance(solver, Recommendation):
+        found = Method(*solver.at(nfe, span_of(checkpoint)))
+        return Chosen(choose(checkpoint, found, nfe).run, found.name)
+    run = build_tableau(solver, built(cfg.schedule), span_of(checkpoint), nfe, "none")
+    if run.nfe != nfe:
+        raise InputError(f"nfe={nfe}: {method.solver} spends {run.nfe}")
+    return Chosen(run, None)
+
+
+def stored(path: Path, make: Callable[[], Tensor]) -> Tensor:
+    """The tensor in a file, which is made first if it is not there."""
+    from safetensors.torch import load_file, save_file
+
+    if not path.exists():
+        made = make()
+        write_atomically(path, lambda temporary: save_file({"values": made}, temporary))
+    return load_file(path)["values"]
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A model in a plan."""
+
+    plan: Plan
+    checkpoint: Checkpoint
+    judge: Judge
+
+    @property
+    def name(self) -> str:
+        return self.checkpoint.path.parent.name
+
+    def ends(self, seeds: str) -> Tensor:
+        """Where the fine run ends, kept in a file."""
+        path = self.plan.out / "reference" / f"{self.name}-{seeds}.safetensors"
+        return stored(path, lambda: fine_ends(subject_of(self.checkpoint, _numbers(seeds))).noisy)
+
+    def drawn(self, run: Tableau, seeds: str) -> Tensor:
+        """Samples (n, C, H, W), to the bit those of sample.py."""
+        subject = subject_of(self.checkpoint, _numbers(seeds))
+        return torch.cat([batch.x for batch in subject.drawn(run)])
+
+    def row(self, method: Method, chosen: Chosen, seeds: str) -> Row:
+        """One cell on one range of seeds; the distance of every image goes to a file of its own."""
+        x, ends = self.drawn(chosen.run, seeds), self.ends(seeds)
+        apart = (x.double() - ends).flatten(1).square().mean(1).sqrt()
+        stored(distance_file(self.plan.out, self.name, method, chosen.run.nfe, seeds), lambda: apart)
+        more = {} if chosen.recommended is None else {"recommended": chosen.recommended}
+        return {**self.about(method, chosen.run.nfe, seeds), **more, "metrics": self.scores(x, apart)}
+
+    def scores(self, x: Tensor, apart: Tensor) -> dict[str, Any]:
+        """Mean, median and root mean square of the distances (n,), and the Frechet distance of the samples."""
+        group = assign_groups(len(x), min(GROUPS, len(x)))
+        found = {
+            "distance": delete_each_group(lambda d: float(d.mean()), apart, group),
+            "distance_median": delete_each_group(lambda d: float(d.median()), apart, group),
+            "distance_rms": delete_each_group(lambda d: float(d.square().mean().sqrt()), apart, group),
+            "frechet_distance": frechet_replicates(self.judge.vectors(x), self.judge.right, group),
+        }
+        return {name: {"value": it.full, "error": it.error, "n": len(x)} for name, it in found.items()}
+
+    def reference_row(self, seeds: str) -> Row:
+        """The Frechet distance of the fine run itself."""
+        x = self.ends(seeds)
+        scores = self.scores(x, torch.zeros(len(x), dtype=torch.float64))
+        only = {"frechet_distance": scores["frechet_distance"]}
+        return {**self.about(REFERENCE, FINE, seeds), "metrics": only}
+
+    def about(self, method: Method, nfe: int, seeds: str) -> Row:
+        """What a row has besides its figures: as in the metrics.json of sample.py."""
+        first, last = span_of(self.checkpoint)
+        return {
+            "model": self.name,
+            **{"solver": method.solver, "schedule": method.schedule, "nfe": nfe},
+            **{"images": self.plan.images, "seeds": seeds, "labels": "none", "guidance": "none", "threshold": "none"},
+            **{"final": "none", "sigma_max": first, "sigma_end": last, "code_version": code_version()},
+            "checkpoint": {"name": self.checkpoint.path.name, "sha256": self.checkpoint.digest},
+            "protocol": {"distance_from": f"{REFERENCE.name} at NFE {FINE}, same noise", **self.judge.protocol},
+        }
+
+
+def distance_file(out: Path, model: str, method: Method, nfe: int, seeds: str) -> Path:
+    name = f"{model}-{method.solver}-{method.schedule}-{nfe}-{seeds}".replace(" ", "_")
+    return out / "distances" / f"{name}.safetensors"
+
+
+def _numbers(seeds: str) -> range:
+    first, last = map(int, seeds.split("-"))
+    return range(first, last + 1)
+
+
+def measure(bench: Bench, known: Callable[[Row], bool]) -> Iterator[Row]:
+    """The rows that are not known yet, one after the other; a cell without a table is a row that says why."""
+    plan = bench.plan
+    for method in plan.methods:
+        if method.record:
+            calibrate(plan, bench.checkpoint.path, method.record)
+        for nfe in plan.budgets:
+            missing = [s for s in plan.ranges() if not known(bench.about(method, nfe, s))]
+            yield from _cells(bench, method, nfe, missing)
+    for seeds in plan.ranges():
+        if not known(bench.about(REFERENCE, FINE, seeds)):
+            yield bench.reference_row(seeds)
+
+
+def _cells(bench: Bench, method: Method, nfe: int, missing: list[str]) -> Iterator[Row]:
+    if not missing:
+        return
+    try:
+        chosen = choose(bench.checkpoint, method, nfe)
+    except InputError as error:
+        yield from ({**bench.about(method, nfe, seeds), "left_out": str(error)} for seeds in missing)
+        return
+    for seeds in missing:
+        yield bench.row(method, chosen, seeds)
+
+
+KEY = ("model", "solver", "schedule", "nfe", "seeds")
+
+
+class Ledger:
+    """The rows of OUT/rows.json; the file is written again after each new one."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.rows: list[Row] = json.loads(path.read_text()) if path.exists() else []
+
+    def __contains__(self, row: Row) -> bool:
+        return [row[key] for key in KEY] in [[each[key] for key in KEY] for each in self.rows]
+
+    def add(self, row: Row) -> None:
+        self.rows.append(row)
+        write_json(self.path, self.rows)
+
+
+def write_json(path: Path, content: Any) -> None:
+    write_atomically(path, lambda temporary: temporary.write_text(json.dumps(content, indent=1) + "\n"))
+
+
+def claim(out: Path) -> None:
+    """A directory belongs to one version of the code: what is kept in it must be comparable.
+
+    Raises:
+        InputError: if another version began it.
+    """
+    mark = out / "code_version"
+    if not mark.exists():
+        write_atomically(mark, lambda temporary: temporary.write_text(code_version()))
+    if mark.read_text() != code_version():
+        raise InputError(f"{out}: was begun by version {mark.read_text()} of the code, this is {code_version()}")
+
+
+def differences(out: Path, rows: Sequence[Row], first: Method = METHODS[0]) -> list[Row]:
+    """What a method adds to the distances of `first` on the same seeds, with its standard error.
+
+    That of the mean distance is over images, that of the Frechet distance over ranges of seeds.
+    """
+    found: list[Row] = []
+    for name, _, nfe, group in _grouped(rows):
+        base = [row for row in rows if (row["model"], row["nfe"]) == (name, nfe) and _method(row) == first.name]
+        if len(base) == len(group) > 1 and group[0] not in base:
+            found += _paired(out, group, base)
+    return found
+
+
+def _method(row: Row) -> str:
+    return f"{row['solver']} / {row['schedule']}"
+
+
+def _grouped(rows: Sequence[Row]) -> Iterator[tuple[str, str, int, list[Row]]]:
+    """Model, method, NFE and the rows of their seed ranges."""
+    keys = dict.fromkeys((row["model"], _method(row), row["nfe"]) for row in rows)
+    for key in keys:
+        yield *key, [row for row in rows if (row["model"], _method(row), row["nfe"]) == key]
+
+
+def _paired(out: Path, group: list[Row], base: list[Row]) -> list[Row]:
+    apart = torch.cat([_distances(out, one) - _distances(out, other) for one, other in zip(group, base, strict=True)])
+    pairs = zip(group, base, strict=True)
+    frechet = [one["metrics"][FRECHET]["value"] - other["metrics"][FRECHET]["value"] for one, other in pairs]
+    about = {key: group[0][key] for key in ("model", "solver", "schedule", "nfe")}
+    known = {"difference": float(apart.mean()), "error": float(apart.std()) / len(apart) ** 0.5, "n": len(apart)}
+    rough = {"difference": mean(frechet), "error": stdev(frechet) / len(frechet) ** 0.5, "n": len(frechet)}
+    return [{**about, "metric": "distance", **known}, {**about, "metric": FRECHET, **rough}]
+
+
+def _distances(out: Path, row: Row) -> Tensor:
+    from safetensors.torch import load_file
+
+    method = Method(row["solver"], row["schedule"])
+    return load_file(distance_file(out, row["model"], method, row["nfe"], row["seeds"]))["values"]
+
+
+FRECHET = "frechet_distance"
+SHOWN = {"distance": "Mean distance from the fine run", FRECHET: "Frechet distance"}
+BIAS = "the Frechet distance of few samples is biased upwards: the fine run's is its floor, not 0"
+
+
+def markdown(rows: Sequence[Row]) -> str:
+    """For each model its two tables, what the fine run itself scores, what was chosen, and what is missing."""
+    parts = []
+    for name in dict.fromkeys(row["model"] for row in rows):
+        mine = [row for row in rows if row["model"] == name]
+        parts += [
+            f"### {name}",
+            *(f"{title}:\n\n{_table(mine, metric)}" for metric, title in SHOWN.items()),
+            _notes(mine),
+        ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def summed(rows: Sequence[Row]) -> tuple[list[Row], list[Row]]:
+    """Means over seed ranges of the methods, and those of the fine run."""
+    whole = tables.over_seed_ranges([row for row in rows if "metrics" in row])
+    fine = [row for row in whole if "distance" not in row["metrics"]]
+    return [row for row in whole if row not in fine], fine
+
+
+def _table(rows: Sequence[Row], metric: str) -> str:
+    cells, fine = summed(rows)
+    text = tables.markdown(cells, metric).strip()
+    if metric != FRECHET or not fine:
+        return text
+    score = fine[0]["metrics"][FRECHET]
+    floor = f"{score['value']:.3g} +- {score['error']:.2g}"
+    columns = len({row["nfe"] for row in cells})
+    head, gap, tail = text.partition("\n\n")
+    return f"{head}\n| {REFERENCE.name}, NFE {FINE} |{f' {floor} |' * columns}{gap}{tail}"
+
+
+def _notes(rows: Sequence[Row]) -> str:
+    chosen = {row["nfe"]: row["recommended"] for row in rows if "recommended" in row}
+    lines = [BIAS, *(f"auto chose {pair} at NFE {nfe}" for nfe, pair in chosen.items())]
+    lines += list(dict.fromkeys(f"{_method(row)}: {row['left_out']}" for row in rows if "left_out" in row))
+    return "\n".join(f"- {line}." for line in lines)
+
+
+def figure(rows: Sequence[Row], path: Path) -> None:
+    """Rows are models, columns the two distances, both axes logarithmic."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    names = list(dict.fromkeys(row["model"] for row in rows))
+    chart, grid = pyplot.subplots(
+        len(names), 2, figsize=(11, 4 * len(names)), layout="constrained", sharex=True, squeeze=False
+    )
+    for (line, name), (column, metric) in product(enumerate(names), enumerate(SHOWN)):
+        _draw(grid[line, column], [row for row in rows if row["model"] == name], metric)
+        grid[line, column].set(title=name, ylabel=SHOWN[metric], xlabel="NFE", xscale="log", yscale="log")
+        grid[line, column].set_xticks(budgets := sorted({row["nfe"] for row in summed(rows)[0]}), map(str, budgets))
+        grid[line, column].minorticks_off()
+    chart.legend(*grid[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=9)
+    write_atomically(path, lambda temporary: chart.savefig(temporary, dpi=120, format="png"))
+    pyplot.close(chart)
+
+
+def _draw(axes: Any, rows: Sequence[Row], metric: str) -> None:
+    cells, fine = summed(rows)
+    for name in dict.fromkeys(map(_method, cells)):
+        line = sorted((row["nfe"], *_bar(row, metric)) for row in cells if _method(row) == name)
+        axes.errorbar(*zip(*line, strict=True), label=name, marker="o", markersize=3, capsize=2)
+    for row in fine if metric == FRECHET else []:
+        axes.axhline(row["metrics"][metric]["value"], color="grey", linestyle=":", linewidth=1)
+
+
+def _bar(row: Row, metric: str) -> tuple[float, float]:
+    score = row["metrics"][metric]
+    return score["value"], score["error"]
+
+
+def write(out: Path, rows: Sequence[Row]) -> None:
+    """The tables, the figure and the paired differences."""
+    text = markdown(rows)
+    write_atomically(out / "few_evaluations.md", lambda temporary: temporary.write_text(text))
+    figure(rows, out / "few_evaluations.png")
+    write_json(
+        out / "differences.json", differences(out, [row for row in rows if "distance" in row.get("metrics", {})])
+    )
+
+
+def work(plan: Plan, models: Sequence[str]) -> None:
+    """Everything that is missing, model by model, with the tables of what there is after each."""
+    claim(plan.out)
+    ledger = Ledger(plan.out / "rows.json")
+    for name in models:
+        checkpoint = load_model(place(plan.out / "models", name))
+        for row in measure(Bench(plan, checkpoint, judge(checkpoint)), ledger.__contains__):
+            ledger.add(row)
+            print(_line(row), flush=True)
+        write(plan.out, ledger.rows)
+
+
+def _line(row: Row) -> str:
+    scores = ", ".join(f"{name} {score['value']:.4g}" for name, score in row.get("metrics", {}).items())
+    return f"{row['model']} {_method(row)} NFE {row['nfe']} seeds {row['seeds']}: {scores or row['left_out']}"
+
+
+def whole_numbers(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.split(","))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--images", type=int, default=1000, help="in each of the three ranges of seeds")
+    parser.add_argument("--nfe", type=whole_numbers, default=(5, 6, 8, 10, 15, 20))
+    parser.add_argument("--models", default=",".join(MODELS))
+    asked = parser.parse_args()
+    torch.set_num_threads(1)
+    try:
+        work(Plan(asked.out.resolve(), asked.images, asked.nfe), asked.models.split(","))
+    except InputError as error:
+        sys.exit(f"few_evaluations: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,419 @@
+"""What learned tables gain on the best closed form: `python benchmarks/learned.py OUT [--models ring8] [--nfe 5,8]`.
+
+For each model and NFE all closed forms are ranked and a table is learned on the same training noise
+(`calibration=tableau`; where a `tableau` record lies beside the model, its tables are taken). Both are then measured on
+fresh noise against the fine run. Samples that end in another mode than the fine run's are counted apart. For `PLAIN`
+models a plain recipe (`first_try`) learns from the same start and noise. One cell after another goes to OUT/cells, a
+cell that is there is not done again; OUT/learned.md has the tables.
+"""
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import exact_models
+import torch
+from few_evaluations import claim, place, span_of, stored, subject_of, whole_numbers, write_json
+from torch import Tensor
+
+from scoreline import entry, noise
+from scoreline.calibration.distances import fine_ends
+from scoreline.calibration.learned_tableau import HELD_OUT, LearnedTableau
+from scoreline.calibration.ranking import Families, candidates, rank
+from scoreline.calibration.record import load_record
+from scoreline.calibration.subject import Subject
+from scoreline.checkpoints import Checkpoint, load_model
+from scoreline.commands.composition import families
+from scoreline.errors import InputError
+from scoreline.exact import GaussianMixture
+from scoreline.files import code_version, write_atomically
+from scoreline.metrics.digit_classifier import DigitClassifier
+from scoreline.solvers.tableau import Tableau, build_tableau
+
+Row = dict[str, Any]
+Eps = Callable[[Tensor, Tensor], Tensor]
+
+RATES, STEPS = (3e-3, 1e-2, 3e-2), 400
+OPTIONS = {"derivatives": 2048, "history": 20, "steps": 60}
+"""Of the learned tables: all training images and all weights in every step."""
+
+PLAIN = {"ring8": RATES, "digits_classes": (1e-2,)}
+"""Models that the plain recipe is tried on, with its learning rates."""
+
+RESAMPLES = 1000
+FRESH_SEED = 100_000
+
+
+class Sizes(NamedTuple):
+    """Seeds to learn from, every third of them held out, and fresh ones."""
+
+    training: int
+    fresh: int
+
+
+SIZES = {
+    "ring8": Sizes(1536, 2000),
+    "digits_classes": Sizes(192, 2000),
+    "digits_points": Sizes(96, 2000),
+    "digits_vp": Sizes(192, 1000),
+}
+
+
+def families_of(checkpoint: Checkpoint) -> Families:
+    """The solvers and schedules among which calibrate.py calibration=tableau looks for its starts."""
+    from hydra import compose, initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+    from omegaconf import open_dict
+
+    GlobalHydra.instance().clear()
+    entry.register_resolvers()
+    with initialize_config_dir(str(entry.conf_dir()), version_base="1.3"):
+        cfg = compose("calibrate", ["calibration=tableau", f"checkpoint={checkpoint.path}"])
+        with open_dict(cfg):
+            entry.adopt_model(cfg, checkpoint.card.model, checkpoint.digest)
+            found = families(cfg, checkpoint.path)
+    return Families(found["solver"], found["schedule"])
+
+
+class FirstTry(NamedTuple):
+    """A table, its training loss, and the learning rate that led there."""
+
+    loss: float
+    rate: float
+    table: Tableau
+
+
+def first_try(eps: Eps, x: Tensor, ends: Tensor, start: Tableau, rates: Sequence[float] = RATES) -> FirstTry:
+    """The plain recipe: Adam by automatic differentiation through the run, the best of a few learning rates.
+
+    Levels are a softmax over the logarithms of the gaps in ln rho, each row of weights is divided by its sum and
+    multiplied by its difference of levels, the loss is the mean over samples of the root mean square distance.
+
+    Args:
+        x: (n, d) float64 at the first level; `ends` (n, d) is where the fine run takes it.
+        start: one row a call, its levels strictly decreasing.
+    """
+    tried = [_descended(lambda table: _loss(eps, x, ends, *table), start, rate) for rate in rates]
+    return min(tried, key=lambda each: each.loss)
+
+
+def _loss(eps: Eps, x: Tensor, ends: Tensor, rho: Tensor, N: Tensor) -> Tensor:
+    estimates: list[Tensor] = []
+    for k in range(len(N)):
+        estimates.append(eps(x, rho[k]))
+        x = x + torch.stack([N[k, j] * estimates[j] for j in range(k + 1)]).sum(0)
+    return (x - ends).square().mean(1).sqrt().mean()
+
+
+def _descended(loss: Callable[[tuple[Tensor, Tensor]], Tensor], start: Tableau, rate: float) -> FirstTry:
+    """The best of `STEPS` steps; a loss that is no longer finite ends them."""
+    gaps = start.rho.log().diff().neg().log().requires_grad_()
+    weights = (start.N / start.N.sum(1, keepdim=True)).requires_grad_()
+    optimiser = torch.optim.Adam([gaps, weights], rate)
+    best = FirstTry(float("inf"), rate, start)
+    for _ in range(STEPS):
+        table = _levels_and_weights(start, gaps, weights)
+        value = loss(table)
+        if not bool(value.isfinite()):
+            break
+        if (now := float(value.detach())) < best.loss:
+            best = FirstTry(now, rate, Tableau.single_term(*(part.detach().clone() for part in table)))
+        optimiser.zero_grad()
+        torch.autograd.backward(value)
+        optimiser.step()
+    return best
+
+
+def _levels_and_weights(start: Tableau, gaps: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    first, last = start.rho[:1], start.rho[-1:]
+    down = (gaps.softmax(0) * (first / last).log()).cumsum(0)[:-1]
+    rho = torch.cat([first, first * down.neg().exp(), last])
+    lower = weights.tril()
+    return rho, lower / lower.sum(1, keepdim=True) * rho.diff()[:, None]
+
+
+def exact_eps(checkpoint: Checkpoint) -> Eps:
+    """eps(x (n, d), rho ()) of an exact model, to be differentiated in both."""
+    mixture = exact_models.mixture_of(checkpoint)
+    return mixture.eps_by_products if isinstance(mixture, GaussianMixture) else mixture.eps
+
+
+def modes_of(checkpoint: Checkpoint) -> Callable[[Tensor], Tensor]:
+    """x (n, C, H, W) -> the component most likely to have made it, or the class that the shipped classifier sees."""
+    if checkpoint.path.parent.name in exact_models.MODELS:
+        mixture, rho = exact_models.mixture_of(checkpoint), checkpoint.noise_schedule.sigma_min
+        return lambda x: mixture.responsibilities(x.double().flatten(1), rho).argmax(1)
+    from safetensors.torch import load_file
+
+    classifier = DigitClassifier()
+    classifier.load_state_dict(load_file(entry.ASSETS / "digits_features.safetensors"))
+    classifier.requires_grad_(False)
+    return lambda x: classifier(x.clamp(-1, 1)).argmax(1)
+
+
+class Outcome(NamedTuple):
+    """Distances from the fine run (n,) float64, and which samples end in another mode."""
+
+    distance: Tensor
+    changed: Tensor
+
+
+@dataclass(frozen=True)
+class Fresh:
+    """Noise that nothing was learned from."""
+
+    subject: Subject
+    ends: Tensor
+    modes: Callable[[Tensor], Tensor]
+
+    def outcome(self, run: Tableau) -> Outcome:
+        x = torch.cat([batch.x for batch in self.subject.drawn(run, whole=True)])
+        distance = (x.double() - self.ends).flatten(1).square().mean(1).sqrt()
+        return Outcome(distance, self.modes(x) != self.modes(self.ends))
+
+
+Statistic = Callable[[Tensor], Tensor]
+STATISTICS: dict[str, Statistic] = {
+    "rms": lambda d: d.square().mean(-1).sqrt(),
+    "median": lambda d: d.median(-1).values,
+    "mean": lambda d: d.mean(-1),
+}
+
+
+def ratio(statistic: Statistic, above: Tensor, below: Tensor) -> dict[str, float]:
+    """statistic(above) / statistic(below) of paired samples (n,), with its bootstrap standard error over samples.
+
+    Source: Efron & Tibshirani (1993), An Introduction to the Bootstrap, chapter 6.
+    """
+    drawn = torch.randint(len(above), (RESAMPLES, len(above)), generator=torch.Generator().manual_seed(0))
+    error = (statistic(above[drawn]) / statistic(below[drawn])).std()
+    return {"value": float(statistic(above) / statistic(below)), "error": float(error)}
+
+
+def compared(outcome: Outcome, closed: Outcome) -> Row:
+    """A table's figures, and its ratios to the best closed form: of all samples, and of those that both keep."""
+    kept = ~outcome.changed & ~closed.changed
+    ratios = {name: ratio(statistic, outcome.distance, closed.distance) for name, statistic in STATISTICS.items()}
+    return {
+        **absolute(outcome),
+        **{f"ratio_{name}": value for name, value in ratios.items()},
+        "kept": int(kept.sum()),
+        "ratio_rms_kept": ratio(STATISTICS["rms"], outcome.distance[kept], closed.distance[kept]),
+    }
+
+
+def absolute(outcome: Outcome) -> Row:
+    """Statistics of the distance, the samples that changed mode, and their share in the sum of squares."""
+    squares = outcome.distance.square()
+    return {
+        **{name: float(statistic(outcome.distance)) for name, statistic in STATISTICS.items()},
+        "changed": int(outcome.changed.sum()),
+        "share_of_changed": float(squares[outcome.changed].sum() / squares.sum()),
+    }
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """A model, the closed forms to begin from, and noise to learn from and to be examined on."""
+
+    checkpoint: Checkpoint
+    families: Families
+    training: Subject
+    fresh: Fresh
+
+    def cell(self, nfe: int) -> Row:
+        """Everything about one NFE."""
+        began = time.perf_counter()
+        names, learned = self.recorded(nfe) or self.learned(nfe)
+        seconds = time.perf_counter() - began
+        start = self.table(names, nfe)
+        closed = self.fresh.outcome(start)
+        row = {
+            **{"model": self.checkpoint.path.parent.name, "nfe": nfe, "code_version": code_version()},
+            **{"training": len(self.training.seeds), "fresh": len(self.fresh.subject.seeds)},
+            "closed": {"pair": " / ".join(names), **absolute(closed)},
+            "learned": {"seconds": seconds, **compared(self.fresh.outcome(learned), closed)},
+        }
+        if self.checkpoint.path.parent.name in PLAIN:
+            row["first_try"] = self.plain(names, start, closed)
+        return row
+
+    def learned(self, nfe: int) -> tuple[tuple[str, ...], Tableau]:
+        """The start's names and the table."""
+        values = LearnedTableau([nfe], self.families, **OPTIONS)(self.training)
+        return tuple(values["starts"][0]), Tableau.single_term(values[f"rho_{nfe}"], values[f"N_{nfe}"])
+
+    def recorded(self, nfe: int) -> tuple[tuple[str, ...], Tableau] | None:
+        """The same from a record that lies beside the model and has this NFE."""
+        path = entry.record_beside(self.checkpoint.path, "tableau")
+        if not path.exists():
+            return None
+        record = load_record(path, "tableau", self.checkpoint.digest)
+        budgets = record.values["budgets"].tolist()
+        if nfe not in budgets:
+            return None
+        names = tuple(record.provenance["starts"][budgets.index(nfe)])
+        return names, Tableau.single_term(record.values[f"rho_{nfe}"], record.values[f"N_{nfe}"])
+
+    def table(self, names: tuple[str, ...], nfe: int) -> Tableau:
+        solver, schedule = self.families.solvers[names[0]], self.families.schedules[names[1]]
+        return build_tableau(solver, schedule, span_of(self.checkpoint), nfe, "none")  # type: ignore[arg-type]
+
+    def plain(self, names: tuple[str, ...], start: Tableau, closed: Outcome) -> Row:
+        """What the plain recipe makes of the same start, or of the best one whose levels it can write down."""
+        began, seeds = time.perf_counter(), self.steps_from()
+        some = subject_of(self.checkpoint, seeds)
+        if not decreasing(start):
+            names, start = self.steady(some, start.nfe)
+        x = noise.normal(seeds, some.shape, "initial").double().flatten(1) * some.span[0]
+        ends = fine_ends(some).noisy.double().flatten(1)
+        rates = PLAIN[self.checkpoint.path.parent.name]
+        found = first_try(exact_eps(self.checkpoint), x, ends, start.unrolled(), rates)
+        about = {"pair": " / ".join(names), "rate": found.rate, "seconds": time.perf_counter() - began}
+        return {**about, **compared(self.fresh.outcome(found.table), closed)}
+
+    def steps_from(self) -> list[int]:
+        """The training seeds that make steps, not those held out."""
+        return [seed for number, seed in enumerate(self.training.seeds) if number % HELD_OUT != HELD_OUT - 1]
+
+    def steady(self, some: Subject, nfe: int) -> tuple[tuple[str, ...], Tableau]:
+        """The best closed form with strictly decreasing levels, on the noise that makes steps."""
+        found = [each for each in candidates(self.families, some.span, nfe) if decreasing(each.table)]
+        best = rank(some, fine_ends(some), found)[0].candidate
+        return best.names[0], best.table
+
+
+def decreasing(table: Tableau) -> bool:
+    """Whether every call is at a lower level than the one before."""
+    return bool((table.unrolled().rho.diff() < 0).all())
+
+
+def lesson(out: Path, name: str) -> Lesson:
+    """A model of `SIZES` with its noise; the fine run of the fresh noise is kept in a file."""
+    checkpoint = load_model(place(out / "models", name))
+    training, fresh = SIZES[name]
+    subject = subject_of(checkpoint, range(FRESH_SEED, FRESH_SEED + fresh))
+    ends = stored(out / "reference" / f"{name}.safetensors", lambda: fine_ends(subject).noisy)
+    examined = Fresh(subject, ends, modes_of(checkpoint))
+    return Lesson(checkpoint, families_of(checkpoint), subject_of(checkpoint, range(training)), examined)
+
+
+BOUND = """What bounds a learned table: samples whose flow passes near the border between two modes. A small error there
+takes them to another mode, and then they are as far from the fine run as modes are apart, whatever the table. They are
+few but decide the root mean square (see their share in the sum of squares); medians, and samples that keep their mode,
+show what the nodes and weights themselves gain."""
+
+
+def markdown(rows: Sequence[Row]) -> str:
+    """A section for each model."""
+    names = dict.fromkeys(row["model"] for row in rows)
+    parts = [_section(name, [row for row in rows if row["model"] == name]) for name in names]
+    return "\n\n".join([*parts, BOUND]) + "\n"
+
+
+def _section(name: str, rows: Sequence[Row]) -> str:
+    tables = [f"### {name}", _table(LEARNED_HEAD, map(_learned_cells, rows))]
+    tried = [row for row in rows if "first_try" in row]
+    if tried:
+        tables += [
+            "The plain recipe (Adam) from the same start and noise:",
+            _table(TRIED_HEAD, map(_tried_cells, tried)),
+        ]
+    versions = ", ".join(dict.fromkeys(row["code_version"] for row in rows))
+    first = rows[0]
+    about = (
+        f"{first['training']} training seeds (every third held out), {first['fresh']} fresh ones; ratios are to the "
+        f"best closed form, +- is a bootstrap standard error over samples; code_version {versions}."
+    )
+    return "\n\n".join([*tables, about])
+
+
+LEARNED_HEAD = (
+    *("NFE", "best closed form", "its RMS, median", "learned RMS, median", "ratio of RMS", "of medians", "of means"),
+    *("changed mode: closed, learned", "their share of the squares", "ratio of RMS, both keep the mode", "seconds"),
+)
+TRIED_HEAD = ("NFE", "start", "ratio of RMS", "of medians", "of means", "changed mode", "kept: ratio of RMS", "seconds")
+
+
+def _table(head: Sequence[str], rows: Any) -> str:
+    lines = [f"| {' | '.join(head)} |", "|--" * len(head) + "|"]
+    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)])
+
+
+def _ratios(row: Row, *names: str) -> list[str]:
+    return [f"{row[name]['value']:.2f} +- {row[name]['error']:.2g}" for name in names]
+
+
+def _learned_cells(row: Row) -> list[str]:
+    closed, learned = row["closed"], row["learned"]
+    return [
+        str(row["nfe"]),
+        closed["pair"],
+        *(f"{each['rms']:.3g}, {each['median']:.3g}" for each in (closed, learned)),
+        *_ratios(learned, "ratio_rms", "ratio_median", "ratio_mean"),
+        f"{closed['changed']}, {learned['changed']}",
+        f"{closed['share_of_changed']:.2f}, {learned['share_of_changed']:.2f}",
+        *_ratios(learned, "ratio_rms_kept"),
+        f"{learned['seconds']:.0f}",
+    ]
+
+
+def _tried_cells(row: Row) -> list[str]:
+    tried = row["first_try"]
+    return [
+        str(row["nfe"]),
+        tried["pair"],
+        *_ratios(tried, "ratio_rms", "ratio_median", "ratio_mean"),
+        str(tried["changed"]),
+        *_ratios(tried, "ratio_rms_kept"),
+        f"{tried['seconds']:.0f}",
+    ]
+
+
+def work(out: Path, models: Sequence[str], budgets: Sequence[int]) -> None:
+    """The cells that are missing, with the tables of what there is after each."""
+    claim(out)
+    for name in models:
+        missing = [nfe for nfe in budgets if not _file(out, name, nfe).exists()]
+        if not missing:
+            continue
+        learner = lesson(out, name)
+        for nfe in missing:
+            write_json(_file(out, name, nfe), learner.cell(nfe))
+            write(out)
+            print(f"{name} NFE {nfe} done", flush=True)
+    write(out)
+
+
+def _file(out: Path, name: str, nfe: int) -> Path:
+    return out / "cells" / f"{name}-{nfe}.json"
+
+
+def write(out: Path) -> None:
+    """OUT/learned.json and OUT/learned.md."""
+    rows = [json.loads(path.read_text()) for path in (out / "cells").glob("*.json")]
+    rows.sort(key=lambda row: (list(SIZES).index(row["model"]), row["nfe"]))
+    write_json(out / "learned.json", rows)
+    write_atomically(out / "learned.md", lambda temporary: temporary.write_text(markdown(rows)))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--models", default=",".join(SIZES))
+    parser.add_argument("--nfe", type=whole_numbers, default=(5, 8, 10, 15))
+    asked = parser.parse_args()
+    torch.set_num_threads(1)
+    try:
+        work(asked.out.resolve(), asked.models.split(","), asked.nfe)
+    except InputError as error:
+        sys.exit(f"learned: {error}")
+
+
+if __name__ == "__main__":
+    main()
