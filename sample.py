@@ -52,7 +52,7 @@ def draw(cfg: DictConfig) -> dict:
         cfg.record = str(entry.record_beside(checkpoint.path, "score_norm"))
     labels = plan_labels(cfg.labels, seeds, checkpoint.card.num_classes)
     span = entry.sigma_range(cfg, checkpoint.noise_schedule)
-    recommended = follow(cfg, span, nfe)
+    recommended = follow(cfg, span, nfe - (cfg.final == "denoise"))
     solver = instantiate(cfg.solver)
     run = build(solver, instantiate(cfg.schedule), span, nfe, cfg.final)
     guided = entry.apply(cfg.guidance, checkpoint, **entry.guide(cfg))

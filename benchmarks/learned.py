@@ -42,7 +42,7 @@ RATES, STEPS = (3e-3, 1e-2, 3e-2), 400
 OPTIONS = {"derivatives": 2048, "history": 20, "steps": 60}
 """Of the learned tables: all training images and all weights in every step."""
 
-PLAIN = {"ring8": RATES, "digits_classes": (1e-2,)}
+PLAIN = {"ring8": RATES}
 """Models that the plain recipe is tried on, with its learning rates."""
 
 RESAMPLES = 1000

@@ -201,3 +201,46 @@ def test_mistakes_are_one_line_and_exit_code_two(
 def test_help(capsys: pytest.CaptureFixture) -> None:
     inspect.main(["--help"])
     assert "scoreline inspect PATH" in capsys.readouterr().out
+
+
+def test_a_search_record_shows_the_three_best_of_every_budget(tmp_path: Path) -> None:
+    values = {
+        "budgets": torch.tensor([5, 20]),
+        "mean": torch.tensor([[0.1234567, 0.2, 0.3, 0.4], [0.01, torch.nan, torch.nan, torch.nan]]).double(),
+        "standard_error": torch.tensor(
+            [[0.0123, 0.02, 0.03, 0.04], [0.0005, torch.nan, torch.nan, torch.nan]]
+        ).double(),
+    }
+    finalists = [[[name, "karras"]] for name in ("unipc_3", "dpmpp_2m", "heun", "lms")]
+    candidates = [finalists, [[["ddim", "cosine"], ["deis_tab0", "cosine"]]]]
+    Record("search", values, {"checkpoint": "ab", "candidates": candidates}).save(tmp_path / "r.safetensors")
+    rows = inspect.text(tmp_path / "r.safetensors").splitlines()[-5:]
+    assert [row.split() for row in rows] == [
+        ["NFE", "distance", "standard", "error", "solver", "/", "schedule"],
+        ["5", "0.123457", "+-", "0.012", "unipc_3", "/", "karras"],
+        ["0.2", "+-", "0.02", "dpmpp_2m", "/", "karras"],
+        ["0.3", "+-", "0.03", "heun", "/", "karras"],
+        ["20", "0.01", "+-", "0.0005", "ddim", "/", "cosine", "and", "1", "alike"],
+    ]
+
+
+def test_a_tableau_record_shows_what_was_gained(tmp_path: Path) -> None:
+    pairs_of = {
+        "start": [0.4, 0.2],
+        "start_error": [0.03, 0.01],
+        "learned": [0.1, 0.05],
+        "learned_error": [0.02, 0.004],
+    }
+    values = {name: torch.tensor(value, dtype=torch.float64) for name, value in pairs_of.items()}
+    values["budgets"] = torch.tensor([5, 8])
+    provenance = {"checkpoint": "ab", "starts": [["unipc_3", "karras"], ["heun", "cosine"]]}
+    Record("tableau", values, provenance).save(tmp_path / "r.safetensors")
+    rows = inspect.text(tmp_path / "r.safetensors").splitlines()[-3:]
+    assert [row.split() for row in rows[1:]] == [
+        ["5", "0.4", "+-", "0.03", "0.1", "+-", "0.02", "unipc_3", "/", "karras"],
+        ["8", "0.2", "+-", "0.01", "0.05", "+-", "0.004", "heun", "/", "cosine"],
+    ]
+    del values["learned_error"]
+    Record("tableau", values, provenance).save(tmp_path / "r.safetensors")
+    with pytest.raises(InputError, match="its metadata is damaged"):
+        inspect.text(tmp_path / "r.safetensors")

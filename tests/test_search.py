@@ -170,7 +170,7 @@ def test_adaptive_stochastic_and_impossible_pairs_are_left_out() -> None:
 
 
 def test_ranks_and_means_are_those_of_brute_force() -> None:
-    of = subject(20)
+    of = subject(7)
     families = Families(solvers("ddim", "heun", "deis_tab2"), {"karras": Power(7), "flat": Power(1)})
     found = candidates(families, SPAN, 6)
     assert len(found) == 6
@@ -317,7 +317,6 @@ def test_search_then_auto_on_the_command_line(place: Path) -> None:
 MISTAKES = [
     ("sample", [*DRAW, "solver.path=no.safetensors"], "make one with: python calibrate.py calibration=search"),
     ("calibrate", [*SMALL, "calibration.solvers=[nosuch]"], "solver=nosuch: there is no such choice; choose from"),
-    ("calibrate", [*SMALL, "calibration.solvers=[deis_tab9]"], "there is no such choice; did you mean 'deis_tab"),
     (
         "calibrate",
         [*SMALL, "calibration.solvers=[ddim]", "calibration.budgets=5"],

@@ -199,10 +199,12 @@ def run_digest(*without: str, _root_: DictConfig) -> str:
 
 
 def _files_read(config: dict[str, Any], named: list[str], with_record: bool) -> list[Path]:
-    """Checkpoint, guide, files of schedule and solver, score_norm record, whether they exist or not."""
+    """Checkpoint, guide, files of schedule and solver, records that may be read, whether they exist or not."""
     checkpoint, guide = config.get("checkpoint"), config.get("guidance", {}).get("checkpoint")
     files = [model_path(name) for name in (checkpoint, guide) if isinstance(name, str)]
     files += map(Path, named)
+    if "load_recommendation" in str(config.get("solver")):
+        files += sorted(files[0].parent.glob(f"{files[0].stem}.*.safetensors"))
     record = config.get("record") if with_record and isinstance(checkpoint, str) else None
     if record is None:
         return files

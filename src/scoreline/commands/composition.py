@@ -88,11 +88,22 @@ def families(cfg: DictConfig, checkpoint: Path) -> dict[str, dict[str, Any]]:
 CHOOSERS = ("auto",)
 """Files of conf/solver that choose among the others."""
 
+BOUND = (*CHOOSERS, "learned")
+"""Files of conf/solver that `all` leaves out: a learned table exists at its own NFE only, and on the seeds that made it
+it would win unfairly."""
+
 
 def _named(group: str, asked: Any) -> list[str]:
     if asked == "all":
-        return [path.stem for path in sorted(entry.conf_dir().glob(f"{group}/*.yaml")) if path.stem not in CHOOSERS]
-    return [asked] if isinstance(asked, str) else [str(name) for name in asked]
+        return [path.stem for path in sorted(entry.conf_dir().glob(f"{group}/*.yaml")) if path.stem not in BOUND]
+    names = [asked] if isinstance(asked, str) else asked
+    whole = isinstance(names, Sequence) and bool(names) and all(isinstance(name, str) for name in names)
+    if not whole or len(set(names)) < len(names) or set(names) & set(CHOOSERS):
+        raise InputError(
+            f"calibration.{group}s={asked}: give all, or a list of different names of conf/{group}"
+            f"{' other than auto' * (group == 'solver')}"
+        )
+    return list(names)
 
 
 def _nodes(names: dict[str, list[str]]) -> Any:

@@ -19,7 +19,7 @@ def main(words: list[str]) -> None:
     cfg = composed(overrides)
     native = built(cfg.model.noise_schedule)
     span, nfe = entry.sigma_range(cfg, native), entry.whole("nfe", cfg.nfe)
-    recommended = follow(cfg, span, nfe)
+    recommended = follow(cfg, span, nfe - (cfg.final == "denoise"))
     if recommended:
         print(f"{cfg.checkpoint}: {' on '.join(recommended)}")
     tableau = build_tableau(built(cfg.solver), built(cfg.schedule), span, nfe, cfg.final)

@@ -1,5 +1,6 @@
 """Tables that were learned for a checkpoint."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,7 +41,7 @@ class Learned:
             )
         rho, N = self.tables[nfe]
         for name, asked, has_end in (("sigma_max", sigma_max, rho[0]), ("sigma_min", sigma_min, rho[-1])):
-            if abs(asked / float(has_end) - 1) > SAME:
+            if not math.isclose(asked, float(has_end), rel_tol=SAME):
                 raise InputError(
                     f"{name}={asked:.6g}: this table was learned from {float(rho[0]):.6g} to {float(rho[-1]):.6g}; "
                     "leave the key out, or learn another with: python calibrate.py calibration=tableau "
