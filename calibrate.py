@@ -3,6 +3,8 @@
   python calibrate.py checkpoint=outputs/train/NAME       mean |eps| per noise level, for solver=deis_sn
   python calibrate.py nfe=200 seeds=0-255                 fewer levels, more images
   python calibrate.py calibration=score_optimal           cumulative length, for schedule=score_optimal
+  python calibrate.py calibration=search                  every solver on every schedule, for solver=auto
+  python calibrate.py calibration=tableau                 nodes and weights of its own, for solver=learned
   python calibrate.py calibration.states=noised dataset=digits     score_norm at real images plus noise
   torchrun --standalone --nproc_per_node=4 calibrate.py seeds=0-1023      score_norm in several processes, one GPU each
 

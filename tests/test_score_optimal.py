@@ -4,6 +4,7 @@ import math
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from scoreline.calibration.record import Record
 from scoreline.calibration.score_cost import corrector, predictor, predictor_probed
 from scoreline.calibration.score_optimal import CumulativeLength
 from scoreline.calibration.subject import Subject
+from scoreline.datasets.base import ArrayDataset
 from scoreline.denoiser import Denoiser
 from scoreline.errors import InputError
 from scoreline.exact import GaussianMixture
@@ -471,3 +473,24 @@ def test_a_new_record_is_a_new_run(tmp_path: Path) -> None:
         assert cfg.schedule.path == str(record)
         names.append(cfg.identity)
     assert names[0] == names[2] != names[1]
+
+
+def test_lengths_at_noised_real_images_are_those_at_noised_draws_of_the_same_distribution() -> None:
+    """Pixels of 0.4 N(-0.4, 0.1^2) + 0.6 N(0.5, 0.1^2), rounded to 1/127.5 for the data set."""
+    pixels = GaussianMixture(
+        torch.tensor([[-0.4], [0.5]], dtype=torch.float64),
+        torch.tensor([0.1, 0.1], dtype=torch.float64),
+        torch.tensor([0.4, 0.6], dtype=torch.float64),
+    )
+    x = pixels.draw(300 * 64, torch.Generator().manual_seed(3)).reshape(300, 1, 8, 8)
+    data = ArrayDataset("made", ((x + 1) * 127.5).round().clamp(0, 255).to(torch.uint8))
+    model, table = Denoiser(PerPixel(pixels), VarianceExploding()), heun()(Power(7), 20.0, 0.004, 60)
+    subject = Subject(model, table, (1, 8, 8), range(200), 100)
+    own, real = (CumulativeLength(levels=60)(each) for each in (subject, replace(subject, data=data)))
+    off = (own["length"] - real["length"]).abs()[1:]
+    assert float((off / own["standard_error"].hypot(real["standard_error"])[1:]).max()) < 4
+    assert not torch.equal(own["length"], real["length"])
+    with pytest.raises(InputError, match="dataset: states=trajectory reads no data"):
+        CumulativeLength(states="trajectory")(replace(subject, data=data))
+    with pytest.raises(InputError, match=r"images of made are \(1, 8, 8\), the checkpoint's are \(1, 4, 4\)"):
+        CumulativeLength(levels=60)(replace(subject, data=data, shape=(1, 4, 4)))

@@ -13,7 +13,6 @@ from scoreline.calibration.medians import median
 from scoreline.calibration.record import Record, load_record
 from scoreline.calibration.subject import Part, Subject
 from scoreline.errors import InputError, did_you_mean
-from scoreline.pixels import to_unit
 from scoreline.sampling import Progress, trajectory
 from scoreline.schedules.base import NoiseSchedule
 
@@ -106,21 +105,11 @@ def _on_trajectory(subject: Subject, part: Part) -> Iterator[Tensor]:
 def _of_noised(subject: Subject, part: Part) -> Iterator[Tensor]:
     """eps at x_0 + rho z for the noise levels at which the subject's run would be evaluated."""
     device = next(subject.denoiser.parameters()).device
-    clean, label = _real_images(subject, part)
+    clean, label = subject.real(part)
     x = clean.to(device)
     z = noise.normal(part.seeds, subject.shape, "score_norm").to(device)
     for rho in _levels(subject).tolist():
         yield subject.denoiser.eps(x + rho * z, rho, label=None if label is None else label.to(device))
-
-
-def _real_images(subject: Subject, part: Part) -> tuple[Tensor, Tensor | None]:
-    """Images (B, C, H, W) in [-1, 1] that belong to the seeds, with their own labels if the run is conditional."""
-    assert subject.data is not None
-    chosen = noise.integers(part.seeds, len(subject.data), "score_norm_image").tolist()
-    images, labels = subject.data.read(chosen)
-    if part.label is not None and bool((labels < 0).any()):
-        raise InputError(f"dataset: {subject.data.name} has images without a label; use labels=none")
-    return to_unit(images), None if part.label is None else labels
 
 
 def _levels(subject: Subject) -> Tensor:
@@ -205,15 +194,9 @@ class ScoreNorm:
         return {"rho": rho.flip(0), **self._summarise(subject.parts(len(batches), make))}
 
     def _check_data(self, subject: Subject) -> None:
-        data = subject.data
-        if self.states == "noised" and data is None:
+        if self.states == "noised" and subject.data is None:
             raise InputError("calibration.states=noised: needs real images; add dataset=digits or another data set")
-        if self.states != "noised" and data is not None:
-            raise InputError(
-                f"dataset: states={self.states} reads no data; use calibration.states=noised, or no dataset"
-            )
-        if data is not None and data.shape != subject.shape:
-            raise InputError(f"dataset: images of {data.name} are {data.shape}, the checkpoint's are {subject.shape}")
+        subject.check_data(self.states)
 
     def _summarise(self, parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
         """Centres and errors of (K, 1 or 1 + C, images), noise levels turned to increase."""

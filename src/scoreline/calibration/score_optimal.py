@@ -52,11 +52,11 @@ class Images(NamedTuple):
 class CumulativeLength:
     """Lambda(rho_k) = sum_{j<k} L_j^p, L_j = v^2 E|..|^2 the cost of the step from rho_{j+1} to rho_j.
 
-    Noised states are x_0 + rho eps: x_0 images that the model itself draws (the tableau's run, ended by the denoiser's
-    mean), eps the same at all levels, so that noise cancels between neighbours. Costs are averaged over the images
-    before the power is taken. The first pass measures even steps in ln rho; each further one moves the levels towards
-    equal costs. One last measurement, at levels of equal length and with fresh noise, only tells how equal they came
-    out, and how another pass would move them.
+    Noised states are x_0 + rho eps: x_0 real images, if the subject has data, else images that the model itself draws
+    (the subject's run, ended by the denoiser's mean); eps is the same at all levels, so that noise cancels between
+    neighbours. Costs are averaged over the images before the power is taken. The first pass measures even steps in
+    ln rho; each further one moves the levels towards equal costs. One last measurement, at levels of equal length and
+    with fresh noise, only tells how equal they came out, and how another pass would move them.
 
     States on the trajectory are those of the run itself, at the levels that it evaluates and its end: the score that
     the run has computed there is used again, so a step costs one evaluation more. They need no assumption that the
@@ -128,12 +128,13 @@ class CumulativeLength:
 
         Raises:
             InputError: if fewer than two images are asked for, the run ends at rho = 0, or, for states on the
-                trajectory, its levels do not strictly decrease.
+                trajectory, its levels do not strictly decrease or data are given; or for data of another shape.
         """
         if len(subject.seeds) < 2:
             raise InputError("seeds: a standard error needs at least two images")
         if subject.span[1] <= 0:
             raise InputError("sigma_min=0: no score at noise level 0; choose sigma_min > 0, or leave the key out")
+        subject.check_data(self.states)
         measure = self._on_trajectory if self.states == "trajectory" else self._noised
         measured = list(measure(subject, progress))
         chosen = measured[-2]
@@ -150,8 +151,7 @@ class CumulativeLength:
         high, low = subject.span
         nfe = subject.run.nfe
         done = _share(progress, nfe + 2 * (self.levels - 1) * (self.passes + 1))
-        runs = zip(subject.drawn(subject.run, lambda n: done(n * nfe)), subject.batches(), strict=True)
-        images = [_clean(subject.denoiser, batch.x, part, low) for batch, part in runs]
+        images = list(_real(subject) if subject.data else _own(subject, lambda n: done(n * nfe)))
         rho = grid(LogSNR(), high, low, self.levels - 1).flip(0)
         for number in range(self.passes + 1):
             measured = self._accumulate(rho, self._measure(subject.denoiser, images, rho, number, done))
@@ -294,6 +294,19 @@ def _visited(subject: Subject) -> Tensor:
             "use solver=deis_tab2"
         )
     return torch.cat([levels, run.rho[-1:]]).flip(0)
+
+
+def _own(subject: Subject, progress: Progress) -> Iterator[Images]:
+    """Images that the model draws."""
+    for batch, part in zip(subject.drawn(subject.run, progress), subject.batches(), strict=True):
+        yield _clean(subject.denoiser, batch.x, part, subject.span[1])
+
+
+def _real(subject: Subject) -> Iterator[Images]:
+    """Images of the subject's data."""
+    for part in subject.batches():
+        clean, label = subject.real(part)
+        yield Images(part.seeds, clean, label)
 
 
 @torch.no_grad()

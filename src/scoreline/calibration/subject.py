@@ -6,9 +6,12 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from scoreline import noise
 from scoreline.calibration.parts import Parts
 from scoreline.datasets.base import ImageDataset
 from scoreline.denoiser import Denoising
+from scoreline.errors import InputError
+from scoreline.pixels import to_unit
 from scoreline.sampling import Batch, Progress, generate
 from scoreline.solvers.tableau import Tableau
 
@@ -59,6 +62,36 @@ class Subject:
         for start in range(0, len(self.seeds), self.batch_size):
             chosen = slice(start, start + self.batch_size)
             yield Part(list(self.seeds[chosen]), None if self.labels is None else self.labels[chosen])
+
+    def check_data(self, states: str) -> None:
+        """Refuse real images that nobody would look at, or of another shape.
+
+        Raises:
+            InputError: naming the key.
+        """
+        if self.data is None:
+            return
+        if states != "noised":
+            raise InputError(f"dataset: states={states} reads no data; use calibration.states=noised, or no dataset")
+        if self.data.shape != self.shape:
+            raise InputError(
+                f"dataset: images of {self.data.name} are {self.data.shape}, the checkpoint's are {self.shape}"
+            )
+
+    def real(self, part: Part) -> tuple[Tensor, Tensor | None]:
+        """Images (B, C, H, W) in [-1, 1] that belong to the seeds, with their own labels if the run is conditional.
+
+        They are drawn with replacement, so that images of different seeds are independent.
+
+        Raises:
+            InputError: if a conditional run meets an image without a label.
+        """
+        assert self.data is not None
+        chosen = noise.integers(part.seeds, len(self.data), "calibration_image").tolist()
+        images, labels = self.data.read(chosen)
+        if part.label is not None and bool((labels < 0).any()):
+            raise InputError(f"dataset: {self.data.name} has images without a label; use labels=none")
+        return to_unit(images), None if part.label is None else labels
 
     def drawn(self, run: Tableau, progress: Progress = lambda images: None, whole: bool = False) -> Iterator[Batch]:
         """What `run` makes of the subject's seeds, batch by batch (`sampling.generate`).
