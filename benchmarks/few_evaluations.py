@@ -83,7 +83,7 @@ class Lesson(NamedTuple):
     most: int
 
 
-LESSONS = {"digits_classes": Lesson("0-383", 20), "digits_vp": Lesson("0-191", 15)}
+LESSONS = {"digits_classes": Lesson("0-191", 20), "digits_vp": Lesson("0-191", 15)}
 
 
 @dataclass(frozen=True)

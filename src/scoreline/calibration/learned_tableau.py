@@ -78,19 +78,21 @@ class LearnedTableau:
         mean over seeds of sqrt(mean over channels and pixels of (x_K - x_fine)^2),
 
     x_fine the end of the subject's fine run from the same noise. All deterministic solvers whose rows of S sum to one
-    have this form; it stays exact for constant eps (`Neighbourhood`). The descent (`descend`, steps from
-    `linearise`: evaluations of the model only) begins at the best tables of `rank`: `starts` of them take `first`
-    steps each on a third of the seeds, the best on held-out seeds goes on for `steps` or until these stop improving.
-    What is returned is the best table on held-out seeds, the closed-form start included, so it is never worse than that
-    there; since these seeds choose it, expect slightly less on others.
+    have this form; it stays exact for constant eps (`Neighbourhood`). The descent (`descend`, steps from `linearise`:
+    evaluations of the model only) begins at the best tables of `rank`: `starts` of them take `first` steps each on a
+    third of the seeds, and the `finals` best on held-out seeds go on for `steps` or until these stop improving. What is
+    returned is the best table on held-out seeds, the closed-form start included, so it is never worse than that there;
+    since these seeds choose it, expect slightly less on others.
 
-    One budget costs about K^2 history / 2 evaluations an image and step; memory is that of about K^2 history states.
+    A step costs about K^2 history / 2 evaluations of `derivatives` images and K of all; memory is that of about
+    K^2 history states for each image of a batch.
 
     Attributes:
         budgets: NFE to learn tables for.
         families: solvers and schedules by name, from which the starts are chosen.
         starts: closed-form tables to begin at.
-        first, steps: steps from each of them, and from the best.
+        finals: how many of them go on; descents end in different places, most so in few dimensions.
+        first, steps: steps from each of the starts, and from each of those that go on.
         derivatives: images from which a step's derivatives are taken, in turns if there are more; all of them say
             whether the step is good. Half as many make a step twice as cheap and the table somewhat worse.
         history: estimates that a row may change the weights of; older ones keep those of the start.
@@ -106,6 +108,7 @@ class LearnedTableau:
     budgets: Sequence[int]
     families: Families
     starts: int = 6
+    finals: int = 1
     first: int = 2
     steps: int = 40
     derivatives: int = 512
@@ -118,7 +121,7 @@ class LearnedTableau:
 
     def __post_init__(self) -> None:
         check_budgets(self.budgets)
-        for name in ("starts", "first", "steps", "derivatives", "history"):
+        for name in ("starts", "finals", "first", "steps", "derivatives", "history"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise InputError(f"calibration.{name}={value}: must be a whole number, at least 1")
@@ -155,7 +158,7 @@ class LearnedTableau:
 
     def _cost(self, subject: Subject, nfe: int, count: int) -> float:
         """Evaluations that a budget takes at most."""
-        steps = self.starts * self.first / FEWER + self.steps
+        steps = self.starts * self.first / FEWER + self.finals * self.steps
         return nfe * work(count, len(subject.seeds)) + steps * self._step_cost(subject, nfe)
 
     def _step_cost(self, subject: Subject, nfe: int) -> float:
@@ -174,9 +177,10 @@ class LearnedTableau:
         starts = [entry.candidate.table.unrolled() for entry in ranked]
         few = _selected(*train, torch.arange(-(-len(train.subject.seeds) // FEWER)))
         begun = [self._descend((few, held), start, self.first, told) for start in starts[: self.starts]]
-        further = self._descend(halves, min(begun, key=_held_out).table, self.steps, told)
+        best = sorted(begun, key=_held_out)[: self.finals]
+        further = [self._descend(halves, each.table, self.steps, told) for each in best]
         unchanged = Learned(starts[0], float(distances(*_run(held, starts[0])).mean()))
-        return ranked[0], min((unchanged, *begun, further), key=_held_out).table
+        return ranked[0], min((unchanged, *begun, *further), key=_held_out).table
 
     def _descend(self, halves: tuple[Half, Half], start: Tableau, steps: int, told: "_Told") -> Learned:
         """The best table on held-out seeds among the start and the steps from it."""
