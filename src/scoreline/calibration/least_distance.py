@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 SOFTENED = 0.02
-"""Of the mean distance: least distance that an image's weight is divided by."""
+"""Of the objective's value: what is added to the distance that an image's weight divides by."""
 
 FIRST_DAMPING, LEAST_DAMPING, FACTOR, TRIES = 1e-2, 1e-7, 5.0, 6
 
