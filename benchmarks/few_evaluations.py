@@ -76,14 +76,8 @@ METHODS = (
 REFERENCE = Method("unipc_3", "karras")
 
 
-class Lesson(NamedTuple):
-    """From which seeds tables are learned, and up to which NFE: a step costs NFE squared."""
-
-    seeds: str
-    most: int
-
-
-LESSONS = {"digits_classes": Lesson("0-191", 20), "digits_vp": Lesson("0-191", 15)}
+LEARNED_FROM = "0-191"
+"""Seeds that tables are learned from."""
 
 
 @dataclass(frozen=True)
@@ -100,15 +94,13 @@ class Plan:
         starts = [FIRST_SEED + self.images * number for number in range(RANGES)]
         return [f"{start}-{start + self.images - 1}" for start in starts]
 
-    def calibration(self, name: str, kind: str) -> list[str]:
+    def calibration(self, kind: str) -> list[str]:
         """Overrides of calibrate.py."""
-        lesson = LESSONS[name]
-        learned = [nfe for nfe in self.budgets if nfe <= lesson.most]
         asked = {
             "search": [f"calibration.budgets={_listed(self.budgets)}", f"batch_size={BATCH}"],
             "tableau": [
-                *(f"calibration.budgets={_listed(learned)}", "calibration.history=4", "calibration.derivatives=64"),
-                *("calibration.starts=4", "calibration.steps=20", f"seeds={lesson.seeds}", f"batch_size={BATCH}"),
+                *(f"calibration.budgets={_listed(self.budgets)}", "calibration.history=4", "calibration.derivatives=64"),
+                *("calibration.starts=4", "calibration.steps=20", f"seeds={LEARNED_FROM}", f"batch_size={BATCH}"),
             ],
         }
         return [f"calibration={kind}", *asked.get(kind, [])]
@@ -141,7 +133,7 @@ def calibrate(plan: Plan, checkpoint: Path, kind: str) -> None:
         return
     name = checkpoint.parent.name
     words = [f"checkpoint={checkpoint}", f"hydra.run.dir={plan.out / 'calibrate' / name / kind}"]
-    command = [sys.executable, str(ROOT / "calibrate.py"), *words, *plan.calibration(name, kind)]
+    command = [sys.executable, str(ROOT / "calibrate.py"), *words, *plan.calibration(kind)]
     subprocess.run(command, check=True)
 
 

@@ -39,9 +39,6 @@ Row = dict[str, Any]
 Eps = Callable[[Tensor, Tensor], Tensor]
 
 RATES, STEPS = (3e-3, 1e-2, 3e-2), 400
-OPTIONS = {"derivatives": 2048, "history": 20, "steps": 60}
-"""Of the learned tables: all training images and all weights in every step."""
-
 PLAIN = {"ring8": RATES}
 """Models that the plain recipe is tried on, with its learning rates."""
 
@@ -49,19 +46,24 @@ RESAMPLES = 1000
 FRESH_SEED = 100_000
 
 
-class Sizes(NamedTuple):
-    """Seeds to learn from, every third of them held out, and fresh ones."""
+class Plan(NamedTuple):
+    """Seeds to learn from, every third of them held out, fresh ones, and options of `LearnedTableau`."""
 
     training: int
     fresh: int
+    options: dict[str, int]
 
 
-SIZES = {
-    "ring8": Sizes(1536, 2000),
-    "digits_classes": Sizes(192, 2000),
-    "digits_points": Sizes(96, 2000),
-    "digits_vp": Sizes(192, 1000),
+ALL = {"derivatives": 2048, "history": 20, "steps": 60}
+"""All training images and all weights in every step."""
+
+PLANS = {
+    "ring8": Plan(1536, 2000, {**ALL, "finals": 3}),
+    "digits_classes": Plan(192, 2000, ALL),
+    "digits_points": Plan(192, 2000, {**ALL, "history": 8}),
+    "digits_vp": Plan(192, 1000, ALL),
 }
+"""In the plane descents from different starts end in different places, so three of them go on."""
 
 
 def families_of(checkpoint: Checkpoint) -> Families:
@@ -223,6 +225,7 @@ class Lesson:
 
     checkpoint: Checkpoint
     families: Families
+    options: dict[str, int]
     training: Subject
     fresh: Fresh
 
@@ -245,7 +248,7 @@ class Lesson:
 
     def learned(self, nfe: int) -> tuple[tuple[str, ...], Tableau]:
         """The start's names and the table."""
-        values = LearnedTableau([nfe], self.families, **OPTIONS)(self.training)
+        values = LearnedTableau([nfe], self.families, **self.options)(self.training)
         return tuple(values["starts"][0]), Tableau.single_term(values[f"rho_{nfe}"], values[f"N_{nfe}"])
 
     def recorded(self, nfe: int) -> tuple[tuple[str, ...], Tableau] | None:
@@ -294,13 +297,13 @@ def decreasing(table: Tableau) -> bool:
 
 
 def lesson(out: Path, name: str) -> Lesson:
-    """A model of `SIZES` with its noise; the fine run of the fresh noise is kept in a file."""
+    """A model of `PLANS` with its noise; the fine run of the fresh noise is kept in a file."""
     checkpoint = load_model(place(out / "models", name))
-    training, fresh = SIZES[name]
+    training, fresh, options = PLANS[name]
     subject = subject_of(checkpoint, range(FRESH_SEED, FRESH_SEED + fresh))
     ends = stored(out / "reference" / f"{name}.safetensors", lambda: fine_ends(subject).noisy)
     examined = Fresh(subject, ends, modes_of(checkpoint))
-    return Lesson(checkpoint, families_of(checkpoint), subject_of(checkpoint, range(training)), examined)
+    return Lesson(checkpoint, families_of(checkpoint), options, subject_of(checkpoint, range(training)), examined)
 
 
 BOUND = """What bounds a learned table: samples whose flow passes near the border between two modes. A small error there
@@ -397,7 +400,7 @@ def _file(out: Path, name: str, nfe: int) -> Path:
 def write(out: Path) -> None:
     """OUT/learned.json and OUT/learned.md."""
     rows = [json.loads(path.read_text()) for path in (out / "cells").glob("*.json")]
-    rows.sort(key=lambda row: (list(SIZES).index(row["model"]), row["nfe"]))
+    rows.sort(key=lambda row: (list(PLANS).index(row["model"]), row["nfe"]))
     write_json(out / "learned.json", rows)
     write_atomically(out / "learned.md", lambda temporary: temporary.write_text(markdown(rows)))
 
@@ -405,7 +408,7 @@ def write(out: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--models", default=",".join(SIZES))
+    parser.add_argument("--models", default=",".join(PLANS))
     parser.add_argument("--nfe", type=whole_numbers, default=(5, 8, 10, 15))
     asked = parser.parse_args()
     torch.set_num_threads(1)

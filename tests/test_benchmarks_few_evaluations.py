@@ -40,7 +40,7 @@ WASTEFUL = Method("dpm_solver_2", "karras")
 
 
 class TinyPlan(Plan):
-    def calibration(self, name: str, kind: str) -> list[str]:
+    def calibration(self, kind: str) -> list[str]:
         return [f"calibration={kind}", "calibration.levels=6", "seeds=0-1", "nfe=4"]
 
 
