@@ -99,7 +99,11 @@ class Plan:
         asked = {
             "search": [f"calibration.budgets={_listed(self.budgets)}", f"batch_size={BATCH}"],
             "tableau": [
-                *(f"calibration.budgets={_listed(self.budgets)}", "calibration.history=4", "calibration.derivatives=64"),
+                *(
+                    f"calibration.budgets={_listed(self.budgets)}",
+                    "calibration.history=4",
+                    "calibration.derivatives=64",
+                ),
                 *("calibration.starts=4", "calibration.steps=20", f"seeds={LEARNED_FROM}", f"batch_size={BATCH}"),
             ],
         }
