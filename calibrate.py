@@ -6,10 +6,12 @@
   python calibrate.py calibration=search                  every solver on every schedule, for solver=auto
   python calibrate.py calibration=tableau                 nodes and weights of its own, for solver=learned
   python calibrate.py calibration.states=noised dataset=digits     score_norm at real images plus noise
+  python calibrate.py calibration=target_variance dataset=digits   variance of training targets, DSM and stable ones
   torchrun --standalone --nproc_per_node=4 calibrate.py seeds=0-1023      score_norm in several processes, one GPU each
 
-The run directory holds the record (safetensors), its plot and config.yaml; a copy goes beside the checkpoint,
-where sample.py finds it, unless one is there already. A score_norm that was killed goes on where it stopped.
+The run directory holds the record (safetensors), its plot and config.yaml; a copy of one that sample.py reads goes
+beside the checkpoint, where it is found, unless one is there already. A score_norm or target_variance that was killed
+goes on where it stopped.
 """
 
 from omegaconf import DictConfig
@@ -36,6 +38,8 @@ def publish(estimator, values, record, checkpoint) -> None:
     estimator.plot(record, out / f"{record.kind}.png", noise_schedule=checkpoint.noise_schedule)
     print(f"{record.provenance['images']} images, NFE {record.provenance['nfe']} -> {path}")
     print(estimator.summary(values))
+    if estimator.key is None:
+        return
     beside = entry.record_beside(checkpoint.path, record.kind)
     if beside.exists():
         print(f"{beside.name} was there already and is kept; to use the new one: {estimator.key}={path}")

@@ -2,18 +2,24 @@
 
   python train.py                               digits, DSM, linear VP: under 3 minutes on 2 CPU cores
   python train.py experiment=digits_edm         EDM's preconditioning, density and weight
+  python train.py experiment=digits_edm_stf     the same with stable targets
+  python train.py target=stf target.references=1024
   python train.py duration_kimg=512 seed=1      any key below
+  python train.py trainer=ddp trainer.devices=4 the same training on four GPUs: batch_size stays the whole batch
   python train.py logger=wandb                  csv | wandb (offline) | tensorboard
   python train.py callbacks=online_schedule     learn score-optimal steps on the way, for schedule=score_optimal
   python train.py -m seed=0,1,2                 one run directory per cell
 
 The run directory (outputs/train/NAME-DIGEST) holds config.yaml, metrics.jsonl, previews, checkpoints/ and
-model.safetensors, which sample.py and calibrate.py load. The same command again goes on where it stopped.
+model.safetensors, which sample.py and calibrate.py load. The same command again goes on where it stopped; told by
+SIGTERM or SIGUSR1 it saves its state and leaves with exit code 75, so that a scheduler may send it again.
 """
+
+import sys
 
 from omegaconf import DictConfig, OmegaConf
 
-from scoreline import entry
+from scoreline import entry, processes
 
 
 @entry.script("train")
@@ -21,8 +27,7 @@ def main(cfg: DictConfig) -> None:
     from hydra.utils import instantiate
 
     from scoreline.training.checkpoint import AtomicCheckpointIO, resume_from
-    from scoreline.training.data import ImageDataModule
-    from scoreline.training.online_schedule import OnlineSchedule
+    from scoreline.training.data import ImageDataModule, share_of
 
     entry.quieten()
     out, batch_size = entry.output_dir(), entry.whole("batch_size", cfg.batch_size)
@@ -32,21 +37,29 @@ def main(cfg: DictConfig) -> None:
     start = resume_from(out, cfg.resume)
     dataset = instantiate(cfg.dataset)
     module = build_module(cfg, dataset)
-    trainer = instantiate(
-        cfg.trainer,
+    options = instantiate(cfg.trainer, _convert_="all")
+    if hasattr(options.get("strategy"), "command"):
+        options["strategy"].command = entry.command_of_this_job(out)
+    trainer = build_trainer(cfg, options, steps, [AtomicCheckpointIO()])
+    share_of(batch_size, trainer.global_rank, trainer.world_size)
+    if trainer.is_global_zero:
+        entry.save_config(cfg, out)
+    data = ImageDataModule(dataset, batch_size, cfg.seed, cfg.workers)
+    trainer.fit(module, data, ckpt_path=start, weights_only=True)
+    conclude(trainer, module, out)
+
+
+def build_trainer(cfg: DictConfig, options, steps: int, plugins):
+    from hydra.utils import instantiate
+    from lightning import Trainer
+
+    return Trainer(
+        **{key: value for key, value in options.items() if key != "plugins"},
         max_steps=steps,
         logger=instantiate(cfg.logger),
         callbacks=[instantiate(callback) for callback in cfg.callbacks.values()],
-        plugins=[AtomicCheckpointIO()],
+        plugins=[*plugins, *options.get("plugins", [])],
     )
-    entry.save_config(cfg, out)
-    data = ImageDataModule(dataset, batch_size, cfg.seed, cfg.workers)
-    trainer.fit(module, data, ckpt_path=start, weights_only=True)
-    print(f"{steps * batch_size / 1000:g} kimg -> {out / 'model.safetensors'}")
-    for callback in trainer.callbacks:
-        if isinstance(callback, OnlineSchedule):
-            print(callback.summary())
-    print(f"next: python sample.py checkpoint={out}")
 
 
 def build_module(cfg: DictConfig, dataset):
@@ -56,10 +69,13 @@ def build_module(cfg: DictConfig, dataset):
     from scoreline.checkpoints import Card
     from scoreline.denoiser import Denoiser
     from scoreline.training.module import DiffusionModule
+    from scoreline.training.references import References
 
     entry.match_data(cfg.model.network, dataset)
     torch.manual_seed(entry.whole("seed", cfg.seed, least=0))
     denoiser = Denoiser(instantiate(cfg.model.network), instantiate(cfg.model.parameterisation))
+    if cfg.compile:
+        denoiser.network.compile()
     card = Card(
         model=OmegaConf.to_container(cfg.model, resolve=True),
         shape=dataset.shape,
@@ -67,9 +83,46 @@ def build_module(cfg: DictConfig, dataset):
         data={"name": dataset.name, "sha256": dataset.digest, "images": len(dataset)},
         training=entry.provenance(cfg),
     )
-    objective, optimiser = instantiate(cfg.objective), instantiate(cfg.optimiser)
-    return DiffusionModule(denoiser, objective, optimiser, cfg.batch_size, cfg.lr_rampup_kimg, cfg.seed, card)
+    objective = instantiate(cfg.objective)
+    references = None
+    if objective.target.references:
+        limit = entry.number("references_mib", cfg.references_mib, zero=True)
+        references = References(dataset, objective.target, cfg.batch_size, cfg.seed, limit)
+    return DiffusionModule(
+        denoiser,
+        objective,
+        instantiate(cfg.optimiser),
+        cfg.batch_size,
+        cfg.lr_rampup_kimg,
+        cfg.seed,
+        card,
+        instantiate(cfg.gradients),
+        instantiate(cfg.augmentation),
+        references,
+        None if cfg.micro_batch is None else entry.whole("micro_batch", cfg.micro_batch),
+        entry.number("loss_scale", cfg.loss_scale),
+    )
+
+
+def conclude(trainer, module, out) -> None:
+    """What is said at the end, once, and the exit code of a training that a scheduler stopped."""
+    from scoreline.training.online_schedule import OnlineSchedule
+    from scoreline.training.preemption import REQUEUE, Preemption
+
+    told = [callback for callback in trainer.callbacks if isinstance(callback, Preemption) and callback.told]
+    kimg = f"{module.images_seen / 1000:g} kimg"
+    if not trainer.is_global_zero:
+        return
+    if told and module.global_step < trainer.max_steps:
+        print(f"{told[0].told.name}: stopped at {kimg}, state saved; the same command goes on from {out}")
+        told[0].hand_on()
+        sys.exit(REQUEUE)
+    print(f"{kimg} -> {out / 'model.safetensors'}")
+    for callback in trainer.callbacks:
+        if isinstance(callback, OnlineSchedule):
+            print(callback.summary())
+    print(f"next: python sample.py checkpoint={out}")
 
 
 if __name__ == "__main__":
-    main()
+    processes.alike(main)

@@ -39,7 +39,7 @@ Row = dict[str, Any]
 Eps = Callable[[Tensor, Tensor], Tensor]
 
 RATES, STEPS = (3e-3, 1e-2, 3e-2), 400
-PLAIN = {"ring8": RATES}
+PLAIN = {"ring8": RATES, "digits_classes": RATES, "digits_points": RATES}
 """Models that the plain recipe is tried on, with its learning rates."""
 
 RESAMPLES = 1000

@@ -28,7 +28,8 @@ from scoreline.solvers.tableau import Tableau, build
 CONF = Path(__file__).parents[1] / "conf"
 SCRIPT_OF = {
     **dict.fromkeys(
-        ("dataset", "model", "objective", "target", "trainer", "logger", "callbacks", "experiment"), "train"
+        ("dataset", "model", "objective", "target", "trainer", "logger", "callbacks", "experiment", "augmentation"),
+        "train",
     ),
     **dict.fromkeys(("solver", "schedule", "metrics", "guidance", "threshold"), "sample"),
     "calibration": "calibrate",
@@ -176,15 +177,17 @@ def test_experiments_instantiate(experiment: str, tmp_path: Path) -> None:
     import torch
 
     cfg = composed("train", f"experiment={experiment}", out=tmp_path)
-    dataset = instantiate(cfg.dataset)
-    entry.match_data(cfg.model.network, dataset)
-    network = instantiate(cfg.model.network)
+    if cfg.dataset._target_.endswith("Digits"):
+        entry.match_data(cfg.model.network, instantiate(cfg.dataset))
+    with torch.device("meta"):
+        network = instantiate(cfg.model.network)
     optimiser = instantiate(cfg.optimiser)(network.parameters())
     assert isinstance(optimiser, torch.optim.Adam)
+    assert network.augment_dim == getattr(instantiate(cfg.augmentation), "dim", 0)
     instantiate(cfg.model.parameterisation)
     instantiate(cfg.objective)
     assert [type(instantiate(callback)).__name__ for callback in cfg.callbacks.values()] == [
-        *("EMACallback", "TrainingProgress", "Preview", "Checkpointing")
+        *("EMACallback", "TrainingProgress", "FixedLoss", "Preview", "Checkpointing", "Preemption")
     ]
     assert cfg.name == experiment
 
@@ -194,6 +197,7 @@ def test_loggers_need_no_account(logger: str, tmp_path: Path, monkeypatch: pytes
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     monkeypatch.setenv("WANDB_SILENT", "true")
     cfg = composed("train", f"logger={logger}", out=tmp_path)
+    (tmp_path / "metrics.jsonl").write_text('{"step": 3, "kimg": 0.1, "loss": 1.5, "loss_bins": {"1-3": 2.0}}\n')
     it = instantiate(cfg.logger)
     it.log_metrics({"train/loss": 1.5}, step=3)
     it.save()
@@ -203,20 +207,31 @@ def test_loggers_need_no_account(logger: str, tmp_path: Path, monkeypatch: pytes
 
         wandb.finish()
         assert list(tmp_path.glob("wandb/offline-run-*/*.wandb"))
+    elif logger == "csv":
+        text = "kimg,train/step,train/loss,train/loss_bins/1-3\r\n0.1,3,1.5,2.0\r\n"
+        assert (tmp_path / "metrics.csv").read_bytes().decode() == text
     else:
         assert any(path.stat().st_size for path in (tmp_path / logger).iterdir())
 
 
-def test_trainers_instantiate(tmp_path: Path) -> None:
+@pytest.mark.parametrize("trainer", [c for g, c in CHOICES if g == "trainer"])
+def test_trainers_instantiate(trainer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the CPU; what asks for a GPU says so in one sentence where there is none."""
     import torch
+    from lightning import Trainer
+    from lightning.fabric.utilities.exceptions import MisconfigurationException
 
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    cfg = composed("train", "trainer=cpu", out=tmp_path)
-    assert instantiate(cfg.trainer, max_steps=1, logger=False).max_steps == 1
-    cfg = composed("train", "trainer=gpu", out=tmp_path)
-    assert cfg.trainer.accelerator == "gpu"
-    if torch.cuda.is_available():
-        instantiate(cfg.trainer, max_steps=1, logger=False)
+    monkeypatch.setenv("SLURM_NTASKS_PER_NODE", "1")
+    monkeypatch.setenv("SLURM_JOB_NUM_NODES", "2")
+    cfg = composed("train", f"trainer={trainer}", out=tmp_path)
+    options = instantiate(cfg.trainer, _convert_="all")
+    if cfg.trainer.accelerator == "cpu" or torch.cuda.is_available():
+        assert Trainer(**options, max_steps=1, logger=False).max_steps == 1
+    else:
+        with pytest.raises(MisconfigurationException):
+            Trainer(**options, max_steps=1, logger=False)
+    assert options.get("num_nodes", 1) == (2 if trainer == "slurm" else 1)
 
 
 def test_datasets_that_need_a_file_say_so(tmp_path: Path) -> None:

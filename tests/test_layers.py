@@ -34,6 +34,11 @@ PURE += [
     "thresholding",
     "guidance",
     "samples",
+    "augmentation",
+    "wavelets",
+    "post_hoc_ema",
+    "ema_snapshots",
+    "history",
 ]
 BLOCKED = [
     "lightning",

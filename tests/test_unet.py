@@ -2,8 +2,9 @@ import pytest
 import torch
 
 from scoreline.errors import InputError
+from scoreline.networks.attention import Attention
 from scoreline.networks.embeddings import Fourier, Sinusoidal
-from scoreline.networks.unet import Attention, UNet
+from scoreline.networks.unet import UNet
 
 
 @pytest.mark.parametrize(
@@ -36,18 +37,21 @@ def awake(net: UNet) -> UNet:
     return net.requires_grad_(False)
 
 
-def test_labels_condition_and_drop() -> None:
-    net = awake(UNet(1, 8, width=16, blocks=1, num_classes=4, label_dropout=0.5)).eval()
-    x, noise = torch.randn(1, 1, 8, 8).expand(3, 1, 8, 8), torch.zeros(3)
-    null = net(x, noise)
-    mixed = net(x, noise, torch.tensor([-1, 0, 1]))
-    torch.testing.assert_close(mixed[0], null[0])
-    assert float((mixed[1] - mixed[2]).abs().max()) > 1e-3
-    net.train()
-    torch.manual_seed(1)
-    many = net(x[:1].expand(200, 1, 8, 8), torch.zeros(200), torch.zeros(200, dtype=torch.int64))
-    dropped = (many - null[0]).abs().flatten(1).max(1).values < 1e-5
-    assert 60 < int(dropped.sum()) < 140
+def test_labels_condition_and_are_never_dropped_at_random() -> None:
+    net = awake(UNet(1, 8, width=16, blocks=1, num_classes=4, label_dropout=0.5))
+    x, noise, label = torch.randn(1, 1, 8, 8).expand(3, 1, 8, 8), torch.zeros(3), torch.tensor([-1, 0, 1])
+    for training in (True, False):
+        net.train(training)
+        null, mixed = net(x, noise), net(x, noise, label)
+        torch.testing.assert_close(mixed[0], null[0])
+        assert float((mixed[1] - mixed[2]).abs().max()) > 1e-3
+        assert all(torch.equal(net(x, noise, label), mixed) for _ in range(5))
+
+
+def test_a_label_that_is_no_class_is_an_error() -> None:
+    net = UNet(1, 8, width=16, blocks=1, num_classes=4)
+    with pytest.raises(IndexError):
+        net(torch.zeros(1, 1, 8, 8), torch.zeros(1), torch.tensor([5]))
 
 
 def test_noise_label_matters() -> None:
@@ -82,3 +86,30 @@ def test_refusals_name_the_key() -> None:
         UNet(1, 10, multipliers=(1, 2, 2))
     with pytest.raises(InputError, match="embedding=fourrier: choose from fourier, sinusoidal"):
         UNet(1, 8, embedding="fourrier")
+
+
+GOLDEN = {
+    "map.0.weight": (-0.001871705, 0.134110898),
+    "classes.weight": (-0.096719965, -1.294417024),
+    "stem.weight": (-0.193364948, 0.159383267),
+    "encoder.0.conv0.weight": (-0.029151231, -0.078960203),
+    "decoder.0.conv0.bias": (-0.02514334, 0.015052821),
+    "decoder.4.skip.weight": (-0.027286395, 0.160711199),
+    "decoder.4.affine.bias": (-0.11360389, -0.014098853),
+    "middle.0.attention.qkv.weight": (0.150223374, -0.169825733),
+}
+"""Of version 0.3.0, in which the shipped model was trained."""
+
+
+@pytest.mark.parametrize("options", [{}, {"augment_dim": 9, "checkpointing": True}])
+def test_names_and_initial_weights_stay_what_they_were(options: dict) -> None:
+    torch.manual_seed(0)
+    state = UNet(1, 8, 16, (1, 2), 1, (4,), num_classes=3, **options).state_dict()
+    augment = state.pop("augment.weight", None)
+    assert (augment is not None) == ("augment_dim" in options)
+    assert len(state) == 129
+    assert sum(value.numel() for value in state.values()) == 190_625
+    for name, expected in GOLDEN.items():
+        assert state[name].flatten()[:2].tolist() == pytest.approx(expected, abs=1e-8), name
+    if not options:
+        assert float(torch.randn(1)) == pytest.approx(-0.6623, abs=1e-4), "no further random number is drawn"

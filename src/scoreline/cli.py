@@ -5,7 +5,9 @@ scoreline certify solver=ddim,heun   of some
 scoreline show solver=deis_tab3 schedule=karras nfe=8     a tableau: nodes, weights, picture
 scoreline likelihood checkpoint=digits_vp images=32       bits per dimension; --help lists the keys
 scoreline inspect digits_vp model.score_norm.safetensors  what checkpoints and calibration records are
+scoreline ema RUN sigma_rel=0.15 DEST.safetensors         an average of the weights that training did not track
 scoreline import-statistics FILE.pt checkpoint=PATH       the authors' DEIS-SN statistics, as a calibration record
+scoreline upload RUN_DIR                                  a run, or a sweep, as W&B runs, rebuilt from its files
 """
 
 import importlib
@@ -14,7 +16,7 @@ import sys
 
 from scoreline.errors import InputError, did_you_mean
 
-VERBS = ("certify", "import-statistics", "inspect", "likelihood", "show")
+VERBS = ("certify", "ema", "import-statistics", "inspect", "likelihood", "show", "upload")
 
 
 def main() -> None:

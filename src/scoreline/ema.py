@@ -1,41 +1,133 @@
-"""Exponential moving average of weights, in images rather than steps."""
+"""Running averages of weights, in images rather than steps."""
 
+import math
+from abc import ABC, abstractmethod
+
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from scoreline.errors import InputError
 
-class EMA:
-    """W_ema <- beta W_ema + (1 - beta) W, beta = 0.5^(batch / H), H = min(half_life, rampup * images seen).
+NARROWEST, UNIFORM = 1e-4, 1 / math.sqrt(12)
+"""Ends of sigma_rel: the upper one is the plain mean of all weights, gamma = 0."""
 
-    While no image has been seen H = 0 and the average is a copy. Parameters are averaged in float32, buffers copied.
+
+class RunningAverage(ABC):
+    """W_avg <- beta W_avg + (1 - beta) W after every step; beta is 0 at the first one, which is a copy.
+
+    Floating-point parameters are averaged in float32 (float64 where they are float64), whatever the precision of the
+    network; buffers are copied. Updates write to the same memory, so a network that shares it follows.
+
+    Attributes:
+        weights: the averaged state dict, names as in the module's.
+    """
+
+    def __init__(self) -> None:
+        self.weights: dict[str, Tensor] = {}
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """What tells it from other averages of a run, in files and states."""
+
+    @abstractmethod
+    def beta(self, images: int, batch: int) -> float:
+        """Decay for a batch that brings the count from `images` to images + batch."""
+
+    def start(self, module: nn.Module) -> None:
+        """Begin as a copy of the module's state."""
+        for name, value in module.state_dict(keep_vars=True).items():
+            dtype = torch.promote_types(value.dtype, torch.float32) if _is_averaged(value) else value.dtype
+            self.weights[name] = value.detach().to(dtype, copy=True)
+
+    @torch.no_grad()
+    def update(self, module: nn.Module, images: int, batch: int) -> None:
+        """Take in the module's weights after a step on `batch` images, `images` having been seen before it."""
+        current = module.state_dict(keep_vars=True)
+        averages, ends = [], []
+        for name, value in current.items():
+            own = self.weights[name]
+            if _is_averaged(value):
+                averages.append(own)
+                ends.append(value.to(own.dtype))
+            else:
+                own.copy_(value)
+        torch._foreach_lerp_(averages, ends, 1 - self.beta(images, batch))
+
+
+def _is_averaged(value: Tensor) -> bool:
+    return isinstance(value, nn.Parameter) and value.is_floating_point()
+
+
+class EMA(RunningAverage):
+    """beta = 0.5^(batch / H), H = min(half_life, rampup * images seen); while no image has been seen H = 0.
 
     Attributes:
         half_life_kimg: H after the ramp, in thousands of images.
         rampup: ratio of H to the images seen during the ramp; infinity means no ramp.
-        weights: the averaged state dict, names as in the module's.
 
     Source: Karras et al. (2022), arXiv:2206.00364, App. F.2; released recipe 500 kimg, ratio 0.05.
     """
 
     def __init__(self, half_life_kimg: float, rampup: float = 0.05) -> None:
+        super().__init__()
         self.half_life_kimg, self.rampup = half_life_kimg, rampup
-        self.weights: dict[str, Tensor] = {}
 
-    def start(self, module: nn.Module) -> None:
-        """Begin as a copy of the module's state."""
-        self.weights = {name: value.detach().clone() for name, value in module.state_dict().items()}
+    @property
+    def name(self) -> str:
+        return f"ema{self.half_life_kimg:g}kimg"
 
     def beta(self, images: int, batch: int) -> float:
-        """Decay for a batch that brings the count from `images` to images + batch."""
         half_life = min(self.half_life_kimg * 1000, self.rampup * images) if images else 0.0
         return 0.5 ** (batch / half_life) if half_life else 0.0
 
-    @torch.no_grad()
-    def update(self, module: nn.Module, images: int, batch: int) -> None:
-        """Take in the module's weights after a step on `batch` images, `images` having been seen before it."""
-        beta = self.beta(images, batch)
-        current = module.state_dict()
-        averaged = [name for name, value in current.items() if value.is_floating_point()]
-        torch._foreach_lerp_([self.weights[name] for name in averaged], [current[name] for name in averaged], 1 - beta)
-        for name in current.keys() - set(averaged):
-            self.weights[name].copy_(current[name])
+
+class PowerFunctionEMA(RunningAverage):
+    """beta = (1 - batch / t)^(gamma + 1), t images seen with this batch.
+
+    The weights after step k of K of B images get the weight (k / K)^(gamma+1) - ((k - 1) / K)^(gamma+1): the integral
+    of the profile p(tau) = (gamma + 1) tau^gamma / t^(gamma+1) over the images of that step. Its width grows with the
+    training: the standard deviation of tau under p is sigma_rel t.
+
+    Source: Karras et al. (2024), arXiv:2312.02696, equations 2 and 3, with t in images instead of steps.
+
+    Raises:
+        InputError: for a sigma_rel that no gamma >= 0 has.
+    """
+
+    def __init__(self, sigma_rel: float) -> None:
+        super().__init__()
+        self.sigma_rel, self.gamma = sigma_rel, gamma_of(sigma_rel)
+
+    @property
+    def name(self) -> str:
+        return f"sigma{self.sigma_rel:g}"
+
+    def beta(self, images: int, batch: int) -> float:
+        return float((images / (images + batch)) ** (self.gamma + 1))
+
+
+def sigma_rel_of(gamma: float) -> float:
+    """sigma_rel = (gamma + 1)^(1/2) (gamma + 2)^(-1) (gamma + 3)^(-1/2), the relative width of a power function.
+
+    Source: Karras et al. (2024), arXiv:2312.02696, equation 4.
+    """
+    return math.sqrt((gamma + 1) / (gamma + 3)) / (gamma + 2)
+
+
+def gamma_of(sigma_rel: float) -> float:
+    """The gamma >= 0 of a relative width, greatest root of (gamma + 2)^2 (gamma + 3) = (gamma + 1) / sigma_rel^2.
+
+    Source: Karras et al. (2024), arXiv:2312.02696, equation 4, squared.
+
+    Raises:
+        InputError: outside 0.0001 .. 0.288675 (1 / sqrt 12).
+    """
+    if not NARROWEST <= sigma_rel <= UNIFORM:
+        raise InputError(
+            f"sigma_rel={sigma_rel}: must be from {NARROWEST:g} to {UNIFORM:.6f}, the width of a plain mean"
+        )
+    inverse = sigma_rel**-2
+    roots = np.roots([1.0, 7.0, 16.0 - inverse, 12.0 - inverse])
+    return max(float(roots[np.abs(roots.imag) < 1e-6 * np.abs(roots)].real.max()), 0.0)

@@ -27,6 +27,15 @@ from scoreline.files import code_version, sha256, write_atomically
 
 ASSETS = Path(__file__).parent / "assets"
 MISCONFIGURED = "MisconfigurationException"  # Lightning's, told by its name so as not to import Lightning
+HARMLESS = (
+    *(".*LeafSpec.*", ".*num_workers.*", ".*does not have many workers.*", ".*logging interval.*"),
+    ".*Grad strides do not match bucket view strides.*",
+)
+"""Warnings about what is intended here."""
+
+SCRIPT = "SCORELINE_SCRIPT"
+"""The script that a person started: in a job of submitit sys.argv[0] is another one."""
+
 KEEP_TRACEBACKS = "SCORELINE_TRACEBACKS"
 
 Job = Callable[[DictConfig], Any]
@@ -64,6 +73,7 @@ def script(config_name: str) -> Callable[[Job], Callable[[], None]]:
 
 def _run(main: Callable[[], Any]) -> None:
     register_resolvers()
+    os.environ[SCRIPT] = str(Path(sys.argv[0]).resolve())
     os.environ.setdefault(KEEP_TRACEBACKS, os.environ.get("HYDRA_FULL_ERROR", ""))
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
@@ -301,14 +311,21 @@ def output_dir() -> Path:
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
+def command_of_this_job(out: Path) -> list[str]:
+    """What starts a further process of this very job: the same choices, the same directory, no sweep."""
+    directory = str(out).replace("\\", "\\\\").replace("'", "\\'")
+    own = [f"hydra.run.dir='{directory}'", "hydra.output_subdir=null", "hydra.mode=RUN"]
+    return [sys.executable, os.environ[SCRIPT], *map(str, HydraConfig.get().overrides.task), *own]
+
+
 def provenance(cfg: DictConfig) -> dict[str, Any]:
     """How a model came to be: the command, and what identifies its config and code; no path of this machine."""
     overrides = [o for o in HydraConfig.get().overrides.task if "/" not in o]
     return {
         "command": " ".join(["python train.py", *overrides]),
         "seed": cfg.seed,
+        **settings(cfg, "target", "augmentation"),
         "batch_size": cfg.batch_size,
-        "ema_half_life_kimg": cfg.ema.half_life_kimg,
         "config_sha256": hashlib.sha256(OmegaConf.to_yaml(cfg, resolve=True).encode()).hexdigest(),
         "code_version": code_version(),
     }
@@ -337,7 +354,7 @@ def quieten() -> None:
     """Keep Lightning's advertisements, and hints about what is intended here, quiet; call it after the import."""
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    for pattern in (".*LeafSpec.*", ".*num_workers.*", ".*does not have many workers.*", ".*logging interval.*"):
+    for pattern in HARMLESS:
         warnings.filterwarnings("ignore", message=pattern)
 
 

@@ -111,7 +111,7 @@ class ClassifierFree(Autoguidance):
     """D = D_u + scale (D_c - D_u) at noise levels low < rho <= high, D_c elsewhere; eps likewise.
 
     D_c is the denoiser with its `label`, D_u the same with label None, so its network must have been trained with
-    labels dropped at random (`label_dropout` of `networks.unet.UNet`). Scale 1 is no guidance: Ho & Salimans' w is
+    labels dropped at random (`model.network.label_dropout`). Scale 1 is no guidance: Ho & Salimans' w is
     scale - 1. An evaluation takes two network calls where it is guided, one elsewhere.
 
     Raises:

@@ -1,14 +1,14 @@
 """The training objective: density of noise levels, weight, target."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 
 import torch
-from torch import Generator, Tensor
+from torch import Tensor
 
 from scoreline.denoiser import Denoiser
 from scoreline.schedules.base import Schedule
-from scoreline.targets import Target
+from scoreline.targets import Reference, Target
 
 Weight = Callable[[Tensor], Tensor]
 """lambda(rho): (B,) -> (B,)."""
@@ -33,30 +33,56 @@ class EDMWeight:
 
 
 @dataclass(frozen=True)
+class Batch:
+    """Images to learn from, and the random numbers that they are noised with.
+
+    Attributes:
+        clean: (B, C, H, W) in [-1, 1].
+        u: (B,) float64, uniform on [0, 1]: the coordinate of the noise level.
+        eps: (B, C, H, W), standard normal.
+        label: classes (B,) as the network is told them, negative for none; None for an unconditional network.
+        augment: augmentation labels (B, A) or None.
+        reference: what a stable target averages over.
+    """
+
+    clean: Tensor
+    u: Tensor
+    eps: Tensor
+    label: Tensor | None = None
+    augment: Tensor | None = None
+    reference: Reference | None = None
+
+    def split(self, size: int) -> Iterator["Batch"]:
+        """Parts of at most `size` images; all have the whole reference."""
+        for start in range(0, len(self.clean), size):
+            yield self.rows(slice(start, start + size))
+
+    def rows(self, rows: slice) -> "Batch":
+        """Some images, with the whole reference."""
+        label, augment = (None if part is None else part[rows] for part in (self.label, self.augment))
+        whole = self.reference
+        reference = None if whole is None else replace(whole, source=whole.source[rows])
+        return Batch(self.clean[rows], self.u[rows], self.eps[rows], label, augment, reference)
+
+
+@dataclass(frozen=True)
 class DenoisingObjective:
     """L = E lambda(rho) |D(x_0 + rho eps, rho) - target|^2 / d, rho = density.inverse(u), u ~ U(0, 1).
 
     d is the number of pixels times channels: a loss of 1 is what predicting nothing scores under `InverseVariance`.
+    Levels and targets are in float64, the error and its mean in float32 whatever the network computes in.
     """
 
     density: Schedule
     weight: Weight
     target: Target
 
-    def __call__(
-        self, denoiser: Denoiser, clean: Tensor, label: Tensor | None, generator: Generator
-    ) -> tuple[Tensor, Tensor]:
-        """Per-image loss (B,) float32 and noise levels rho (B,) float64.
-
-        Args:
-            clean: images (B, C, H, W) in [-1, 1].
-            label: class labels (B,) or None.
-            generator: source of u and eps, on the device of `clean`.
-        """
-        u = torch.rand(len(clean), dtype=torch.float64, device=clean.device, generator=generator)
-        rho = self.density.inverse(u)
-        eps = torch.randn(clean.shape, dtype=clean.dtype, device=clean.device, generator=generator)
-        x = clean + rho.to(clean.dtype).reshape(-1, 1, 1, 1) * eps
-        target = self.target(x, rho, clean, clean)
-        error = (denoiser(x, rho, label=label) - target).flatten(1).square().mean(1)
+    def __call__(self, denoiser: Denoiser, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Per-image loss (B,) float32 and noise levels rho (B,) float64."""
+        rho = self.density.inverse(batch.u)
+        x = batch.clean + rho.to(batch.clean.dtype).reshape(-1, 1, 1, 1) * batch.eps
+        with torch.no_grad():
+            target = self.target(x, rho, batch.clean, batch.label, batch.reference)
+        told = {} if batch.augment is None else {"augment": batch.augment}
+        error = (denoiser(x, rho, label=batch.label, **told) - target).flatten(1).square().mean(1)
         return self.weight(rho).to(error.dtype) * error, rho

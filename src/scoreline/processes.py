@@ -92,6 +92,32 @@ def run(main: Callable[[], None]) -> None:
         main()
 
 
+def alike(main: Callable[[], None]) -> None:
+    """Run a Hydra script that makes its own process group, in each process that torchrun or srun started.
+
+    Only the first one writes Hydra's files and says what is wrong with the config: all have the same.
+    """
+    from scoreline.entry import leave
+
+    try:
+        group = current()
+        if group.size > 1:
+            refuse_sweep(sys.argv[1:])
+    except InputError as error:
+        leave(error)
+    if group.first:
+        main()
+        return
+    sys.argv.append("hydra.output_subdir=null")
+    with _speaking(group) as held:
+        try:
+            main()
+        except SystemExit as leaving:
+            if leaving.code == 2:
+                held.truncate(0)
+            raise
+
+
 def _run_in_group(main: Callable[[], None], group: Group) -> None:
     with _joined(group) as store, _speaking(group) as held:
         if not group.first:

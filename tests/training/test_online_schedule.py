@@ -36,7 +36,7 @@ from scoreline.schedules.densities import UniformTime
 from scoreline.schedules.score_optimal import load_schedule
 from scoreline.schedules.spacings import Power
 from scoreline.schedules.vp import LinearVP
-from scoreline.targets import denoising
+from scoreline.targets import Denoising
 from scoreline.training import preview
 from scoreline.training.checkpoint import AtomicCheckpointIO, Checkpointing, list_checkpoints
 from scoreline.training.data import ImageDataModule
@@ -252,7 +252,7 @@ def module(classes: int = 0) -> DiffusionModule:
         "noise_schedule": SPEC,
         "parameterisation": {"_target_": "scoreline.parameterisations.NoisePrediction", "noise_schedule": SPEC},
     }
-    objective = DenoisingObjective(UniformTime(VP), InverseVariance(), denoising)
+    objective = DenoisingObjective(UniformTime(VP), InverseVariance(), Denoising())
     denoiser = Denoiser(UNet(1, 8, width=8, blocks=1, dropout=0.1, num_classes=classes), NoisePrediction(VP))
     card = Card(model, (1, 8, 8), classes, {"name": "digits-train"}, {})
     return DiffusionModule(denoiser, objective, lambda p: torch.optim.Adam(p, 2e-3), 16, 0.25, 0, card)

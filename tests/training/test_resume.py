@@ -1,67 +1,21 @@
 """A run that stops and goes on is the run that never stopped."""
 
-import json
 import os
 import random
+import resource
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
+from runs import assert_same_run, command, environment, records, state, train
 from safetensors.torch import load_file
 
 from scoreline.checkpoints import load_model
 from scoreline.errors import InputError
 from scoreline.training.checkpoint import list_checkpoints, loadable, resume_from
-
-ROOT = Path(__file__).parents[2]
-SMALL = [
-    "model.network.width=8",
-    "model.network.dropout=0.1",
-    "batch_size=32",
-    "checkpoint_kimg=0.64",
-    "log_kimg=0.32",
-    "preview_kimg=1000",
-    "lr_rampup_kimg=0.5",
-]
-
-
-def command(out: Path, *arguments: str) -> list[str]:
-    return [sys.executable, str(ROOT / "train.py"), *SMALL, f"hydra.run.dir={out}", *arguments]
-
-
-def train(out: Path, *arguments: str) -> None:
-    done = subprocess.run(command(out, *arguments), capture_output=True, text=True, cwd=out.parent, timeout=200)
-    assert done.returncode == 0, done.stderr
-
-
-def state(out: Path) -> dict:
-    return torch.load(list_checkpoints(out)[0], weights_only=True)
-
-
-def flat(value: object, name: str = "") -> dict[str, object]:
-    if isinstance(value, dict):
-        return {k: v for key, part in value.items() for k, v in flat(part, f"{name}/{key}").items()}
-    if isinstance(value, list | tuple):
-        return {k: v for key, part in enumerate(value) for k, v in flat(part, f"{name}/{key}").items()}
-    return {name: value}
-
-
-def assert_same_run(a: Path, b: Path) -> None:
-    """Weights, EMA, optimiser, learning rate, step: bit for bit."""
-    one, two = (flat({k: state(run)[k] for k in PARTS}) for run in (a, b))
-    assert one.keys() == two.keys()
-    for name, value in one.items():
-        same = torch.equal(value, two[name]) if isinstance(value, torch.Tensor) else value == two[name]
-        assert same, name
-    model_a, model_b = (load_file(run / "model.safetensors") for run in (a, b))
-    assert all(torch.equal(value, model_b[name]) for name, value in model_a.items())
-
-
-PARTS = ("state_dict", "optimizer_states", "lr_schedulers", "callbacks", "global_step")
 
 
 @pytest.fixture(scope="module")
@@ -79,9 +33,8 @@ def test_n_and_n_steps_equal_2n_steps(uninterrupted: Path) -> None:
     train(out, "duration_kimg=3.2")
     assert state(out)["global_step"] == 100
     assert_same_run(uninterrupted, out)
-    records = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    whole = [json.loads(line) for line in (uninterrupted / "metrics.jsonl").read_text().splitlines()]
-    assert [(r["step"], r["loss"], r["lr"]) for r in records] == [(r["step"], r["loss"], r["lr"]) for r in whole]
+    told = [[(r["step"], r["loss"], r["loss_bins"], r["lr"]) for r in records(run)] for run in (out, uninterrupted)]
+    assert told[0] == told[1]
 
 
 def test_another_seed_is_another_run(uninterrupted: Path) -> None:
@@ -91,20 +44,29 @@ def test_another_seed_is_another_run(uninterrupted: Path) -> None:
     assert any(not torch.equal(value, load_file(uninterrupted / "model.safetensors")[k]) for k, value in first.items())
 
 
+def begun(out: Path, *arguments: str, **options: object) -> "subprocess.Popen[str]":
+    """train.py at work, in a process group of its own."""
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "start_new_session": True}
+    return subprocess.Popen(command(out, *arguments), cwd=out.parent, env=environment(), **(streams | options))
+
+
+def wait_for(what: object, process: "subprocess.Popen[str]") -> None:
+    """Until `what()` is true, while the process lives."""
+    limit = time.monotonic() + 100
+    while not what() and process.poll() is None and time.monotonic() < limit:
+        time.sleep(0.005)
+
+
 def test_kill_9_leaves_loadable_files_and_the_same_end(uninterrupted: Path) -> None:
     """Killed at three moments, once at least after a checkpoint was written; every file found is whole."""
     out, choose = uninterrupted.parent / "killed", random.Random(0)
     for attempt in range(3):
         before = list_checkpoints(out)[:1]
-        process = subprocess.Popen(
-            command(out, "duration_kimg=3.2"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=out.parent
-        )
-        limit = time.monotonic() + 100
-        while attempt and list_checkpoints(out)[:1] == before and time.monotonic() < limit and process.poll() is None:
-            time.sleep(0.005)
+        process = begun(out, "duration_kimg=3.2")
+        wait_for(lambda first=not attempt, before=before: first or list_checkpoints(out)[:1] != before, process)
         time.sleep(choose.uniform(0, 0.3) if attempt else choose.uniform(2, 6))
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+        process.kill()
+        process.communicate()
         assert all(loadable(path) for path in list_checkpoints(out))
         if (out / "model.safetensors").exists():
             load_model(out / "model.safetensors")
@@ -126,6 +88,77 @@ def test_a_damaged_last_checkpoint_falls_back_to_the_one_before(tmp_path: Path, 
         resume_from(tmp_path, "never")
     assert resume_from(tmp_path / "empty", "auto") is None
     assert resume_from(tmp_path / "empty", "never") is None
+
+
+@pytest.mark.parametrize("told", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_ends_the_step_saves_and_asks_for_another_start(uninterrupted: Path, told: signal.Signals) -> None:
+    out = uninterrupted.parent / told.name
+    process = begun(out, "duration_kimg=3.2", "checkpoint_kimg=1000")
+    wait_for(lambda: (out / "metrics.jsonl").exists(), process)
+    process.send_signal(told)
+    said, errors = process.communicate(timeout=100)
+    assert process.returncode == 75, errors
+    stopped = state(out)["global_step"]
+    assert 10 <= stopped < 100
+    assert f"{told.name}: stopped at {stopped * 32 / 1000:g} kimg, state saved" in said
+    assert "Traceback" not in errors
+    train(out, "duration_kimg=3.2")
+    assert_same_run(uninterrupted, out)
+
+
+def test_a_full_disk_keeps_the_checkpoint_before_and_training_goes_on(uninterrupted: Path) -> None:
+    """The system refuses to write files as large as a checkpoint: every write fails half-way."""
+    out = uninterrupted.parent / "full"
+    train(out, "duration_kimg=0.64")
+    kept = {path: path.read_bytes() for path in [*list_checkpoints(out), out / "model.safetensors"]}
+    room = min(map(len, kept.values())) // 2
+
+    def no_room() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (room, room))
+
+    process = begun(out, "duration_kimg=3.2", preexec_fn=no_room)
+    _, errors = process.communicate(timeout=200)
+    assert process.returncode == 2, errors
+    assert errors.count("not written") >= 4
+    assert "train.py: checkpoint: the last one could not be written" in errors
+    assert "Traceback" not in errors
+    assert records(out)[-1]["step"] == 100
+    assert {path: path.read_bytes() for path in [*list_checkpoints(out), out / "model.safetensors"]} == kept
+    assert not list(out.rglob("*.part"))
+    train(out, "duration_kimg=3.2")
+    assert_same_run(uninterrupted, out)
+
+
+def test_gradients_that_stay_infinite_stop_the_run_with_its_state(tmp_path: Path) -> None:
+    out = tmp_path / "bad"
+    done = train(out, "duration_kimg=0.64", "loss_scale=1e40", "gradients.patience=3", code=2)
+    assert "train.py: gradients.patience=3: gradients were not finite in as many steps in a row" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert state(out)["global_step"] == 2
+    assert state(out)["gradients"] == {"bad_steps": 3, "in_a_row": 3}
+    load_model(out / "model.safetensors")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_kill_9_at_fifty_moments(uninterrupted: Path) -> None:
+    """Each run is killed once, at a random moment from start to end, and resumed."""
+    choose, taken = random.Random(1), 0
+    began = time.monotonic()
+    train(uninterrupted.parent / "timed", "duration_kimg=3.2")
+    length = time.monotonic() - began
+    for number in range(50):
+        out = uninterrupted.parent / f"fifty{number}"
+        process = begun(out, "duration_kimg=3.2")
+        time.sleep(choose.uniform(0.3 * length, length))
+        taken += process.poll() is None
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+        assert all(loadable(path) for path in list_checkpoints(out))
+        train(out, "duration_kimg=3.2")
+        assert_same_run(uninterrupted, out)
+    assert taken >= 25
 
 
 def test_a_checkpoint_that_would_run_code_is_not_loaded(tmp_path: Path) -> None:

@@ -13,15 +13,17 @@ from scoreline.datasets.digits import Digits
 from scoreline.denoiser import Denoiser
 from scoreline.errors import InputError
 from scoreline.networks.unet import UNet
-from scoreline.objective import DenoisingObjective, EDMWeight, InverseVariance
+from scoreline.objective import Batch, DenoisingObjective, EDMWeight, InverseVariance
 from scoreline.parameterisations import EDMPreconditioning, NoisePrediction
 from scoreline.schedules.densities import LogNormal, UniformTime
 from scoreline.schedules.vp import LinearVP
-from scoreline.targets import denoising
+from scoreline.targets import Denoising
 from scoreline.training.checkpoint import AtomicCheckpointIO, Checkpointing
 from scoreline.training.data import EndlessBatches, ImageDataModule
 from scoreline.training.ema import EMACallback
+from scoreline.training.fixed_loss import FixedLoss
 from scoreline.training.module import DiffusionModule, step_key
+from scoreline.training.preemption import Preemption
 from scoreline.training.preview import Preview
 from scoreline.training.progress import TrainingProgress, keep_until
 
@@ -41,7 +43,7 @@ def module(label: bool = False) -> DiffusionModule:
         "noise_schedule": SPEC,
         "parameterisation": {"_target_": "scoreline.parameterisations.NoisePrediction", "noise_schedule": SPEC},
     }
-    objective = DenoisingObjective(UniformTime(VP), InverseVariance(), denoising)
+    objective = DenoisingObjective(UniformTime(VP), InverseVariance(), Denoising())
     card = Card(model, (1, 8, 8), classes, {}, {})
     denoiser = Denoiser(network, NoisePrediction(VP))
     return DiffusionModule(denoiser, objective, lambda p: torch.optim.Adam(p, 2e-3), 32, 0.5, 0, card)
@@ -51,6 +53,7 @@ def fit(root: Path, steps: int, it: DiffusionModule) -> list[dict]:
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
     callbacks = [EMACallback(1, 0.2), TrainingProgress(steps * 0.032, 0.32), Preview(0.64), Checkpointing(0.64)]
+    callbacks += [FixedLoss(0.96, images=40), Preemption()]
     trainer = Trainer(
         accelerator="cpu",
         max_steps=steps,
@@ -72,7 +75,10 @@ def fit(root: Path, steps: int, it: DiffusionModule) -> list[dict]:
 @pytest.mark.parametrize("label", [False, True])
 def test_loss_falls_and_everything_is_written(label: bool, tmp_path: Path) -> None:
     it = module(label)
-    records = fit(tmp_path, 60, it)
+    told = fit(tmp_path, 60, it)
+    records, fixed = ([r for r in told if key in r] for key in ("loss", "fixed_loss"))
+    assert [(r["step"], r["fixed_images"]) for r in fixed] == [(30, 40), (60, 40)]
+    assert fixed[0]["fixed_loss"] > fixed[1]["fixed_loss"] > 0
     assert [r["step"] for r in records] == [10, 20, 30, 40, 50, 60]
     assert [r["kimg"] for r in records] == pytest.approx([0.32, 0.64, 0.96, 1.28, 1.6, 1.92])
     assert records[0]["lr"] == pytest.approx(2e-3 * min(11 * 32 / 500, 1))
@@ -135,7 +141,10 @@ def test_objective_is_minimised_by_the_exact_denoiser(kind: str) -> None:
             return x * (c**2 / (c**2 + rho**2)).to(x.dtype).reshape(-1, 1, 1, 1)
 
     clean = torch.randn(40_000, 1, 2, 2, generator=torch.Generator().manual_seed(1)) * c
-    loss, rho = DenoisingObjective(density, weight, denoising)(Exact(), clean, None, torch.Generator().manual_seed(0))
+    generator = torch.Generator().manual_seed(0)
+    u = torch.rand(len(clean), dtype=torch.float64, generator=generator)
+    batch = Batch(clean, u, torch.randn(clean.shape, generator=generator))
+    loss, rho = DenoisingObjective(density, weight, Denoising())(Exact(), batch)
     expected = weight(rho) * c**2 * rho**2 / (c**2 + rho**2)
     assert loss.shape == rho.shape == (40_000,)
     assert float(loss.mean()) == pytest.approx(float(expected.mean()), rel=0.02)

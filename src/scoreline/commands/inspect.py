@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from scoreline import checkpoints, entry
-from scoreline.calibration import record
+from scoreline.calibration import record, target_variance
 from scoreline.errors import InputError, did_you_mean
 from scoreline.files import sha256
 
@@ -133,6 +133,8 @@ def record_lines(header: Header) -> Iterator[str]:
         yield from best(values, provenance)
     if kind == "tableau":
         yield from learned(values, provenance)
+    if kind == "target_variance":
+        yield from target_variance.table(values)
 
 
 def tree(name: str, value: Any, depth: int = 0) -> Iterator[str]:

@@ -9,31 +9,48 @@ from torch import Tensor, nn
 class Sinusoidal(nn.Module):
     """(cos(f_k c), sin(f_k c)), f_k = 10000^(-k / (dim / 2)), k = 0 .. dim / 2 - 1; suits labels 0 .. 1000.
 
-    (B,) -> (B, dim). Source: Vaswani et al. (2017), arXiv:1706.03762, Sec. 3.5.
+    (B,) -> (B, dim).
+
+    Args:
+        endpoint: f_k = 10000^(-k / (dim / 2 - 1)) instead, so that the last frequency is 1 / 10000; dim is at least 4.
+        sine_first: (sin, cos) instead of (cos, sin).
+
+    Source: Vaswani et al. (2017), arXiv:1706.03762, Sec. 3.5.
     """
 
-    def __init__(self, dim: int) -> None:
+    def __init__(self, dim: int, endpoint: bool = False, sine_first: bool = False) -> None:
         super().__init__()
+        self.sine_first = sine_first
         self.frequencies: Tensor
-        exponent = torch.arange(dim // 2, dtype=torch.float32) / (dim // 2)
+        exponent = torch.arange(dim // 2, dtype=torch.float32) / (dim // 2 - endpoint)
         self.register_buffer("frequencies", torch.exp(-math.log(10000) * exponent), persistent=False)
 
     def forward(self, c: Tensor) -> Tensor:
-        angle = c[:, None] * self.frequencies.to(c.dtype)
-        return torch.cat([angle.cos(), angle.sin()], dim=1)
+        return _waves(c[:, None] * self.frequencies.to(c.dtype), self.sine_first)
 
 
 class Fourier(nn.Module):
     """(cos(2 pi f_k c), sin(2 pi f_k c)) with fixed f_k ~ N(0, scale^2); suits labels of order one.
 
-    (B,) -> (B, dim). Source: Tancik et al. (2020), arXiv:2006.10739; Song et al. (2021), arXiv:2011.13456, App. C.
+    (B,) -> (B, dim).
+
+    Args:
+        sine_first: (sin, cos) instead of (cos, sin).
+        buffer: what the frequencies are called in checkpoints.
+
+    Source: Tancik et al. (2020), arXiv:2006.10739; Song et al. (2021), arXiv:2011.13456, App. C.
     """
 
-    def __init__(self, dim: int, scale: float = 1.0) -> None:
+    def __init__(self, dim: int, scale: float = 1.0, sine_first: bool = False, buffer: str = "frequencies") -> None:
         super().__init__()
-        self.frequencies: Tensor
-        self.register_buffer("frequencies", torch.randn(dim // 2) * scale)
+        self.sine_first, self.buffer = sine_first, buffer
+        self.register_buffer(buffer, torch.randn(dim // 2) * scale)
 
     def forward(self, c: Tensor) -> Tensor:
-        angle = 2 * math.pi * c[:, None] * self.frequencies.to(c.dtype)
-        return torch.cat([angle.cos(), angle.sin()], dim=1)
+        frequencies = self.get_buffer(self.buffer).to(c.dtype)
+        return _waves(2 * math.pi * c[:, None] * frequencies, self.sine_first)
+
+
+def _waves(angle: Tensor, sine_first: bool) -> Tensor:
+    halves = [angle.sin(), angle.cos()] if sine_first else [angle.cos(), angle.sin()]
+    return torch.cat(halves, dim=1)

@@ -13,7 +13,7 @@ class GaussianMixtureScore(nn.Module):
     The distribution of x_0, an image read as a vector of d = channels resolution^2 numbers, is the weights:
     `means` (M, d), `weights` (M,), and `stds` (M,) of a `GaussianMixture`, or `variances` (M, d) and `axes` (M, d, d)
     of a `FullGaussianMixture`; float64, in which F is computed, and never trained. Untold, it is N(0, I). Points in
-    the plane are images of 2 x 1 x 1. Class labels are ignored.
+    the plane are images of 2 x 1 x 1. Labels of classes and of augmentations are ignored.
 
     Isotropic mixtures are evaluated by matrix products (`GaussianMixture.eps_by_products`), so that thousands of
     components are cheap; F is then right to rounding as long as |m_i| is less than about 1e5 stds.
@@ -48,7 +48,7 @@ class GaussianMixtureScore(nn.Module):
             return FullGaussianMixture(self.means, self.variances, self.axes, self.weights)
         return GaussianMixture(self.means, self.stds, self.weights)
 
-    def forward(self, x: Tensor, noise: Tensor, label: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, noise: Tensor, label: Tensor | None = None, augment: Tensor | None = None) -> Tensor:
         exact = self.distribution()
         eps = exact.eps_by_products if isinstance(exact, GaussianMixture) else exact.eps
         rho = 2 * noise.to(self.means).exp()

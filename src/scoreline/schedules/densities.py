@@ -2,11 +2,15 @@
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
+from scoreline.errors import InputError
+from scoreline.parameterisations import IDDPM
 from scoreline.schedules.base import NoiseSchedule, Schedule
+from scoreline.schedules.discrete import DiscreteVP
 
 
 @dataclass(frozen=True)
@@ -47,3 +51,54 @@ class UniformTime(Schedule):
 
     def inverse(self, u: Tensor) -> Tensor:
         return self.noise_schedule.inverse(self.start + (self.stop - self.start) * u)
+
+
+@dataclass(frozen=True)
+class UniformLevels(Schedule):
+    """One of M given levels, each as likely: rho = level[floor(M u)], as discrete processes are trained.
+
+    The map is a staircase: u(rho) is the middle of the stair of the nearest level, and inverse(u(rho)) that level.
+
+    Attributes:
+        levels: increasing noise levels, all positive.
+
+    Raises:
+        InputError: if they are not.
+    """
+
+    levels: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if not self.levels or self.levels[0] <= 0 or not all(map(float.__lt__, self.levels, self.levels[1:])):
+            raise InputError("objective.density: its noise levels must be positive and increase")
+
+    @cached_property
+    def _table(self) -> Tensor:
+        return torch.tensor(self.levels, dtype=torch.float64)
+
+    def __call__(self, rho: Tensor) -> Tensor:
+        table = self._table.to(rho)
+        right = torch.searchsorted(table, rho.contiguous()).clamp(1, len(table) - 1)
+        nearest = torch.where(rho - table[right - 1] < table[right] - rho, right - 1, right)
+        return (nearest + 0.5) / len(table)
+
+    def inverse(self, u: Tensor) -> Tensor:
+        table = self._table.to(u)
+        return table[(u * len(table)).floor().clamp(0, len(table) - 1).to(torch.int64)]
+
+
+def uniform_index(noise_schedule: DiscreteVP) -> UniformLevels:
+    """The levels of a discrete process at its training indices 0 .. steps - 1.
+
+    Source: Ho et al. (2020), arXiv:2006.11239, Algorithm 1.
+    """
+    index = torch.arange(noise_schedule.steps, dtype=torch.float64)
+    return UniformLevels(tuple(noise_schedule.inverse(index).tolist()))
+
+
+def uniform_iddpm(parameterisation: IDDPM) -> UniformLevels:
+    """The levels u_0 > .. > u_{M-1} of improved DDPM.
+
+    Source: Nichol & Dhariwal (2021), arXiv:2102.09672; levels as in Karras et al. (2022), arXiv:2206.00364, Table 1.
+    """
+    return UniformLevels(tuple(parameterisation.levels[:-1].flip(0).tolist()))

@@ -1,5 +1,6 @@
 """Files to resume from, and the model file that sampling loads; each is whole or not there."""
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -7,11 +8,13 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.plugins.io import TorchCheckpointIO
+from safetensors import SafetensorError
 
 from scoreline.checkpoints import save_model
 from scoreline.errors import InputError
 from scoreline.files import write_atomically
 from scoreline.training.ema import ema_of
+from scoreline.training.gradients import NotFiniteError
 from scoreline.training.module import DiffusionModule
 
 
@@ -19,13 +22,25 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     """Lightning's checkpoint files, written beside their place, flushed and renamed."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        write_atomically(Path(path), lambda temporary: torch.save(checkpoint, temporary))
+        write_atomically(Path(path), lambda temporary: _save(checkpoint, temporary))
+
+
+def _save(checkpoint: dict[str, Any], path: Path) -> None:
+    """torch.save, whose writer raises one RuntimeError or another where the disk is full."""
+    try:
+        torch.save(checkpoint, path)
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        raise OSError(f"PyTorch's writer: {str(error).splitlines()[0]}") from error
 
 
 class Checkpointing(Callback):
-    """checkpoints/0000064000.ckpt (images seen) and model.safetensors at the start, every `every_kimg`, at the end.
+    """checkpoints/0000064000.ckpt (images seen) and the model files at the start, every `every_kimg`, at the end.
 
-    The two newest files are kept: should the last one be damaged, resuming falls back to the one before.
+    The two newest files are kept: should the last one be damaged, resuming falls back to the one before. Where there is
+    no room for a new one, that is said, the old ones stay, and training goes on to the next time; only at the end it is
+    an error. Model files are model.safetensors, and model-ema50kimg.safetensors for further averages.
     """
 
     def __init__(self, every_kimg: float) -> None:
@@ -33,30 +48,87 @@ class Checkpointing(Callback):
         self.saved = -1
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        assert isinstance(pl_module, DiffusionModule)
         if not list_checkpoints(Path(trainer.default_root_dir)):
-            self._save(trainer, pl_module)
+            self.save(trainer, pl_module)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         assert isinstance(pl_module, DiffusionModule)
-        seen = pl_module.images_seen
-        if seen // self.every > (seen - pl_module.batch_size) // self.every:
-            self._save(trainer, pl_module)
+        if pl_module.passed(self.every):
+            self.save(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        assert isinstance(pl_module, DiffusionModule)
-        if pl_module.images_seen != self.saved:
-            self._save(trainer, pl_module)
+        self.save(trainer, pl_module)
+        if self.saved != pl_module.images_seen:
+            raise InputError(
+                f"checkpoint: the last one could not be written to {trainer.default_root_dir}; make room there, then "
+                "run the same command again: it goes on from the one before"
+            )
 
-    def _save(self, trainer: Trainer, module: DiffusionModule) -> None:
-        root, seen = Path(trainer.default_root_dir), module.images_seen
-        trainer.save_checkpoint(root / "checkpoints" / f"{seen:010d}.ckpt")
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Gradients that stay non-finite have not reached the weights, which are kept."""
+        if isinstance(exception, NotFiniteError):
+            self.save(trainer, pl_module)
+
+    def save(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write all files of this moment, unless they are there."""
+        assert isinstance(pl_module, DiffusionModule)
+        root, seen = Path(trainer.default_root_dir), pl_module.images_seen
+        if seen == self.saved:
+            return
+        failed = self._written(trainer, root / "checkpoints" / f"{seen:010d}.ckpt")
+        if trainer.is_global_zero and not failed:
+            failed = self._write_models(trainer, pl_module, root)
+        if trainer.strategy.reduce_boolean_decision(failed, all=False):
+            return
         self.saved = seen
         if trainer.is_global_zero:
-            card = replace(module.card, training={**module.card.training, "kimg": seen / 1000})
-            save_model(root / "model.safetensors", ema_of(trainer).ema.weights, card)
             for old in list_checkpoints(root)[2:]:
                 old.unlink(missing_ok=True)
+
+    @staticmethod
+    def _written(trainer: Trainer, path: Path) -> bool:
+        """Save the state to resume from; whether that failed. Lightning ends it with a barrier, also where it fails."""
+        try:
+            trainer.save_checkpoint(path)
+        except WRITING_FAILED as error:
+            _say(path, error)
+            trainer.strategy.barrier("Trainer.save_checkpoint")
+            return True
+        return False
+
+    @staticmethod
+    def _write_models(trainer: Trainer, module: DiffusionModule, root: Path) -> bool:
+        try:
+            for suffix, ema in ema_of(trainer).averages.items():
+                about = {"kimg": module.images_seen / 1000, "ema_half_life_kimg": ema.half_life_kimg}
+                card = replace(module.card, training={**module.card.training, **about})
+                save_model(root / f"model{suffix}.safetensors", ema.weights, card)
+            ema_of(trainer).save_snapshots(root, module.images_seen)
+        except WRITING_FAILED as error:
+            _say(root / "model.safetensors", error)
+            return True
+        return False
+
+
+WRITING_FAILED = (OSError, SafetensorError)
+"""What a full disk raises."""
+
+
+def _say(path: Path, error: Exception) -> None:
+    reason = str(error).splitlines()[0]
+    print(f"{path}: not written ({reason}); the one before is kept, training goes on", file=sys.stderr, flush=True)
+
+
+def checkpointing_of(trainer: Trainer) -> Checkpointing:
+    """The trainer's Checkpointing callback.
+
+    Raises:
+        ValueError: if it has none.
+    """
+    found = [callback for callback in trainer.callbacks if isinstance(callback, Checkpointing)]  # type: ignore[attr-defined]
+    if len(found) != 1:
+        raise ValueError(f"one Checkpointing is needed, found {len(found)}")
+    return found[0]
 
 
 def list_checkpoints(root: Path) -> list[Path]:

@@ -1,10 +1,12 @@
 """Endless, seeded, resumable loading of a data set."""
 
 from collections.abc import Iterator, Sequence
+from itertools import count
 from typing import Any
 
 import numpy as np
 from lightning.pytorch import LightningDataModule
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
@@ -25,24 +27,34 @@ class EndlessBatches(Sampler[list[int]]):
     """
 
     def __init__(self, count: int, batch_size: int, seed: int, start: int = 0, rank: int = 0, world: int = 1) -> None:
-        if batch_size % world:
-            raise InputError(f"batch_size={batch_size}: must be a multiple of the {world} processes")
         self.count, self.batch_size, self.seed, self.start = count, batch_size, seed, start
-        self.rank, self.share = rank, batch_size // world
+        self.mine = share_of(batch_size, rank, world)
+        self._passes: dict[int, NDArray[np.int64]] = {}
 
     def __iter__(self) -> Iterator[list[int]]:
-        passes: dict[int, np.ndarray] = {}
-        first = self.start * self.batch_size + self.rank * self.share
-        while True:
-            positions = range(first, first + self.share)
-            needed = {p // self.count for p in (positions[0], positions[-1])}
-            needed = set(range(min(needed), max(needed) + 1))
-            passes = {e: passes[e] if e in passes else self._permutation(e) for e in needed}
-            yield [int(passes[p // self.count][p % self.count]) for p in positions]
-            first += self.batch_size
+        for number in count(self.start):
+            yield self.at(number)[self.mine]
 
-    def _permutation(self, number: int) -> np.ndarray:
+    def at(self, number: int) -> list[int]:
+        """Batch `number` of all ranks, (B,)."""
+        positions = range(number * self.batch_size, (number + 1) * self.batch_size)
+        needed = range(positions[0] // self.count, positions[-1] // self.count + 1)
+        self._passes = {e: self._passes[e] if e in self._passes else self._permutation(e) for e in needed}
+        return [int(self._passes[p // self.count][p % self.count]) for p in positions]
+
+    def _permutation(self, number: int) -> NDArray[np.int64]:
         return np.random.Generator(np.random.PCG64([self.seed, number])).permutation(self.count)
+
+
+def share_of(batch_size: int, rank: int, world: int) -> slice:
+    """The rows of a global batch that a process trains on.
+
+    Raises:
+        InputError: if the batch cannot be shared evenly.
+    """
+    if batch_size % world:
+        raise InputError(f"batch_size={batch_size}: must be a multiple of the {world} processes")
+    return slice(rank * batch_size // world, (rank + 1) * batch_size // world)
 
 
 class _Reader(Dataset[tuple[Tensor, Tensor]]):

@@ -1,46 +1,139 @@
-"""The average of the weights as a callback with its own named state."""
+"""Averages of the weights as a callback with its own named state."""
 
+import math
+from collections.abc import Sequence
 from copy import deepcopy
+from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from scoreline.denoiser import Denoiser
-from scoreline.ema import EMA
+from scoreline.ema import EMA, NARROWEST, UNIFORM, PowerFunctionEMA, RunningAverage
+from scoreline.ema_snapshots import drop_later, save_snapshot, snapshot_path
+from scoreline.errors import InputError
 from scoreline.training.module import DiffusionModule
 
 
 class EMACallback(Callback):
-    """Keeps an `EMA` of the network; saved under its own key, never mixed with the weights that resume loads."""
+    """Keeps averages of the network; saved under its own key, never mixed with the weights that resume loads.
 
-    def __init__(self, half_life_kimg: float, rampup: float) -> None:
-        self.ema = EMA(half_life_kimg, rampup)
-        self.step = 0
+    Resuming takes every average from the checkpoint by its name. A half-life that the checkpoint does not hold goes on
+    from the checkpoint's main average.
+
+    Args:
+        half_life_kimg: of one EMA or several; the first is the main one, which is sampled from.
+        rampup: ratio of half-lives to the images seen during the ramp.
+        post_hoc: sigma_rel of power-function averages for `scoreline ema`, which are kept as snapshots only.
+
+    Attributes:
+        averages: every EMA by the suffix of its model file: "" for the main one, "-ema50kimg" for another.
+        powers: the power-function averages.
+
+    Raises:
+        InputError: for a half-life or ramp that is not above 0, a width out of range, or one given twice; when
+            resuming, if power functions are asked for that the checkpoint has not averaged from its first step.
+    """
+
+    def __init__(
+        self,
+        half_life_kimg: float | Sequence[float],
+        rampup: float,
+        post_hoc: float | Sequence[float] | None = None,
+    ) -> None:
+        half_lives = _numbers("ema.half_life_kimg", half_life_kimg, 0, math.inf)
+        if not half_lives:
+            raise InputError("ema.half_life_kimg=[]: give one half-life at least, in thousands of images")
+        if not _real(rampup) or not rampup > 0:
+            raise InputError(f"ema.rampup={rampup}: must be a number greater than 0; .inf means no ramp")
+        widths = [] if post_hoc is None else _numbers("ema.post_hoc", post_hoc, NARROWEST, UNIFORM)
+        first, *others = (EMA(half_life, rampup) for half_life in half_lives)
+        self.averages: dict[str, EMA] = {"": first, **{f"-{other.name}": other for other in others}}
+        self.powers = [PowerFunctionEMA(width) for width in widths]
+        self.step = self.batch = 0
+
+    @property
+    def ema(self) -> EMA:
+        """The main average."""
+        return self.averages[""]
+
+    @property
+    def _all(self) -> list[RunningAverage]:
+        return [*self.averages.values(), *self.powers]
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, DiffusionModule)
-        if not self.ema.weights:
-            self.ema.start(pl_module.denoiser.network)
-        self.ema.weights = {name: value.to(pl_module.device) for name, value in self.ema.weights.items()}
+        self.batch = pl_module.batch_size
+        for average in self._all:
+            if not average.weights:
+                average.start(pl_module.denoiser.network)
+            average.weights = {name: value.to(pl_module.device) for name, value in average.weights.items()}
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Snapshots of steps that will be repeated go; those of this step are made up for if a kill came first."""
+        assert isinstance(pl_module, DiffusionModule)
+        if self.powers and trainer.is_global_zero:
+            root, seen = Path(trainer.default_root_dir), pl_module.images_seen
+            drop_later(root, seen)
+            if not all(snapshot_path(root, power, seen).exists() for power in self.powers):
+                self.save_snapshots(root, seen)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         assert isinstance(pl_module, DiffusionModule)
         if pl_module.global_step > self.step:
             images = pl_module.images_seen - pl_module.batch_size
-            self.ema.update(pl_module.denoiser.network, images, pl_module.batch_size)
+            for average in self._all:
+                average.update(pl_module.denoiser.network, images, pl_module.batch_size)
             self.step = pl_module.global_step
 
     def averaged(self, module: DiffusionModule) -> Denoiser:
-        """A copy of the denoiser with the averaged weights, in evaluation mode."""
+        """A copy of the denoiser with the main average's weights, in evaluation mode."""
         denoiser = deepcopy(module.denoiser).eval().requires_grad_(False)
         denoiser.network.load_state_dict(self.ema.weights)
         return denoiser
 
+    def save_snapshots(self, root: Path, images: int) -> None:
+        """Write ema/0000064000-0.05.safetensors of every power-function average, once a step was made."""
+        for power in self.powers if images else []:
+            save_snapshot(root, power, images, self.batch)
+
     def state_dict(self) -> dict[str, Any]:
-        return {"weights": self.ema.weights, "step": self.step}
+        """`averages` by name; `weights` is the main one again, at no cost in a file."""
+        averages = {average.name: average.weights for average in self._all}
+        return {"weights": self.ema.weights, "step": self.step, "averages": averages}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.ema.weights, self.step = state_dict["weights"], state_dict["step"]
+        """Go on from a state, also one of version 0.3 and before, which holds one average without a name."""
+        self.step, held = state_dict["step"], state_dict.get("averages", {})
+        for average in self.averages.values():
+            weights = held.get(average.name, state_dict["weights"])
+            average.weights = {name: value.clone() for name, value in weights.items()}
+        missing = [power.sigma_rel for power in self.powers if power.name not in held]
+        if missing and self.step:
+            raise InputError(
+                f"ema.post_hoc={[power.sigma_rel for power in self.powers]}: the checkpoint to resume from has not "
+                f"averaged with {', '.join(map(str, missing))} from its first step on; leave them out or begin anew"
+            )
+        for power in self.powers:
+            power.weights = {name: value.clone() for name, value in held.get(power.name, {}).items()}
+
+
+def _real(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _numbers(key: str, given: Any, low: float, high: float) -> list[float]:
+    """One number or several different ones, from `low` to `high`, neither 0 nor infinity."""
+    several = isinstance(given, Sequence) and not isinstance(given, str)
+    values = list(given) if several else [given]
+    for value in values:
+        if not _real(value) or not low <= value <= high or value in (0, math.inf):
+            limits = "greater than 0" if high == math.inf else f"from {low:g} to {high:.6f}"
+            raise InputError(f"{key}={given}: {value} is no number {limits}; give one such number or a list of them")
+    names = [f"{value:g}" for value in values]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise InputError(f"{key}={given}: {twice[0]} is there more than once; leave one out")
+    return [float(value) for value in values]
 
 
 def ema_of(trainer: Trainer) -> EMACallback:

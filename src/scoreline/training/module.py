@@ -1,32 +1,50 @@
 """The Lightning module of a score model."""
 
+import contextlib
 import hashlib
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
+from lightning.pytorch.core.optimizer import LightningOptimizer
+from lightning.pytorch.strategies import ParallelStrategy
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
-from torch import Tensor
+from torch import Generator, Tensor
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
+from scoreline.augmentation import Augmentation, Parameters
 from scoreline.checkpoints import Card
 from scoreline.denoiser import Denoiser
-from scoreline.objective import DenoisingObjective
+from scoreline.errors import InputError
+from scoreline.objective import Batch, DenoisingObjective
 from scoreline.pixels import to_unit
+from scoreline.targets import Reference
+from scoreline.training.data import share_of
+from scoreline.training.gradients import Gradients
+from scoreline.training.references import References
 
 
 class DiffusionModule(LightningModule):
     """Minimises an objective over images, counting progress in images.
 
-    All randomness of a step (noise levels, noise, dropout) is seeded by (seed, step, rank) alone, so a resumed run
-    repeats an uninterrupted one bit for bit and no two ranks share noise.
+    A step is a pure function of the weights and (seed, step): noise levels, noise, augmentations, dropped labels and
+    references are drawn for the whole global batch, of which a process takes its rows. Another number of processes or
+    another micro-batch therefore changes nothing but rounding, no two ranks share noise, and a resumed run repeats an
+    uninterrupted one bit for bit. Only dropout inside the network differs: its masks are seeded by (seed, step, rank).
 
     Args:
         optimiser: parameters -> optimiser.
         batch_size: images per optimiser step over all processes.
         lr_rampup_kimg: the learning rate grows linearly over the first so many thousand images.
         card: what the model files written from this module say of themselves.
+        gradients: what happens to them before a step.
+        augmentation: changes images before they are noised; the network is told how.
+        references: where stable targets take their images from; None for an objective that needs none.
+        micro_batch: images that pass through the network at a time on one process; None for its whole share.
+        loss_scale: what the mean over pixels is multiplied by before the backward pass: the number of values of an
+            image makes it the sum that EDM and score_sde's VE minimise. Adam hardly sees it, clipping does.
     """
 
     def __init__(
@@ -38,23 +56,116 @@ class DiffusionModule(LightningModule):
         lr_rampup_kimg: float,
         seed: int,
         card: Card,
+        gradients: Gradients | None = None,
+        augmentation: Augmentation | None = None,
+        references: References | None = None,
+        micro_batch: int | None = None,
+        loss_scale: float = 1.0,
     ) -> None:
         super().__init__()
+        self.automatic_optimization = False
         self.denoiser, self.objective, self.optimiser = denoiser, objective, optimiser
         self.batch_size, self.lr_rampup_kimg, self.seed, self.card = batch_size, lr_rampup_kimg, seed, card
+        self.gradients = gradients or Gradients()
+        self.augmentation, self.references = augmentation, references
+        self.micro_batch, self.loss_scale = micro_batch, loss_scale
+        _check_augmentation(denoiser.network, augmentation, references)
 
     @property
     def images_seen(self) -> int:
         """Images trained on so far, over all processes."""
         return int(self.global_step) * self.batch_size
 
-    def training_step(self, batch: tuple[Tensor, Tensor], _: int) -> Tensor:
+    def passed(self, images: int) -> bool:
+        """Whether the last step passed a multiple of so many images."""
+        return self.images_seen // images > (self.images_seen - self.batch_size) // images
+
+    def training_step(self, batch: tuple[Tensor, Tensor], _: int) -> dict[str, Tensor]:
+        """One optimiser step; the losses (b,) and noise levels (b,) of this process's images."""
+        torch.manual_seed(step_key(self.seed, self.global_step, self.global_rank) + 1)
         images, labels = batch
-        key = step_key(self.seed, self.global_step, self.global_rank)
-        torch.manual_seed(key + 1)
-        generator = torch.Generator(images.device).manual_seed(key)
-        loss, _rho = self.objective(self.denoiser, to_unit(images), self.condition(labels), generator)
-        return loss.mean()
+        examples = self.examples(images, labels)
+        optimiser, schedule = self.optimizers(), self.lr_schedulers()
+        assert isinstance(optimiser, LightningOptimizer)
+        assert isinstance(schedule, LRScheduler)
+        optimiser.zero_grad()
+        losses, levels = [], []
+        parts = list(examples.split(self.micro_batch or len(images)))
+        for part in parts:
+            with self._unsynchronised(part is not parts[-1]):
+                loss, rho = self.objective(self.denoiser, part)
+                self.manual_backward(loss.sum() * (self.loss_scale / len(images)))
+            losses.append(loss.detach())
+            levels.append(rho)
+        optimiser.step()
+        schedule.step()
+        return {"losses": torch.cat(losses), "levels": torch.cat(levels)}
+
+    def _unsynchronised(self, earlier: bool) -> contextlib.AbstractContextManager[Any]:
+        """Processes exchange gradients after the last micro-batch only."""
+        strategy = self.trainer.strategy
+        if earlier and isinstance(strategy, ParallelStrategy):
+            return strategy.block_backward_sync()
+        return contextlib.nullcontext()
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        self.gradients(self.denoiser.parameters())
+
+    def examples(self, images: Tensor, labels: Tensor) -> Batch:
+        """This process's rows of the step's global batch: images uint8 (b, C, H, W), labels (b,)."""
+        world = self.trainer.world_size
+        mine = share_of(self.batch_size, self.global_rank, world)
+        generator = Generator(images.device).manual_seed(step_key(self.seed, self.global_step, 0))
+        u, eps = self._noise(images, generator)
+        told = self._told(labels, generator, mine)
+        clean, augment, reference = self._clean(images, mine)
+        silent = int(getattr(self.denoiser.network, "augment_dim", 0))
+        if augment is None and silent:
+            augment = torch.zeros(len(images), silent, device=images.device)
+        return Batch(clean, u[mine], eps[mine], told, augment, reference)
+
+    def _noise(self, images: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
+        count, device = self.batch_size, images.device
+        u = torch.rand(count, dtype=torch.float64, device=device, generator=generator)
+        return u, torch.randn(count, *images.shape[1:], device=device, generator=generator)
+
+    def _told(self, labels: Tensor, generator: Generator, mine: slice) -> Tensor | None:
+        """Labels for a conditional network, a random share of them dropped (-1)."""
+        told = self.condition(labels)
+        share = float(getattr(self.denoiser.network, "label_dropout", 0.0))
+        if told is None or not share:
+            return told
+        dropped = torch.rand(self.batch_size, device=labels.device, generator=generator)[mine] < share
+        return told.masked_fill(dropped, -1)
+
+    def _clean(self, images: Tensor, mine: slice) -> tuple[Tensor, Tensor | None, Reference | None]:
+        """Images as they are noised, what the network is told of their augmentation, and the reference."""
+        if self.references is None:
+            drawn = self._augmentations(self.batch_size, 0)
+            if drawn is None or self.augmentation is None:
+                return to_unit(images), None, None
+            rows = drawn.rows(mine)
+            return self.augmentation(to_unit(images), rows), self._labels(rows), None
+        world, step = self.trainer.world_size, self.global_step
+        found = self.references.draw(step, self.global_rank, world, images.device)
+        own = 0 if self.references.target.scope == "all" else self.global_rank
+        drawn = self._augmentations(len(found.images), own)
+        if drawn is None or self.augmentation is None:
+            return to_unit(images), None, Reference(found.images, found.source, found.labels)
+        whole, told = self.augmentation(to_unit(found.images), drawn), self._labels(drawn)
+        reference = Reference(whole, found.source, found.labels, drawn.labels.to(images.device))
+        return whole[found.source], None if told is None else told[found.source], reference
+
+    def _augmentations(self, count: int, rank: int) -> Parameters | None:
+        if self.augmentation is None:
+            return None
+        key = step_key(self.seed, self.global_step, rank) + 3
+        return self.augmentation.draw(count, Generator().manual_seed(key), "cpu")
+
+    def _labels(self, drawn: Parameters) -> Tensor | None:
+        """What the network is told, (n, A)."""
+        told = self.augmentation is not None and self.augmentation.told
+        return drawn.labels.to(self.device) if told else None
 
     def condition(self, labels: Tensor) -> Tensor | None:
         """The labels, for a conditional network."""
@@ -65,6 +176,25 @@ class DiffusionModule(LightningModule):
         ramp = max(self.lr_rampup_kimg * 1000, 1e-9)
         schedule = LambdaLR(optimiser, lambda step: min((step + 1) * self.batch_size / ramp, 1.0))
         return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["gradients"] = self.gradients.state_dict()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.gradients.load_state_dict(checkpoint.get("gradients", {"bad_steps": 0, "in_a_row": 0}))
+
+
+def _check_augmentation(
+    network: torch.nn.Module, augmentation: Augmentation | None, references: References | None
+) -> None:
+    told = int(getattr(network, "augment_dim", 0))
+    if augmentation is not None and told != augmentation.dim:
+        raise InputError(
+            f"model.network.augment_dim={told}: augmentation tells the network {augmentation.dim} numbers; set the key "
+            "to that, or use augmentation=none"
+        )
+    if augmentation is not None and references is not None and references.target.augmented == "none":
+        raise InputError("target.augmented=none: forbids augmented images; use augmentation=none, or independent")
 
 
 def step_key(seed: int, step: int, rank: int) -> int:

@@ -16,6 +16,7 @@ from scoreline.calibration.score_optimal import spread_of
 from scoreline.denoiser import Denoiser
 from scoreline.errors import InputError
 from scoreline.files import code_version, sha256, write_atomically
+from scoreline.history import row
 from scoreline.pixels import to_unit
 from scoreline.schedules.base import NoiseSchedule
 from scoreline.schedules.score_optimal import ScoreOptimal
@@ -139,10 +140,8 @@ class OnlineSchedule(Callback):
         if trainer.is_global_zero:
             with open(_lines(trainer), "a") as file:
                 file.write(json.dumps(line) + "\n")
-        sigma = line.pop("sigma")
-        line |= {f"sigma_{percent}": sigma[percent // 10] for percent in (10, 50, 90)}
         for logger in trainer.loggers:
-            logger.log_metrics({f"online_schedule/{k}": v for k, v in line.items()}, step=module.global_step)
+            logger.log_metrics(row({"online_schedule": line}), step=module.global_step)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """After every callback's end of training, so the model file is the last one."""

@@ -17,6 +17,7 @@ from scoreline.specs import rebuild
 from scoreline.training.ema import ema_of
 from scoreline.training.module import DiffusionModule
 from scoreline.training.online_schedule import online_schedule_of
+from scoreline.training.wandb_run import WandbRun
 
 
 class Preview(Callback):
@@ -30,8 +31,7 @@ class Preview(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         assert isinstance(pl_module, DiffusionModule)
-        seen = pl_module.images_seen
-        if trainer.is_global_zero and seen // self.every > (seen - pl_module.batch_size) // self.every:
+        if trainer.is_global_zero and pl_module.passed(self.every):
             self._draw(trainer, pl_module)
 
     @torch.no_grad()
@@ -42,5 +42,8 @@ class Preview(Callback):
         tableau = build_tableau(DEIS(2, schedule), steps, span, nfe=20, final="denoise")
         denoiser = ema_of(trainer).averaged(module)
         (batch,) = generate(denoiser, tableau, module.card.shape, range(64), batch_size=64)
-        name = f"{module.images_seen // 1000:06d}kimg.png"
-        save_png(Path(trainer.default_root_dir) / "previews" / name, sheet(to_uint8(batch.x).cpu()))
+        path = Path(trainer.default_root_dir) / "previews" / f"{module.images_seen // 1000:06d}kimg.png"
+        save_png(path, sheet(to_uint8(batch.x).cpu()))
+        for logger in trainer.loggers:
+            if isinstance(logger, WandbRun):
+                logger.log_picture(path)

@@ -5,44 +5,48 @@ import time
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from torch import Tensor
 
 from scoreline.files import write_atomically
+from scoreline.history import row
 from scoreline.progress import ImageProgress
+from scoreline.training.levels import LossSums, described
 from scoreline.training.module import DiffusionModule
 
 
 class TrainingProgress(Callback):
     """A bar in images and, every `log_kimg` thousand images, one record to metrics.jsonl and to the logger.
 
-    A record holds step, kimg, mean loss since the last one, learning rate, images per second. On resuming, records
-    of steps that will be repeated are dropped, so the file reads as if the run had never stopped.
+    A record holds step, kimg, the mean loss since the last one with its standard error over images and its mean by
+    noise level, over all processes; learning rate, norm of the gradient, steps so far whose gradient was not finite,
+    images per second. On resuming, records of steps that will be repeated are dropped, so the file reads as if the run
+    had never stopped.
     """
 
     def __init__(self, duration_kimg: float, log_kimg: float) -> None:
         self.total, self.log_images = round(duration_kimg * 1000), max(1, round(log_kimg * 1000))
-        self.losses: list[Tensor] = []
         self.bar: ImageProgress | None = None
-        self.last = time.perf_counter()
+        self.last, self.steps = time.perf_counter(), 0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, DiffusionModule)
         self.bar = ImageProgress(self.total, "training", pl_module.images_seen, trainer.is_global_zero)
-        self.last = time.perf_counter()
+        self.losses = LossSums(pl_module.device)
+        self.last, self.steps = time.perf_counter(), 0
         if trainer.is_global_zero:
-            keep_until(self._path(trainer), pl_module.global_step)
+            keep_until(metrics_file(trainer), pl_module.global_step)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any) -> None:
         assert isinstance(pl_module, DiffusionModule)
         assert self.bar is not None
-        self.losses.append(outputs["loss"].detach())
-        seen, batch = pl_module.images_seen, pl_module.batch_size
-        note = f"loss {self.mean_loss():.4f}" if seen // self.log_images > (seen - batch) // self.log_images else ""
-        if note:
-            self._record(trainer, pl_module)
-        self.bar.update(batch, note or self.bar.note)
+        self.losses.add(outputs["losses"], outputs["levels"])
+        self.steps += 1
+        note = self.bar.note
+        if pl_module.passed(self.log_images):
+            record = self._record(trainer, pl_module)
+            write_record(trainer, record)
+            note = f"loss {record['loss']:.4f}"
+        self.bar.update(pl_module.batch_size, note)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.bar is not None:
@@ -51,29 +55,33 @@ class TrainingProgress(Callback):
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self.on_train_end(trainer, pl_module)
 
-    def mean_loss(self) -> float:
-        """Mean loss of the steps since the last record, on this process."""
-        return float(torch.stack(self.losses).mean())
-
-    def _record(self, trainer: Trainer, module: DiffusionModule) -> None:
-        now = time.perf_counter()
-        record = {
+    def _record(self, trainer: Trainer, module: DiffusionModule) -> dict[str, Any]:
+        sums, now = trainer.strategy.reduce(self.losses.sums, reduce_op="sum"), time.perf_counter()
+        rate = round(self.steps * module.batch_size / (now - self.last), 1)
+        self.losses, self.last, self.steps = LossSums(module.device), now, 0
+        return {
             "step": module.global_step,
             "kimg": module.images_seen / 1000,
-            "loss": self.mean_loss(),
+            **described(sums),
             "lr": trainer.optimizers[0].param_groups[0]["lr"],
-            "images_per_second": round(len(self.losses) * module.batch_size / (now - self.last), 1),
+            "gradient_norm": float(module.gradients.norm) / module.loss_scale,
+            "non_finite_steps": module.gradients.bad_steps,
+            "images_per_second": rate,
         }
-        self.losses, self.last = [], now
-        if trainer.is_global_zero:
-            with open(self._path(trainer), "a") as file:
-                file.write(json.dumps(record) + "\n")
-        for logger in trainer.loggers:
-            logger.log_metrics({f"train/{key}": value for key, value in record.items()}, step=module.global_step)
 
-    @staticmethod
-    def _path(trainer: Trainer) -> Path:
-        return Path(trainer.default_root_dir) / "metrics.jsonl"
+
+def metrics_file(trainer: Trainer) -> Path:
+    """What training leaves for people and programs: a record a line."""
+    return Path(trainer.default_root_dir) / "metrics.jsonl"
+
+
+def write_record(trainer: Trainer, record: dict[str, Any]) -> None:
+    """A line of metrics.jsonl, and the same to the loggers: the first process writes."""
+    if trainer.is_global_zero:
+        with open(metrics_file(trainer), "a") as file:
+            file.write(json.dumps(record) + "\n")
+    for logger in trainer.loggers:
+        logger.log_metrics(row({"train": record}), step=record["step"])
 
 
 def keep_until(path: Path, step: int) -> None:

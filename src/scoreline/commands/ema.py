@@ -1,0 +1,209 @@
+"""`scoreline ema RUN sigma_rel=0.15 DEST.safetensors`: an average of a run's weights that was not tracked.
+
+scoreline ema RUN sigma_rel=0.15 DEST.safetensors                 a power function of that relative width
+scoreline ema RUN sigma_rel=0.15 kimg=96 DEST.safetensors         as it was then (default: at the newest snapshot)
+scoreline ema RUN half_life_kimg=20 DEST.safetensors              an EMA without a ramp
+scoreline ema RUN half_life_kimg=20 rampup=0.05 DEST.safetensors  with EDM's ramp
+scoreline ema RUN ... DEST.safetensors trust=[mine]               a package from which the model takes its network
+
+RUN is a run directory of train.py ema.post_hoc=[0.05,0.1], whose ema/ holds snapshots. DEST is a model file as any
+other, and never overwritten. Post-hoc EMA of Karras et al. (2024), arXiv:2312.02696.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from scoreline import entry
+from scoreline.checkpoints import Card, load_model, save_model
+from scoreline.commands.composition import split
+from scoreline.ema import EMA, gamma_of
+from scoreline.ema_snapshots import Snapshot, combine, list_snapshots
+from scoreline.errors import InputError, did_you_mean
+from scoreline.post_hoc_ema import PowerProfile, Profile, exponential, fit, tracked
+
+OWN = {"sigma_rel": "", "half_life_kimg": "", "rampup": "", "kimg": "", "trust": ""}
+
+MOST = 0.05
+"""Greatest residual of a fit that is used."""
+
+TRIED = 40
+"""Widths that are tried, evenly in their logarithm, to say which work."""
+
+
+class Asked(NamedTuple):
+    """The words of the command line."""
+
+    run: Path
+    destination: Path
+    keys: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Target:
+    """A kind of profile, the key and the value that set its width, and settings for the card."""
+
+    key: str
+    value: float
+    settings: dict[str, Any]
+    profile: Callable[[float], Profile]
+    limits: tuple[float, float]
+
+
+def main(words: list[str]) -> None:
+    """Fit the profile, sum the snapshots and write the model file.
+
+    Raises:
+        InputError: for what cannot be used, and a profile that the snapshots miss by more than 5 %.
+    """
+    if {"-h", "--help"} & set(words):
+        print(__doc__)
+        return
+    asked = arguments(words)
+    trust = tuple(part.strip() for part in asked.keys["trust"].strip("[]").split(",") if part.strip())
+    checkpoint = load_model(asked.run / "model.safetensors", trust)
+    snapshots = list_snapshots(asked.run)
+    images = moment(asked.keys["kimg"], snapshots)
+    target, used = target_of(asked.keys, images, snapshots[0].batch), until(images, snapshots)
+    found = fit(target.profile(target.value), profiles(used))
+    if not found.residual <= MOST:
+        raise InputError(refusal(target, images, used, found.residual))
+    weights = combine(used, found.coefficients.tolist(), checkpoint.denoiser.network)
+    save_model(asked.destination, weights, described(checkpoint.card, target, images, used, found.residual))
+    print(
+        f"{target.key}={target.value:g} at {images / 1000:g} kimg from {len(used)} snapshots, "
+        f"residual {100 * found.residual:.2g} % -> {asked.destination}"
+    )
+
+
+def arguments(words: list[str]) -> Asked:
+    """RUN, DEST and the keys; a word with = in it is a path only if it is there or ends in .safetensors.
+
+    Raises:
+        InputError: for anything else, or if DEST is there already.
+    """
+    paths = [w for w in words if "=" not in w or (w.partition("=")[0] not in OWN and _is_path(w))]
+    keys, unknown = split([word for word in words if word not in paths], OWN)
+    for word in unknown:
+        key = word.partition("=")[0]
+        raise InputError(f"{key}: there is no such key{did_you_mean(key, OWN)}")
+    if len(paths) != 2:
+        raise InputError(f"{len(paths)} paths: give two, as in RUN sigma_rel=0.15 DEST.safetensors")
+    run, destination = map(Path, paths)
+    if not run.is_dir():
+        raise InputError(f"{run}: no such directory; give the run directory of train.py first, then DEST.safetensors")
+    if destination.suffix != ".safetensors":
+        raise InputError(f"{destination}: must end in .safetensors")
+    if destination.exists():
+        raise InputError(f"{destination}: is there already and is never overwritten; move it, or give another name")
+    return Asked(run, destination, keys)
+
+
+def _is_path(word: str) -> bool:
+    return word.endswith(".safetensors") or Path(word).exists()
+
+
+def _number(key: str, text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        raise InputError(f"{key}={text}: must be a number greater than 0") from None
+    return entry.number(key, value)
+
+
+def moment(kimg: str, snapshots: Sequence[Snapshot]) -> int:
+    """The images seen at `kimg`, to the nearest step; by default at the newest snapshot.
+
+    Raises:
+        InputError: if it is before the first step or after the newest snapshot.
+    """
+    newest, batch = snapshots[-1].images, snapshots[-1].batch
+    if not kimg:
+        return newest
+    step = round(_number("kimg", kimg) * 1000 / batch)
+    if not 1 <= step <= newest // batch:
+        raise InputError(
+            f"kimg={kimg}: must be from {batch / 1000:g}, one step, to {newest / 1000:g}, the last snapshot"
+        )
+    return step * batch
+
+
+def target_of(keys: dict[str, str], images: int, batch: int) -> Target:
+    """The profile that the keys ask for.
+
+    Raises:
+        InputError: unless exactly one of sigma_rel and half_life_kimg is given.
+    """
+    given = [key for key in ("sigma_rel", "half_life_kimg") if keys[key]]
+    if len(given) != 1:
+        raise InputError(f"{' and '.join(given) or 'no average'}: give one of sigma_rel=... and half_life_kimg=...")
+    value = _number(given[0], keys[given[0]])
+    if given == ["half_life_kimg"]:
+        rampup = _number("rampup", keys["rampup"]) if keys["rampup"] else None
+        settings = {"half_life_kimg": value, "rampup": rampup}
+        limits = (batch / 1000, images / 1000)
+        if rampup is None:
+            return Target(given[0], value, settings, lambda it: exponential(it, images, batch), limits)
+        return Target(given[0], value, settings, lambda it: tracked(EMA(it, rampup), images, batch), limits)
+    if keys["rampup"]:
+        raise InputError(f"rampup={keys['rampup']}: a power function has no ramp; leave it out, or use half_life_kimg")
+    gamma_of(value)
+    limits = (0.005, 0.288)
+    return Target(given[0], value, {"sigma_rel": value}, lambda it: PowerProfile(gamma_of(it), images), limits)
+
+
+def until(images: int, snapshots: Sequence[Snapshot]) -> list[Snapshot]:
+    """Those up to the moment and the first after it, without which the last stretch before it is unknown."""
+    last = min(snapshot.images for snapshot in snapshots if snapshot.images >= images)
+    return [snapshot for snapshot in snapshots if snapshot.images <= last]
+
+
+def profiles(snapshots: Sequence[Snapshot]) -> list[PowerProfile]:
+    """What each snapshot is an average with."""
+    return [PowerProfile(gamma_of(snapshot.sigma_rel), snapshot.images) for snapshot in snapshots]
+
+
+def refusal(target: Target, images: int, snapshots: Sequence[Snapshot], residual: float) -> str:
+    """Why the target is refused and which widths, or else which moments, work."""
+    said = (
+        f"{target.key}={target.value:g}: its profile at {images / 1000:g} kimg is missed by {100 * residual:.2g} % by "
+        f"the {len(snapshots)} snapshots, more than {100 * MOST:g} %"
+    )
+    if works := working_range(target, snapshots):
+        return f"{said}; {target.key} from {works[0]:g} to {works[1]:g} works there"
+    taken = sorted({snapshot.images for snapshot in snapshots})
+    if images not in taken:
+        return f"{said}; choose the kimg of a snapshot, such as {' or '.join(f'{t / 1000:g}' for t in taken[-2:])}"
+    return f"{said}, as is any other width there; choose a later kimg, or train with a smaller checkpoint_kimg"
+
+
+def working_range(target: Target, snapshots: Sequence[Snapshot]) -> tuple[float, float] | None:
+    """Least and greatest of the widths nearest to the asked one, of those tried, that the snapshots represent."""
+    known = profiles(snapshots)
+    tried = sorted({target.value, *(float(f"{width:.3g}") for width in np.geomspace(*target.limits, TRIED))})
+    works = [fit(target.profile(width), known).residual <= MOST for width in tried]
+    if not any(works):
+        return None
+    distance = [abs(np.log(width / target.value)) if work else np.inf for width, work in zip(tried, works, strict=True)]
+    low = high = int(np.argmin(distance))
+    while low > 0 and works[low - 1]:
+        low -= 1
+    while high + 1 < len(tried) and works[high + 1]:
+        high += 1
+    return tried[low], tried[high]
+
+
+def described(card: Card, target: Target, images: int, snapshots: Sequence[Snapshot], residual: float) -> Card:
+    """The run's card with its part on the average replaced."""
+    kept = {key: value for key, value in card.training.items() if key != "ema_half_life_kimg"}
+    reconstruction = {
+        "snapshots": len(snapshots),
+        "sigma_rel": sorted({snapshot.sigma_rel for snapshot in snapshots}),
+        "kimg": sorted({snapshot.images / 1000 for snapshot in snapshots}),
+        "residual": residual,
+    }
+    ema = {**target.settings, "reconstructed_from": reconstruction}
+    return replace(card, training={**kept, "kimg": images / 1000, "ema": ema})

@@ -1,0 +1,49 @@
+"""One key for data sets that people keep in different ways."""
+
+from pathlib import Path
+
+from scoreline.datasets.base import ImageDataset
+from scoreline.datasets.lazy import LazyDataset
+from scoreline.errors import InputError
+
+SAVED = ("dataset_info.json", "dataset_dict.json")
+"""What `save_to_disk` of the Hugging Face library leaves in a folder."""
+
+
+def images(path: str, resolution: int, labels: str = "none", cache_mib: float = 1024) -> ImageDataset:
+    """The images at `path`: a zip archive, a folder, a parquet file or saved data set, or a name on the hub.
+
+    Args:
+        resolution: height and width that the images must have; nothing is cropped or resized here.
+        labels: as for `image_folder.ImageFolder`; for a parquet file or the hub `none` or the name of a column.
+
+    Raises:
+        InputError: if nothing is there, or what the kind of data set refuses.
+    """
+    place = Path(path).expanduser()
+    if place.suffix == ".zip" and place.is_file():
+        from scoreline.datasets.zip_archive import ZipArchive
+
+        return ZipArchive(path, resolution, labels, cache_mib)
+    if place.is_dir() and not any((place / name).exists() for name in SAVED):
+        from scoreline.datasets.image_folder import ImageFolder
+
+        return ImageFolder(path, resolution, labels, cache_mib)
+    if place.exists() or _on_hub(path):
+        return _hugging_face(path, resolution, labels, cache_mib)
+    raise InputError(
+        f"dataset.path={path}: nothing is there; give a zip archive or folder of {resolution}x{resolution} images as "
+        "EDM's dataset_tool.py writes them, a parquet file, or a name on the Hugging Face hub (owner/name)"
+    )
+
+
+def _on_hub(path: str) -> bool:
+    return path.count("/") == 1 and not path.startswith((".", "/", "~")) and not Path(path).suffix
+
+
+def _hugging_face(path: str, resolution: int, labels: str, cache_mib: float) -> LazyDataset:
+    from scoreline.datasets.huggingface import HuggingFace
+
+    found = HuggingFace(path, label_key=labels, cache_mib=cache_mib)
+    found.require_size(resolution)
+    return found

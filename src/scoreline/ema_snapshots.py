@@ -1,0 +1,119 @@
+"""Snapshots of power-function averages: RUN/ema/0000064000-0.05.safetensors (images seen, sigma_rel)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from scoreline.ema import PowerFunctionEMA
+from scoreline.errors import InputError
+from scoreline.files import write_atomically
+
+FORMAT = "scoreline/ema-snapshot/1"
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What a snapshot file says of itself: width of the profile, images seen, images per step."""
+
+    path: Path
+    sigma_rel: float
+    images: int
+    batch: int
+
+
+def snapshot_path(run: Path, average: PowerFunctionEMA, images: int) -> Path:
+    """Where the snapshot of an average is kept in a run directory."""
+    return run / "ema" / f"{images:010d}-{average.sigma_rel:g}.safetensors"
+
+
+def save_snapshot(run: Path, average: PowerFunctionEMA, images: int, batch: int) -> None:
+    """Write the averaged weights, floating-point ones in float32, atomically."""
+    from safetensors.torch import save_file
+
+    metadata = {"format": FORMAT, "sigma_rel": repr(average.sigma_rel), "images": str(images), "batch": str(batch)}
+    tensors = {name: _stored(weight) for name, weight in average.weights.items()}
+    write_atomically(snapshot_path(run, average, images), lambda temporary: save_file(tensors, temporary, metadata))
+
+
+def _stored(weight: Tensor) -> Tensor:
+    dtype = torch.float32 if weight.is_floating_point() else weight.dtype
+    return weight.detach().to("cpu", dtype).contiguous()
+
+
+def drop_later(run: Path, images: int) -> None:
+    """Delete the snapshots of a run that were taken after so many images."""
+    for path in _paths(run):
+        if int(path.name[:10]) > images:
+            path.unlink(missing_ok=True)
+
+
+def list_snapshots(run: Path) -> list[Snapshot]:
+    """The snapshots of a run, in order of the images seen.
+
+    Raises:
+        InputError: if there is none, one is damaged or no snapshot of ours, or their batches differ.
+    """
+    found = sorted((_described(path) for path in _paths(run)), key=lambda it: (it.images, it.sigma_rel))
+    if not found:
+        raise InputError(f"{run / 'ema'}: no snapshots of averages there; train with ema.post_hoc=[0.05,0.1]")
+    if len(batches := {snapshot.batch for snapshot in found}) > 1:
+        raise InputError(f"{run / 'ema'}: snapshots of trainings with batch_size {sorted(batches)}; keep those of one")
+    return found
+
+
+def _paths(run: Path) -> list[Path]:
+    return sorted((run / "ema").glob("[0-9]" * 10 + "-*.safetensors"))
+
+
+def _described(path: Path) -> Snapshot:
+    with _opened(path) as file:
+        metadata = file.metadata() or {}
+    if metadata.get("format") != FORMAT:
+        raise InputError(f"{path}: its format is {metadata.get('format')!r}, not {FORMAT!r}; move it elsewhere")
+    try:
+        return Snapshot(path, float(metadata["sigma_rel"]), int(metadata["images"]), int(metadata["batch"]))
+    except (KeyError, ValueError) as error:
+        raise InputError(f"{path}: its metadata is damaged ({error!r}); delete it") from error
+
+
+def _opened(path: Path) -> Any:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        return safe_open(path, framework="pt")
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path}: not a readable safetensors file ({error}); copy it again or delete it") from error
+
+
+def combine(snapshots: Sequence[Snapshot], coefficients: Sequence[float], network: nn.Module) -> dict[str, Tensor]:
+    """State of the network with parameters sum_i coefficients_i snapshot_i, summed in float64; buffers of the last one.
+
+    Raises:
+        InputError: if a snapshot does not fit the network or holds a number that is not finite.
+    """
+    state = network.state_dict(keep_vars=True)
+    averaged = {name for name, value in state.items() if isinstance(value, nn.Parameter) and value.is_floating_point()}
+    total = {name: torch.zeros(state[name].shape, dtype=torch.float64) for name in averaged}
+    rest: dict[str, Tensor] = {}
+    for snapshot, coefficient in zip(snapshots, coefficients, strict=True):
+        for name, value in _weights(snapshot.path, state).items():
+            if name in averaged:
+                total[name].add_(value.double(), alpha=coefficient)
+            else:
+                rest[name] = value
+    return {name: total[name].to(value.dtype) if name in averaged else rest[name] for name, value in state.items()}
+
+
+def _weights(path: Path, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    with _opened(path) as file:
+        weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    if {name: value.shape for name, value in weights.items()} != {name: value.shape for name, value in state.items()}:
+        raise InputError(f"{path}: its tensors are not those of the run's model.safetensors; it is of another network")
+    for name, value in weights.items():
+        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+            raise InputError(f"{path}: weight {name} is not finite; delete the snapshots from there on")
+    return weights

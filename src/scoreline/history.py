@@ -1,0 +1,97 @@
+"""A training run as flat rows: the same while it trains, and when its directory is read later."""
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from scoreline.errors import InputError
+
+Row = dict[str, Any]
+"""Flat names to numbers, words, or the path of a picture."""
+
+
+def row(metrics: Mapping[str, Any], axis: str = "kimg") -> Row:
+    """Nested metrics as flat names, and what they are drawn against under the name of the axis alone.
+
+    {"train": {"kimg": 1.6, "loss": 0.3, "bins": {"low": 0.1}}} becomes {"kimg": 1.6, "train/loss": 0.3,
+    "train/bins/low": 0.1}. A list of numbers is read as values at even places, named by the percent of the way:
+    sigma_0 .. sigma_100. What is None, and other lists, are left out. A row stays as it is.
+    """
+    leaves = dict(_leaves("", metrics))
+    places = [name for name in leaves if name in (axis, f"{name.partition('/')[0]}/{axis}")]
+    rest = {name: value for name, value in leaves.items() if name not in places}
+    return {axis: leaves[places[0]], **rest} if places else rest
+
+
+def _leaves(name: str, value: Any) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from _leaves(f"{name}/{key}" if name else str(key), inner)
+    elif isinstance(value, list):
+        if all(isinstance(number, int | float) for number in value):
+            last = max(len(value) - 1, 1)
+            yield from ((f"{name}_{100 * k / last:g}", number) for k, number in enumerate(value))
+    elif value is not None:
+        yield name, value
+
+
+def picture_row(path: Path) -> Row:
+    """previews/000064kimg.png as a row; empty for a file that is named otherwise."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)kimg", path.stem)
+    return {"kimg": float(match[1]), path.parent.name: path} if match else {}
+
+
+def history(root: Path) -> list[Row]:
+    """Rows of metrics.jsonl, of the previews and of online_schedule.jsonl, as far as there are any, in order of kimg.
+
+    Raises:
+        InputError: for a line that is no record, unless it is a last one that a kill cut short.
+    """
+    found = [row({"train": record}) for record in records(root / "metrics.jsonl")]
+    found += filter(None, map(picture_row, sorted((root / "previews").glob("*.png"))))
+    found += [row({"online_schedule": record}) for record in records(root / "online_schedule.jsonl")]
+    return sorted(found, key=lambda it: float(it["kimg"]))
+
+
+def sampled(root: Path) -> list[Row]:
+    """metrics.json of sample.py as one row over `nfe`, with grid.png; nothing if there is none.
+
+    Raises:
+        InputError: if it is damaged.
+    """
+    path, grid = root / "metrics.json", root / "grid.png"
+    if not path.is_file():
+        return []
+    found = _object(path.read_text())
+    if found is None or not isinstance(found.get("nfe"), int | float):
+        raise InputError(f"{path}: not the metrics of sample.py; delete the run directory and draw again")
+    return [row({"sample": found}, axis="nfe") | ({"grid": grid} if grid.is_file() else {})]
+
+
+def records(path: Path) -> list[dict[str, Any]]:
+    """What a file of JSON lines holds; nothing if there is none.
+
+    Raises:
+        InputError: as `history`.
+    """
+    lines = path.read_text().splitlines(keepends=True) if path.is_file() else []
+    if lines and not lines[-1].endswith("\n"):
+        lines.pop()
+    return [_record(path, number, text) for number, text in enumerate(lines, 1)]
+
+
+def _record(path: Path, number: int, text: str) -> dict[str, Any]:
+    found = _object(text)
+    if found is None or not isinstance(found.get("kimg"), int | float):
+        raise InputError(f"{path}: line {number} is no record with a kimg; delete that line")
+    return found
+
+
+def _object(text: str) -> dict[str, Any] | None:
+    try:
+        found = json.loads(text)
+    except json.JSONDecodeError:
+        return None
+    return found if isinstance(found, dict) else None

@@ -1,0 +1,52 @@
+"""Self-attention over the positions of an image."""
+
+from contextlib import nullcontext
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.functional import scaled_dot_product_attention
+
+from scoreline.networks.initialisation import zeroed
+from scoreline.networks.normalisation import group_norm
+
+
+class Attention(nn.Module):
+    """x + proj(softmax(q k^T / sqrt(d)) v) over all positions; (B, C, H, W) -> (B, C, H, W).
+
+    q, k and v are thirds of the channels of `qkv`, heads are blocks of a third.
+    """
+
+    def __init__(self, channels: int, head_channels: int = 32) -> None:
+        super().__init__()
+        self.heads = max(1, channels // head_channels)
+        self.norm = group_norm(channels)
+        self.qkv = nn.Conv2d(channels, 3 * channels, 1)
+        self.proj = zeroed(nn.Conv2d(channels, channels, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, c, h, w = x.shape
+        qkv = self.qkv(self.norm(x)).reshape(b, 3, self.heads, c // self.heads, h * w).transpose(-1, -2)
+        mixed = scaled_dot_product_attention(qkv[:, 0], qkv[:, 1], qkv[:, 2])
+        out: Tensor = x + self.proj(mixed.transpose(-1, -2).reshape(b, c, h, w))
+        return out
+
+
+def interleaved_attention(qkv: Tensor, heads: int, twice: bool = False) -> Tensor:
+    """softmax(q k^T / sqrt(d)) v over all positions; (B, 3 C, H, W) -> (B, C, H, W), d = C / heads.
+
+    Channel h 3 d + 3 c + (0, 1, 2) is channel c of (q, k, v) of head h, the layout of EDM's checkpoints.
+
+    Args:
+        twice: the result can be differentiated twice, which fused kernels cannot do.
+    """
+    b, channels, height, width = qkv.shape
+    split = qkv.reshape(b, heads, channels // (3 * heads), 3, height * width).permute(3, 0, 1, 4, 2).contiguous()
+    with sdpa_kernel(SDPBackend.MATH) if twice else nullcontext():
+        mixed = scaled_dot_product_attention(split[0], split[1], split[2])
+    return mixed.transpose(-1, -2).reshape(b, channels // 3, height, width)
+
+
+def may_be_differentiated_twice(module: nn.Module) -> bool:
+    """Whether gradients are recorded outside of training: calibrations then ask for second derivatives."""
+    return torch.is_grad_enabled() and not module.training

@@ -1,0 +1,162 @@
+"""DDPM++ and NCSN++, the U-Nets of Song et al., as EDM uses them."""
+
+import math
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+from torch.nn.functional import silu
+
+from scoreline.networks.checks import check_choice, check_probability, check_sizes
+from scoreline.networks.conditions import one_hot, or_zeros
+from scoreline.networks.embeddings import Fourier, Sinusoidal
+from scoreline.networks.fir_resampling import ConvThenHalve
+from scoreline.networks.initialisation import xavier
+from scoreline.networks.levels import Kinds, Plan, Step, decode, decoder_layers, encoder_layers
+from scoreline.networks.normalisation import group_norm
+from scoreline.networks.residual_block import ResidualBlock, Style, run
+
+EMBEDDINGS = ("positional", "fourier")
+ENCODERS = ("standard", "residual")
+EPS = 1e-6
+FOURIER_SCALE = 16.0
+SCALES = {"conv1": 1e-5, "proj": 1e-5, "aux_conv": 1e-5, "qkv": math.sqrt(0.2)}
+"""Of the initial weights: nearly zero where a branch ends."""
+
+
+class SongUNet(nn.Module):
+    """F(image (B, C, R, R), noise label (B,), class (B,) or None, augmentation (B, A) or None) -> (B, C, R, R).
+
+    Residual blocks to which the embedding is added, every sum divided by sqrt(2), `blocks` per level of width
+    `width * multipliers[level]`, which attend with one head at the resolutions in `attention` (in the decoder the last
+    block of the level only) and in the bottleneck, and change the resolution by a FIR filter. The embedding is
+    silu(L1(silu(L0(embed(noise) + L_c sqrt(K) onehot(label) + L_a augment)))), K = num_classes; a class that is None
+    or negative, and an augmentation that is None, are zeros. Names and layouts of the weights are those of EDM's
+    checkpoints.
+
+    Args:
+        embedding: positional (DDPM++), for labels up to 1000 or of order one, or fourier (NCSN++), of order one.
+        encoder: standard (DDPM++), or residual (NCSN++): each level also adds what a 3x3 convolution and the filter
+            make of the sum one level above, and of the image at first.
+        resample_filter: taps of the filter, (1, 1) for DDPM++, (1, 3, 3, 1) for NCSN++.
+        label_dropout: probability of hiding the class; the training module does so.
+        augment_dim: A, numbers in an augmentation label.
+        checkpointing: while training, compute the activations of residual blocks twice instead of keeping them.
+
+    Raises:
+        InputError: if the resolution cannot be halved so often, for an unknown embedding or encoder, and for a filter
+            of an odd number of taps.
+
+    Source: Song et al. (2021), arXiv:2011.13456, App. H; as in Karras et al. (2022), arXiv:2206.00364, App. F.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        resolution: int,
+        width: int = 128,
+        multipliers: Sequence[int] = (2, 2, 2),
+        blocks: int = 4,
+        attention: Sequence[int] = (16,),
+        embedding: str = "positional",
+        encoder: str = "standard",
+        resample_filter: Sequence[float] = (1, 1),
+        dropout: float = 0.0,
+        num_classes: int = 0,
+        label_dropout: float = 0.0,
+        augment_dim: int = 0,
+        checkpointing: bool = False,
+    ) -> None:
+        super().__init__()
+        check_sizes(resolution, width, multipliers, blocks)
+        check_choice("embedding", embedding, EMBEDDINGS)
+        check_choice("encoder", encoder, ENCODERS)
+        check_probability("label_dropout", label_dropout)
+        self.resolution, self.num_classes, self.label_dropout = resolution, num_classes, label_dropout
+        self.augment_dim, self.checkpointing = augment_dim, checkpointing
+        self._build_embedding(width, embedding)
+        widths = tuple(width * multiplier for multiplier in multipliers)
+        plan = Plan(channels, resolution, width, widths, blocks, tuple(attention), attend_last=True)
+        self._build_layers(plan, encoder == "residual", _style(4 * width, dropout, resample_filter))
+        xavier(self, SCALES)
+
+    def _build_embedding(self, width: int, kind: str) -> None:
+        features, inputs = 4 * width, width if kind == "positional" else 2 * width
+        self.map_noise: nn.Module = (
+            Sinusoidal(inputs, endpoint=True, sine_first=True)
+            if kind == "positional"
+            else Fourier(inputs, FOURIER_SCALE, sine_first=True, buffer="freqs")
+        )
+        self.map_label = nn.Linear(self.num_classes, inputs) if self.num_classes else None
+        self.map_augment = nn.Linear(self.augment_dim, inputs, bias=False) if self.augment_dim else None
+        self.map_layer0, self.map_layer1 = nn.Linear(inputs, features), nn.Linear(features, features)
+
+    def _build_layers(self, plan: Plan, residual: bool, style: Style) -> None:
+        kinds = Kinds(
+            block=lambda inputs, outputs, attends: ResidualBlock(inputs, outputs, style, heads=int(attends)),
+            down=lambda size: ResidualBlock(size, size, style, direction="down"),
+            up=lambda size: ResidualBlock(size, size, style, direction="up"),
+        )
+        layers = encoder_layers(plan, kinds)
+        self.enc = nn.ModuleDict(_with_residuals(layers, plan, style.taps) if residual else layers)
+        self.dec = nn.ModuleDict(decoder_layers(plan, kinds))
+        self.dec[f"{plan.at(0)}_aux_norm"] = group_norm(plan.widths[0], EPS)
+        self.dec[f"{plan.at(0)}_aux_conv"] = nn.Conv2d(plan.widths[0], plan.channels, 3, padding=1)
+
+    def forward(self, x: Tensor, noise: Tensor, label: Tensor | None = None, augment: Tensor | None = None) -> Tensor:
+        embedding = self._embed(noise, label, augment)
+
+        def step(layer: nn.Module, image: Tensor) -> Tensor:
+            return run(layer, image, embedding, self.checkpointing and self.training)
+
+        layers = ((name, layer) for name, layer in self.dec.items() if "_aux_" not in name)
+        x = decode(layers, self._encode(x, step), step)
+        norm, conv = (layer for name, layer in self.dec.items() if "_aux_" in name)
+        out: Tensor = conv(silu(norm(x)))
+        return out
+
+    def _embed(self, noise: Tensor, label: Tensor | None, augment: Tensor | None) -> Tensor:
+        vector: Tensor = self.map_noise(noise)
+        if self.map_label is not None:
+            known = one_hot(label, self.num_classes, vector)
+            vector = vector + self.map_label(known * math.sqrt(self.num_classes))
+        if self.map_augment is not None:
+            vector = vector + self.map_augment(or_zeros(augment, self.augment_dim, vector))
+        return silu(self.map_layer1(silu(self.map_layer0(vector))))
+
+    def _encode(self, x: Tensor, step: Step) -> list[Tensor]:
+        skips: list[Tensor] = []
+        total = x
+        for name, layer in self.enc.items():
+            if name.endswith("_aux_residual"):
+                total = x = (x + layer(total)) * math.sqrt(0.5)
+                skips[-1] = x
+            else:
+                x = step(layer, x)
+                skips.append(x)
+        return skips
+
+
+def _style(features: int, dropout: float, taps: Sequence[float]) -> Style:
+    return Style(
+        features,
+        dropout,
+        adaptive=False,
+        residual_scale=math.sqrt(0.5),
+        eps=EPS,
+        taps=tuple(taps),
+        project_resampled=True,
+    )
+
+
+def _with_residuals(layers: dict[str, nn.Module], plan: Plan, taps: Sequence[float]) -> dict[str, nn.Module]:
+    """{R}x{R}_aux_residual after every {R}x{R}_down, to as many channels as that returns."""
+    found: dict[str, nn.Module] = {}
+    widths = iter((plan.channels, *plan.widths))
+    inputs = next(widths)
+    for name, layer in layers.items():
+        found[name] = layer
+        if name.endswith("_down"):
+            outputs = next(widths)
+            found[name.replace("_down", "_aux_residual")] = ConvThenHalve(inputs, outputs, taps)
+            inputs = outputs
+    return found

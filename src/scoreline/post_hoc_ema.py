@@ -1,0 +1,165 @@
+"""Averages of a training's weights that nobody tracked, from snapshots of averages that were.
+
+An average of the weights theta(tau) over the images tau seen so far is the integral of p(tau) theta(tau), p >= 0 its
+profile. Averages are linear in their profiles, so a profile that is close to a sum of those that were saved gives
+weights close to the same sum of the saved weights.
+
+Source: Karras et al. (2024), arXiv:2312.02696, section 3 and App. C.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scoreline.ema import RunningAverage
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class PowerProfile:
+    """p(tau) = (gamma + 1) tau^gamma / images^(gamma+1) for 0 <= tau <= images, else 0.
+
+    Source: Karras et al. (2024), arXiv:2312.02696, equation 2.
+    """
+
+    gamma: float
+    images: float
+
+    def masses(self, edges: Array) -> Array:
+        """The integral of p between each two neighbours of `edges` (n + 1,): (n,)."""
+        return np.diff(np.minimum(edges / self.images, 1) ** (self.gamma + 1))
+
+
+@dataclass(frozen=True, eq=False)
+class StepProfile:
+    """p(tau) = shares[k] / batch for batch k < tau <= batch (k + 1): constant over the images of every step.
+
+    Attributes:
+        shares: (steps,), the weight that the average gives to the weights after each step; they sum to 1.
+    """
+
+    shares: Array
+    batch: int
+
+    @property
+    def edges(self) -> Array:
+        """Images seen before the first and after every step: (steps + 1,)."""
+        return np.arange(len(self.shares) + 1.0) * self.batch
+
+
+Profile = PowerProfile | StepProfile
+
+
+def tracked(average: RunningAverage, images: int, batch: int) -> StepProfile:
+    """The very profile of a running average: shares[k] = (1 - beta_k) times the product of beta_j over j > k."""
+    beta = np.array([average.beta(seen, batch) for seen in range(0, images, batch)])
+    later = np.append(np.cumprod(beta[:0:-1])[::-1], 1.0)
+    return StepProfile((1 - beta) * later, batch)
+
+
+def exponential(half_life_kimg: float, images: int, batch: int) -> StepProfile:
+    """p(tau) proportional to 0.5^((images - tau) / half_life) on 0 .. images, at the ends of steps, summing to 1.
+
+    This is an EMA without a ramp and without a trace of its start: corrected for bias as in Adam.
+
+    Source: Kingma and Ba (2015), arXiv:1412.6980, section 3.
+    """
+    ends = np.arange(batch, images + batch, batch, dtype=np.float64)
+    shares = 0.5 ** ((images - ends) / (half_life_kimg * 1000))
+    return StepProfile(shares / shares.sum(), batch)
+
+
+def power_products(gamma_a: Array, images_a: Array, gamma_b: Array, images_b: Array) -> Array:
+    """Integrals of p_a p_b of power functions, elementwise with broadcasting.
+
+    With s, gamma_s of the one that ends first and t, gamma_t of the other,
+
+        <p_a, p_b> = (gamma_a + 1) (gamma_b + 1) / (gamma_a + gamma_b + 1) (s / t)^gamma_t / t.
+
+    Source: integrated from equation 2 of Karras et al. (2024), arXiv:2312.02696; their App. C.
+    """
+    first, last = np.minimum(images_a, images_b), np.maximum(images_a, images_b)
+    gamma_last = np.where(images_a < images_b, gamma_b, gamma_a)
+    factor: Array = (gamma_a + 1) * (gamma_b + 1) / (gamma_a + gamma_b + 1)
+    return factor * (first / last) ** gamma_last / last
+
+
+def product(a: Profile, b: Profile) -> float:
+    """<a, b>, the integral of a(tau) b(tau) over all images; exact, since steps meet a profile by its integral.
+
+    Raises:
+        ValueError: for two step profiles of different batches.
+    """
+    if isinstance(a, PowerProfile) and isinstance(b, PowerProfile):
+        return float(power_products(*np.array([[a.gamma], [a.images], [b.gamma], [b.images]], dtype=np.float64))[0])
+    if isinstance(a, StepProfile) and isinstance(b, StepProfile):
+        if a.batch != b.batch:
+            raise ValueError(f"profiles of batches of {a.batch} and {b.batch} images")
+        common = min(len(a.shares), len(b.shares))
+        return float(a.shares[:common] @ b.shares[:common]) / a.batch
+    step, power = (a, b) if isinstance(a, StepProfile) else (b, a)
+    assert isinstance(step, StepProfile)
+    assert isinstance(power, PowerProfile)
+    return float(step.shares @ power.masses(step.edges)) / step.batch
+
+
+def products(target: Profile, snapshots: Sequence[PowerProfile]) -> Array:
+    """`product` of a target with each snapshot: (n,). Every step is integrated once for all snapshots of one gamma."""
+    if isinstance(target, PowerProfile):
+        return np.array([product(target, snapshot) for snapshot in snapshots])
+    found = np.empty(len(snapshots))
+    for gamma in {snapshot.gamma for snapshot in snapshots}:
+        places = [place for place, snapshot in enumerate(snapshots) if snapshot.gamma == gamma]
+        places.sort(key=lambda place: snapshots[place].images)
+        found[places] = _overlaps(target, gamma, [snapshots[place].images for place in places])
+    return found
+
+
+def _overlaps(step: StepProfile, gamma: float, ends: Sequence[float]) -> list[float]:
+    """<step, p> for power functions that end at `ends`, ascending: the former one's integral, scaled, and the rest."""
+    found, total, before = [], 0.0, 0.0
+    for end in ends:
+        first, last = int(before // step.batch), math.ceil(end / step.batch)
+        shares = step.shares[first:last]
+        cuts = np.clip(np.arange(first, first + len(shares) + 1.0) * step.batch, before, end)
+        rest = shares @ np.diff((cuts / end) ** (gamma + 1))
+        total, before = float(total * (before / end) ** (gamma + 1) + rest), end
+        found.append(total / step.batch)
+    return found
+
+
+@dataclass(frozen=True, eq=False)
+class Fit:
+    """A target profile as a sum of others.
+
+    Attributes:
+        coefficients: (n,) float64, summing to 1.
+        residual: |target - sum| / |target| in the norm of `product`. For any course of the weights and any constant c,
+            the sum misses the target's average by at most residual |target| times the norm of theta(tau) - c.
+    """
+
+    coefficients: Array
+    residual: float
+
+
+def fit(target: Profile, snapshots: Sequence[PowerProfile]) -> Fit:
+    """Least squares: the sum of the snapshots' profiles nearest to the target, among those that integrate to 1.
+
+    Source: Karras et al. (2024), arXiv:2312.02696, App. C; that the coefficients sum to 1 is our addition: weights that
+    did not move are then met exactly, however far the profiles are from each other.
+    """
+    gamma = np.array([snapshot.gamma for snapshot in snapshots])
+    images = np.array([snapshot.images for snapshot in snapshots], dtype=np.float64)
+    gram = power_products(gamma[:, None], images[:, None], gamma, images)
+    wanted = products(target, snapshots)
+    norms = np.sqrt(np.diag(gram))
+    inverse = np.linalg.pinv(gram / np.outer(norms, norms), rcond=1e-12, hermitian=True)
+    nearest, constant = inverse @ (wanted / norms) / norms, inverse @ (1 / norms) / norms
+    coefficients = nearest + constant * (1 - nearest.sum()) / constant.sum()
+    whole = product(target, target)
+    missed = whole - 2 * coefficients @ wanted + coefficients @ gram @ coefficients
+    return Fit(coefficients, float(np.sqrt(max(missed, 0.0) / whole)))

@@ -1,0 +1,73 @@
+"""The loss of the averaged model on the same images, noise and levels every time."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Generator, Tensor
+
+from scoreline.denoiser import Denoiser
+from scoreline.objective import Batch, DenoisingObjective
+from scoreline.pixels import to_unit
+from scoreline.targets import Denoising
+from scoreline.training.ema import ema_of
+from scoreline.training.levels import LossSums, described
+from scoreline.training.module import DiffusionModule, step_key
+from scoreline.training.progress import write_record
+
+SEED = 0
+"""Of images, noise and levels: the same for runs of any seed, so that their figures compare."""
+
+PARTS = 64
+"""Images that are evaluated at a time."""
+
+
+class FixedLoss(Callback):
+    """Every `every_kimg`, the denoising loss of the averaged weights on `images` fixed images: `fixed_loss`, with bins.
+
+    The coordinates of the levels are the midpoints (i + 1/2) / images of the density that training began with, paired
+    with images and noise by a fixed shuffle. The target is the clean image whatever training regresses on, and nothing
+    is augmented or dropped: curves of DSM and STF compare.
+    """
+
+    def __init__(self, every_kimg: float, images: int = 256) -> None:
+        self.every, self.images = max(1, round(every_kimg * 1000)), images
+        self._batch: Batch | None = None
+        self._objective: DenoisingObjective | None = None
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        assert isinstance(pl_module, DiffusionModule)
+        given = pl_module.objective
+        self._objective = DenoisingObjective(given.density, given.weight, Denoising())
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        assert isinstance(pl_module, DiffusionModule)
+        if trainer.is_global_zero and pl_module.passed(self.every):
+            record = {"step": pl_module.global_step, "kimg": pl_module.images_seen / 1000}
+            denoiser = ema_of(trainer).averaged(pl_module)
+            write_record(trainer, record | described(self.measure(denoiser, self.batch(trainer, pl_module)), "fixed_"))
+
+    def batch(self, trainer: Trainer, module: DiffusionModule) -> Batch:
+        """The images, read once."""
+        if self._batch is None:
+            dataset = trainer.datamodule.dataset  # type: ignore[attr-defined]
+            count = min(self.images, len(dataset))
+            chosen = np.random.Generator(np.random.PCG64(SEED)).choice(len(dataset), count, replace=False)
+            images, labels = dataset.read(chosen.tolist())
+            generator = Generator().manual_seed(step_key(SEED, 0, 0))
+            order = torch.randperm(count, generator=generator)
+            u = (order.double() + 0.5) / count
+            eps = torch.randn(images.shape, generator=generator)
+            clean, u, eps, labels = (part.to(module.device) for part in (to_unit(images), u, eps, labels))
+            self._batch = Batch(clean, u, eps, module.condition(labels))
+        return self._batch
+
+    @torch.no_grad()
+    def measure(self, denoiser: Denoiser, batch: Batch) -> Tensor:
+        """Sums of the losses, (L, 3) of `LossSums`."""
+        assert self._objective is not None
+        sums = LossSums(batch.clean.device)
+        for part in batch.split(PARTS):
+            sums.add(*self._objective(denoiser, part))
+        return sums.sums

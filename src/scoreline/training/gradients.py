@@ -1,0 +1,82 @@
+"""What happens to gradients between the backward pass and the step."""
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from scoreline.errors import InputError
+
+LARGEST = 1e5
+"""What an infinite entry becomes. Source: released code of Karras et al. (2022), arXiv:2206.00364."""
+
+
+class NotFiniteError(InputError):
+    """Gradients were not finite for many steps in a row; training stops with its state saved."""
+
+
+class Gradients:
+    """Entries that are not finite are replaced and counted, then the gradient is clipped to a norm.
+
+    NaN becomes 0 and +-infinity +-1e5, as in EDM's recipe; with half precision such steps are skipped as well while the
+    loss scale finds its place.
+
+    Attributes:
+        clip: largest Euclidean norm of the whole gradient, None for no limit. It depends on `loss_scale`.
+        patience: so many bad steps in a row stop the training.
+        norm: of the last step's gradient before clipping, () tensor.
+        bad_steps: steps so far whose gradient was not finite.
+
+    Raises:
+        InputError: for a clip that is not positive or a patience below 1.
+    """
+
+    def __init__(self, clip: float | None = None, patience: int = 30) -> None:
+        if clip is not None and not (isinstance(clip, int | float) and 0 < clip < math.inf):
+            raise InputError(f"gradients.clip={clip}: must be a number greater than 0, or null for no limit")
+        if isinstance(patience, bool) or not isinstance(patience, int) or patience < 1:
+            raise InputError(f"gradients.patience={patience}: must be a whole number, at least 1")
+        self.clip, self.patience = clip, patience
+        self.norm = torch.zeros(())
+        self.bad_steps = self.in_a_row = 0
+
+    @torch.no_grad()
+    def __call__(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Mend, count and clip the gradients of a step, in place.
+
+        Raises:
+            NotFiniteError: after `patience` bad steps in a row.
+        """
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        self.norm = _norm(gradients)
+        if bool(self.norm.isfinite()):
+            self.in_a_row = 0
+        else:
+            self._count()
+            for gradient in gradients:
+                gradient.nan_to_num_(nan=0.0, posinf=LARGEST, neginf=-LARGEST)
+        if self.clip is not None:
+            norm = self.norm if self.in_a_row == 0 else _norm(gradients)
+            torch._foreach_mul_(gradients, (self.clip / (norm + 1e-6)).clamp(max=1.0))
+
+    def _count(self) -> None:
+        self.bad_steps += 1
+        self.in_a_row += 1
+        if self.in_a_row == self.patience:
+            raise NotFiniteError(
+                f"gradients.patience={self.patience}: gradients were not finite in as many steps in a row; the state "
+                "is saved; lower optimiser.lr, set gradients.clip=1, or use precision=bf16-mixed or 32-true"
+            )
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"bad_steps": self.bad_steps, "in_a_row": self.in_a_row}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.bad_steps, self.in_a_row = state["bad_steps"], state["in_a_row"]
+
+
+def _norm(gradients: list[Tensor]) -> Tensor:
+    norm: Tensor = torch.nn.utils.get_total_norm(gradients)
+    return norm.full_tensor() if hasattr(norm, "full_tensor") else norm

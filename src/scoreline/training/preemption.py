@@ -1,0 +1,68 @@
+"""Leaving in good order when a scheduler asks for the machine."""
+
+import os
+import signal
+from types import FrameType
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from scoreline.training.checkpoint import checkpointing_of
+
+REQUEUE = 75
+"""Exit code EX_TEMPFAIL of sysexits.h: nothing is wrong, the same command goes on where this one stopped."""
+
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+"""Sent before a machine is taken away: by SLURM (`--signal=USR1@120`), by Kubernetes, by `kill`."""
+
+SUBMITIT, ITS_SIGNAL = "SUBMITIT_EXECUTOR", "SUBMITIT_PREEMPT_SIGNAL"
+"""Variables of a job that submitit runs: it listens to one signal itself, and sends the job again."""
+
+Handler = Any
+
+
+class Preemption(Callback):
+    """On SIGTERM or SIGUSR1 the step is finished, a checkpoint is written, and training ends.
+
+    One process that was told is enough: all stop after the same step. `told` then names the signal. In a job of
+    submitit its own signal (SIGUSR2) counts instead, and `hand_on` lets it do what it does with it.
+    """
+
+    def __init__(self) -> None:
+        self.told: signal.Signals | None = None
+        self._former: dict[signal.Signals, Handler] = {}
+        self._requeue: Handler = None
+        self._frame: FrameType | None = None
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        for number in SIGNALS:
+            self._former[number] = signal.signal(number, self._ignore if SUBMITIT in os.environ else self._notice)
+        if SUBMITIT in os.environ:
+            number = signal.Signals["SIG" + os.environ.get(ITS_SIGNAL, "USR2")]
+            self._former[number] = self._requeue = signal.signal(number, self._notice)
+
+    def _ignore(self, number: int, frame: FrameType | None) -> None:
+        """SLURM sends SIGTERM along with submitit's signal, which says more."""
+
+    def _notice(self, number: int, frame: FrameType | None) -> None:
+        self.told, self._frame = signal.Signals(number), frame
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        told = self.told is not None
+        if trainer.strategy.reduce_boolean_decision(told, all=False):
+            self.told = self.told or signal.SIGTERM
+            checkpointing_of(trainer).save(trainer, pl_module)
+            trainer.should_stop = True
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        for number, handler in self._former.items():
+            signal.signal(number, handler)
+        self._former = {}
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self.on_train_end(trainer, pl_module)
+
+    def hand_on(self) -> None:
+        """Let submitit, where it runs this job, send it again; it then leaves the process."""
+        if callable(self._requeue) and self.told is not None:
+            self._requeue(self.told, self._frame)

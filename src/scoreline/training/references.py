@@ -1,0 +1,84 @@
+"""Which images a step's stable targets average over, read without a loader."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from scoreline.datasets.base import ImageDataset
+from scoreline.errors import InputError
+from scoreline.targets import StableTarget
+from scoreline.training.data import EndlessBatches, share_of
+
+Indices = Sequence[int]
+
+
+class Drawn(NamedTuple):
+    """Images uint8 (n, C, H, W) and labels (n,), and the row of each image that this process trains on."""
+
+    images: Tensor
+    labels: Tensor
+    source: Tensor
+
+
+class References:
+    """The reference of a step: the batch itself, then others drawn without replacement, a function of (seed, step).
+
+    With `scope="all"` it is the same on every process, which knows the whole batch's numbers: nothing is gathered.
+    With `scope="process"` a process has its share of the batch and others of its own. The generator is PCG64 with key
+    (seed, "reference", step, rank of the scope), apart from all others, so the noise is that of plain training.
+
+    Args:
+        limit_mib: the data set is kept on the device as uint8 if it takes no more than this; else the images of every
+            step are read anew.
+
+    Raises:
+        InputError: if the reference is smaller than the batch that has to be inside, or larger than the data set.
+    """
+
+    def __init__(
+        self, dataset: ImageDataset, target: StableTarget, batch_size: int, seed: int, limit_mib: float = 4096
+    ) -> None:
+        self.dataset, self.target, self.batch_size, self.seed = dataset, target, batch_size, seed
+        self.batches = EndlessBatches(len(dataset), batch_size, seed)
+        self.fits = len(dataset) * int(np.prod(dataset.shape)) <= limit_mib * 2**20
+        self._kept: tuple[Tensor, Tensor] | None = None
+        if target.references > len(dataset):
+            raise InputError(
+                f"target.references={target.references}: {dataset.name} has {len(dataset)} images; use at most as many"
+            )
+
+    def draw(self, step: int, rank: int, world: int, device: torch.device) -> Drawn:
+        """The reference of a step on one of `world` processes."""
+        batch, mine = self.batches.at(step), share_of(self.batch_size, rank, world)
+        everyone = self.target.scope == "all"
+        inside = batch if everyone else batch[mine]
+        self._check(len(inside))
+        key = [self.seed, int.from_bytes(b"reference"[:6], "little"), step, 0 if everyone else rank]
+        images, labels = self._read([*inside, *self._others(inside, np.random.Generator(np.random.PCG64(key)))], device)
+        first = mine.start if everyone else 0
+        source = torch.arange(first, first + mine.stop - mine.start, device=device)
+        return Drawn(images, labels, source)
+
+    def _check(self, inside: int) -> None:
+        if self.target.references < inside:
+            raise InputError(
+                f"target.references={self.target.references}: every source must be inside; use at least {inside} "
+                f"(batch_size={self.batch_size})"
+            )
+
+    def _others(self, inside: Indices, generator: np.random.Generator) -> list[int]:
+        drawn = generator.choice(len(self.dataset), self.target.references, replace=False)
+        return [int(i) for i in drawn[~np.isin(drawn, inside)][: self.target.references - len(inside)]]
+
+    def _read(self, indices: list[int], device: torch.device) -> tuple[Tensor, Tensor]:
+        if not self.fits:
+            images, labels = self.dataset.read(indices)
+            return images.to(device), labels.to(device)
+        if self._kept is None or self._kept[0].device != device:
+            images, labels = self.dataset.read(range(len(self.dataset)))
+            self._kept = images.to(device), labels.to(device)
+        chosen = torch.tensor(indices, device=device)
+        return self._kept[0][chosen], self._kept[1][chosen]

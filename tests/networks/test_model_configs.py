@@ -1,0 +1,73 @@
+"""The published models of conf/model: sizes, parameterisations, and descriptions that a checkpoint can carry."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+from torch import nn
+
+from scoreline.parameterisations import Parameterisation
+from scoreline.specs import rebuild
+
+MODELS = Path(__file__).parents[2] / "conf" / "model"
+PUBLISHED = {
+    "cifar10_ddpmpp_edm": (3, 32, 55_733_891),
+    "cifar10_ncsnpp_edm": (3, 32, 56_397_827),
+    "cifar10_ddpmpp_vp": (3, 32, 61_804_419),
+    "cifar10_ncsnpp_ve": (3, 32, 62_758_787),
+    "cifar10_ddpm": (3, 32, 35_746_307),
+    "celeba64_ddpm": (3, 64, 78_700_803),
+    "church64_ddpm": (3, 64, 82_958_979),
+    "imagenet64_adm": (3, 64, 295_899_267),
+}
+LABELS = {
+    "cifar10_ddpmpp_vp": 999.0,
+    "cifar10_ddpm": 999.0,
+    "celeba64_ddpm": 999.0,
+    "church64_ddpm": 999.0,
+    "cifar10_ncsnpp_ve": math.log(50),
+}
+"""At the largest noise level: 999 t at t = 1, the index 999, ln(100 / 2)."""
+
+
+def described(name: str) -> dict[str, Any]:
+    model = OmegaConf.to_container(OmegaConf.create({"model": OmegaConf.load(MODELS / f"{name}.yaml")}), resolve=True)
+    found: dict[str, Any] = model["model"]
+    return found
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_size(name: str) -> None:
+    channels, resolution, parameters = PUBLISHED[name]
+    model = described(name)
+    assert list(model) == ["network", "noise_schedule", "parameterisation"]
+    with torch.device("meta"):
+        net = rebuild(model["network"], nn.Module)
+    assert sum(p.numel() for p in net.parameters()) == parameters
+    assert (model["network"]["channels"], net.resolution) == (channels, resolution)
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_every_choice_of_the_network_is_in_the_file(name: str) -> None:
+    network = described(name)["network"]
+    with torch.device("meta"):
+        net = rebuild(network, nn.Module)
+    choices = set(type(net).__init__.__annotations__) - {"return"}
+    assert choices == set(network) - {"_target_"}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_the_noise_label_of_the_noisiest_images(name: str) -> None:
+    model = described(name)
+    schedule = rebuild(model["noise_schedule"], object)
+    parameterisation = rebuild(model["parameterisation"], Parameterisation)
+    scalings = parameterisation(torch.tensor([schedule.sigma_max], dtype=torch.float64))
+    if name in LABELS:
+        assert scalings.noise.tolist() == pytest.approx([LABELS[name]], rel=1e-9)
+        assert scalings.skip.tolist() == [1]
+    else:
+        assert scalings.noise.tolist() == pytest.approx([math.log(80) / 4], rel=1e-12)
+        assert scalings.in_.tolist() == pytest.approx([(80**2 + 0.5**2) ** -0.5], rel=1e-12)

@@ -1,0 +1,180 @@
+"""`scoreline upload`: W&B runs rebuilt from the files of run directories, offline."""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import wandb
+import yaml
+from PIL import Image
+from wandb_files import no_account, offline_runs
+
+from scoreline import cli
+from scoreline.commands import upload
+from scoreline.files import sha256
+from scoreline.wandb_runs import run_id
+
+__all__ = ["no_account"]
+pytestmark = pytest.mark.usefixtures("no_account")
+
+
+def trained(root: Path, records: int = 3, logger: dict[str, Any] | None = None) -> Path:
+    """A run directory of train.py with a cut last line, one update of the online schedule and one preview."""
+    (root / "previews").mkdir(parents=True)
+    config = {"identity": "1234abcd", "seed": 0, "logger": logger, "data": {"path": "/data/cifar10.zip"}}
+    (root / "config.yaml").write_text(yaml.safe_dump(config))
+    lines = [{"step": 10 * k, "kimg": 0.64 * k, "loss": 1 / k, "loss_bins": {">30": k}} for k in range(1, records + 1)]
+    (root / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 99, "ki')
+    (root / "online_schedule.jsonl").write_text('{"step": 20, "kimg": 1.28, "sigma": [80.0, 1.0, 0.002]}\n')
+    Image.new("L", (4, 4), 90).save(root / "previews/000001kimg.png")
+    return root
+
+
+def drawn(root: Path) -> Path:
+    """A run directory of sample.py."""
+    root.mkdir(parents=True)
+    (root / "config.yaml").write_text(yaml.safe_dump({"identity": "feed0000", "nfe": 5}))
+    scores = {"frechet_distance": {"value": 2.5, "error": 0.25, "n": 64}}
+    (root / "metrics.json").write_text(json.dumps({"solver": "ddim", "nfe": 5, "metrics": scores, "warnings": []}))
+    Image.new("L", (8, 8), 30).save(root / "grid.png")
+    return root
+
+
+def test_a_training_run_is_rebuilt(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = trained(tmp_path / "train/toy", logger={"save_dir": str(tmp_path / "train/toy"), "name": "csv"})
+    upload.main([str(root), "offline=true"])
+    (run,) = offline_runs(root)
+    assert wandb.run is None
+    assert (run.id, run.project, run.name, run.tags) == (run_id("1234abcd", root), "scoreline", "toy", [])
+    assert run.config == {"identity": "1234abcd", "seed": 0, "data": {"path": "cifar10.zip"}}
+    assert (run.axes, run.exit_code, run.resume) == ({"kimg": "", "*": "kimg"}, 0, False)
+    (preview,) = [row.pop("previews") for row in run.rows if "previews" in row]
+    assert preview["sha256"] == sha256(root / "previews/000001kimg.png")
+    assert (run.folder / "files" / preview["path"]).is_file()
+    online = {f"online_schedule/sigma_{k}": value for k, value in ((0, 80.0), (50, 1.0), (100, 0.002))}
+    assert run.rows == [
+        {"kimg": 0.64, "train/step": 10, "train/loss": 1, "train/loss_bins/>30": 1},
+        {"kimg": 1},
+        {"kimg": 1.28, "train/step": 20, "train/loss": 0.5, "train/loss_bins/>30": 2},
+        {"kimg": 1.28, "online_schedule/step": 20, **online},
+        {"kimg": 1.92, "train/step": 30, "train/loss": 1 / 3, "train/loss_bins/>30": 3},
+    ]
+    where = root / "wandb" / run.folder.name
+    assert capsys.readouterr().out == f"{root}: run {run.id}, 4 records, 1 images -> {where}\n"
+
+
+def test_samples_are_a_row_over_nfe_with_their_grid(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = drawn(tmp_path / "sample/ddim")
+    upload.main([str(root), "offline=true", "project=figures"])
+    (run,) = offline_runs(root)
+    (row,) = run.rows
+    assert row.pop("grid")["sha256"] == sha256(root / "grid.png")
+    assert row == {
+        "nfe": 5,
+        "sample/solver": "ddim",
+        **{f"sample/metrics/frechet_distance/{k}": v for k, v in (("value", 2.5), ("error", 0.25), ("n", 64))},
+    }
+    assert (run.axes["*"], run.project, run.config) == ("nfe", "figures", {"identity": "feed0000", "nfe": 5})
+    assert "1 records, 1 images" in capsys.readouterr().out
+
+
+def test_a_sweep_is_a_run_for_each_cell_of_one_group(tmp_path: Path) -> None:
+    sweep = tmp_path / "train-0123"
+    cells = [trained(sweep / f"seed={seed}", seed + 1) for seed in (0, 1)]
+    (sweep / "multirun.yaml").touch()
+    (sweep / "table.md").touch()
+    upload.main([str(sweep), str(cells[1]), "offline=true"])
+    found = [offline_runs(cell) for cell in cells]
+    assert [(run.name, run.group, len(run.told("train/loss"))) for (run,) in found] == [
+        ("seed=0", "train-0123", 1),
+        ("seed=1", "train-0123", 2),
+    ]
+    assert len({run.id for (run,) in found}) == 2
+
+
+def test_a_run_keeps_the_labels_that_it_trained_with_wherever_it_lies(tmp_path: Path) -> None:
+    """So uploading from another machine replaces the run instead of adding one."""
+    labels = {"project": "toys", "entity": "team", "name": "first", "group": "g", "tags": ["x"], "id": None}
+    logger = {**labels, "identity": "1234abcd", "save_dir": "/cluster/train/toy-1234abcd", "offline": True}
+    root = trained(tmp_path / "copies" / "mine", logger=logger)
+    upload.main([str(root), "offline=true"])
+    (run,) = offline_runs(root)
+    assert (run.project, run.name, run.group, run.tags) == ("toys", "first", "g", ["x"])
+    assert run.id == run_id("1234abcd", Path("/elsewhere/train/toy-1234abcd"))
+    shutil.rmtree(root / "wandb")
+    upload.main([str(root), "offline=true", "project=others", "id=mine"])
+    (run,) = offline_runs(root)
+    assert (run.project, run.id) == ("others", "mine")
+
+
+MISTAKES = [
+    (["offline=true"], "no run directory: give one or more, as in outputs/train/NAME"),
+    (["nowhere"], "nowhere: no run directory, config.yaml is missing; give one of train.py or sample.py"),
+    (["run", "projct=a"], "projct: there is no such key; did you mean 'project'?"),
+    (["run", "offline=yes"], "offline=yes: must be true or false"),
+    (["run", "other", "id=a"], "id=a: names one run, and 2 directories are given; leave it out"),
+    (["run", "id=a/b", "offline=true"], "id=a/b: W&B takes none of / \\ # ? % : in an id; leave them out"),
+    (["empty"], "empty: neither metrics.jsonl nor metrics.json holds a record; upload it when it has begun"),
+    (["run", "damaged", "offline=true"], "damaged/metrics.jsonl: line 1 is no record with a kimg; delete that line"),
+    (["run", "broken", "offline=true"], "broken/config.yaml: not a readable config; restore the file that the run"),
+    (
+        ["run"],
+        "offline=false: W&B begins no run (No API key configured. Use `wandb login` to log in); run `wandb login`",
+    ),
+]
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("upload")
+    for name in ("run", "other", "damaged", "empty", "broken"):
+        trained(place / name)
+    (place / "damaged/metrics.jsonl").write_text("{}\n")
+    (place / "broken/config.yaml").write_text("a: [")
+    for name in ("metrics.jsonl", "online_schedule.jsonl", "previews/000001kimg.png"):
+        (place / "empty" / name).unlink()
+    return place
+
+
+@pytest.mark.parametrize(("words", "sentence"), MISTAKES, ids=[words[-1] for words, _ in MISTAKES])
+def test_a_mistake_is_one_line_before_anything_is_written(
+    words: list[str],
+    sentence: str,
+    workplace: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(workplace)
+    monkeypatch.setattr(sys, "argv", ["scoreline", "upload", *words])
+    with pytest.raises(SystemExit) as left:
+        cli.main()
+    assert left.value.code == 2
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert err.startswith(f"scoreline upload: {sentence}")
+    assert err.count("\n") == 1
+    assert not list(workplace.glob("*/wandb/*"))
+
+
+def test_a_damaged_picture_ends_the_run_as_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = trained(tmp_path / "run")
+    (root / "previews/000001kimg.png").write_bytes(b"junk")
+    monkeypatch.setattr(sys, "argv", ["scoreline", "upload", str(root), "offline=true"])
+    with pytest.raises(SystemExit) as left:
+        cli.main()
+    assert left.value.code == 2
+    assert "000001kimg.png: not a readable picture; delete it" in capsys.readouterr().err
+    (run,) = offline_runs(root)
+    assert run.exit_code == 1
+    assert wandb.run is None
+
+
+def test_help_names_every_key(capsys: pytest.CaptureFixture[str]) -> None:
+    upload.main(["--help"])
+    printed = capsys.readouterr().out
+    assert all(f"{key}=" in printed for key in upload.OWN)

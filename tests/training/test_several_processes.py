@@ -1,0 +1,134 @@
+"""Two processes (gloo) train what one trains, and neither a kill nor a sweep parts them."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from runs import SMALL, assert_same_run, command, environment, records, state, train
+from safetensors.torch import load_file
+
+from scoreline.training.checkpoint import list_checkpoints, loadable
+
+TWO = ["trainer=ddp_cpu", "model.network.dropout=0"]
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("processes") / "one"
+    train(out, "duration_kimg=1.92", "model.network.dropout=0", "target=stf", "target.references=96")
+    return out
+
+
+@pytest.fixture(scope="module")
+def two(one: Path) -> Path:
+    """Two processes, each in micro-batches of 5 of its 16 images."""
+    out = one.parent / "two"
+    done = train(out, "duration_kimg=1.92", *TWO, "micro_batch=5", "target=stf", "target.references=96")
+    assert done.stdout.count("kimg ->") == 1
+    return out
+
+
+def test_the_loss_curve_is_that_of_one_process(one: Path, two: Path) -> None:
+    curves = [records(out) for out in (one, two)]
+    assert [r["step"] for r in curves[0]] == [r["step"] for r in curves[1]] == [10, 20, 30, 40, 50, 60]
+    for a, b in zip(*curves, strict=True):
+        assert a["images"] == b["images"] == 320
+        assert b["loss"] == pytest.approx(a["loss"], rel=1e-4)
+        assert b["loss_error"] == pytest.approx(a["loss_error"], rel=1e-3)
+        assert b["gradient_norm"] == pytest.approx(a["gradient_norm"], rel=1e-2)
+
+
+def test_the_weights_are_those_of_one_process(one: Path, two: Path) -> None:
+    before = train_for_nothing(one.parent)
+    learnt, other = (load_file(out / "model.safetensors") for out in (one, two))
+    moved = sum(float((learnt[name] - before[name]).square().sum()) for name in learnt) ** 0.5
+    apart = sum(float((learnt[name] - other[name]).square().sum()) for name in learnt) ** 0.5
+    assert apart < 2e-3 * moved
+
+
+def train_for_nothing(folder: Path) -> dict[str, torch.Tensor]:
+    """The weights that both begin with: the checkpoint that is written before the first step."""
+    out = folder / "begun"
+    train(out, "duration_kimg=0.032", "model.network.dropout=0", "optimiser.lr=1e-30")
+    return load_file(out / "model.safetensors")
+
+
+def test_killed_and_gone_on_two_processes_end_in_the_same_bits(two: Path) -> None:
+    out = two.parent / "killed"
+    arguments = ["duration_kimg=1.92", *TWO, "micro_batch=5", "target=stf", "target.references=96"]
+    process = subprocess.Popen(
+        command(out, *arguments),
+        cwd=out.parent,
+        env=environment(),
+        start_new_session=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    limit = time.monotonic() + 120
+    while len(list_checkpoints(out)) < 2 and process.poll() is None and time.monotonic() < limit:
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert all(loadable(path) for path in list_checkpoints(out))
+    assert 20 <= state(out)["global_step"] < 60
+    train(out, *arguments)
+    assert_same_run(two, out)
+
+
+def test_a_signal_to_the_first_process_stops_both(two: Path) -> None:
+    out = two.parent / "told"
+    arguments = ["duration_kimg=1.92", *TWO, "micro_batch=5", "target=stf", "target.references=96"]
+    process = subprocess.Popen(
+        command(out, *arguments), cwd=out.parent, env=environment(), text=True, stdout=subprocess.PIPE
+    )
+    limit = time.monotonic() + 120
+    while not (out / "metrics.jsonl").exists() and process.poll() is None and time.monotonic() < limit:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGUSR1)
+    said, _ = process.communicate(timeout=100)
+    assert process.returncode == 75
+    assert "SIGUSR1: stopped at" in said
+    train(out, *arguments)
+    assert_same_run(two, out)
+
+
+def test_a_sweep_of_two_processes_stays_in_its_directories(tmp_path: Path) -> None:
+    """Lightning's own launcher would run the whole sweep in the second process, elsewhere."""
+    asked = ["-m", *SMALL, *TWO, "duration_kimg=0.64", f"hydra.sweep.dir={tmp_path}/sweep", "seed=0,1"]
+    done = subprocess.run(
+        [sys.executable, command(tmp_path)[1], *asked],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        timeout=250,
+        env=environment(),
+    )
+    assert done.returncode == 0, done.stderr
+    models = sorted(tmp_path.rglob("model.safetensors"))
+    assert len(models) == 2
+    assert all(path.is_relative_to(tmp_path / "sweep") for path in models)
+    first, second = (load_file(path) for path in models)
+    assert any(not torch.equal(value, second[name]) for name, value in first.items())
+    assert done.stdout.count("kimg ->") == 2
+
+
+@pytest.mark.slow
+def test_torchrun_starts_the_same_processes(two: Path) -> None:
+    out = two.parent / "torchrun"
+    words = command(out, "duration_kimg=1.92", *TWO, "micro_batch=5", "target=stf", "target.references=96")
+    run = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", *words[1:]]
+    done = subprocess.run(run, capture_output=True, text=True, cwd=out.parent, timeout=250, env=environment())
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("kimg ->") == 1
+    assert_same_run(two, out)
+
+
+def test_a_batch_that_cannot_be_shared_is_refused(tmp_path: Path) -> None:
+    done = train(tmp_path / "odd", "duration_kimg=0.64", "trainer=ddp_cpu", "batch_size=33", code=2)
+    assert "train.py: batch_size=33: must be a multiple of the 2 processes" in done.stderr
+    assert "Traceback" not in done.stderr
