@@ -2,9 +2,10 @@
 
 For every target and training seed train.py trains `experiment=digits_edm` to each of the durations in turn (it goes on
 where it stopped), and the averaged model is measured there: Frechet distance of 1,500 images by DEIS-tAB3 at NFE 20 on
-Karras steps to the training digits, and the distance to the exact denoiser of the training digits, level by level. The
-three training seeds of a target differ in initialisation, order of the data, noise and references; both targets share
-these for a seed. What is in OUT is not done again; OUT/stf_digits.md, .png and rows.json hold the results.
+Karras steps to the training digits, how near these are to training digits, and the distance to the exact denoiser of
+the training digits, level by level. The three training seeds of a target differ in initialisation, order of the data,
+noise and references; both targets share these for a seed. What is in OUT is not done again; OUT/stf_digits.md, .png and
+rows.json hold the results.
 """
 
 import argparse
@@ -54,15 +55,18 @@ def trained(out: Path, target: str, seed: int, kimg: int) -> Path:
     return kept
 
 
-def frechet(checkpoint: Checkpoint, features: DigitFeatures, right: GaussianStatistics) -> float:
-    """Frechet distance of the model's images, the same noise for all models."""
+def drawn(checkpoint: Checkpoint) -> Tensor:
+    """The model's images, uint8; the same noise for all models."""
     schedule = checkpoint.noise_schedule
     run = build_tableau(DEIS(3, schedule), Power(7), (schedule.sigma_max, schedule.sigma_min), NFE, "none")
-    seeds = range(FIRST_SEED, FIRST_SEED + IMAGES)
-    images = [
-        to_uint8(batch.x) for batch in Subject(checkpoint.denoiser, run, checkpoint.card.shape, seeds, 256).drawn(run)
-    ]
-    return float(frechet_distance(GaussianStatistics.of(features(torch.cat(images))), right))
+    subject = Subject(checkpoint.denoiser, run, checkpoint.card.shape, range(FIRST_SEED, FIRST_SEED + IMAGES), 256)
+    return torch.cat([to_uint8(batch.x) for batch in subject.drawn(run)])
+
+
+def nearest(images: Tensor, train: Tensor) -> float:
+    """Median over images of the distance to the nearest training image, in units of [-1, 1]."""
+    a, b = (to_unit(each).flatten(1) for each in (images, train))
+    return float(torch.cdist(a, b).amin(1).median())
 
 
 @torch.inference_mode()
@@ -92,7 +96,8 @@ def spread_of_loss(out: Path, target: str, seed: int, kimg: int) -> float:
 def rows(out: Path, seeds: Sequence[int], budgets: Sequence[int], targets: Sequence[str]) -> None:
     """A file for every cell that is missing."""
     digits, features = Digits("train"), DigitFeatures()
-    right = GaussianStatistics.of(features(digits.read(range(len(digits)))[0]))
+    train = digits.read(range(len(digits)))[0]
+    right = GaussianStatistics.of(features(train))
     for seed in seeds:
         for target in targets:
             for kimg in budgets:
@@ -100,14 +105,23 @@ def rows(out: Path, seeds: Sequence[int], budgets: Sequence[int], targets: Seque
                 if path.exists():
                     continue
                 checkpoint = load_model(trained(out, target, seed, kimg))
+                images = drawn(checkpoint)
                 row = {
                     **{"target": target, "seed": seed, "kimg": kimg, "code_version": code_version()},
-                    "frechet_distance": frechet(checkpoint, features, right),
+                    "frechet_distance": float(frechet_distance(GaussianStatistics.of(features(images)), right)),
+                    "nearest": nearest(images, train),
                     "errors": errors(checkpoint, digits),
                     "loss_sd": spread_of_loss(out, target, seed, kimg),
                 }
                 write_json(path, row)
                 print(f"{target} seed {seed} {kimg} kimg: Frechet distance {row['frechet_distance']:.3f}", flush=True)
+
+
+ROWS = (
+    ("Frechet distance", "frechet_distance"),
+    ("median distance to the nearest training digit", "nearest"),
+    ("sd of the loss of an image", "loss_sd"),
+)
 
 
 def told(values: Sequence[float]) -> str:
@@ -122,7 +136,9 @@ def report(out: Path) -> None:
     cells = [json.loads(path.read_text()) for path in sorted((out / "cells").glob("*.json"))]
     write_json(out / "rows.json", cells)
     budgets = sorted({cell["kimg"] for cell in cells})
-    text = [_by_budget(cells, budgets), _by_level(cells, budgets[-1])]
+    train, held = (Digits(split).images for split in ("train", "test"))
+    floor = f"Held-out digits: median distance to the nearest training digit {nearest(held, train):.3g}."
+    text = [_by_budget(cells, budgets), floor, _by_level(cells, budgets[-1])]
     write_atomically(out / "stf_digits.md", lambda temporary: temporary.write_text("\n\n".join(text) + "\n"))
     _draw(out / "stf_digits.png", cells, budgets)
 
@@ -133,7 +149,7 @@ def _of(cells: list[Row], target: str, kimg: int) -> list[Row]:
 
 def _by_budget(cells: list[Row], budgets: list[int]) -> str:
     lines = ["| | " + " | ".join(f"{kimg} kimg" for kimg in budgets) + " |", "|--" * (len(budgets) + 1) + "|"]
-    for name, key in (("Frechet distance", "frechet_distance"), ("sd of the loss of an image", "loss_sd")):
+    for name, key in ROWS:
         for target in TARGETS:
             values = [told([cell[key] for cell in _of(cells, target, kimg)]) for kimg in budgets]
             lines.append(f"| {name}, {target.upper()} | {' | '.join(values)} |")

@@ -1,8 +1,9 @@
 """What a stable target costs beside a training step of DDPM++: `python benchmarks/stf_overhead.py`.
 
 FLOPs are counted, a multiplication and an addition as two, on tensors without content: of the target's two products,
-4 m n d, and of forward and backward passes. Memory is what the CPU's allocator was asked for during one call; the
-reference itself, n d bytes, was there before. Where there is a CUDA device both are timed, a step in plain float32.
+4 m n d in float64, and of forward and backward passes. Memory is what the CPU's allocator was asked for during one
+call; the reference itself, n d bytes, was there before. Where there is a CUDA device both are timed, a step in plain
+float32.
 """
 
 import time
@@ -87,8 +88,8 @@ def flop_rows() -> list[str]:
         forward = flops(lambda: network(torch.empty(1, 3, SIDE, SIDE, device="meta"), torch.empty(1, device="meta")))
     whole, d = flops(step(network, 1, "meta")) * BATCH, 3 * SIDE**2
     lines = [
-        f"DDPM++, one image: forward {forward / 1e9:.2f} GFLOP; forward and backward {whole / BATCH / forward:.2f} times "
-        f"that; a step of {BATCH}: {whole / 1e9:,.0f} GFLOP",
+        f"DDPM++, one image: forward {forward / 1e9:.2f} GFLOP; forward and backward {whole / BATCH / forward:.2f} "
+        f"times that; a step of {BATCH}: {whole / 1e9:,.0f} GFLOP",
         "",
         "| n | counted GFLOP of the target | 4 m n d | share of a step |",
         "|--|--|--|--|",

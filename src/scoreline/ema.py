@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from scoreline.errors import InputError
+from scoreline.shards import own_part
 
 NARROWEST, UNIFORM = 1e-4, 1 / math.sqrt(12)
 """Ends of sigma_rel: the upper one is the plain mean of all weights, gamma = 0."""
@@ -17,7 +18,8 @@ class RunningAverage(ABC):
     """W_avg <- beta W_avg + (1 - beta) W after every step; beta is 0 at the first one, which is a copy.
 
     Floating-point parameters are averaged in float32 (float64 where they are float64), whatever the precision of the
-    network; buffers are copied. Updates write to the same memory, so a network that shares it follows.
+    network; buffers are copied. Updates write to the same memory, so a network that shares it follows. A process that
+    holds a part of the weights averages that part.
 
     Attributes:
         weights: the averaged state dict, names as in the module's.
@@ -47,10 +49,10 @@ class RunningAverage(ABC):
         current = module.state_dict(keep_vars=True)
         averages, ends = [], []
         for name, value in current.items():
-            own = self.weights[name]
+            own = own_part(self.weights[name])
             if _is_averaged(value):
                 averages.append(own)
-                ends.append(value.to(own.dtype))
+                ends.append(own_part(value).to(own.dtype))
             else:
                 own.copy_(value)
         torch._foreach_lerp_(averages, ends, 1 - self.beta(images, batch))

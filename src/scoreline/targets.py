@@ -103,7 +103,9 @@ class StableTarget:
     def _allowed(self, label: Tensor | None, reference: Reference) -> Tensor | None:
         """Which images may have weight, (B, n), or None for all."""
         masks = []
-        if self.classes == "same" and label is not None and reference.label is not None:
+        if self.classes == "same" and label is not None:
+            if reference.label is None:
+                raise ValueError("classes=same needs the classes of the reference")
             masks.append((label[:, None] == reference.label) | (label < 0)[:, None])
         if self.augmented == "match" and reference.augment is not None:
             told = reference.augment[:, 1:]

@@ -81,7 +81,7 @@ def test_denoising_experiments(place: Path) -> None:
 
 
 def test_stable_target_experiments(place: Path) -> None:
-    runs = sweep(place, "stf", STF, *NARROW, "target.references=8")
+    runs = sweep(place, "stf", STF, *NARROW, "++target.references=8")
     assert_trained(runs)
     assert load_model(runs["cifar10_edm_stf"] / "model.safetensors").card.training["target"].startswith("stf(")
 
@@ -90,7 +90,7 @@ def test_stable_target_experiments(place: Path) -> None:
 @pytest.mark.timeout(1800)
 def test_experiments_at_their_own_size(place: Path) -> None:
     assert_trained(sweep(place, "whole", DSM))
-    assert_trained(sweep(place, "whole_stf", STF, "target.references=8"))
+    assert_trained(sweep(place, "whole_stf", STF, "++target.references=8"))
 
 
 def test_data_that_are_not_there_are_named(tmp_path: Path) -> None:

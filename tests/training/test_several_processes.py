@@ -97,6 +97,28 @@ def test_a_signal_to_the_first_process_stops_both(two: Path) -> None:
     assert_same_run(two, out)
 
 
+@pytest.mark.parametrize("scope", ["all", "process"])
+def test_processes_differ_in_noise_and_agree_in_weights(scope: str, tmp_path: Path) -> None:
+    """As released, references are drawn by every process for itself; by default all have the same."""
+    out = tmp_path / "ranks"
+    stf = ["target=stf", "target.references=96", f"target.scope={scope}"]
+    words = command(out, "duration_kimg=0.16", *TWO, *stf, "+callbacks.witness._target_=witness.Witness")
+    done = subprocess.run(
+        words,
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        timeout=250,
+        env=environment() | {"PYTHONPATH": str(Path(__file__).parent)},
+    )
+    assert done.returncode == 0, done.stderr
+    first, second = (torch.load(out / f"rank{rank}.pt", weights_only=True) for rank in (0, 1))
+    assert all(torch.equal(value, second["weights"][name]) for name, value in first["weights"].items())
+    assert torch.equal(first["reference"], second["reference"]) == (scope == "all")
+    assert not torch.equal(first["images"], second["images"])
+    assert not torch.isin(first["levels"], second["levels"]).any()
+
+
 def test_a_sweep_of_two_processes_stays_in_its_directories(tmp_path: Path) -> None:
     """Lightning's own launcher would run the whole sweep in the second process, elsewhere."""
     asked = ["-m", *SMALL, *TWO, "duration_kimg=0.64", f"hydra.sweep.dir={tmp_path}/sweep", "seed=0,1"]

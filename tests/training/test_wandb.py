@@ -39,8 +39,8 @@ CONFIG = {
     "identity": "1234abcd",
     "seed": 3,
     "optimiser": {"lr": 1e-08, "betas": [0.9, 0.99]},
-    "dataset": {"path": "/home/someone/pictures.zip", "mirror": False},
-    "logger": {"project": "secret", "save_dir": "/home/someone"},
+    "dataset": {"path": "/somewhere/else/pictures.zip", "mirror": False},
+    "logger": {"project": "secret", "save_dir": "/somewhere/else"},
 }
 SEEN = {key: CONFIG[key] for key in ("identity", "seed", "optimiser")}
 SEEN |= {"dataset": {"path": "pictures.zip", "mirror": False}}

@@ -1,6 +1,5 @@
 """How much the targets of training scatter at each noise level: the clean image itself, and stable targets."""
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from torch import Tensor
 from scoreline import noise
 from scoreline.calibration.record import Record
 from scoreline.calibration.subject import Part, Subject
+from scoreline.calibration.target_variance_table import table
 from scoreline.datasets.base import ImageDataset
 from scoreline.errors import InputError
 from scoreline.pixels import to_unit
@@ -24,9 +24,6 @@ from scoreline.targets import ELEMENTS, effective_size, posterior_weights
 WEIGHTS = 2**23
 """Posterior weights that are held at a time, 64 MiB; those of a single noisy image are held whatever their number."""
 
-LEAST = 1e-20
-"""A variance below is shown as its order only: squares of such numbers are of the size of rounding."""
-
 STREAM = 0x7A76
 """Keeps the generator of an image's references apart from others with the same seed."""
 
@@ -36,10 +33,11 @@ class TargetVariance:
     """V(rho) = E_x Tr Cov(target | x) at x = x_0 + rho eps, x_0 uniform on the N images of a data set.
 
     With p_i(x) the posterior of the images (`posterior_weights`) and mu = sum_i p_i y_i, the target of denoising score
-    matching is y_s, s ~ p(x), hence Tr Cov = sum_i p_i |y_i - mu|^2, taken over all N. A stable target is the mean
-    over n images of which one is s ~ p(x) and the others are drawn from the data. It has the expectation mu for every
-    n, so the mean of |target - mu|^2 over draws estimates Tr Cov without bias. Variances are in units of x_0 and sums
-    over pixels; of the eps that a target stands for, V / rho^2. No network is called, classes are not read.
+    matching is y_s, s ~ p(x), hence Tr Cov = sum_i p_i |y_i - mu|^2, taken over all N. A stable target is the
+    posterior mean over n images of which one is s ~ p(x) and the others are drawn from the data. It has the expectation
+    mu for every n, so the mean of |target - mu|^2 over draws estimates Tr Cov without bias. Variances are in units of
+    x_0 and sums over pixels; of the eps that a target stands for, V / rho^2. No network is called, classes are not
+    read.
 
     An image, its noise and its draws are those of one seed at all levels, and the draws for a smaller n are among those
     for a larger one, so that curves are smooth and ratios surer than variances. Standard errors are over the seeds;
@@ -204,7 +202,7 @@ class TargetVariance:
             yield (weighed + own * _numbers(images[last], 2)) / (total + own)
 
     def summary(self, values: dict[str, Any]) -> str:
-        """The table of `table`."""
+        """A line for each level (`table`)."""
         return "\n".join(table(values))
 
     def plot(self, record: Record, path: Path, noise_schedule: NoiseSchedule | None = None) -> None:
@@ -230,42 +228,6 @@ def moments(weights: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
         shift.addmm_(share, pixels)
         square += (share * torch.addmm(own + pixels.square().sum(1), centre, pixels.T, alpha=-2)).sum(1)
     return centre + shift, (square - shift.square().sum(1)).clamp(min=0)
-
-
-def table(values: dict[str, Any]) -> Iterator[str]:
-    """A line for each level of a record, noise first; standard errors are percentages, rounded up.
-
-    Of a variance that is known to less than a half only the order is shown, and no ratio.
-    """
-    sizes = values["references"].tolist()
-    yield "Tr Cov(target | x), units of x_0; STF n: stable target of n images; ESS: effective images of the posterior"
-    heads = ["DSM", *(f"STF {n}" for n in sizes), *(f"DSM/STF {n}" for n in sizes)]
-    yield f"{'rho':>8}{'ESS':>11}{''.join(f'{head:>15}' for head in heads)}{'DSM/rho^2':>11}"
-    for k in reversed(range(len(values["rho"]))):
-        rho, size, dsm = (float(values[name][k]) for name in ("rho", "effective_size", "dsm"))
-        cells = [_cell(values, "dsm", k), *(_cell(values, "stf", j, k) for j in range(len(sizes)))]
-        known = surely(values)[:, k].tolist()
-        cells += [_cell(values, "ratio", j, k) if known[j] else "-" for j in range(len(sizes))]
-        yield f"{rho:8.4g}{size:11.4g}{''.join(f'{cell:>15}' for cell in cells)}{dsm / rho**2:11.3g}"
-
-
-def surely(values: dict[str, Any]) -> Tensor:
-    """Which ratios (J, K) are of variances that are both known."""
-    dsm, stf = (_known(values[name], values[f"{name}_error"]) for name in ("dsm", "stf"))
-    return dsm & stf
-
-
-def _known(value: Tensor, error: Tensor) -> Tensor:
-    known: Tensor = (value > LEAST) & (error <= value / 2)
-    return known
-
-
-def _cell(values: dict[str, Any], name: str, *where: int) -> str:
-    value, error = values[name][where], values[f"{name}_error"][where]
-    if float(value) == 0:
-        return "0"
-    percent = math.ceil(100 * float(error / value)) if bool(_known(value, error)) else None
-    return f"~{float(value):.0e}" if percent is None else f"{float(value):.3g} +-{percent}%"
 
 
 def _means(found: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor
 
 from scoreline.calibration.record import Record
-from scoreline.calibration.target_variance import surely
+from scoreline.calibration.target_variance_table import surely
 
 
 def plot(record: Record, path: Path) -> None:

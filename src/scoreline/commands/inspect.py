@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from scoreline import checkpoints, entry
-from scoreline.calibration import record, target_variance
+from scoreline.calibration import record, target_variance_table
 from scoreline.errors import InputError, did_you_mean
 from scoreline.files import sha256
 
@@ -134,7 +134,7 @@ def record_lines(header: Header) -> Iterator[str]:
     if kind == "tableau":
         yield from learned(values, provenance)
     if kind == "target_variance":
-        yield from target_variance.table(values)
+        yield from target_variance_table.table(values)
 
 
 def tree(name: str, value: Any, depth: int = 0) -> Iterator[str]:

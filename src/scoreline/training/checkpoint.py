@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from scoreline.checkpoints import save_model
 from scoreline.errors import InputError
 from scoreline.files import write_atomically
-from scoreline.training.ema import ema_of
+from scoreline.training.ema import EMACallback, ema_of
 from scoreline.training.gradients import NotFiniteError
 from scoreline.training.module import DiffusionModule
 
@@ -76,8 +76,9 @@ class Checkpointing(Callback):
         if seen == self.saved:
             return
         failed = self._written(trainer, root / "checkpoints" / f"{seen:010d}.ckpt")
+        averages = ema_of(trainer).whole()
         if trainer.is_global_zero and not failed:
-            failed = self._write_models(trainer, pl_module, root)
+            failed = self._write_models(averages, pl_module, root)
         if trainer.strategy.reduce_boolean_decision(failed, all=False):
             return
         self.saved = seen
@@ -97,13 +98,13 @@ class Checkpointing(Callback):
         return False
 
     @staticmethod
-    def _write_models(trainer: Trainer, module: DiffusionModule, root: Path) -> bool:
+    def _write_models(averages: EMACallback, module: DiffusionModule, root: Path) -> bool:
         try:
-            for suffix, ema in ema_of(trainer).averages.items():
+            for suffix, ema in averages.averages.items():
                 about = {"kimg": module.images_seen / 1000, "ema_half_life_kimg": ema.half_life_kimg}
                 card = replace(module.card, training={**module.card.training, **about})
                 save_model(root / f"model{suffix}.safetensors", ema.weights, card)
-            ema_of(trainer).save_snapshots(root, module.images_seen)
+            averages.save_snapshots(root, module.images_seen)
         except WRITING_FAILED as error:
             _say(root / "model.safetensors", error)
             return True

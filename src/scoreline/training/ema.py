@@ -2,9 +2,9 @@
 
 import math
 from collections.abc import Sequence
-from copy import deepcopy
+from copy import copy
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
@@ -12,7 +12,10 @@ from scoreline.denoiser import Denoiser
 from scoreline.ema import EMA, NARROWEST, UNIFORM, PowerFunctionEMA, RunningAverage
 from scoreline.ema_snapshots import drop_later, save_snapshot, snapshot_path
 from scoreline.errors import InputError
+from scoreline.shards import assembled, divided
 from scoreline.training.module import DiffusionModule
+
+Average = TypeVar("Average", bound=RunningAverage)
 
 
 class EMACallback(Callback):
@@ -64,19 +67,24 @@ class EMACallback(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, DiffusionModule)
         self.batch = pl_module.batch_size
+        network = pl_module.denoiser.network
+        placed = network.state_dict(keep_vars=True)
         for average in self._all:
             if not average.weights:
-                average.start(pl_module.denoiser.network)
-            average.weights = {name: value.to(pl_module.device) for name, value in average.weights.items()}
+                average.start(network)
+            average.weights = {
+                name: divided(value, placed.get(name)).to(pl_module.device) for name, value in average.weights.items()
+            }
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Snapshots of steps that will be repeated go; those of this step are made up for if a kill came first."""
         assert isinstance(pl_module, DiffusionModule)
+        whole = self.whole() if self.powers else self
         if self.powers and trainer.is_global_zero:
             root, seen = Path(trainer.default_root_dir), pl_module.images_seen
             drop_later(root, seen)
             if not all(snapshot_path(root, power, seen).exists() for power in self.powers):
-                self.save_snapshots(root, seen)
+                whole.save_snapshots(root, seen)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         assert isinstance(pl_module, DiffusionModule)
@@ -86,11 +94,20 @@ class EMACallback(Callback):
                 average.update(pl_module.denoiser.network, images, pl_module.batch_size)
             self.step = pl_module.global_step
 
-    def averaged(self, module: DiffusionModule) -> Denoiser:
-        """A copy of the denoiser with the main average's weights, in evaluation mode."""
-        denoiser = deepcopy(module.denoiser).eval().requires_grad_(False)
-        denoiser.network.load_state_dict(self.ema.weights)
-        return denoiser
+    def averaged(self, module: DiffusionModule) -> Denoiser | None:
+        """On the first process a copy of the denoiser with the main average's weights, in evaluation mode.
+
+        All processes have to ask at once.
+        """
+        weights = assembled(self.ema.weights)
+        return module.copy_with(weights) if module.trainer.is_global_zero else None
+
+    def whole(self) -> "EMACallback":
+        """Averages as on one process, in the first one; all have to ask at once. Weights that are whole are shared."""
+        found = copy(self)
+        found.averages = {suffix: _whole(average) for suffix, average in self.averages.items()}
+        found.powers = [_whole(power) for power in self.powers]
+        return found
 
     def save_snapshots(self, root: Path, images: int) -> None:
         """Write ema/0000064000-0.05.safetensors of every power-function average, once a step was made."""
@@ -99,8 +116,9 @@ class EMACallback(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """`averages` by name; `weights` is the main one again, at no cost in a file."""
-        averages = {average.name: average.weights for average in self._all}
-        return {"weights": self.ema.weights, "step": self.step, "averages": averages}
+        whole = self.whole()
+        averages = {average.name: average.weights for average in whole._all}
+        return {"weights": whole.ema.weights, "step": self.step, "averages": averages}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from a state, also one of version 0.3 and before, which holds one average without a name."""
@@ -116,6 +134,12 @@ class EMACallback(Callback):
             )
         for power in self.powers:
             power.weights = {name: value.clone() for name, value in held.get(power.name, {}).items()}
+
+
+def _whole(average: Average) -> Average:
+    found = copy(average)
+    found.weights = assembled(average.weights)
+    return found
 
 
 def _real(value: Any) -> bool:

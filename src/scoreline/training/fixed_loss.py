@@ -43,9 +43,11 @@ class FixedLoss(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         assert isinstance(pl_module, DiffusionModule)
-        if trainer.is_global_zero and pl_module.passed(self.every):
+        if not pl_module.passed(self.every):
+            return
+        denoiser = ema_of(trainer).averaged(pl_module)
+        if denoiser is not None:
             record = {"step": pl_module.global_step, "kimg": pl_module.images_seen / 1000}
-            denoiser = ema_of(trainer).averaged(pl_module)
             write_record(trainer, record | described(self.measure(denoiser, self.batch(trainer, pl_module)), "fixed_"))
 
     def batch(self, trainer: Trainer, module: DiffusionModule) -> Batch:

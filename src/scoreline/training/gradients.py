@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from scoreline.errors import InputError
+from scoreline.shards import own_part
 
 LARGEST = 1e5
 """What an infinite entry becomes. Source: released code of Karras et al. (2022), arXiv:2206.00364."""
@@ -21,7 +22,7 @@ class Gradients:
     """Entries that are not finite are replaced and counted, then the gradient is clipped to a norm.
 
     NaN becomes 0 and +-infinity +-1e5, as in EDM's recipe; with half precision such steps are skipped as well while the
-    loss scale finds its place.
+    loss scale finds its place. A process that holds a part of every gradient mends that part; the norm is of the whole.
 
     Attributes:
         clip: largest Euclidean norm of the whole gradient, None for no limit. It depends on `loss_scale`.
@@ -51,15 +52,16 @@ class Gradients:
         """
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
         self.norm = _norm(gradients)
+        parts = [own_part(gradient) for gradient in gradients]
         if bool(self.norm.isfinite()):
             self.in_a_row = 0
         else:
             self._count()
-            for gradient in gradients:
-                gradient.nan_to_num_(nan=0.0, posinf=LARGEST, neginf=-LARGEST)
+            for part in parts:
+                part.nan_to_num_(nan=0.0, posinf=LARGEST, neginf=-LARGEST)
         if self.clip is not None:
             norm = self.norm if self.in_a_row == 0 else _norm(gradients)
-            torch._foreach_mul_(gradients, (self.clip / (norm + 1e-6)).clamp(max=1.0))
+            torch._foreach_mul_(parts, (self.clip / (norm + 1e-6)).clamp(max=1.0))
 
     def _count(self) -> None:
         self.bad_steps += 1

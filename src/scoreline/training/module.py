@@ -3,6 +3,8 @@
 import contextlib
 import hashlib
 from collections.abc import Callable, Iterable
+from copy import deepcopy
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,6 +22,7 @@ from scoreline.denoiser import Denoiser
 from scoreline.errors import InputError
 from scoreline.objective import Batch, DenoisingObjective
 from scoreline.pixels import to_unit
+from scoreline.shards import blank, shard
 from scoreline.targets import Reference
 from scoreline.training.data import share_of
 from scoreline.training.gradients import Gradients
@@ -69,7 +72,20 @@ class DiffusionModule(LightningModule):
         self.gradients = gradients or Gradients()
         self.augmentation, self.references = augmentation, references
         self.micro_batch, self.loss_scale = micro_batch, loss_scale
+        self._blank: Callable[[], Denoiser] | None = None
         _check_augmentation(denoiser.network, augmentation, references)
+
+    def configure_model(self) -> None:
+        """Divide the network's weights over processes, under a strategy that wants it (`Sharded`)."""
+        if self.device_mesh is not None and self._blank is None:
+            self._blank = partial(deepcopy, blank(self.denoiser))
+            shard(self.denoiser.network, self.device_mesh["data_parallel"])
+
+    def copy_with(self, weights: dict[str, Tensor]) -> Denoiser:
+        """A copy of the denoiser with these weights of the network, whole on this process, in evaluation mode."""
+        denoiser = self._blank() if self._blank else deepcopy(self.denoiser)
+        denoiser.network.load_state_dict(weights, assign=self._blank is not None)
+        return denoiser.to(self.device).eval().requires_grad_(False)
 
     @property
     def images_seen(self) -> int:

@@ -81,6 +81,8 @@ class OnlineSchedule(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, DiffusionModule)
+        if pl_module.device_mesh is not None:
+            raise InputError("callbacks=online_schedule: not with trainer=fsdp; use trainer=ddp")
         self._check_images(pl_module.batch_size, trainer.world_size)
         native: NoiseSchedule = rebuild(pl_module.card.model["noise_schedule"], NoiseSchedule)
         self._length = OnlineLength.even(self.rule, native.sigma_max, native.sigma_min)

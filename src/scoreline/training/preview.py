@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from scoreline.denoiser import Denoiser
 from scoreline.pictures import save_png, sheet
 from scoreline.pixels import to_uint8
 from scoreline.sampling import generate
@@ -31,16 +32,18 @@ class Preview(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         assert isinstance(pl_module, DiffusionModule)
-        if trainer.is_global_zero and pl_module.passed(self.every):
-            self._draw(trainer, pl_module)
+        if not pl_module.passed(self.every):
+            return
+        denoiser = ema_of(trainer).averaged(pl_module)
+        if denoiser is not None:
+            self._draw(trainer, pl_module, denoiser)
 
     @torch.no_grad()
-    def _draw(self, trainer: Trainer, module: DiffusionModule) -> None:
+    def _draw(self, trainer: Trainer, module: DiffusionModule, denoiser: Denoiser) -> None:
         schedule: NoiseSchedule = rebuild(module.card.model["noise_schedule"], NoiseSchedule)
         span = (schedule.sigma_max, schedule.sigma_min)
         steps = online_schedule_of(trainer) or Power(7)
         tableau = build_tableau(DEIS(2, schedule), steps, span, nfe=20, final="denoise")
-        denoiser = ema_of(trainer).averaged(module)
         (batch,) = generate(denoiser, tableau, module.card.shape, range(64), batch_size=64)
         path = Path(trainer.default_root_dir) / "previews" / f"{module.images_seen // 1000:06d}kimg.png"
         save_png(path, sheet(to_uint8(batch.x).cpu()))
