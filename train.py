@@ -52,14 +52,19 @@ def main(cfg: DictConfig) -> None:
 def build_trainer(cfg: DictConfig, options, steps: int, plugins):
     from hydra.utils import instantiate
     from lightning import Trainer
+    from lightning.fabric.utilities.exceptions import MisconfigurationException
 
-    return Trainer(
-        **{key: value for key, value in options.items() if key != "plugins"},
-        max_steps=steps,
-        logger=instantiate(cfg.logger),
-        callbacks=[instantiate(callback) for callback in cfg.callbacks.values()],
-        plugins=[*plugins, *options.get("plugins", [])],
-    )
+    from scoreline.errors import InputError
+
+    callbacks, logger = [instantiate(callback) for callback in cfg.callbacks.values()], instantiate(cfg.logger)
+    more = {"callbacks": callbacks, "logger": logger, "plugins": [*plugins, *options.pop("plugins", [])]}
+    try:
+        trainer = Trainer(**options, **more, max_steps=steps)
+    except (MisconfigurationException, ValueError) as error:
+        raise InputError(f"trainer={entry.choices('trainer')['trainer']}: {str(error).splitlines()[0]}") from error
+    if trainer.precision != cfg.precision:
+        raise InputError(f"precision={cfg.precision}: not on this device, which offers {trainer.precision}")
+    return trainer
 
 
 def build_module(cfg: DictConfig, dataset):

@@ -63,7 +63,7 @@ def shard(network: nn.Module, mesh: Any) -> None:
     """
     from torch.distributed.fsdp import fully_shard
 
-    for part in _parts(network):
+    for part in dict.fromkeys(_parts(network)):
         if any(True for _ in part.children()) and any(True for _ in part.parameters()):
             fully_shard(part, mesh=mesh)
     fully_shard(network, mesh=mesh)

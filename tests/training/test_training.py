@@ -95,6 +95,36 @@ def test_loss_falls_and_everything_is_written(label: bool, tmp_path: Path) -> No
     assert not torch.equal(raw[f"denoiser.network.{name}"], averaged[name])
 
 
+class Scarce(DenoisingObjective):
+    """Memory for `room` images at a time."""
+
+    room = 9
+
+    def __call__(self, denoiser: Denoiser, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        loss, rho = super().__call__(denoiser, batch)
+        if len(batch.clean) > self.room:
+            raise torch.OutOfMemoryError("pretended, after the forward pass")
+        return loss, rho
+
+
+@pytest.mark.filterwarnings("ignore:.*num_workers.*", "ignore:.*does not have many workers.*")
+def test_out_of_memory_halves_the_micro_batch_and_repeats_the_step(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain, scarce, least = module(), module(), module()
+    for it in (scarce, least):
+        it.objective = Scarce(*(getattr(it.objective, name) for name in ("density", "weight", "target")))
+    fit(tmp_path / "plain", 10, plain)
+    fit(tmp_path / "scarce", 10, scarce)
+    assert scarce.micro_batch == 8
+    assert "out of memory with 32 images at a time; going on with micro_batch=16" in capsys.readouterr().err
+    for one, other in zip(plain.parameters(), scarce.parameters(), strict=True):
+        torch.testing.assert_close(other, one, rtol=0, atol=2e-4)
+    monkeypatch.setattr(Scarce, "room", 0)
+    with pytest.raises(InputError, match=r"micro_batch=1: .* do not fit in memory; use precision=bf16-mixed"):
+        fit(tmp_path / "least", 10, least)
+
+
 def test_batches_are_a_stream_that_begins_anywhere() -> None:
     whole = list(islice(iter(EndlessBatches(10, 4, seed=3)), 20))
     assert list(islice(iter(EndlessBatches(10, 4, seed=3, start=7)), 13)) == whole[7:]

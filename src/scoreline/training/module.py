@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import sys
 from collections.abc import Callable, Iterable
 from copy import deepcopy
 from functools import partial
@@ -98,24 +99,49 @@ class DiffusionModule(LightningModule):
 
     def training_step(self, batch: tuple[Tensor, Tensor], _: int) -> dict[str, Tensor]:
         """One optimiser step; the losses (b,) and noise levels (b,) of this process's images."""
-        torch.manual_seed(step_key(self.seed, self.global_step, self.global_rank) + 1)
-        images, labels = batch
-        examples = self.examples(images, labels)
+        examples = self.examples(*batch)
         optimiser, schedule = self.optimizers(), self.lr_schedulers()
         assert isinstance(optimiser, LightningOptimizer)
         assert isinstance(schedule, LRScheduler)
-        optimiser.zero_grad()
-        losses, levels = [], []
-        parts = list(examples.split(self.micro_batch or len(images)))
-        for part in parts:
-            with self._unsynchronised(part is not parts[-1]):
-                loss, rho = self.objective(self.denoiser, part)
-                self.manual_backward(loss.sum() * (self.loss_scale / len(images)))
-            losses.append(loss.detach())
-            levels.append(rho)
+        while (found := self._backward(examples, optimiser)) is None:
+            self._halve(len(examples.clean))
         optimiser.step()
         schedule.step()
+        return found
+
+    def _backward(self, examples: Batch, optimiser: LightningOptimizer) -> dict[str, Tensor] | None:
+        """The gradient of all examples, from nothing, or None where there was not memory enough for it."""
+        torch.manual_seed(step_key(self.seed, self.global_step, self.global_rank) + 1)
+        optimiser.zero_grad()
+        losses, levels = [], []
+        parts = list(examples.split(self.micro_batch or len(examples.clean)))
+        try:
+            for part in parts:
+                with self._unsynchronised(part is not parts[-1]):
+                    loss, rho = self.objective(self.denoiser, part)
+                    self.manual_backward(loss.sum() * (self.loss_scale / len(examples.clean)))
+                losses.append(loss.detach())
+                levels.append(rho)
+        except torch.OutOfMemoryError:
+            return None
         return {"losses": torch.cat(losses), "levels": torch.cat(levels)}
+
+    def _halve(self, share: int) -> None:
+        """Half as many images at a time from now on: the same step, but for rounding and dropout's masks.
+
+        Raises:
+            InputError: where one image does not fit, or other processes wait for this one's gradients.
+        """
+        size = min(self.micro_batch or share, share)
+        half = -(-size // 2)
+        if size == 1 or self.trainer.world_size > 1:
+            remedy = f"micro_batch={half}" if size > 1 else "precision=bf16-mixed, model.network.checkpointing=true"
+            raise InputError(f"micro_batch={size}: so many images at a time do not fit in memory; use {remedy}")
+        print(
+            f"out of memory with {size} images at a time; going on with micro_batch={half}", file=sys.stderr, flush=True
+        )
+        self.micro_batch = half
+        torch.cuda.empty_cache()
 
     def _unsynchronised(self, earlier: bool) -> contextlib.AbstractContextManager[Any]:
         """Processes exchange gradients after the last micro-batch only."""
