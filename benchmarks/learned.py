@@ -62,11 +62,11 @@ ALL = {"derivatives": 2048, "history": 20, "steps": 60}
 
 PLANS = {
     "ring8": Plan(1536, 2000, {**ALL, "finals": 3}),
-    "digits_classes": Plan(192, 2000, {**ALL, "finals": 3}),
+    "digits_classes": Plan(192, 2000, ALL),
     "digits_points": Plan(192, 2000, {**ALL, "history": 8}),
     "digits_vp": Plan(192, 1000, ALL),
 }
-"""Where a step is cheap three descents go on: from different starts they end in different places."""
+"""In the plane descents from different starts end in different places, so three of them go on."""
 
 
 def families_of(checkpoint: Checkpoint) -> Families:

@@ -29,6 +29,7 @@ from scoreline.datasets.digits import Digits
 from scoreline.files import code_version, write_atomically
 from scoreline.metrics.features import DigitFeatures
 from scoreline.metrics.frechet import GaussianStatistics, frechet_distance
+from scoreline.objective import EDMWeight
 from scoreline.pixels import to_uint8, to_unit
 from scoreline.schedules.spacings import Power
 from scoreline.solvers.deis import DEIS
@@ -37,6 +38,8 @@ from scoreline.targets import posterior_mean
 
 ROOT = Path(__file__).resolve().parents[1]
 TARGETS = {"dsm": "digits_edm", "stf": "digits_edm_stf"}
+REFERENCES = {"dsm": 0, "stf": 1024}
+SIGMA_DATA = 0.75
 LEVELS = (0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0)
 IMAGES, NFE, PROBES = 1500, 20, 1500
 FIRST_SEED = 20_000
@@ -83,6 +86,32 @@ def errors(checkpoint: Checkpoint, digits: Digits) -> dict[str, float]:
     return found
 
 
+@torch.inference_mode()
+def losses(checkpoint: Checkpoint, digits: Digits, references: int) -> dict[str, list[float]]:
+    """Mean and standard deviation over probes of lambda |D - target|^2 / d, EDM's lambda, by level.
+
+    Args:
+        references: n of stable targets, batches of 64 as in training; 0 for the clean image.
+    """
+    train, found = digits.images, {}
+    clean = to_unit(train[:PROBES])
+    generator = torch.Generator().manual_seed(0)
+    for rho in LEVELS:
+        x = clean + rho * noise.normal(range(PROBES), digits.shape, f"probe {rho}")
+        target = clean
+        if references:
+            parts = []
+            for rows in torch.arange(PROBES).split(64):
+                others = torch.randperm(len(train), generator=generator)
+                others = others[~torch.isin(others, rows)][: references - len(rows)]
+                parts.append(posterior_mean(x[rows], torch.tensor(rho), train[torch.cat([rows, others])]))
+            target = torch.cat(parts)
+        weight = float(EDMWeight(SIGMA_DATA)(torch.tensor(rho, dtype=torch.float64)))
+        each = weight * (checkpoint.denoiser(x, rho) - target).flatten(1).square().mean(1)
+        found[f"{rho:g}"] = [float(each.mean()), float(each.std())]
+    return found
+
+
 def spread_of_loss(out: Path, target: str, seed: int, kimg: int) -> float:
     """Standard deviation over images of the training loss in the last 8 kimg before a duration."""
     lines = [
@@ -111,6 +140,7 @@ def rows(out: Path, seeds: Sequence[int], budgets: Sequence[int], targets: Seque
                     "frechet_distance": float(frechet_distance(GaussianStatistics.of(features(images)), right)),
                     "nearest": nearest(images, train),
                     "errors": errors(checkpoint, digits),
+                    "losses": losses(checkpoint, digits, REFERENCES[target]),
                     "loss_sd": spread_of_loss(out, target, seed, kimg),
                 }
                 write_json(path, row)
@@ -120,7 +150,7 @@ def rows(out: Path, seeds: Sequence[int], budgets: Sequence[int], targets: Seque
 ROWS = (
     ("Frechet distance", "frechet_distance"),
     ("median distance to the nearest training digit", "nearest"),
-    ("sd of the loss of an image", "loss_sd"),
+    ("sd of the training loss over images and levels", "loss_sd"),
 )
 
 
@@ -157,11 +187,19 @@ def _by_budget(cells: list[Row], budgets: list[int]) -> str:
 
 
 def _by_level(cells: list[Row], kimg: int) -> str:
-    lines = [f"| rho ({kimg} kimg) | error, DSM | error, STF | ratio, paired by seed |", "|--|--|--|--|"]
+    lines = [
+        f"| rho ({kimg} kimg) | error, DSM | error, STF | ratio, paired by seed | loss, DSM: mean, sd | STF: same |",
+        "|--|--|--|--|--|--|",
+    ]
     for rho in cells[0]["errors"]:
         each = {t: {cell["seed"]: cell["errors"][rho] for cell in _of(cells, t, kimg)} for t in TARGETS}
         ratios = [each["stf"][seed] / each["dsm"][seed] for seed in each["dsm"] if seed in each["stf"]]
-        lines.append(f"| {rho} | {told([*each['dsm'].values()])} | {told([*each['stf'].values()])} | {told(ratios)} |")
+        cells_of = [told([*each[t].values()]) for t in TARGETS] + [told(ratios)]
+        cells_of += [
+            ", ".join(told([cell["losses"][rho][place] for cell in _of(cells, t, kimg)]) for place in (0, 1))
+            for t in TARGETS
+        ]
+        lines.append(f"| {rho} | {' | '.join(cells_of)} |")
     return "\n".join(lines)
 
 
@@ -172,31 +210,24 @@ def _draw(path: Path, cells: list[Row], budgets: list[int]) -> None:
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(1, 3, figsize=(13, 4), layout="constrained")
+    levels = [float(rho) for rho in cells[0]["errors"]]
     for target in TARGETS:
-        for axis, key in ((axes[0], "frechet_distance"), (axes[1], "loss_sd")):
-            values = [[cell[key] for cell in _of(cells, target, kimg)] for kimg in budgets]
-            axis.errorbar(
-                budgets,
-                [mean(v) for v in values],
-                [_error(v) for v in values],
-                marker="o",
-                capsize=3,
-                label=target.upper(),
-            )
+        curve = [[cell["frechet_distance"] for cell in _of(cells, target, kimg)] for kimg in budgets]
+        _line(axes[0], budgets, curve, target)
         last = _of(cells, target, budgets[-1])
-        levels = [float(rho) for rho in last[0]["errors"]]
-        values = [[cell["errors"][rho] for cell in last] for rho in last[0]["errors"]]
-        axes[2].errorbar(
-            levels, [mean(v) for v in values], [_error(v) for v in values], marker="o", capsize=3, label=target.upper()
-        )
+        _line(axes[1], levels, [[cell["losses"][f"{rho:g}"][1] for cell in last] for rho in levels], target)
+        _line(axes[2], levels, [[cell["errors"][f"{rho:g}"] for cell in last] for rho in levels], target)
     axes[0].set(xlabel="kimg", ylabel=f"Frechet distance, NFE {NFE}", xscale="log", yscale="log")
-    axes[1].set(xlabel="kimg", ylabel="sd of an image's training loss", xscale="log")
-    axes[2].set(
-        xlabel="rho", ylabel=f"RMS distance to the exact denoiser, {budgets[-1]} kimg", xscale="log", yscale="log"
-    )
+    axes[1].set(xlabel="rho", ylabel="sd over images of the loss", xscale="log", yscale="log")
+    axes[2].set(xlabel="rho", ylabel="RMS distance to the exact denoiser", xscale="log", yscale="log")
     axes[0].legend()
     figure.savefig(path, dpi=120)
     pyplot.close(figure)
+
+
+def _line(axis: Any, places: Sequence[float], values: Sequence[Sequence[float]], target: str) -> None:
+    middle, error = [mean(each) for each in values], [_error(each) for each in values]
+    axis.errorbar(places, middle, error, marker="o", capsize=3, label=target.upper())
 
 
 def _error(values: Sequence[float]) -> float:
