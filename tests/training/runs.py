@@ -4,6 +4,8 @@ import json
 import os
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +36,22 @@ def command(out: Path, *arguments: str) -> list[str]:
 def environment() -> dict[str, str]:
     """Without the variables of processes that started the tests."""
     return {name: value for name, value in os.environ.items() if name not in ("RANK", "LOCAL_RANK", "WORLD_SIZE")}
+
+
+def begun(out: Path, *arguments: str, **options: Any) -> "subprocess.Popen[str]":
+    """train.py at work, in a process group of its own."""
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "start_new_session": True}
+    return subprocess.Popen(command(out, *arguments), cwd=out.parent, env=environment(), **(streams | options))
+
+
+SILENT = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+
+
+def wait_for(what: Callable[[], bool], process: "subprocess.Popen[str]") -> None:
+    """Until `what()` is true, while the process lives."""
+    limit = time.monotonic() + 120
+    while not what() and process.poll() is None and time.monotonic() < limit:
+        time.sleep(0.005)
 
 
 def train(out: Path, *arguments: str, code: int = 0) -> "subprocess.CompletedProcess[str]":

@@ -5,13 +5,12 @@ import random
 import resource
 import shutil
 import signal
-import subprocess
 import time
 from pathlib import Path
 
 import pytest
 import torch
-from runs import assert_same_run, command, environment, records, state, train
+from runs import SILENT, assert_same_run, begun, records, state, train, wait_for
 from safetensors.torch import load_file
 
 from scoreline.checkpoints import load_model
@@ -43,19 +42,6 @@ def test_another_seed_is_another_run(uninterrupted: Path) -> None:
     train(out, "duration_kimg=0.64", "seed=1")
     first = load_file(out / "model.safetensors")
     assert any(not torch.equal(value, load_file(uninterrupted / "model.safetensors")[k]) for k, value in first.items())
-
-
-def begun(out: Path, *arguments: str, **options: object) -> "subprocess.Popen[str]":
-    """train.py at work, in a process group of its own."""
-    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "start_new_session": True}
-    return subprocess.Popen(command(out, *arguments), cwd=out.parent, env=environment(), **(streams | options))
-
-
-def wait_for(what: object, process: "subprocess.Popen[str]") -> None:
-    """Until `what()` is true, while the process lives."""
-    limit = time.monotonic() + 100
-    while not what() and process.poll() is None and time.monotonic() < limit:
-        time.sleep(0.005)
 
 
 def test_kill_9_leaves_loadable_files_and_the_same_end(uninterrupted: Path) -> None:
@@ -148,7 +134,7 @@ def test_kill_9_at_fifty_moments(uninterrupted: Path) -> None:
     choose, taken = random.Random(1), 0
     for number in range(50):
         out, after = uninterrupted.parent / f"fifty{number}", choose.randint(0, 9)
-        process = begun(out, "duration_kimg=3.2", stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        process = begun(out, "duration_kimg=3.2", **SILENT)
         wait_for(lambda out=out, after=after: lines(out) >= after and (out / "checkpoints").exists(), process)
         time.sleep(choose.uniform(0, 0.15))
         taken += process.poll() is None

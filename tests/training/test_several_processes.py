@@ -4,12 +4,11 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
-from runs import SMALL, assert_same_run, command, environment, records, state, train
+from runs import SILENT, SMALL, assert_same_run, begun, command, environment, records, state, train, wait_for
 from safetensors.torch import load_file
 
 from scoreline.training.checkpoint import list_checkpoints, loadable
@@ -61,17 +60,8 @@ def train_for_nothing(folder: Path) -> dict[str, torch.Tensor]:
 def test_killed_and_gone_on_two_processes_end_in_the_same_bits(two: Path) -> None:
     out = two.parent / "killed"
     arguments = ["duration_kimg=1.92", *TWO, "micro_batch=5", "target=stf", "target.references=96"]
-    process = subprocess.Popen(
-        command(out, *arguments),
-        cwd=out.parent,
-        env=environment(),
-        start_new_session=True,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    limit = time.monotonic() + 120
-    while len(list_checkpoints(out)) < 2 and process.poll() is None and time.monotonic() < limit:
-        time.sleep(0.01)
+    process = begun(out, *arguments, **SILENT)
+    wait_for(lambda: len(list_checkpoints(out)) > 1, process)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     assert all(loadable(path) for path in list_checkpoints(out))
@@ -83,12 +73,8 @@ def test_killed_and_gone_on_two_processes_end_in_the_same_bits(two: Path) -> Non
 def test_a_signal_to_the_first_process_stops_both(two: Path) -> None:
     out = two.parent / "told"
     arguments = ["duration_kimg=1.92", *TWO, "micro_batch=5", "target=stf", "target.references=96"]
-    process = subprocess.Popen(
-        command(out, *arguments), cwd=out.parent, env=environment(), text=True, stdout=subprocess.PIPE
-    )
-    limit = time.monotonic() + 120
-    while not (out / "metrics.jsonl").exists() and process.poll() is None and time.monotonic() < limit:
-        time.sleep(0.01)
+    process = begun(out, *arguments)
+    wait_for(lambda: (out / "metrics.jsonl").exists(), process)
     process.send_signal(signal.SIGUSR1)
     said, _ = process.communicate(timeout=100)
     assert process.returncode == 75

@@ -3,8 +3,6 @@
 import math
 import os
 import signal
-import subprocess
-import time
 from copy import deepcopy
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from runs import PARTS, assert_same_run, command, environment, flat, records, state, train
+from runs import PARTS, SILENT, assert_same_run, begun, flat, records, state, train, wait_for
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -298,17 +296,8 @@ def test_another_trainer_goes_on(one: Path, two: Path, begun: str, trainer: list
 def test_killed_and_gone_on_it_ends_in_the_same_bits(two: Path) -> None:
     out = two.parent / "killed"
     arguments = [*RUN, *FSDP, "micro_batch=8", "preview_kimg=0.64"]
-    process = subprocess.Popen(
-        command(out, *arguments),
-        cwd=out.parent,
-        env=environment(),
-        start_new_session=True,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    limit = time.monotonic() + 120
-    while not (out / HALFWAY).exists() and process.poll() is None and time.monotonic() < limit:
-        time.sleep(0.01)
+    process = begun(out, *arguments, **SILENT)
+    wait_for(lambda: (out / HALFWAY).exists(), process)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     assert state(out)["global_step"] == 10
@@ -320,12 +309,8 @@ def test_killed_and_gone_on_it_ends_in_the_same_bits(two: Path) -> None:
 def test_a_signal_stops_both(two: Path) -> None:
     out = two.parent / "told"
     arguments = [*RUN, *FSDP, "micro_batch=8", "preview_kimg=0.64"]
-    process = subprocess.Popen(
-        command(out, *arguments), cwd=out.parent, env=environment(), text=True, stdout=subprocess.PIPE
-    )
-    limit = time.monotonic() + 120
-    while not (out / "metrics.jsonl").exists() and process.poll() is None and time.monotonic() < limit:
-        time.sleep(0.01)
+    process = begun(out, *arguments)
+    wait_for(lambda: (out / "metrics.jsonl").exists(), process)
     process.send_signal(signal.SIGUSR1)
     said, _ = process.communicate(timeout=100)
     assert process.returncode == 75

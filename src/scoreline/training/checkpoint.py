@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from scoreline.checkpoints import save_model
 from scoreline.errors import InputError
 from scoreline.files import write_atomically
+from scoreline.training.callbacks import the_callback
 from scoreline.training.ema import EMACallback, ema_of
 from scoreline.training.gradients import NotFiniteError
 from scoreline.training.module import DiffusionModule
@@ -121,15 +122,8 @@ def _say(path: Path, error: Exception) -> None:
 
 
 def checkpointing_of(trainer: Trainer) -> Checkpointing:
-    """The trainer's Checkpointing callback.
-
-    Raises:
-        ValueError: if it has none.
-    """
-    found = [callback for callback in trainer.callbacks if isinstance(callback, Checkpointing)]  # type: ignore[attr-defined]
-    if len(found) != 1:
-        raise ValueError(f"one Checkpointing is needed, found {len(found)}")
-    return found[0]
+    """The trainer's Checkpointing callback, of which it needs one."""
+    return the_callback(trainer, Checkpointing)
 
 
 def list_checkpoints(root: Path) -> list[Path]:

@@ -13,6 +13,7 @@ from scoreline.ema import EMA, NARROWEST, UNIFORM, PowerFunctionEMA, RunningAver
 from scoreline.ema_snapshots import drop_later, save_snapshot, snapshot_path
 from scoreline.errors import InputError
 from scoreline.shards import assembled, divided
+from scoreline.training.callbacks import the_callback
 from scoreline.training.module import DiffusionModule
 
 Average = TypeVar("Average", bound=RunningAverage)
@@ -161,12 +162,5 @@ def _numbers(key: str, given: Any, low: float, high: float) -> list[float]:
 
 
 def ema_of(trainer: Trainer) -> EMACallback:
-    """The trainer's EMA callback.
-
-    Raises:
-        ValueError: if it has none.
-    """
-    found = [callback for callback in trainer.callbacks if isinstance(callback, EMACallback)]  # type: ignore[attr-defined]
-    if len(found) != 1:
-        raise ValueError(f"one EMACallback is needed, found {len(found)}")
-    return found[0]
+    """The trainer's EMA callback, of which it needs one."""
+    return the_callback(trainer, EMACallback)
