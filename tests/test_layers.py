@@ -37,6 +37,7 @@ PURE += [
     "augmentation",
     "wavelets",
     "post_hoc_ema",
+    "shards",
     "ema_snapshots",
     "history",
 ]

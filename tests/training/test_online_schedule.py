@@ -529,7 +529,7 @@ def test_the_scripts_train_then_sample(tmp_path: Path) -> None:
     assert "online schedule: 33 updates" in told
     assert "0 of 800 images dropped -> model.score_optimal.safetensors" in told
     assert 10 < lines(tmp_path / "run")[-1]["length"] < 300
-    columns = (tmp_path / "run/csv/metrics.csv").read_text().splitlines()[0].split(",")
+    columns = (tmp_path / "run/metrics.csv").read_text().splitlines()[0].split(",")
     assert {f"online_schedule/{name}" for name in ("length", "spread", "updates", "sigma_10", "sigma_90")} <= set(
         columns
     )

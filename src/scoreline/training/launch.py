@@ -23,14 +23,18 @@ class Launcher(_SubprocessScriptLauncher):
     def __init__(self, command: list[str], *arguments: Any) -> None:
         super().__init__(*arguments)
         self.command = command
+        self.before: dict[str, str] = {}
 
     def launch(self, function: Callable[..., Any], *args: Any, trainer: Any = None, **kwargs: Any) -> Any:
-        before = dict(os.environ)
-        try:
-            return super().launch(function, *args, trainer=trainer, **kwargs)
-        finally:
-            if self.procs:
-                _leave(self.procs, before)
+        self.before = dict(os.environ)
+        return super().launch(function, *args, trainer=trainer, **kwargs)
+
+    def leave(self) -> None:
+        """Wait for the others, and forget them: after all that they do together, also where training failed."""
+        processes = list(self.procs)
+        self.procs.clear()  # Lightning's observer of this list would kill this process for an exit code of another one
+        if processes:
+            _leave(processes, self.before)
 
     def _call_children_scripts(self) -> None:
         environment = self.cluster_environment
@@ -74,3 +78,8 @@ class DataParallel(DDPStrategy):
     def _configure_launcher(self) -> None:
         assert self.cluster_environment is not None
         self._launcher = Launcher(self.command, self.cluster_environment, self.num_processes, self.num_nodes)
+
+    def teardown(self) -> None:
+        super().teardown()
+        if isinstance(self.launcher, Launcher):
+            self.launcher.leave()

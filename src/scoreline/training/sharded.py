@@ -48,6 +48,11 @@ class Sharded(ModelParallelStrategy):
         assert self.cluster_environment is not None
         self._launcher = Launcher(self.command, self.cluster_environment, self.num_processes, self.num_nodes)
 
+    def teardown(self) -> None:
+        super().teardown()
+        if isinstance(self.launcher, Launcher):
+            self.launcher.leave()
+
     def setup_environment(self) -> None:
         self._data_parallel_size, self._tensor_parallel_size = self.num_nodes * self.num_processes, 1
         super().setup_environment()
