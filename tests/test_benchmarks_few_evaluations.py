@@ -187,7 +187,7 @@ def taught(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(few_evaluations, "FINE", 20)
         patch.setattr(learned, "families_of", lambda checkpoint: FAMILIES)
-        patch.setitem(learned.SIZES, "ring8", learned.Sizes(48, 60))
+        patch.setitem(learned.PLANS, "ring8", learned.Plan(48, 60, {"steps": 4}))
         patch.setattr(learned, "STEPS", 5)
         learned.work(out, ["ring8"], [4])
     return out
@@ -211,7 +211,7 @@ def ring(taught: Path) -> learned.Lesson:
     checkpoint = load_model(taught / "models" / "ring8" / "model.safetensors")
     subject = few_evaluations.subject_of(checkpoint, range(48))
     fresh = learned.Fresh(subject, fine_ends(subject).noisy, learned.modes_of(checkpoint))
-    return learned.Lesson(checkpoint, FAMILIES, subject, fresh)
+    return learned.Lesson(checkpoint, FAMILIES, {}, subject, fresh)
 
 
 def test_the_plain_recipe_lowers_its_loss_and_keeps_the_ends(
@@ -221,7 +221,7 @@ def test_the_plain_recipe_lowers_its_loss_and_keeps_the_ends(
     monkeypatch.setattr(learned, "STEPS", 60)
     some, start = ring.training, ring.table(("ddim", "log_snr"), 4)
     x = noise.normal(some.seeds, some.shape, "initial").double().flatten(1) * some.span[0]
-    fine, eps = fine_ends(some), learned.exact_eps(ring.checkpoint)
+    fine, eps = fine_ends(some), learned.eps_of(ring.checkpoint)
     ends = fine.noisy.double().flatten(1)
     plain = start.unrolled()
     before = float(learned._loss(eps, x, ends, plain.rho, plain.N))
@@ -232,6 +232,22 @@ def test_the_plain_recipe_lowers_its_loss_and_keeps_the_ends(
     assert found.table.residual < 1e-12
     assert learned.decreasing(found.table)
     torch.testing.assert_close(found.table.rho[[0, -1]], plain.rho[[0, -1]], rtol=1e-12, atol=0)
+
+
+def test_the_recipe_differentiates_through_a_trained_network(tmp_path: Path) -> None:
+    """eps of the exact denoiser's shape, with gradients in x and rho that differences confirm."""
+    checkpoint = load_model(few_evaluations.place(tmp_path, "digits_vp"))
+    eps = learned.eps_of(checkpoint)
+    x = torch.randn(2, 64, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * 2
+    rho = torch.tensor(1.5, dtype=torch.float64, requires_grad=True)
+    value = eps(x, rho)
+    assert value.shape == x.shape
+    expected = checkpoint.denoiser.eps(x.reshape(2, 1, 8, 8), 1.5).flatten(1)
+    torch.testing.assert_close(value, expected, rtol=1e-5, atol=1e-6)
+    (slope,) = torch.autograd.grad(value.sum(), rho)
+    with torch.no_grad():
+        apart = float((eps(x, rho + 1e-3) - eps(x, rho - 1e-3)).sum() / 2e-3)
+    assert float(slope) == pytest.approx(apart, rel=0.05)
 
 
 def test_a_start_with_repeated_levels_is_replaced(ring: learned.Lesson) -> None:

@@ -67,7 +67,7 @@ def test_a_job_that_is_preempted_is_sent_again_and_ends_as_if_it_had_not_been(tm
     (job,) = _jobs(tmp_path / "sweep")
     os.kill(job, signal.SIGUSR2)
     assert process.wait(timeout=200) == 0
-    (a,), (b,) = (list(tmp_path.glob(f"{name}/seed*")) for name in ("whole", "sweep"))
+    (a,), (b,) = ([found.parent for found in tmp_path.glob(f"{name}/*/metrics.jsonl")] for name in ("whole", "sweep"))
     assert len(list_checkpoints(b)) == 2
     one, two = (flat({key: state(run)[key] for key in PARTS}) for run in (a, b))
     assert all(
