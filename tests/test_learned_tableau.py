@@ -181,6 +181,11 @@ def test_derivatives_of_a_run_are_those_of_automatic_differentiation(
     assert moved.dtype == dtype
     for p in range(len(POINT)):
         assert float((moved[p].double() - exact[p]).norm()) < tolerance * float(exact[p].norm()), p
+    if dtype == torch.float64:
+        _, longer = linearise(eps, x, Tableau.single_term(*chain(POINT)), slopes, step=3e-2)
+        _, shorter = linearise(eps, x, Tableau.single_term(*chain(POINT)), slopes, step=3e-4)
+        assert 5 < float((longer - exact).norm() / (moved - exact).norm()) < 20  # first order: ten times the length
+        assert 5 < float((moved - exact).norm() / (shorter - exact).norm()) < 20
 
 
 def test_the_first_state_costs_no_evaluations_of_its_derivatives(mixture: GaussianMixture) -> None:
@@ -385,8 +390,10 @@ def held_out(of: Subject, table: Tableau) -> float:
 
 @pytest.mark.parametrize("useless", ["ridge", "derivatives", "ascent"])
 def test_useless_steps_cost_nothing_on_held_out_seeds(useless: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    def garbage(eps: object, x: Tensor, table: Tableau, slopes: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        x, moved = linearise(eps, x, table, slopes)  # type: ignore[arg-type]
+    def garbage(
+        eps: object, x: Tensor, table: Tableau, slopes: tuple[Tensor, Tensor], step: float
+    ) -> tuple[Tensor, Tensor]:
+        x, moved = linearise(eps, x, table, slopes, step)  # type: ignore[arg-type]
         return x, -moved if useless == "ascent" else torch.randn(
             moved.shape, generator=torch.Generator().manual_seed(3)
         )
@@ -470,6 +477,9 @@ def test_too_few_seeds_and_wrong_options_are_refused() -> None:
     for ridge in (-1.0, math.nan, math.inf, "much", None):
         with pytest.raises(InputError, match=r"calibration\.ridge=.*: must be a number, 0 or greater"):
             estimator(2, ridge=ridge)
+    for length in (0, -0.1, 1.0, math.nan, "short", True):
+        with pytest.raises(InputError, match=r"calibration\.difference=.*: must be a number between 0 and 1"):
+            estimator(2, difference=length)
     with pytest.raises(InputError, match=r"calibration\.budgets=5: give a list"):
         LearnedTableau(5, FAMILIES)  # type: ignore[arg-type]
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from scoreline import noise
 from scoreline.calibration.distances import Ends, distances, fine_ends
 from scoreline.calibration.least_distance import Linear, descend
-from scoreline.calibration.linearisation import linearise
+from scoreline.calibration.linearisation import STEP, linearise
 from scoreline.calibration.neighbourhood import Neighbourhood
 from scoreline.calibration.ranking import Candidate, Families, Ranked, candidates, rank, work
 from scoreline.calibration.record import Record
@@ -97,6 +97,8 @@ class LearnedTableau:
             whether the step is good. Half as many make a step twice as cheap and the table somewhat worse.
         history: estimates that a row may change the weights of; older ones keep those of the start.
         ridge: penalty on theta^2 / 2 in units of the start's mean distance, which holds what data do not decide.
+        difference: length of the differences that derivatives are taken by, in units of the noise level; longer ones
+            smooth a network that is rough in the noise level.
 
     Source: the idea of learning such coefficients is that of Shaul et al. (2024), Bespoke Non-Stationary Solvers,
     arXiv:2403.01329; the method here is its own.
@@ -114,6 +116,7 @@ class LearnedTableau:
     derivatives: int = 512
     history: int = 8
     ridge: float = 1e-4
+    difference: float = STEP
 
     kind = "tableau"
     key = "solver.path"
@@ -128,6 +131,11 @@ class LearnedTableau:
         ridge: Any = self.ridge
         if isinstance(ridge, bool) or not isinstance(ridge, int | float) or not 0 <= ridge < math.inf:
             raise InputError(f"calibration.ridge={self.ridge}: must be a number, 0 or greater")
+        length: Any = self.difference
+        if isinstance(length, bool) or not isinstance(length, int | float) or not 0 < length < 1:
+            raise InputError(
+                f"calibration.difference={length}: must be a number between 0 and 1; 0.003 suits most models"
+            )
 
     def __call__(self, subject: Subject, progress: Progress = lambda images: None) -> dict[str, Any]:
         """For every budget K: `rho_K` (K + 1,), `N_K` (K, K); and what was reached on held-out seeds.
@@ -195,7 +203,7 @@ class LearnedTableau:
         groups = cycle(_groups(train, self._turn(train.subject, near.size)))
 
         def linear(theta: Tensor) -> Iterator[Linear]:
-            return _linearised(next(groups), near, theta)
+            return _linearised(next(groups), near, theta, self.difference)
 
         def reached(theta: Tensor) -> Tensor:
             return _distances(train, near, theta)
@@ -277,7 +285,7 @@ def _selected(subject: Subject, ends: Ends, chosen: Tensor) -> Half:
 
 
 @torch.inference_mode()
-def _linearised(half: Half, near: Neighbourhood, theta: Tensor) -> Iterator[Linear]:
+def _linearised(half: Half, near: Neighbourhood, theta: Tensor, difference: float) -> Iterator[Linear]:
     """Residuals of the run's ends, and how they change with theta, batch by batch."""
     subject = half.subject
     device = next(subject.denoiser.parameters()).device
@@ -290,7 +298,7 @@ def _linearised(half: Half, near: Neighbourhood, theta: Tensor) -> Iterator[Line
             return subject.denoiser.eps(x, rho, label=label)
 
         x = noise.normal(part.seeds, subject.shape, "initial").to(device) * subject.span[0]
-        x, moved = linearise(eps, x, table, slopes)
+        x, moved = linearise(eps, x, table, slopes, difference)
         yield Linear((x - end.to(device)).flatten(1), moved.flatten(2))
 
 

@@ -14,7 +14,9 @@ STEP = 3e-3
 """Length of a difference, in units of the noise level: truncation and float32 rounding both stay below 1 %."""
 
 
-def linearise(eps: LevelEps, x: Tensor, table: Tableau, slopes: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+def linearise(
+    eps: LevelEps, x: Tensor, table: Tableau, slopes: tuple[Tensor, Tensor], step: float = STEP
+) -> tuple[Tensor, Tensor]:
     """The sample x_K (B, *) and its derivatives d x_K / d theta (P, B, *).
 
     Derivatives go along with the run: d x_{k+1} = d x_k + sum_j (dN_kj eps_j + N_kj d eps_j), where
@@ -25,6 +27,7 @@ def linearise(eps: LevelEps, x: Tensor, table: Tableau, slopes: tuple[Tensor, Te
     Args:
         table: with one row a call.
         slopes: d rho / d theta (P, K + 1) and dN / d theta (P, K, K), see `Neighbourhood.slopes`.
+        step: length of a difference, in units of the noise level.
     """
     d_rho, d_N = slopes
     rho, N = table.rho.tolist(), table.N.tolist()
@@ -33,7 +36,7 @@ def linearise(eps: LevelEps, x: Tensor, table: Tableau, slopes: tuple[Tensor, Te
     changes: list[Tensor] = []
     for k in range(table.nfe):
         estimates.append(eps(x, torch.full((len(x),), rho[k], dtype=torch.float64, device=x.device)))
-        changes.append(_differences(eps, x, rho[k], estimates[k], moved, d_rho[:, k]))
+        changes.append(_differences(eps, x, rho[k], estimates[k], moved, d_rho[:, k], step))
         for j in range(k + 1):
             x = x + N[k][j] * estimates[j]
             weights = d_N[:, k, j].to(x)
@@ -41,12 +44,14 @@ def linearise(eps: LevelEps, x: Tensor, table: Tableau, slopes: tuple[Tensor, Te
     return x, moved
 
 
-def _differences(eps: LevelEps, x: Tensor, rho: float, estimate: Tensor, moved: Tensor, d_rho: Tensor) -> Tensor:
+def _differences(
+    eps: LevelEps, x: Tensor, rho: float, estimate: Tensor, moved: Tensor, d_rho: Tensor, step: float
+) -> Tensor:
     """d eps / d theta (P, B, *) at a state whose derivatives are `moved` and d_rho."""
     size = torch.maximum(moved.flatten(1).square().mean(1).sqrt().double(), d_rho.abs().to(x.device))
     changes = torch.zeros_like(moved)
     for p in size.nonzero().flatten().tolist():
-        h = STEP * rho / float(size[p])
+        h = step * rho / float(size[p])
         level = torch.full((len(x),), rho + h * float(d_rho[p]), dtype=torch.float64, device=x.device)
         changes[p] = (eps(x + h * moved[p], level) - estimate) / h
     return changes
