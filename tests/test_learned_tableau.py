@@ -401,7 +401,7 @@ def test_useless_steps_cost_nothing_on_held_out_seeds(useless: str, monkeypatch:
     if useless != "ridge":
         monkeypatch.setattr(learned_tableau, "linearise", garbage)
     of = subject(range(18))
-    values = estimator(3, starts=2, steps=3, ridge=1e9 if useless == "ridge" else 1e-4)(of)
+    values = estimator(3, starts=2, steps=3, polish=0, ridge=1e9 if useless == "ridge" else 1e-4)(of)
     first = build_tableau(FAMILIES.solvers[values["starts"][0][0]], Power(7), SPAN, 3, "none")
     assert held_out(of, table_of(values, 3)) <= held_out(of, first) * (1 + 1e-5)
     assert float(values["learned"][0]) <= float(values["start"][0])
@@ -436,12 +436,15 @@ class Counting(nn.Module):
 def test_no_graph_is_built_no_batch_exceeded_and_all_progress_told() -> None:
     counting, told = Counting(anisotropic()), []
     of = replace(subject(range(21), counting, batch_size=5), labels=torch.arange(100, 121))
-    estimator(2, 3, starts=1, steps=2)(of, told.append)
+    estimator(2, 3, starts=1, steps=2, polish=0)(of, told.append)
     assert counting.rows == 5
     assert not counting.graph
     assert counting.labels == set(range(100, 121))
     assert sum(told) == pytest.approx(21)
     assert min(told) >= 0
+    told.clear()
+    estimator(2, 3, starts=1, steps=2, polish=3, batch=4)(of, told.append)
+    assert sum(told) == pytest.approx(21)
 
 
 def test_starts_end_where_the_fine_run_does_and_are_closed_forms(learned: dict) -> None:
@@ -470,10 +473,15 @@ def test_too_few_seeds_and_wrong_options_are_refused() -> None:
     with pytest.raises(InputError, match="seeds: 5 are too few to learn from and hold out"):
         estimator(2)(subject(range(5)))
     assert estimator(2, starts=1, steps=1)(subject(range(6)))["budgets"].tolist() == [2]
-    for name in ("starts", "first", "steps", "history"):
+    for name in ("starts", "first", "steps", "history", "batch"):
         for value in (0, 2.5, True, "3"):
             with pytest.raises(InputError, match=rf"calibration\.{name}=.*: must be a whole number, at least 1"):
                 estimator(2, **{name: value})
+    with pytest.raises(InputError, match=r"calibration\.polish=-1: must be a whole number, at least 0"):
+        estimator(2, polish=-1)
+    for rate in (0, 1.0, math.nan, "fast", True):
+        with pytest.raises(InputError, match=r"calibration\.rate=.*: must be a number between 0 and 1"):
+            estimator(2, rate=rate)
     for ridge in (-1.0, math.nan, math.inf, "much", None):
         with pytest.raises(InputError, match=r"calibration\.ridge=.*: must be a number, 0 or greater"):
             estimator(2, ridge=ridge)

@@ -2,19 +2,21 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import cycle
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from scoreline import noise
-from scoreline.calibration.distances import Ends, distances, fine_ends
+from scoreline.calibration.distances import fine_ends
+from scoreline.calibration.halves import HELD_OUT, Half, Learned, beginning, halves
 from scoreline.calibration.least_distance import Linear, descend
 from scoreline.calibration.linearisation import STEP, linearise
 from scoreline.calibration.neighbourhood import Neighbourhood
+from scoreline.calibration.polish import Plan, cost
+from scoreline.calibration.polish import polish as polished
 from scoreline.calibration.ranking import Candidate, Families, Ranked, candidates, rank, work
 from scoreline.calibration.record import Record
 from scoreline.calibration.search import check_budgets
@@ -25,9 +27,6 @@ from scoreline.schedules.base import NoiseSchedule
 from scoreline.schedules.tabulated import SAME
 from scoreline.solvers.tableau import Tableau
 
-HELD_OUT = 3
-"""Every third seed is held out: it stops the descent and chooses the table, and never makes a step."""
-
 NUMBERS = 40
 """Residuals for each parameter, at least, from which the derivatives of a step are taken."""
 
@@ -36,20 +35,6 @@ FEWER = 3
 
 PATIENCE = 8
 """Steps without a better held-out distance after which a descent stops."""
-
-
-class Half(NamedTuple):
-    """Seeds of one kind, and where the fine run ends for them."""
-
-    subject: Subject
-    ends: Ends
-
-
-class Learned(NamedTuple):
-    """A table and its mean distance on the seeds held out."""
-
-    table: Tableau
-    held_out: float
 
 
 def _held_out(learned: Learned) -> float:
@@ -80,12 +65,15 @@ class LearnedTableau:
     x_fine the end of the subject's fine run from the same noise. All deterministic solvers whose rows of S sum to one
     have this form; it stays exact for constant eps (`Neighbourhood`). The descent (`descend`, steps from `linearise`:
     evaluations of the model only) begins at the best tables of `rank`: `starts` of them take `first` steps each on a
-    third of the seeds, and the `finals` best on held-out seeds go on for `steps` or until these stop improving. What is
-    returned is the best table on held-out seeds, the closed-form start included, so it is never worse than that there;
-    since these seeds choose it, expect slightly less on others.
+    third of the seeds, and the `finals` best on held-out seeds go on for `steps` or until these stop improving. The
+    best of all is then polished: `polish` steps of Adam on all its weights, by exact derivatives of `batch` images
+    (`adjoint.slope`) and at a rate that falls to zero, which get past what misleads the descent on a network that is
+    rough in the noise level. What is returned is the best table on held-out seeds, the closed-form start included, so
+    it is never worse than that there; since these seeds choose it, expect slightly less on others.
 
     A step costs about K^2 history / 2 evaluations of `derivatives` images and K of all; memory is that of about
-    K^2 history states for each image of a batch.
+    K^2 history states for each image of a batch. A step of the polish costs about 4 K evaluations of `batch` images; it
+    takes memory for 3 K states of each and for what the network keeps for the derivative of one call.
 
     Attributes:
         budgets: NFE to learn tables for.
@@ -99,9 +87,11 @@ class LearnedTableau:
         ridge: penalty on theta^2 / 2 in units of the start's mean distance, which holds what data do not decide.
         difference: length of the differences that derivatives are taken by, in units of the noise level; longer ones
             smooth a network that is rough in the noise level.
+        polish, batch, rate: steps of Adam at the end (0: none, for models that cannot be differentiated), images of
+            each, and its first rate.
 
     Source: the idea of learning such coefficients is that of Shaul et al. (2024), Bespoke Non-Stationary Solvers,
-    arXiv:2403.01329; the method here is its own.
+    arXiv:2403.01329; the method here is its own. Adam: Kingma & Ba (2015), arXiv:1412.6980.
 
     Raises:
         InputError: for budgets that are none, or counts below 1.
@@ -117,6 +107,9 @@ class LearnedTableau:
     history: int = 8
     ridge: float = 1e-4
     difference: float = STEP
+    polish: int = 200
+    batch: int = 128
+    rate: float = 0.01
 
     kind = "tableau"
     key = "solver.path"
@@ -124,10 +117,13 @@ class LearnedTableau:
 
     def __post_init__(self) -> None:
         check_budgets(self.budgets)
-        for name in ("starts", "finals", "first", "steps", "derivatives", "history"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise InputError(f"calibration.{name}={value}: must be a whole number, at least 1")
+        for name in ("starts", "finals", "first", "steps", "derivatives", "history", "batch", "polish"):
+            value, least = getattr(self, name), int(name != "polish")
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise InputError(f"calibration.{name}={value}: must be a whole number, at least {least}")
+        rate: Any = self.rate
+        if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 < rate < 1:
+            raise InputError(f"calibration.rate={rate}: must be a number between 0 and 1; 0.01 suits most models")
         ridge: Any = self.ridge
         if isinstance(ridge, bool) or not isinstance(ridge, int | float) or not 0 <= ridge < math.inf:
             raise InputError(f"calibration.ridge={self.ridge}: must be a number, 0 or greater")
@@ -152,14 +148,14 @@ class LearnedTableau:
         costs = {nfe: self._cost(subject, nfe, len(each)) for nfe, each in found.items()}
         spent = float(len(subject.seeds) * subject.run.nfe)
         told = _Told(progress, len(subject.seeds) / (spent + sum(costs.values())))
-        halves = _halves(subject, fine_ends(subject, lambda images: told(images * subject.run.nfe)))
+        both = halves(subject, fine_ends(subject, lambda images: told(images * subject.run.nfe)))
         values: dict[str, Any] = {"budgets": torch.tensor(list(found)), "starts": [], "span": subject.span}
         rows = []
         for nfe, each in found.items():
-            start, learned = self._learn(halves, each, told)
+            start, learned = self._learn(both, each, told)
             values |= {f"rho_{nfe}": learned.rho, f"N_{nfe}": learned.N}
             values["starts"].append(start.candidate.names[0])
-            rows.append(_reached(halves[1], start.candidate.table.unrolled(), learned))
+            rows.append(_reached(both[1], start.candidate.table.unrolled(), learned))
             spent += costs[nfe]
             told.reach(spent)
         return values | dict(zip(_ROW, torch.tensor(rows, dtype=torch.float64).unbind(1), strict=True))
@@ -167,7 +163,13 @@ class LearnedTableau:
     def _cost(self, subject: Subject, nfe: int, count: int) -> float:
         """Evaluations that a budget takes at most."""
         steps = self.starts * self.first / FEWER + self.finals * self.steps
-        return nfe * work(count, len(subject.seeds)) + steps * self._step_cost(subject, nfe)
+        held = len(subject.seeds) // HELD_OUT
+        last = cost(self._polish, nfe, len(subject.seeds) - held, held)
+        return nfe * work(count, len(subject.seeds)) + steps * self._step_cost(subject, nfe) + last
+
+    @property
+    def _polish(self) -> Plan:
+        return Plan(self.polish, self.batch, self.rate)
 
     def _step_cost(self, subject: Subject, nfe: int) -> float:
         turn = self._turn(subject, nfe * self.history)
@@ -178,39 +180,40 @@ class LearnedTableau:
         needed = -(-NUMBERS * parameters // math.prod(subject.shape))
         return min(len(subject.seeds), max(self.derivatives, needed))
 
-    def _learn(self, halves: tuple[Half, Half], found: list[Candidate], told: "_Told") -> tuple[Ranked, Tableau]:
+    def _learn(self, both: tuple[Half, Half], found: list[Candidate], told: "_Told") -> tuple[Ranked, Tableau]:
         """The best closed-form start on the seeds that train, and the table."""
-        train, held = halves
+        train, held = both
         ranked = rank(*train, found, lambda images: told(images * found[0].table.nfe))
         starts = [entry.candidate.table.unrolled() for entry in ranked]
-        few = _selected(*train, torch.arange(-(-len(train.subject.seeds) // FEWER)))
+        few = train.selected(torch.arange(-(-len(train.subject.seeds) // FEWER)))
         begun = [self._descend((few, held), start, self.first, told) for start in starts[: self.starts]]
-        best = sorted(begun, key=_held_out)[: self.finals]
-        further = [self._descend(halves, each.table, self.steps, told) for each in best]
-        unchanged = Learned(starts[0], float(distances(*_run(held, starts[0])).mean()))
-        return ranked[0], min((unchanged, *begun, *further), key=_held_out).table
+        finals = sorted(begun, key=_held_out)[: self.finals]
+        further = [self._descend(both, each.table, self.steps, told) for each in finals]
+        unchanged = Learned(starts[0], held.mean(starts[0]))
+        best = min((unchanged, *begun, *further), key=_held_out)
+        return ranked[0], polished(train, held, best, self._polish, told).table
 
-    def _descend(self, halves: tuple[Half, Half], start: Tableau, steps: int, told: "_Told") -> Learned:
+    def _descend(self, both: tuple[Half, Half], start: Tableau, steps: int, told: "_Told") -> Learned:
         """The best table on held-out seeds among the start and the steps from it."""
-        train, held = halves
+        train, held = both
         near = Neighbourhood(start, self.history)
         theta = torch.zeros(near.size, dtype=torch.float64)
-        ridge = self.ridge * float(distances(*_run(train, start)).mean())
-        best, since = Learned(start, float(distances(*_run(held, start)).mean())), 0
+        ridge = self.ridge * train.mean(start)
+        best, since = Learned(start, held.mean(start)), 0
         if not near.size:
             return best
 
-        groups = cycle(_groups(train, self._turn(train.subject, near.size)))
+        groups = cycle(train.groups(self._turn(train.subject, near.size)))
 
         def linear(theta: Tensor) -> Iterator[Linear]:
             return _linearised(next(groups), near, theta, self.difference)
 
         def reached(theta: Tensor) -> Tensor:
-            return _distances(train, near, theta)
+            return train.distances_near(near, theta)
 
         for step in descend(linear, reached, theta, ridge, steps):
             table = near(step.theta)
-            found = Learned(table, float(distances(*_run(held, table)).mean()))
+            found = Learned(table, held.mean(table))
             since = 0 if found.held_out < best.held_out else since + 1
             best = min(best, found, key=_held_out)
             told(self._step_cost(train.subject, start.nfe))
@@ -253,57 +256,20 @@ def _closed_forms(families: Families, span: tuple[float, float], nfe: int) -> li
     return kept
 
 
-def _distances(half: Half, near: Neighbourhood, theta: Tensor) -> Tensor:
-    try:
-        table = near(theta)
-    except ValueError:  # levels or weights that overflow
-        return torch.full((len(half.subject.seeds),), torch.inf, dtype=torch.float64)
-    return distances(*_run(half, table))
-
-
-def _run(half: Half, table: Tableau) -> tuple[Subject, Tableau, Ends]:
-    return half.subject, table, half.ends
-
-
-def _halves(subject: Subject, ends: Ends) -> tuple[Half, Half]:
-    """Seeds that train, and every third, which is held out."""
-    number = torch.arange(len(subject.seeds))
-    sides = (number % HELD_OUT != HELD_OUT - 1, number % HELD_OUT == HELD_OUT - 1)
-    train, held = (_selected(subject, ends, side.nonzero().flatten()) for side in sides)
-    return train, held
-
-
-def _groups(half: Half, count: int) -> list[Half]:
-    """The seeds in groups that take turns to say how a step should go; whether it is good, all of them say."""
-    return [_selected(*half, chosen) for chosen in torch.split(torch.arange(len(half.subject.seeds)), count)]
-
-
-def _selected(subject: Subject, ends: Ends, chosen: Tensor) -> Half:
-    labels = None if subject.labels is None else subject.labels[chosen]
-    seeds = [subject.seeds[number] for number in chosen.tolist()]
-    return Half(replace(subject, seeds=seeds, labels=labels), Ends(ends.noisy[chosen], ends.clean[chosen]))
-
-
 @torch.inference_mode()
 def _linearised(half: Half, near: Neighbourhood, theta: Tensor, difference: float) -> Iterator[Linear]:
     """Residuals of the run's ends, and how they change with theta, batch by batch."""
     subject = half.subject
-    device = next(subject.denoiser.parameters()).device
     with torch.inference_mode(False):
         table, slopes = near(theta), near.slopes(theta)
     for part, end in zip(subject.batches(), torch.split(half.ends.noisy, subject.batch_size), strict=True):
-        label = None if part.label is None else part.label.to(device)
-
-        def eps(x: Tensor, rho: Tensor, label: Tensor | None = label) -> Tensor:
-            return subject.denoiser.eps(x, rho, label=label)
-
-        x = noise.normal(part.seeds, subject.shape, "initial").to(device) * subject.span[0]
+        eps, x = beginning(subject, part)
         x, moved = linearise(eps, x, table, slopes, difference)
-        yield Linear((x - end.to(device)).flatten(1), moved.flatten(2))
+        yield Linear((x - end.to(x.device)).flatten(1), moved.flatten(2))
 
 
 def _reached(held: Half, start: Tableau, learned: Tableau) -> list[float]:
-    before, after = (distances(*_run(held, table)) for table in (start, learned))
+    before, after = (held.distances(table) for table in (start, learned))
     root = len(before) ** 0.5
     ratio = float(after.median() / before.median())
     return [*(float(v) for d in (before, after) for v in (d.mean(), d.std() / root)), ratio]

@@ -37,11 +37,11 @@ class Neighbourhood:
 
     def __call__(self, theta: Tensor) -> Tableau:
         """The table at theta (size,) float64."""
-        return Tableau.single_term(*self._parts(theta.double()))
+        return Tableau.single_term(*self.parts(theta.double()))
 
     def slopes(self, theta: Tensor) -> tuple[Tensor, Tensor]:
         """d rho / d theta (size, K + 1) and dN / d theta (size, K, K), float64."""
-        rho, N = torch.autograd.functional.jacobian(self._parts, theta.double())  # type: ignore[no-untyped-call]
+        rho, N = torch.autograd.functional.jacobian(self.parts, theta.double())  # type: ignore[no-untyped-call]
         return rho.permute(1, 0), N.permute(2, 0, 1)
 
     @cached_property
@@ -56,7 +56,8 @@ class Neighbourhood:
         """Units of the weights of a row, (K,)."""
         return torch.maximum(self.start.rho.diff().abs(), LEAST_GAP * self.start.rho[:-1])
 
-    def _parts(self, theta: Tensor) -> tuple[Tensor, Tensor]:
+    def parts(self, theta: Tensor) -> tuple[Tensor, Tensor]:
+        """rho (K + 1,) and N (K, K) at theta, differentiable."""
         first, count = self.start.rho, self.start.nfe
         inner = first[1:-1] * theta[: count - 1].exp()
         rho = torch.cat([first[:1], inner, first[-1:]])
