@@ -86,7 +86,7 @@ def test_steps_lower_the_distance_on_seeds_that_make_none() -> None:
     assert reached.held_out < first.held_out / 2
     assert reached.held_out == held.mean(reached.table)
     assert reached.table.residual < 1e-12
-    assert sum(told) == pytest.approx(cost(Plan(60, 16, 0.02), 4, 40, 20))
+    assert sum(told) == pytest.approx(cost(Plan(60, 16, 0.02), 4, 40))
 
 
 def test_steps_that_only_harm_leave_the_table(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -68,8 +68,8 @@ class LearnedTableau:
     third of the seeds, and the `finals` best on held-out seeds go on for `steps` or until these stop improving. The
     best of all is then polished: `polish` steps of Adam on all its weights, by exact derivatives of `batch` images
     (`adjoint.slope`) and at a rate that falls to zero, which get past what misleads the descent on a network that is
-    rough in the noise level. What is returned is the best table on held-out seeds, the closed-form start included, so
-    it is never worse than that there; since these seeds choose it, expect slightly less on others.
+    rough in the noise level; its end is taken unless held-out seeds tell that it is worse. On held-out seeds the table
+    is never worse than the best closed form; since these seeds choose it, expect slightly less on others.
 
     A step costs about K^2 history / 2 evaluations of `derivatives` images and K of all; memory is that of about
     K^2 history states for each image of a batch. A step of the polish costs about 4 K evaluations of `batch` images; it
@@ -163,8 +163,7 @@ class LearnedTableau:
     def _cost(self, subject: Subject, nfe: int, count: int) -> float:
         """Evaluations that a budget takes at most."""
         steps = self.starts * self.first / FEWER + self.finals * self.steps
-        held = len(subject.seeds) // HELD_OUT
-        last = cost(self._polish, nfe, len(subject.seeds) - held, held)
+        last = cost(self._polish, nfe, len(subject.seeds) - len(subject.seeds) // HELD_OUT)
         return nfe * work(count, len(subject.seeds)) + steps * self._step_cost(subject, nfe) + last
 
     @property
@@ -191,7 +190,8 @@ class LearnedTableau:
         further = [self._descend(both, each.table, self.steps, told) for each in finals]
         unchanged = Learned(starts[0], held.mean(starts[0]))
         best = min((unchanged, *begun, *further), key=_held_out)
-        return ranked[0], polished(train, held, best, self._polish, told).table
+        last = polished(train, held, best, self._polish, told)
+        return ranked[0], (last if last.held_out <= unchanged.held_out else best).table
 
     def _descend(self, both: tuple[Half, Half], start: Tableau, steps: int, told: "_Told") -> Learned:
         """The best table on held-out seeds among the start and the steps from it."""
