@@ -1,6 +1,7 @@
 """`scoreline inspect`."""
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -128,23 +129,21 @@ def test_a_file_cannot_steer_the_terminal(tmp_path: Path) -> None:
     printed = inspect.text(path)
     assert all(character.isprintable() or character == "\n" for character in printed)
     assert r"a\x1b[2Jb\n\rc" in printed
-    save_file({"a": torch.zeros(1)}, path, {"\x1b]0;x": "\x1b[31m"})
-    with pytest.raises(InputError) as refused:
-        inspect.text(path)
-    assert str(refused.value).isprintable()
+    save_file({"a\x1b[2J": torch.zeros(1)}, path, {"\x1b]0;x": "\x1b[31m"})
+    printed = inspect.text(path)
+    assert all(character.isprintable() or character == "\n" for character in printed)
+    assert r"\x1b[31m" in printed
 
 
 def test_what_is_none_of_ours_is_told_apart(tmp_path: Path) -> None:
     path = tmp_path / "other.safetensors"
     save_file({"a": torch.zeros(2)}, path)
-    with pytest.raises(InputError, match="safetensors file with 1 tensor and no metadata; give a file written by"):
-        inspect.text(path)
+    assert "no file of scoreline, but a safetensors file with 1 tensor and no metadata\n" in inspect.text(path)
+    assert "none of the known families (1 keys: a)" in inspect.text(path)
     save_file({"a": torch.zeros(2), "b": torch.zeros(2)}, path, {"format": "pt", "who": "them"})
-    with pytest.raises(InputError, match=r"with 2 tensors and metadata \{format: pt, who: them\}"):
-        inspect.text(path)
+    assert "with 2 tensors and metadata {format: pt, who: them}\n" in inspect.text(path)
     save_file({"a": torch.zeros(2)}, path, {f"k{i}": "v" * 99 for i in range(7)})
-    with pytest.raises(InputError, match=r"k0: v{40}, .*k4: v{40}, and 2 more\}"):
-        inspect.text(path)
+    assert re.search(r"k0: v{40}, .*k4: v{40}, and 2 more\}\n", inspect.text(path))
 
 
 @pytest.mark.parametrize(

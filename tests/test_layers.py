@@ -40,6 +40,12 @@ PURE += [
     "shards",
     "ema_snapshots",
     "history",
+    "verification",
+    "foreign",
+    "checkpoints",
+    "cache",
+    "downloads",
+    "transfers",
 ]
 BLOCKED = [
     "lightning",

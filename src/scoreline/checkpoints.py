@@ -1,12 +1,14 @@
 """`model.safetensors`: weights and a card that says what they are, nothing else."""
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from scoreline.denoiser import Denoiser
 from scoreline.errors import InputError
@@ -49,7 +51,11 @@ class Checkpoint:
 
 
 def save_model(path: Path, weights: dict[str, Tensor], card: Card) -> None:
-    """Write the network's weights (names as in its state dict) and the card as one safetensors file, atomically."""
+    """Write the network's weights (names as in its state dict) and the card as one safetensors file, atomically.
+
+    The same weights and card make the same bytes. Weights that are contiguous on the CPU, those of a mapped file too,
+    are written from where they are, without a copy.
+    """
     from safetensors.torch import save_file
 
     metadata = {
@@ -60,12 +66,44 @@ def save_model(path: Path, weights: dict[str, Tensor], card: Card) -> None:
         "data": json.dumps(card.data, sort_keys=True),
         "training": json.dumps(card.training, sort_keys=True),
     }
-    tensors = {name: weight.detach().contiguous().cpu() for name, weight in weights.items()}
-    write_atomically(path, lambda temporary: save_file(tensors, temporary, metadata))
+    tensors = _apart({name: weight.detach().contiguous().cpu() for name, weight in weights.items()})
+
+    def write(temporary: Path) -> None:
+        save_file(tensors, temporary, metadata)
+        _order_metadata(temporary)
+
+    write_atomically(path, write)
+
+
+def _apart(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The same in their order, with a copy for each that shares memory with another: safetensors refuses those."""
+    end, copied = 0, set()
+    for name, tensor in sorted(tensors.items(), key=lambda item: item[1].data_ptr()):
+        if tensor.numel() and tensor.data_ptr() < end:
+            copied.add(name)
+        end = max(end, tensor.data_ptr() + tensor.nbytes)
+    return {name: tensor.clone() if name in copied else tensor for name, tensor in tensors.items()}
+
+
+def _order_metadata(path: Path) -> None:
+    """safetensors writes the entries of the metadata in an order that changes from call to call."""
+    with open(path, "r+b") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode().ljust(size)
+        if len(text) != size:
+            raise AssertionError(f"a header of {size} bytes became one of {len(text)}")
+        file.seek(8)
+        file.write(text)
 
 
 def load_model(path: str | Path, trust: tuple[str, ...] = ()) -> Checkpoint:
     """Load a model file on the CPU, in evaluation mode.
+
+    The weights are the file's own pages, mapped privately: they take no memory until they are read, processes on one
+    machine share them, and what is written to them never reaches the file. The file may be replaced or removed
+    meanwhile (by a rename, as `save_model` does), not written into.
 
     Args:
         trust: packages outside scoreline whose networks the card may name (`specs.rebuild`).
@@ -79,8 +117,8 @@ def load_model(path: str | Path, trust: tuple[str, ...] = ()) -> Checkpoint:
         raise InputError(f"checkpoint={path}: no such file; give a model.safetensors written by train.py")
     metadata, weights = _read(path)
     card = _card(path, metadata)
-    network: nn.Module = rebuild(card.model["network"], nn.Module, trust)
-    _fill(path, network, weights)
+    _check_finite(path, weights)
+    network = _network(path, card.model["network"], weights, trust)
     denoiser = Denoiser(network, rebuild(card.model["parameterisation"], Parameterisation, trust))
     schedule: NoiseSchedule = rebuild(card.model["noise_schedule"], NoiseSchedule, trust)
     return Checkpoint(path, sha256(path), card, denoiser.eval().requires_grad_(False), schedule)
@@ -117,12 +155,64 @@ def _card(path: Path, metadata: dict[str, str]) -> Card:
         raise InputError(f"checkpoint={path}: its card is damaged ({error!r}); copy or train it again") from error
 
 
-def _fill(path: Path, network: nn.Module, weights: dict[str, Tensor]) -> None:
+def _check_finite(path: Path, weights: dict[str, Tensor]) -> None:
     for name, weight in weights.items():
-        if weight.is_floating_point() and not bool(torch.isfinite(weight).all()):
+        ends = torch.aminmax(weight) if weight.is_floating_point() and weight.numel() else ()
+        if not all(bool(torch.isfinite(end)) for end in ends):
             raise InputError(f"checkpoint={path}: weight {name} is not finite; use an earlier checkpoint")
+
+
+def _network(path: Path, spec: Spec, weights: dict[str, Tensor], trust: tuple[str, ...]) -> nn.Module:
+    """The network with these very tensors for its weights; with copies of them, if its class computes with weights
+    while it is built or keeps tensors that its state dict does not hold, as those of other packages may."""
+    hollow = _hollow(spec, trust)
+    if hollow is not None:
+        _fill(path, hollow, weights, assign=True)
+        if not any(tensor.is_meta for tensor in _tensors(hollow)):
+            return hollow
+    network: nn.Module = rebuild(spec, nn.Module, trust)
+    _fill(path, network, weights, assign=False)
+    return network
+
+
+class _EmptyWithoutMemory(TorchFunctionMode):
+    """`torch.empty` makes tensors of the meta device, on which first values cost nothing; normal ones are left out,
+    for which torch would load its compiler. Layers make their weights so; constants, such as frequencies, are made by
+    other functions and are real."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is torch.empty:
+            return func(*args, **{**kwargs, "device": "meta"})
+        filled = args[0] if args else kwargs.get("tensor")
+        if getattr(func, "__name__", "").endswith("normal_") and isinstance(filled, Tensor) and filled.is_meta:
+            return filled
+        return func(*args, **kwargs)
+
+
+def _hollow(spec: Spec, trust: tuple[str, ...]) -> nn.Module | None:
+    """The network without memory for its weights, or None if it cannot be built so."""
     try:
-        network.load_state_dict(weights)
+        with _EmptyWithoutMemory():
+            found: nn.Module = rebuild(spec, nn.Module, trust)
+    except (InputError, RuntimeError):
+        return None
+    return found
+
+
+def _tensors(network: nn.Module) -> Iterator[Tensor]:
+    yield from network.parameters()
+    yield from network.buffers()
+    for module in network.modules():
+        yield from (value for value in vars(module).values() if isinstance(value, Tensor))
+
+
+def _fill(path: Path, network: nn.Module, weights: dict[str, Tensor], assign: bool) -> None:
+    """Weights get the precision of the network."""
+    precisions = {name: weight.dtype for name, weight in network.state_dict().items()}
+    fitting = {name: weight.to(precisions.get(name, weight.dtype)) for name, weight in weights.items()}
+    try:
+        network.load_state_dict(fitting, assign=assign)
     except RuntimeError as error:
         first = str(error).splitlines()[-1].strip()
         raise InputError(

@@ -6,6 +6,8 @@ scoreline show solver=deis_tab3 schedule=karras nfe=8     a tableau: nodes, weig
 scoreline likelihood checkpoint=digits_vp images=32       bits per dimension; --help lists the keys
 scoreline inspect digits_vp model.score_norm.safetensors  what checkpoints and calibration records are
 scoreline ema RUN sigma_rel=0.15 DEST.safetensors         an average of the weights that training did not track
+scoreline import SOURCE DEST --from score_sde model=cifar10_ddpmpp_vp   another project's checkpoint; runs none of its code
+scoreline verify DEST                                     does a checkpoint do what its conventions say?
 scoreline import-statistics FILE.pt checkpoint=PATH       the authors' DEIS-SN statistics, as a calibration record
 scoreline upload RUN_DIR                                  a run, or a sweep, as W&B runs, rebuilt from its files
 """
@@ -16,7 +18,8 @@ import sys
 
 from scoreline.errors import InputError, did_you_mean
 
-VERBS = ("certify", "ema", "import-statistics", "inspect", "likelihood", "show", "upload")
+VERBS = ("certify", "ema", "import", "import-statistics", "inspect", "likelihood", "show", "upload", "verify")
+MODULES = {"import": "import_checkpoint"}
 
 
 def main() -> None:
@@ -28,7 +31,8 @@ def main() -> None:
     try:
         if words[0] not in VERBS:
             raise InputError(f"{words[0]}: there is no such command{did_you_mean(words[0], VERBS)}")
-        sys.exit(importlib.import_module(f"scoreline.commands.{words[0].replace('-', '_')}").main(words[1:]))
+        module = MODULES.get(words[0], words[0].replace("-", "_"))
+        sys.exit(importlib.import_module(f"scoreline.commands.{module}").main(words[1:]))
     except KeyboardInterrupt:
         sys.exit(130)
     except BrokenPipeError:  # the reader, such as head, has seen enough

@@ -43,7 +43,8 @@ class NoisePrediction(Parameterisation):
 
     Continuous VP networks of score_sde take the label 999 t (`label_scale` 999); discrete ones the index itself
     (label_scale 1). `label_shift` serves checkpoints whose labels are off by one. With `round_labels` the label is
-    the nearest integer; without, fractional labels reach the network as they are.
+    the nearest integer; without, fractional labels reach the network as they are. `output_factor` is 2 for networks
+    that also learned a variance, whose channels come after those of eps and are not used.
 
     Source: Ho et al. (2020), arXiv:2006.11239; Song et al. (2021), arXiv:2011.13456.
     """
@@ -52,6 +53,7 @@ class NoisePrediction(Parameterisation):
     label_scale: float = 999.0
     label_shift: float = 0.0
     round_labels: bool = False
+    output_factor: int = 1
 
     def __call__(self, rho: Tensor) -> Scalings:
         t = self.noise_schedule(rho)

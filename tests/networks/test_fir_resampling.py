@@ -54,6 +54,12 @@ def test_kernel() -> None:
     assert set(Resample("down", (1, 1)).state_dict()) == {"resample_filter"}
 
 
+def test_taps_are_kept_where_the_kernel_has_no_memory() -> None:
+    with torch.device("meta"):
+        layers = [Resample("up", (1, 3, 3, 1)), ResampledConv(2, 2, 3, "down", [1, 1]), ConvThenHalve(2, 2, [1, 1])]
+    assert [layer.taps for layer in layers] == [(1, 3, 3, 1), (1, 1), (1, 1)]
+
+
 @pytest.mark.parametrize("taps", TAPS)
 def test_fused_with_convolutions(taps: tuple[float, ...]) -> None:
     """The filter first; in ConvThenHalve last, where only the convolution sees zeros beyond the image."""

@@ -25,12 +25,17 @@ TINY: dict[str, Any] = {
     "attention": [4],
 }
 NCSN: dict[str, Any] = {"embedding": "fourier", "encoder": "residual", "resample_filter": [1, 3, 3, 1]}
+GUIDED = {
+    **{"heads": 2, "decoder_heads": 4, "dropout": 0.0, "scale_shift_norm": False},
+    **{"resampling": "convolution", "qkv_order": "qkv_first"},
+}
 SPECS: dict[str, dict[str, Any]] = {
     "ddpmpp": {"_target_": "scoreline.networks.song_unet.SongUNet", **TINY},
     "ncsnpp": {"_target_": "scoreline.networks.song_unet.SongUNet", **TINY, **NCSN},
     "adm": {"_target_": "scoreline.networks.adm.DhariwalUNet", **TINY, "head_channels": 4, "dropout": 0.0},
     "ddpm": {"_target_": "scoreline.networks.ddpm_unet.DDPMUNet", **TINY, "dropout": 0.0},
     "compact": {"_target_": "scoreline.networks.unet.UNet", **TINY},
+    "guided": {"_target_": "scoreline.networks.adm.DhariwalUNet", **TINY, **GUIDED},
 }
 NETWORKS = pytest.mark.parametrize("name", SPECS)
 
@@ -80,7 +85,7 @@ def test_every_parameter_has_a_gradient_without_labels(name: str) -> None:
 def test_starts_at_or_near_zero(name: str) -> None:
     net, (x, noise) = build(name), inputs(dtype=torch.float32)
     largest = float(net(x, noise).detach().abs().max())
-    if name in ("adm", "compact"):
+    if name in ("adm", "compact", "guided"):
         assert largest == 0
     else:
         assert 0 < largest < 1e-4

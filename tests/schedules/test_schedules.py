@@ -12,7 +12,7 @@ from scoreline.schedules.spacings import LogSNR, Polynomial, Power
 from scoreline.schedules.ve import EDM, VE
 from scoreline.schedules.vp import CosineVP, LinearVP
 
-NOISE = [LinearVP(), CosineVP(), DiscreteVP(), VE(), EDM()]
+NOISE = [LinearVP(), CosineVP(), DiscreteVP(), DiscreteVP(betas="cosine"), VE(), EDM()]
 MAPS: list[Schedule] = [
     *NOISE,
     *(Polynomial(schedule, power) for schedule in (LinearVP(), DiscreteVP(), CosineVP()) for power in (1, 2, 3)),

@@ -1,13 +1,18 @@
 """Solvers and schedules from the same files as sample.py reads, for commands that are no Hydra scripts."""
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
 from scoreline import entry
 from scoreline.errors import InputError
+
+if TYPE_CHECKING:
+    from scoreline.checkpoints import Checkpoint
+    from scoreline.specs import Spec
 
 
 def split(words: Sequence[str], own: dict[str, str]) -> tuple[dict[str, str], list[str]]:
@@ -34,20 +39,81 @@ def composed(overrides: Sequence[str]) -> DictConfig:
     Raises:
         InputError, HydraException: as sample.py does, explained by `entry.explain`.
     """
-    from hydra.core.global_hydra import GlobalHydra
     from omegaconf import open_dict
 
-    from scoreline.checkpoints import load_model
-
-    GlobalHydra.instance().clear()
-    entry.register_resolvers()
-    cfg = _sample_config(overrides)
-    checkpoint = load_model(entry.model_path(cfg.checkpoint), tuple(cfg.trust))
+    cfg = plain_config(overrides)
+    checkpoint = open_checkpoint(cfg)
     with open_dict(cfg):
         entry.adopt_model(cfg, checkpoint.card.model, checkpoint.digest)
         if cfg.record == "auto":
             cfg.record = str(entry.record_beside(checkpoint.path, "score_norm"))
     return cfg
+
+
+def plain_config(overrides: Sequence[str], **values: Any) -> DictConfig:
+    """The config of sample.py with these overrides and values, before any checkpoint is looked at.
+
+    Raises:
+        HydraException: as sample.py does, explained by `entry.explain`.
+    """
+    from hydra.core.global_hydra import GlobalHydra
+
+    GlobalHydra.instance().clear()
+    entry.register_resolvers()
+    cfg = _sample_config(overrides)
+    for key, value in values.items():
+        cfg[key] = value
+    return cfg
+
+
+def open_checkpoint(cfg: DictConfig) -> "Checkpoint":
+    """The model that `checkpoint` names: a file of ours, or one of another project, imported into the cache.
+
+    Raises:
+        InputError: if it cannot be loaded, or `model` is given for a file that describes itself.
+    """
+    from scoreline.checkpoints import load_model
+    from scoreline.foreign.conversion import Options, cached, is_url
+    from scoreline.foreign.families import is_foreign
+
+    word, trust = str(cfg.checkpoint), tuple(cfg.trust)
+    path = entry.model_path(word)
+    if not is_url(word) and ((path.suffix == ".safetensors" and not is_foreign(path)) or not path.exists()):
+        if cfg.model is not None:
+            raise InputError(f"model: {path} describes itself; leave the key out")
+        return load_model(path, trust)
+    asked = cfg["import"]
+    source = word if is_url(word) or Path(word).is_dir() else str(path)
+    options = Options(asked["from"], plain_model(cfg), asked.weights, tuple(asked.allow), asked.sha256)
+    try:
+        target = cached(source, options)
+    except InputError as error:
+        raise InputError(f"checkpoint={word}: {str(error).removeprefix(f'{source}: ')}") from error
+    print(f"checkpoint={word}: imported as {target}", file=sys.stderr)
+    return load_model(target, trust)
+
+
+def described_model(choice: str, overrides: Sequence[str]) -> "Spec":
+    """A choice of conf/model with some of its keys changed.
+
+    Raises:
+        InputError, HydraException: for an unknown choice or key.
+    """
+    found = plain_model(plain_config([f"model={choice}", *overrides]))
+    if found is None:
+        raise InputError(f"model={choice}: give a choice of conf/model")
+    return found
+
+
+def plain_model(cfg: DictConfig) -> "Spec | None":
+    """`model` with everything resolved, None where none was chosen."""
+    from omegaconf import OmegaConf
+
+    if cfg.model is None:
+        return None
+    whole = OmegaConf.to_container(OmegaConf.create({"model": cfg.model}), resolve=True)
+    assert isinstance(whole, dict)
+    return dict(whole["model"])
 
 
 def _sample_config(overrides: Sequence[str]) -> DictConfig:

@@ -1,7 +1,8 @@
 """`scoreline inspect PATH ..`: what a checkpoint or a calibration record is, as text.
 
-PATH is a safetensors file, a directory that holds a model.safetensors, or the name of a shipped model (digits_vp).
-A checkpoint tells its card, a record its provenance and measurements. Nothing in a file is run or built.
+PATH is a safetensors file, a directory that holds a model.safetensors, or the name of a shipped model (digits_vp); or a
+checkpoint of another project (a file of torch, a pickle, a folder of diffusers). A checkpoint of ours tells its card, a
+record its provenance and measurements, a foreign one what it names and holds. Nothing in a file is run or built.
 """
 
 import json
@@ -16,6 +17,7 @@ from scoreline import checkpoints, entry
 from scoreline.calibration import record, target_variance_table
 from scoreline.errors import InputError, did_you_mean
 from scoreline.files import sha256
+from scoreline.foreign import description, families
 
 LEVELS = 10
 """Rows of the table of a score_norm record."""
@@ -60,6 +62,8 @@ def find(word: str) -> Path:
     path = entry.model_path(word)
     if path.is_file():
         return path
+    if any((Path(word) / name).is_file() for name in ("model_index.json", "config.json")):
+        return Path(word)
     if Path(word).is_dir():
         others = ", ".join(sorted(str(file) for file in Path(word).glob("*.safetensors"))[:3])
         raise InputError(f"{word}: a directory without model.safetensors; name a file{others and f', as {others}'}")
@@ -71,19 +75,29 @@ def text(path: Path) -> str:
     """The description of one file, control characters escaped.
 
     Raises:
-        InputError: if it is no safetensors file, none of ours, or its metadata is damaged.
+        InputError: if it is no checkpoint, or its metadata is damaged.
     """
+    if path.is_dir() or not (path.suffix == ".safetensors" or families.is_safetensors(path)):
+        return "\n".join([printable(f"{path}: checkpoint of another project"), *foreign_lines(path)])
     header = read(path)
     describe = {checkpoints.FORMAT: checkpoint_lines, record.FORMAT: record_lines}.get(_format(header))
     if describe is None:
-        raise InputError(
-            f"{path}: neither a checkpoint nor a record of scoreline but a safetensors file with {_tensors(header)} "
-            f"and {_metadata(header)}; give a file written by train.py or calibrate.py"
-        )
+        head = f"{path}: no file of scoreline, but a safetensors file with {_tensors(header)} and {_metadata(header)}"
+        return "\n".join([printable(head), *foreign_lines(path)])
     try:
         return "\n".join(map(printable, describe(header)))
     except (LookupError, ValueError, TypeError, AttributeError, RuntimeError) as error:
         raise InputError(f"{path}: its metadata is damaged ({error!r:.80}); copy or make it again") from error
+
+
+def foreign_lines(path: Path) -> Iterator[str]:
+    """A checkpoint of another project.
+
+    Raises:
+        InputError: if it is none.
+    """
+    for name, shown, depth in description.lines(path):
+        yield printable(line(name, shown, depth))
 
 
 def read(path: Path) -> Header:

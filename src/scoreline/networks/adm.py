@@ -1,35 +1,50 @@
-"""ADM, the U-Net of Dhariwal & Nichol."""
+"""ADM, the U-Net of Dhariwal & Nichol, with the choices of its released code."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from torch import nn
 
 from scoreline.errors import InputError
-from scoreline.networks.checks import check_sizes
+from scoreline.networks.checks import check_choice, check_sizes
+from scoreline.networks.conv_resampling import Down, Up
 from scoreline.networks.embeddings import Sinusoidal
+from scoreline.networks.fir_resampling import Resample
 from scoreline.networks.initialisation import zeroed
 from scoreline.networks.levels import Kinds, Plan
 from scoreline.networks.plain_unet import PlainUNet
 from scoreline.networks.residual_block import ResidualBlock, Style
 
+RESAMPLING = ("residual", "convolution", "plain")
+
 
 class DhariwalUNet(PlainUNet):
-    """F(image (B, C, R, R), noise label (B,), class (B,) or None, augmentation (B, A) or None) -> (B, C, R, R).
+    """F(image (B, C, R, R), noise label (B,), class (B,) or None, augmentation (B, A) or None) -> (B, C', R, R).
 
     Residual blocks scaled and shifted by the embedding, `blocks` per level of width `width * multipliers[level]`, which
     attend at the resolutions in `attention` and in the bottleneck with width / head_channels heads, and change the
     resolution by means of 2x2 pixels. A class that is None or negative, and an augmentation that is None, are zeros.
-    Names and layouts of the weights are those of EDM's checkpoints.
+    The defaults are the network as Karras et al. have it, and names and layouts of the weights those of their
+    checkpoints; the other choices are those of Nichol & Dhariwal and of Dhariwal & Nichol.
 
     Args:
+        multipliers: may be fractions that make whole widths, such as 0.5.
         label_dropout: probability of hiding the class; the training module does so.
         augment_dim: A, numbers in an augmentation label.
         checkpointing: while training, compute the activations of residual blocks twice instead of keeping them.
+        heads: of every attention, in the place of width / head_channels; 0 for the latter.
+        decoder_heads: the same for the levels of the decoder, if not 0.
+        scale_shift_norm: False adds the embedding before the second normalisation.
+        resampling: between levels: `residual` blocks, `convolution` of stride 2 or after the nearest neighbour, or
+            `plain` means and nearest neighbours.
+        qkv_order: of the channels that attend: interleaved | heads_first | qkv_first, see `qkv_attention`.
+        output_factor: C' / C, 2 for networks that also learned a variance; say so in the parameterisation too.
 
     Raises:
-        InputError: if the resolution cannot be halved so often, or heads do not divide a width that attends.
+        InputError: if the resolution cannot be halved so often, heads do not divide a width that attends, or a choice
+            is none of the above.
 
-    Source: Dhariwal & Nichol (2021), arXiv:2105.05233, Sec. 3; as in Karras et al. (2022), arXiv:2206.00364, App. F.
+    Source: Nichol & Dhariwal (2021), arXiv:2102.09672, Sec. 3 and App. A; Dhariwal & Nichol (2021), arXiv:2105.05233,
+    Sec. 3; as in Karras et al. (2022), arXiv:2206.00364, App. F.
     """
 
     def __init__(
@@ -37,7 +52,7 @@ class DhariwalUNet(PlainUNet):
         channels: int,
         resolution: int,
         width: int = 192,
-        multipliers: Sequence[int] = (1, 2, 3, 4),
+        multipliers: Sequence[float] = (1, 2, 3, 4),
         blocks: int = 3,
         attention: Sequence[int] = (32, 16, 8),
         head_channels: int = 64,
@@ -46,23 +61,34 @@ class DhariwalUNet(PlainUNet):
         label_dropout: float = 0.0,
         augment_dim: int = 0,
         checkpointing: bool = False,
+        heads: int = 0,
+        decoder_heads: int = 0,
+        scale_shift_norm: bool = True,
+        resampling: str = "residual",
+        qkv_order: str = "interleaved",
+        output_factor: int = 1,
     ) -> None:
-        check_sizes(resolution, width, multipliers, blocks)
-        widths = tuple(width * multiplier for multiplier in multipliers)
-        style = Style(4 * width, dropout)
+        check_sizes(resolution, width, multipliers, blocks, fractions=True)
+        check_choice("resampling", resampling, RESAMPLING)
+        if output_factor < 1:
+            raise InputError(f"model.network.output_factor={output_factor}: must be 1, or 2 with a learned variance")
+        widths = tuple(int(width * multiplier) for multiplier in multipliers)
+        style = Style(4 * width, dropout, adaptive=scale_shift_norm, qkv_order=qkv_order)
+        down, up = _resamplers(resampling, style)
 
-        def block(inputs: int, outputs: int, attends: bool) -> ResidualBlock:
-            return ResidualBlock(inputs, outputs, style, _heads(outputs, head_channels) if attends else 0)
+        def blocks_with(key: str, count: int) -> Callable[[int, int, bool], ResidualBlock]:
+            def block(inputs: int, outputs: int, attends: bool) -> ResidualBlock:
+                return ResidualBlock(
+                    inputs, outputs, style, _heads(outputs, head_channels, key, count) if attends else 0
+                )
 
-        kinds = Kinds(
-            block,
-            down=lambda size: ResidualBlock(size, size, style, direction="down"),
-            up=lambda size: ResidualBlock(size, size, style, direction="up"),
-        )
-        plan = Plan(channels, resolution, widths[0], widths, blocks, tuple(attention))
+            return block
+
+        encoder_block = blocks_with("heads", heads)
+        decoder_block = blocks_with("decoder_heads", decoder_heads) if decoder_heads else encoder_block
         super().__init__(
-            plan,
-            kinds,
+            Plan(channels, resolution, widths[0], widths, blocks, tuple(attention)),
+            Kinds(encoder_block, down, up, decoder_block),
             Sinusoidal(width),
             width,
             style.eps,
@@ -70,6 +96,7 @@ class DhariwalUNet(PlainUNet):
             label_dropout,
             augment_dim,
             checkpointing,
+            output_factor,
         )
         if self.map_augment is not None:
             zeroed(self.map_augment)
@@ -77,9 +104,19 @@ class DhariwalUNet(PlainUNet):
             nn.init.normal_(self.map_label.weight)
 
 
-def _heads(channels: int, head_channels: int) -> int:
-    if head_channels < 1 or channels % head_channels:
-        raise InputError(
-            f"model.network.head_channels={head_channels}: must divide the {channels} channels of a level that attends"
-        )
-    return channels // head_channels
+def _resamplers(kind: str, style: Style) -> tuple[Callable[[int], nn.Module], Callable[[int], nn.Module]]:
+    if kind == "convolution":
+        return Down, Up
+    if kind == "plain":
+        return lambda size: Resample("down", style.taps), lambda size: Resample("up", style.taps)
+    return (
+        lambda size: ResidualBlock(size, size, style, direction="down"),
+        lambda size: ResidualBlock(size, size, style, direction="up"),
+    )
+
+
+def _heads(channels: int, head_channels: int, key: str, heads: int) -> int:
+    name, number = (key, heads) if heads else ("head_channels", head_channels)
+    if number < 1 or channels % number:
+        raise InputError(f"model.network.{name}={number}: must divide the {channels} channels of a level that attends")
+    return heads or channels // head_channels

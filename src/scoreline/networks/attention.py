@@ -32,16 +32,25 @@ class Attention(nn.Module):
         return out
 
 
-def interleaved_attention(qkv: Tensor, heads: int, twice: bool = False) -> Tensor:
+QKV_ORDERS = {"interleaved": "hdp", "heads_first": "hpd", "qkv_first": "phd"}
+"""Order of the channels of (q, k, v): which of head h, part p of the three and channel d of a head changes slowest."""
+
+
+def qkv_attention(qkv: Tensor, heads: int, order: str = "interleaved", twice: bool = False) -> Tensor:
     """softmax(q k^T / sqrt(d)) v over all positions; (B, 3 C, H, W) -> (B, C, H, W), d = C / heads.
 
-    Channel h 3 d + 3 c + (0, 1, 2) is channel c of (q, k, v) of head h, the layout of EDM's checkpoints.
+    Channel c of part p (0, 1, 2: q, k, v) of head h is channel h 3 d + 3 c + p of `qkv` if interleaved, as in EDM's
+    checkpoints; h 3 d + p d + c with heads_first and p C + h d + c with qkv_first, as in those of Dhariwal & Nichol,
+    who call them the legacy and the new order. With one head the latter two are the same.
 
     Args:
         twice: the result can be differentiated twice, which fused kernels cannot do.
     """
     b, channels, height, width = qkv.shape
-    split = qkv.reshape(b, heads, channels // (3 * heads), 3, height * width).permute(3, 0, 1, 4, 2).contiguous()
+    sizes, letters = {"h": heads, "d": channels // (3 * heads), "p": 3}, QKV_ORDERS[order]
+    split = qkv.reshape(b, *(sizes[letter] for letter in letters), height * width)
+    axes = {letter: 1 + letters.index(letter) for letter in letters}
+    split = split.permute(axes["p"], 0, axes["h"], 4, axes["d"]).contiguous()
     with sdpa_kernel(SDPBackend.MATH) if twice else nullcontext():
         mixed = scaled_dot_product_attention(split[0], split[1], split[2])
     return mixed.transpose(-1, -2).reshape(b, channels // 3, height, width)

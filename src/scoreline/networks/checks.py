@@ -5,14 +5,23 @@ from collections.abc import Collection, Sequence
 from scoreline.errors import InputError
 
 
-def check_sizes(resolution: int, width: int, multipliers: Sequence[int], blocks: int) -> None:
+def check_sizes(
+    resolution: int, width: int, multipliers: Sequence[float], blocks: int, fractions: bool = False
+) -> None:
     """Every level has blocks and can be halved into the next; the embedding of the noise has halves of two or more.
+
+    Args:
+        fractions: multipliers may be fractions that make whole widths, such as 0.5.
 
     Raises:
         InputError: naming the key.
     """
-    if not multipliers or min(multipliers) < 1:
-        raise InputError(f"model.network.multipliers={list(multipliers)}: give a positive integer for every level")
+    whole = [width * multiplier if fractions else multiplier for multiplier in multipliers]
+    if not whole or min(whole) < 1 or any(number % 1 for number in whole):
+        other = f", or a fraction of width={width} that is whole" if fractions else ""
+        raise InputError(
+            f"model.network.multipliers={list(multipliers)}: give a positive integer for every level{other}"
+        )
     if width < 4 or width % 2:
         raise InputError(f"model.network.width={width}: must be even and at least 4")
     if blocks < 1:

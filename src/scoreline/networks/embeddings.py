@@ -47,8 +47,8 @@ class Fourier(nn.Module):
         self.register_buffer(buffer, torch.randn(dim // 2) * scale)
 
     def forward(self, c: Tensor) -> Tensor:
-        frequencies = self.get_buffer(self.buffer).to(c.dtype)
-        return _waves(2 * math.pi * c[:, None] * frequencies, self.sine_first)
+        frequencies = (2 * math.pi * self.get_buffer(self.buffer)).to(c.dtype)  # in EDM's order, for its last bits
+        return _waves(c[:, None] * frequencies, self.sine_first)
 
 
 def _waves(angle: Tensor, sine_first: bool) -> Tensor:

@@ -48,7 +48,7 @@ class Resample(nn.Module):
 
     def __init__(self, direction: Direction, taps: Sequence[float]) -> None:
         super().__init__()
-        self.direction, self.padding = direction, (len(taps) - 1) // 2
+        self.taps, self.direction, self.padding = tuple(taps), direction, (len(taps) - 1) // 2
         self.resample_filter: Tensor
         self.register_buffer("resample_filter", fir_kernel(taps))
 
@@ -62,7 +62,7 @@ class ResampledConv(nn.Conv2d):
 
     def __init__(self, inputs: int, outputs: int, size: int, direction: Direction, taps: Sequence[float]) -> None:
         super().__init__(inputs, outputs, size, padding=size // 2)
-        self.direction, self.fir_padding = direction, (len(taps) - 1) // 2
+        self.taps, self.direction, self.fir_padding = tuple(taps), direction, (len(taps) - 1) // 2
         self.resample_filter: Tensor
         self.register_buffer("resample_filter", fir_kernel(taps))
 
@@ -76,6 +76,7 @@ class ConvThenHalve(nn.Conv2d):
 
     def __init__(self, inputs: int, outputs: int, taps: Sequence[float]) -> None:
         super().__init__(inputs, outputs, 3, padding=1 + (len(taps) - 1) // 2)
+        self.taps = tuple(taps)
         self.resample_filter: Tensor
         self.register_buffer("resample_filter", fir_kernel(taps))
 

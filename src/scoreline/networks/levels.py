@@ -57,11 +57,13 @@ class Kinds:
     Attributes:
         block: (inputs, outputs, attends) -> residual block.
         down, up: channels -> layer to half or twice the resolution.
+        decoder_block: as `block`, for the levels of the decoder, if it differs there.
     """
 
     block: Callable[[int, int, bool], nn.Module]
     down: Callable[[int], nn.Module]
     up: Callable[[int], nn.Module]
+    decoder_block: Callable[[int, int, bool], nn.Module] | None = None
 
 
 def encoder_layers(plan: Plan, kinds: Kinds) -> dict[str, nn.Module]:
@@ -82,6 +84,7 @@ def encoder_layers(plan: Plan, kinds: Kinds) -> dict[str, nn.Module]:
 def decoder_layers(plan: Plan, kinds: Kinds) -> dict[str, nn.Module]:
     """{R}x{R}_in0, {R}x{R}_in1 or {R}x{R}_up, then {R}x{R}_block{i}, level by level, the coarsest first."""
     layers: dict[str, nn.Module] = {}
+    block = kinds.decoder_block or kinds.block
     skips, current = plan.skips(), plan.widths[-1]
     for level, width in reversed(list(enumerate(plan.widths))):
         if level == len(plan.widths) - 1:
@@ -91,7 +94,7 @@ def decoder_layers(plan: Plan, kinds: Kinds) -> dict[str, nn.Module]:
             layers[f"{plan.at(level)}_up"] = kinds.up(current)
         for index in range(plan.blocks + 1):
             attends = plan.attends(level) and (index == plan.blocks or not plan.attend_last)
-            layers[f"{plan.at(level)}_block{index}"] = kinds.block(current + skips.pop(), width, attends)
+            layers[f"{plan.at(level)}_block{index}"] = block(current + skips.pop(), width, attends)
             current = width
     return layers
 

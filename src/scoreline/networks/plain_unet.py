@@ -20,6 +20,7 @@ class PlainUNet(nn.Module):
     Args:
         embedding: noise label (B,) -> (B, width); 4 `width` numbers reach the blocks.
         eps: of the normalisation before the head.
+        output_factor: the output has that many times the image's channels.
     """
 
     def __init__(
@@ -33,6 +34,7 @@ class PlainUNet(nn.Module):
         label_dropout: float,
         augment_dim: int,
         checkpointing: bool,
+        output_factor: int = 1,
     ) -> None:
         super().__init__()
         check_probability("label_dropout", label_dropout)
@@ -45,7 +47,7 @@ class PlainUNet(nn.Module):
         self.enc = nn.ModuleDict(encoder_layers(plan, kinds))
         self.dec = nn.ModuleDict(decoder_layers(plan, kinds))
         self.out_norm = group_norm(plan.widths[0], eps)
-        self.out_conv = zeroed(nn.Conv2d(plan.widths[0], plan.channels, 3, padding=1))
+        self.out_conv = zeroed(nn.Conv2d(plan.widths[0], output_factor * plan.channels, 3, padding=1))
 
     def forward(self, x: Tensor, noise: Tensor, label: Tensor | None = None, augment: Tensor | None = None) -> Tensor:
         embedding = self._embed(noise, label, augment)

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from torch.nn.functional import silu
 from torch.utils.checkpoint import checkpoint
 
-from scoreline.networks.attention import interleaved_attention, may_be_differentiated_twice
-from scoreline.networks.checks import check_probability
+from scoreline.networks.attention import QKV_ORDERS, may_be_differentiated_twice, qkv_attention
+from scoreline.networks.checks import check_choice, check_probability
 from scoreline.networks.fir_resampling import Direction, Resample, ResampledConv
 from scoreline.networks.initialisation import zeroed
 from scoreline.networks.normalisation import group_norm
@@ -27,6 +27,7 @@ class Style:
         eps: of the normalisations.
         taps: of the filter of blocks that change the resolution.
         project_resampled: a 1x1 convolution on the bypass of such blocks even if the channels stay the same.
+        qkv_order: of the channels that attend, see `qkv_attention`.
     """
 
     embedding: int
@@ -36,6 +37,7 @@ class Style:
     eps: float = 1e-5
     taps: Sequence[float] = (1.0, 1.0)
     project_resampled: bool = False
+    qkv_order: str = "interleaved"
 
 
 class ResidualBlock(nn.Module):
@@ -53,7 +55,9 @@ class ResidualBlock(nn.Module):
     ) -> None:
         super().__init__()
         check_probability("dropout", style.dropout)
-        self.adaptive, self.scale, self.heads = style.adaptive, style.residual_scale, heads
+        check_choice("qkv_order", style.qkv_order, QKV_ORDERS)
+        self.adaptive, self.scale = style.adaptive, style.residual_scale
+        self.heads, self.qkv_order = heads, style.qkv_order
         self.norm0 = group_norm(inputs, style.eps)
         self.conv0 = _convolution(inputs, outputs, 3, style, direction)
         self.affine = nn.Linear(style.embedding, 2 * outputs if style.adaptive else outputs)
@@ -80,7 +84,8 @@ class ResidualBlock(nn.Module):
         return torch.addcmul(shift, self.norm1(hidden), scale + 1)
 
     def _attended(self, x: Tensor) -> Tensor:
-        mixed = interleaved_attention(self.qkv(self.norm2(x)), self.heads, may_be_differentiated_twice(self))
+        qkv = self.qkv(self.norm2(x))
+        mixed = qkv_attention(qkv, self.heads, self.qkv_order, may_be_differentiated_twice(self))
         out: Tensor = self.proj(mixed)
         return out
 

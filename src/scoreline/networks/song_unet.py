@@ -3,20 +3,23 @@
 import math
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
+from scoreline.errors import InputError
 from scoreline.networks.checks import check_choice, check_probability, check_sizes
 from scoreline.networks.conditions import one_hot, or_zeros
 from scoreline.networks.embeddings import Fourier, Sinusoidal
-from scoreline.networks.fir_resampling import ConvThenHalve
+from scoreline.networks.fir_resampling import ConvThenHalve, Resample
 from scoreline.networks.initialisation import xavier
-from scoreline.networks.levels import Kinds, Plan, Step, decode, decoder_layers, encoder_layers
+from scoreline.networks.levels import Kinds, Plan, Step, decoder_layers, encoder_layers
 from scoreline.networks.normalisation import group_norm
 from scoreline.networks.residual_block import ResidualBlock, Style, run
 
 EMBEDDINGS = ("positional", "fourier")
-ENCODERS = ("standard", "residual")
+ENCODERS = ("standard", "residual", "skip")
+DECODERS = ("standard", "skip")
 EPS = 1e-6
 FOURIER_SCALE = 16.0
 SCALES = {"conv1": 1e-5, "proj": 1e-5, "aux_conv": 1e-5, "qkv": math.sqrt(0.2)}
@@ -24,7 +27,7 @@ SCALES = {"conv1": 1e-5, "proj": 1e-5, "aux_conv": 1e-5, "qkv": math.sqrt(0.2)}
 
 
 class SongUNet(nn.Module):
-    """F(image (B, C, R, R), noise label (B,), class (B,) or None, augmentation (B, A) or None) -> (B, C, R, R).
+    """F(image (B, C, R, R), noise label (B,), class (B,) or None, augmentation (B, A) or None) -> (B, C', R, R).
 
     Residual blocks to which the embedding is added, every sum divided by sqrt(2), `blocks` per level of width
     `width * multipliers[level]`, which attend with one head at the resolutions in `attention` (in the decoder the last
@@ -36,15 +39,19 @@ class SongUNet(nn.Module):
     Args:
         embedding: positional (DDPM++), for labels up to 1000 or of order one, or fourier (NCSN++), of order one.
         encoder: standard (DDPM++), or residual (NCSN++): each level also adds what a 3x3 convolution and the filter
-            make of the sum one level above, and of the image at first.
+            make of the sum one level above, and of the image at first; or skip (NCSN++ of 256 pixels and more): each
+            level also adds a 1x1 convolution of the image at its resolution.
+        decoder: standard, or skip (NCSN++ of 256 pixels and more): every level has a head of its own, and the output
+            is their sum, each filtered up to the next level.
         resample_filter: taps of the filter, (1, 1) for DDPM++, (1, 3, 3, 1) for NCSN++.
         label_dropout: probability of hiding the class; the training module does so.
         augment_dim: A, numbers in an augmentation label.
         checkpointing: while training, compute the activations of residual blocks twice instead of keeping them.
+        output_factor: C' / C, 2 for networks that also learned a variance; say so in the parameterisation too.
 
     Raises:
-        InputError: if the resolution cannot be halved so often, for an unknown embedding or encoder, and for a filter
-            of an odd number of taps.
+        InputError: if the resolution cannot be halved so often, for an unknown embedding, encoder or decoder, for a
+            filter of an odd number of taps, and for an output_factor below 1.
 
     Source: Song et al. (2021), arXiv:2011.13456, App. H; as in Karras et al. (2022), arXiv:2206.00364, App. F.
     """
@@ -65,18 +72,23 @@ class SongUNet(nn.Module):
         label_dropout: float = 0.0,
         augment_dim: int = 0,
         checkpointing: bool = False,
+        decoder: str = "standard",
+        output_factor: int = 1,
     ) -> None:
         super().__init__()
         check_sizes(resolution, width, multipliers, blocks)
         check_choice("embedding", embedding, EMBEDDINGS)
         check_choice("encoder", encoder, ENCODERS)
+        check_choice("decoder", decoder, DECODERS)
         check_probability("label_dropout", label_dropout)
+        if output_factor < 1:
+            raise InputError(f"model.network.output_factor={output_factor}: must be 1, or 2 with a learned variance")
         self.resolution, self.num_classes, self.label_dropout = resolution, num_classes, label_dropout
         self.augment_dim, self.checkpointing = augment_dim, checkpointing
         self._build_embedding(width, embedding)
         widths = tuple(width * multiplier for multiplier in multipliers)
         plan = Plan(channels, resolution, width, widths, blocks, tuple(attention), attend_last=True)
-        self._build_layers(plan, encoder == "residual", _style(4 * width, dropout, resample_filter))
+        self._build_layers(plan, encoder, decoder, output_factor, _style(4 * width, dropout, resample_filter))
         xavier(self, SCALES)
 
     def _build_embedding(self, width: int, kind: str) -> None:
@@ -90,17 +102,15 @@ class SongUNet(nn.Module):
         self.map_augment = nn.Linear(self.augment_dim, inputs, bias=False) if self.augment_dim else None
         self.map_layer0, self.map_layer1 = nn.Linear(inputs, features), nn.Linear(features, features)
 
-    def _build_layers(self, plan: Plan, residual: bool, style: Style) -> None:
+    def _build_layers(self, plan: Plan, encoder: str, decoder: str, output_factor: int, style: Style) -> None:
         kinds = Kinds(
             block=lambda inputs, outputs, attends: ResidualBlock(inputs, outputs, style, heads=int(attends)),
             down=lambda size: ResidualBlock(size, size, style, direction="down"),
             up=lambda size: ResidualBlock(size, size, style, direction="up"),
         )
-        layers = encoder_layers(plan, kinds)
-        self.enc = nn.ModuleDict(_with_residuals(layers, plan, style.taps) if residual else layers)
-        self.dec = nn.ModuleDict(decoder_layers(plan, kinds))
-        self.dec[f"{plan.at(0)}_aux_norm"] = group_norm(plan.widths[0], EPS)
-        self.dec[f"{plan.at(0)}_aux_conv"] = nn.Conv2d(plan.widths[0], plan.channels, 3, padding=1)
+        outputs, decoded = output_factor * plan.channels, decoder_layers(plan, kinds)
+        self.enc = nn.ModuleDict(_with_the_image(encoder_layers(plan, kinds), plan, encoder, style.taps))
+        self.dec = nn.ModuleDict(_with_heads(decoded, plan, decoder, outputs, style.taps))
 
     def forward(self, x: Tensor, noise: Tensor, label: Tensor | None = None, augment: Tensor | None = None) -> Tensor:
         embedding = self._embed(noise, label, augment)
@@ -108,11 +118,7 @@ class SongUNet(nn.Module):
         def step(layer: nn.Module, image: Tensor) -> Tensor:
             return run(layer, image, embedding, self.checkpointing and self.training)
 
-        layers = ((name, layer) for name, layer in self.dec.items() if "_aux_" not in name)
-        x = decode(layers, self._encode(x, step), step)
-        norm, conv = (layer for name, layer in self.dec.items() if "_aux_" in name)
-        out: Tensor = conv(silu(norm(x)))
-        return out
+        return self._decode(self._encode(x, step), step)
 
     def _embed(self, noise: Tensor, label: Tensor | None, augment: Tensor | None) -> Tensor:
         vector: Tensor = self.map_noise(noise)
@@ -125,15 +131,32 @@ class SongUNet(nn.Module):
 
     def _encode(self, x: Tensor, step: Step) -> list[Tensor]:
         skips: list[Tensor] = []
-        total = x
+        image = x
         for name, layer in self.enc.items():
             if name.endswith("_aux_residual"):
-                total = x = (x + layer(total)) * math.sqrt(0.5)
-                skips[-1] = x
+                image = skips[-1] = x = (x + layer(image)) * math.sqrt(0.5)
+            elif name.endswith("_aux_down"):
+                image = layer(image)
+            elif name.endswith("_aux_skip"):
+                skips[-1] = x = x + layer(image)
             else:
                 x = step(layer, x)
                 skips.append(x)
         return skips
+
+    def _decode(self, skips: list[Tensor], step: Step) -> Tensor:
+        x = skips[-1]
+        normalised, out = x, x.new_zeros(())
+        for name, layer in self.dec.items():
+            if name.endswith("_aux_up"):
+                out = layer(out)
+            elif name.endswith("_aux_norm"):
+                normalised = layer(x)
+            elif name.endswith("_aux_conv"):
+                out = out + layer(silu(normalised))
+            else:
+                x = step(layer, torch.cat([x, skips.pop()], dim=1) if "_block" in name else x)
+        return out
 
 
 def _style(features: int, dropout: float, taps: Sequence[float]) -> Style:
@@ -148,15 +171,38 @@ def _style(features: int, dropout: float, taps: Sequence[float]) -> Style:
     )
 
 
-def _with_residuals(layers: dict[str, nn.Module], plan: Plan, taps: Sequence[float]) -> dict[str, nn.Module]:
-    """{R}x{R}_aux_residual after every {R}x{R}_down, to as many channels as that returns."""
+def _with_the_image(
+    layers: dict[str, nn.Module], plan: Plan, encoder: str, taps: Sequence[float]
+) -> dict[str, nn.Module]:
+    """After every {R}x{R}_down {R}x{R}_aux_residual, or _aux_down and _aux_skip, to as many channels as it returns."""
     found: dict[str, nn.Module] = {}
     widths = iter((plan.channels, *plan.widths))
     inputs = next(widths)
     for name, layer in layers.items():
         found[name] = layer
-        if name.endswith("_down"):
+        if name.endswith("_down") and encoder == "residual":
             outputs = next(widths)
             found[name.replace("_down", "_aux_residual")] = ConvThenHalve(inputs, outputs, taps)
             inputs = outputs
+        elif name.endswith("_down") and encoder == "skip":
+            found[name.replace("_down", "_aux_down")] = Resample("down", taps)
+            found[name.replace("_down", "_aux_skip")] = nn.Conv2d(plan.channels, next(widths), 1)
+    return found
+
+
+def _with_heads(
+    layers: dict[str, nn.Module], plan: Plan, decoder: str, outputs: int, taps: Sequence[float]
+) -> dict[str, nn.Module]:
+    """_aux_norm and _aux_conv after the last block of the finest level, or of every level, then after _aux_up."""
+    found: dict[str, nn.Module] = {}
+    lasts = {f"{plan.at(level)}_block{plan.blocks}": level for level in range(len(plan.widths))}
+    for name, layer in layers.items():
+        found[name] = layer
+        level = lasts.get(name)
+        if level is None or (level > 0 and decoder == "standard"):
+            continue
+        if decoder == "skip" and level < len(plan.widths) - 1:
+            found[f"{plan.at(level)}_aux_up"] = Resample("up", taps)
+        found[f"{plan.at(level)}_aux_norm"] = group_norm(plan.widths[level], EPS)
+        found[f"{plan.at(level)}_aux_conv"] = nn.Conv2d(plan.widths[level], outputs, 3, padding=1)
     return found

@@ -1,0 +1,1 @@
+"""Checkpoints of other projects: read without running any of their code, and translated into ours."""

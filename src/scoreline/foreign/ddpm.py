@@ -1,0 +1,124 @@
+"""DDPM U-Nets as saved by pytorch_diffusion, DDIM and PNDM.
+
+A file is a state dict, one set of weights; or a list of a state dict (with the prefix `module.` of DataParallel), the
+optimiser, epoch, step and, with DDIM, the averaged parameters.
+
+Source: Ho et al. (2020), arXiv:2006.11239; Song et al. (2021), arXiv:2010.02502; Liu et al. (2022), arXiv:2202.09778.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from scoreline.errors import InputError
+from scoreline.foreign.given import check_groups, float_weights, given_network
+from scoreline.foreign.imported import Imported, Rule, interleaved, translate
+from scoreline.foreign.layers import layer, layers, level_and_kind
+from scoreline.networks.ddpm_unet import DDPMUNet
+from scoreline.networks.residual_block import ResidualBlock
+from scoreline.specs import Spec
+
+INERT: frozenset[str] = frozenset()
+MODELS = (
+    *("cifar10_ddpm", "celeba64_ddpm", "celeba64_pndm"),
+    *("lsun_bedroom256_ddpm", "lsun_cat256_ddpm", "lsun_church256_ddpm"),
+)
+PREFIX = "module."
+KNOWN_BY = {"temb.dense.0.weight", "mid.block_1.temb_proj.weight", "mid.attn_1.q.weight"}
+AVERAGE, EPOCH, STEP = 4, 2, 3
+"""Places in the list of DDIM; PNDM's ends before the first."""
+
+PARTS = {"norm0": "norm1", "conv0": "conv1", "affine": "temb_proj", "norm1": "norm2", "conv1": "conv2"}
+
+
+def recognises(tree: Any) -> bool:
+    """Whether this is the content of such a file."""
+    state = tree[0] if _is_list(tree) else tree
+    return isinstance(state, dict) and {str(name).removeprefix(PREFIX) for name in state} >= KNOWN_BY
+
+
+def imported(tree: Any, model: Spec | None, weights: str) -> Imported:
+    """The model of such a file.
+
+    A file that is one set of weights does not say whether they are an average: it is taken as stored for `ema` and
+    `raw` alike, and the notes say so.
+
+    Raises:
+        InputError: without a description, for one of another network, and without the weights that were asked for.
+    """
+    network = given_network(model, DDPMUNet, "ddpm", MODELS, without=("num_classes", "augment_dim"))
+    assert model is not None
+    check_groups(network, "ddpm")
+    if not recognises(tree):
+        raise InputError("holds no U-Net of pytorch_diffusion, DDIM or PNDM; name another family")
+    state, notes = _chosen(tree, weights)
+    shape = (int(model["network"]["channels"]), network.resolution, network.resolution)
+    return Imported(model, translate(state, table(network), network), shape, 0, notes)
+
+
+def table(network: DDPMUNet) -> dict[str, Rule]:
+    """Our names -> theirs."""
+    rules = layer("map_layer0", "temb.dense.0") | layer("map_layer1", "temb.dense.1")
+    rules |= layer("out_norm", "norm_out") | layer("out_conv", "conv_out")
+    for name, found in network.enc.items():
+        rules |= _encoder(name, network.resolution, found)
+    for name, found in network.dec.items():
+        rules |= _decoder(name, network.resolution, found)
+    return rules
+
+
+def _encoder(name: str, resolution: int, found: nn.Module) -> dict[str, Rule]:
+    ours, (level, kind) = f"enc.{name}", level_and_kind(name, resolution)
+    if kind == "conv":
+        return layer(ours, "conv_in")
+    if kind == "down":
+        return layer(f"{ours}.conv", f"down.{level - 1}.downsample.conv")
+    index = kind.removeprefix("block")
+    return _block(ours, f"down.{level}.block.{index}", f"down.{level}.attn.{index}", found)
+
+
+def _decoder(name: str, resolution: int, found: nn.Module) -> dict[str, Rule]:
+    ours, (level, kind) = f"dec.{name}", level_and_kind(name, resolution)
+    if kind == "in0":
+        return _block(ours, "mid.block_1", "mid.attn_1", found)
+    if kind == "in1":
+        return _block(ours, "mid.block_2", "", found)
+    if kind == "up":
+        return layer(f"{ours}.conv", f"up.{level + 1}.upsample.conv")
+    index = kind.removeprefix("block")
+    return _block(ours, f"up.{level}.block.{index}", f"up.{level}.attn.{index}", found)
+
+
+def _block(ours: str, residual: str, attention: str, found: nn.Module) -> dict[str, Rule]:
+    assert isinstance(found, ResidualBlock)
+    rules = layers(ours, residual, PARTS)
+    if isinstance(found.skip, nn.Conv2d):
+        rules |= layer(f"{ours}.skip", f"{residual}.nin_shortcut")
+    if found.heads:
+        rules |= layers(ours, attention, {"norm2": "norm", "proj": "proj_out"})
+        for kind in ("weight", "bias"):
+            rules[f"{ours}.qkv.{kind}"] = Rule(tuple(f"{attention}.{part}.{kind}" for part in "qkv"), interleaved)
+    return rules
+
+
+def _is_list(tree: Any) -> bool:
+    return isinstance(tree, list | tuple) and len(tree) > STEP
+
+
+def _chosen(tree: Any, weights: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The weights by their names in the network, and what there is to note."""
+    if not _is_list(tree):
+        return _state(tree), {"weights": "as stored: one set, average or not"}
+    notes = {"weights": weights, "epoch": tree[EPOCH], "step": tree[STEP]}
+    if weights == "raw":
+        return _state(tree[0]), notes
+    if len(tree) <= AVERAGE:
+        raise InputError(
+            "weights=ema: the file holds no averaged weights; give weights=raw, or import the file of them"
+        )
+    return _state(tree[AVERAGE]), notes
+
+
+def _state(tree: Mapping[str, Any]) -> dict[str, Tensor]:
+    return float_weights({str(name).removeprefix(PREFIX): value for name, value in tree.items()})

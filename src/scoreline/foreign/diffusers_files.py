@@ -1,0 +1,82 @@
+"""The files of a folder that diffusers' save_pretrained writes: JSON, and weights in one file or in shards."""
+
+import json
+import re
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from scoreline.errors import InputError
+from scoreline.foreign.torch_files import read
+
+STEM = "diffusion_pytorch_model"
+SINGLE = re.compile(STEM + r"(?:\.(?P<variant>\w+))?\.(?P<kind>safetensors|bin)")
+SHARDED = re.compile(STEM + r"\.(?P<kind>safetensors|bin)\.index(?:\.(?P<variant>\w+))?\.json")
+SHARD = re.compile(r"[\w.-]+\.(safetensors|bin)")
+
+LARGEST_JSON = 2**24  # bytes
+
+
+def weight_files(folder: Path, weights: str) -> list[Path]:
+    """The file of the weights, or its shards: the variant that is asked for, safetensors rather than .bin."""
+    found: dict[tuple[str, str], Path] = {}
+    for path in sorted(folder.iterdir()):
+        match = SINGLE.fullmatch(path.name) or SHARDED.fullmatch(path.name)
+        if match is not None:
+            found.setdefault((match["variant"] or "", match["kind"]), path)
+    variants = sorted({variant for variant, _ in found} - {"", "non_ema"})
+    order = ["non_ema", "", *variants] if weights == "raw" else ["", *variants]
+    for choice in ((variant, kind) for variant in order for kind in ("safetensors", "bin")):
+        if choice in found:
+            path = found[choice]
+            return _shards(path) if path.suffix == ".json" else [path]
+    if found:
+        raise InputError("weights=ema: the folder holds weights without an average only (non_ema); use weights=raw")
+    raise InputError(f"{STEM}.safetensors and {STEM}.bin are not there; copy the folder with its weights")
+
+
+def _shards(index: Path) -> list[Path]:
+    names = read_json(index).get("weight_map")
+    if not isinstance(names, dict) or not names:
+        raise InputError(f"{index.name}: holds no weight_map; copy the folder again")
+    for name in names.values():
+        if not isinstance(name, str) or SHARD.fullmatch(name) is None or not (index.parent / name).is_file():
+            raise InputError(f"{index.name}: {word(name)} is no file of this folder; copy the folder again")
+    return [index.parent / name for name in sorted(set(names.values()))]
+
+
+def tensors(files: Collection[Path]) -> dict[str, Tensor]:
+    state: dict[str, Tensor] = {}
+    for path in files:
+        part = read(path, ())
+        if not isinstance(part, dict) or not all(isinstance(n, str) and isinstance(w, Tensor) for n, w in part.items()):
+            raise InputError(f"{path.name}: is no state dict of tensors; copy the folder again")
+        if twice := sorted(set(part) & set(state)):
+            raise InputError(f"{path.name}: weight {word(twice[0])} is in another file too; copy the folder again")
+        state.update(part)
+    return state
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file.
+
+    Raises:
+        InputError: if there is none.
+    """
+    try:
+        if path.stat().st_size > LARGEST_JSON:
+            raise ValueError(f"{path.stat().st_size} bytes")
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(f"{path.name}: no readable JSON ({reason:.100}); copy the folder again") from error
+    if not isinstance(found, dict):
+        raise InputError(f"{path.name}: holds a {type(found).__name__}, no JSON object; copy the folder again")
+    return found
+
+
+def word(value: Any) -> str:
+    """A value of a file, fit for a message."""
+    return ascii(value)[:60]

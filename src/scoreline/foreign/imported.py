@@ -1,0 +1,116 @@
+"""What a foreign checkpoint becomes, and the tables by which its weights find their places in our networks."""
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from scoreline.errors import InputError, did_you_mean
+from scoreline.specs import Spec, rebuild
+
+
+@dataclass(frozen=True)
+class Imported:
+    """A model of another project, ready to be saved as ours.
+
+    Attributes:
+        model: descriptions of `network`, `noise_schedule` and `parameterisation`, as in a `Card`.
+        weights: of that network, by the names of its state dict; they may be views of the mapped source file.
+        shape: (C, H, W) of the images.
+        num_classes: 0 for an unconditional network.
+        notes: what the file says of itself besides (class names, arguments, step, which weights), plain JSON values.
+    """
+
+    model: Spec
+    weights: dict[str, Tensor]
+    shape: tuple[int, int, int]
+    num_classes: int
+    notes: dict[str, Any] = field(default_factory=dict)
+
+
+def as_it_is(weight: Tensor) -> Tensor:
+    return weight
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Where one weight of ours comes from: `make` of the named tensors of the source."""
+
+    sources: tuple[str, ...]
+    make: Callable[..., Tensor] = as_it_is
+
+
+def skeleton(network: Spec) -> nn.Module:
+    """The described network without memory for its weights: names and shapes only.
+
+    Raises:
+        InputError: for a description that `specs.rebuild` refuses.
+    """
+    with torch.device("meta"):
+        found: nn.Module = rebuild(network, nn.Module)
+    return found
+
+
+TRAINED_AS = "give the model=... that it was trained as"
+INCOMPLETE = "it does not fit its own description; get it anew"
+
+
+def translate(
+    state: Mapping[str, Tensor],
+    table: Mapping[str, Rule],
+    network: nn.Module,
+    ignored: Collection[str] = (),
+    remedy: str = TRAINED_AS,
+) -> dict[str, Tensor]:
+    """The network's state dict from a foreign one, every weight accounted for.
+
+    Args:
+        table: name of ours -> rule, for every name of the network's state dict.
+        ignored: names of the source that hold nothing of ours, such as constant buffers.
+        remedy: for weights that do not fit; INCOMPLETE for files that describe their own network.
+
+    Raises:
+        InputError: for a weight that is missing, left over, of another shape or not finite, named in one sentence.
+    """
+    expected = network.state_dict()
+    if set(table) != set(expected):
+        raise AssertionError(f"key table and network differ: {sorted(set(table) ^ set(expected))[:4]}")
+    _check_names(state, {source for rule in table.values() for source in rule.sources}, set(ignored), remedy)
+    return {name: _made(name, rule, state, expected[name].shape, remedy) for name, rule in table.items()}
+
+
+def _check_names(state: Mapping[str, Tensor], wanted: set[str], ignored: set[str], remedy: str) -> None:
+    missing, left = sorted(wanted - set(state)), sorted(set(state) - wanted - ignored)
+    if missing:
+        raise InputError(
+            f"weight {missing[0]} is not in the file{did_you_mean(missing[0], left)}"
+            f"{f' ({len(missing)} are missing)' * (len(missing) > 1)}; {remedy}"
+        )
+    if left:
+        raise InputError(
+            f"weight {left[0]} has no place in this network{f' ({len(left)} have none)' * (len(left) > 1)}; {remedy}"
+        )
+
+
+def _made(name: str, rule: Rule, state: Mapping[str, Tensor], shape: torch.Size, remedy: str) -> Tensor:
+    parts = [state[source] for source in rule.sources]
+    try:
+        made = rule.make(*parts)
+    except (RuntimeError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        found = tuple(parts[0].shape)
+        raise InputError(f"weight {rule.sources[0]} of shape {found} does not fit ({reason})") from error
+    if made.shape != shape:
+        raise InputError(
+            f"weight {rule.sources[0]} has shape {tuple(parts[0].shape)}, our {name} needs {tuple(shape)}; {remedy}"
+        )
+    if made.is_floating_point() and not bool(torch.isfinite(made).all()):
+        raise InputError(f"weight {rule.sources[0]} is not finite; use an earlier checkpoint")
+    return made
+
+
+def interleaved(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Rows of q, k and v (C, *) as our attention wants them: row 3 c + (0, 1, 2) is row c of (q, k, v); (3 C, *)."""
+    return torch.stack([q, k, v], dim=1).flatten(0, 1)

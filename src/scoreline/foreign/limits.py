@@ -1,0 +1,76 @@
+"""How much a foreign file may ask for, and the exception of the modules that read one."""
+
+from dataclasses import dataclass
+
+STEPS = 2_000_000
+"""Opcodes of one file; ten thousand tensors take 0.6 million in a file of torch.save, 1.2 million in a plain pickle."""
+
+CALL = 10
+"""Steps that the call of one of our functions costs, so that a small file cannot ask for millions of tensors."""
+
+COPIES = 2**26
+"""Bytes that may be copied beyond one copy of the whole file."""
+
+TEXT = 2**26
+"""Bytes of one string."""
+
+OBJECT = 2**20
+"""Bytes of one `bytes` object; longer ones are views of the file that only a tensor may use."""
+
+INTEGER = 1024
+"""Bytes or digits of one integer."""
+
+DEPTH = 200
+"""Containers inside one another."""
+
+NODES = 5_000_000
+"""Values of the tree, where one that is shared counts once for each place that holds it."""
+
+
+class FileError(ValueError):
+    """Why a file is not read; the message goes on from `PATH: `. It leaves this package as an `InputError`."""
+
+
+@dataclass(slots=True)
+class Budget:
+    """What is left of the steps and of the bytes to copy, shared by all parts of one file."""
+
+    steps: int
+    copies: int
+
+    @classmethod
+    def of(cls, size: int) -> "Budget":
+        """For a file of `size` bytes."""
+        return cls(STEPS, size + COPIES)
+
+    def step(self, count: int = 1) -> None:
+        """
+        Raises:
+            FileError: when more than `STEPS` were taken.
+        """
+        self.steps -= count
+        if self.steps < 0:
+            raise FileError(f"its pickle takes more than {STEPS:,} steps, which no checkpoint needs; get the file anew")
+
+    def copy(self, count: int) -> None:
+        """
+        Raises:
+            FileError: when more bytes are copied than the file and `COPIES` have.
+        """
+        self.copies -= count
+        if self.copies < 0:
+            raise FileError("its pickle copies the same bytes many times, which no checkpoint needs; get the file anew")
+
+
+def shown(value: object, longest: int = 120) -> str:
+    """A value of a file for a message: one line of ASCII, shortened; of a container only its type.
+
+    The text of a container may be exponentially long in the size of the file.
+    """
+    parts = value if type(value) is tuple and len(value) <= 8 else (value,)
+    if not all(part is None or type(part) in (str, bytes, int, float, bool) for part in parts):
+        return f"a {type(value).__name__}"
+    text = (value if type(value) is str else repr(value))[: longest + 1]
+    plain = text.encode("ascii", "backslashreplace").decode()
+    plain = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in plain)
+    return plain if len(plain) <= longest else f"{plain[:longest]}.."

@@ -1,0 +1,69 @@
+"""The names in a pickle, with no value made of any."""
+
+from contextlib import suppress
+from typing import Any
+
+from scoreline.foreign.limits import CALL, Budget
+from scoreline.foreign.pickles import Machine, Name, Record
+from scoreline.foreign.window import Window
+
+BYTES = "_codecs.encode"
+"""How protocols up to 2 spell bytes."""
+
+NESTED = "torch.storage._load_from_bytes"
+
+
+FILE = 5
+"""Pickles of a legacy file of torch."""
+
+
+class Survey(Machine):
+    """A machine that keeps texts, so that it knows which name is meant, and takes every call for a record."""
+
+    def __init__(self, budget: Budget, found: set[str], nested: bool) -> None:
+        super().__init__(self.note, lambda _: None, budget)
+        self.found, self.nested = found, nested
+
+    def all(self, window: Window, pickles: int) -> None:
+        for _ in range(pickles):
+            self.run(window)
+
+    def note(self, name: str) -> Name:
+        self.found.add(name)
+        return Name(name)
+
+    def called(self, function: Any, arguments: Any) -> Any:
+        self.budget.step(CALL)
+        first = arguments[0] if type(arguments) is tuple and arguments else None
+        name = function.name if type(function) is Name else ""
+        if name == BYTES and type(first) is str:
+            self.budget.copy(len(first))
+            return first.encode("latin1", "replace")
+        if name == NESTED:
+            self.inside(first)
+        return Record("", ())
+
+    def inside(self, content: Any) -> None:
+        """Note the names in the bytes of a file of torch inside the pickle, as far as it can be read."""
+        if not self.nested and type(content) in (bytes, memoryview):
+            with suppress(ValueError):
+                Survey(self.budget, self.found, True).all(Window(memoryview(content)), FILE)
+
+    def build(self, state: Any) -> None:
+        self.top()
+
+    def set_items(self, target: Any, values: list[Any]) -> None:
+        pass
+
+    def append(self, target: Any, values: list[Any]) -> None:
+        pass
+
+    def add(self, target: Any, values: Any) -> None:
+        pass
+
+
+def names(view: memoryview, budget: Budget, pickles: int) -> set[str]:
+    """The names in the first pickles of the view."""
+    found: set[str] = set()
+    Survey(budget, found, False).all(Window(view), pickles)
+    return found

@@ -1,0 +1,106 @@
+"""Checkpoints of torch as trees of plain values and tensors, read without running anything of theirs.
+
+A checkpoint of torch is a pickle, and loading a pickle runs what it says. Here none is loaded: `pickles.Machine` goes
+through its opcodes with functions of our own for the few names that weights need (`rebuild`), and refuses every other.
+
+Trusted: `pickletools` and `struct` (opcodes), `zipfile` (the directory of an archive), `torch.frombuffer` and
+`Tensor.set_` (tensors over the mapped file, after their sizes and strides were checked), and the safetensors library.
+Checksums are not verified. The tensors are views of the file, which must not change while they are in use.
+"""
+
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from scoreline.errors import InputError
+from scoreline.foreign import formats, survey, torch_legacy, torch_zip, trees
+from scoreline.foreign.limits import Budget, FileError, shown
+from scoreline.foreign.pickles import Machine, no_persistent
+from scoreline.foreign.rebuild import Rebuild
+from scoreline.foreign.window import Window
+
+
+def read(path: Path, inert: Collection[str] = ()) -> Any:
+    """The content of a torch zip file, a legacy torch file, a plain pickle or a safetensors file.
+
+    dict (an OrderedDict too), list, tuple, set, frozenset, str, int, float, complex, bool, None, bytes, bytearray, CPU
+    tensors (parameters and numpy arrays too), torch.dtype, and `pickles.Record` for what is in `inert`; a `Name` is a
+    class or function that is only mentioned. torch.Size is a tuple, torch.device a str, a numpy scalar a number. The
+    result is at most `limits.DEPTH` deep and has at most `limits.NODES` values however it is walked; nothing holds
+    itself. Tensors that shared memory in the file share it here.
+
+    Args:
+        inert: full names (module.name) that are kept as records of what the file says, never imported or called.
+
+    Raises:
+        InputError: for a file that is none of these, damaged, excessive, or that names anything else.
+    """
+    with _named(path):
+        view = formats.mapped(path)
+        return trees.check(_loader(formats.kind(view))(path, view, frozenset(inert)))
+
+
+def names(path: Path) -> list[str]:
+    """The full names of the classes and functions that a file mentions, sorted; nothing is evaluated.
+
+    Raises:
+        InputError: for a file that is none of those of `read`, or is damaged.
+    """
+    with _named(path):
+        view = formats.mapped(path)
+        found = formats.kind(view)
+        if found == formats.SAFETENSORS:
+            return []
+        if found == formats.ZIP:
+            view = torch_zip.pickled(torch_zip.entries(view))
+        return sorted(survey.names(view, Budget.of(len(view)), survey.FILE if found == formats.LEGACY else 1))
+
+
+def kind(path: Path) -> str:
+    """`torch zip file`, `legacy torch file`, `pickle` or `safetensors file`, told from the content.
+
+    Raises:
+        InputError: for anything else.
+    """
+    with _named(path):
+        return formats.kind(formats.mapped(path))
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Refusals name the file."""
+    try:
+        yield
+    except FileError as error:
+        raise InputError(f"{path}: {error}") from error
+    except Exception as error:  # a hostile file can make these modules raise anything; none of it may pass
+        raise InputError(f"{path}: it is damaged ({shown(str(error))}); get the file anew") from error
+
+
+def _loader(found: str) -> Callable[[Path, memoryview, frozenset[str]], Any]:
+    if found == formats.SAFETENSORS:
+        return _safetensors
+    load = {formats.ZIP: torch_zip.load, formats.LEGACY: torch_legacy.load, formats.PICKLE: _plain}[found]
+
+    def loader(_: Path, view: memoryview, inert: frozenset[str]) -> Any:
+        budget = Budget.of(len(view))
+        nested = partial(torch_legacy.load_nested, inert=inert, budget=budget)
+        return load(view, Rebuild(inert, nested, budget), budget)
+
+    return loader
+
+
+def _plain(view: memoryview, rebuild: Rebuild, budget: Budget) -> Any:
+    window = Window(view)
+    tree = Machine(rebuild.resolve, no_persistent, budget).run(window)
+    if window.left():
+        raise FileError(f"{window.left():,} bytes follow its pickle; get the file anew")
+    return tree
+
+
+def _safetensors(path: Path, _: memoryview, __: frozenset[str]) -> Any:
+    from safetensors.torch import load_file
+
+    return load_file(path)

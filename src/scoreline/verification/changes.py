@@ -1,0 +1,38 @@
+"""The same network with other conventions."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from scoreline.denoiser import Denoiser
+from scoreline.parameterisations import Parameterisation, Scalings
+
+Change = Callable[[Tensor, Scalings], Scalings]
+"""(rho, scalings at rho) -> other scalings."""
+
+
+@dataclass(frozen=True)
+class Altered(Parameterisation):
+    """Another parameterisation's scalings, changed."""
+
+    base: Parameterisation
+    change: Change
+
+    @property
+    def output_factor(self) -> int:  # type: ignore[override]
+        return self.base.output_factor
+
+    def __call__(self, rho: Tensor) -> Scalings:
+        return self.change(rho, self.base(rho))
+
+
+def altered(denoiser: Denoiser, change: Change) -> Denoiser:
+    """The same network with changed scalings."""
+    return Denoiser(denoiser.network, Altered(denoiser.parameterisation, change)).eval()
+
+
+def telling(denoiser: Denoiser, factor: float) -> Denoiser:
+    """The same network told the label of factor rho, all other scalings those of rho."""
+    base = denoiser.parameterisation
+    return altered(denoiser, lambda rho, scalings: scalings._replace(noise=base(factor * rho).noise))

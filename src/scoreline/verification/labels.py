@@ -1,0 +1,96 @@
+"""Whether the network does best with the label of the noise level that its input has."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from scoreline.denoiser import Denoiser
+from scoreline.parameterisations import IDDPM, NoisePrediction, Parameterisation
+from scoreline.sampling import Progress
+from scoreline.schedules.discrete import DiscreteVP
+from scoreline.verification.changes import Change, altered
+from scoreline.verification.loss import FACTORS, Losses, RealImages, losses
+from scoreline.verification.verdicts import RELEVANT, SURE, Verdict, mean
+
+HEARD = 3
+"""Levels at which the label must matter for a verdict."""
+
+SHIFTS = (0, -1, 1)
+
+SMALL_LABELS = (1, 5, 20)
+
+
+def best_factors(found: Losses) -> Tensor:
+    """For each level the factor with the least loss, (K,), if it is surely and relevantly below that of factor 1.
+
+    Below by more than `SURE` standard errors of the paired difference and by more than `RELEVANT` of the loss; else 1.
+    """
+    right = found.told[0]
+    gain = mean(right - found.told)
+    counts = (gain.value > SURE * gain.error) & (gain.value > RELEVANT * right.mean(-1))
+    size = torch.where(counts, gain.value, 0.0)
+    return torch.tensor(FACTORS, dtype=torch.float64)[size.argmax(0)]
+
+
+def indifferent(found: Losses) -> Tensor:
+    """At which levels (K,) no factor changes the loss by more than `RELEVANT` of it."""
+    right = found.told[0].mean(-1)
+    change = (found.told.mean(-1) - right).abs().nan_to_num(0.0)
+    return change.amax(0) <= RELEVANT * right
+
+
+def judge_labels(found: Losses) -> Verdict:
+    """Fails if at half of the levels or more the network prefers labels of one side, and at few those of the other.
+
+    Few is a quarter as many. Levels at which it is `indifferent` do not count: with EDM's preconditioning these are
+    many, since the other scalings tell most. E[x_0 | x] has the least loss of all functions of x, so a network that
+    was told another noise level than the state's can only lose; but networks are not perfect, and least so at the ends
+    of the range. Warns if less than `HEARD` levels count; skipped where losses are not finite.
+    """
+    if not bool(found.told[0].isfinite().all()):
+        return Verdict("labels", "skip", "the loss is not finite")
+    best, total = best_factors(found), int((~indifferent(found)).sum())
+    if total < HEARD:
+        text = f"the network hardly hears its label, at {total} of {len(best)} levels; look at label_scale"
+        return Verdict("labels", "warn", text)
+    sides = {"lower": best < 1, "higher": best > 1}
+    name, side = max(sides.items(), key=lambda item: int(item[1].sum()))
+    count = int(side.sum())
+    other = int((best != 1).sum()) - count
+    if 2 * count >= total and 4 * other <= count:
+        typical = float(best[side].median())
+        return Verdict(
+            "labels",
+            "fail",
+            f"labels look off: at {count} of the {total} levels where they matter the network does better if told a "
+            f"{name} rho, typically {typical:g} times it; look at label_scale, label_shift and ln(rho) or ln(rho / 2)",
+        )
+    return Verdict("labels", "pass", f"no other label is better at {total - count - other} of {total} levels")
+
+
+def levels_of_labels(parameterisation: Parameterisation, labels: Sequence[int]) -> list[float] | None:
+    """Noise levels of whole labels for models of discrete time, None for the others."""
+    if isinstance(parameterisation, IDDPM):
+        return [float(parameterisation.levels[parameterisation.M - 1 - label]) for label in labels]
+    if isinstance(parameterisation, NoisePrediction) and isinstance(parameterisation.noise_schedule, DiscreteVP):
+        return [float(parameterisation.noise_schedule.inverse(torch.tensor(float(t)).double())) for t in labels]
+    return None
+
+
+def measure_shifts(
+    denoiser: Denoiser,
+    real: RealImages,
+    rho: Sequence[float],
+    batch_size: int,
+    progress: Progress = lambda images: None,
+) -> Tensor:
+    """Losses (S, K, n) with SHIFTS added to the labels of the levels rho."""
+    models = [altered(denoiser, _labels_plus(shift)) for shift in SHIFTS]
+    return torch.stack(
+        [torch.stack([losses(model, real, level, batch_size, progress) for level in rho]) for model in models]
+    )
+
+
+def _labels_plus(shift: float) -> Change:
+    return lambda rho, scalings: scalings._replace(noise=scalings.noise + shift)

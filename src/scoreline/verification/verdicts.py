@@ -1,0 +1,36 @@
+"""What a check says, and when a difference counts."""
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+from torch import Tensor
+
+SURE = 3.0
+"""Standard errors beyond which a difference counts as one."""
+
+RELEVANT = 0.01
+"""Share of the loss below which a gain by another label is not counted."""
+
+
+Status = Literal["pass", "warn", "fail", "skip"]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What one check says, in a sentence."""
+
+    check: str
+    status: Status
+    text: str
+
+
+class Mean(NamedTuple):
+    """Mean over the last dimension and its standard error."""
+
+    value: Tensor
+    error: Tensor
+
+
+def mean(values: Tensor) -> Mean:
+    """Over images, the last dimension."""
+    return Mean(values.mean(-1), values.std(-1) / values.shape[-1] ** 0.5)
