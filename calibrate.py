@@ -21,10 +21,10 @@ from scoreline import entry, processes
 
 @entry.script("calibrate")
 def main(cfg: DictConfig) -> None:
-    from scoreline.checkpoints import load_model
+    from scoreline.commands.composition import open_checkpoint
 
     entry.claim(cfg, entry.output_dir())
-    checkpoint = load_model(entry.model_path(cfg.checkpoint), tuple(cfg.trust))
+    checkpoint = open_checkpoint(cfg)
     estimator, subject, values, record = measure(cfg, checkpoint)
     if processes.current().first:
         publish(estimator, values, record, checkpoint)
@@ -98,10 +98,10 @@ def prepare(cfg: DictConfig, checkpoint):
     import torch
     from hydra.utils import instantiate
 
-    from scoreline.calibration.parts import Parts
     from scoreline.calibration.subject import Subject
     from scoreline.device import choose_device
     from scoreline.labels import plan_labels
+    from scoreline.parts import Parts
     from scoreline.seeds import parse_seeds
     from scoreline.solvers.tableau import build_tableau
 

@@ -3,50 +3,79 @@
   python sample.py                                        64 digits, DEIS-tAB3, NFE 10
   python sample.py checkpoint=outputs/train/NAME nfe=20   your own model
   python sample.py solver=heun schedule=karras final=denoise nfe=35
-  python sample.py seeds=0-4999 batch_size=500            more images
+  python sample.py seeds=0-49999 batch_size=512 format=png    many images; killed, the same command goes on
+  torchrun --standalone --nproc_per_node=8 sample.py seeds=0-49999 batch_size=512    the same images on eight GPUs
+  python sample.py labels=classes.txt format=zip          one class for each seed; EDM's archive
+  python sample.py trajectories=0-3                       the runs of four seeds, step by step
   python sample.py checkpoint=NAME guidance=classifier_free guidance.scale=2 threshold=dynamic
   python sample.py -m solver=ddim,deis_tab3 nfe=5,10,20   a sweep, one directory per cell
+  python sample.py table=deis_sn_digits budget=small      a paper's table: all its cells, text and figure
 
-The run directory holds grid.png, samples.npz (arr_0: uint8 NHWC), metrics.json and config.yaml.
+The run directory holds manifest.csv (index, seed, label, SHA-256 of each image), the images as samples.npz (arr_0:
+uint8 NHWC), images/, samples.zip or samples.tar, grid.png, config.yaml and, last, metrics.json. Image i belongs to
+seed i: its bytes do not depend on batch_size, on the number of processes, or on how often the run was stopped. Until
+all images are there, shards/ keeps those that are done; a restart, with any number of processes, makes the others.
 """
 
 from omegaconf import DictConfig
 
-from scoreline import entry
+from scoreline import entry, processes
 
 
 @entry.script("sample")
 def main(cfg: DictConfig) -> float | None:
     from scoreline import samples
 
-    out = entry.output_dir()
+    if cfg.table is not None:
+        return run_table(cfg)
+    out, first = entry.output_dir(), processes.current().first
     entry.claim(cfg, out)
     result = samples.finished(out)
     if result is None:
         result = draw(cfg)
-    else:
+    elif first:
+        samples.clear(out)
         print("note: this run was finished before, what it found is shown; delete its directory to repeat it")
-    for warning in [] if entry.in_sweep() else result["warnings"]:
-        print(f"note: {warning}")
-    print(samples.line(result, out))
+    if first:
+        for warning in [] if entry.in_sweep() else result["warnings"]:
+            print(f"note: {warning}")
+        print(samples.line(result, out))
     return next((metric["value"] for metric in result["metrics"].values()), None)
 
 
+def run_table(cfg: DictConfig) -> None:
+    from hydra.core.hydra_config import HydraConfig
+    from omegaconf import OmegaConf
+
+    from scoreline.errors import InputError
+    from scoreline.tables import run
+
+    if entry.in_sweep():
+        raise InputError("table: a table is a sweep of its own; leave out -m")
+    name, data = entry.choices("table")["table"], OmegaConf.to_container(cfg.table, resolve=False)
+    options = run.Options(cfg.budget, cfg.jobs, cfg.sweep.on_error, cfg.wandb)
+    run.main(name, data, run.of_cells(HydraConfig.get().overrides.task), options, entry.output_dir())
+
+
 def draw(cfg: DictConfig) -> dict:
+    import torch
     from hydra.utils import instantiate
 
     from scoreline import samples
-    from scoreline.checkpoints import load_model
-    from scoreline.commands.composition import follow
+    from scoreline.commands.composition import follow, open_checkpoint
     from scoreline.device import choose_device
-    from scoreline.labels import plan_labels
+    from scoreline.generation.making import Recipe
+    from scoreline.generation.shards import Shards
+    from scoreline.labels import describe_labels, plan_labels
     from scoreline.seeds import parse_seeds
     from scoreline.solvers.tableau import build
 
+    group, out = processes.current(), entry.output_dir()
     nfe, batch_size = entry.whole("nfe", cfg.nfe), entry.whole("batch_size", cfg.batch_size)
     network_batch = None if cfg.network_batch is None else entry.whole("network_batch", cfg.network_batch)
-    seeds, device = parse_seeds(cfg.seeds), choose_device(cfg.device)
-    checkpoint = load_model(entry.model_path(cfg.checkpoint), tuple(cfg.trust))
+    torch.set_num_threads(entry.whole("threads", cfg.threads))
+    seeds, device = parse_seeds(cfg.seeds), choose_device(cfg.device, group.local)
+    checkpoint = open_checkpoint(cfg)
     entry.adopt_model(cfg, checkpoint.card.model, checkpoint.digest)
     if cfg.record == "auto":
         cfg.record = str(entry.record_beside(checkpoint.path, "score_norm"))
@@ -56,25 +85,47 @@ def draw(cfg: DictConfig) -> dict:
     solver = instantiate(cfg.solver)
     run = build(solver, instantiate(cfg.schedule), span, nfe, cfg.final)
     guided = entry.apply(cfg.guidance, checkpoint, **entry.guide(cfg))
-    denoiser = entry.apply(cfg.threshold, guided).to(device)
-    metrics = instantiate(cfg.metrics)
-    metrics.check(checkpoint.card.shape, len(seeds))
-    entry.save_config(cfg, entry.output_dir())
-    asked = {"final": cfg.final, "seeds": str(cfg.seeds), "labels": "none" if labels is None else str(cfg.labels)}
+    recipe = Recipe(entry.apply(cfg.threshold, guided).to(device), run, batch_size, network_batch)
+    stamp = f"{cfg.identity} {checkpoint.digest}"
+    shards = Shards(out / samples.SHARDS, stamp, seeds, labels, checkpoint.card.shape)
+    wanted = what_is_wanted(cfg, shards, run, checkpoint.card.num_classes)
+    asked = {"final": cfg.final, "seeds": str(cfg.seeds), "labels": describe_labels(cfg.labels, labels)}
+    if group.first:
+        entry.save_config(cfg, out)
     choices = {**names_of(cfg, solver, recommended), **entry.settings(cfg, "guidance", "threshold"), **asked}
-    drawn = samples.draw(checkpoint, run, seeds, labels, (batch_size, network_batch), denoiser)
-    result = samples.describe(choices, checkpoint, run, drawn, metrics)
-    samples.write(entry.output_dir(), drawn.images, labels, result)
+    found = samples.finish(recipe, shards, wanted, group)
+    result = samples.describe(choices, checkpoint, recipe, wanted, found)
+    if group.first:
+        samples.write(out, result)
     return result
+
+
+def what_is_wanted(cfg: DictConfig, shards, run, num_classes: int):
+    from hydra.utils import instantiate
+
+    from scoreline.generation.formats import check_format
+    from scoreline.generation.trajectories import check_trajectories
+    from scoreline.samples import Wanted
+    from scoreline.seeds import parse_seeds
+
+    check_format(cfg.format, shards.shape)
+    shown, fine = [], entry.whole("trajectory_nfe", cfg.trajectory_nfe)
+    if cfg.trajectories is not None:
+        shown = parse_seeds(cfg.trajectories, "trajectories")
+        check_trajectories(shown, shards, run, fine)
+    metrics = instantiate(cfg.metrics)
+    metrics.check(shards.shape, len(shards.seeds))
+    return Wanted(cfg.format, metrics, shown, fine, num_classes)
 
 
 def names_of(cfg: DictConfig, solver, recommended: tuple[str, str] | None) -> dict[str, str]:
     names = entry.choices("solver", "schedule")
     if recommended is None:
         return {**names, "schedule": "its own"} if getattr(solver, "own_levels", False) else names
-    print(f"solver={names['solver']}: {' on '.join(recommended)}, closest to the fine run at about this NFE")
+    if processes.current().first:
+        print(f"solver={names['solver']}: {' on '.join(recommended)}, closest to the fine run at about this NFE")
     return {**names, "schedule": "its own", "recommended": " / ".join(recommended)}
 
 
 if __name__ == "__main__":
-    main()
+    processes.run(main)

@@ -24,7 +24,6 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from scoreline import entry, processes
-from scoreline.calibration.parts import Parts
 from scoreline.calibration.record import load_record
 from scoreline.calibration.score_norm import ScoreNorm
 from scoreline.calibration.subject import Subject
@@ -34,6 +33,7 @@ from scoreline.datasets.digits import Digits
 from scoreline.device import choose_device
 from scoreline.entry import leave, model_path
 from scoreline.errors import InputError
+from scoreline.parts import Parts
 from scoreline.processes import Group, current, refuse_sweep
 from scoreline.sampling import count_calls
 from scoreline.schedules.spacings import Polynomial

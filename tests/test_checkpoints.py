@@ -54,7 +54,7 @@ def test_weights_that_share_memory_are_saved_apart(tmp_path: Path) -> None:
     """Tied weights of another project's file; safetensors alone refuses them."""
     found = weights()
     names = [name for name, value in found.items() if value.shape == found["stem.weight"].shape][:2]
-    tied = {**found, **{name: found[names[0]] for name in names}, "map.0.weight": found["map.0.weight"].T.T[:]}
+    tied = {**found, **dict.fromkeys(names, found[names[0]]), "map.0.weight": found["map.0.weight"].T.T[:]}
     save_model(tmp_path / "model.safetensors", tied, card())
     network = load_model(tmp_path / "model.safetensors").denoiser.network
     for name, value in network.state_dict().items():

@@ -155,7 +155,7 @@ def test_kill_9_while_sampling_leaves_nothing_half_written(workplace: Path) -> N
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    assert {path.name for path in out.iterdir()} <= {".hydra", "config.yaml", "sample.log"}
+    assert {path.name for path in out.iterdir()} <= {".hydra", "config.yaml", "sample.log", "shards"}
     done = call("sample", *arguments, cwd=workplace)
     assert done.returncode == 0, done.stderr
     assert json.loads((out / "metrics.json").read_text())["images"] == 256

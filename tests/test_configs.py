@@ -43,7 +43,7 @@ NEEDED = {
     "schedule/from_file": ["schedule.path=levels.txt"],
     "guidance/autoguidance": ["guidance.checkpoint=digits_vp"],
 }
-CHOICES = [(path.parent.name, path.stem) for path in sorted(CONF.glob("*/*.yaml"))]
+CHOICES = [(path.parent.name, path.stem) for path in sorted(CONF.glob("*/*.yaml")) if path.parent.name != "table"]
 
 
 def composed(script: str, *overrides: str, out: Path) -> DictConfig:

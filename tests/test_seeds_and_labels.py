@@ -1,7 +1,12 @@
+import hashlib
+from pathlib import Path
+
+import numpy as np
 import pytest
+import torch
 
 from scoreline.errors import InputError
-from scoreline.labels import plan_labels
+from scoreline.labels import describe_labels, plan_labels
 from scoreline.seeds import parse_seeds
 
 
@@ -35,3 +40,90 @@ def test_labels_belong_to_seeds() -> None:
 def test_bad_labels(rule: str, classes: int) -> None:
     with pytest.raises(InputError, match=f"labels={rule}"):
         plan_labels(rule, [0], classes)
+
+
+def test_seeds_under_another_key() -> None:
+    assert parse_seeds("3-4", "trajectories") == [3, 4]
+    with pytest.raises(InputError, match=r"^trajectories=a: "):
+        parse_seeds("a", "trajectories")
+
+
+SEEDS = [5, 6, 9]
+MANIFEST = "index,seed,label,sha256\n0,4,0,aa\n1,5,3,bb\n2,6,1,cc\n3,9,2,dd\n"
+
+
+def file_of(folder: Path, name: str, content: object) -> str:
+    path = folder / name
+    if isinstance(content, np.ndarray):
+        np.save(path, content)
+    else:
+        path.write_text(str(content))
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.txt", "3\n1\n2\n"),
+        ("a.txt", "3 1 2"),
+        ("A.JSON", "[3, 1, 2]"),
+        ("a.npy", np.array([3, 1, 2], dtype=np.uint8)),
+        ("a.csv", "3\n1\n2\n"),
+        ("a.csv", "label\n3\n1\n2\n"),
+        ("a.csv", "name,label\nx,3\ny,1\nz,2\n"),
+        ("manifest.csv", MANIFEST),
+    ],
+)
+def test_a_file_of_classes(name: str, content: object, tmp_path: Path) -> None:
+    rule = file_of(tmp_path, name, content)
+    labels = plan_labels(rule, SEEDS, 4)
+    assert labels is not None
+    assert labels.dtype == torch.int64
+    assert labels.tolist() == [3, 1, 2]
+    mark = describe_labels(rule, labels)
+    assert mark == f"{name}:{hashlib.sha256(Path(rule).read_bytes()).hexdigest()[:16]}"
+    assert describe_labels("random", labels) == "random"
+    assert describe_labels("random", None) == "none"
+
+
+BAD_FILES = [
+    ("a.txt", "3 1", "holds 2 classes for 3 seeds"),
+    ("a.txt", "3 1 2 0", "holds 4 classes for 3 seeds"),
+    ("a.txt", "3 1 4", "class 4 of seed 9 is out of range; this checkpoint has the classes 0 to 3"),
+    ("a.txt", "3 -1 2", "class -1 of seed 6 is out of range"),
+    ("a.txt", "3 one 2", "not a list of whole numbers"),
+    ("a.json", '{"labels": [3, 1, 2]}', "it must be a list of integers"),
+    ("a.json", "[3, 1, 2.0]", "it must be a list of integers"),
+    ("a.json", "[3, true, 2]", "it must be a list of integers"),
+    ("a.json", "[3, 1", "not a list of whole numbers"),
+    ("a.npy", np.array([3.0, 1.0, 2.0]), "a one-dimensional array of integers"),
+    ("a.npy", np.array([[3, 1, 2]]), "a one-dimensional array of integers"),
+    ("a.npy", "junk", "not a list of whole numbers"),
+    ("a.csv", "3,1,2\n", "several columns need a header with seed and label"),
+    ("a.csv", "seed,label\n5,3\n6\n", "not a list of whole numbers"),
+    ("a.csv", "seed,label\n5,3\n9,2\n", "gives no class for seed 6"),
+    ("manifest.csv", MANIFEST.replace("2,6,1", "2,6,"), "gives no class for seed 6"),
+    ("a.csv", "", "holds 0 classes for 3 seeds"),
+]
+
+
+@pytest.mark.parametrize(("name", "content", "sentence"), BAD_FILES, ids=lambda value: str(value)[:24])
+def test_a_bad_file_of_classes(name: str, content: object, sentence: str, tmp_path: Path) -> None:
+    rule = file_of(tmp_path, name, content)
+    with pytest.raises(InputError) as error:
+        plan_labels(rule, SEEDS, 4)
+    assert str(error.value).startswith(f"labels={rule}: ")
+    assert sentence in str(error.value)
+
+
+def test_a_pickle_of_classes_is_not_loaded(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", np.array([3, 1, None], dtype=object), allow_pickle=True)
+    with pytest.raises(InputError, match="not a list of whole numbers"):
+        plan_labels(str(tmp_path / "a.npy"), SEEDS, 4)
+
+
+def test_a_file_that_is_not_there_or_not_wanted(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"labels=nowhere\.txt: no such file"):
+        plan_labels("nowhere.txt", SEEDS, 4)
+    with pytest.raises(InputError, match="this checkpoint is unconditional"):
+        plan_labels(file_of(tmp_path, "a.txt", "3 1 2"), SEEDS, 0)

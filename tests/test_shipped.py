@@ -7,6 +7,7 @@ from scoreline.calibration.record import load_record
 from scoreline.calibration.score_norm import load_scale
 from scoreline.calibration.subject import Subject
 from scoreline.checkpoints import Checkpoint, load_model
+from scoreline.datasets.base import ArrayDataset
 from scoreline.datasets.digits import Digits
 from scoreline.entry import model_path, record_beside
 from scoreline.metrics.fidelity import Fidelity
@@ -57,7 +58,7 @@ def test_samples_are_digits(checkpoint: Checkpoint) -> None:
     """Real held-out digits score 0.35 +- 0.11 at n = 297, uniform noise 10.2; the bias falls with n."""
     drawn = draw(checkpoint, table(checkpoint, 10), range(500), None, (500, 64))
     assert drawn.nfe == 10
-    scores = Fidelity(Digits("train"))(drawn.images)
+    scores = Fidelity(Digits("train"))(ArrayDataset("drawn", drawn.images))
     assert scores["frechet_distance"]["value"] < 0.5
     assert scores["precision"]["value"] > 0.7
     assert scores["recall"]["value"] > 0.8

@@ -1,10 +1,18 @@
+"""Runs of a Hydra sweep as a table: `scoreline report`, `python -m scoreline.tables`."""
+
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from scoreline.commands import report
 from scoreline.errors import InputError
-from scoreline.tables import collect, figure, main, markdown, over_seed_ranges
+from scoreline.tables.__main__ import main
+from scoreline.tables.grid import Grid
+from scoreline.tables.markdown import markdown
+from scoreline.tables.sweep import collect, grid, over_seed_ranges
 
 
 def row(solver: str, nfe: int, value: float, **changes) -> dict:
@@ -28,42 +36,52 @@ def row(solver: str, nfe: int, value: float, **changes) -> dict:
 ROWS = [row("ddim", 5, 3.0), row("ddim", 10, 2.0), row("heun", 10, 1.5)]
 
 
+def printed(rows: list[dict], metric: str) -> str:
+    return markdown(grid(rows, metric))
+
+
 def test_rows_columns_bold_and_missing_cells() -> None:
-    lines = markdown(ROWS, "frechet_distance").splitlines()
+    lines = printed(ROWS, "frechet_distance").splitlines()
     assert lines[0] == "| frechet_distance | NFE 5 | NFE 10 |"
-    assert lines[2] == "| ddim / time_quadratic | **3 +- 0.1** | 2 +- 0.1 |"
-    assert lines[3] == "| heun / time_quadratic | - | **1.5 +- 0.1** |"
-    assert "64 images (seeds 0-63), checkpoint abababab; +- is the standard error" in lines[5]
+    assert lines[2] == "| ddim / time_quadratic | **3.00 +- 0.10** | 2.00 +- 0.10 |"
+    assert lines[3] == "| heun / time_quadratic | - | **1.50 +- 0.10** |"
+    assert lines[5].startswith("64 images (seeds 0-63), checkpoint m abababab. +- is the standard error over images;")
 
 
 def test_higher_is_better_where_it_is() -> None:
-    assert "| ddim / time_quadratic | **3 +- 0.1** | **2 +- 0.1** |" in markdown(ROWS, "recall")
+    assert "| ddim / time_quadratic | **3.00 +- 0.10** | **2.00 +- 0.10** |" in printed(ROWS, "recall")
 
 
 @pytest.mark.parametrize(
-    "change",
+    ("change", "told"),
     [
-        {"images": 65},
-        {"protocol": {"extractor": "f"}},
-        {"final": "denoise"},
-        {"labels": "balanced"},
-        {"guidance": "classifier_free(scale=2.0)"},
-        {"threshold": "clip(high=1.0, low=-1.0)"},
-        {"checkpoint": {"sha256": "cd" * 32}},
+        ({"images": 65}, "images: 65, not 64"),
+        ({"protocol": {"extractor": "f"}}, "protocol.extractor: f, not e; protocol.reference: -, not r"),
+        ({"final": "denoise"}, "final: denoise, not none"),
+        ({"labels": "balanced"}, "labels: balanced, not -"),
+        ({"guidance": "classifier_free(scale=2.0)"}, "guidance: classifier_free(scale=2.0), not -"),
+        ({"threshold": "clip(high=1.0, low=-1.0)"}, "threshold: clip(high=1.0, low=-1.0), not -"),
+        ({"checkpoint": {"name": "m", "sha256": "cd" * 32}}, "checkpoint.sha256: cdcdcdcd, not abababab"),
+        ({"code_version": "b"}, "code_version: b, not -"),
+        ({"sigma_end": 0.5}, "sigma_end: 0.5, not -"),
     ],
 )
-def test_unequal_protocols_never_share_a_column(change: dict) -> None:
-    text = markdown([*ROWS, row("ddim", 10, 1.0, **change)], "frechet_distance")
+def test_unequal_protocols_never_share_a_column(change: dict, told: str) -> None:
+    text = printed([*ROWS, row("ddim", 10, 1.0, **change)], "frechet_distance")
     assert text.count("| frechet_distance |") == 2
+    assert f"Table 2, not to be compared with the first: {told}." in text
+    assert text.splitlines()[-3] == "| ddim / time_quadratic | **1.00 +- 0.10** |"
 
 
 def test_what_guidance_costs_stands_below_the_table() -> None:
-    assert "network calls" not in markdown(ROWS, "recall")
+    assert "network calls" not in printed(ROWS, "recall")
     chosen = {"guidance": "classifier_free(scale=2.0)", "threshold": "none"}
     guided = [row("ddim", 5, 3.0, **chosen, network_calls=10)]
-    assert "abababab, classifier_free(scale=2.0), network calls per image: 10 at NFE 5;" in markdown(guided, "recall")
+    text = printed(guided, "recall")
+    assert "abababab, classifier_free(scale=2.0)." in text
+    assert "Network calls per image: 10 at NFE 5." in text
     guided.append(row("heun", 5, 3.0, **chosen, network_calls=8))
-    assert "network calls per image: 8-10 at NFE 5;" in markdown(guided, "recall")
+    assert "Network calls per image: 8-10 at NFE 5." in printed(guided, "recall")
 
 
 def test_disjoint_seed_ranges_become_a_mean_with_its_error() -> None:
@@ -72,22 +90,58 @@ def test_disjoint_seed_ranges_become_a_mean_with_its_error() -> None:
     score = merged["metrics"]["frechet_distance"]
     assert score["value"] == pytest.approx(3.0)
     assert score["error"] == pytest.approx((7.0 / 3) ** 0.5)
-    assert "mean over 3 seed ranges" in markdown([merged], "frechet_distance")
+    assert "mean over 3 seed ranges" in printed([merged], "frechet_distance")
     overlapping = [row("ddim", 5, 1.0, seeds="0-9"), row("ddim", 5, 2.0, seeds="5-14")]
     with pytest.raises(InputError, match="0-9, 5-14: runs of one cell share seeds"):
         over_seed_ranges(overlapping)
     assert len(over_seed_ranges([*runs, row("heun", 5, 1.0), row("ddim", 10, 1.0)])) == 3
 
 
-def test_files_and_refusals(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(InputError, match="no finished run"):
-        collect(tmp_path)
+@pytest.fixture
+def sweep(tmp_path: Path) -> Path:
     for k, it in enumerate(ROWS):
         (tmp_path / str(k)).mkdir()
         (tmp_path / str(k) / "metrics.json").write_text(json.dumps(it))
-    main([str(tmp_path)])
-    assert (tmp_path / "table.md").read_text().strip() == capsys.readouterr().out.strip()
-    assert (tmp_path / "frechet_distance.png").read_bytes()[:4] == b"\x89PNG"
-    with pytest.raises(InputError, match="did you mean 'recall'"):
-        markdown(ROWS, "recal")
-    figure(ROWS, "recall", tmp_path / "recall.png")
+    return tmp_path
+
+
+def test_the_module_prints_and_writes(sweep: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main([str(sweep)])
+    assert (sweep / "table.md").read_text().strip() == capsys.readouterr().out.strip()
+    assert (sweep / "frechet_distance.png").read_bytes()[:4] == b"\x89PNG"
+    with pytest.raises(InputError, match="metric=recal: not measured in these runs; did you mean 'recall'"):
+        main([str(sweep), "recal"])
+    done = subprocess.run(
+        [sys.executable, "-m", "scoreline.tables", str(sweep / "none")], capture_output=True, text=True, timeout=60
+    )
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert done.stderr.startswith(f"tables: {sweep / 'none'}: no finished run (metrics.json) below it")
+
+
+def test_the_verb_prints_and_writes_every_form(sweep: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    report.main([str(sweep), "metric=recall"])
+    assert (sweep / "table.md").read_text() == capsys.readouterr().out
+    assert {"table.md", "table.tex", "table.csv", "table.png"} < {path.name for path in sweep.iterdir()}
+    assert "| recall | NFE 5 | NFE 10 |" in (sweep / "table.md").read_text()
+    report.main(["--help"])
+    assert all(f"{key}=" in capsys.readouterr().out for key in report.OWN)
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        ([], "0 directories: give one, as in outputs/table/NAME-small"),
+        (["a", "b"], "2 directories: give one"),
+        (["a", "metrik=x"], "metrik: there is no such key; did you mean 'metric'?"),
+        (["nowhere"], "nowhere: no finished run (metrics.json) below it"),
+    ],
+)
+def test_mistakes_of_the_verb(words: list[str], sentence: str) -> None:
+    with pytest.raises(InputError) as caught:
+        report.main(words)
+    assert str(caught.value).startswith(sentence)
+
+
+def test_runs_are_read_in_order(sweep: Path) -> None:
+    assert collect(sweep) == ROWS
+    assert isinstance(grid(ROWS, "recall"), Grid)

@@ -18,7 +18,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from scoreline import noise
 from scoreline.calibration import target_variance
-from scoreline.calibration.parts import Parts
 from scoreline.calibration.record import Record, load_record
 from scoreline.calibration.subject import Part, Subject
 from scoreline.calibration.target_variance import TargetVariance, moments
@@ -31,6 +30,7 @@ from scoreline.entry import ASSETS
 from scoreline.errors import InputError
 from scoreline.files import sha256
 from scoreline.parameterisations import VarianceExploding
+from scoreline.parts import Parts
 from scoreline.pixels import to_unit
 from scoreline.schedules.spacings import Power
 from scoreline.solvers.ddim import DDIM

@@ -6,9 +6,10 @@ scoreline show solver=deis_tab3 schedule=karras nfe=8     a tableau: nodes, weig
 scoreline likelihood checkpoint=digits_vp images=32       bits per dimension; --help lists the keys
 scoreline inspect digits_vp model.score_norm.safetensors  what checkpoints and calibration records are
 scoreline ema RUN sigma_rel=0.15 DEST.safetensors         an average of the weights that training did not track
-scoreline import SOURCE DEST --from score_sde model=cifar10_ddpmpp_vp   another project's checkpoint; runs none of its code
+scoreline import SOURCE DEST --from edm                   another project's checkpoint; runs none of its code
 scoreline verify DEST                                     does a checkpoint do what its conventions say?
 scoreline import-statistics FILE.pt checkpoint=PATH       the authors' DEIS-SN statistics, as a calibration record
+scoreline report DIR                                      a table and its figure, from finished runs
 scoreline upload RUN_DIR                                  a run, or a sweep, as W&B runs, rebuilt from its files
 """
 
@@ -18,7 +19,7 @@ import sys
 
 from scoreline.errors import InputError, did_you_mean
 
-VERBS = ("certify", "ema", "import", "import-statistics", "inspect", "likelihood", "show", "upload", "verify")
+VERBS = ("certify", "ema", "import", "import-statistics", "inspect", "likelihood", "report", "show", "upload", "verify")
 MODULES = {"import": "import_checkpoint"}
 
 

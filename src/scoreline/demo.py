@@ -5,7 +5,8 @@ import sys
 import time
 from pathlib import Path
 
-from scoreline import tables
+from scoreline.commands.report import METRIC, grid
+from scoreline.tables import report
 from scoreline.files import code_version
 
 ROOT = Path(__file__).parents[2]
@@ -33,7 +34,7 @@ def main() -> None:
         *("seeds=0-511", "batch_size=512", f"hydra.sweep.dir={sweep}"),
     )
     print("\n--- Frechet distance (features of the shipped digits network; lower is better)\n")
-    tables.main([str(ROOT / sweep)])
+    print(report.files(grid(ROOT / sweep, METRIC), ROOT / sweep, picture=f"{METRIC}.png"))
     print(f"figure: {sweep / 'frechet_distance.png'}; samples: {sweep}/*/grid.png")
 
 

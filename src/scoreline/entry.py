@@ -186,10 +186,11 @@ def _dotted(node: Any, prefix: str) -> Iterator[str]:
 
 
 def register_resolvers() -> None:
-    """`${scoreline.digest:...}`, `${scoreline.cell:}`, `${scoreline.sweep:...}` and `${scoreline.record:...}`."""
+    """`${scoreline.digest:...}`, `.cell:`, `.sweep:...`, `.record:...` and `.directory:`."""
     OmegaConf.register_new_resolver("scoreline.digest", run_digest, replace=True)
     OmegaConf.register_new_resolver("scoreline.cell", cell_name, replace=True)
     OmegaConf.register_new_resolver("scoreline.record", checkpoint_record, replace=True)
+    OmegaConf.register_new_resolver("scoreline.directory", sample_directory, replace=True)
     OmegaConf.register_new_resolver("scoreline.sweep", sweep_digest, replace=True, use_cache=True)
 
 
@@ -203,7 +204,7 @@ def run_digest(*without: str, _root_: DictConfig) -> str:
     assert isinstance(raw, dict)
     config = {str(key): value for key, value in raw.items() if key not in (*without, "hydra")}
     text = json.dumps(config, sort_keys=True, default=str)
-    named = [str(OmegaConf.select(_root_, key) or "") for key in ("schedule.path", "solver.path")]
+    named = [str(OmegaConf.select(_root_, key) or "") for key in ("schedule.path", "solver.path", "labels")]
     files = [path for path in _files_read(config, named, "${record}" in text) if path.is_file()]
     return _short("".join([text, *map(sha256, files), code_version()]))
 
@@ -229,6 +230,14 @@ def record_beside(checkpoint: Path, kind: str) -> Path:
 def checkpoint_record(kind: str, *, _root_: DictConfig) -> str:
     """Where a config finds the record of that kind for its checkpoint: beside it."""
     return str(record_beside(model_path(str(_root_.checkpoint)), kind))
+
+
+def sample_directory(*, _root_: DictConfig) -> str:
+    """Where a run of sample.py lies: outputs/table/NAME-BUDGET, or outputs/sample/SOLVER-nfeNFE-IDENTITY."""
+    chosen = _root_.hydra.runtime.choices
+    if _root_.table is not None:
+        return f"outputs/table/{chosen.table}-{_root_.budget}"
+    return f"outputs/sample/{chosen.solver}-nfe{_root_.nfe}-{_root_.identity}"
 
 
 def sweep_digest(overrides: list[str]) -> str:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from scoreline import noise
 from scoreline.errors import InputError
+from scoreline.label_files import file_mark, is_label_file, read_label_file
 
 
 def plan_labels(rule: str | None, seeds: Sequence[int], num_classes: int) -> Tensor | None:
@@ -15,19 +16,23 @@ def plan_labels(rule: str | None, seeds: Sequence[int], num_classes: int) -> Ten
 
     Args:
         rule: `random` draws from the image's own seed, `balanced` is seed modulo classes, `fixed:k` is class k,
-            `none` leaves the condition out. An unconditional model ignores `random`.
+            `none` leaves the condition out, a name that ends as in `label_files.SUFFIXES` is a file of classes
+            (`label_files.read_label_file`). An unconditional model ignores `random`.
 
     Raises:
-        InputError: for an unknown rule, a class out of range, or a class asked of an unconditional model.
+        InputError: for an unknown rule, a file that does not serve, a class out of range, or a class asked of an
+            unconditional model.
     """
-    rule = str(rule).lower()
-    fixed = re.fullmatch(r"fixed:(\d+)", rule)
-    if not fixed and rule not in ("random", "balanced", "none"):
-        raise InputError(f"labels={rule}: choose random, balanced, fixed:K or none")
+    given, rule = str(rule), str(rule).lower()
+    fixed, file = re.fullmatch(r"fixed:(\d+)", rule), is_label_file(rule)
+    if not fixed and not file and rule not in ("random", "balanced", "none"):
+        raise InputError(f"labels={rule}: choose random, balanced, fixed:K, none or a file of classes (.txt, .csv, ..)")
     if num_classes == 0:
         if rule not in ("random", "none"):
-            raise InputError(f"labels={rule}: this checkpoint is unconditional; drop the key")
+            raise InputError(f"labels={given}: this checkpoint is unconditional; drop the key")
         return None
+    if file:
+        return torch.tensor(read_label_file(given, seeds, num_classes))
     if fixed:
         if int(fixed[1]) >= num_classes:
             raise InputError(f"labels={rule}: this checkpoint has the classes 0 to {num_classes - 1}")
@@ -35,3 +40,10 @@ def plan_labels(rule: str | None, seeds: Sequence[int], num_classes: int) -> Ten
     if rule == "balanced":
         return torch.tensor([seed % num_classes for seed in seeds])
     return noise.integers(seeds, num_classes, "label") if rule == "random" else None
+
+
+def describe_labels(rule: str | None, labels: Tensor | None) -> str:
+    """How the rule stands in results: `none` where no image has a label, a file by name and digest."""
+    if labels is None:
+        return "none"
+    return file_mark(str(rule)) if is_label_file(str(rule)) else str(rule)

@@ -1,5 +1,6 @@
 """Pictures people look at."""
 
+import io
 from pathlib import Path
 
 import torch
@@ -24,10 +25,16 @@ def sheet(images: Tensor, columns: int = 8, scale: int | None = None) -> Tensor:
     return tiles.repeat_interleave(scale, 1).repeat_interleave(scale, 2)
 
 
-def save_png(path: Path, picture: Tensor) -> None:
-    """uint8 (C, H, W), one or three channels, to a PNG file, atomically."""
+def png_bytes(picture: Tensor) -> bytes:
+    """uint8 (C, H, W), one or three channels, as the content of a PNG file."""
     from PIL import Image
 
     array = picture.permute(1, 2, 0).contiguous().numpy()
-    image = Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else array)
-    write_atomically(path, lambda temporary: image.save(temporary, format="PNG"))
+    file = io.BytesIO()
+    Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else array).save(file, format="PNG")
+    return file.getvalue()
+
+
+def save_png(path: Path, picture: Tensor) -> None:
+    """The same as a file, atomically."""
+    write_atomically(path, lambda temporary: temporary.write_bytes(png_bytes(picture)))

@@ -167,7 +167,7 @@ def _speaking(group: Group) -> Iterator[io.StringIO]:
 
 @contextlib.contextmanager
 def _joined(group: Group) -> Iterator[Any]:
-    """The store that the processes share, within a gloo group: barriers are all that it carries."""
+    """The store that the processes share, within a gloo group, which carries barriers and short lists."""
     import torch.distributed as dist
     from torch.distributed.rendezvous import rendezvous
 

@@ -1,27 +1,44 @@
-"""Drawn images, what was measured of them, and the files both end in."""
+"""Images of a run: drawn, written, measured, and what is said of them."""
 
 import json
+import shutil
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from scoreline.checkpoints import Checkpoint
 from scoreline.denoiser import Denoising
-from scoreline.files import code_version, write_atomically
-from scoreline.metrics.base import Metrics
+from scoreline.files import code_version, sha256, write_atomically
+from scoreline.generation import npz
+from scoreline.generation.formats import write_format
+from scoreline.generation.images import ShardImages
+from scoreline.generation.interruptions import told
+from scoreline.generation.making import Made, Recipe, complete, make
+from scoreline.generation.manifest import write_manifest
+from scoreline.generation.memory import peak_memory
+from scoreline.generation.shards import Shards
+from scoreline.generation.sharing import largest
+from scoreline.generation.trajectories import Trajectories, record
+from scoreline.generation.trajectory_pictures import save_film, save_strip
+from scoreline.metrics.base import Metrics, Score
+from scoreline.parts import Parts
 from scoreline.pictures import save_png, sheet
 from scoreline.pixels import to_uint8
+from scoreline.processes import Group
 from scoreline.progress import ImageProgress
 from scoreline.sampling import generate
 from scoreline.solvers.adaptive import AdaptiveRun
 from scoreline.solvers.tableau import Tableau
 
 Result = dict[str, Any]
+
+SHARDS, FEATURES = "shards", "features"
+"""Folders of a run directory that keep what is done until all is."""
 
 
 class Drawn(NamedTuple):
@@ -46,6 +63,8 @@ def draw(
 ) -> Drawn:
     """Sample with a progress bar, on the device where the checkpoint's weights are.
 
+    Everything is in memory, nothing is written; `finish` makes any number of images.
+
     Args:
         sizes: `batch_size` and `network_batch` of `sampling.generate`.
         denoiser: what to sample in place of the checkpoint's own denoiser, such as that under guidance.
@@ -56,10 +75,13 @@ def draw(
         for batch in generate(denoiser, run, shape, seeds, sizes[0], labels, sizes[1], progress.update):
             images.append(to_uint8(batch.x).cpu())
             counts += len(batch.seeds) * torch.tensor([batch.nfe, batch.network_calls])
-    nfe, network_calls = (
-        round(mean) if mean == round(mean) else round(mean, 1) for mean in (counts / len(seeds)).tolist()
-    )
+    nfe, network_calls = _rounded(counts / len(seeds))
     return Drawn(torch.cat(images), nfe, network_calls, time.perf_counter() - began)
+
+
+def _rounded(means: Tensor) -> tuple[float, float]:
+    nfe, network_calls = (round(mean) if mean == round(mean) else round(mean, 1) for mean in means.tolist())
+    return nfe, network_calls
 
 
 def finished(out: Path) -> Result | None:
@@ -68,47 +90,127 @@ def finished(out: Path) -> Result | None:
     return json.loads(path.read_text()) if path.is_file() else None
 
 
-def describe(
-    choices: dict[str, str], checkpoint: Checkpoint, run: Tableau | AdaptiveRun, drawn: Drawn, metrics: Metrics
-) -> Result:
-    """The content of metrics.json; `choices` are solver, schedule, guidance and the rest, as the user gave them."""
+@dataclass(frozen=True)
+class Wanted:
+    """What becomes of the images.
+
+    Attributes:
+        format: one of `generation.formats`.
+        metrics: what is measured of them.
+        trajectories: seeds whose runs are shown step by step, and the evaluations of the fine run beside them.
+        num_classes: classes of the model, 0 for an unconditional one.
+    """
+
+    format: str
+    metrics: Metrics
+    trajectories: Sequence[int] = ()
+    trajectory_nfe: int = 200
+    num_classes: int = 0
+
+
+def finish(recipe: Recipe, shards: Shards, wanted: Wanted, group: Group) -> Result:
+    """Make what is missing, write all images below the run directory, measure them; every process of the group.
+
+    The first process writes manifest.csv, grid.png and the file or folder of the format, all below the folder that
+    the shards lie in. Every file is whole or not there. A second call goes on where a first one was stopped.
+
+    Returns:
+        What only the images tell, the beginning of `describe`.
+
+    Raises:
+        InputError: for a full disk, or a directory that the processes do not share.
+    """
+    out = shards.folder.parent
+    with told(shards, group.first):
+        made = make(recipe, shards, group)
+        images = ShardImages(shards, complete(shards, group), wanted.num_classes)
+        if group.first:
+            _write(out, images, wanted.format)
+            if wanted.trajectories:
+                write_trajectories(out, record(recipe, shards, wanted.trajectories, wanted.trajectory_nfe))
+        scores = _measure(images, wanted.metrics, shards, group)
+    about = {"format": wanted.format, "manifest": sha256(out / "manifest.csv"), "metrics": scores}
+    return {**_counted(images, made, group), **about}
+
+
+def _write(out: Path, images: ShardImages, choice: str) -> None:
+    write_atomically(out / "manifest.csv", lambda path: write_manifest(path, images))
+    save_png(out / "grid.png", sheet(images.read(range(min(64, len(images))))[0]))
+    with ImageProgress(len(images), "writing") as progress:
+        write_format(choice, out, images, progress.update)
+
+
+def write_trajectories(out: Path, shown: Trajectories) -> None:
+    """trajectories.npz, .png and .gif."""
+    write_atomically(out / "trajectories.npz", lambda path: npz.write_arrays(path, shown.arrays()))
+    save_strip(out / "trajectories.png", shown)
+    save_film(out / "trajectories.gif", shown)
+
+
+def _measure(images: ShardImages, metrics: Metrics, shards: Shards, group: Group) -> dict[str, Score]:
+    parts = Parts(shards.folder.parent / FEATURES, shards.stamp, group.rank, group.size, group.barrier)
+    with ImageProgress(len(images), "measuring", enabled=group.first) as progress:
+        scores = metrics(images, parts, lambda done: progress.update(done * group.size))
+    group.barrier()
+    return scores
+
+
+def _counted(images: ShardImages, made: Made, group: Group) -> Result:
+    nfe, network_calls = _rounded(images.found.counts.double().mean(0))
+    memory = peak_memory()
+    peaks = largest(torch.tensor(list(memory.values()), dtype=torch.float64), group)
+    return {
+        "nfe": nfe,
+        "network_calls": network_calls,
+        "images": len(images),
+        "images_made": made.images,
+        "processes": group.size,
+        "seconds": round(made.seconds, 4),
+        "images_per_second": round(made.images / made.seconds, 2),
+        "peak_memory_mib": dict(zip(memory, [round(peak, 1) for peak in peaks.tolist()], strict=True)),
+    }
+
+
+def describe(choices: dict[str, str], checkpoint: Checkpoint, recipe: Recipe, wanted: Wanted, found: Result) -> Result:
+    """The content of metrics.json; `found` is what `finish` returns.
+
+    Counts are means over images. Seconds, images made, images per second, processes and memory, the most that one
+    process had, are those of the last start, which may have found images of earlier ones.
+
+    Args:
+        choices: solver, schedule, guidance and the rest, as the user gave them.
+    """
+    count = found["images"]
     return {
         **choices,
-        "nfe": drawn.nfe,
-        "network_calls": drawn.network_calls,
-        "images": len(drawn.images),
-        "seconds": round(drawn.seconds, 4),
-        "images_per_second": round(len(drawn.images) / drawn.seconds, 2),
-        "metrics": metrics(drawn.images),
-        "protocol": metrics.protocol,
-        "warnings": metrics.warnings(len(drawn.images)),
+        **found,
+        "protocol": wanted.metrics.fingerprint(count),
+        "warnings": wanted.metrics.warnings(count),
         "checkpoint": {"name": checkpoint.path.name, "sha256": checkpoint.digest},
-        "sigma_max": float(run.rho[0]),
-        "sigma_end": float(run.rho[-1]),
+        "sigma_max": float(recipe.run.rho[0]),
+        "sigma_end": float(recipe.run.rho[-1]),
         "code_version": code_version(),
     }
 
 
-def write(out: Path, images: Tensor, labels: Tensor | None, result: Result) -> None:
-    """grid.png (the first 64), samples.npz in ADM's layout, and last, as the mark of a finished run, metrics.json."""
-    save_png(out / "grid.png", sheet(images[:64]))
-    arrays = {"arr_0": images.permute(0, 2, 3, 1).contiguous().numpy()}
-    if labels is not None:
-        arrays["arr_1"] = labels.numpy()
-    write_atomically(out / "samples.npz", lambda path: _savez(path, arrays))
+def write(out: Path, result: Result) -> None:
+    """metrics.json, last of all, as the mark of a finished run; what was kept to go on from is then removed."""
     text = json.dumps(result, indent=2) + "\n"
     write_atomically(out / "metrics.json", lambda path: path.write_text(text))
+    clear(out)
 
 
-def _savez(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    with open(path, "wb") as file:
-        np.savez(file, **arrays)  # type: ignore[arg-type]
+def clear(out: Path) -> None:
+    """Remove the shards and features of a finished run; nothing where there are none."""
+    for name in (SHARDS, FEATURES):
+        shutil.rmtree(out / name, ignore_errors=True)
 
 
 def line(result: Result, out: Path) -> str:
     """`64 images, NFE 10 (20 network calls), 850 images/s, frechet_distance 3.21 +- 0.40 -> outputs/...`."""
     calls = "" if result["network_calls"] == result["nfe"] else f" ({result['network_calls']} network calls)"
-    rate = f"{result['images_per_second']:{'.0f' if result['images_per_second'] >= 10 else '.2g'}} images/s"
+    speed = result["images_per_second"]
+    rate = f"{speed:{'.0f' if speed >= 10 else '.2g'}} images/s" if speed else "all found"
     parts = [f"{result['images']} images", f"NFE {result['nfe']}{calls}", rate]
     parts += [f"{name} {m['value']:.4g} +- {m['error']:.2g}" for name, m in list(result["metrics"].items())[:1]]
     return f"{', '.join(parts)} -> {out}"

@@ -6,8 +6,11 @@ from collections.abc import Iterable
 from scoreline.errors import InputError
 
 
-def parse_seeds(text: str | int | Iterable[int]) -> list[int]:
+def parse_seeds(text: str | int | Iterable[int], key: str = "seeds") -> list[int]:
     """Image seeds from `7`, `0-63`, `0-9,20,30-39` or a list; order kept.
+
+    Args:
+        key: how errors name it.
 
     Raises:
         InputError: if a part is not a number or a range, a range runs backwards, or a seed occurs twice.
@@ -17,13 +20,13 @@ def parse_seeds(text: str | int | Iterable[int]) -> list[int]:
     for part in parts:
         match = re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*", part)
         if not match:
-            raise InputError(f"seeds={text}: '{part}' is neither a number nor a range such as 0-63")
+            raise InputError(f"{key}={text}: '{part}' is neither a number nor a range such as 0-63")
         first, last = int(match[1]), int(match[2] or match[1])
         if last < first or last >= 2**63:
             raise InputError(
-                f"seeds={text}: the range {part} runs backwards or past 2^63; write the smaller seed first"
+                f"{key}={text}: the range {part} runs backwards or past 2^63; write the smaller seed first"
             )
         seeds.extend(range(first, last + 1))
     if len(set(seeds)) < len(seeds):
-        raise InputError(f"seeds={text}: a seed occurs twice; every image needs its own")
+        raise InputError(f"{key}={text}: a seed occurs twice; every image needs its own")
     return seeds

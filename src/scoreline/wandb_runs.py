@@ -14,6 +14,14 @@ PROJECT = "scoreline"
 
 
 @dataclass(frozen=True)
+class Sheet:
+    """Lines of a table under the names of its columns."""
+
+    columns: tuple[str, ...]
+    lines: tuple[tuple[Any, ...], ...]
+
+
+@dataclass(frozen=True)
 class Label:
     """What W&B knows a run by."""
 
@@ -35,7 +43,7 @@ def label(
     tags: Sequence[str] = (),
     id: str | None = None,
 ) -> Label:
-    """A label whose gaps are filled from the run directory: its name, and for a cell of a sweep the sweep's as group.
+    """A label whose gaps are filled from the run directory: its name, and its sweep or table as group.
 
     Args:
         identity: the digest of config and code that names the run.
@@ -47,10 +55,18 @@ def label(
     if id and set(id) & set("/\\#?%:"):
         raise InputError(f"id={id}: W&B takes none of / \\ # ? % : in an id; leave them out")
     root = root.resolve()
+    table = table_of(root)
     if group is None and (root.parent / "multirun.yaml").is_file():
         group = root.parent.name
+    if table is not None:
+        group, name = group or table.name, name or " ".join(root.relative_to(table).parts[1:]) or root.name
     found = id or run_id(identity, root)
     return Label(found, project, entity, name or root.name, group, tuple(map(str, tags)))
+
+
+def table_of(root: Path) -> Path | None:
+    """The directory of the table (tables.plan) that a run directory is a cell of, or that it is itself."""
+    return next((path for path in (root, *root.parents[3:4]) if (path / "plan.json").is_file()), None)
 
 
 def run_id(identity: str, directory: Path) -> str:
@@ -146,12 +162,18 @@ def open_run(root: Path, label: Label, axis: str, offline: bool, live: bool, key
 
 
 def send(run: Any, row: Row) -> None:
-    """One step of the run's history; a path is sent as the picture there.
+    """One step of the run's history; a path is sent as the picture there, a sheet as a table.
 
     Raises:
         InputError: if there is no readable picture.
     """
-    run.log({name: _picture(value) if isinstance(value, Path) else value for name, value in row.items()})
+    run.log({name: _sent(value) for name, value in row.items()})
+
+
+def _sent(value: Any) -> Any:
+    if isinstance(value, Sheet):
+        return imported().Table(columns=list(value.columns), data=[list(line) for line in value.lines])
+    return _picture(value) if isinstance(value, Path) else value
 
 
 def _picture(path: Path) -> Any:

@@ -51,6 +51,23 @@ def test_agrees_with_scipys_matrix_root(d):
     assert distance(x, y) == pytest.approx(want, rel=1e-10)
 
 
+@pytest.mark.parametrize("n", [900, 250])
+def test_a_few_hundred_dimensions_agree_with_the_matrix_root_and_with_eigenvalues_of_the_product(n):
+    x, y = correlated(n, 300, seed=1), correlated(1000, 300, seed=2)
+    a, b = np.cov(x.numpy(), rowvar=False), np.cov(y.numpy(), rowvar=False)
+    gap = x.numpy().mean(0) - y.numpy().mean(0)
+    roots = np.sqrt(np.linalg.eigvals(a @ b).astype(complex)).real.sum()
+    assert distance(x, y) == pytest.approx(gap @ gap + np.trace(a) + np.trace(b) - 2 * roots, rel=1e-6)
+    if n > 300:
+        assert distance(x, y) == pytest.approx(by_matrix_root(x, y), rel=1e-6)
+
+
+@pytest.mark.slow
+def test_2048_dimensions_agree_with_scipys_matrix_root():
+    x, y = correlated(5000, 2048, seed=1), correlated(6000, 2048, seed=2)
+    assert distance(x, y) == pytest.approx(by_matrix_root(x, y), rel=1e-6)
+
+
 def test_agrees_with_torchmetrics():
     from torchmetrics.image.fid import FrechetInceptionDistance
 
@@ -118,6 +135,28 @@ def test_replicates_equal_recomputation_without_each_group():
     assert fast.full == pytest.approx(slow.full, rel=1e-12)
     np.testing.assert_allclose(fast.without, slow.without, rtol=1e-10)
     assert fast.error == pytest.approx(slow.error, rel=1e-8)
+
+
+@pytest.mark.parametrize(("n", "rounding"), [(700, 1e-10), (120, 1e-8)])  # 120 rows leave a null space of 1e-8 roots
+def test_replicates_in_many_dimensions_equal_recomputation_too(n, rounding):
+    x, y = correlated(n, 300, seed=1), correlated(800, 300, seed=2)
+    group = assign_groups(n, 5)
+    fast = frechet_replicates(x.float(), GaussianStatistics.of(y), group)
+    slow = delete_each_group(lambda rows: distance(rows, y), x.float(), group)
+    assert fast.full == pytest.approx(slow.full, rel=rounding)
+    np.testing.assert_allclose(fast.without, slow.without, rtol=1e-6)
+    assert fast.error == pytest.approx(slow.error, rel=1e-4)
+
+
+def test_leaving_out_undoes_merging():
+    x = correlated(101, 4, seed=3) + 100
+    whole = GaussianStatistics.of(x)
+    rest, want = whole.without(GaussianStatistics.of(x[:33])), GaussianStatistics.of(x[33:])
+    assert rest.n == 68
+    np.testing.assert_allclose(rest.mean, want.mean, rtol=1e-14)
+    np.testing.assert_allclose(rest.scatter, want.scatter, rtol=1e-9)
+    with pytest.raises(ValueError, match="101 of 101 rows cannot be left out"):
+        whole.without(whole)
 
 
 def test_one_row_has_no_covariance():

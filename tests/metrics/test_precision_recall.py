@@ -112,3 +112,11 @@ def test_too_few_rows_for_the_neighbours_are_refused(n, m, k):
 def test_unequal_dimensions_are_refused():
     with pytest.raises(ValueError, match="of 2 and of 3 dimensions"):
         support_replicates(normal(9, 2, seed=1), normal(9, 3, seed=2), assign_groups(9, 9))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_scalar_products_in_many_dimensions_decide_as_differences_do(name, monkeypatch):
+    x, y = normal(60, 300, seed=1, shift=0.05), normal(50, 300, seed=2)
+    by_products = values(x, y)[name]
+    monkeypatch.setattr(precision_recall, "LARGE", 300)
+    assert by_products == values(x, y)[name]

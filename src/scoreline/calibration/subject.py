@@ -7,10 +7,10 @@ from typing import NamedTuple
 from torch import Tensor
 
 from scoreline import noise
-from scoreline.calibration.parts import Parts
 from scoreline.datasets.base import ImageDataset
 from scoreline.denoiser import Denoising
 from scoreline.errors import InputError
+from scoreline.parts import Parts
 from scoreline.pixels import to_unit
 from scoreline.sampling import Batch, Progress, generate
 from scoreline.solvers.tableau import Tableau

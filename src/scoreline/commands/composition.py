@@ -60,7 +60,7 @@ def plain_config(overrides: Sequence[str], **values: Any) -> DictConfig:
 
     GlobalHydra.instance().clear()
     entry.register_resolvers()
-    cfg = _sample_config(overrides)
+    cfg = sample_config(overrides)
     for key, value in values.items():
         cfg[key] = value
     return cfg
@@ -116,7 +116,7 @@ def plain_model(cfg: DictConfig) -> "Spec | None":
     return dict(whole["model"])
 
 
-def _sample_config(overrides: Sequence[str]) -> DictConfig:
+def sample_config(overrides: Sequence[str]) -> DictConfig:
     """The config of sample.py; within a script that runs, from that script's search path."""
     from hydra import compose, initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
@@ -175,7 +175,7 @@ def _named(group: str, asked: Any) -> list[str]:
 def _nodes(names: dict[str, list[str]]) -> Any:
     """The content of config files, all in one composition."""
     chosen = [f"+{group}@families.{group}.{name}={name}" for group in names for name in names[group]]
-    return _sample_config(chosen).families
+    return sample_config(chosen).families
 
 
 def _tried(node: DictConfig, optional: bool) -> Any:
@@ -205,7 +205,7 @@ def follow(cfg: DictConfig, span: tuple[float, float], nfe: int) -> tuple[str, s
     if not isinstance(recommendation, Recommendation):
         return None
     pair = recommendation.at(nfe, span)
-    chosen = _sample_config([f"solver={pair[0]}", f"schedule={pair[1]}"])
+    chosen = sample_config([f"solver={pair[0]}", f"schedule={pair[1]}"])
     for group in ("solver", "schedule"):
         cfg[group] = OmegaConf.to_container(chosen[group], resolve=False)
     return pair

@@ -6,7 +6,8 @@ scoreline upload RUN_DIR offline=true                nothing is sent: RUN_DIR/wa
 scoreline upload RUN_DIR id=ID                       in place of the id that training with logger=wandb has
 
 Config, metrics.jsonl, online_schedule.jsonl, previews, and metrics.json with grid.png become one run for each
-directory. A run of that id is replaced, so uploading again leaves no duplicates.
+directory. A run of that id is replaced, so uploading again leaves no duplicates. The directory of a table is one run
+for each finished cell and one for the table with its figure, all in one group.
 """
 
 from dataclasses import dataclass
@@ -17,7 +18,8 @@ from scoreline.commands.composition import split
 from scoreline.errors import InputError, did_you_mean
 from scoreline.history import Row, history, sampled
 from scoreline.progress import ImageProgress
-from scoreline.wandb_runs import Label, label, open_run, read_config, run_id, send
+from scoreline.tables import plan, summary
+from scoreline.wandb_runs import Label, label, open_run, read_config, run_id, send, table_of
 
 OWN = {"project": "", "entity": "", "offline": "false", "id": ""}
 
@@ -73,11 +75,13 @@ def arguments(words: list[str]) -> tuple[list[Path], dict[str, str]]:
 
 
 def runs(root: Path) -> list[Path]:
-    """The run directories of a sweep, else the directory itself.
+    """The run directories of a sweep, those of a table with its own, else the directory itself.
 
     Raises:
         InputError: if it holds no run.
     """
+    if (root / plan.PLAN).is_file():
+        return [*summary.finished(root), root]
     cells = sorted(path.parent for path in root.glob("*/config.yaml")) if (root / "multirun.yaml").is_file() else []
     if not cells and not (root / "config.yaml").is_file():
         raise InputError(f"{root}: no run directory, config.yaml is missing; give one of train.py or sample.py")
@@ -90,7 +94,10 @@ def source(root: Path, own: dict[str, str]) -> Source:
     Raises:
         InputError: if something is damaged, or nothing was recorded yet.
     """
-    config, rows = read_config(root), history(root)
+    config = read_config(root)
+    if (root / plan.PLAN).is_file():
+        return Source(root, label_of(root, config, own), summary.AXIS, summary.rows(root))
+    rows = history(root)
     axis = AXES["train" if rows else "sample"]
     rows = rows or sampled(root)
     if not rows:
@@ -105,8 +112,25 @@ def label_of(root: Path, config: dict[str, Any], own: dict[str, str]) -> Label:
     chosen = {key: logger[key] for key in keys if logger.get(key)} if "identity" in logger else {}
     chosen |= {key: own[key] for key in ("project", "entity", "id") if own[key]}
     identity, former = str(config.get("identity", "")), logger.get("save_dir")
-    chosen.setdefault("id", run_id(identity, Path(former) if former else root.resolve()))
+    place = Path(former) if former else root.resolve()
+    row = f"/{place.parts[-3]}" if place == root.resolve() and table_of(place) not in (None, place) else ""
+    chosen.setdefault("id", run_id(identity + row, place))
     return label(root, identity, **chosen)
+
+
+def new(root: Path, offline: bool) -> None:
+    """Upload a table that has just been run: the cells that were not, and the table itself if it has changed."""
+    own = {**OWN, "offline": str(offline).lower()}
+    with ImageProgress(0, "uploading", enabled=False) as progress:
+        for it in (source(path, own) for path in runs(root) if not _uploaded(path)):
+            print(upload(it, offline, progress))
+
+
+def _uploaded(root: Path) -> bool:
+    """Whether W&B was given what a directory holds now."""
+    sent = [path.stat().st_mtime for path in root.glob("wandb/*run-*")]
+    made = [path for name in ("metrics.json", "table.csv") if (path := root / name).is_file()]
+    return bool(sent) and all(path.stat().st_mtime < max(sent) for path in made)
 
 
 def upload(source: Source, offline: bool, progress: ImageProgress) -> str:

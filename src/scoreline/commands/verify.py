@@ -12,7 +12,8 @@ fails, 1 if one does.
 Keys: dataset= (a choice of conf/dataset with its keys, dataset.split=test; none: no real images; by default the digits
 for models of digits), images=256 of it, levels=12, seeds=0-7, nfe=1000 (of the reference), labels=random | balanced |
 fixed:3 | none (for class-conditional models; real images have their own unless none), batch_size=64, device=auto,
-model=, import.from=, import.weights= (for a file of another project, as in sample.py), trust=PACKAGE, out=FILE.json (or a directory, for verify.json in it).
+model=, import.from=, import.weights= (for a file of another project, as in sample.py), trust=PACKAGE,
+out=FILE.json (or a directory, for verify.json in it).
 """
 
 import json

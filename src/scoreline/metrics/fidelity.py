@@ -1,17 +1,24 @@
 """`metrics=fidelity`: seven distances between generated images and a reference set, each with its standard error."""
 
-import torch
+import hashlib
+import math
+
 from torch import Tensor
 
 from scoreline.datasets.base import ImageDataset
 from scoreline.errors import InputError
-from scoreline.metrics.base import Metrics, Score
+from scoreline.metrics.base import ALONE, Metrics, Score
+from scoreline.metrics.feature_pass import Features, extract, read, shared
 from scoreline.metrics.features import DigitFeatures, FeatureExtractor
 from scoreline.metrics.frechet import GaussianStatistics, frechet_replicates
 from scoreline.metrics.jackknife import Replicates, assign_groups
 from scoreline.metrics.kid import kernel_replicates
 from scoreline.metrics.precision_recall import support_replicates
+from scoreline.metrics.references import Reference, images_of, statistics_of
 from scoreline.metrics.sliced_wasserstein import directions, project, sliced_wasserstein_replicates
+from scoreline.metrics.statistics import Statistics
+from scoreline.parts import Parts, Tensors
+from scoreline.sampling import Progress
 
 FEW = 1000
 PROJECTION_SEED = 0
@@ -35,7 +42,8 @@ class Fidelity(Metrics):
     Values do not depend on the order of the images; errors do, through the groups.
 
     Args:
-        reference: the images to compare with.
+        reference: the images to compare with, or the path of some (`datasets.given.images`), or of an npz with
+            statistics (`mu`, `sigma`), for which all but frechet_distance are left out.
         extractor: what turns images into features; by default the digits network in the package, for 1x8x8 images.
         neighbours: k of precision, recall, density and coverage.
         projections: number of directions of the sliced Wasserstein distance.
@@ -47,50 +55,80 @@ class Fidelity(Metrics):
 
     def __init__(
         self,
-        reference: ImageDataset,
+        reference: Reference,
         extractor: FeatureExtractor | None = None,
         neighbours: int = 3,
         projections: int = 256,
         groups: int = 20,
     ) -> None:
         self.extractor = DigitFeatures() if extractor is None else extractor
-        self.neighbours, self.groups, self.reference = neighbours, groups, reference
+        self.neighbours, self.groups, self.projections = neighbours, groups, projections
         _check_settings(neighbours, projections, groups)
-        self._check(reference.shape, len(reference), f"the images of metrics.reference ({reference.name})")
-        images, _ = reference.read(range(len(reference)))
+        self._statistics, self.reference = statistics_of(reference), images_of(reference)
+        self._directions = directions(math.prod(self.extractor.shape), projections, PROJECTION_SEED)
+        if self._statistics is not None:
+            _check_statistics(self._statistics, self.extractor, str(reference))
+            self._gaussian = self._statistics.gaussian
+            return
+        assert self.reference is not None
+        self._check(
+            self.reference.shape, len(self.reference), f"the images of metrics.reference ({self.reference.name})"
+        )
+        images = read(self.reference, range(len(self.reference)))
         self._features = self.extractor(images)
         self._gaussian = GaussianStatistics.of(self._features)
-        self._directions = directions(images[0].numel(), projections, PROJECTION_SEED)
         self._projected = project(images, self._directions).sort(1).values
 
     @property
     def protocol(self) -> dict[str, str | int]:
+        against = self._statistics or self.reference
+        assert against is not None
         return {
             "extractor": f"{self.extractor.name}:{self.extractor.digest[:8]}",
-            "reference": f"{self.reference.name}:{self.reference.digest[:8]}",
-            "reference_count": len(self.reference),
+            "reference": f"{against.name}:{against.digest[:8]}",
+            "reference_count": self._count or "unknown",
             "resize": "none",
             "neighbours": self.neighbours,
-            "projections": f"{self._directions.shape[1]}:seed{PROJECTION_SEED}",
+            "projections": f"{self.projections}:seed{PROJECTION_SEED}",
             "jackknife_groups": self.groups,
         }
+
+    @property
+    def _count(self) -> int | None:
+        """Images of the reference, None where its file does not tell."""
+        if self._statistics is not None:
+            return self._statistics.count
+        assert self.reference is not None
+        return len(self.reference)
 
     def check(self, shape: tuple[int, int, int], n: int) -> None:
         self._check(shape, n, "the generated images")
 
-    def __call__(self, images: Tensor) -> dict[str, Score]:
-        """Scores of images uint8 (N, C, H, W).
+    def __call__(
+        self, images: ImageDataset, parts: Parts = ALONE, progress: Progress = lambda images: None
+    ) -> dict[str, Score]:
+        """Scores of images.
 
         Raises:
             InputError: if they are not of the extractor's shape, or fewer than neighbours + 2.
-            ValueError: if they are not a uint8 batch.
         """
-        if images.dtype != torch.uint8 or images.ndim != 4:
-            raise ValueError(f"images must be uint8 (N, C, H, W), got {images.dtype} {tuple(images.shape)}")
-        self._check(tuple(images.shape[1:]), len(images), "the generated images")
-        group = assign_groups(len(images), min(self.groups, len(images)))
-        scores = self._replicates(images, group)
-        return {name: Score(value=it.full, error=it.error, n=len(images)) for name, it in scores.items()}
+        self._check(images.shape, len(images), "the generated images")
+        found = extract(images, self._measured, self._digest, parts, progress)
+        settings = f"{self._digest} {sorted(self.protocol.items())}"
+        return shared(images, parts, settings, lambda: self._scores(found))
+
+    def _scores(self, found: Features) -> dict[str, Score]:
+        group = assign_groups(found.n, min(self.groups, found.n))
+        scores = self._replicates(found, group)
+        return {name: Score(value=it.full, error=it.error, n=found.n) for name, it in scores.items()}
+
+    def statistics(
+        self, images: ImageDataset, parts: Parts = ALONE, progress: Progress = lambda images: None
+    ) -> Statistics:
+        self._check(images.shape, len(images), f"the images of {images.name}")
+        gaussian = GaussianStatistics.of(extract(images, self._measured, self._digest, parts, progress).all("features"))
+        about = {"extractor": self.extractor.name, "extractor_digest": self.extractor.digest, "resize": "none"}
+        return Statistics(images.name, gaussian, None, about, len(images))
 
     def warnings(self, n: int) -> list[str]:
         said = []
@@ -99,19 +137,32 @@ class Fidelity(Metrics):
                 f"{n} images are fewer than {FEW}: frechet_distance and sliced_wasserstein are biased upwards, the "
                 "more the fewer the images; compare them only at equal n"
             )
-        if len(self.reference) < FEW:
-            said.append(f"the reference has only {len(self.reference)} images: distances from it are biased upwards")
+        if self._statistics is not None:
+            said.append("all but frechet_distance left out: the reference holds statistics, no images")
+        if self._count is not None and self._count < FEW:
+            said.append(f"the reference has only {self._count} images: distances from it are biased upwards")
         if n <= self.extractor.dimension:
             said.append(f"{n} images leave the covariance of {self.extractor.dimension} features singular")
         if n < 2 * self.groups:
             said.append(f"{n} images are fewer than two a jackknife group: the errors are rough")
         return said
 
-    def _replicates(self, images: Tensor, group: Tensor) -> dict[str, Replicates]:
-        features = self.extractor(images)
-        projected = project(images, self._directions)
+    @property
+    def _digest(self) -> str:
+        projections = f"{PROJECTION_SEED} {self.projections}"
+        return hashlib.sha256(f"{self.extractor.digest} {projections}".encode()).hexdigest()
+
+    def _measured(self, images: Tensor) -> Tensors:
+        return {"features": self.extractor(images), "projected": project(images, self._directions).T.contiguous()}
+
+    def _replicates(self, found: Features, group: Tensor) -> dict[str, Replicates]:
+        features = found.all("features")
+        frechet = {"frechet_distance": frechet_replicates(features, self._gaussian, group)}
+        if self._statistics is not None:
+            return frechet
+        projected = found.all("projected").T
         return {
-            "frechet_distance": frechet_replicates(features, self._gaussian, group),
+            **frechet,
             "kid": kernel_replicates(features, self._features, group),
             **support_replicates(features, self._features, group, self.neighbours),
             "sliced_wasserstein": sliced_wasserstein_replicates(projected, self._projected, group),
@@ -132,6 +183,15 @@ class Fidelity(Metrics):
 
 def _by(shape: tuple[int, ...]) -> str:
     return "x".join(map(str, shape))
+
+
+def _check_statistics(known: Statistics, extractor: FeatureExtractor, path: str) -> None:
+    theirs = known.about.get("extractor_digest", "unknown")
+    if theirs != extractor.digest:
+        raise InputError(
+            f"metrics.reference={path}: made with extractor {theirs[:8]}, not {extractor.digest[:8]}; make it with "
+            "scoreline reference and the same metrics"
+        )
 
 
 def _check_settings(neighbours: int, projections: int, groups: int) -> None:

@@ -1,8 +1,9 @@
 """`metrics=none`: images are made and not measured."""
 
-from torch import Tensor
-
-from scoreline.metrics.base import Metrics, Score
+from scoreline.datasets.base import ImageDataset
+from scoreline.metrics.base import ALONE, Metrics, Score
+from scoreline.parts import Parts
+from scoreline.sampling import Progress
 
 
 class NoMetrics(Metrics):
@@ -15,7 +16,9 @@ class NoMetrics(Metrics):
     def check(self, shape: tuple[int, int, int], n: int) -> None:
         """Any images will do."""
 
-    def __call__(self, images: Tensor) -> dict[str, Score]:
+    def __call__(
+        self, images: ImageDataset, parts: Parts = ALONE, progress: Progress = lambda images: None
+    ) -> dict[str, Score]:
         return {}
 
     def warnings(self, n: int) -> list[str]:

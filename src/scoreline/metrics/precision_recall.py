@@ -7,11 +7,16 @@ from torch.nn.functional import one_hot, pad
 from scoreline.metrics.jackknife import Replicates
 
 CHUNK = 256
+LARGE = 256
 
 
 def distances(x: Tensor, y: Tensor) -> Tensor:
-    """Euclidean distances (n, m) of rows (n, d) and (m, d), by differences: equal rows are at exactly 0."""
-    return torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist")
+    """Euclidean distances (n, m) of rows (n, d) and (m, d), by differences: equal rows are at exactly 0.
+
+    Above LARGE dimensions by scalar products, many times as fast: equal rows are at up to 1e-7 of their length.
+    """
+    by = "donot_use_mm_for_euclid_dist" if x.shape[1] <= LARGE else "use_mm_for_euclid_dist"
+    return torch.cdist(x, y, compute_mode=by)
 
 
 def support_replicates(x: Tensor, y: Tensor, group: Tensor, neighbours: int = 3) -> dict[str, Replicates]:

@@ -1,9 +1,10 @@
 """Work cut into numbered parts, so that several processes share it and a restart goes on."""
 
 import shutil
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, TypeVar
 
 from torch import Tensor
 
@@ -11,6 +12,7 @@ from scoreline.errors import InputError
 from scoreline.files import write_atomically
 
 Tensors = dict[str, Tensor]
+T = TypeVar("T")
 
 
 def _alone() -> None:
@@ -47,19 +49,34 @@ class Parts:
         Raises:
             InputError: if a part of another process is not in the folder when all are done.
         """
+        parts = list(self.lazily(count, make))
+        if self.folder is not None:
+            self.barrier()
+        return parts
+
+    def lazily(self, count: int, make: Callable[[int], Tensors]) -> Sequence[Tensors]:
+        """All parts in order, each read from its file whenever it is asked for.
+
+        Without a folder they are in memory. The folder may go when every process has read what it needs.
+
+        Raises:
+            InputError: on reading a part of another process that is not in the folder.
+        """
         if self.folder is None:
             return [make(number) for number in range(count)]
         for number in range(self.rank, count, self.size):
-            if self._read(number) is None:
+            if not self._has(number):
                 self._write(number, make(number))
         self.barrier()
-        parts = [self._finished(number) for number in range(count)]
-        self.barrier()
-        return parts
+        return _Kept(self, count)
+
+    def at(self, folder: Path | None, stamp: str) -> "Parts":
+        """The same processes with other parts."""
+        return replace(self, folder=folder, stamp=stamp)
 
     def found(self, count: int) -> list[int]:
         """Numbers of the parts that need not be made."""
-        return [number for number in range(count) if self._read(number) is not None]
+        return [number for number in range(count) if self._has(number)]
 
     def share(self, count: int) -> float:
         """All missing parts per missing part of this process: what a unit of its work says of the whole."""
@@ -77,17 +94,22 @@ class Parts:
         assert self.folder is not None
         return self.folder / f"{number:06d}.safetensors"
 
+    def _has(self, number: int) -> bool:
+        """Whether a part is there, whole and of this stamp, told by its header and length."""
+        return self._open(number, lambda file: True) is not None
+
     def _read(self, number: int) -> Tensors | None:
         """None for a part that is missing, truncated or of another stamp."""
+        return self._open(number, lambda file: {name: file.get_tensor(name).clone() for name in file.keys()})  # noqa: SIM118
+
+    def _open(self, number: int, read: Callable[[Any], T]) -> T | None:
         from safetensors import SafetensorError, safe_open
 
         if self.folder is None:
             return None
         try:
             with safe_open(self._path(number), framework="pt") as file:
-                if (file.metadata() or {}).get("stamp") != self.stamp:
-                    return None
-                return {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+                return read(file) if (file.metadata() or {}).get("stamp") == self.stamp else None
         except (SafetensorError, OSError):
             return None
 
@@ -105,3 +127,18 @@ class Parts:
                 "directory that all of them share"
             )
         return part
+
+
+class _Kept(Sequence[Tensors]):
+    def __init__(self, parts: Parts, length: int) -> None:
+        self.parts, self.length = parts, length
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, number: Any) -> Any:
+        if isinstance(number, slice):
+            return [self[k] for k in range(*number.indices(self.length))]
+        if not -self.length <= number < self.length:
+            raise IndexError(number)
+        return self.parts._finished(number % self.length)

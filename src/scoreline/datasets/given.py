@@ -1,0 +1,53 @@
+"""Images that somebody made: a folder, an archive, an array, or a run directory of sample.py."""
+
+from pathlib import Path
+
+from scoreline.datasets.base import ImageDataset
+from scoreline.errors import InputError
+
+RUN = ("samples.npz", "samples.zip", "images")
+"""Where sample.py leaves its images, by `format`."""
+
+MARK = "metrics.json"
+
+
+def images(path: str) -> ImageDataset:
+    """The images at `path`: an npz file (arr_0), a zip archive, a folder of PNG files, or a run directory.
+
+    Raises:
+        InputError: if nothing is there, a run is unfinished or kept no images, and what its reader refuses.
+    """
+    place = Path(path).expanduser()
+    if place.suffix == ".npz":
+        from scoreline.datasets.npz_archive import NpzArchive
+
+        return NpzArchive(path)
+    if place.suffix == ".zip":
+        from scoreline.datasets.zip_archive import ZipArchive
+
+        return ZipArchive(path)
+    if place.is_dir():
+        if is_run(place):
+            return images(str(_kept(place)))
+        from scoreline.datasets.image_folder import ImageFolder
+
+        return ImageFolder(path)
+    raise InputError(
+        f"{path}: {'neither .npz nor .zip' if place.exists() else 'nothing is there'}; give a folder of PNG files, a "
+        "zip archive, an npz file or a run directory of sample.py"
+    )
+
+
+def is_run(place: Path) -> bool:
+    """Whether a folder is a run directory of sample.py."""
+    begun = (place / "config.yaml").is_file() and (place / ".hydra").is_dir()
+    return begun or (place / MARK).is_file()
+
+
+def _kept(run: Path) -> Path:
+    if not (run / MARK).is_file():
+        raise InputError(f"{run}: this run is not finished; run the same sample.py command again, which goes on")
+    found = [run / name for name in RUN if (run / name).exists()]
+    if not found:
+        raise InputError(f"{run}: this run kept no images as npz, png or zip; sample again with format=npz")
+    return found[0]

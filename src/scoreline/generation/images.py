@@ -1,0 +1,84 @@
+"""The images of a finished generation, read from their shards a few at a time."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from scoreline.datasets.base import ImageDataset
+from scoreline.generation.shards import NO_LABEL, Found, Shards
+from scoreline.sampling import Progress
+
+BLOCK = 256
+
+
+def unwatched(images: float) -> None:
+    """Nobody is told of progress."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What the manifest says of an image: `sha256`, hexadecimal, is of its bytes in the order (H, W, C)."""
+
+    index: int
+    seed: int
+    label: int | None
+    sha256: str
+
+
+class ShardImages(ImageDataset):
+    """The N images of a run in the order of its seeds; memory does not grow with N but for a few numbers an image.
+
+    Args:
+        found: where they lie; none may be missing.
+        num_classes: number of classes of the model, 0 for an unconditional one.
+    """
+
+    def __init__(self, shards: Shards, found: Found, num_classes: int = 0, name: str = "generated") -> None:
+        if len(found.missing):
+            raise ValueError(f"{len(found.missing)} of {len(shards.seeds)} images are missing")
+        self.shards, self.found = shards, found
+        self.name, self.shape, self.num_classes = name, shards.shape, num_classes
+
+    def __len__(self) -> int:
+        return len(self.shards.seeds)
+
+    @property
+    def labelled(self) -> bool:
+        """Whether the images have labels."""
+        return self.shards.labels is not None
+
+    def read(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Images uint8 (B, C, H, W) and labels int64 (B,), -1 where there is none, in the order asked for."""
+        from safetensors import safe_open
+
+        index = torch.as_tensor(indices, dtype=torch.int64)
+        images = torch.empty((len(index), *self.shape), dtype=torch.uint8)
+        shard, row = self.found.shard[index], self.found.row[index]
+        for number in sorted(set(shard.tolist())):
+            here = shard == number
+            with safe_open(self.found.paths[number], framework="pt") as file:
+                images[here] = file.get_tensor("images")[row[here]]
+        return images, self.shards.label(index)
+
+    def entry(self, index: int) -> Entry:
+        """The line of the manifest for image `index`."""
+        label = int(self.shards.label(torch.tensor([index])))
+        digest = self.found.digests[index].numpy().tobytes().hex()
+        return Entry(index, self.shards.seeds[index], None if label == NO_LABEL else label, digest)
+
+    def blocks(self, progress: Progress = unwatched) -> Iterator[Tensor]:
+        """All images in order, as blocks uint8 (n, C, H, W); `progress` is told of each when it has been used."""
+        for start in range(0, len(self), BLOCK):
+            block, _ = self.read(range(start, min(start + BLOCK, len(self))))
+            yield block
+            progress(len(block))
+
+    def one_by_one(self, progress: Progress = unwatched) -> Iterator[tuple[Entry, Tensor]]:
+        """All images uint8 (C, H, W) in order with what the manifest says of them."""
+        index = 0
+        for block in self.blocks(progress):
+            for image in block:
+                yield self.entry(index), image
+                index += 1

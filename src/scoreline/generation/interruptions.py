@@ -1,0 +1,50 @@
+"""What a person hears when a generation stops on its way, and what is left of it."""
+
+import errno
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from scoreline.errors import InputError
+from scoreline.generation.shards import Shards
+
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+
+
+@contextmanager
+def told(shards: Shards, speaks: bool = True) -> Iterator[None]:
+    """Say how many images are kept when the disk is full or somebody presses Ctrl-C; what is kept is whole.
+
+    Args:
+        speaks: whether this process answers Ctrl-C.
+
+    Raises:
+        InputError: for a full disk.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not _full(error):
+            raise
+        raise InputError(
+            f"hydra.run.dir={shards.folder.parent}: no space is left on its disk; {_kept(shards)}, free some space and "
+            "start the same command again"
+        ) from error
+    except KeyboardInterrupt:
+        if speaks:
+            print(f"\ninterrupted: {_kept(shards)}, the same command goes on from there", file=sys.stderr)
+        raise
+
+
+def _kept(shards: Shards) -> str:
+    total = len(shards.seeds)
+    return f"{total - len(shards.find(check=False).missing)} of {total} images are kept"
+
+
+def _full(error: Exception) -> bool:
+    """safetensors, which writes features, tells a full disk in words."""
+    from safetensors import SafetensorError
+
+    if isinstance(error, SafetensorError):
+        return any(f"os error {number}" in str(error) for number in NO_SPACE)
+    return isinstance(error, OSError) and error.errno in NO_SPACE

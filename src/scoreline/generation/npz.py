@@ -1,0 +1,48 @@
+"""npz files written array by array and row by row, always the same bytes for the same numbers."""
+
+import zipfile
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scoreline.generation.archives import zip_entry
+from scoreline.generation.images import ShardImages, unwatched
+from scoreline.sampling import Progress
+
+
+def write_images(path: Path, images: ShardImages, progress: Progress = unwatched) -> None:
+    """ADM's layout: arr_0 uint8 (N, H, W, C) and, where there are labels, arr_1 int64 (N,).
+
+    Source: layout of Dhariwal & Nichol (2021), arXiv:2105.05233, reference sampling script.
+    """
+    channels, height, width = images.shape
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
+        rows = (block.permute(0, 2, 3, 1).contiguous().numpy() for block in images.blocks(progress))
+        add(archive, "arr_0", (len(images), height, width, channels), np.dtype(np.uint8), rows)
+        if images.shards.labels is not None:
+            labels = images.shards.labels.numpy().astype(np.int64)
+            add(archive, "arr_1", labels.shape, labels.dtype, [labels])
+
+
+def write_arrays(path: Path, arrays: dict[str, NDArray[np.generic]]) -> None:
+    """Arrays that are in memory, under their names."""
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
+        for name, array in arrays.items():
+            add(archive, name, array.shape, array.dtype, [np.ascontiguousarray(array)])
+
+
+def add(
+    archive: zipfile.ZipFile,
+    name: str,
+    shape: tuple[int, ...],
+    dtype: np.dtype[np.generic],
+    parts: Iterable[NDArray[np.generic]],
+) -> None:
+    """One array of the given shape in C order, from parts along its first axis, contiguous in memory."""
+    header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+    with archive.open(zip_entry(f"{name}.npy"), "w", force_zip64=True) as file:
+        np.lib.format.write_array_header_1_0(file, header)
+        for part in parts:
+            file.write(part.data)

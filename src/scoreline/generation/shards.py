@@ -1,0 +1,164 @@
+"""Images as they are made: files of a few images each, which say themselves whether they are whole and whose."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from scoreline.files import write_atomically
+
+NO_LABEL = -1
+FIELDS = {
+    "index": torch.int64,
+    "seed": torch.int64,
+    "label": torch.int64,
+    "sha256": torch.uint8,
+    "nfe": torch.int64,
+    "network_calls": torch.int64,
+    "images": torch.uint8,
+}
+
+Fields = dict[str, Tensor]
+
+
+def image_digests(images: Tensor) -> Tensor:
+    """SHA-256 of each image's bytes in the order (H, W, C), of images uint8 (N, C, H, W): uint8 (N, 32).
+
+    It is the digest of `arr_0[i].tobytes()` in ADM's layout, so that anybody can check it without this package.
+    """
+    found = [hashlib.sha256(image.tobytes()).digest() for image in images.permute(0, 2, 3, 1).contiguous().numpy()]
+    return torch.from_numpy(np.frombuffer(b"".join(found), dtype=np.uint8).reshape(len(images), 32).copy())
+
+
+class Counts(NamedTuple):
+    """Evaluations of the denoiser and calls of networks that an image took."""
+
+    nfe: int
+    network_calls: int
+
+
+@dataclass(frozen=True)
+class Found:
+    """Where each of N images lies, and what is known of it without reading its pixels.
+
+    Attributes:
+        paths: the shards.
+        shard: (N,) int64, number of the shard that holds image i; -1 for an image that is missing.
+        row: (N,) int64, its row there.
+        digests: (N, 32) uint8, SHA-256 of its bytes.
+        counts: (N, 2) int64, its `Counts`.
+    """
+
+    paths: list[Path]
+    shard: Tensor
+    row: Tensor
+    digests: Tensor
+    counts: Tensor
+
+    @property
+    def missing(self) -> Tensor:
+        """Indices (M,) int64 of the images that are in no shard, ascending."""
+        return (self.shard < 0).nonzero().flatten()
+
+
+@dataclass(frozen=True)
+class Shards:
+    """Shards of the images 0 .. N - 1 of a run, in a folder that all its processes share.
+
+    A shard is a safetensors file of a few images with index, seed, label, SHA-256 and counts of each. It is written
+    atomically under the index of its first image, which no other whole shard holds. One that is damaged, of another
+    stamp, or that disagrees with the run's seeds and labels in any image counts as if it were not there.
+
+    Attributes:
+        folder: where they lie.
+        stamp: of what an image depends besides its seed and label: config, checkpoint, code.
+        seeds: N seeds, image i belongs to the i-th one.
+        labels: (N,) int64, or None where images have no label.
+        shape: (C, H, W).
+    """
+
+    folder: Path
+    stamp: str
+    seeds: Sequence[int]
+    labels: Tensor | None
+    shape: tuple[int, int, int]
+
+    def write(self, indices: Sequence[int], images: Tensor, counts: Counts) -> None:
+        """Keep images uint8 (n, C, H, W), those of the given indices."""
+        from safetensors.torch import save
+
+        index = torch.tensor(indices)
+        fields = {
+            "index": index,
+            "seed": self._seeds(index),
+            "label": self.label(index),
+            "sha256": image_digests(images),
+            "nfe": torch.full((len(images),), counts.nfe),
+            "network_calls": torch.full((len(images),), counts.network_calls),
+            "images": images.contiguous(),
+        }
+        path = self.folder / f"{indices[0]:09d}.safetensors"
+        content = save(fields, {"stamp": self.stamp})
+        write_atomically(path, lambda temporary: temporary.write_bytes(content))
+
+    def label(self, index: Tensor) -> Tensor:
+        """Labels int64 of the images at `index`, -1 where there is none."""
+        return torch.full((len(index),), NO_LABEL) if self.labels is None else self.labels[index]
+
+    def find(self, check: bool = True) -> Found:
+        """Every image that is there, of several copies the one in the first shard by name.
+
+        Args:
+            check: compare the pixels with their SHA-256 too, which reads them all; the rest is always compared.
+        """
+        total = len(self.seeds)
+        shard, row = torch.full((total,), -1), torch.zeros(total, dtype=torch.int64)
+        digests, counts = torch.zeros((total, 32), dtype=torch.uint8), torch.zeros((total, 2), dtype=torch.int64)
+        paths: list[Path] = []
+        for path in sorted(self.folder.glob("*.safetensors")):
+            fields = self._read(path, check)
+            if fields is None:
+                continue
+            fresh = shard[fields["index"]] < 0
+            at = fields["index"][fresh]
+            shard[at], row[at] = len(paths), fresh.nonzero().flatten()
+            digests[at] = fields["sha256"][fresh]
+            counts[at] = torch.stack([fields["nfe"], fields["network_calls"]], 1)[fresh]
+            paths.append(path)
+        return Found(paths, shard, row, digests, counts)
+
+    def _seeds(self, index: Tensor) -> Tensor:
+        return torch.tensor([self.seeds[i] for i in index.tolist()], dtype=torch.int64)
+
+    def _read(self, path: Path, check: bool) -> Fields | None:
+        """What a shard holds, None unless it is whole and of this run."""
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(path, framework="pt") as file:
+                if (file.metadata() or {}).get("stamp") != self.stamp or set(file.keys()) != set(FIELDS):
+                    return None
+                fields = {name: file.get_tensor(name) for name in FIELDS}
+        except (SafetensorError, OSError):
+            return None
+        return fields if self._fits(fields) and (not check or _intact(fields)) else None
+
+    def _fits(self, fields: Fields) -> bool:
+        count = len(fields["index"])
+        tails = {"sha256": (32,), "images": self.shape}
+        shapes = {name: (count, *tails.get(name, ())) for name in FIELDS}
+        if any(fields[name].dtype != kind or fields[name].shape != shapes[name] for name, kind in FIELDS.items()):
+            return False
+        index = fields["index"]
+        if not count or int(index.min()) < 0 or int(index.max()) >= len(self.seeds) or len(set(index.tolist())) < count:
+            return False
+        return torch.equal(fields["seed"], self._seeds(index)) and torch.equal(fields["label"], self.label(index))
+
+
+def _intact(fields: Fields) -> bool:
+    return torch.equal(image_digests(fields["images"]), fields["sha256"])

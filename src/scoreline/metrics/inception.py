@@ -1,0 +1,324 @@
+"""`metrics=inception`: the figures that papers report, from one pass of the Inception network of the literature."""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from functools import cached_property, reduce
+from statistics import mean, stdev
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from scoreline import cache
+from scoreline.datasets.base import ImageDataset
+from scoreline.errors import InputError, did_you_mean
+from scoreline.metrics import protocols
+from scoreline.metrics.base import ALONE, Metrics, Score
+from scoreline.metrics.feature_pass import Features, extract, shared
+from scoreline.metrics.frechet import GaussianStatistics, frechet_replicates
+from scoreline.metrics.inception_features import PUBLISHED
+from scoreline.metrics.inception_score import inception_score
+from scoreline.metrics.jackknife import Replicates, assign_groups
+from scoreline.metrics.kid import kernel_replicates
+from scoreline.metrics.precision_recall import support_replicates
+from scoreline.metrics.references import Reference, images_of, split_of, statistics_of
+from scoreline.metrics.statistics import Statistics
+from scoreline.parts import Parts, Tensors
+from scoreline.progress import ImageProgress
+from scoreline.sampling import Progress
+
+SUPPORT = ("precision", "recall", "density", "coverage")
+SCORES = ("fid", "sfid", "kid", "inception_score", *SUPPORT)
+OF_IMAGES = ("kid", *SUPPORT)
+"""Scores for which statistics of the reference are not enough."""
+
+
+class Extractor(Protocol):
+    """What `Inception` asks of its features; `inception_features.InceptionFeatures` says what each is."""
+
+    name: str
+    digest: str
+    resize: str
+    sha256: str
+    dimension: int
+
+    @property
+    def no_spatial(self) -> str | None: ...
+    def check(self, shape: tuple[int, int, int]) -> None: ...
+    def classifier(self) -> Tensor | None: ...
+    def __call__(self, images: Tensor, spatial: bool) -> Tensors: ...
+
+
+class Compared(NamedTuple):
+    """The reference: statistics of its features and spatial features, and the rows for scores that need images."""
+
+    gaussian: GaussianStatistics
+    spatial: GaussianStatistics | None
+    rows: Tensor | None
+
+
+class Inception(Metrics):
+    """Scores of generated images against a reference, each with the standard error that other seeds would leave it.
+
+    | name | what it is |
+    |--|--|
+    | fid | `frechet.frechet_distance` of the pool features |
+    | sfid | the same of the spatial features |
+    | kid | `kid.kernel_distance`, the unbiased estimator over all pairs of the compared images, no random subsets |
+    | inception_score | `inception_score.inception_score`, mean over consecutive splits, error sd / sqrt(splits) |
+    | precision, recall, density, coverage | `precision_recall.support_replicates` of the compared images |
+
+    The pass runs in float32, features are kept so, and everything is added up in float64. Errors are the jackknife's
+    over groups of images, of the inception score those over its splits. KID and the last four compare at most
+    `compared` images a side, evenly spread over all: their work grows with the square.
+
+    Features of the generated images lie in the folder of `parts`, if there is one; those of the reference in the cache
+    (`features/`, 8 KB an image and another 8 KB for sfid), under the digests of extractor and data set.
+
+    Args:
+        extractor: `inception_features.InceptionFeatures`.
+        reference: a data set; a path of images (folder, zip, npz, run directory); an npz of statistics (`mu`,
+            `sigma`), which leave only fid, sfid and inception_score; or an npz in ADM's layout, which holds both.
+        scores: which of the above; one that cannot be had of this extractor or reference is left out, and `warnings`
+            says why.
+        neighbours: k of precision, recall, density and coverage.
+        compared: images a side for kid and these.
+        splits: of the inception score.
+        groups: of the jackknife.
+        protocol: `edm`, `adm`, `clean` or None; see `protocols.verdict`.
+
+    Raises:
+        InputError: for an unknown score or protocol, or settings out of range.
+    """
+
+    keeps_features = True
+
+    def __init__(
+        self,
+        extractor: Extractor,
+        reference: Reference = None,
+        scores: Sequence[str] = SCORES,
+        neighbours: int = 3,
+        compared: int = 10_000,
+        splits: int = 10,
+        groups: int = 20,
+        protocol: str | None = None,
+    ) -> None:
+        self.extractor, self.reference, self.scores = extractor, reference, tuple(scores)
+        self.neighbours, self.compared, self.splits, self.groups = neighbours, compared, splits, groups
+        self.named = protocol
+        self._kept: Compared | None = None
+        protocols.known(protocol)
+        for name in self.scores:
+            if name not in SCORES:
+                raise InputError(f"metrics.scores={name}: there is no such score{did_you_mean(name, SCORES)}")
+        least = {"neighbours": 1, "compared": neighbours + 2, "splits": 2, "groups": 2}
+        for key, value in least.items():
+            if getattr(self, key) < value:
+                raise InputError(f"metrics.{key}={getattr(self, key)}: must be at least {value}")
+
+    @cached_property
+    def _images(self) -> ImageDataset | None:
+        return images_of(self.reference)
+
+    @cached_property
+    def _statistics(self) -> Statistics | None:
+        return statistics_of(self.reference)
+
+    @property
+    def protocol(self) -> dict[str, str | int]:
+        return {
+            "extractor": f"{self.extractor.name}:{self.extractor.digest[:8]}",
+            **self._reference_entries(),
+            "resize": self.extractor.resize,
+            "neighbours": self.neighbours,
+            "compared": self.compared,
+            "splits": self.splits,
+            "jackknife_groups": self.groups,
+        }
+
+    def _reference_entries(self) -> dict[str, str | int]:
+        known, data = self._statistics, self._images
+        if known is not None:
+            count = known.count or "unknown"
+            return {"reference": f"{known.name}:{known.digest[:8]}", "reference_count": count}
+        assert data is not None
+        return {"reference": f"{data.name}:{data.digest[:8]}", "reference_count": len(data)}
+
+    def fingerprint(self, n: int) -> dict[str, str | int]:
+        if self.named is None:
+            return self.protocol
+        known, data = self._statistics, self._images
+        split = split_of(data) if known is None and data is not None else None
+        if known is not None and known.about:
+            split = str(known.about.get("split", "unknown"))
+        facts = protocols.Facts(
+            n=n,
+            published=self.extractor.sha256 == PUBLISHED,
+            resize=self.extractor.resize,
+            split=split,
+            adm_file=known is not None and known.spatial is not None and data is not None,
+        )
+        return {"protocol": protocols.verdict(self.named, facts), **self.protocol}
+
+    def check(self, shape: tuple[int, int, int], n: int) -> None:
+        self.extractor.check(shape)
+        known, data = self._statistics, self._images
+        least = max(self.neighbours + 2, self.splits)
+        if n < least:
+            raise InputError(f"metrics=inception: the generated images are {n}, too few; give at least {least}")
+        if data is not None and tuple(data.shape) != tuple(shape):
+            theirs, ours = ("x".join(map(str, it)) for it in (data.shape, shape))
+            raise InputError(
+                f"metrics.reference: images of {data.name} are {theirs}, the generated ones {ours} (CxHxW); nothing is "
+                "resized here: give a reference of that size"
+            )
+        if data is not None and len(data) < self.neighbours + 2:
+            raise InputError(
+                f"metrics.reference: {data.name} has {len(data)} images; give at least {self.neighbours + 2}"
+            )
+        if known is not None:
+            self._check_statistics(known)
+
+    def _check_statistics(self, known: Statistics) -> None:
+        dimension, theirs = len(known.gaussian.mean), known.about.get("extractor_digest")
+        if dimension != self.extractor.dimension:
+            raise InputError(
+                f"metrics.reference={self.reference}: of {dimension} features, the extractor gives "
+                f"{self.extractor.dimension}; make it with scoreline reference"
+            )
+        if theirs is not None and theirs != self.extractor.digest:
+            raise InputError(
+                f"metrics.reference={self.reference}: made with extractor {theirs[:8]}, not "
+                f"{self.extractor.digest[:8]}; make it with scoreline reference and the same metrics"
+            )
+
+    def __call__(
+        self, images: ImageDataset, parts: Parts = ALONE, progress: Progress = lambda images: None
+    ) -> dict[str, Score]:
+        self.check(images.shape, len(images))
+        spatial = "sfid" in self.scores and self._no("sfid") is None
+        reference = self._reference_features(parts, spatial)
+        made = self._pass(images, parts, progress, spatial)
+        settings = f"{self._digest(spatial)} {sorted(self.protocol.items())} {self.scores}"
+        return shared(images, parts, settings, lambda: self._scores(made, reference))
+
+    def statistics(
+        self, images: ImageDataset, parts: Parts = ALONE, progress: Progress = lambda images: None
+    ) -> Statistics:
+        self.extractor.check(images.shape)
+        spatial = "sfid" in self.scores and self.extractor.no_spatial is None
+        kept = parts.at(cache.folder("features"), "") if parts.folder is None else parts
+        found = self._pass(images, kept, progress, spatial)
+        about = {
+            "extractor": self.extractor.name,
+            "extractor_digest": self.extractor.digest,
+            "resize": self.extractor.resize,
+        }
+        gaussian = _gaussian(found.stream("features"))
+        return Statistics(
+            images.name, gaussian, _gaussian(found.stream("spatial")) if spatial else None, about, len(images)
+        )
+
+    def _pass(self, images: ImageDataset, parts: Parts, progress: Progress, spatial: bool) -> Features:
+        def make(batch: Tensor) -> Tensors:
+            return self.extractor(batch, spatial)
+
+        return extract(images, make, self._digest(spatial), parts, progress)
+
+    def _digest(self, spatial: bool) -> str:
+        return hashlib.sha256(f"{self.extractor.digest} {spatial}".encode()).hexdigest()
+
+    def _reference_features(self, parts: Parts, spatial: bool) -> Features | None:
+        """Of the reference's images, where something is to be had of them."""
+        data, known = self._images, self._statistics
+        if data is None or (known is not None and not set(OF_IMAGES) & set(self.scores)):
+            return None
+        kept = parts.at(cache.folder("features"), "")
+        shown = parts.rank == 0
+        with ImageProgress(len(data), "features of the reference", enabled=shown) as progress:
+            return self._pass(data, kept, progress.update, spatial and known is None)
+
+    def _compared(self, features: Features | None) -> Compared:
+        known = self._statistics
+        wanted = features is not None and bool(set(OF_IMAGES) & set(self.scores))
+        rows = features.rows("features", self.compared) if features is not None and wanted else None
+        if known is not None:
+            return Compared(known.gaussian, known.spatial, rows)
+        assert features is not None
+        spatial = _gaussian(features.stream("spatial")) if "spatial" in features.parts[0] else None
+        return Compared(_gaussian(features.stream("features")), spatial, rows)
+
+    def _scores(self, made: Features, reference: Features | None) -> dict[str, Score]:
+        found: dict[str, Score] = {}
+        if self._kept is None:
+            self._kept = self._compared(reference)
+        for name in self.scores:
+            if name not in found and self._no(name) is None:
+                found |= self._score(name, made, self._kept)
+        return {name: found[name] for name in self.scores if name in found}
+
+    def _score(self, name: str, made: Features, compared: Compared) -> dict[str, Score]:
+        if name == "inception_score":
+            return {name: self._inception_score(made)}
+        if name in ("fid", "sfid"):
+            side = compared.gaussian if name == "fid" else compared.spatial
+            assert side is not None
+            x = made.all("features" if name == "fid" else "spatial")
+            return {name: _scored(frechet_replicates(x, side, self._groups(len(x))), len(x))}
+        x, y = made.rows("features", self.compared), compared.rows
+        assert y is not None
+        if name == "kid":
+            return {name: _scored(kernel_replicates(x, y, self._groups(len(x))), len(x))}
+        four = support_replicates(x, y, self._groups(len(x)), self.neighbours)
+        return {key: _scored(it, len(x)) for key, it in four.items()}
+
+    def _inception_score(self, made: Features) -> Score:
+        weights = self.extractor.classifier()
+        assert weights is not None
+        probabilities = (torch.softmax(part.double() @ weights.T, 1) for part in made.stream("features"))
+        found = inception_score(probabilities, made.n, self.splits)
+        return Score(value=mean(found), error=stdev(found) / len(found) ** 0.5, n=made.n)
+
+    def _groups(self, n: int) -> Tensor:
+        return assign_groups(n, min(self.groups, n))
+
+    def _no(self, name: str) -> str | None:
+        """Why a score cannot be had, None if it can."""
+        known, data = self._statistics, self._images
+        if name in OF_IMAGES and data is None:
+            return "the reference holds statistics, no images"
+        if name == "inception_score" and self.extractor.classifier() is None:
+            return "the file has no layer output.weight that takes its features"
+        if name == "sfid" and self.extractor.no_spatial is not None:
+            return self.extractor.no_spatial
+        if name == "sfid" and known is not None and known.spatial is None:
+            return "the reference holds no statistics of spatial features (mu_s, sigma_s)"
+        return None
+
+    def warnings(self, n: int) -> list[str]:
+        """Besides what cannot be trusted, the scores that are left out."""
+        reasons = {name: reason for name in self.scores if (reason := self._no(name)) is not None}
+        said = [
+            f"{', '.join(name for name in reasons if reasons[name] == reason)} left out: {reason}"
+            for reason in dict.fromkeys(reasons.values())
+        ]
+        if n < protocols.IMAGES:
+            said.append(
+                f"{n} images are fewer than the 50,000 of the literature: fid is biased upwards, compare at equal n"
+            )
+        if n <= self.extractor.dimension:
+            said.append(f"{n} images leave the covariance of {self.extractor.dimension} features singular")
+        if n < 2 * self.groups:
+            said.append(f"{n} images are fewer than two a jackknife group: the errors are rough")
+        if self.named is not None and (found := str(self.fingerprint(n)["protocol"])) != self.named:
+            said.append(f"metrics.protocol={self.named}: {found}")
+        return said
+
+
+def _gaussian(stream: Iterator[Tensor]) -> GaussianStatistics:
+    return reduce(GaussianStatistics.merge, (GaussianStatistics.of(part) for part in stream))
+
+
+def _scored(found: Replicates, n: int) -> Score:
+    return Score(value=found.full, error=found.error, n=n)

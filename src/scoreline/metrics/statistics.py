@@ -1,0 +1,139 @@
+"""Reference statistics in files: means and covariances of features, ours, EDM's and ADM's."""
+
+import hashlib
+import json
+import zipfile
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from scoreline.errors import InputError
+from scoreline.files import write_atomically
+from scoreline.metrics.frechet import GaussianStatistics
+
+FORMAT = "scoreline/reference/1"
+SYMMETRIC = 1e-6
+DAMAGE = (OSError, ValueError, zipfile.BadZipFile, EOFError, KeyError, NotImplementedError)
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Mean and covariance of the features of a set of images.
+
+    Attributes:
+        name: what protocols call it.
+        gaussian: of the features.
+        spatial: of the spatial features, where there are any.
+        about: provenance; empty for files of others.
+        count: number of images, None where the file does not tell.
+    """
+
+    name: str
+    gaussian: GaussianStatistics
+    spatial: GaussianStatistics | None = None
+    about: dict[str, Any] = field(default_factory=dict)
+    count: int | None = None
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 over the numbers."""
+        sides = [self.gaussian] + ([] if self.spatial is None else [self.spatial])
+        return _digest([part for side in sides for part in (side.mean, side.covariance)])
+
+
+def write_statistics(path: Path, found: Statistics) -> None:
+    """`mu`, `sigma` (float64), `n`, `about` (JSON), and `mu_s`, `sigma_s` for spatial features; EDM's and ADM's names.
+
+    Raises:
+        InputError: if the file is there.
+    """
+    if path.exists():
+        raise InputError(f"{path} is there already and is not overwritten; choose another name")
+    arrays = {"mu": found.gaussian.mean.numpy(), "sigma": found.gaussian.covariance.numpy()}
+    if found.spatial is not None:
+        arrays |= {"mu_s": found.spatial.mean.numpy(), "sigma_s": found.spatial.covariance.numpy()}
+    n = found.gaussian.n if found.count is None else found.count
+    about = json.dumps({"format": FORMAT, **found.about}, indent=1)
+    write_atomically(path, lambda temporary: _savez(temporary, arrays | {"n": np.array(n), "about": np.array(about)}))
+
+
+def _savez(path: Path, arrays: dict[str, NDArray[Any]]) -> None:
+    with open(path, "wb") as file:
+        np.savez(file, **arrays)  # type: ignore[arg-type]
+
+
+def keys(path: Path) -> set[str]:
+    """Names of the arrays in an npz file.
+
+    Raises:
+        InputError: if it is no npz file.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return {name.removesuffix(".npy") for name in archive.namelist()}
+    except DAMAGE as error:
+        raise InputError(f"{path}: not a whole npz file ({error}); make it anew") from error
+
+
+def read_statistics(path: Path) -> Statistics:
+    """The statistics in an npz file with `mu` and `sigma`; nothing but numbers and text is read from it.
+
+    Raises:
+        InputError: if there are none, or they are no mean and covariance.
+    """
+    try:
+        with open(path, "rb") as handle, np.load(handle, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in ("mu", "sigma", "mu_s", "sigma_s", "n", "about") if name in file}
+    except DAMAGE as error:
+        raise InputError(f"{path}: cannot be read as an npz file of numbers ({error}); make it anew") from error
+    if not {"mu", "sigma"} <= set(arrays):
+        raise InputError(f"{path}: holds no mu and sigma; make it with scoreline reference")
+    count = int(arrays["n"]) if "n" in arrays and arrays["n"].ndim == 0 and int(arrays["n"]) > 1 else None
+    spatial = None
+    if {"mu_s", "sigma_s"} <= set(arrays):
+        spatial = _gaussian(path, arrays["mu_s"], arrays["sigma_s"], count)
+    return Statistics(
+        path.stem, _gaussian(path, arrays["mu"], arrays["sigma"], count), spatial, _about(path, arrays), count
+    )
+
+
+def _about(path: Path, arrays: dict[str, NDArray[Any]]) -> dict[str, Any]:
+    if "about" not in arrays:
+        return {}
+    try:
+        found = json.loads(str(arrays["about"]))
+        if found["format"] != FORMAT:
+            raise ValueError(f"format {found['format']}")
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path}: its record is damaged ({error}); make it anew with scoreline reference") from error
+    return dict(found)
+
+
+def _gaussian(path: Path, mu: NDArray[Any], sigma: NDArray[Any], count: int | None) -> GaussianStatistics:
+    """Two rows stand for an unknown number: a distance depends on mean and covariance only."""
+    numbers = all(array.dtype.kind == "f" for array in (mu, sigma))
+    if not numbers or mu.ndim != 1 or sigma.shape != (len(mu), len(mu)):
+        raise InputError(f"{path}: {mu.dtype} {mu.shape} and {sigma.dtype} {sigma.shape} are no mean and covariance")
+    mean, covariance = torch.from_numpy(mu).double(), torch.from_numpy(sigma).double()
+    scale = covariance.abs().max()
+    if not bool(mean.isfinite().all() & covariance.isfinite().all()):
+        raise InputError(f"{path}: its mean or covariance is not finite; make it anew")
+    if bool((covariance - covariance.T).abs().max() > SYMMETRIC * scale) or bool((covariance.diagonal() < 0).any()):
+        raise InputError(
+            f"{path}: its sigma is no covariance: not symmetric, or negative on the diagonal; make it anew"
+        )
+    n = count or 2
+    return GaussianStatistics(n, mean, covariance * (n - 1))
+
+
+def _digest(tensors: list[Tensor]) -> str:
+    sha = hashlib.sha256()
+    for tensor in tensors:
+        sha.update(repr(tuple(tensor.shape)).encode() + tensor.contiguous().numpy().tobytes())
+    return sha.hexdigest()

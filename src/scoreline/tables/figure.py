@@ -1,0 +1,95 @@
+"""A grid as a picture: the metric over the columns, a line for each row."""
+
+from pathlib import Path
+from typing import Any
+
+from scoreline.tables.grid import Grid, Part
+
+STYLES = ("-", "--", ":")
+
+
+def figure(grid: Grid, path: Path) -> bool:
+    """Ours with error bars, published figures as hollow markers of the same colour; whether there was one to draw.
+
+    The watermark stands across it. Parts of unequal protocols have axes of their own.
+    """
+    parts = [part for part in grid.parts if any(_points(grid, part, row) for row in grid.rows)]
+    if not parts:
+        return False
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    many = len(grid.rows) > 6
+    size = (6 * len(parts) + 3 * many, max(4, 0.22 * len(grid.rows)))
+    chart, axes = pyplot.subplots(1, len(parts), figsize=size, layout="constrained", squeeze=False)
+    for part, panel in zip(parts, axes[0], strict=True):
+        _draw(grid, part, panel)
+    handles = {label: it for panel in axes[0] for it, label in zip(*panel.get_legend_handles_labels(), strict=True)}
+    if many:
+        chart.legend(handles.values(), handles.keys(), loc="outside right upper", fontsize=8)
+    else:
+        axes[0][0].legend(handles.values(), handles.keys())
+    if grid.watermark:
+        mark: dict[str, Any] = {
+            "ha": "center",
+            "va": "center",
+            "rotation": 25,
+            "fontsize": 20,
+            "alpha": 0.25,
+            "color": "red",
+        }
+        chart.text(0.5, 0.5, grid.watermark, **mark)
+    chart.savefig(path, dpi=120, format="png")
+    pyplot.close(chart)
+    return True
+
+
+def _draw(grid: Grid, part: Part, axes: Any) -> None:
+    from matplotlib import pyplot
+
+    columns = part.columns(grid)
+    places, numeric = _places(columns)
+    for number, row in enumerate(grid.rows):
+        colour, style = pyplot.colormaps["tab10"](number % 10), STYLES[number // 10 % 3]
+        points = sorted((places[column], value, error) for column, value, error in _points(grid, part, row))
+        if points:
+            x, y, bars = zip(*points, strict=True)
+            look = {"marker": "o", "markersize": 3, "capsize": 2, "color": colour, "linestyle": style}
+            axes.errorbar(x, y, bars, label=row, **look)
+        hollow = _published(part, columns, row)
+        if hollow:
+            x, y = zip(*sorted((places[column], value) for column, value in hollow), strict=True)
+            axes.plot(x, y, marker="o", markersize=7, linestyle="none", markerfacecolor="none", color=colour)
+    positive = all(value > 0 for row in grid.rows for _, value, _ in _points(grid, part, row))
+    axes.set(xlabel=grid.label, ylabel=grid.metric.replace("_", " "), yscale="log" if positive else "linear")
+    if numeric:
+        axes.set_xscale("log")
+    axes.set_xticks([places[column] for column in columns], columns)
+    axes.xaxis.minorticks_off()
+
+
+def _places(columns: list[str]) -> tuple[dict[str, float], bool]:
+    """Positive numbers stand at themselves on a logarithmic axis, names one after the other."""
+    try:
+        found = {column: float(column) for column in columns}
+    except ValueError:
+        found = {}
+    numeric = bool(found) and all(value > 0 for value in found.values()) and len(set(found.values())) == len(columns)
+    return (found, True) if numeric else ({column: float(k) for k, column in enumerate(columns)}, False)
+
+
+def _points(grid: Grid, part: Part, row: str) -> list[tuple[str, float, float]]:
+    found = []
+    for column in grid.columns:
+        entry = part.entries.get((row, column))
+        score = entry.score(grid.metric) if entry else None
+        if score is not None:
+            found.append((column, score["value"], max(score["error"], 0.0)))
+    return found
+
+
+def _published(part: Part, columns: list[str], row: str) -> list[tuple[str, float]]:
+    entries = [(column, part.entries.get((row, column))) for column in columns]
+    return [(column, it.published.value) for column, it in entries if it and it.published]

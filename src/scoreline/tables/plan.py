@@ -1,0 +1,223 @@
+"""Which runs of sample.py a table is made of, where each lies, and what became of it."""
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from scoreline.errors import InputError
+from scoreline.files import write_atomically
+from scoreline.tables.grid import Entry, Grid, of_table
+from scoreline.tables.protocol import Result, merged
+from scoreline.tables.schema import Table, parse
+
+PLAN = "plan.json"
+OUTCOME = "outcome.json"
+
+State = Literal["finished", "refused", "failed", "changed", "missing"]
+"""`changed`: it was made by other code than the plan is of."""
+
+Identify = Callable[[Sequence[str], Sequence[str]], list[str]]
+"""(overrides, seed ranges) to the identity that sample.py gives each run."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run: a row and a column at one seed range. `directory` is relative to the table's."""
+
+    row: str
+    column: str
+    seeds: str
+    overrides: tuple[str, ...]
+    identity: str
+    directory: str
+
+    def title(self) -> str:
+        """`DEIS-tAB3, 10, seeds 0-999`."""
+        return f"{self.row}, {self.column}, seeds {self.seeds}"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a run, and the line that says why where it has no result."""
+
+    state: State
+    sentence: str = ""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A table under one budget with overrides of the user's; `data` is the plain content of its file."""
+
+    table: Table
+    data: Any
+    budget: str
+    overrides: tuple[str, ...]
+    cells: tuple[Cell, ...]
+
+
+def planned(table: Table, data: Any, budget: str, overrides: Sequence[str], identify: Identify) -> Plan:
+    """All runs that are not ruled out, row by row.
+
+    Raises:
+        InputError: if the user's overrides set what the table varies.
+    """
+    refuse_varied(table, overrides)
+    ranges = table.ranges(budget)
+    cells: list[Cell] = []
+    for row in table.rows:
+        for column in table.columns:
+            if column.name in row.cannot:
+                continue
+            chosen = (*table.base, *row.overrides, *column.overrides, *overrides)
+            for seeds, identity in zip(ranges, identify(chosen, ranges), strict=True):
+                place = "/".join(["cells", *map(safe, (row.name, column.name, f"{seeds}-{identity}"))])
+                cells.append(Cell(row.name, column.name, seeds, (*chosen, f"seeds='{seeds}'"), identity, place))
+    return Plan(table, data, budget, tuple(overrides), tuple(cells))
+
+
+def refuse_varied(table: Table, overrides: Iterable[str]) -> None:
+    """Raises InputError where the user would make cells equal that the table tells apart."""
+    varied: dict[str, str] = {}
+    for name, chosen in [(it.name, it.overrides) for it in table.rows] + [
+        (it.name, it.overrides) for it in table.columns
+    ]:
+        for word in chosen:
+            varied.setdefault(word.partition("=")[0], name)
+    for override in overrides:
+        key = override.partition("=")[0]
+        if key == "seeds":
+            raise InputError(f"{override}: the budgets of table={table.name} choose the seeds; give budget=...")
+        if key in varied:
+            raise InputError(f"{override}: '{varied[key]}' of table={table.name} sets {key}; leave it out")
+
+
+def safe(name: str) -> str:
+    """A name as the name of a directory."""
+    return re.sub(r"[^\w.=+-]+", "_", name).strip(".") or "_"
+
+
+def save(plan: Plan, root: Path) -> None:
+    """config.yaml, what was asked for; plan.json, from which with the cells' files the table can be made again."""
+    import yaml  # type: ignore[import-untyped]
+
+    cells = [asdict(cell) for cell in plan.cells]
+    found = {
+        "table": plan.table.name,
+        "budget": plan.budget,
+        "overrides": list(plan.overrides),
+        "data": plan.data,
+        "cells": cells,
+    }
+    config = {"identity": _digest(plan), **{key: found[key] for key in ("table", "budget", "overrides", "data")}}
+    text, described = json.dumps(found, indent=1) + "\n", yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
+    write_atomically(root / "config.yaml", lambda path: path.write_text(described))
+    write_atomically(root / PLAN, lambda path: path.write_text(text))
+
+
+def _digest(plan: Plan) -> str:
+    """Eight digits that name a table with its choices, whatever code runs it."""
+    text = json.dumps([plan.table.name, plan.data, plan.budget, plan.overrides], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def load(root: Path) -> Plan:
+    """The plan of a table's directory.
+
+    Raises:
+        InputError: if it is damaged.
+    """
+    path = root / PLAN
+    try:
+        found = json.loads(path.read_text())
+        cells = tuple(Cell(**{**cell, "overrides": tuple(cell["overrides"])}) for cell in found["cells"])
+        name, budget, overrides = found["table"], found["budget"], tuple(found["overrides"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path}: not the plan of a table; run the command of the table again") from error
+    return Plan(parse(name, found["data"]), found["data"], budget, overrides, cells)
+
+
+def outcome(cell: Cell, root: Path) -> Outcome:
+    """What a run's directory says."""
+    folder = root / cell.directory
+    if (folder / "metrics.json").is_file():
+        found = identity_of(folder)
+        if found == cell.identity:
+            return Outcome("finished")
+        return Outcome(
+            "changed", f"the code or a file that it reads was changed meanwhile ({found}, not {cell.identity})"
+        )
+    try:
+        return Outcome(**json.loads((folder / OUTCOME).read_text()))
+    except (OSError, ValueError, TypeError):
+        return Outcome("missing", "not run yet")
+
+
+def record(cell: Cell, root: Path, found: Outcome) -> None:
+    """Keep why a run has no result."""
+    text = json.dumps(asdict(found)) + "\n"
+    write_atomically(root / cell.directory / OUTCOME, lambda path: path.write_text(text))
+
+
+def identity_of(folder: Path) -> str | None:
+    """`identity` in the config.yaml of a run."""
+    path = folder / "config.yaml"
+    match = re.search(r"^identity: '?(\w+)'?$", path.read_text(), re.M) if path.is_file() else None
+    return match[1] if match else None
+
+
+def result(cell: Cell, root: Path) -> Result:
+    """metrics.json of a finished run.
+
+    Raises:
+        InputError: if it is damaged.
+    """
+    path = root / cell.directory / "metrics.json"
+    try:
+        found = json.loads(path.read_text())
+        complete = isinstance(found["metrics"], dict) and {"nfe", "images", "seeds", "protocol"} <= set(found)
+    except (ValueError, KeyError, TypeError):
+        complete = False
+    if not complete:
+        raise InputError(f"{path}: not the metrics of sample.py; delete {path.parent} and run the table again")
+    return dict(found)
+
+
+def grid(plan: Plan, root: Path) -> Grid:
+    """The table as far as its runs are finished."""
+    return of_table(plan.table, plan.budget, entries(plan, root))
+
+
+def entries(plan: Plan, root: Path) -> list[Entry]:
+    """Every cell of rows times columns."""
+    by_place: dict[tuple[str, str], list[Cell]] = {}
+    for cell in plan.cells:
+        by_place.setdefault((cell.row, cell.column), []).append(cell)
+    found = []
+    for row in plan.table.rows:
+        for column in plan.table.columns:
+            published, reason = row.published.get(column.name), row.cannot.get(column.name)
+            cells = by_place.get((row.name, column.name), [])
+            if reason is None:
+                reason = _unfinished(cells, root)
+            whole = None if reason else merged([result(cell, root) for cell in cells])
+            if whole is not None and plan.table.metric not in whole["metrics"]:
+                reason = f"{plan.table.metric} was not measured"
+            found.append(Entry(row.name, column.name, whole, reason, published))
+    return found
+
+
+def _unfinished(cells: Sequence[Cell], root: Path) -> str | None:
+    """Why a cell has no figure: the first of its runs that has none says it."""
+    open_ = [found for cell in cells if (found := outcome(cell, root)).state != "finished"]
+    if not open_:
+        return None if cells else "not planned"
+    refused = [found for found in open_ if found.state == "refused"]
+    if refused:
+        return refused[0].sentence
+    many = f"{len(open_)} of {len(cells)} seed ranges: " if len(cells) > 1 else ""
+    first = open_[0]
+    return f"{many}{first.state}: {first.sentence}" if first.state == "failed" else f"{many}{first.sentence}"

@@ -1,0 +1,132 @@
+"""What figures must share to stand in one column, and how runs over several seed ranges become one figure."""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from statistics import mean, stdev
+from typing import Any
+
+from scoreline.errors import InputError
+from scoreline.seeds import parse_seeds
+
+Result = dict[str, Any]
+"""The content of a metrics.json."""
+
+PROTOCOL = (
+    *("protocol", "images", "checkpoint", "labels", "guidance", "threshold"),
+    *("final", "sigma_max", "sigma_end", "code_version"),
+)
+
+COUNTS = ("nfe", "network_calls")
+"""Per image; an older result has the first alone."""
+
+DECIDES = {
+    "checkpoint": ("checkpoint", "sigma_max", "sigma_end"),
+    "guidance": ("guidance",),
+    "threshold": ("threshold",),
+    "labels": ("labels",),
+    "metrics": ("protocol",),
+    "final": ("final", "sigma_end"),
+    "sigma_min": ("sigma_end",),
+    "sigma_max": ("sigma_max",),
+    "schedule": ("sigma_max", "sigma_end"),
+    "solver": ("sigma_max", "sigma_end"),
+}
+"""What a key of the config decides of a protocol: a table that sets it in its rows compares just that."""
+
+
+def decided(overrides: Collection[str]) -> frozenset[str]:
+    """Parts of the protocol that these overrides set: `guidance.scale=2` sets guidance."""
+    groups = {override.partition("=")[0].lstrip("+~").partition(".")[0] for override in overrides}
+    return frozenset(part for group in groups for part in DECIDES.get(group, ()))
+
+
+def merged(results: Sequence[Result]) -> Result:
+    """Runs of disjoint seed ranges as one: means, and sd / sqrt(R) over the R > 1 ranges as their error.
+
+    One run keeps the standard error over its images. `n` stays the images of one range.
+
+    Raises:
+        InputError: if the ranges share seeds.
+    """
+    first, count = results[0], len(results)
+    if count == 1:
+        return first
+    seeds = [seed for result in results for seed in parse_seeds(result["seeds"])]
+    if len(set(seeds)) < len(seeds):
+        ranges = ", ".join(result["seeds"] for result in results)
+        raise InputError(f"seeds={ranges}: runs of one cell share seeds; only disjoint ranges can be averaged")
+    metrics = {}
+    for name in first["metrics"]:
+        values = [result["metrics"][name]["value"] for result in results if name in result["metrics"]]
+        if len(values) == count:
+            metrics[name] = {"value": mean(values), "error": stdev(values) / count**0.5, "n": first["images"]}
+    counts = {
+        key: _mean_count([float(result[key] if key in result else result["nfe"]) for result in results])
+        for key in COUNTS
+    }
+    joined = " and ".join(str(result["seeds"]) for result in results)
+    return {**first, **counts, "seeds": joined, "ranges": count, "metrics": metrics}
+
+
+def _mean_count(values: Sequence[float]) -> float:
+    found = round(mean(values), 1)
+    return int(found) if found == int(found) else found
+
+
+def fingerprint(result: Result, free: Collection[str] = ()) -> dict[str, Any]:
+    """Everything that two figures must share, without what the table sets out to compare."""
+    return {key: result.get(key) for key in (*PROTOCOL, "seeds") if key not in free}
+
+
+def digest(found: Mapping[str, Any]) -> str:
+    """Eight hexadecimal digits of a fingerprint."""
+    return hashlib.sha256(_text(found).encode()).hexdigest()[:8]
+
+
+def _text(value: Any) -> str:
+    return json.dumps(value, sort_keys=True)
+
+
+def parts(
+    results: Sequence[tuple[str, Result]], by_row: Collection[str] = (), by_column: Collection[str] = ()
+) -> list[list[int]]:
+    """Places of (column, result) that may share a table, largest group first.
+
+    What columns set is compared within each column only.
+    """
+    prints = [fingerprint(result, by_row) for _, result in results]
+    for key in sorted(set(by_column) - set(by_row)):
+        for column in {column for column, _ in results}:
+            places = [k for k, (name, _) in enumerate(results) if name == column]
+            common = [text for text, _ in Counter(_text(prints[k].get(key)) for k in places).most_common()]
+            for k in places:
+                prints[k] = {**prints[k], key: common.index(_text(prints[k].get(key)))}
+    groups: dict[str, list[int]] = {}
+    for k, found in enumerate(prints):
+        groups.setdefault(_text(found), []).append(k)
+    return sorted(groups.values(), key=len, reverse=True)
+
+
+def differences(one: Result, other: Result, free: Collection[str] = ()) -> list[str]:
+    """`images: 64, not 1000`: in what a result differs from another one's protocol."""
+    mine, theirs = _flat(fingerprint(one, free)), _flat(fingerprint(other, free))
+    keys = dict.fromkeys([*mine, *theirs])
+    return [
+        f"{key}: {_short(mine.get(key))}, not {_short(theirs.get(key))}"
+        for key in keys
+        if mine.get(key) != theirs.get(key)
+    ]
+
+
+def _flat(found: Mapping[str, Any]) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in found.items():
+        flat |= {f"{key}.{inner}": it for inner, it in value.items()} if isinstance(value, Mapping) else {key: value}
+    return flat
+
+
+def _short(value: Any) -> str:
+    text = "-" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+    return text[:8] if len(text) == 64 else text

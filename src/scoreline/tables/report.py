@@ -1,0 +1,32 @@
+"""The files of a table: table.md, table.tex, table.csv and its figure."""
+
+from pathlib import Path
+
+from scoreline.files import write_atomically
+from scoreline.tables import plan
+from scoreline.tables.figure import figure
+from scoreline.tables.grid import Grid
+from scoreline.tables.latex import latex
+from scoreline.tables.long_csv import long_csv
+from scoreline.tables.markdown import markdown
+
+
+def write(made: plan.Plan, root: Path) -> str:
+    """The table of a plan from what is finished of it; its Markdown."""
+    return files(plan.grid(made, root), root)
+
+
+def files(grid: Grid, root: Path, picture: str = "table.png") -> str:
+    """All forms of a grid into a directory; its Markdown."""
+    text = markdown(grid)
+    for name, content in (("table.md", text), ("table.tex", latex(grid)), ("table.csv", long_csv(grid))):
+        _write_changed(root / name, content)
+    if any(entry.score(grid.metric) for entry in grid.entries()):
+        write_atomically(root / picture, lambda path: figure(grid, path))
+    return text
+
+
+def _write_changed(path: Path, text: str) -> None:
+    """A file that says the same is not touched."""
+    if not path.is_file() or path.read_text() != text:
+        write_atomically(path, lambda temporary: temporary.write_text(text))

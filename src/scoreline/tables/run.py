@@ -1,0 +1,221 @@
+"""`python sample.py table=NAME`: every cell of a table in a process of its own, then the table itself."""
+
+import os
+import shlex
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any, get_args
+
+from scoreline import entry, processes
+from scoreline.errors import InputError, did_you_mean
+from scoreline.progress import ImageProgress
+from scoreline.tables import identity, plan, pool, report
+from scoreline.tables.plan import Cell, Outcome, Plan
+from scoreline.tables.schema import Command, Table, parse
+
+OWN = ("table", "budget", "jobs", "sweep", "wandb", "hydra")
+"""Keys of the command line that are the table's, not its cells'."""
+
+WANDB = ("off", "offline", "online")
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a table is run.
+
+    Args:
+        budget: a name of the table's budgets.
+        jobs: processes at a time; by default one per CUDA device, else one.
+        on_error: after a failure `continue` with the others, `stop`, or `retry` it once at the end.
+        wandb: `off`, or one run for each cell and one for the table, `offline` or `online`.
+
+    Raises:
+        InputError: naming the key that has another value.
+    """
+
+    budget: str = "small"
+    jobs: int | None = None
+    on_error: pool.OnError = "continue"
+    wandb: str = "off"
+
+    def __post_init__(self) -> None:
+        for key, value, known in (
+            ("sweep.on_error", self.on_error, get_args(pool.OnError)),
+            ("wandb", self.wandb, WANDB),
+        ):
+            if value not in known:
+                raise InputError(f"{key}={value}: there is no such choice{did_you_mean(str(value), known)}")
+        if self.jobs is not None:
+            entry.whole("jobs", self.jobs)
+
+
+def of_cells(task: Sequence[str]) -> list[str]:
+    """The overrides of a command line that go to every cell."""
+    return [word for word in task if word.lstrip("+~").partition("=")[0].partition(".")[0].partition("@")[0] not in OWN]
+
+
+def main(name: str, data: Any, overrides: Sequence[str], options: Options, out: Path) -> None:
+    """Prepare, run what is not finished, write the table into `out`, and print it.
+
+    Args:
+        name: of the table.
+        data: plain content of its file.
+        overrides: of every cell.
+
+    Raises:
+        InputError: for mistakes in the table or the overrides before anything is run, and at the end if cells failed.
+    """
+    if processes.current().size > 1:
+        raise InputError(f"table={name}: starts processes of its own; run it without torchrun or srun, with jobs=...")
+    table = parse(name, data)
+    if options.wandb != "off":
+        from scoreline import wandb_runs
+
+        wandb_runs.imported()
+    drafted = plan.planned(table, data, options.budget, overrides, identity.identities)
+    with ended_by_sigterm():
+        if prepare(table.prepare, out / "prepare"):
+            drafted = plan.planned(table, data, options.budget, overrides, identity.identities)
+        refuse_absent(drafted)
+        plan.save(drafted, out)
+        counts = run_cells(drafted, out, options)
+    print(report.write(drafted, out))
+    if options.wandb != "off" and counts.get("finished"):
+        from scoreline.commands import upload
+
+        upload.new(out, offline=options.wandb == "offline")
+    tell_end(drafted, out, counts)
+
+
+def prepare(commands: Sequence[Command], logs: Path) -> bool:
+    """Run the commands whose product is not there; whether there was one.
+
+    Raises:
+        InputError: if one fails or does not make what it should.
+    """
+    missing = [(k, command) for k, command in enumerate(commands) if not Path(command.makes).exists()]
+    for k, command in missing:
+        words, log = words_of(command), logs / f"{k}.log"
+        pool.say(f"preparing {command.makes}: {command.run} (log: {log})")
+        code, line = pool.run_once(words, log)
+        if code or not Path(command.makes).exists():
+            why = line if code else f"it ended without {command.makes}"
+            raise InputError(f"prepare: {command.run}: {why}; see {log}")
+    return bool(missing)
+
+
+def words_of(command: Command) -> list[str]:
+    """`train.py ...` and `scoreline ...` as a process to start.
+
+    Raises:
+        InputError: for any other program.
+    """
+    words = shlex.split(command.run)
+    if words[:1] == ["python"]:
+        words.pop(0)
+    if words[:1] == ["scoreline"]:
+        return [sys.executable, "-c", "from scoreline.cli import main; main()", *words[1:]]
+    script = entry.conf_dir().parent / words[0] if words else None
+    if script is None or words[0] not in ("train.py", "sample.py", "calibrate.py"):
+        raise InputError(f"prepare: {command.run}: must begin with train.py, sample.py, calibrate.py or scoreline")
+    return [sys.executable, str(script), *words[1:]]
+
+
+def refuse_absent(drafted: Plan) -> None:
+    """Raises InputError, with what the table needs, if no cell has its checkpoint."""
+    chosen = dict.fromkeys(
+        tuple(word for word in cell.overrides if word.startswith("checkpoint=")) for cell in drafted.cells
+    )
+    names = [identity.checkpoint(words) for words in chosen]
+    if names and all(identity.absent(name) for name in names):
+        raise InputError(f"checkpoint={names[0]}: no such file{_needs(drafted.table)}")
+
+
+def _needs(table: Table) -> str:
+    return f"; table={table.name} needs {'; '.join(table.needs)}" if table.needs else ""
+
+
+def run_cells(drafted: Plan, out: Path, options: Options) -> dict[str, int]:
+    """Run what is not finished; how many cells are in which state."""
+    states = {cell: plan.outcome(cell, out) for cell in drafted.cells}
+    todo = [cell for cell, found in states.items() if found.state != "finished"]
+    done = len(states) - len(todo)
+    where = ["hydra.output_subdir=null"]
+
+    def command(cell: Cell) -> list[str]:
+        folder = str(out / cell.directory).replace("\\", "\\\\").replace("'", "\\'")
+        return [
+            sys.executable,
+            str(entry.conf_dir().parent / "sample.py"),
+            *cell.overrides,
+            f"hydra.run.dir='{folder}'",
+            *where,
+        ]
+
+    with ImageProgress(len(states), f"table {drafted.table.name}", done, delay=0.0, every=0.0, unit="cell") as progress:
+
+        def tell(cell: Cell, found: Outcome) -> None:
+            states[cell] = found
+            if found.state != "finished":
+                again = ", tried again at the end" if found.state == "missing" else ""
+                line = f"{cell.title()}: {found.state.replace('missing', 'failed')}: {found.sentence}{again}"
+                pool.say(f"{line} (log: {out / cell.directory / pool.LOG})")
+            if found.state != "missing":
+                progress.update(1, cell.title())
+
+        if todo and done:
+            pool.say(f"{done} of {len(states)} runs were finished before, {len(todo)} are missing")
+        pool.Pool(out, command, pool.slots(options.jobs, devices(drafted.overrides)), options.on_error, tell).run(todo)
+    found = [it.state for it in states.values()]
+    return {state: found.count(state) for state in found}
+
+
+def devices(overrides: Sequence[str]) -> list[str]:
+    """CUDA devices of this process by the names that CUDA_VISIBLE_DEVICES takes; none for runs on the CPU."""
+    if "device=cpu" in overrides:
+        return []
+    import torch
+
+    count = torch.cuda.device_count()
+    named = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    return [name.strip() for name in named.split(",")][:count] if named else [str(k) for k in range(count)]
+
+
+def tell_end(drafted: Plan, out: Path, counts: dict[str, int]) -> None:
+    """The last line, or as an error what is missing.
+
+    Raises:
+        InputError: if runs failed or were not begun, or none could be.
+    """
+    total = len(drafted.cells)
+    if counts.get("refused") == total > 0:
+        sentence = plan.outcome(drafted.cells[0], out).sentence
+        raise InputError(f"no cell can be run: {sentence}{_needs(drafted.table)}")
+    bad = counts.get("failed", 0) + counts.get("changed", 0)
+    if bad or counts.get("missing", 0):
+        left = f", {counts['missing']} were not begun" if counts.get("missing") else ""
+        raise InputError(
+            f"table={drafted.table.name}: {bad} of {total} runs failed{left}; {out}/table.md has the rest, "
+            "the same command runs what is missing"
+        )
+    refused = f", {counts['refused']} cannot be" if counts.get("refused") else ""
+    print(f"{counts.get('finished', 0)} runs{refused} -> {out}")
+
+
+@contextmanager
+def ended_by_sigterm() -> Iterator[None]:
+    """SIGTERM leaves through `finally`, as Ctrl-C does, so that no process is left behind."""
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    former = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, former)

@@ -1,0 +1,107 @@
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from scoreline.commands import reference
+from scoreline.commands.evaluate import main, parts_for
+from scoreline.datasets.digits import Digits
+from scoreline.metrics.base import Metrics
+from scoreline.metrics.fidelity import Fidelity
+
+
+@pytest.fixture(autouse=True)
+def place(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SCORELINE_CACHE", str(tmp_path / "cache"))
+    np.savez("samples.npz", arr_0=Digits("test").images.permute(0, 2, 3, 1).numpy())
+    return tmp_path
+
+
+def scores(*words):
+    main([*words, "out=scores.json"])
+    return json.loads(Path("scores.json").read_text())
+
+
+def test_scores_are_those_of_sample_py(capsys):
+    found = scores("samples.npz", "dataset=digits")
+    want = Fidelity(Digits("train"))
+    assert found["metrics"] == want(Digits("test"))
+    assert (found["images"], found["protocol"]) == (297, want.protocol)
+    assert found["warnings"] == want.warnings(297)
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0] == "297 images of samples, 1x8x8"
+    assert printed[1] == "frechet_distance       0.34789 +- 0.11  (lower is better)"
+    assert printed[3] == "precision              0.88889 +- 0.017  (higher is better)"
+    assert printed[8].startswith("extractor digits-cnn:")
+    assert printed[9].startswith("note: 297 images are fewer than 1000")
+
+
+def test_statistics_alone_leave_the_frechet_distance():
+    reference.main(["dataset=digits", "digits.npz"])
+    found = scores("samples.npz", "digits.npz")
+    assert list(found["metrics"]) == ["frechet_distance"]
+    want = Fidelity(Digits("train"))(Digits("test"))["frechet_distance"]
+    assert found["metrics"]["frechet_distance"]["value"] == pytest.approx(want["value"], rel=1e-10)
+    assert found["metrics"]["frechet_distance"]["error"] == pytest.approx(want["error"], rel=1e-8)
+    assert found["protocol"]["reference_count"] == 1500
+    assert "all but frechet_distance left out: the reference holds statistics, no images" in found["warnings"]
+
+
+def test_images_compare_with_images():
+    np.savez("train.npz", arr_0=Digits("train").images.permute(0, 2, 3, 1).numpy())
+    found = scores("samples.npz", "train.npz", "metrics.neighbours=5")
+    want = Fidelity(Digits("train"), neighbours=5)(Digits("test"))
+    assert found["metrics"] == want
+
+
+def test_a_run_directory_is_its_images(place):
+    run = place / "run"
+    run.mkdir()
+    (run / "metrics.json").write_text("{}")
+    (place / "samples.npz").rename(run / "samples.npz")
+    assert scores("run", "dataset=digits")["images"] == 297
+
+
+def test_features_that_take_long_are_kept_in_the_run_or_the_cache(place):
+    class Slow(Fidelity):
+        keeps_features = True
+
+    (place / "run").mkdir()
+    (place / "run/metrics.json").write_text("{}")
+    slow, quick = Slow(Digits("test")), Fidelity(Digits("test"))
+    assert parts_for(place / "run", slow).folder == place / "run/features"
+    assert parts_for(place / "samples.npz", slow).folder == place / "cache/features"
+    assert parts_for(place / "run", quick).folder is None
+    assert not Metrics.keeps_features
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "no SAMPLES: give SAMPLES and REFERENCE"),
+        (["samples.npz"], r"samples\.npz: give SAMPLES and REFERENCE"),
+        (["samples.npz", "samples.npz", "dataset=digits"], "or SAMPLES and dataset="),
+        (["samples.npz", "none.npz"], r"none\.npz: no such file"),
+        (["none", "samples.npz"], "none: nothing is there"),
+        (["samples.npz", "big.npz"], "are 3x16x16"),
+        (["samples.npz", "samples.npz", "metrics=none"], "metrics=none: compares with nothing"),
+        (["samples.npz", "dataset=digits", "out=samples.npz"], r"out=samples\.npz: is there already"),
+        (["samples.npz", "samples.npz", "dataset.split=test"], r"dataset\.split=test: give dataset= too"),
+        (["samples.npz", "samples.npz", "metric=digits"], "metric: there is no such key; did you mean 'metrics'"),
+    ],
+)
+def test_mistakes_are_one_sentence(words, message):
+    np.savez("big.npz", arr_0=np.zeros((9, 16, 16, 3), np.uint8))
+    from scoreline.entry import explain
+
+    with pytest.raises(Exception) as caught:  # noqa: PT011 - the sentence is compared below
+        main(words)
+    assert re.search(message, explain(caught.value) or "no sentence")
+
+
+def test_help(capsys):
+    main(["-h"])
+    assert "scoreline evaluate" in capsys.readouterr().out

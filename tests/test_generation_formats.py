@@ -1,0 +1,244 @@
+"""Files that the images of a run end in: the field's layouts, read by others' code, the same bytes each time."""
+
+import csv
+import hashlib
+import io
+import json
+import os
+import tarfile
+import time
+import tracemalloc
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from scoreline.datasets.image_folder import ImageFolder
+from scoreline.datasets.zip_archive import ZipArchive
+from scoreline.errors import InputError
+from scoreline.generation import npz
+from scoreline.generation.formats import FORMATS, NONE, check_format, write_format
+from scoreline.generation.images import ShardImages
+from scoreline.generation.manifest import write_manifest
+from scoreline.generation.shards import Counts, Shards
+
+COUNT = 1003
+
+
+def made(folder: Path, channels: int = 3, labels: bool = True, count: int = COUNT) -> tuple[ShardImages, Tensor]:
+    """Shards that are not in order, as several processes leave them."""
+    images = torch.randint(
+        0, 256, (count, channels, 2, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(1)
+    )
+    chosen = torch.arange(count) % 7 if labels else None
+    shards = Shards(folder / "shards", "stamp", list(range(50, 50 + count)), chosen, (channels, 2, 3))
+    for first in range(50):
+        indices = list(range(first, count, 50))
+        shards.write(indices, images[indices], Counts(1, 1))
+    return ShardImages(shards, shards.find(), 7 if labels else 0), images
+
+
+@pytest.fixture(scope="module")
+def labelled(tmp_path_factory: pytest.TempPathFactory) -> tuple[ShardImages, Tensor]:
+    return made(tmp_path_factory.mktemp("labelled"))
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> tuple[ShardImages, Tensor]:
+    return made(tmp_path_factory.mktemp("plain"), channels=1, labels=False)
+
+
+Made = tuple[ShardImages, Tensor]
+
+
+def test_npz_is_what_numpy_writes_and_reads(labelled: Made, plain: Made, tmp_path: Path) -> None:
+    for images, pixels in (labelled, plain):
+        write_format("npz", tmp_path, images)
+        arrays = {"arr_0": pixels.permute(0, 2, 3, 1).contiguous().numpy()}
+        if images.labelled:
+            arrays["arr_1"] = np.arange(COUNT) % 7
+        with np.load(tmp_path / "samples.npz", allow_pickle=False) as read:
+            assert set(read.files) == set(arrays)
+            for name, array in arrays.items():
+                assert read[name].dtype == array.dtype
+                assert np.array_equal(read[name], array)
+        np.savez(tmp_path / "numpy.npz", **arrays)
+        with zipfile.ZipFile(tmp_path / "samples.npz") as ours, zipfile.ZipFile(tmp_path / "numpy.npz") as theirs:
+            assert ours.namelist() == theirs.namelist()
+            assert all(ours.read(name) == theirs.read(name) for name in ours.namelist())
+
+
+def test_arrays_in_memory(tmp_path: Path) -> None:
+    arrays = {"x": np.arange(6.0, dtype=np.float32).reshape(2, 3).T, "n": np.array([1, 2]), "empty": np.zeros((2, 0))}
+    npz.write_arrays(tmp_path / "a.npz", arrays)
+    with np.load(tmp_path / "a.npz", allow_pickle=False) as read:
+        for name, array in arrays.items():
+            assert read[name].dtype == array.dtype
+            assert np.array_equal(read[name], array)
+
+
+def pixels_of(content: bytes) -> np.ndarray:
+    with Image.open(io.BytesIO(content)) as picture:
+        array = np.asarray(picture)
+    return array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
+
+
+def test_png_folders_of_a_thousand(labelled: Made, plain: Made, tmp_path: Path) -> None:
+    for images, pixels in (labelled, plain):
+        told: list[float] = []
+        (tmp_path / "images" / "left").mkdir(parents=True)
+        (tmp_path / ".images.part" / "00000").mkdir(parents=True)
+        write_format("png", tmp_path, images, told.append)
+        assert sum(told) == COUNT
+        root = tmp_path / "images"
+        names = sorted(path.relative_to(root).as_posix() for path in root.rglob("*.png"))
+        assert names == [f"{i // 1000:05d}/{i:06d}.png" for i in range(COUNT)]
+        assert {path.name for path in root.iterdir()} == {"00000", "00001"}
+        assert {path.name for path in tmp_path.iterdir()} == {"images"}
+        read = ImageFolder(str(root))
+        assert torch.equal(read.read(range(COUNT))[0], pixels)
+
+
+def test_zip_is_read_as_a_data_set_of_edm(labelled: Made, plain: Made, tmp_path: Path) -> None:
+    for images, pixels in (labelled, plain):
+        write_format("zip", tmp_path, images)
+        read = ZipArchive(str(tmp_path / "samples.zip"), labels="file" if images.labelled else "auto")
+        found, labels = read.read(range(COUNT))
+        assert torch.equal(found, pixels)
+        assert labels.tolist() == ([i % 7 for i in range(COUNT)] if images.labelled else [-1] * COUNT)
+        with zipfile.ZipFile(tmp_path / "samples.zip") as archive:
+            assert archive.namelist()[1002] == "00001/img00001002.png"
+            assert {entry.date_time for entry in archive.infolist()} == {(1980, 1, 1, 0, 0, 0)}
+            assert {entry.compress_type for entry in archive.infolist()} == {zipfile.ZIP_STORED}
+            assert json.loads(archive.read("dataset.json"))["labels"] == (
+                [[f"{i // 1000:05d}/img{i:08d}.png", i % 7] for i in range(COUNT)] if images.labelled else None
+            )
+
+
+def test_webdataset_keeps_the_files_of_an_image_together(labelled: Made, plain: Made, tmp_path: Path) -> None:
+    for images, pixels in (labelled, plain):
+        write_format("webdataset", tmp_path, images)
+        kinds = ["png", "cls", "json"] if images.labelled else ["png", "json"]
+        with tarfile.open(tmp_path / "samples.tar") as archive:
+            members = archive.getmembers()
+            assert [entry.name for entry in members] == [f"{i:06d}.{kind}" for i in range(COUNT) for kind in kinds]
+            assert {(entry.mtime, entry.uid, entry.uname, entry.mode) for entry in members} == {(0, 0, "", 0o644)}
+            for i in (0, 1002):
+                group = {
+                    kind: archive.extractfile(f"{i:06d}.{kind}").read()  # type: ignore[union-attr]
+                    for kind in kinds
+                }
+                assert np.array_equal(pixels_of(group["png"]), pixels[i].numpy())
+                about = json.loads(group["json"])
+                assert (about["index"], about["seed"]) == (i, 50 + i)
+                assert about["label"] == (i % 7 if images.labelled else None)
+                assert group.get("cls") == (str(i % 7).encode() if images.labelled else None)
+
+
+def test_manifest_holds_what_anybody_can_check(labelled: Made, plain: Made, tmp_path: Path) -> None:
+    for images, _ in (labelled, plain):
+        write_manifest(tmp_path / "manifest.csv", images)
+        text = (tmp_path / "manifest.csv").read_text()
+        assert text.startswith("index,seed,label,sha256\n0,50,")
+        lines = list(csv.DictReader(io.StringIO(text)))
+        write_format("npz", tmp_path, images)
+        array = np.load(tmp_path / "samples.npz")["arr_0"]
+        assert len(lines) == COUNT
+        for i, line in enumerate(lines):
+            label = str(i % 7) if images.labelled else ""
+            assert line == {
+                **{"index": str(i), "seed": str(50 + i), "label": label},
+                "sha256": hashlib.sha256(array[i].tobytes()).hexdigest(),
+            }
+
+
+def tree(root: Path) -> dict[str, bytes]:
+    return {path.relative_to(root).as_posix(): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
+
+
+@pytest.mark.parametrize("choice", FORMATS)
+def test_bytes_do_not_know_the_time_nor_how_images_lie_in_shards(
+    choice: str, labelled: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images, pixels = labelled
+    write_format(choice, tmp_path / "one", images)
+    other = Shards(tmp_path / "shards", "stamp", images.shards.seeds, images.shards.labels, images.shape)
+    other.write(range(COUNT), pixels, Counts(3, 3))
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now + 1e6)
+    monkeypatch.setattr(os, "getuid", lambda: 4321)
+    write_format(choice, tmp_path / "two", ShardImages(other, other.find(), 7))
+    first = tree(tmp_path / "one")
+    assert first
+    assert first == tree(tmp_path / "two")
+
+
+def test_none_writes_nothing(labelled: Made, tmp_path: Path) -> None:
+    write_format(NONE, tmp_path, labelled[0])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_names_are_in_the_order_of_the_images_beyond_a_million(tmp_path: Path) -> None:
+    from scoreline.generation.formats import _stem
+
+    class Many:
+        def __len__(self) -> int:
+            return 1_000_001
+
+    names = [_stem(i, Many()) for i in (0, 999_999, 1_000_000)]  # type: ignore[arg-type]
+    assert names == sorted(names) == ["0000000", "0999999", "1000000"]
+
+
+@pytest.mark.parametrize(
+    ("choice", "channels", "sentence"),
+    [
+        ("npy", 3, "format=npy: there is no such format; did you mean 'npz'?"),
+        ("png", 2, "format=png: PNG files take 1 or 3 channels, these images have 2; use npz"),
+        ("webdataset", 4, "format=webdataset: PNG files take 1 or 3 channels, these images have 4"),
+    ],
+)
+def test_impossible_formats(choice: str, channels: int, sentence: str) -> None:
+    with pytest.raises(InputError) as error:
+        check_format(choice, (channels, 8, 8))
+    assert sentence in str(error.value)
+
+
+def test_possible_formats() -> None:
+    for choice in (*FORMATS, NONE):
+        check_format(choice, (3, 8, 8))
+        check_format(choice, (1, 8, 8))
+    check_format("npz", (2, 8, 8))
+    check_format("none", (5, 8, 8))
+
+
+class Endless(ShardImages):
+    """Images that are nowhere, as many as wanted, so that only the writer's own memory is seen."""
+
+    def __init__(self, count: int) -> None:
+        self.count, self.shape = count, (3, 64, 64)
+        self.shards = Shards(Path(), "", range(count), None, self.shape)
+
+    def __len__(self) -> int:
+        return self.count
+
+    def read(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
+        return torch.zeros((len(indices), *self.shape), dtype=torch.uint8), torch.full((len(indices),), -1)
+
+
+def peak(count: int) -> int:
+    tracemalloc.start()
+    try:
+        npz.write_images(Path(os.devnull), Endless(count))
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+def test_memory_of_the_npz_writer_does_not_grow_with_the_images(tmp_path: Path) -> None:
+    """50,000 images of 64x64 in colour are 614 MB."""
+    assert peak(5_000) < 1.1 * peak(500) < 2**25
