@@ -58,13 +58,13 @@ class Plan(NamedTuple):
 
 
 ALL = {"derivatives": 2048, "history": 20, "steps": 60}
-"""All training images and all weights in every step."""
+"""All training images and all weights in every step; on the trained network a step takes 256 images in turns."""
 
 PLANS = {
     "ring8": Plan(1536, 2000, {**ALL, "finals": 3}),
-    "digits_classes": Plan(192, 2000, ALL),
+    "digits_classes": Plan(768, 2000, {**ALL, "polish": 400}),
     "digits_points": Plan(192, 2000, {**ALL, "history": 8}),
-    "digits_vp": Plan(192, 1000, ALL),
+    "digits_vp": Plan(768, 1000, {**ALL, "derivatives": 256, "polish": 400}),
 }
 """In the plane descents from different starts end in different places, so three of them go on."""
 

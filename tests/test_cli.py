@@ -243,3 +243,14 @@ def test_defects_of_ours_keep_their_traceback(workplace: Path) -> None:
     done = call("sample", "checkpoint=small.safetensors", "solver.variable=null", cwd=workplace)
     assert done.returncode == 1
     assert "Traceback" in done.stderr
+
+
+def test_a_failed_job_of_a_sweep_leaves_its_traceback_and_a_later_start_removes_it(workplace: Path) -> None:
+    words = ("-m", "checkpoint=small.safetensors", "metrics=none", "seeds=0-3", "nfe=4", "solver=heun,ddim")
+    failing = (*words, "network_batch=0", "hydra.sweep.dir=told")
+    done = call("sample", *failing, cwd=workplace)
+    assert done.returncode == 2
+    logs = sorted((workplace / "told").glob("*/error.log"))
+    assert len(logs) == 2
+    assert all("InputError: network_batch=0" in log.read_text() for log in logs)
+    assert "solver=heun network_batch=0: network_batch=0: must be a whole number, at least 1\n" in done.stderr

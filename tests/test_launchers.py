@@ -45,7 +45,7 @@ def sweep(tmp_path: Path, devices: list[str], *words: str) -> subprocess.Complet
     search = f"hydra.searchpath=[file://{ROOT / 'conf'}]"
     command = [sys.executable, str(script), "-m", search, "hydra/launcher=local", f"hydra.sweep.dir={tmp_path}/sweep"]
     return subprocess.run(
-        [*command, f"+out={tmp_path}", *words], capture_output=True, text=True, timeout=60, env=environment
+        [*command, f"+out={tmp_path}", *words], capture_output=True, text=True, timeout=200, env=environment
     )
 
 
@@ -96,7 +96,7 @@ def test_a_place_is_kept_and_no_other_process_gets_it(tmp_path: Path) -> None:
     assert place(str(tmp_path), 2) == own == 0
     code = f"from scoreline.launching import place; print(place({str(tmp_path)!r}, 2))"
     others = [
-        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30) for _ in range(2)
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100) for _ in range(2)
     ]
     assert [other.stdout.strip() for other in others] == ["1", "1"]
 

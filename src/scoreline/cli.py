@@ -9,6 +9,10 @@ scoreline ema RUN sigma_rel=0.15 DEST.safetensors         an average of the weig
 scoreline import SOURCE DEST --from edm                   another project's checkpoint; runs none of its code
 scoreline verify DEST                                     does a checkpoint do what its conventions say?
 scoreline import-statistics FILE.pt checkpoint=PATH       the authors' DEIS-SN statistics, as a calibration record
+scoreline doctor train experiment=cifar10_edm             can this job be done here, and what will it take?
+scoreline prefetch table=deis_cifar10                     fetch now what a job would fetch later
+scoreline evaluate SAMPLES REFERENCE                      measure a folder, zip, npz or run against another
+scoreline reference dataset=digits OUT.npz                mean and covariance of a data set's features
 scoreline report DIR                                      a table and its figure, from finished runs
 scoreline upload RUN_DIR                                  a run, or a sweep, as W&B runs, rebuilt from its files
 """
@@ -19,7 +23,10 @@ import sys
 
 from scoreline.errors import InputError, did_you_mean
 
-VERBS = ("certify", "ema", "import", "import-statistics", "inspect", "likelihood", "report", "show", "upload", "verify")
+VERBS = (
+    *("certify", "doctor", "ema", "evaluate", "import", "import-statistics", "inspect", "likelihood"),
+    *("prefetch", "reference", "report", "show", "upload", "verify"),
+)
 MODULES = {"import": "import_checkpoint"}
 
 

@@ -6,8 +6,8 @@ import time
 from pathlib import Path
 
 from scoreline.commands.report import METRIC, grid
-from scoreline.tables import report
 from scoreline.files import code_version
+from scoreline.tables import report
 
 ROOT = Path(__file__).parents[2]
 WHERE = Path(f"outputs/demo-{code_version()[:8]}")

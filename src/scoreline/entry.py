@@ -10,6 +10,7 @@ import logging
 import os
 import re
 import sys
+import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -38,6 +39,8 @@ SCRIPT = "SCORELINE_SCRIPT"
 
 KEEP_TRACEBACKS = "SCORELINE_TRACEBACKS"
 
+ERROR_LOG = "error.log"
+
 Job = Callable[[DictConfig], Any]
 
 
@@ -53,10 +56,13 @@ def script(config_name: str) -> Callable[[Job], Callable[[], None]]:
         def guarded(cfg: DictConfig) -> Any:
             try:
                 refuse_appended_keys()
+                (output_dir() / ERROR_LOG).unlink(missing_ok=True)
                 return job(cfg)
             except Exception as error:
                 if in_sweep():
-                    print(f"{' '.join(HydraConfig.get().overrides.task)}: {explain(error) or error!r}", file=sys.stderr)
+                    keep_traceback(error)
+                    words = " ".join(HydraConfig.get().overrides.task)
+                    print(f"{words}: {explain(error) or repr(error)}", file=sys.stderr)
                     raise
                 leave(error)
 
@@ -82,6 +88,12 @@ def _run(main: Callable[[], Any]) -> None:
         sys.exit(130)
     except Exception as error:
         leave(error)
+
+
+def keep_traceback(error: Exception) -> None:
+    """error.log in the directory of a job of a sweep; a later start of the job removes it."""
+    text = "".join(traceback.format_exception(error))
+    write_atomically(output_dir() / ERROR_LOG, lambda path: path.write_text(text))
 
 
 def leave(error: Exception, program: str | None = None) -> NoReturn:

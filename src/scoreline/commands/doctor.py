@@ -20,7 +20,7 @@ import torch
 from scoreline import cache
 from scoreline.doctor import assets, disk, sampling, training, versions
 from scoreline.doctor.findings import Finding, failed, table
-from scoreline.doctor.job import SCRIPTS, Job, composed
+from scoreline.doctor.job import SCRIPTS, Job, composed, sentence
 from scoreline.doctor.model import loaded
 from scoreline.errors import InputError, did_you_mean
 
@@ -75,8 +75,8 @@ def examined(job: Job, quick: bool) -> Iterator[Finding]:
     yield disk.judged("cache", cache.folder())
     try:
         yield from (of_training if job.script == "train" else of_sampling)(job, device, quick)
-    except InputError as error:
-        yield Finding("fail", "job", str(error))
+    except Exception as error:
+        yield Finding("fail", "job", sentence(error))
 
 
 def of_sampling(job: Job, device: torch.device | None, quick: bool) -> Iterator[Finding]:

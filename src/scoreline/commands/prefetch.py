@@ -24,7 +24,7 @@ from scoreline.commands.composition import built, open_checkpoint
 from scoreline.commands.doctor import parse
 from scoreline.doctor.assets import Asset, assets
 from scoreline.doctor.findings import Finding, failed, table
-from scoreline.doctor.job import SCRIPTS, Job, composed
+from scoreline.doctor.job import SCRIPTS, Job, composed, sentence
 from scoreline.downloads import fetch
 from scoreline.errors import InputError, did_you_mean
 from scoreline.tables.schema import Table
@@ -110,9 +110,13 @@ def of_table(chosen: Table, overrides: Sequence[str]) -> Iterator[Wanted]:
     for command in chosen.prepare:
         words, product = shlex.split(command.run), Path(command.makes).absolute()
         script = words[0].removesuffix(".py")
-        if script in SCRIPTS and not product.exists():
-            yield from _without(made, _of_job(composed(script, words[1:])), chosen)
-        made |= {product, product.parent} if script == "train" else {product}
+        if product.exists():
+            continue
+        made.add(product)
+        if script in SCRIPTS:
+            job = composed(script, words[1:])
+            yield from _without(made, _of_job(job), chosen)
+            made |= {job.folder.absolute()} if script == "train" else set()
     for cell in _distinct(chosen, overrides):
         yield from _without(made, _of_job(composed("sample", cell)), chosen)
 
@@ -158,28 +162,23 @@ def unique(found: Sequence[Wanted]) -> list[Wanted]:
 
 def done(wanted: Wanted, dry: bool) -> Finding:
     """Have one file, or say why not."""
-    asset = wanted.asset
+    asset, there = wanted.asset, wanted.asset.there
     name = f"{asset.key}={asset.value}"
     how = wanted.need.removeprefix(f"{asset.value}: ") or asset.remedy
     get = GETTERS.get(asset.way)
-    if asset.there and asset.way != "url":
+    if there and asset.way != "url":
         return Finding("ok", "there", name)
     if get is None:
         return Finding("fail", "missing", f"{name}: {how}")
     if dry:
         source = asset.url or "the Hugging Face hub"
-        known = "in the cache already" if asset.there else f"would be fetched from {source}"
+        known = "in the cache already" if there else f"would be fetched from {source}"
         return Finding("ok", "dry run", f"{name}: {known}")
     try:
         where = get(wanted)
-    except InputError as error:
-        return Finding("fail", "missing", f"{name}: {str(error).removeprefix(f'{name}: ')}")
     except Exception as error:
-        sentence = entry.explain(error)
-        if sentence is None:
-            raise
-        return Finding("fail", "missing", f"{name}: {sentence}")
-    return Finding("ok", "fetched" if not asset.there else "there", f"{name} -> {where}")
+        return Finding("fail", "missing", f"{name}: {sentence(error).removeprefix(f'{name}: ')}")
+    return Finding("ok", "there" if there else "fetched", f"{name} -> {where}")
 
 
 def _by_url(wanted: Wanted) -> str:

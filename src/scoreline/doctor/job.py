@@ -32,10 +32,15 @@ def composed(script: str, overrides: Sequence[str]) -> Job:
     try:
         return _job(script, overrides)
     except Exception as error:
-        sentence = entry.explain(error)
-        if sentence is None:
-            raise
-        raise InputError(sentence) from error
+        raise InputError(sentence(error)) from error
+
+
+def sentence(error: Exception) -> str:
+    """What the script would say of an error that is no defect of ours; others go on."""
+    found = entry.explain(error)
+    if found is None:
+        raise error
+    return found
 
 
 def _job(script: str, overrides: Sequence[str]) -> Job:

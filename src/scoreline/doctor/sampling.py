@@ -12,10 +12,9 @@ from scoreline.commands.composition import built, follow
 from scoreline.denoiser import Denoising
 from scoreline.doctor import disk, forecast
 from scoreline.doctor.findings import Finding, amount, duration
-from scoreline.doctor.job import Job
+from scoreline.doctor.job import Job, sentence
 from scoreline.doctor.measuring import Cost, measure
 from scoreline.doctor.versions import free_memory
-from scoreline.errors import InputError
 from scoreline.generation.formats import check_format
 from scoreline.labels import plan_labels
 from scoreline.seeds import parse_seeds
@@ -75,8 +74,8 @@ def checked_metrics(job: Job, run: Run) -> Finding | None:
         return None
     try:
         built(node).check(run.shape, run.images)
-    except InputError as error:
-        return Finding("fail", "metrics", str(error))
+    except Exception as error:
+        return Finding("fail", "metrics", sentence(error))
     return None
 
 

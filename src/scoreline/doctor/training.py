@@ -11,10 +11,9 @@ from scoreline.commands.composition import built
 from scoreline.denoiser import Denoiser
 from scoreline.doctor import assets, disk, forecast
 from scoreline.doctor.findings import Finding, amount, duration
-from scoreline.doctor.job import Job
+from scoreline.doctor.job import Job, sentence
 from scoreline.doctor.measuring import Cost, measure
 from scoreline.doctor.sampling import judged_memory
-from scoreline.errors import InputError
 
 HALF = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 
@@ -26,8 +25,8 @@ def data(job: Job) -> Finding | None:
     try:
         images = built(job.cfg.dataset)
         entry.match_data(job.cfg.model.network, images)
-    except InputError as error:
-        return Finding("fail", "dataset", str(error))
+    except Exception as error:
+        return Finding("fail", "dataset", sentence(error))
     shape = "x".join(map(str, images.shape))
     return Finding("ok", "dataset", f"{images.name}: {len(images):,} images {shape}, {images.num_classes} classes")
 
