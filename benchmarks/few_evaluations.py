@@ -23,7 +23,7 @@ import exact_models
 import torch
 from torch import Tensor
 
-from scoreline import entry, tables
+from scoreline import entry
 from scoreline.calibration.distances import fine_ends
 from scoreline.calibration.search import Recommendation
 from scoreline.calibration.subject import Subject
@@ -40,6 +40,8 @@ from scoreline.pixels import to_uint8
 from scoreline.schedules.spacings import Power
 from scoreline.solvers.tableau import Tableau, build_tableau
 from scoreline.solvers.unipc import UniPC
+from scoreline.tables import sweep
+from scoreline.tables.markdown import markdown
 
 Row = dict[str, Any]
 
@@ -391,7 +393,7 @@ SHOWN = {"distance": "Mean distance from the fine run", FRECHET: "Frechet distan
 BIAS = "the Frechet distance of few samples is biased upwards: the fine run's is its floor, not 0"
 
 
-def markdown(rows: Sequence[Row]) -> str:
+def report(rows: Sequence[Row]) -> str:
     """For each model its two tables, what the fine run itself scores, what was chosen, and what is missing."""
     parts = []
     for name in dict.fromkeys(row["model"] for row in rows):
@@ -406,14 +408,14 @@ def markdown(rows: Sequence[Row]) -> str:
 
 def summed(rows: Sequence[Row]) -> tuple[list[Row], list[Row]]:
     """Means over seed ranges of the methods, and those of the fine run."""
-    whole = tables.over_seed_ranges([row for row in rows if "metrics" in row])
+    whole = sweep.over_seed_ranges([row for row in rows if "metrics" in row])
     fine = [row for row in whole if "distance" not in row["metrics"]]
     return [row for row in whole if row not in fine], fine
 
 
 def _table(rows: Sequence[Row], metric: str) -> str:
     cells, fine = summed(rows)
-    text = tables.markdown(cells, metric).strip()
+    text = markdown(sweep.grid(cells, metric)).strip()
     if metric != FRECHET or not fine:
         return text
     score = fine[0]["metrics"][FRECHET]
@@ -467,7 +469,7 @@ def _bar(row: Row, metric: str) -> tuple[float, float]:
 
 def write(out: Path, rows: Sequence[Row]) -> None:
     """The tables, the figure and the paired differences."""
-    text = markdown(rows)
+    text = report(rows)
     write_atomically(out / "few_evaluations.md", lambda temporary: temporary.write_text(text))
     figure(rows, out / "few_evaluations.png")
     write_json(

@@ -62,7 +62,7 @@ ALL = {"derivatives": 2048, "history": 20, "steps": 60}
 
 PLANS = {
     "ring8": Plan(1536, 2000, {**ALL, "finals": 3}),
-    "digits_classes": Plan(768, 2000, {**ALL, "polish": 400}),
+    "digits_classes": Plan(192, 2000, ALL),
     "digits_points": Plan(192, 2000, {**ALL, "history": 8}),
     "digits_vp": Plan(768, 1000, {**ALL, "derivatives": 256, "polish": 400}),
 }

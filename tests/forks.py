@@ -46,7 +46,7 @@ def _run(script: str, where: Path, rank: int, environment: dict[str, str], argum
             runpy.run_path(script, run_name="__main__")
             code = 0
         except SystemExit as leaving:
-            code = int(str(leaving.code))
+            code = leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
         except BaseException as error:
             print(repr(error), file=file)
         file.flush()

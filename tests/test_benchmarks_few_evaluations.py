@@ -16,6 +16,7 @@ from scoreline.calibration.distances import distances, fine_ends
 from scoreline.calibration.ranking import Families
 from scoreline.calibration.record import Record
 from scoreline.checkpoints import load_model
+from scoreline.datasets.base import ArrayDataset
 from scoreline.datasets.digits import Digits
 from scoreline.entry import record_beside
 from scoreline.errors import InputError
@@ -27,6 +28,7 @@ from scoreline.schedules.spacings import LogSNR, Power
 from scoreline.solvers.ddim import DDIM
 from scoreline.solvers.runge_kutta import heun
 from scoreline.solvers.tableau import Tableau, build_tableau
+from scoreline.tables.numbers import with_error
 
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 import exact_models
@@ -107,7 +109,7 @@ def test_tables_show_the_means_over_ranges(finished: Plan) -> None:
     text = (finished.out / "few_evaluations.md").read_text()
     values = [row["metrics"]["distance"]["value"] for row in rows_of(finished)[:3]]
     error = np.std(values, ddof=1) / 3**0.5
-    assert f"{np.mean(values):.3g} +- {error:.2g}" in text
+    assert " +- ".join(with_error(float(np.mean(values)), float(error))) in text
     assert text.count("| deis_tab3 / time_quadratic |") == text.count("| deis_tab3 / score_optimal |") == 2
     assert text.count("| unipc_3 / karras, NFE 12 |") == 1
     assert "- dpm_solver_2 / karras: nfe=5: dpm_solver_2 spends 4." in text
@@ -173,7 +175,7 @@ def test_the_shipped_model_is_judged_as_by_the_metric(tmp_path: Path) -> None:
     assert record_beside(bench.checkpoint.path, "score_norm").exists()
     x = bench.drawn(few_evaluations.choose(bench.checkpoint, TAB3, 5).run, "0-39")
     found = bench.scores(x, torch.zeros(40, dtype=torch.float64))["frechet_distance"]
-    expected = Fidelity(Digits("train"))(to_uint8(x))["frechet_distance"]
+    expected = Fidelity(Digits("train"))(ArrayDataset("x", to_uint8(x)))["frechet_distance"]
     assert found["value"] == pytest.approx(expected["value"], rel=1e-9)
     assert found["error"] == pytest.approx(expected["error"], rel=1e-9)
 

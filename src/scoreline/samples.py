@@ -148,7 +148,7 @@ def write_trajectories(out: Path, shown: Trajectories) -> None:
 
 
 def _measure(images: ShardImages, metrics: Metrics, shards: Shards, group: Group) -> dict[str, Score]:
-    parts = Parts(shards.folder.parent / FEATURES, shards.stamp, group.rank, group.size, group.barrier)
+    parts = Parts(shards.folder.parent / FEATURES, "", group.rank, group.size, group.barrier)
     with ImageProgress(len(images), "measuring", enabled=group.first) as progress:
         scores = metrics(images, parts, lambda done: progress.update(done * group.size))
     group.barrier()
@@ -201,9 +201,8 @@ def write(out: Path, result: Result) -> None:
 
 
 def clear(out: Path) -> None:
-    """Remove the shards and features of a finished run; nothing where there are none."""
-    for name in (SHARDS, FEATURES):
-        shutil.rmtree(out / name, ignore_errors=True)
+    """Remove the shards of a finished run; features that took long stay for `scoreline evaluate`."""
+    shutil.rmtree(out / SHARDS, ignore_errors=True)
 
 
 def line(result: Result, out: Path) -> str:

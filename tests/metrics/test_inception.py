@@ -257,7 +257,7 @@ def test_two_processes_give_the_bits_of_one(tiny, tmp_path, monkeypatch):
 
 
 MEMORY = """
-import resource, sys, torch
+import sys, torch
 from pathlib import Path
 from scoreline.datasets.base import ImageDataset
 from scoreline.metrics.inception import Inception
@@ -280,11 +280,13 @@ n, folder, file, digest = int(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], sys.
 extractor = InceptionFeatures(file, sha256=digest, device="cpu")
 scores = Inception(extractor, Synthetic(n, 1), sys.argv[5].split(","))(Synthetic(n, 2), Parts(folder))
 assert all(score["n"] == min(n, 10000) or name in ("fid", "inception_score") for name, score in scores.items())
-print(len(scores), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+status = dict(line.split(":") for line in Path("/proc/self/status").read_text().splitlines())
+print(len(scores), int(status["VmHWM"].split()[0]) * 1024)
 """
 
 
 def peak(tmp_path, n, scores):
+    """Number of scores and peak memory of a fresh process: ru_maxrss would count that of this one, which started it."""
     script, file = tmp_path / "memory.py", write(tmp_path / "plain.pt", Plain)
     script.write_text(textwrap.dedent(MEMORY))
     command = [sys.executable, str(script), str(n), str(tmp_path / "parts"), str(file), sha256(file), scores]
