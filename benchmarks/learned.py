@@ -241,16 +241,16 @@ class Lesson:
         names, learned = self.recorded(nfe) or self.learned(nfe)
         seconds = time.perf_counter() - began
         start = self.table(names, nfe)
-        closed = self.fresh.outcome(start)
+        closed, ours = self.fresh.outcome(start), self.fresh.outcome(learned)
         row = {
             **{"model": self.checkpoint.path.parent.name, "nfe": nfe, "code_version": code_version()},
             **{"training": len(self.training.seeds), "fresh": len(self.fresh.subject.seeds)},
             "closed": {"pair": " / ".join(names), **absolute(closed)},
-            "learned": {"seconds": seconds, **compared(self.fresh.outcome(learned), closed)},
+            "learned": {"seconds": seconds, **compared(ours, closed)},
         }
         name = self.checkpoint.path.parent.name
         if name in PLAIN and (name in exact_models.MODELS or nfe <= TRAINED_MOST):
-            row["first_try"] = self.plain(names, start, closed)
+            row["first_try"] = self.plain(names, start, closed, ours)
         return row
 
     def learned(self, nfe: int) -> tuple[tuple[str, ...], Tableau]:
@@ -274,7 +274,7 @@ class Lesson:
         solver, schedule = self.families.solvers[names[0]], self.families.schedules[names[1]]
         return build_tableau(solver, schedule, span_of(self.checkpoint), nfe, "none")  # type: ignore[arg-type]
 
-    def plain(self, names: tuple[str, ...], start: Tableau, closed: Outcome) -> Row:
+    def plain(self, names: tuple[str, ...], start: Tableau, closed: Outcome, ours: Outcome) -> Row:
         """What the plain recipe makes of the same start, or of the best one whose levels it can write down."""
         began, seeds = time.perf_counter(), self.steps_from()
         some = subject_of(self.checkpoint, seeds)
@@ -285,7 +285,9 @@ class Lesson:
         rates = PLAIN[self.checkpoint.path.parent.name]
         found = first_try(eps_of(self.checkpoint), x, ends, start.unrolled(), rates)
         about = {"pair": " / ".join(names), "rate": found.rate, "seconds": time.perf_counter() - began}
-        return {**about, **compared(self.fresh.outcome(found.table), closed)}
+        theirs = self.fresh.outcome(found.table)
+        paired = {name: ratio(statistic, ours.distance, theirs.distance) for name, statistic in STATISTICS.items()}
+        return {**about, **compared(theirs, closed), "learned_to_this": paired}
 
     def steps_from(self) -> list[int]:
         """The training seeds that make steps, not those held out."""
@@ -347,7 +349,10 @@ LEARNED_HEAD = (
     *("NFE", "best closed form", "its RMS, median", "learned RMS, median", "ratio of RMS", "of medians", "of means"),
     *("changed mode: closed, learned", "their share of the squares", "ratio of RMS, both keep the mode", "seconds"),
 )
-TRIED_HEAD = ("NFE", "start", "ratio of RMS", "of medians", "of means", "changed mode", "kept: ratio of RMS", "seconds")
+TRIED_HEAD = (
+    *("NFE", "start", "ratio of RMS", "of medians", "of means", "changed mode", "kept: ratio of RMS", "seconds"),
+    *("learned to this, paired: RMS", "medians", "means"),
+)
 
 
 def _table(head: Sequence[str], rows: Any) -> str:
@@ -382,6 +387,7 @@ def _tried_cells(row: Row) -> list[str]:
         str(tried["changed"]),
         *_ratios(tried, "ratio_rms_kept"),
         f"{tried['seconds']:.0f}",
+        *_ratios(tried["learned_to_this"], *STATISTICS),
     ]
 
 

@@ -38,6 +38,7 @@ def start(script: str, where: Path, *arguments: str, size: int = 1) -> list[int]
 def _run(script: str, where: Path, rank: int, environment: dict[str, str], arguments: tuple[str, ...]) -> None:
     os.chdir(where)
     os.environ.update(environment)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where a shell started the tests by &
     code = 1
     with open(where / f"said-{rank}", "w", buffering=1) as file:
         sys.stdout = sys.stderr = file

@@ -152,6 +152,8 @@ def _measure(images: ShardImages, metrics: Metrics, shards: Shards, group: Group
     with ImageProgress(len(images), "measuring", enabled=group.first) as progress:
         scores = metrics(images, parts, lambda done: progress.update(done * group.size))
     group.barrier()
+    if group.first and not metrics.keeps_features:
+        parts.remove()
     return scores
 
 
