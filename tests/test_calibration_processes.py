@@ -18,6 +18,7 @@ from types import ModuleType
 
 import pytest
 import torch
+from forks import ended
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
@@ -197,19 +198,6 @@ def forked(main: Callable[[], None], says: Path, environment: dict[str, str], *a
             print(repr(error), file=file)
             code = 1
     os._exit(code)
-
-
-def ended(child: int, patience: float = 60) -> int:
-    """Exit code, or -9 for a process that was killed; one that hangs fails the test."""
-    until = time.monotonic() + patience
-    while time.monotonic() < until:
-        pid, status = os.waitpid(child, os.WNOHANG)
-        if pid:
-            return os.waitstatus_to_exitcode(status)
-        time.sleep(0.01)
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
-    raise AssertionError("a process hangs")
 
 
 def mistake() -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from scoreline.errors import InputError
+from scoreline.files import locked
 from scoreline.tables import pool, run
 from scoreline.tables.plan import Cell, Outcome, outcome
 from scoreline.tables.pool import Pool, Slot, slots
@@ -132,7 +133,7 @@ def test_two_jobs_run_at_once(bench: Bench) -> None:
 def test_a_run_that_a_killed_sweep_left_behind_is_waited_for(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SLOW", "1")
     cell = bench.cell("a", "slow")
-    log = pool.locked(bench.root / cell.directory / pool.LOG)
+    log = locked(bench.root / cell.directory / pool.LOG)
     assert log is not None
     left = subprocess.Popen(bench.command(cell), stdout=log, stderr=log, env=slots(1, [])[0].environment())
     log.close()
@@ -161,7 +162,7 @@ def test_ctrl_c_leaves_no_process(bench: Bench, monkeypatch: pytest.MonkeyPatch)
         one.run([bench.cell("a", "slow"), bench.cell("b")])
     assert time.monotonic() - began < 30
     assert one.running == []
-    again = pool.locked(bench.root / "cells/a" / pool.LOG)
+    again = locked(bench.root / "cells/a" / pool.LOG)
     assert again is not None, "the process still holds its log"
     again.close()
 

@@ -5,6 +5,7 @@ import os
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from typing import IO
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
@@ -29,6 +30,20 @@ def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
+
+
+def locked(path: Path) -> IO[bytes] | None:
+    """A file opened for writing at its end and locked until it is closed; None where another process holds it."""
+    import fcntl
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle = open(path, "ab")  # noqa: SIM115
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        handle.close()
+        return None
+    return handle
 
 
 def sha256(path: Path) -> str:

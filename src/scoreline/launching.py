@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from scoreline.errors import InputError
+from scoreline.files import locked
 
 PLUGIN = "hydra_plugins.hydra_joblib_launcher"
 JOBS = "SCORELINE_JOBS"
@@ -107,22 +108,10 @@ def place(folder: str, count: int) -> int:
     """
     while folder not in _held:
         for number in range(count):
-            handle = _locked(Path(folder) / str(number))
+            handle = locked(Path(folder) / str(number))
             if handle is not None:
                 _held[folder] = number, handle
                 break
         else:
             time.sleep(PAUSE)
     return _held[folder][0]
-
-
-def _locked(path: Path) -> IO[bytes] | None:
-    import fcntl
-
-    handle = open(path, "ab")  # noqa: SIM115
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        handle.close()
-        return None
-    return handle

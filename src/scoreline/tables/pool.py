@@ -1,6 +1,5 @@
 """Runs in processes of their own, several at a time, in an order that a restart can go on with."""
 
-import fcntl
 import os
 import signal
 import subprocess
@@ -12,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Literal
 
+from scoreline.files import locked
 from scoreline.tables.plan import OUTCOME, Cell, Outcome, outcome, record
 
 OnError = Literal["continue", "stop", "retry"]
@@ -172,18 +172,6 @@ class Pool:
             one.process.wait()
             one.log.close()
         self.running.clear()
-
-
-def locked(path: Path) -> IO[bytes] | None:
-    """A log, opened for writing at its end and locked; nothing where another process holds it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    log = open(path, "ab")  # noqa: SIM115
-    try:
-        fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        log.close()
-        return None
-    return log
 
 
 def last_line(path: Path, start: int) -> str:
