@@ -74,16 +74,17 @@ def open_checkpoint(cfg: DictConfig) -> "Checkpoint":
     """
     from scoreline.checkpoints import load_model
     from scoreline.foreign.conversion import Options, cached, is_url
-    from scoreline.foreign.families import is_foreign
+    from scoreline.foreign.families import is_diffusers, is_foreign
 
     word, trust = str(cfg.checkpoint), tuple(cfg.trust)
-    path = entry.model_path(word)
-    if not is_url(word) and ((path.suffix == ".safetensors" and not is_foreign(path)) or not path.exists()):
+    path = Path(word) if is_diffusers(Path(word)) else entry.model_path(word)
+    ours = path.suffix == ".safetensors" and not is_foreign(path)
+    if not is_url(word) and (ours or not path.exists()):
         if cfg.model is not None:
             raise InputError(f"model: {path} describes itself; leave the key out")
         return load_model(path, trust)
     asked = cfg["import"]
-    source = word if is_url(word) or Path(word).is_dir() else str(path)
+    source = word if is_url(word) else str(path)
     options = Options(asked["from"], plain_model(cfg), asked.weights, tuple(asked.allow), asked.sha256)
     try:
         target = cached(source, options)

@@ -62,7 +62,7 @@ def find(word: str) -> Path:
     path = entry.model_path(word)
     if path.is_file():
         return path
-    if any((Path(word) / name).is_file() for name in ("model_index.json", "config.json")):
+    if families.is_diffusers(Path(word)):
         return Path(word)
     if Path(word).is_dir():
         others = ", ".join(sorted(str(file) for file in Path(word).glob("*.safetensors"))[:3])

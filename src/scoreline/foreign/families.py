@@ -27,6 +27,8 @@ DESCRIBED = frozenset({"edm", "diffusers"})
 
 WEIGHTS = ("ema", "raw")
 
+FOLDER_MARKS = ("model_index.json", "config.json")
+
 
 def load(
     path: Path, family: str | None, model: Spec | None, weights: str, allow: Sequence[str] = ()
@@ -62,7 +64,7 @@ def content_of(path: Path, family: str | None, allow: Sequence[str] = ()) -> Any
     Raises:
         InputError: for a file that is no checkpoint, or names what none of the families needs.
     """
-    if path.is_dir() or path.name in ("model_index.json", "config.json"):
+    if path.is_dir() or path.name in FOLDER_MARKS:
         return path if path.is_dir() else path.parent
     asked = FAMILIES if family is None else (family,)
     inert = {name for each in asked for name in getattr(module(each), "INERT", ())}
@@ -101,6 +103,11 @@ def is_safetensors(path: Path) -> bool:
     with open(path, "rb") as handle:
         length = int.from_bytes(handle.read(8), "little")
         return 2 <= length <= path.stat().st_size - 8 and handle.read(1) == b"{"
+
+
+def is_diffusers(path: Path) -> bool:
+    """Whether a folder is one that diffusers wrote."""
+    return any((path / name).is_file() for name in FOLDER_MARKS)
 
 
 def is_ours(path: Path) -> bool:
