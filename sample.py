@@ -64,16 +64,14 @@ def draw(cfg: DictConfig) -> dict:
     from scoreline import samples
     from scoreline.commands.composition import follow, open_checkpoint
     from scoreline.device import choose_device
-    from scoreline.generation.making import Recipe
     from scoreline.generation.shards import Shards
     from scoreline.labels import describe_labels, plan_labels
     from scoreline.seeds import parse_seeds
     from scoreline.solvers.tableau import build
 
-    group, out = processes.current(), entry.output_dir()
-    nfe, batch_size = entry.whole("nfe", cfg.nfe), entry.whole("batch_size", cfg.batch_size)
-    network_batch = None if cfg.network_batch is None else entry.whole("network_batch", cfg.network_batch)
-    torch.set_num_threads(entry.whole("threads", cfg.threads))
+    group, out, nfe = processes.current(), entry.output_dir(), entry.whole("nfe", cfg.nfe)
+    torch.set_num_threads(1)
+    calling = how_networks_are_called(cfg)
     seeds, device = parse_seeds(cfg.seeds), choose_device(cfg.device, group.local)
     checkpoint = open_checkpoint(cfg)
     entry.adopt_model(cfg, checkpoint.card.model, checkpoint.digest)
@@ -85,9 +83,9 @@ def draw(cfg: DictConfig) -> dict:
     solver = instantiate(cfg.solver)
     run = build(solver, instantiate(cfg.schedule), span, nfe, cfg.final)
     guided = entry.apply(cfg.guidance, checkpoint, **entry.guide(cfg))
-    recipe = Recipe(entry.apply(cfg.threshold, guided).to(device), run, batch_size, network_batch)
     stamp = f"{cfg.identity} {checkpoint.digest}"
     shards = Shards(out / samples.SHARDS, stamp, seeds, labels, checkpoint.card.shape)
+    recipe = calling(entry.apply(cfg.threshold, guided).to(device), run, shards)
     wanted = what_is_wanted(cfg, shards, run, checkpoint.card.num_classes)
     asked = {"final": cfg.final, "seeds": str(cfg.seeds), "labels": describe_labels(cfg.labels, labels)}
     if group.first:
@@ -98,6 +96,50 @@ def draw(cfg: DictConfig) -> dict:
     if group.first:
         samples.write(out, result)
     return result
+
+
+def how_networks_are_called(cfg: DictConfig):
+    """(denoiser, run, shards) -> recipe; what is wrong with its keys is said before anything is loaded."""
+    from scoreline.cores import threads_of
+    from scoreline.execution import Execution
+    from scoreline.generation.making import Recipe
+    from scoreline.graphs import check_graphs, recorder
+    from scoreline.heap import keep_freed_memory
+
+    batch_size, threads = entry.whole("batch_size", cfg.batch_size), threads_of(cfg.threads)
+    execution = Execution(cfg.precision, cfg.compile, cfg.channels_last)
+    check_graphs(cfg.graphs)
+    if cfg.network_batch not in (None, "auto"):
+        entry.whole("network_batch", cfg.network_batch)
+
+    def recipe(denoiser, run, shards) -> Recipe:
+        device = next(denoiser.parameters()).device
+        at_a_time = 1 if device.type == "cuda" else threads
+        execution.apply(denoiser)
+        if cfg.network_batch == "auto":
+            cfg.network_batch = largest_network_batch(cfg, denoiser, run, shards, at_a_time)
+        if device.type == "cpu":
+            keep_freed_memory()
+        return Recipe(denoiser, run, batch_size, cfg.network_batch, at_a_time, recorder(cfg.graphs, device, run))
+
+    return recipe
+
+
+def largest_network_batch(cfg: DictConfig, denoiser, run, shards, at_a_time: int) -> int:
+    """That of this run directory's first start, else what fits; the same in every process."""
+    import torch
+    from omegaconf import OmegaConf
+
+    from scoreline.generation.fitting import fitting, memory_limit, one_call
+    from scoreline.generation.sharing import from_first
+
+    group, former = processes.current(), entry.output_dir() / "config.yaml"
+    size = OmegaConf.load(former).network_batch if former.is_file() else None
+    if size is None and group.first:
+        limit = None if cfg.memory_mib is None else entry.number("memory_mib", cfg.memory_mib)
+        device = next(denoiser.parameters()).device
+        size = fitting(one_call(denoiser, run, shards), memory_limit(limit, device) / at_a_time, device)
+    return int(from_first(torch.tensor([size]) if group.first else None, group))
 
 
 def what_is_wanted(cfg: DictConfig, shards, run, num_classes: int):

@@ -28,6 +28,7 @@ def main(cfg: DictConfig) -> None:
 
     from scoreline.training.checkpoint import AtomicCheckpointIO, resume_from
     from scoreline.training.data import ImageDataModule, share_of
+    from scoreline.training.device_data import DeviceData
 
     entry.quieten()
     out, batch_size = entry.output_dir(), entry.whole("batch_size", cfg.batch_size)
@@ -35,8 +36,8 @@ def main(cfg: DictConfig) -> None:
     if cfg.resume in ("auto", "never"):
         entry.claim(cfg, out)
     start = resume_from(out, cfg.resume)
-    dataset = instantiate(cfg.dataset)
-    module = build_module(cfg, dataset)
+    data = DeviceData(instantiate(cfg.dataset), entry.number("device_mib", cfg.device_mib, zero=True))
+    module = build_module(cfg, data)
     options = instantiate(cfg.trainer, _convert_="all")
     if hasattr(options.get("strategy"), "command"):
         options["strategy"].command = entry.command_of_this_job(out)
@@ -44,8 +45,8 @@ def main(cfg: DictConfig) -> None:
     share_of(batch_size, trainer.global_rank, trainer.world_size)
     if trainer.is_global_zero:
         entry.save_config(cfg, out)
-    data = ImageDataModule(dataset, batch_size, cfg.seed, cfg.workers)
-    trainer.fit(module, data, ckpt_path=start, weights_only=True)
+    batches = ImageDataModule(data, batch_size, cfg.seed, cfg.workers)
+    trainer.fit(module, batches, ckpt_path=start, weights_only=True)
     conclude(trainer, module, out)
 
 
@@ -67,20 +68,21 @@ def build_trainer(cfg: DictConfig, options, steps: int, plugins):
     return trainer
 
 
-def build_module(cfg: DictConfig, dataset):
+def build_module(cfg: DictConfig, data):
     import torch
     from hydra.utils import instantiate
 
     from scoreline.checkpoints import Card
     from scoreline.denoiser import Denoiser
+    from scoreline.training.execution import execute
     from scoreline.training.module import DiffusionModule
     from scoreline.training.references import References
 
+    dataset = data.dataset
     entry.match_data(cfg.model.network, dataset)
     torch.manual_seed(entry.whole("seed", cfg.seed, least=0))
     denoiser = Denoiser(instantiate(cfg.model.network), instantiate(cfg.model.parameterisation))
-    if cfg.compile:
-        denoiser.network.compile()
+    execute(denoiser.network, cfg.compile, cfg.channels_last)
     card = Card(
         model=OmegaConf.to_container(cfg.model, resolve=True),
         shape=dataset.shape,
@@ -89,10 +91,8 @@ def build_module(cfg: DictConfig, dataset):
         training=entry.provenance(cfg),
     )
     objective = instantiate(cfg.objective)
-    references = None
-    if objective.target.references:
-        limit = entry.number("references_mib", cfg.references_mib, zero=True)
-        references = References(dataset, objective.target, cfg.batch_size, cfg.seed, limit)
+    stable = objective.target.references > 0
+    references = References(data, objective.target, cfg.batch_size, cfg.seed) if stable else None
     return DiffusionModule(
         denoiser,
         objective,

@@ -6,13 +6,14 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import torch
 
 from scoreline.checkpoints import Card, save_model
-from scoreline.entry import _safe
+from scoreline.entry import _safe, mode_is_unset
 from scoreline.networks.unet import UNet
 
 ROOT = Path(__file__).parents[1]
@@ -108,15 +109,145 @@ def test_help_is_written_for_a_person_and_quick(script: str, tmp_path: Path) -> 
     assert list(tmp_path.iterdir()) == []
 
 
+def imported(program: str, words: Sequence[str], cwd: Path) -> set[str]:
+    """Modules that are there when a program ends that runs with these words in place of sys.argv[1:]."""
+    code = (
+        "import atexit, runpy, sys\n"
+        "atexit.register(lambda: print('modules:', *sys.modules))\n"
+        f"sys.argv = [sys.argv[0], *{list(words)!r}]\n{program}\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=cwd, timeout=120)
+    found = [line for line in done.stdout.splitlines() if line.startswith("modules: ")]
+    assert len(found) == 1, done.stderr
+    return set(found[0].split()[1:])
+
+
+def of_script(script: str) -> str:
+    path = str(ROOT / f"{script}.py")
+    return f"sys.argv[0] = {path!r}; runpy.run_path({path!r}, run_name='__main__')"
+
+
+HEAVY = {"lightning", "wandb", "torchmetrics", "scipy", "sklearn", "pandas", "torchvision"}
+COMPILER = {"sympy", "torch._dynamo", "torch._inductor", "torch.distributed.fsdp"}
+
+
 def test_sample_and_calibrate_never_import_lightning(workplace: Path) -> None:
-    for script in ("sample", "calibrate"):
-        code = (
-            f"import sys, runpy\nsys.argv = [{str(ROOT / f'{script}.py')!r}, 'checkpoint=small.safetensors', "
-            "'nfe=3', 'seeds=0-7']\nrunpy.run_path(sys.argv[0], run_name='__main__')\n"
-            "assert not {'lightning', 'wandb', 'torchmetrics'} & set(sys.modules)\n"
-        )
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=workplace, timeout=120)
-        assert done.returncode == 0, done.stderr
+    words = ("checkpoint=small.safetensors", "nfe=3", "seeds=0-7", "hydra.run.dir=imports")
+    drawn = imported(of_script("sample"), words, workplace)
+    assert (workplace / "imports/metrics.json").is_file()
+    assert "torch" in drawn
+    assert not drawn & {*HEAVY, *COMPILER, "matplotlib"}
+    measured = imported(of_script("calibrate"), (*words[:3], "hydra.run.dir=imports2"), workplace)
+    assert (workplace / "imports2/score_norm.safetensors").is_file()
+    assert not measured & HEAVY
+
+
+VERB = "from scoreline.cli import main; main()"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--help",),
+        ("doctor", "--quick"),
+        ("inspect", "digits_vp"),
+        ("show", "solver=ddim", "nfe=3"),
+        ("prefetch", "--help"),
+        ("evaluate", "--help"),
+        ("report", "--help"),
+    ],
+)
+def test_verbs_that_do_not_train_never_import_lightning(words: tuple[str, ...], workplace: Path) -> None:
+    assert not imported(VERB, words, workplace) & {"lightning", "wandb", "torchmetrics", "sklearn"}
+
+
+WITHOUT_TORCH = [
+    ("sample", "nfee=3"),
+    ("sample", "sovler=ddim"),
+    ("sample", "solver=deis_tab9"),
+    ("sample", "solver.ordre=3"),
+    ("sample", "+foo=1"),
+    ("sample", "nfe"),
+    ("sample", "nfe=0"),
+    ("sample", "nfe=two"),
+    ("sample", "batch_size=-4"),
+    ("sample", "network_batch=0"),
+    ("sample", "trajectory_nfe=0.5"),
+    ("sample", "seeds=3-1"),
+    ("sample", "trajectories=x"),
+    ("sample", "sigma_max=0"),
+    ("sample", "sigma_min=small"),
+    ("sample", "checkpoint=nowhere.safetensors"),
+    ("sample", "table=deis_digts"),
+    ("calibrate", "nfe=0"),
+    ("calibrate", "seeds=abc"),
+    ("calibrate", "checkpoint=nowhere"),
+    ("calibrate", "calibration=score_nrm"),
+    ("train", "optimiser.lrr=1"),
+    ("train", "batch_size=none"),
+    ("train", "duration_kimg=0"),
+]
+
+
+@pytest.mark.parametrize(("script", "argument"), WITHOUT_TORCH, ids=lambda value: str(value))
+def test_what_can_be_told_without_torch_is(script: str, argument: str, workplace: Path) -> None:
+    found = imported(of_script(script), [argument], workplace)
+    assert not found & {"torch", "numpy", "lightning", "matplotlib"}
+    done = call(script, argument, cwd=workplace)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+
+
+COUNT = """
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+former, calls = ConfigLoaderImpl.load_configuration, []
+def counted(*given, **named):
+    calls.append(named["overrides"])
+    return former(*given, **named)
+ConfigLoaderImpl.load_configuration = counted
+atexit.register(lambda: print("compositions:", len(calls)))
+"""
+
+
+@pytest.mark.parametrize(
+    ("words", "compositions", "files"),
+    [
+        ((), 1, 1),
+        (("hydra.mode=RUN",), 2, 1),
+        (("-m",), 3, 1),
+        (("-m", "nfe=1,2"), 5, 2),
+        (("hydra.mode=MULTIRUN", "nfe=1,2"), 6, 2),
+    ],
+)
+def test_a_config_is_composed_once(
+    words: tuple[str, ...], compositions: int, files: int, workplace: Path, tmp_path: Path
+) -> None:
+    """And twice, as Hydra does it, where the command line may set hydra.mode; a sweep twice more for each job."""
+    given = ["checkpoint=digits_vp", "metrics=none", "seeds=0-1", "format=none", *words]
+    code = f"import atexit, runpy, sys\n{COUNT}\nsys.argv = [sys.argv[0], *{given!r}]\n{of_script('sample')}"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, timeout=120)
+    assert f"compositions: {compositions}\n" in done.stdout, done.stderr
+    assert len(list(tmp_path.rglob("metrics.json"))) == files
+
+
+@pytest.mark.parametrize(
+    ("words", "text", "unset"),
+    [
+        ((), "a: 1", True),
+        (("-m", "nfe=1,2", "hydra.run.dir=x", "hydra.output_subdir=null"), "a: 1", True),
+        (("hydra.mode=MULTIRUN",), "a: 1", False),
+        (("+hydra.mode=MULTIRUN",), "a: 1", False),
+        (("hydra/launcher=local",), "a: 1", False),
+        (("--config-dir", "x"), "a: 1", False),
+        (("-cd", "x"), "a: 1", False),
+        (("hydra.searchpath=[x]",), "a: 1", False),
+        ((), "hydra:\n  mode: MULTIRUN", False),
+        ((), "callback:\n  mode: min", True),
+    ],
+)
+def test_what_may_set_the_mode_of_hydra(words: tuple[str, ...], text: str, unset: bool, tmp_path: Path) -> None:
+    (tmp_path / "group").mkdir()
+    (tmp_path / "group" / "own.yaml").write_text(text)
+    assert mode_is_unset(words, tmp_path) is unset
 
 
 def test_sampling_writes_what_it_says_and_never_twice(workplace: Path) -> None:

@@ -21,13 +21,14 @@ from scoreline.doctor.findings import Finding, amount, duration, failed, table
 from scoreline.doctor.job import composed
 from scoreline.doctor.live import peak_bytes
 from scoreline.entry import model_path
+from scoreline.generation.batches import generate
 from scoreline.generation.formats import FORMATS
 from scoreline.generation.making import Recipe
 from scoreline.generation.shards import Shards
 from scoreline.guidance import Autoguidance
 from scoreline.metrics.no_metrics import NoMetrics
 from scoreline.processes import Group
-from scoreline.sampling import count_calls, generate, integrate
+from scoreline.sampling import count_calls, integrate
 from scoreline.schedules.spacings import Power
 from scoreline.solvers.adaptive import Adaptive
 from scoreline.solvers.ddim import DDIM

@@ -17,9 +17,9 @@ from scoreline.denoiser import Denoiser
 from scoreline.entry import ASSETS
 from scoreline.errors import InputError
 from scoreline.exact import FullGaussianMixture, GaussianMixture
+from scoreline.generation.batches import generate
 from scoreline.networks.gaussian_mixture import GaussianMixtureScore
 from scoreline.parameterisations import VarianceExploding
-from scoreline.sampling import generate
 from scoreline.schedules.spacings import Power
 from scoreline.solvers.runge_kutta import heun
 from scoreline.solvers.tableau import build

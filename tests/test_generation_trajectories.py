@@ -12,12 +12,12 @@ from torch import Tensor
 from scoreline import noise
 from scoreline.denoiser import Denoising
 from scoreline.errors import InputError
+from scoreline.generation.batches import generate
 from scoreline.generation.making import Recipe
 from scoreline.generation.shards import Shards
 from scoreline.generation.trajectories import Trajectories, check_trajectories, fine_states, record
 from scoreline.generation.trajectory_pictures import COLUMNS
 from scoreline.samples import write_trajectories
-from scoreline.sampling import generate
 from scoreline.schedules.spacings import Power
 from scoreline.solvers.adaptive import Adaptive, AdaptiveRun
 from scoreline.solvers.ancestral import EulerAncestral

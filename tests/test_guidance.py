@@ -16,12 +16,12 @@ from scoreline.checkpoints import Card, Checkpoint, load_model, save_model
 from scoreline.denoiser import Denoiser
 from scoreline.errors import InputError
 from scoreline.exact import GaussianMixture
+from scoreline.generation.batches import generate
 from scoreline.guidance import Autoguidance, ClassifierFree, autoguidance, classifier_free
 from scoreline.labels import plan_labels
 from scoreline.networks.unet import UNet
 from scoreline.parameterisations import EDMPreconditioning, NoisePrediction, VarianceExploding
 from scoreline.samples import draw
-from scoreline.sampling import generate
 from scoreline.schedules.spacings import Polynomial, Power
 from scoreline.schedules.vp import LinearVP
 from scoreline.solvers.ddim import DDIM

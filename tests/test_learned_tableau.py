@@ -30,9 +30,9 @@ from scoreline.denoiser import Denoiser
 from scoreline.errors import InputError
 from scoreline.exact import GaussianMixture
 from scoreline.files import sha256
+from scoreline.generation.batches import generate
 from scoreline.networks.gaussian_mixture import GaussianMixtureScore
 from scoreline.parameterisations import VarianceExploding
-from scoreline.sampling import generate
 from scoreline.schedules.base import grid
 from scoreline.schedules.spacings import Power
 from scoreline.schedules.vp import LinearVP

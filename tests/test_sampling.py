@@ -7,10 +7,11 @@ from torch import Tensor, nn
 from scoreline.denoiser import Denoiser
 from scoreline.errors import InputError
 from scoreline.exact import GaussianMixture
+from scoreline.generation.batches import generate
 from scoreline.noise import integers, normal
 from scoreline.parameterisations import NoisePrediction
 from scoreline.pixels import to_uint8, to_unit
-from scoreline.sampling import generate, integrate, trajectory
+from scoreline.sampling import integrate, trajectory
 from scoreline.schedules.spacings import Polynomial, Power
 from scoreline.schedules.vp import LinearVP
 from scoreline.solvers.adaptive import Adaptive

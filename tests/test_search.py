@@ -22,10 +22,11 @@ from scoreline.commands.certify import maker
 from scoreline.denoiser import Denoiser
 from scoreline.errors import InputError
 from scoreline.files import sha256
+from scoreline.generation.batches import generate
 from scoreline.networks.gaussian_mixture import GaussianMixtureScore
 from scoreline.parameterisations import VarianceExploding
 from scoreline.pixels import to_uint8
-from scoreline.sampling import generate, integrate
+from scoreline.sampling import integrate
 from scoreline.schedules.spacings import LogSNR, Power
 from scoreline.schedules.ve import VE
 from scoreline.schedules.vp import LinearVP

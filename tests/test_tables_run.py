@@ -137,7 +137,7 @@ class Fake:
     def __init__(self, states: dict[str, str]) -> None:
         self.states = states
 
-    def __call__(self, root: Path, command: Any, places: Any, on_error: str, tell: Any) -> Any:
+    def __call__(self, root: Path, command: Any, places: Any, on_error: str, tell: Any, start: Any) -> Any:
         self.root, self.tell = root, tell
         return self
 

@@ -5,9 +5,9 @@ from torch import Tensor, nn
 
 from scoreline.denoiser import Denoiser
 from scoreline.errors import InputError
+from scoreline.generation.batches import generate
 from scoreline.guidance import ClassifierFree
 from scoreline.parameterisations import EDMPreconditioning, NoisePrediction, VarianceExploding
-from scoreline.sampling import generate
 from scoreline.schedules.spacings import Power
 from scoreline.schedules.vp import LinearVP
 from scoreline.solvers.ddim import DDIM

@@ -1,6 +1,7 @@
 """A network seen as what every solver and calibration needs: E[x_0 | x] and eps in unit-signal coordinates."""
 
 from abc import ABC, abstractmethod
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -34,18 +35,29 @@ def per_image(value: Tensor | float, x: Tensor) -> Tensor | float:
     return value.to(x).reshape(-1, *[1] * (x.ndim - 1))
 
 
+def _labels(noise: Tensor, count: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Noise labels (count,). A single one is filled in, not copied: a copy to a GPU waits for all that runs there."""
+    if noise.ndim == 0 and not noise.requires_grad:
+        return torch.full((count,), float(noise), dtype=dtype, device=device)
+    return noise.to(device=device, dtype=dtype).expand(count)
+
+
 class Denoiser(Denoising):
     """D(x, rho) = E[x_0 | x_0 + rho eps = x], whatever the network predicts.
 
     Scalings are computed in float64; the state keeps its dtype; the network runs in the dtype of its own parameters
     and is cast back. x is (B, *), rho a float or (B,) (float64 for full precision); keyword conditions such as
     `label` (B,) go to the network untouched.
+
+    Attributes:
+        autocast: what the network's convolutions and matrix products are computed in; None for its own precision.
     """
 
     def __init__(self, network: nn.Module, parameterisation: Parameterisation) -> None:
         super().__init__()
         self.network = network
         self.parameterisation = parameterisation
+        self.autocast: torch.dtype | None = None
 
     def forward(self, x: Tensor, rho: Tensor | float, **condition: Tensor | None) -> Tensor:
         """E[x_0 | x] of x's shape and dtype."""
@@ -74,8 +86,9 @@ class Denoiser(Denoising):
     def _evaluate(self, x: Tensor, scalings: Scalings, condition: dict[str, Tensor | None]) -> Tensor:
         parameter = next(self.network.parameters(), None)
         dtype = x.dtype if parameter is None else parameter.dtype
-        label = scalings.noise.to(device=x.device, dtype=dtype).expand(len(x))
-        output: Tensor = self.network((per_image(scalings.in_, x) * x).to(dtype), label, **condition)
+        scaled = (per_image(scalings.in_, x) * x).to(dtype)
+        with torch.autocast(x.device.type, self.autocast) if self.autocast else nullcontext():
+            output: Tensor = self.network(scaled, _labels(scalings.noise, len(x), dtype, x.device), **condition)
         if self.parameterisation.output_factor > 1:
             output = output[:, : x.shape[1]]
         return output.to(x.dtype)

@@ -1,4 +1,4 @@
-"""The one place where a device is chosen."""
+"""The one place where a device is chosen, and asked."""
 
 import torch
 
@@ -25,3 +25,15 @@ def choose_device(name: str, local: int = 0) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         raise InputError(f"device={name}: not available here; use device=auto or device=cpu") from error
     return device
+
+
+def free_memory(device: torch.device) -> int | None:
+    """Bytes that a job can have on a device; None where the system does not tell."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    try:
+        with open("/proc/meminfo") as file:
+            rows = dict(line.split(":", 1) for line in file)
+        return int(rows["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError, ValueError):
+        return None

@@ -12,7 +12,8 @@ import re
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -23,8 +24,10 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
+from scoreline import startup
 from scoreline.errors import InputError, did_you_mean
 from scoreline.files import code_version, sha256, write_atomically
+from scoreline.seeds import parse_seeds
 
 ASSETS = Path(__file__).parent / "assets"
 MISCONFIGURED = "MisconfigurationException"  # Lightning's, told by its name so as not to import Lightning
@@ -41,6 +44,17 @@ KEEP_TRACEBACKS = "SCORELINE_TRACEBACKS"
 
 ERROR_LOG = "error.log"
 
+WHOLE: dict[str, tuple[Any, ...]] = {
+    "nfe": (),
+    "batch_size": (),
+    "network_batch": (None, "auto"),
+    "trajectory_nfe": (),
+}
+"""Keys of whole numbers, at least 1, and what else they may be."""
+
+QUIET_OPTIONS = ("hydra.run.dir=", "hydra.sweep.dir=", "hydra.sweep.subdir=", "hydra.output_subdir=")
+"""Hydra's own keys of a command line that say nothing of a sweep."""
+
 Job = Callable[[DictConfig], Any]
 
 
@@ -56,6 +70,8 @@ def script(config_name: str) -> Callable[[Job], Callable[[], None]]:
         def guarded(cfg: DictConfig) -> Any:
             try:
                 refuse_appended_keys()
+                refuse_plain_mistakes(cfg)
+                startup.load_torch()
                 (output_dir() / ERROR_LOG).unlink(missing_ok=True)
                 return job(cfg)
             except Exception as error:
@@ -77,13 +93,41 @@ def script(config_name: str) -> Callable[[Job], Callable[[], None]]:
     return decorate
 
 
+def mode_is_unset(words: Sequence[str], conf: Path) -> bool:
+    """Whether neither the command line nor any config of `conf` can set hydra.mode."""
+    chosen = [word for word in words if not word.startswith(QUIET_OPTIONS)]
+    if any(word.lstrip("+~").startswith(("hydra", "--config", "-c")) for word in chosen):
+        return False
+    setting = re.compile(rb"^\s+mode:\s*['\"]?(RUN|MULTIRUN)", re.M)
+    return not any(setting.search(path.read_bytes()) for path in conf.rglob("*.yaml"))
+
+
+@contextmanager
+def composed_once(words: Sequence[str]) -> Iterator[None]:
+    """Hydra composes the config of every job twice, first only to look up hydra.mode: without, where nothing sets it.
+
+    What it does then is the same: with -m a sweep, else a single run.
+    """
+    from hydra._internal.hydra import Hydra
+
+    look_up = Hydra.get_mode
+    if mode_is_unset(words, conf_dir()):
+        Hydra.get_mode = lambda self, config_name, overrides: None  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        Hydra.get_mode = look_up  # type: ignore[method-assign]
+
+
 def _run(main: Callable[[], Any]) -> None:
+    startup.end_without_search()
     register_resolvers()
     os.environ[SCRIPT] = str(Path(sys.argv[0]).resolve())
     os.environ.setdefault(KEEP_TRACEBACKS, os.environ.get("HYDRA_FULL_ERROR", ""))
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
-        main()
+        with composed_once(sys.argv[1:]):
+            main()
     except KeyboardInterrupt:
         sys.exit(130)
     except Exception as error:
@@ -415,6 +459,35 @@ def refuse_appended_keys() -> None:
         key = override.lstrip("+").split("=")[0]
         if override.startswith("+") and "." not in key and key not in HydraConfig.get().runtime.choices:
             raise InputError(f"+{key}: no script reads a new key '{key}'; drop it")
+
+
+def refuse_plain_mistakes(cfg: DictConfig) -> None:
+    """Numbers, seeds and paths that are wrong whatever the model is, told before torch is imported.
+
+    Raises:
+        InputError: in the words of the code that reads the key.
+    """
+    for key, others in WHOLE.items():
+        if key in cfg and cfg[key] not in others:
+            whole(key, cfg[key])
+    for key in ("seeds", "trajectories"):
+        if cfg.get(key) is not None:
+            parse_seeds(cfg[key], key)
+    if "duration_kimg" in cfg:
+        number("duration_kimg", cfg.duration_kimg)
+    if "sigma_max" in cfg:
+        for key, zero in (("sigma_max", False), ("sigma_min", True)):
+            if cfg[key] is not None:
+                number(key, cfg[key], zero=zero)
+    if isinstance(cfg.get("checkpoint"), str) and cfg.get("table") is None:
+        refuse_absent_checkpoint(cfg.checkpoint)
+
+
+def refuse_absent_checkpoint(checkpoint: str) -> None:
+    """Raises InputError if a checkpoint is neither a URL nor a shipped model nor a path at which something lies."""
+    path = model_path(checkpoint)
+    if "://" not in checkpoint and not path.exists():
+        raise InputError(f"checkpoint={path}: no such file; give a model.safetensors written by train.py")
 
 
 def sigma_range(cfg: DictConfig, native: Any) -> tuple[float, float]:

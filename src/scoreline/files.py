@@ -2,10 +2,19 @@
 
 import hashlib
 import os
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import IO
+
+Stamp = tuple[int, ...]
+"""What changes when a file does: device, inode, size, times of change in ns."""
+
+SETTLED = 2.0
+"""Seconds after which another change of a file is sure to get another time, on every file system."""
+
+_digests: dict[tuple[str, Stamp], str] = {}
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
@@ -47,9 +56,31 @@ def locked(path: Path) -> IO[bytes] | None:
 
 
 def sha256(path: Path) -> str:
-    """SHA-256 of a file's content, hexadecimal."""
+    """SHA-256 of a file's content, hexadecimal; read once in a process as long as the file is not changed.
+
+    A file that was changed within the last `SETTLED` seconds is read each time.
+    """
     with open(path, "rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
+        found = os.fstat(handle.fileno())
+        stamp = (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+        key = (os.path.abspath(path), stamp)
+        if key in _digests:
+            return _digests[key]
+        settled = time.time() - max(found.st_mtime, found.st_ctime) > SETTLED
+        digest = hashlib.file_digest(handle, "sha256").hexdigest()
+        if settled and os.fstat(handle.fileno()).st_mtime_ns == found.st_mtime_ns:
+            _digests[key] = digest
+        return digest
+
+
+def known_digests() -> dict[tuple[str, Stamp], str]:
+    """What `sha256` need not read again, for another process of ours."""
+    return dict(_digests)
+
+
+def learn_digests(known: Mapping[tuple[str, Stamp], str]) -> None:
+    """Take over the `known_digests` of another process of ours."""
+    _digests.update(known)
 
 
 @cache

@@ -15,6 +15,7 @@ from scoreline.checkpoints import Checkpoint
 from scoreline.denoiser import Denoising
 from scoreline.files import code_version, sha256, write_atomically
 from scoreline.generation import npz
+from scoreline.generation.batches import generate
 from scoreline.generation.formats import write_format
 from scoreline.generation.images import ShardImages
 from scoreline.generation.interruptions import told
@@ -31,7 +32,6 @@ from scoreline.pictures import save_png, sheet
 from scoreline.pixels import to_uint8
 from scoreline.processes import Group
 from scoreline.progress import ImageProgress
-from scoreline.sampling import generate
 from scoreline.solvers.adaptive import AdaptiveRun
 from scoreline.solvers.tableau import Tableau
 
@@ -66,7 +66,7 @@ def draw(
     Everything is in memory, nothing is written; `finish` makes any number of images.
 
     Args:
-        sizes: `batch_size` and `network_batch` of `sampling.generate`.
+        sizes: `batch_size` and `network_batch` of `generation.batches.generate`.
         denoiser: what to sample in place of the checkpoint's own denoiser, such as that under guidance.
     """
     began, images, counts = time.perf_counter(), [], torch.zeros(2, dtype=torch.float64)

@@ -1,14 +1,14 @@
 """The loop. There is one, and it serves every solver."""
 
-from collections.abc import Callable, Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from scoreline import noise
-from scoreline.denoiser import Denoiser, Denoising
+from scoreline.denoiser import Denoiser
 from scoreline.schedules.base import Schedule
 from scoreline.solvers.adaptive import Adaptive, AdaptiveRun
 from scoreline.solvers.tableau import Solver, Tableau, build
@@ -137,8 +137,8 @@ def sample(
     return integrate(eps, x_init, run, draw)
 
 
-class Calls:
-    """Network calls seen so far."""
+class Calls(threading.local):
+    """Network calls that the thread asking has seen so far."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -159,104 +159,3 @@ def count_calls(denoiser: nn.Module) -> Iterator[Calls]:
     finally:
         for handle in handles:
             handle.remove()
-
-
-class Batch(NamedTuple):
-    """Samples of a few seeds: x (B, C, H, W) float32 in unit-signal coordinates.
-
-    An image took `nfe` evaluations of the denoiser and `network_calls` calls of networks; guidance makes them differ.
-    """
-
-    seeds: list[int]
-    x: Tensor
-    nfe: int
-    network_calls: int
-
-
-def _in_fixed_batches(denoiser: Denoising, x: Tensor, rho: float, label: Tensor | None, size: int) -> Tensor:
-    """eps of x (B, *) from calls on exactly `size` rows: matrix kernels round differently for other shapes."""
-    parts = []
-    for start in range(0, len(x), size):
-        rows = torch.arange(start, start + size, device=x.device).clamp(max=len(x) - 1)
-        whole = size == len(x)
-        state, condition = (x, label) if whole else (x[rows], None if label is None else label[rows])
-        parts.append(denoiser.eps(state, rho, label=condition)[: len(x) - start])
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
-
-
-@torch.inference_mode()
-def generate(
-    denoiser: Denoising,
-    run: Tableau | AdaptiveRun,
-    shape: tuple[int, int, int],
-    seeds: Sequence[int],
-    batch_size: int,
-    labels: Tensor | None = None,
-    network_batch: int | None = 64,
-    progress: Progress = lambda images: None,
-) -> Iterator[Batch]:
-    """Sample one image per seed, batch by batch, on the device of the denoiser's parameters.
-
-    x_0 = rho_0 z, z = `noise.normal(seed, "initial")`; the signal that x_0 would carry at the first level is left out,
-    as all samplers do. Image of seed s depends on s, its label, the denoiser and the tableau only, to the bit, because
-    the network always sees `network_batch` images at a time (`_in_fixed_batches`). An adaptive run chooses the steps
-    of a batch together, so its images depend on the batch by the tolerance.
-
-    Args:
-        shape, batch_size: (C, H, W); images whose states are held at a time.
-        labels: class labels (len(seeds),) int64 in the order of the seeds, or None.
-        network_batch: images per network call, the last call filled up; None calls the network on whole batches, and
-            images then depend on the batch size by float32 rounding.
-        progress: called after every evaluation with the images' worth of work it did.
-
-    Raises:
-        RuntimeError: if the counts measured are not those of `Tableau.nfe` and `Denoising.calls`.
-        FloatingPointError: if a sample is not finite.
-    """
-    device = next(denoiser.parameters()).device
-    for start in range(0, len(seeds), batch_size):
-        chosen = list(seeds[start : start + batch_size])
-        label = None if labels is None else labels[start : start + batch_size].to(device)
-
-        def drawn(purpose: str, step: int = 0, chosen: list[int] = chosen) -> Tensor:
-            return noise.normal(chosen, shape, purpose, step).to(device)
-
-        batch = _one_batch(denoiser, run, drawn, label, network_batch or len(chosen), progress)
-        if not bool(batch[0].isfinite().all()):
-            raise FloatingPointError(f"samples of seeds {chosen[0]}-{chosen[-1]} are not finite")
-        yield Batch(chosen, *batch)
-
-
-def _one_batch(
-    denoiser: Denoising,
-    run: Tableau | AdaptiveRun,
-    drawn: Callable[..., Tensor],
-    label: Tensor | None,
-    network_batch: int,
-    progress: Progress,
-) -> tuple[Tensor, int, int]:
-    """Sample, evaluations and network calls of one batch; `drawn(purpose, step)` is its noise."""
-    x = drawn("initial") * float(run.rho[0])
-    levels: list[float] = []
-    furthest = 0.0
-
-    def eps(x: Tensor, rho: float) -> Tensor:
-        nonlocal furthest
-        levels.append(rho)
-        estimate = _in_fixed_batches(denoiser, x, rho, label, network_batch)
-        reached = len(levels) / run.nfe if isinstance(run, Tableau) else max(furthest, run.covered(rho))
-        progress(len(x) * (reached - furthest))
-        furthest = reached
-        return estimate
-
-    with count_calls(denoiser) as calls:
-        x = integrate(eps, x, run, lambda row: drawn("solver", row))
-    network_calls = calls.count / -(-len(x) // network_batch)
-    if isinstance(run, Tableau) and len(levels) != run.nfe:
-        raise RuntimeError(f"the denoiser was evaluated {len(levels)} times, the tableau says {run.nfe}")
-    expected = sum(map(denoiser.calls, levels))
-    if network_calls != expected:
-        raise RuntimeError(
-            f"networks were called {network_calls:g} times an image, {len(levels)} evaluations take {expected}"
-        )
-    return x, len(levels), expected

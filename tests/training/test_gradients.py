@@ -3,7 +3,9 @@ import math
 import pytest
 import torch
 
+from scoreline import devices
 from scoreline.errors import InputError
+from scoreline.training import gradients
 from scoreline.training.gradients import Gradients, NotFiniteError
 from scoreline.training.levels import EDGES, NAMES, LossSums, described
 
@@ -60,6 +62,37 @@ def test_many_bad_steps_in_a_row_stop_the_training() -> None:
     for each in (rule, restored):
         with pytest.raises(NotFiniteError, match=r"gradients\.patience=3: .* lower optimiser.lr"):
             each(parameters([math.nan]))
+
+
+@pytest.fixture
+def as_on_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (devices, gradients):
+        monkeypatch.setattr(module, "computes_apart", lambda device: True)
+
+
+@pytest.mark.parametrize("clip", [None, 0.5, 20.0])
+@pytest.mark.parametrize("bad", [False, True])
+def test_gradients_of_a_gpu_become_what_those_of_the_cpu_become(
+    clip: float | None, bad: bool, request: pytest.FixtureRequest
+) -> None:
+    values = [[3.0, math.nan if bad else 0.0], [4.0, -math.inf if bad else 1.0]]
+    plain, late = parameters(*values), parameters(*values)
+    rules = Gradients(clip), Gradients(clip)
+    rules[0](plain)
+    request.getfixturevalue("as_on_gpu")
+    rules[1](late)
+    assert all(torch.equal(one.grad, other.grad) for one, other in zip(plain, late, strict=True))
+    assert torch.equal(rules[0].norm, rules[1].norm) or bad
+    assert rules[0].state_dict() == rules[1].state_dict() == {"bad_steps": int(bad), "in_a_row": int(bad)}
+
+
+def test_a_gpu_stops_the_training_one_step_later(as_on_gpu: None) -> None:
+    rule = Gradients(patience=3)
+    for _ in range(3):
+        rule(parameters([math.nan]))
+    assert (rule.bad_steps, rule.in_a_row) == (3, 3)
+    with pytest.raises(NotFiniteError, match=r"gradients\.patience=3"):
+        rule(parameters([1.0]))
 
 
 @pytest.mark.parametrize("clip", [0, -1, math.nan, "much"])

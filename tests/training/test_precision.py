@@ -72,7 +72,7 @@ def test_bfloat16_trains_to_the_loss_of_float32(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_compiled_network_trains_as_a_plain_one(tmp_path: Path) -> None:
-    for name, more in (("plain", []), ("compiled", ["compile=true"])):
+    for name, more in (("plain", []), ("compiled", ["compile=default"])):
         train(tmp_path / name, "duration_kimg=0.64", "model.network.dropout=0", *more)
     plain, compiled = (records(tmp_path / name) for name in ("plain", "compiled"))
     assert [r["loss"] for r in compiled] == pytest.approx([r["loss"] for r in plain], rel=1e-4)

@@ -83,6 +83,23 @@ def test_a_signal_to_the_first_process_stops_both(two: Path) -> None:
     assert_same_run(two, out)
 
 
+def test_processes_with_gpus_agree_a_step_later_and_train_the_same(two: Path) -> None:
+    """Nothing is read from the device in a step; the CPU stands in for one."""
+    out = two.parent / "late"
+    arguments = ["duration_kimg=1.92", *TWO, "micro_batch=5", "target=stf", "target.references=96"]
+    words = command(out, *arguments, "+callbacks.late._target_=witness.AsOnGPU")
+    where = environment() | {"PYTHONPATH": str(Path(__file__).parent)}
+    process = subprocess.Popen(words, cwd=out.parent, env=where, stdout=subprocess.PIPE, text=True)
+    wait_for(lambda: (out / "metrics.jsonl").exists(), process)
+    process.send_signal(signal.SIGUSR1)
+    said, _ = process.communicate(timeout=100)
+    assert process.returncode == 75
+    assert "SIGUSR1: stopped at" in said
+    done = subprocess.run(words, capture_output=True, text=True, cwd=out.parent, timeout=250, env=where)
+    assert done.returncode == 0, done.stderr
+    assert_same_run(two, out)
+
+
 @pytest.mark.parametrize("scope", ["all", "process"])
 def test_processes_differ_in_noise_and_agree_in_weights(scope: str, tmp_path: Path) -> None:
     """As released, references are drawn by every process for itself; by default all have the same."""
@@ -103,6 +120,9 @@ def test_processes_differ_in_noise_and_agree_in_weights(scope: str, tmp_path: Pa
     assert torch.equal(first["reference"], second["reference"]) == (scope == "all")
     assert not torch.equal(first["images"], second["images"])
     assert not torch.isin(first["levels"], second["levels"]).any()
+    for rank in (first, second):
+        assert rank["ddp"] == {"gradient_as_bucket_view": True, "find_unused_parameters": False, "static_graph": False}
+        assert len(set(rank["memory"])) < len(rank["memory"]) / 10
 
 
 def test_a_sweep_of_two_processes_stays_in_its_directories(tmp_path: Path) -> None:

@@ -231,8 +231,10 @@ def test_weights_that_are_whole_stay_as_they_are() -> None:
 def test_what_cannot_be_had_is_refused() -> None:
     with pytest.raises(InputError, match="precision=16-mixed: not with trainer=fsdp; use 32-true or bf16-mixed"):
         Sharded(precision="16-mixed")
-    with pytest.raises(InputError, match="compile=true: not with trainer=fsdp"):
-        Sharded(compile=True)
+    with pytest.raises(InputError, match="compile=default: not with trainer=fsdp"):
+        Sharded(compile="default")
+    with pytest.raises(InputError, match="channels_last=true: not with trainer=fsdp"):
+        Sharded(channels_last=True)
 
 
 # Runs of train.py.

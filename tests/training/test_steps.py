@@ -19,6 +19,7 @@ from scoreline.pixels import to_unit
 from scoreline.schedules.densities import LogNormal
 from scoreline.targets import Denoising, StableTarget, posterior_mean
 from scoreline.training.data import EndlessBatches
+from scoreline.training.device_data import DeviceData
 from scoreline.training.module import DiffusionModule
 from scoreline.training.references import References
 
@@ -37,7 +38,7 @@ def module_of(dataset: ArrayDataset, target: object, classes: int = 4, augmented
     network = UNet(1, 8, width=8, blocks=1, num_classes=classes, label_dropout=0.3, augment_dim=9 if augmented else 0)
     for parameter in network.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
-    references = References(dataset, target, SIZE, 3) if isinstance(target, StableTarget) else None
+    references = References(DeviceData(dataset), target, SIZE, 3) if isinstance(target, StableTarget) else None
     objective = DenoisingObjective(LogNormal(), EDMWeight(0.5), target)
     return DiffusionModule(
         Denoiser(network, EDMPreconditioning(0.5)),
@@ -165,7 +166,7 @@ def test_labels_are_dropped_for_the_share_that_the_network_names(dataset: ArrayD
 
 
 def test_references_are_the_batch_and_others_without_repetition(dataset: ArrayDataset) -> None:
-    references = References(dataset, StableTarget(40), SIZE, seed=3)
+    references = References(DeviceData(dataset), StableTarget(40), SIZE, seed=3)
     drawn = references.draw(STEP, 1, 2, torch.device("cpu"))
     batch = EndlessBatches(len(dataset), SIZE, 3).at(STEP)
     assert torch.equal(drawn.images[:SIZE], dataset.read(batch)[0])
@@ -175,12 +176,12 @@ def test_references_are_the_batch_and_others_without_repetition(dataset: ArrayDa
     again, other = (references.draw(step, 0, 1, torch.device("cpu")) for step in (STEP, STEP + 1))
     assert torch.equal(again.images, drawn.images)
     assert not torch.equal(other.images[SIZE:], drawn.images[SIZE:])
-    whole = References(dataset, StableTarget(200), SIZE, seed=3).draw(STEP, 0, 1, torch.device("cpu"))
+    whole = References(DeviceData(dataset), StableTarget(200), SIZE, seed=3).draw(STEP, 0, 1, torch.device("cpu"))
     assert len({image.numpy().tobytes() for image in whole.images}) == 200
 
 
 def test_every_image_is_drawn_as_often(dataset: ArrayDataset) -> None:
-    references = References(dataset, StableTarget(40), SIZE, seed=3)
+    references = References(DeviceData(dataset), StableTarget(40), SIZE, seed=3)
     counts = np.zeros(200)
     for step in range(600):
         batch = references.batches.at(step)
@@ -191,7 +192,7 @@ def test_every_image_is_drawn_as_often(dataset: ArrayDataset) -> None:
 
 
 def test_processes_have_references_of_their_own_in_the_released_scope(dataset: ArrayDataset) -> None:
-    references = References(dataset, StableTarget(40, scope="process"), SIZE, seed=3)
+    references = References(DeviceData(dataset), StableTarget(40, scope="process"), SIZE, seed=3)
     first, second = (references.draw(STEP, rank, 2, torch.device("cpu")) for rank in (0, 1))
     batch = EndlessBatches(len(dataset), SIZE, 3).at(STEP)
     assert torch.equal(first.images[:12], dataset.read(batch[:12])[0])
@@ -201,9 +202,9 @@ def test_processes_have_references_of_their_own_in_the_released_scope(dataset: A
 
 
 def test_data_that_do_not_fit_are_read_step_by_step(dataset: ArrayDataset) -> None:
-    kept, read = (References(dataset, StableTarget(40), SIZE, 3, limit) for limit in (4096, 0.001))
-    assert kept.fits
-    assert not read.fits
+    kept, read = (References(DeviceData(dataset, limit), StableTarget(40), SIZE, 3) for limit in (4096, 0.001))
+    assert kept.data.fits
+    assert not read.data.fits
     for a, b in zip(*(each.draw(STEP, 0, 1, torch.device("cpu")) for each in (kept, read)), strict=True):
         assert torch.equal(a, b)
 
@@ -219,11 +220,11 @@ def test_a_reference_the_size_of_the_batch_works(dataset: ArrayDataset) -> None:
 
 def test_what_cannot_be_drawn_is_refused(dataset: ArrayDataset) -> None:
     with pytest.raises(InputError, match=r"target.references=201: noise has 200 images"):
-        References(dataset, StableTarget(201), SIZE, 3)
+        References(DeviceData(dataset), StableTarget(201), SIZE, 3)
     with pytest.raises(InputError, match=r"target.references=23: every source must be inside; use at least 24"):
-        References(dataset, StableTarget(23), SIZE, 3).draw(0, 0, 1, torch.device("cpu"))
+        References(DeviceData(dataset), StableTarget(23), SIZE, 3).draw(0, 0, 1, torch.device("cpu"))
     with pytest.raises(InputError, match=r"batch_size=24: must be a multiple of the 5 processes"):
-        References(dataset, StableTarget(40), SIZE, 3).draw(0, 0, 5, torch.device("cpu"))
+        References(DeviceData(dataset), StableTarget(40), SIZE, 3).draw(0, 0, 5, torch.device("cpu"))
     with pytest.raises(InputError, match=r"target.augmented=none"):
         module_of(dataset, StableTarget(40, augmented="none"))
     network = UNet(1, 8, width=8, blocks=1)

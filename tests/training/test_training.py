@@ -83,6 +83,7 @@ def test_loss_falls_and_everything_is_written(label: bool, tmp_path: Path) -> No
     assert [r["kimg"] for r in records] == pytest.approx([0.32, 0.64, 0.96, 1.28, 1.6, 1.92])
     assert records[0]["lr"] == pytest.approx(2e-3 * min(11 * 32 / 500, 1))
     assert records[0]["loss"] > 2 * records[-1]["loss"]
+    assert all(0 < r["outside_network"] < 1 for r in records)
     assert sorted(path.name for path in (tmp_path / "previews").iterdir()) == ["000000kimg.png", "000001kimg.png"]
     assert [p.name for p in sorted((tmp_path / "checkpoints").iterdir())] == ["0000001280.ckpt", "0000001920.ckpt"]
     checkpoint = load_model(tmp_path / "model.safetensors")

@@ -6,9 +6,15 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from scoreline import devices
+from scoreline.training import gradients, preemption
+
 
 class Witness(Callback):
-    """rank0.pt, rank1.pt, ..: the weights, and the reference and noise of the last step."""
+    """rank0.pt, rank1.pt, ..: the weights, reference and noise of the last step, and what torch's DDP was given.
+
+    `memory` is, for every parameter, the address of the memory that its gradient is a part of, and the size of that.
+    """
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *_: Any
@@ -20,4 +26,20 @@ class Witness(Callback):
         step, rank, world = trainer.max_steps - 1, trainer.global_rank, trainer.world_size
         drawn = pl_module.references.draw(step, rank, world, torch.device("cpu"))
         found = {"weights": pl_module.state_dict(), "reference": drawn.images, **pl_module.__dict__["_seen"]}
+        wrapper = trainer.strategy.model
+        assert isinstance(wrapper, torch.nn.parallel.DistributedDataParallel)
+        found["ddp"] = {
+            name: getattr(wrapper, name)
+            for name in ("gradient_as_bucket_view", "find_unused_parameters", "static_graph")
+        }
+        storages = [p.grad.untyped_storage() for p in pl_module.parameters() if p.grad is not None]
+        found["memory"] = [(storage.data_ptr(), storage.nbytes()) for storage in storages]
         torch.save(found, Path(trainer.default_root_dir) / f"rank{rank}.pt")
+
+
+class AsOnGPU(Callback):
+    """The CPU is taken for a device that works off a queue: numbers of a step are read a step later."""
+
+    def __init__(self) -> None:
+        for module in (devices, gradients, preemption):
+            module.computes_apart = lambda device: True  # type: ignore[attr-defined]

@@ -10,9 +10,10 @@ from scoreline import noise
 from scoreline.datasets.base import ImageDataset
 from scoreline.denoiser import Denoising
 from scoreline.errors import InputError
+from scoreline.generation.batches import Batch, generate
 from scoreline.parts import Parts
 from scoreline.pixels import to_unit
-from scoreline.sampling import Batch, Progress, generate
+from scoreline.sampling import Progress
 from scoreline.solvers.tableau import Tableau
 
 
@@ -94,7 +95,7 @@ class Subject:
         return to_unit(images), None if part.label is None else labels
 
     def drawn(self, run: Tableau, progress: Progress = lambda images: None, whole: bool = False) -> Iterator[Batch]:
-        """What `run` makes of the subject's seeds, batch by batch (`sampling.generate`).
+        """What `run` makes of the subject's seeds, batch by batch (`generation.batches.generate`).
 
         Args:
             whole: call the network on whole batches; images then depend on the batch size by rounding.

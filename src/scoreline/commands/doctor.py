@@ -99,7 +99,7 @@ def of_sampling(job: Job, device: torch.device | None, quick: bool) -> Iterator[
             "warn", "forecast", f"none for calibration={job.choices['calibration']}: its work is not the run's"
         )
         return
-    with sampling.threads(job):
+    with sampling.one_core(job):
         cost = None if quick or device is None else sampling.cost(run, device)
     yield sampling.memory(run, cost, device)
     if cost is not None:

@@ -38,7 +38,7 @@ def weights(module: nn.Module) -> tuple[int, int]:
 
 
 def held(run: Tableau | AdaptiveRun) -> int:
-    """The most float32 tensors of the batch's shape that `sampling.generate` holds at once outside of the network.
+    """The most float32 tensors of a unit's shape that `generation.batches.generate` holds outside of the network.
 
     States and estimates that a later row still reads, their memory waiting to be used again, the initial state, and
     fresh noise. An adaptive run holds float64 stages of SciPy, which count twice.
@@ -79,10 +79,13 @@ class Calls:
 
 
 def calls(denoiser: Denoising, run: Tableau | AdaptiveRun, images: int, batch: int, network_batch: int | None) -> Calls:
-    """All of a run over `images` seeds in batches of `batch`, the last call of a batch filled up to `network_batch`."""
-    whole, rest = divmod(images, batch)
-    parts = [batch] * whole + [rest] * (rest > 0)
-    pieces = sum(1 if network_batch is None else -(-part // network_batch) for part in parts)
+    """All of a run over `images` seeds, the last call filled up to `network_batch`; an adaptive run batch by batch."""
+    if isinstance(run, AdaptiveRun):
+        whole, rest = divmod(images, batch)
+        parts = [batch] * whole + [rest] * (rest > 0)
+        pieces = sum(1 if network_batch is None else -(-part // network_batch) for part in parts)
+    else:
+        pieces = -(-images // (network_batch or batch))
     at = levels(run)
     size = min(images, batch) if network_batch is None else network_batch
     return Calls(pieces * len(at), pieces * sum(map(denoiser.calls, at)), size)

@@ -9,12 +9,14 @@ import torch
 from scoreline import entry
 from scoreline.checkpoints import Checkpoint
 from scoreline.commands.composition import built, follow
+from scoreline.cores import threads_of
 from scoreline.denoiser import Denoising
+from scoreline.device import free_memory
 from scoreline.doctor import disk, forecast
 from scoreline.doctor.findings import Finding, amount, duration
 from scoreline.doctor.job import Job, sentence
 from scoreline.doctor.measuring import Cost, measure
-from scoreline.doctor.versions import free_memory
+from scoreline.generation.fitting import MOST
 from scoreline.generation.formats import check_format
 from scoreline.labels import plan_labels
 from scoreline.seeds import parse_seeds
@@ -40,6 +42,7 @@ class Run:
     network_batch: int | None
     labelled: bool
     calls: forecast.Calls
+    threads: int = 1
 
 
 def prepared(job: Job, checkpoint: Checkpoint) -> Run:
@@ -51,6 +54,8 @@ def prepared(job: Job, checkpoint: Checkpoint) -> Run:
     cfg, card = job.cfg, checkpoint.card
     nfe, batch = entry.whole("nfe", cfg.nfe), entry.whole("batch_size", cfg.batch_size)
     own = cfg.get("network_batch")
+    if own == "auto":
+        own = MOST["cuda" if torch.cuda.is_available() else "cpu"]
     network_batch = None if own is None else entry.whole("network_batch", own)
     final = str(cfg.get("final", "none"))
     seeds = parse_seeds(cfg.seeds)
@@ -64,7 +69,9 @@ def prepared(job: Job, checkpoint: Checkpoint) -> Run:
     if job.script == "sample":
         denoiser = entry.apply(cfg.threshold, entry.apply(cfg.guidance, checkpoint, **entry.guide(cfg)))
     planned = forecast.calls(denoiser, run, len(seeds), batch, network_batch)
-    return Run(denoiser, run, card.shape, len(seeds), batch, network_batch, labels is not None, planned)
+    units = -(-planned.evaluations // max(1, run.nfe))
+    threads = min(units, threads_of(job.cfg.threads)) if job.script == "sample" else 1
+    return Run(denoiser, run, card.shape, len(seeds), batch, network_batch, labels is not None, planned, threads)
 
 
 def checked_metrics(job: Job, run: Run) -> Finding | None:
@@ -106,16 +113,17 @@ def _dearest(run: Run) -> float:
 
 
 def memory(run: Run, found: Cost | None, device: torch.device | None) -> Finding:
-    """Weights, states, and where they were measured activations, beside what is free."""
+    """Weights, finished images of a batch, states, and where they were measured activations, beside what is free."""
     batch = min(run.batch, run.images)
+    unit = batch if isinstance(run.run, AdaptiveRun) else run.calls.size
     _, size = forecast.weights(run.denoiser)
-    count = forecast.held(run.run)
-    states = count * batch * torch.Size(run.shape).numel() * forecast.FLOAT
-    parts = [f"weights {amount(size)}", f"states {amount(states)} ({count} of {batch} images)"]
-    total: float = size + states
+    count, image = forecast.held(run.run), torch.Size(run.shape).numel() * forecast.FLOAT
+    states = count * unit * run.threads * image
+    parts = [f"weights {amount(size)}", f"states {amount(states)} ({count} of {unit * run.threads} images)"]
+    total: float = size + states + batch * image
     if found is not None:
-        activations = found.bytes_for(run.calls.size)
-        parts.append(f"activations {amount(activations)} ({run.calls.size} images)")
+        activations = found.bytes_for(run.calls.size) * run.threads
+        parts.append(f"activations {amount(activations)} ({run.calls.size * run.threads} images)")
         total += activations
     rest = "" if found is not None else "; activations not measured"
     return judged_memory(total, f"{amount(total)} = {' + '.join(parts)}{rest}", device, "batch_size, network_batch")
@@ -134,12 +142,13 @@ def judged_memory(total: float, text: str, device: torch.device | None, keys: st
 
 def time(run: Run, found: Cost) -> Finding:
     """Seconds of all network calls on one process."""
-    share = run.calls.network / run.calls.evaluations / run.denoiser.calls(_dearest(run))
+    share = run.calls.network / run.calls.evaluations / run.denoiser.calls(_dearest(run)) / run.threads
     seconds, error = found.seconds_for(run.calls.evaluations * run.calls.size * share)
     call, own = found.seconds_for(run.calls.size)
     size = "" if found.images == run.calls.size else f", taken as linear from {found.images} images"
     bound = "at most " * isinstance(run.run, AdaptiveRun)
-    text = f"{bound}{duration(seconds)} +- {duration(error)} of network calls on one process: {call:.3g} +- {own:.1g} s"
+    where = "one process" if run.threads == 1 else f"{run.threads} threads"
+    text = f"{bound}{duration(seconds)} +- {duration(error)} of network calls on {where}: {call:.3g} +- {own:.1g} s"
     return Finding("ok", "time", f"{text} for {run.calls.size} images ({found.calls} calls{size})")
 
 
@@ -165,10 +174,11 @@ def _features(job: Job) -> int:
 
 
 @contextmanager
-def threads(job: Job) -> Iterator[None]:
-    """CPU threads as the script sets them."""
+def one_core(job: Job) -> Iterator[None]:
+    """Tensors are computed with as many cores as the script lets one thread have."""
     before = torch.get_num_threads()
-    torch.set_num_threads(entry.whole("threads", job.cfg.threads) if "threads" in job.cfg else before)
+    wanted = {"sample": 1, "calibrate": job.cfg.get("threads")}.get(job.script)
+    torch.set_num_threads(before if wanted is None else entry.whole("threads", wanted))
     try:
         yield
     finally:

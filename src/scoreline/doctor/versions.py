@@ -8,7 +8,7 @@ from importlib.util import find_spec
 
 import torch
 
-from scoreline.device import choose_device
+from scoreline.device import choose_device, free_memory
 from scoreline.doctor.findings import Finding, amount
 from scoreline.doctor.job import Job
 from scoreline.errors import InputError
@@ -65,18 +65,6 @@ def devices(job: Job) -> tuple[Finding, torch.device | None]:
     free = amount(torch.cuda.mem_get_info(device)[0])
     text = f"{device}, {about.name}, {free} of {amount(about.total_memory)} free; {count} visible"
     return Finding("ok", "device", text), device
-
-
-def free_memory(device: torch.device) -> int | None:
-    """Bytes that a job can have on a device; None where the system does not tell."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    try:
-        with open("/proc/meminfo") as file:
-            rows = dict(line.split(":", 1) for line in file)
-        return int(rows["MemAvailable"].split()[0]) * 1024
-    except (OSError, KeyError, ValueError):
-        return None
 
 
 def needed_extras(job: Job) -> set[str]:

@@ -12,9 +12,10 @@ from torch import Tensor
 
 from scoreline.denoiser import Denoising
 from scoreline.errors import InputError
+from scoreline.generation.batches import generate
 from scoreline.generation.making import Recipe
 from scoreline.generation.shards import Shards
-from scoreline.sampling import generate, trajectory
+from scoreline.sampling import trajectory
 from scoreline.schedules.spacings import Power
 from scoreline.solvers.runge_kutta import heun
 from scoreline.solvers.tableau import Tableau
@@ -104,7 +105,7 @@ def record(recipe: Recipe, shards: Shards, seeds: Sequence[int], fine_nfe: int) 
     index = torch.tensor([shards.seeds.index(seed) for seed in seeds])
     labels = None if shards.labels is None else shards.labels[index]
     recorder = Recorder(recipe.denoiser)
-    size = min(recipe.batch_size, recipe.network_batch or recipe.batch_size)
+    size = recipe.network_batch or recipe.batch_size
     batches = generate(recorder, recipe.run, shards.shape, seeds, size, labels, recipe.network_batch)
     x, denoised = [], []
     for batch in batches:

@@ -113,7 +113,8 @@ class Fidelity(Metrics):
             InputError: if they are not of the extractor's shape, or fewer than neighbours + 2.
         """
         self._check(images.shape, len(images), "the generated images")
-        found = extract(images, self._measured, self._digest, parts, progress)
+        kept = parts if parts.size > 1 else ALONE
+        found = extract(images, self._measured, self._digest, kept, progress)
         settings = f"{self._digest} {sorted(self.protocol.items())}"
         return shared(images, parts, settings, lambda: self._scores(found))
 

@@ -5,6 +5,7 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from scoreline.metrics.jackknife import Replicates
+from scoreline.metrics.one_core import one_core_each
 
 CHUNK = 256
 
@@ -60,10 +61,13 @@ def _mmd(xx: Tensor, xy: Tensor, yy: Tensor, n: Tensor, m: int) -> Tensor:
 
 
 def _block_sums(x: Tensor, y: Tensor, member_x: Tensor, member_y: Tensor) -> Tensor:
-    """member_x^T k(x, y) member_y, with at most CHUNK rows of k in memory."""
-    rows = zip(torch.split(x, CHUNK), torch.split(member_x, CHUNK), strict=True)
-    blocks = [member.T @ (cubic_kernel(part, y) @ member_y) for part, member in rows]
-    return torch.stack(blocks).sum(0)
+    """member_x^T k(x, y) member_y, with at most CHUNK rows of k in memory for a core."""
+
+    def block(start: int) -> Tensor:
+        here = slice(start, start + CHUNK)
+        return member_x[here].T @ (cubic_kernel(x[here], y) @ member_y)
+
+    return torch.stack(one_core_each(block, range(0, len(x), CHUNK))).sum(0)
 
 
 def _self_kernel(x: Tensor) -> Tensor:

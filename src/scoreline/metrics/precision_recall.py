@@ -5,6 +5,7 @@ from torch import Tensor
 from torch.nn.functional import one_hot, pad
 
 from scoreline.metrics.jackknife import Replicates
+from scoreline.metrics.one_core import one_core_each
 
 CHUNK = 256
 LARGE = 256
@@ -29,8 +30,9 @@ def support_replicates(x: Tensor, y: Tensor, group: Tensor, neighbours: int = 3)
         precision = share of x_i in some B(y_j)           recall   = share of y_j in some B(x_i)
         density   = sum_ij [x_i in B(y_j)] / (k n)        coverage = share of B(y_j) that hold some x_i
 
-    Distances are Euclidean, in float64; at most CHUNK x max(n, m) of them are in memory. Leaving a group of `group`
-    (n,) out of x changes the radii r(x_i) too. All four depend on n, m and k, and compare only at equal ones.
+    Distances are Euclidean, in float64; at most CHUNK x max(n, m) of them are in memory for a core. Leaving a group
+    of `group` (n,) out of x changes the radii r(x_i) too. All four depend on n, m and k, and compare only at equal
+    ones.
 
     Source: Kynkaanniemi et al. (2019), arXiv:1904.06991; Naeem et al. (2020), arXiv:2002.09797 (who
     recommend k = 5 for the last two; here one k serves all four).
@@ -43,13 +45,16 @@ def support_replicates(x: Tensor, y: Tensor, group: Tensor, neighbours: int = 3)
     x, y, member = x.double(), y.double(), one_hot(group).double()
     radii_x = _radii_without(x, group, neighbours)
     radii_y = _radii_without(y, torch.zeros(len(y), dtype=torch.int64), neighbours)[:, -1:]
-    holds, recalled, covered = torch.zeros(len(x), dtype=torch.float64), [], []
-    for rows, radius in zip(torch.split(y, CHUNK), torch.split(radii_y, CHUNK), strict=True):
-        gaps = distances(rows, x)
-        inside = (gaps <= radius).double()
-        holds += inside.sum(0)
-        covered.append(_without_each(inside @ member) > 0)
-        recalled.append(torch.stack([(gaps <= radii).any(1) for radii in radii_x.T], 1))
+
+    def block(start: int) -> tuple[Tensor, Tensor, Tensor]:
+        here = slice(start, start + CHUNK)
+        gaps = distances(y[here], x)
+        inside = (gaps <= radii_y[here]).double()
+        recalled = torch.stack([(gaps <= radii).any(1) for radii in radii_x.T], 1)
+        return inside.sum(0), _without_each(inside @ member) > 0, recalled
+
+    held, covered, recalled = zip(*one_core_each(block, range(0, len(y), CHUNK)), strict=True)
+    holds = torch.stack(held).sum(0)
     return {
         "precision": _row_mean((holds > 0).double(), member),
         "recall": _replicates(torch.cat(recalled).double().mean(0), sizes),
@@ -60,19 +65,21 @@ def support_replicates(x: Tensor, y: Tensor, group: Tensor, neighbours: int = 3)
 
 def _radii_without(x: Tensor, group: Tensor, k: int) -> Tensor:
     """Radii (n, g + 1): without group j in column j, of all in the last; -1, which holds nothing, for absent rows."""
-    groups = int(group.max()) + 1
-    radii = []
-    for rows, own in zip(torch.split(torch.arange(len(x)), CHUNK), torch.split(group, CHUNK), strict=True):
+    members = [(group == j).nonzero().flatten() for j in range(int(group.max()) + 1)]
+
+    def block(start: int) -> Tensor:
+        rows = torch.arange(start, min(start + CHUNK, len(x)))
         gaps = distances(x[rows], x)
         gaps[torch.arange(len(rows)), rows] = torch.inf
-        nearest = torch.stack([_k_smallest(gaps[:, group == j], k) for j in range(groups)], 1)
+        nearest = torch.stack([_k_smallest(gaps[:, member], k) for member in members], 1)
         columns = []
-        for j in range(groups):
+        for j in range(len(members)):
             kept = nearest.clone()
             kept[:, j] = torch.inf
-            columns.append(kept.flatten(1).kthvalue(k).values.masked_fill(own == j, -1.0))
-        radii.append(torch.stack([*columns, nearest.flatten(1).kthvalue(k).values], 1))
-    return torch.cat(radii)
+            columns.append(kept.flatten(1).kthvalue(k).values.masked_fill(group[rows] == j, -1.0))
+        return torch.stack([*columns, nearest.flatten(1).kthvalue(k).values], 1)
+
+    return torch.cat(one_core_each(block, range(0, len(x), CHUNK)))
 
 
 def _k_smallest(gaps: Tensor, k: int) -> Tensor:

@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from scoreline.metrics.jackknife import Replicates
+from scoreline.metrics.one_core import one_core_each
 from scoreline.pixels import to_unit
 
 CHUNK = 4096
@@ -62,6 +63,9 @@ def sliced_wasserstein_replicates(projected: Tensor, reference: Tensor, group: T
     """
     x, order = projected.sort(1)
     owner, sizes = group[order], torch.bincount(group)
-    kept = (x[owner != j].reshape(len(x), -1) for j in range(len(sizes)))
-    without = [sliced_wasserstein_distance(rest, reference) for rest in kept]
+
+    def without_group(j: int) -> float:
+        return sliced_wasserstein_distance(x[owner != j].reshape(len(x), -1), reference)
+
+    without = one_core_each(without_group, range(len(sizes)))
     return Replicates(sliced_wasserstein_distance(x, reference), torch.tensor(without, dtype=torch.float64), sizes)

@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import IO, Literal
 
 from scoreline.files import locked
+from scoreline.tables.forked import Process, Start, fresh
 from scoreline.tables.plan import OUTCOME, Cell, Outcome, outcome, record
 
 OnError = Literal["continue", "stop", "retry"]
 LOG = "cell.log"
-POLL = 0.05
+POLL = 0.01
 PATIENCE = 10.0
 """Seconds that a process has to end after it was asked to."""
 
@@ -47,7 +48,7 @@ class Running:
 
     cell: Cell
     slot: Slot
-    process: subprocess.Popen[bytes]
+    process: Process
     log: IO[bytes]
     start: int
     attempt: int
@@ -62,6 +63,7 @@ class Pool:
     Args:
         command: what a cell is run by, from the words that start sample.py to its overrides.
         tell: called with each run and its outcome as soon as it has one.
+        start: how a process is started.
     """
 
     def __init__(
@@ -71,8 +73,9 @@ class Pool:
         places: Sequence[Slot],
         on_error: OnError,
         tell: Callable[[Cell, Outcome], None],
+        start: Start = fresh,
     ) -> None:
-        self.root, self.command, self.on_error, self.tell = root, command, on_error, tell
+        self.root, self.command, self.on_error, self.tell, self.start = root, command, on_error, tell, start
         self.free, self.running = list(places), list[Running]()
         self.attempts: dict[Cell, int] = {}
         self.refused: dict[tuple[str, str], str] = {}
@@ -124,9 +127,7 @@ class Pool:
         (self.root / cell.directory / OUTCOME).unlink(missing_ok=True)
         slot, words = self.free.pop(0), self.command(cell)
         start = log.seek(0, os.SEEK_END)
-        process = subprocess.Popen(
-            words, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env=slot.environment()
-        )
+        process = self.start(words, log, slot.environment())
         attempt = self.attempts.get(cell, 0) + 1
         self.attempts[cell] = attempt
         self.running.append(Running(cell, slot, process, log, start, attempt))
@@ -148,7 +149,7 @@ class Pool:
         return one.cell if again else None
 
     def _judged(self, one: Running) -> Outcome:
-        code, line = one.process.returncode, last_line(Path(one.log.name), one.start)
+        code, line = one.process.wait(), last_line(Path(one.log.name), one.start)
         if code == 0:
             found = outcome(one.cell, self.root)
             return Outcome("failed", "it ended without metrics.json") if found.state == "missing" else found

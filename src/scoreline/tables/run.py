@@ -14,7 +14,7 @@ from typing import Any, get_args
 from scoreline import entry, processes
 from scoreline.errors import InputError, did_you_mean
 from scoreline.progress import ImageProgress
-from scoreline.tables import identity, plan, pool, report
+from scoreline.tables import forked, identity, plan, pool, report
 from scoreline.tables.plan import Cell, Outcome, Plan
 from scoreline.tables.schema import Command, Table, parse
 
@@ -170,7 +170,10 @@ def run_cells(drafted: Plan, out: Path, options: Options) -> dict[str, int]:
 
         if todo and done:
             pool.say(f"{done} of {len(states)} runs were finished before, {len(todo)} are missing")
-        pool.Pool(out, command, pool.slots(options.jobs, devices(drafted.overrides)), options.on_error, tell).run(todo)
+        places = pool.slots(options.jobs, devices(drafted.overrides))
+        conf, environment = str(entry.conf_dir()), pool.Slot(None, places[0].threads).environment()
+        with forked.starter(conf, environment, len(todo)) as start:
+            pool.Pool(out, command, places, options.on_error, tell, start).run(todo)
     found = [it.state for it in states.values()]
     return {state: found.count(state) for state in found}
 

@@ -1,10 +1,12 @@
 """Endless, seeded, resumable loading of a data set."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import count
 from typing import Any
 
 import numpy as np
+import torch
 from lightning.pytorch import LightningDataModule
 from numpy.typing import NDArray
 from torch import Tensor
@@ -12,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from scoreline.datasets.base import ImageDataset
 from scoreline.errors import InputError
+from scoreline.training.device_data import DeviceData
 
 
 class EndlessBatches(Sampler[list[int]]):
@@ -40,7 +43,12 @@ class EndlessBatches(Sampler[list[int]]):
         positions = range(number * self.batch_size, (number + 1) * self.batch_size)
         needed = range(positions[0] // self.count, positions[-1] // self.count + 1)
         self._passes = {e: self._passes[e] if e in self._passes else self._permutation(e) for e in needed}
-        return [int(self._passes[p // self.count][p % self.count]) for p in positions]
+        return [index for e in needed for index in self._part(e, positions).tolist()]
+
+    def _part(self, number: int, positions: range) -> NDArray[np.int64]:
+        """What of a pass is in a stretch of the stream."""
+        start = number * self.count
+        return self._passes[number][max(0, positions.start - start) : positions.stop - start]
 
     def _permutation(self, number: int) -> NDArray[np.int64]:
         return np.random.Generator(np.random.PCG64([self.seed, number])).permutation(self.count)
@@ -69,22 +77,54 @@ def _as_read(batch: Any) -> Any:
     return batch
 
 
+@dataclass(frozen=True)
+class DeviceBatches:
+    """Batches of a data set that fits on a device, picked there."""
+
+    data: DeviceData
+    batches: EndlessBatches
+    device: torch.device
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        for rows in self.batches:
+            yield self.data.read(rows, self.device)
+
+
 class ImageDataModule(LightningDataModule):
     """Batches (images uint8 (B / W, C, H, W), labels int64 (B / W,)) that go on where the trainer's step says.
 
+    Those of a data set that fits on the device are picked there. Others are read by a loader, into pinned memory where
+    there is a GPU, from which Lightning copies them without waiting. Which images a step sees is the same.
+
     Args:
+        data: a data set, or a reader of one that others use too.
         batch_size: images per step over all processes.
-        workers: processes that read ahead; 0 reads in the training process, best for data in memory.
+        workers: processes that read ahead for data that do not fit; 0 reads in the training process.
     """
 
-    def __init__(self, dataset: ImageDataset, batch_size: int, seed: int, workers: int = 0) -> None:
+    def __init__(self, data: ImageDataset | DeviceData, batch_size: int, seed: int, workers: int = 0) -> None:
         super().__init__()
-        self.dataset, self.batch_size, self.seed, self.workers = dataset, batch_size, seed, workers
+        self.data = data if isinstance(data, DeviceData) else DeviceData(data)
+        self.batch_size, self.seed, self.workers = batch_size, seed, workers
 
-    def train_dataloader(self) -> DataLoader[tuple[Tensor, Tensor]]:
+    @property
+    def dataset(self) -> ImageDataset:
+        """The data set that is read."""
+        return self.data.dataset
+
+    def train_dataloader(self) -> Iterable[tuple[Tensor, Tensor]]:
         trainer = self.trainer
         assert trainer is not None
         batches = EndlessBatches(
             len(self.dataset), self.batch_size, self.seed, trainer.global_step, trainer.global_rank, trainer.world_size
         )
-        return DataLoader(_Reader(self.dataset), batch_sampler=batches, num_workers=self.workers, collate_fn=_as_read)
+        device = trainer.strategy.root_device
+        if self.data.fits:
+            return DeviceBatches(self.data, batches, device)
+        return DataLoader(
+            _Reader(self.dataset),
+            batch_sampler=batches,
+            num_workers=self.workers,
+            collate_fn=_as_read,
+            pin_memory=device.type == "cuda",
+        )

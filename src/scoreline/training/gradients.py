@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from scoreline.devices import LateNumber, computes_apart
 from scoreline.errors import InputError
 from scoreline.shards import own_part
 
@@ -23,12 +24,13 @@ class Gradients:
 
     NaN becomes 0 and +-infinity +-1e5, as in EDM's recipe; with half precision such steps are skipped as well while the
     loss scale finds its place. A process that holds a part of every gradient mends that part; the norm is of the whole.
+    On a GPU nothing waits for a number: counts stay there, entries are replaced whether one needs it or not, and
+    training stops a step later than it would on the CPU.
 
     Attributes:
         clip: largest Euclidean norm of the whole gradient, None for no limit. It depends on `loss_scale`.
         patience: so many bad steps in a row stop the training.
         norm: of the last step's gradient before clipping, () tensor.
-        bad_steps: steps so far whose gradient was not finite.
 
     Raises:
         InputError: for a clip that is not positive or a patience below 1.
@@ -41,7 +43,8 @@ class Gradients:
             raise InputError(f"gradients.patience={patience}: must be a whole number, at least 1")
         self.clip, self.patience = clip, patience
         self.norm = torch.zeros(())
-        self.bad_steps = self.in_a_row = 0
+        self._bad, self._row = torch.tensor(0), torch.tensor(0)
+        self._late = LateNumber()
 
     @torch.no_grad()
     def __call__(self, parameters: Iterable[nn.Parameter]) -> None:
@@ -53,30 +56,42 @@ class Gradients:
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
         self.norm = _norm(gradients)
         parts = [own_part(gradient) for gradient in gradients]
-        if bool(self.norm.isfinite()):
-            self.in_a_row = 0
-        else:
-            self._count()
+        finite = self.norm.isfinite()
+        known_finite = not computes_apart(finite.device) and bool(finite)
+        self._count(~finite)
+        if not known_finite:
             for part in parts:
                 part.nan_to_num_(nan=0.0, posinf=LARGEST, neginf=-LARGEST)
         if self.clip is not None:
-            norm = self.norm if self.in_a_row == 0 else _norm(gradients)
+            norm = self.norm if known_finite else _norm(gradients)
             torch._foreach_mul_(parts, (self.clip / (norm + 1e-6)).clamp(max=1.0))
 
-    def _count(self) -> None:
-        self.bad_steps += 1
-        self.in_a_row += 1
-        if self.in_a_row == self.patience:
+    def _count(self, bad: Tensor) -> None:
+        self._bad, self._row = self._bad.to(bad.device), self._row.to(bad.device)
+        self._bad.add_(bad)
+        self._row.add_(1).mul_(bad)
+        if self._late.swap(self._row) == self.patience:
             raise NotFiniteError(
                 f"gradients.patience={self.patience}: gradients were not finite in as many steps in a row; the state "
                 "is saved; lower optimiser.lr, set gradients.clip=1, or use precision=bf16-mixed or 32-true"
             )
 
+    @property
+    def bad_steps(self) -> int:
+        """Steps so far whose gradient was not finite."""
+        return int(self._bad)
+
+    @property
+    def in_a_row(self) -> int:
+        """Of them, those since the last finite one."""
+        return int(self._row)
+
     def state_dict(self) -> dict[str, Any]:
         return {"bad_steps": self.bad_steps, "in_a_row": self.in_a_row}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.bad_steps, self.in_a_row = state["bad_steps"], state["in_a_row"]
+        self._bad, self._row = torch.tensor(state["bad_steps"]), torch.tensor(state["in_a_row"])
+        self._late = LateNumber()
 
 
 def _norm(gradients: list[Tensor]) -> Tensor:

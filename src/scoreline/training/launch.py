@@ -65,14 +65,18 @@ def _leave(processes: "list[subprocess.Popen[Any]]", environment: dict[str, str]
 
 
 class DataParallel(DDPStrategy):
-    """Lightning's DDP with a `Launcher`; gradients are views of the buckets that processes exchange.
+    """Lightning's DDP with a `Launcher`.
+
+    Gradients are views of the buckets that processes exchange, so they are in memory once and are not copied. Every
+    parameter takes part in every step, so none is looked for that does not. Steps of several micro-batches keep the
+    graph from being called static.
 
     Args:
         command: what starts a further process of this job; train.py gives it.
     """
 
     def __init__(self, command: list[str] | None = None, **options: Any) -> None:
-        super().__init__(gradient_as_bucket_view=True, **options)
+        super().__init__(gradient_as_bucket_view=True, find_unused_parameters=False, **options)
         self.command = command or [sys.executable, *sys.argv]
 
     def _configure_launcher(self) -> None:

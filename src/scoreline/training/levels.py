@@ -17,13 +17,12 @@ class LossSums:
 
     def __init__(self, device: torch.device) -> None:
         self.sums = torch.zeros(len(NAMES), 3, dtype=torch.float64, device=device)
+        self.edges = torch.tensor(EDGES, dtype=torch.float64, device=device)
 
     def add(self, losses: Tensor, levels: Tensor) -> None:
         """Losses (B,) at noise levels (B,)."""
         loss = losses.double()
-        place = torch.bucketize(
-            levels.double().contiguous(), torch.tensor(EDGES, dtype=torch.float64, device=levels.device)
-        )
+        place = torch.bucketize(levels.double().contiguous(), self.edges)
         self.sums.index_add_(0, place, torch.stack([torch.ones_like(loss), loss, loss.square()], 1))
 
 

@@ -20,6 +20,7 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from scoreline.augmentation import Augmentation, Parameters
 from scoreline.checkpoints import Card
 from scoreline.denoiser import Denoiser
+from scoreline.devices import moved
 from scoreline.errors import InputError
 from scoreline.objective import Batch, DenoisingObjective
 from scoreline.pixels import to_unit
@@ -27,6 +28,8 @@ from scoreline.shards import blank, shard
 from scoreline.targets import Reference
 from scoreline.training.data import share_of
 from scoreline.training.gradients import Gradients
+from scoreline.training.network_clock import NetworkClock, timed
+from scoreline.training.optimisers import keep_kernels, with_fast_step
 from scoreline.training.references import References
 
 
@@ -38,8 +41,13 @@ class DiffusionModule(LightningModule):
     another micro-batch therefore changes nothing but rounding, no two ranks share noise, and a resumed run repeats an
     uninterrupted one bit for bit. Only dropout inside the network differs: its masks are seeded by (seed, step, rank).
 
+    Attributes:
+        clock: time of the network: its forward passes, and backward passes whole, from the loss to the gradients, what
+            processes exchange on the way included. Noise, targets, augmentation, the loss, optimiser, averages, data
+            and files are outside.
+
     Args:
-        optimiser: parameters -> optimiser.
+        optimiser: parameters -> optimiser, whose steps take few kernels (`with_fast_step`).
         batch_size: images per optimiser step over all processes.
         lr_rampup_kimg: the learning rate grows linearly over the first so many thousand images.
         card: what the model files written from this module say of themselves.
@@ -73,6 +81,7 @@ class DiffusionModule(LightningModule):
         self.gradients = gradients or Gradients()
         self.augmentation, self.references = augmentation, references
         self.micro_batch, self.loss_scale = micro_batch, loss_scale
+        self.clock = NetworkClock()
         self._blank: Callable[[], Denoiser] | None = None
         _check_augmentation(denoiser.network, augmentation, references)
 
@@ -115,11 +124,14 @@ class DiffusionModule(LightningModule):
         optimiser.zero_grad()
         losses, levels = [], []
         parts = list(examples.split(self.micro_batch or len(examples.clean)))
+        denoiser = timed(self.denoiser, self.clock)
         try:
             for part in parts:
                 with self._unsynchronised(part is not parts[-1]):
-                    loss, rho = self.objective(self.denoiser, part)
-                    self.manual_backward(loss.sum() * (self.loss_scale / len(examples.clean)))
+                    loss, rho = self.objective(denoiser, part)
+                    total = loss.sum() * (self.loss_scale / len(examples.clean))
+                    with self.clock.running(total.device):
+                        self.manual_backward(total)
                 losses.append(loss.detach())
                 levels.append(rho)
         except torch.OutOfMemoryError:
@@ -195,7 +207,7 @@ class DiffusionModule(LightningModule):
         if drawn is None or self.augmentation is None:
             return to_unit(images), None, Reference(found.images, found.source, found.labels)
         whole, told = self.augmentation(to_unit(found.images), drawn), self._labels(drawn)
-        reference = Reference(whole, found.source, found.labels, drawn.labels.to(images.device))
+        reference = Reference(whole, found.source, found.labels, moved(drawn.labels, images.device))
         return whole[found.source], None if told is None else told[found.source], reference
 
     def _augmentations(self, count: int, rank: int) -> Parameters | None:
@@ -207,14 +219,20 @@ class DiffusionModule(LightningModule):
     def _labels(self, drawn: Parameters) -> Tensor | None:
         """What the network is told, (n, A)."""
         told = self.augmentation is not None and self.augmentation.told
-        return drawn.labels.to(self.device) if told else None
+        return moved(drawn.labels, self.device) if told else None
 
     def condition(self, labels: Tensor) -> Tensor | None:
         """The labels, for a conditional network."""
         return labels if self.card.num_classes else None
 
+    def _optimiser(self) -> Optimizer:
+        make = self.optimiser
+        if self.device_mesh is None:
+            make = with_fast_step(make, self.trainer.strategy.root_device, self.trainer.precision)
+        return make(self.denoiser.parameters())
+
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        optimiser = self.optimiser(self.denoiser.parameters())
+        optimiser = self._optimiser()
         ramp = max(self.lr_rampup_kimg * 1000, 1e-9)
         schedule = LambdaLR(optimiser, lambda step: min((step + 1) * self.batch_size / ramp, 1.0))
         return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
@@ -224,6 +242,7 @@ class DiffusionModule(LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.gradients.load_state_dict(checkpoint.get("gradients", {"bad_steps": 0, "in_a_row": 0}))
+        keep_kernels(checkpoint.get("optimizer_states", []), self._optimiser())
 
 
 def _check_augmentation(

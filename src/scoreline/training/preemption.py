@@ -5,8 +5,10 @@ import signal
 from types import FrameType
 from typing import Any
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from scoreline.devices import LateNumber, computes_apart, moved
 from scoreline.training.checkpoint import checkpointing_of
 
 REQUEUE = 75
@@ -21,20 +23,40 @@ SUBMITIT, ITS_SIGNAL = "SUBMITIT_EXECUTOR", "SUBMITIT_PREEMPT_SIGNAL"
 Handler = Any
 
 
+class Agreement:
+    """Whether any process says yes; those with GPUs hear it one step later, and wait for none of them."""
+
+    def __init__(self) -> None:
+        self._late = LateNumber()
+
+    def any(self, trainer: Trainer, own: bool) -> bool:
+        """The answer, the same on all processes; all have to ask at every step."""
+        device = trainer.strategy.root_device
+        if trainer.world_size == 1 or not computes_apart(device):
+            return trainer.strategy.reduce_boolean_decision(own, all=False)
+        votes = moved(torch.tensor(int(own)), device)
+        torch.distributed.all_reduce(votes)
+        return bool(self._late.swap(votes))
+
+
 class Preemption(Callback):
     """On SIGTERM or SIGUSR1 the step is finished, a checkpoint is written, and training ends.
 
-    One process that was told is enough: all stop after the same step. `told` then names the signal. In a job of
+    One process that was told is enough: all stop after the same step (`Agreement`). Lightning's own exchange of signals
+    before every step, which waits for the GPU, is left out. `told` then names the signal. In a job of
     submitit its own signal (SIGUSR2) counts instead, and `hand_on` lets it do what it does with it.
     """
 
     def __init__(self) -> None:
         self.told: signal.Signals | None = None
+        self._agreement = Agreement()
         self._former: dict[signal.Signals, Handler] = {}
         self._requeue: Handler = None
         self._frame: FrameType | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._agreement = Agreement()
+        trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = _nothing  # type: ignore[method-assign]
         for number in SIGNALS:
             self._former[number] = signal.signal(number, self._ignore if SUBMITIT in os.environ else self._notice)
         if SUBMITIT in os.environ:
@@ -49,7 +71,7 @@ class Preemption(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         told = self.told is not None
-        if trainer.strategy.reduce_boolean_decision(told, all=False):
+        if self._agreement.any(trainer, told):
             self.told = self.told or signal.SIGTERM
             checkpointing_of(trainer).save(trainer, pl_module)
             trainer.should_stop = True
@@ -66,3 +88,7 @@ class Preemption(Callback):
         """Let submitit, where it runs this job, send it again; it then leaves the process."""
         if callable(self._requeue) and self.told is not None:
             self._requeue(self.told, self._frame)
+
+
+def _nothing() -> None:
+    """What Lightning does about signals here."""

@@ -19,8 +19,9 @@ class TrainingProgress(Callback):
 
     A record holds step, kimg, the mean loss since the last one with its standard error over images and its mean by
     noise level, over all processes; learning rate, norm of the gradient, steps so far whose gradient was not finite,
-    images per second. On resuming, records of steps that will be repeated are dropped, so the file reads as if the run
-    had never stopped.
+    images per second; and the share of the time since the last one that the first process spent outside the network
+    (`DiffusionModule.clock`), previews and checkpoints included, which the bar tells too. On resuming, records of steps
+    that will be repeated are dropped, so the file reads as if the run had never stopped.
     """
 
     def __init__(self, duration_kimg: float, log_kimg: float) -> None:
@@ -33,6 +34,7 @@ class TrainingProgress(Callback):
         self.bar = ImageProgress(self.total, "training", pl_module.images_seen, trainer.is_global_zero)
         self.losses = LossSums(pl_module.device)
         self.last, self.steps = time.perf_counter(), 0
+        pl_module.clock.take()
         if trainer.is_global_zero:
             keep_until(metrics_file(trainer), pl_module.global_step)
 
@@ -45,7 +47,7 @@ class TrainingProgress(Callback):
         if pl_module.passed(self.log_images):
             record = self._record(trainer, pl_module)
             write_record(trainer, record)
-            note = f"loss {record['loss']:.4f}"
+            note = f"loss {record['loss']:.4f}, {100 * record['outside_network']:.0f}% outside the network"
         self.bar.update(pl_module.batch_size, note)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -56,17 +58,20 @@ class TrainingProgress(Callback):
         self.on_train_end(trainer, pl_module)
 
     def _record(self, trainer: Trainer, module: DiffusionModule) -> dict[str, Any]:
-        sums, now = trainer.strategy.reduce(self.losses.sums, reduce_op="sum"), time.perf_counter()
+        losses = described(trainer.strategy.reduce(self.losses.sums, reduce_op="sum"))  # waits for the device
+        now = time.perf_counter()
         rate = round(self.steps * module.batch_size / (now - self.last), 1)
+        outside = 1 - module.clock.take() / (now - self.last)
         self.losses, self.last, self.steps = LossSums(module.device), now, 0
         return {
             "step": module.global_step,
             "kimg": module.images_seen / 1000,
-            **described(sums),
+            **losses,
             "lr": trainer.optimizers[0].param_groups[0]["lr"],
             "gradient_norm": float(module.gradients.norm) / module.loss_scale,
             "non_finite_steps": module.gradients.bad_steps,
             "images_per_second": rate,
+            "outside_network": round(min(max(outside, 0.0), 1.0), 4),
         }
 
 

@@ -7,10 +7,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scoreline.datasets.base import ImageDataset
 from scoreline.errors import InputError
 from scoreline.targets import StableTarget
 from scoreline.training.data import EndlessBatches, share_of
+from scoreline.training.device_data import DeviceData
 
 Indices = Sequence[int]
 
@@ -30,21 +30,14 @@ class References:
     With `scope="process"` a process has its share of the batch and others of its own. The generator is PCG64 with key
     (seed, "reference", step, rank of the scope), apart from all others, so the noise is that of plain training.
 
-    Args:
-        limit_mib: the data set is kept on the device as uint8 if it takes no more than this; else the images of every
-            step are read anew.
-
     Raises:
         InputError: if the reference is smaller than the batch that has to be inside, or larger than the data set.
     """
 
-    def __init__(
-        self, dataset: ImageDataset, target: StableTarget, batch_size: int, seed: int, limit_mib: float = 4096
-    ) -> None:
-        self.dataset, self.target, self.batch_size, self.seed = dataset, target, batch_size, seed
+    def __init__(self, data: DeviceData, target: StableTarget, batch_size: int, seed: int) -> None:
+        self.data, self.target, self.batch_size, self.seed = data, target, batch_size, seed
+        dataset = self.dataset = data.dataset
         self.batches = EndlessBatches(len(dataset), batch_size, seed)
-        self.fits = len(dataset) * int(np.prod(dataset.shape)) <= limit_mib * 2**20
-        self._kept: tuple[Tensor, Tensor] | None = None
         if target.references > len(dataset):
             raise InputError(
                 f"target.references={target.references}: {dataset.name} has {len(dataset)} images; use at most as many"
@@ -57,7 +50,8 @@ class References:
         inside = batch if everyone else batch[mine]
         self._check(len(inside))
         key = [self.seed, int.from_bytes(b"reference"[:6], "little"), step, 0 if everyone else rank]
-        images, labels = self._read([*inside, *self._others(inside, np.random.Generator(np.random.PCG64(key)))], device)
+        others = self._others(inside, np.random.Generator(np.random.PCG64(key)))
+        images, labels = self.data.read([*inside, *others], device)
         first = mine.start if everyone else 0
         source = torch.arange(first, first + mine.stop - mine.start, device=device)
         return Drawn(images, labels, source)
@@ -72,13 +66,3 @@ class References:
     def _others(self, inside: Indices, generator: np.random.Generator) -> list[int]:
         drawn = generator.choice(len(self.dataset), self.target.references, replace=False)
         return [int(i) for i in drawn[~np.isin(drawn, inside)][: self.target.references - len(inside)]]
-
-    def _read(self, indices: list[int], device: torch.device) -> tuple[Tensor, Tensor]:
-        if not self.fits:
-            images, labels = self.dataset.read(indices)
-            return images.to(device), labels.to(device)
-        if self._kept is None or self._kept[0].device != device:
-            images, labels = self.dataset.read(range(len(self.dataset)))
-            self._kept = images.to(device), labels.to(device)
-        chosen = torch.tensor(indices, device=device)
-        return self._kept[0][chosen], self._kept[1][chosen]

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from scoreline.errors import InputError
+from scoreline.execution import check_compile
 from scoreline.shards import assembled, divided
 from scoreline.training.launch import Launcher
 
@@ -28,19 +29,27 @@ class Sharded(ModelParallelStrategy):
 
     Args:
         command: what starts a further process of this job; train.py gives it.
-        precision, compile: the script's keys, to say before anything starts what cannot be had.
+        precision, compile, channels_last: the script's keys, to say before anything starts what cannot be had.
 
     Raises:
-        InputError: for a precision other than 32-true and bf16-mixed, and for a compiled network.
+        InputError: for a precision other than 32-true and bf16-mixed, a compiled network, and weights that lie in
+            memory channel by channel, which FSDP2 cannot divide.
     """
 
     def __init__(
-        self, command: list[str] | None = None, precision: str = "32-true", compile: bool = False, **options: Any
+        self,
+        command: list[str] | None = None,
+        precision: str = "32-true",
+        compile: str = "none",
+        channels_last: bool = False,
+        **options: Any,
     ) -> None:
         if precision not in PRECISIONS:
             raise InputError(f"precision={precision}: not with trainer=fsdp; use {' or '.join(PRECISIONS)}")
-        if compile:
-            raise InputError("compile=true: not with trainer=fsdp; use compile=false, or trainer=ddp")
+        if check_compile(compile) != "none":
+            raise InputError(f"compile={compile}: not with trainer=fsdp; use compile=none, or trainer=ddp")
+        if channels_last:
+            raise InputError("channels_last=true: not with trainer=fsdp; use channels_last=false, or trainer=ddp")
         super().__init__(save_distributed_checkpoint=False, **options)
         self.command = command or [sys.executable, *sys.argv]
 

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from scoreline import noise
 from scoreline.denoiser import Denoiser
-from scoreline.sampling import Progress, generate
+from scoreline.generation.batches import generate
+from scoreline.sampling import Progress
 from scoreline.schedules.base import NoiseSchedule, Schedule, VariancePreserving
 from scoreline.schedules.spacings import Polynomial, Power
 from scoreline.solvers.deis import DEIS

@@ -1,0 +1,32 @@
+"""CPU cores that a process may use."""
+
+import os
+from collections.abc import Mapping
+
+from scoreline.errors import InputError
+
+
+def usable_cores(environment: Mapping[str, str] = os.environ) -> int:
+    """OMP_NUM_THREADS if it is set, else the cores that the system lets this process run on.
+
+    torchrun sets the variable to 1 where it starts several processes, and so do a sweep's and a table's jobs that share
+    a machine to their part.
+    """
+    told = environment.get("OMP_NUM_THREADS", "")
+    if told.isdecimal() and int(told):
+        return int(told)
+    allowed = getattr(os, "sched_getaffinity", None)
+    return len(allowed(0)) if allowed else os.cpu_count() or 1
+
+
+def threads_of(value: object, key: str = "threads") -> int:
+    """A number of threads from the config; auto is one for every usable core.
+
+    Raises:
+        InputError: naming the key if it is neither.
+    """
+    if value == "auto":
+        return usable_cores()
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise InputError(f"{key}={value}: must be auto or a whole number, at least 1")
+    return value

@@ -1,0 +1,94 @@
+"""A function of GPU tensors recorded once and replayed: no kernel is launched by Python any more."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from scoreline.errors import InputError
+from scoreline.solvers.tableau import Tableau
+
+WARM_UP = 2
+"""Calls before the recording, in which libraries choose and load their kernels."""
+
+Recording = Callable[[Callable[[], Tensor]], Callable[[], Tensor]]
+"""(function of fixed memory) -> what computes it again, into fixed memory."""
+
+
+def check_graphs(wanted: object) -> None:
+    """Raises: InputError unless it is true or false."""
+    if not isinstance(wanted, bool):
+        raise InputError(f"graphs={wanted}: must be true or false")
+
+
+def recorder(wanted: bool, device: torch.device, run: object) -> "type[Replayed] | None":
+    """`Replayed` if it is wanted.
+
+    Raises:
+        InputError: where it cannot be: without a GPU, and for solvers that draw noise or choose their steps on the way.
+    """
+    if not wanted:
+        return None
+    if device.type != "cuda":
+        raise InputError(f"graphs=true: needs a CUDA GPU, device is {device.type}; use graphs=false")
+    if not isinstance(run, Tableau) or bool((run.B > 0).any()):
+        raise InputError(
+            "graphs=true: a recording repeats itself, and this solver draws noise or chooses its steps on the way; use "
+            "graphs=false or a solver with a table and without noise"
+        )
+    return Replayed
+
+
+class Replayed:
+    """function(*tensors) from a recording of it.
+
+    Arguments are copied to where the recording reads them, the result is copied from where it writes it.
+
+    Args:
+        function: tensors -> tensor, computed on the device alone: nothing in it may wait for the device.
+        examples: arguments of the shapes, types and devices that all calls will have.
+        record: how.
+
+    Raises:
+        InputError: if the function cannot be recorded.
+    """
+
+    def __init__(
+        self, function: Callable[..., Tensor], examples: Sequence[Tensor], record: Recording | None = None
+    ) -> None:
+        self.inputs = [example.clone() for example in examples]
+        self.replay = (record or cuda_graph)(lambda: function(*self.inputs))
+
+    def __call__(self, *arguments: Tensor) -> Tensor:
+        for place, argument in zip(self.inputs, arguments, strict=True):
+            place.copy_(argument)
+        return self.replay().clone()
+
+
+def cuda_graph(function: Callable[[], Tensor]) -> Callable[[], Tensor]:
+    """A CUDA graph of the function.
+
+    Raises:
+        InputError: if the function waits for the device or draws random numbers on the way.
+    """
+    aside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    aside.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(aside):
+        for _ in range(WARM_UP):
+            function()
+    torch.cuda.current_stream().wait_stream(aside)
+    graph = torch.cuda.CUDAGraph()
+    try:
+        with torch.cuda.graph(graph):
+            result = function()
+    except RuntimeError as error:
+        raise InputError(
+            f"graphs=true: this model, guidance or threshold cannot be recorded as a CUDA graph "
+            f"({str(error).splitlines()[0]}); use graphs=false"
+        ) from error
+
+    def replay() -> Tensor:
+        graph.replay()
+        return result
+
+    return replay

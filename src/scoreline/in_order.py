@@ -1,0 +1,49 @@
+"""Work of several threads."""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
+
+import torch
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+def in_order(function: Callable[[T], R], items: Iterable[T], threads: int) -> Iterator[R]:
+    """function(item) of every item in order, of up to `threads` items at a time; with one thread as plain calls.
+
+    Items are taken from the iterable as threads get free, results are held until those before them are taken. What
+    `function` raises is raised in the place of its result. Each thread computes its tensors with as many cores as the
+    caller's thread does now (torch.set_num_threads), which is one, if they are to share the cores.
+    """
+    if threads == 1:
+        yield from map(function, items)
+        return
+    pool = ThreadPoolExecutor(threads, "scoreline", torch.set_num_threads, (torch.get_num_threads(),))
+    waiting: deque[Future[R]] = deque()
+    try:
+        for item in items:
+            if len(waiting) == threads:
+                yield waiting.popleft().result()
+            waiting.append(pool.submit(function, item))
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def beside(function: Callable[[T], object], items: Iterable[T], threads: int) -> None:
+    """function(item) of every item, beside the making of the next ones; up to `threads` items are held.
+
+    What was begun is finished, also where the making of an item ends in an exception.
+    """
+    begun: deque[Future[object]] = deque()
+    with ThreadPoolExecutor(threads, "scoreline") as pool:
+        for item in items:
+            if len(begun) == threads:
+                begun.popleft().result()
+            begun.append(pool.submit(function, item))
+        for future in begun:
+            future.result()

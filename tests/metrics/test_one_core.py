@@ -1,0 +1,100 @@
+import threading
+
+import numpy as np
+import pytest
+import torch
+from tiny_inception import write
+
+from scoreline.datasets.base import ArrayDataset
+from scoreline.datasets.digits import Digits
+from scoreline.files import sha256
+from scoreline.metrics import one_core
+from scoreline.metrics.fidelity import Fidelity
+from scoreline.metrics.frechet import GaussianStatistics, frechet_replicates
+from scoreline.metrics.inception_features import InceptionFeatures
+from scoreline.metrics.jackknife import assign_groups
+from scoreline.metrics.one_core import one_core_each
+
+
+@pytest.fixture(params=[("1", 1), ("1", 2), ("3", 1), ("3", 2)], ids=lambda it: f"{it[0]} cores, {it[1]} threads")
+def machine(request, monkeypatch):
+    """A number of usable cores, and of PyTorch's threads."""
+    before = torch.get_num_threads()
+    monkeypatch.setenv("OMP_NUM_THREADS", request.param[0])
+    torch.set_num_threads(request.param[1])
+    yield request.param
+    torch.set_num_threads(before)
+
+
+def test_every_piece_runs_on_one_thread_and_comes_back_in_order(machine):
+    def work(piece):
+        return 2 * piece, torch.get_num_threads()
+
+    assert one_core_each(work, range(20)) == [(2 * piece, 1) for piece in range(20)]
+    assert one_core_each(work, []) == []
+    assert torch.get_num_threads() == machine[1]
+
+
+def test_pieces_run_side_by_side_as_far_as_there_are_cores(monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    meeting = threading.Barrier(3, timeout=30)
+    assert one_core_each(lambda piece: meeting.wait() >= 0, range(3)) == [True] * 3
+    monkeypatch.setattr(one_core, "MOST", 1)
+    assert one_core_each(lambda piece: threading.current_thread() is threading.main_thread(), range(3)) == [True] * 3
+
+
+def test_what_a_piece_raises_is_raised_and_the_threads_stay_as_they_were(machine):
+    def work(piece):
+        if piece == 2:
+            raise ValueError("piece 2")
+        return piece
+
+    with pytest.raises(ValueError, match="piece 2"):
+        one_core_each(work, range(5))
+    assert torch.get_num_threads() == machine[1]
+
+
+@pytest.fixture(scope="module")
+def extractor(tmp_path_factory):
+    file = write(tmp_path_factory.mktemp("networks") / "tiny.pt")
+    return InceptionFeatures(str(file), sha256=sha256(file), device="cpu")
+
+
+def images(n, shape):
+    return torch.randint(0, 256, (n, *shape), dtype=torch.uint8, generator=torch.Generator().manual_seed(n))
+
+
+@pytest.fixture(scope="module")
+def alone(extractor):
+    """Everything on one core and one thread."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        torch.set_num_threads(1)
+        return measured(extractor)
+
+
+def measured(extractor):
+    rows = torch.randn(400, 300, generator=torch.Generator().manual_seed(1))
+    reference = GaussianStatistics.of(torch.randn(500, 300, generator=torch.Generator().manual_seed(2)) + 0.1)
+    replicates = frechet_replicates(rows, reference, assign_groups(400, 5))
+    features = extractor(images(150, (3, 32, 32)), spatial=True)
+    scores = Fidelity(Digits("train"))(ArrayDataset("x", images(600, (1, 8, 8))))
+    return features, scores, (replicates.full, *replicates.without.tolist())
+
+
+def test_features_and_error_bars_have_the_same_bits_on_any_machine(machine, extractor, alone):
+    features, scores, replicates = measured(extractor)
+    for name, value in features.items():
+        assert torch.equal(value, alone[0][name])
+    assert replicates == pytest.approx(alone[2], rel=1e-12)
+    if machine[1] == 1:
+        assert replicates == alone[2]
+        assert scores == alone[1]
+    for name, score in scores.items():
+        np.testing.assert_allclose(
+            [score["value"], score["error"]], [alone[1][name][key] for key in ("value", "error")], rtol=1e-9
+        )
+
+
+def test_features_need_no_gradients_in_any_thread(machine, extractor):
+    assert not extractor(images(130, (3, 8, 8)), spatial=False)["features"].requires_grad

@@ -1,0 +1,32 @@
+import pytest
+import torch
+
+from scoreline import devices
+from scoreline.devices import LateNumber, computes_apart, moved
+
+
+def test_a_gpu_computes_apart_and_the_cpu_does_not() -> None:
+    assert computes_apart(torch.device("cuda:1"))
+    assert not computes_apart(torch.device("cpu"))
+
+
+def test_a_number_of_the_cpu_is_read_at_once() -> None:
+    late, number = LateNumber(), torch.tensor(3)
+    assert late.swap(number) == 3
+    number.add_(1)
+    assert late.swap(number) == 4
+
+
+def test_a_number_of_a_gpu_is_that_of_the_step_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(devices, "computes_apart", lambda device: True)
+    late, number, read = LateNumber(), torch.tensor(0), []
+    for _ in range(4):
+        read.append(late.swap(number))
+        number.add_(1)
+    assert read == [None, 0, 1, 2]
+
+
+def test_what_is_there_is_not_copied() -> None:
+    tensor = torch.arange(3)
+    assert moved(tensor, "cpu") is tensor
+    assert moved(tensor, torch.device("meta")).device.type == "meta"

@@ -1,0 +1,385 @@
+"""How networks are run changes their arithmetic, never what is computed or counted."""
+
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from scoreline.checkpoints import load_model
+from scoreline.cores import threads_of, usable_cores
+from scoreline.denoiser import Denoiser
+from scoreline.entry import model_path
+from scoreline.errors import InputError
+from scoreline.execution import COMPILE, PRECISION, Execution
+from scoreline.generation.batches import Batch, generate, launch
+from scoreline.generation.fitting import MOST, fitting, memory_limit
+from scoreline.graphs import Replayed, recorder
+from scoreline.guidance import Autoguidance
+from scoreline.in_order import beside, in_order
+from scoreline.parameterisations import VarianceExploding
+from scoreline.sampling import count_calls
+from scoreline.schedules.spacings import Power
+from scoreline.solvers.adaptive import Adaptive
+from scoreline.solvers.ancestral import EulerAncestral
+from scoreline.solvers.ddim import DDIM
+from scoreline.solvers.deis import DEIS
+from scoreline.solvers.tableau import build
+
+CPU = torch.device("cpu")
+SHAPE = (1, 8, 8)
+SPAN = (10.0, 0.1)
+
+
+def digits() -> Denoiser:
+    return load_model(model_path("digits_vp")).denoiser
+
+
+def table(solver: object = None, nfe: int = 6):
+    return build(solver or DDIM(), Power(7.0), SPAN, nfe, "none")
+
+
+def x_of(batches: Iterator[Batch]) -> Tensor:
+    return torch.cat([batch.x for batch in batches])
+
+
+@pytest.mark.parametrize("solver", [DDIM(), EulerAncestral()], ids=["ddim", "ancestral"])
+@pytest.mark.parametrize(("batch", "size"), [(5, 4), (3, 8), (50, 4), (7, 7)])
+def test_threads_change_no_bit_and_no_order(solver: object, batch: int, size: int) -> None:
+    model, run, labels = digits(), table(solver), None
+    alone = list(generate(model, run, SHAPE, range(30), batch, labels, size))
+    several = list(generate(model, run, SHAPE, range(30), batch, labels, size, threads=3))
+    assert [one.seeds for one in several] == [one.seeds for one in alone]
+    assert [len(one.seeds) for one in alone] == [batch] * (30 // batch) + [30 % batch] * (30 % batch > 0)
+    assert torch.equal(x_of(iter(several)), x_of(iter(alone)))
+
+
+def test_threads_work_at_the_same_time() -> None:
+    """Three units must meet at a barrier, which one thread alone would never pass."""
+    meeting = threading.Barrier(3, timeout=30)
+
+    class Meeting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(()))
+
+        def forward(self, x: Tensor, noise: Tensor, label: Tensor | None = None) -> Tensor:
+            meeting.wait()
+            return x * self.weight
+
+    model = Denoiser(Meeting(), VarianceExploding())
+    done = list(generate(model, table(nfe=2), SHAPE, range(6), 2, None, 2, threads=3))
+    assert [batch.network_calls for batch in done] == [2, 2, 2]
+
+
+def test_calls_are_counted_in_each_thread_apart() -> None:
+    model = digits()
+    guided = Autoguidance(model, digits(), 2.0, 0.5, 3.0)
+    run = table(nfe=5)
+    one, three = (list(generate(guided, run, SHAPE, range(20), 4, None, 4, threads=threads)) for threads in (1, 3))
+    assert {batch.network_calls for batch in one} == {batch.network_calls for batch in three}
+    assert 5 < one[0].network_calls < 10
+    with count_calls(model) as calls:
+        elsewhere = threading.Thread(target=lambda: model(torch.zeros(1, *SHAPE), 1.0))
+        elsewhere.start()
+        elsewhere.join()
+        assert calls.count == 0
+        model(torch.zeros(1, *SHAPE), 1.0)
+    assert calls.count == 1
+
+
+def test_an_abandoned_run_stops_its_threads_at_their_next_evaluation() -> None:
+    calls: dict[int, int] = {}
+    second, gate = threading.Event(), threading.Event()
+    labels = torch.tensor([0, 0, 1, 1, 2, 2])
+
+    class Gated(nn.Module):
+        """The first unit goes through; the second one waits within its second call."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(()))
+
+        def forward(self, x: Tensor, noise: Tensor, label: Tensor | None = None) -> Tensor:
+            assert label is not None
+            unit = int(label[0])
+            calls[unit] = calls.get(unit, 0) + 1
+            if unit == 1 and calls[unit] == 2:
+                second.set()
+                assert gate.wait(30)
+            return x * self.weight
+
+    batches = generate(Denoiser(Gated(), VarianceExploding()), table(nfe=5), SHAPE, range(6), 2, labels, 2, threads=2)
+    next(batches)
+    assert second.wait(30)
+    batches.close()
+    gate.set()
+    for worker in threading.enumerate():
+        if worker.name.startswith("scoreline"):
+            worker.join(30)
+    assert calls == {0: 5, 1: 2}
+
+
+def test_what_goes_wrong_in_a_thread_is_told_in_its_place() -> None:
+    def work(number: int) -> int:
+        if number == 3:
+            raise ZeroDivisionError("three")
+        return number
+
+    for threads in (1, 2):
+        found = in_order(work, range(9), threads)
+        assert [next(found) for _ in range(3)] == [0, 1, 2]
+        with pytest.raises(ZeroDivisionError, match="three"):
+            next(found)
+
+
+def test_items_are_taken_no_further_ahead_than_there_are_threads() -> None:
+    taken: list[int] = []
+
+    def items() -> Iterator[int]:
+        for number in range(20):
+            taken.append(number)
+            yield number
+
+    for number in in_order(lambda value: value, items(), 3):
+        assert len(taken) <= number + 4
+    assert len(taken) == 20
+
+
+def test_what_was_begun_beside_is_finished_when_the_making_fails() -> None:
+    kept: list[int] = []
+
+    def items() -> Iterator[int]:
+        yield from range(3)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        beside(kept.append, items(), 2)
+    assert sorted(kept) == [0, 1, 2]
+    with pytest.raises(TypeError):
+        beside(lambda value: value + "", range(3), 2)
+
+
+def exact(model: Denoiser, count: int) -> Tensor:
+    """The same images in float64."""
+    model.network.double()
+    found = x_of(generate(model, table(), SHAPE, range(count), count, None, count))
+    model.network.float()
+    return found
+
+
+@pytest.mark.parametrize(
+    ("execution", "rms"),
+    [
+        (Execution(), 3e-6),
+        (Execution(channels_last=True), 3e-6),
+        (Execution(precision="bf16-mixed"), 0.05),
+        (Execution(precision="bf16-mixed", channels_last=True), 0.05),
+    ],
+    ids=str,
+)
+def test_images_move_by_the_rounding_that_was_chosen(execution: Execution, rms: float) -> None:
+    truth = exact(digits(), 16)
+    model = digits()
+    execution.apply(model)
+    found = x_of(generate(model, table(), SHAPE, range(16), 16, None, 16))
+    assert found.dtype == torch.float32
+    distance = float((found - truth).square().mean().sqrt())
+    assert 0 < distance < rms
+    if execution.precision != "32-true":
+        assert distance > 1e-4
+
+
+def test_autocast_reaches_convolutions_and_leaves_labels_and_state_alone() -> None:
+    seen: dict[str, list[torch.dtype]] = {"conv": [], "label": [], "input": []}
+    model = digits()
+    network = model.network
+    network.stem.register_forward_hook(lambda module, given, found: seen["conv"].append(found.dtype))
+    network.register_forward_pre_hook(lambda module, given: seen["label"].append(given[1].dtype))
+    network.register_forward_pre_hook(lambda module, given: seen["input"].append(given[0].dtype))
+    Execution(precision="bf16-mixed").apply(model)
+    list(generate(model, table(nfe=2), SHAPE, range(2), 2))
+    assert set(seen["conv"]) == {torch.bfloat16}
+    assert set(seen["label"]) == set(seen["input"]) == {torch.float32}
+
+
+def test_channels_last_reaches_the_weights_and_the_activations() -> None:
+    model = digits()
+    Execution(channels_last=True).apply(model)
+    strides: list[bool] = []
+    model.network.head.register_forward_pre_hook(
+        lambda module, given: strides.append(given[0].is_contiguous(memory_format=torch.channels_last))
+    )
+    list(generate(model, table(nfe=2), SHAPE, range(2), 2))
+    assert strides == [True, True]
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
+def test_a_compiled_network_is_counted_and_agrees(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """In a process of its own: the compiler leaves threads and caches behind."""
+    program = """
+import torch
+from scoreline.checkpoints import load_model
+from scoreline.entry import model_path
+from scoreline.execution import Execution
+from scoreline.generation.batches import generate
+from scoreline.networks.unet import UNet
+from scoreline.denoiser import Denoiser
+from scoreline.parameterisations import EDMPreconditioning
+from scoreline.schedules.spacings import Power
+from scoreline.solvers.ddim import DDIM
+from scoreline.solvers.tableau import build
+torch.set_num_threads(1)
+torch.manual_seed(0)
+network = UNet(channels=1, resolution=8, width=8, multipliers=(1,), blocks=1).eval()
+torch.nn.init.normal_(network.head.weight, std=0.1)
+model = Denoiser(network, EDMPreconditioning())
+run = build(DDIM(), Power(7.0), (10.0, 0.1), 4, "none")
+def images(threads):
+    return torch.cat([batch.x for batch in generate(model, run, (1, 8, 8), range(12), 4, None, 4, threads=threads)])
+plain = images(1)
+Execution(compile="default").apply(model)
+import torch._dynamo.utils as utils
+compiled = images(2)
+frames = utils.counters["stats"]["unique_graphs"]
+again = images(1)
+assert torch.equal(compiled, again)
+assert frames == utils.counters["stats"]["unique_graphs"] == 1, utils.counters
+print(float((compiled - plain).abs().max() / plain.abs().max()))
+"""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert float(done.stdout) < 1e-5
+
+
+def rerun(function: Callable[[], Tensor]) -> Callable[[], Tensor]:
+    """A recording without a GPU: computed once for its memory, then again into it."""
+    place = function().clone()
+    return lambda: place.copy_(function())
+
+
+def replayed(function: Callable[..., Tensor], examples: Sequence[Tensor]) -> Replayed:
+    return Replayed(function, examples, rerun)
+
+
+def test_a_recording_is_fed_and_read_by_copies_and_counts_once() -> None:
+    seen: list[int] = []
+    model, run = digits(), table(DEIS(3, Power(7.0)))
+    plain = list(launch(model, run, SHAPE, range(10), 4, None, 4))
+    handle = model.network.register_forward_pre_hook(lambda module, given: seen.append(1))
+    made: list[int] = []
+
+    def record(function: Callable[..., Tensor], examples: Sequence[Tensor]) -> Replayed:
+        made.append(len(examples))
+        return replayed(function, examples)
+
+    told: list[float] = []
+    found = list(launch(model, run, SHAPE, range(10), 4, None, 4, progress=told.append, record=record))
+    handle.remove()
+    assert made == [1]
+    assert sum(told) == pytest.approx(10)
+    assert torch.equal(x_of(iter(found)), x_of(iter(plain)))
+    assert [(batch.nfe, batch.network_calls) for batch in found] == [(6, 6)] * 3
+    assert [len(batch.seeds) for batch in found] == [4, 4, 2]
+
+
+def test_recordings_are_refused_where_they_would_lie() -> None:
+    with pytest.raises(InputError, match=r"^graphs=true: needs a CUDA GPU, device is cpu; use graphs=false$"):
+        recorder(True, CPU, table())
+    for run in (table(EulerAncestral()), build(Adaptive("RK45"), Power(7.0), SPAN, 99, "none")):
+        with pytest.raises(InputError, match="graphs=true: a recording repeats itself"):
+            recorder(True, torch.device("cuda"), run)
+    assert recorder(False, CPU, table()) is None
+    assert recorder(True, torch.device("cuda"), table()) is Replayed
+    with pytest.raises(ValueError, match="draws noise"):
+        list(
+            launch(
+                digits(), table(EulerAncestral()), SHAPE, range(2), 2, record=lambda f, given: Replayed(f, given, rerun)
+            )
+        )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"precision": "bf16"}, "precision=bf16: there is no such choice"),
+        ({"compile": True}, "compile=True: there is no such choice"),
+        ({"compile": "defualt"}, "compile=defualt: there is no such choice"),
+        ({"channels_last": 1}, "channels_last=1: must be true or false"),
+    ],
+)
+def test_unknown_choices_are_named(arguments: dict[str, object], words: str) -> None:
+    with pytest.raises(InputError) as told:
+        Execution(**arguments)  # type: ignore[arg-type]
+    assert str(told.value).startswith(words)
+
+
+def test_choices_of_the_compiler_are_torchs() -> None:
+    assert PRECISION["32-true"] is None
+    assert COMPILE["none"] is None
+    assert COMPILE["max-autotune"] is not None
+    assert COMPILE["max-autotune"]["mode"] in torch._inductor.list_mode_options()
+
+
+def test_cores_are_those_that_were_allowed() -> None:
+    assert usable_cores({"OMP_NUM_THREADS": "3"}) == 3
+    assert usable_cores({}) == len(os.sched_getaffinity(0))
+    assert usable_cores({"OMP_NUM_THREADS": "no"}) == usable_cores({})
+    assert threads_of(5) == 5
+    assert threads_of("auto") == usable_cores()
+    for wrong in (0, True, "many", 1.5):
+        with pytest.raises(InputError, match=f"threads={wrong}: must be auto or a whole number"):
+            threads_of(wrong)
+
+
+def test_the_largest_call_that_fits_is_a_power_of_two_of_what_it_holds() -> None:
+    def call(images: int) -> Tensor:
+        return torch.zeros(images, 1000, dtype=torch.uint8) + 1
+
+    each = 2000
+    for limit, size in ((each * 33, 32), (each * 31.9, 16), (each * 1e6, MOST["cpu"]), (each, 1)):
+        assert fitting(call, limit, CPU) == size
+    with pytest.raises(InputError, match="network_batch=auto: one image takes 0 MiB of activations"):
+        fitting(call, each - 1, CPU)
+
+
+def test_a_limit_is_what_was_asked_for_or_most_of_what_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    from scoreline.generation import fitting as module
+
+    assert memory_limit(3.0, CPU) == 3 * 2**20
+    monkeypatch.setattr(module, "free_memory", lambda device: 1000)
+    assert memory_limit(None, CPU) == 800
+    monkeypatch.setattr(module, "free_memory", lambda device: None)
+    with pytest.raises(InputError, match="memory_mib: this system does not tell"):
+        memory_limit(None, CPU)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's malloc")
+def test_kept_memory_is_not_mapped_again() -> None:
+    """In a process of its own, which stays as it is then: page faults of the same work, before and after."""
+    program = """
+import resource, torch
+from scoreline.heap import keep_freed_memory
+torch.set_num_threads(1)
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(20):
+        torch.ones(2_000_000).add(1).sum()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+faults()
+plain = faults()
+agreed = keep_freed_memory()
+faults()
+print(agreed, plain, faults())
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    agreed, plain, kept = done.stdout.split()
+    assert agreed == "True"
+    assert int(kept) < int(plain) / 10

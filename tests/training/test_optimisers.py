@@ -1,0 +1,79 @@
+from copy import deepcopy
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+
+from scoreline.training.optimisers import keep_kernels, with_fast_step
+
+CPU, GPU = torch.device("cpu"), torch.device("cuda")
+
+
+def parameters() -> list[nn.Parameter]:
+    generator = torch.Generator().manual_seed(0)
+    return [nn.Parameter(torch.randn(size, generator=generator)) for size in (7, 130)]
+
+
+@pytest.mark.parametrize("kind", [torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD])
+@pytest.mark.parametrize(
+    ("device", "precision", "fused", "foreach"),
+    [
+        (CPU, "32-true", None, True),
+        (GPU, "32-true", True, None),
+        (GPU, "bf16-mixed", True, None),
+        (GPU, "16-mixed", None, True),
+    ],
+)
+def test_the_switch_that_is_set(
+    kind: type[torch.optim.Optimizer], device: torch.device, precision: str, fused: bool | None, foreach: bool | None
+) -> None:
+    group = with_fast_step(partial(kind, lr=0.1), device, precision)(parameters()).param_groups[0]
+    assert (group["fused"], group["foreach"]) == (fused, foreach)
+    assert group["lr"] == 0.1
+
+
+@pytest.mark.parametrize("given", [{"foreach": True}, {"foreach": False}, {"fused": False}])
+def test_what_is_chosen_stays(given: dict[str, bool]) -> None:
+    make = partial(torch.optim.Adam, lr=0.1, **given)
+    assert with_fast_step(make, GPU, "32-true") is make
+
+
+def test_an_optimiser_without_switches_stays() -> None:
+    make = partial(torch.optim.SparseAdam, lr=0.1)
+    assert with_fast_step(make, GPU, "32-true") is make
+
+
+@pytest.mark.parametrize("kind", [torch.optim.Adam, torch.optim.AdamW])
+def test_a_step_on_the_cpu_has_the_bits_of_a_plain_one(kind: type[torch.optim.Optimizer]) -> None:
+    plain, fast = parameters(), parameters()
+    make = partial(kind, lr=1e-2, betas=(0.9, 0.99))
+    optimisers = make(plain), with_fast_step(make, CPU, "32-true")(fast)
+    generator = torch.Generator().manual_seed(1)
+    for _ in range(20):
+        for one, other in zip(plain, fast, strict=True):
+            one.grad = torch.randn(one.shape, generator=generator)
+            other.grad = one.grad.clone()
+        for optimiser in optimisers:
+            optimiser.step()
+    assert all(torch.equal(one, other) for one, other in zip(plain, fast, strict=True))
+
+
+def test_a_saved_state_goes_on_with_the_kernels_of_this_device() -> None:
+    """A fused step keeps its count on the device, which a state saved without it would not put there."""
+    given, other = parameters(), parameters()
+    plain, fused = torch.optim.Adam(given, lr=0.1), torch.optim.Adam(other, lr=0.1, fused=True)
+    for parameter in given:
+        parameter.grad = torch.ones_like(parameter)
+    plain.step()
+    state = deepcopy(plain.state_dict())
+    keep_kernels([state], fused)
+    fused.load_state_dict(state)
+    assert fused.param_groups[0]["fused"] is True
+    for one, two in zip(given, other, strict=True):
+        two.data.copy_(one.data)
+        one.grad = two.grad = torch.full_like(one, 2.0)
+    plain.step()
+    fused.step()
+    for one, two in zip(given, other, strict=True):
+        torch.testing.assert_close(two, one, rtol=0, atol=1e-6)
