@@ -128,9 +128,9 @@ def passes(images: ShardImages, make: Callable[[Tensor], dict[str, Tensor]], fol
     return work
 
 
-def feature_rows(device: str, count: int, repeats: int, file: str | None) -> list[str]:
+def feature_rows(device: str, count: int, repeats: int, file: str | None) -> Iterator[str]:
     """Lines of Markdown."""
-    lines = ["| pass | images | cores | ours, s | bare calls, s | ratio |", "|--|--|--|--|--|--|"]
+    yield from ("| pass | images | cores | ours, s | bare calls, s | ratio |", "|--|--|--|--|--|--|")
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         path = write_standin(root / "standin.pt") if file is None else Path(file)
@@ -150,12 +150,9 @@ def feature_rows(device: str, count: int, repeats: int, file: str | None) -> lis
         for cores in sorted({1, usable_cores()} if device == "cpu" else {1}):
             with on_cores(cores):
                 one, other = turns([ours, bare], alone if cores == 1 else time.perf_counter, repeats)
-            lines.append(
-                f"| inception, {path.stem} | {count:,} | {cores} | {one:.2f} | {other:.2f} | {one / other:.3f} |"
-            )
+            yield f"| inception, {path.stem} | {count:,} | {cores} | {one:.2f} | {other:.2f} | {one / other:.3f} |"
         if device == "cpu":
-            lines.append(digit_row(root, 8 * count, repeats))
-    return lines
+            yield digit_row(root, 8 * count, repeats)
 
 
 def digit_row(root: Path, count: int, repeats: int) -> str:
@@ -214,12 +211,12 @@ def fresh(side: GaussianStatistics) -> GaussianStatistics:
     return GaussianStatistics(side.n, side.mean, side.scatter)
 
 
-def frechet_rows(dimensions: Sequence[int], repeats: int, peer: tuple[str, Distance]) -> list[str]:
+def frechet_rows(dimensions: Sequence[int], repeats: int, peer: tuple[str, Distance]) -> Iterator[str]:
     """Lines of Markdown."""
-    lines = [
+    yield from (
         f"| d | rows | ours, s | {peer[0]}, s | ratio | relative difference | with the error bar, s | a replicate, s |",
         "|--|--|--|--|--|--|--|--|",
-    ]
+    )
     for d in dimensions:
         n = 4 * d
         (x, a), (_, b) = gaussian(n, d, 1), gaussian(n, d, 2)
@@ -233,11 +230,10 @@ def frechet_rows(dimensions: Sequence[int], repeats: int, peer: tuple[str, Dista
         with on_cores(1):
             ours, theirs, bar = turns(works, time.process_time, repeats if d <= 512 else 0)
         gap = abs(values[0] - values[1]) / values[1]
-        lines.append(
+        yield (
             f"| {d} | {n:,} | {ours:.4f} | {theirs:.4f} | {ours / theirs:.3f} | {gap:.1e} | {bar:.3f} | "
             f"{(bar - ours) / GROUPS:.4f} |"
         )
-    return lines
 
 
 def main(words: Sequence[str] | None = None) -> None:
@@ -260,7 +256,9 @@ def main(words: Sequence[str] | None = None) -> None:
         "frechet": lambda: frechet_rows((8, 300) if small else DIMENSIONS, repeats, peer),
     }
     for work in given.works or WORKS:
-        print("\n".join(parts[work]()) + "\n", flush=True)
+        for line in parts[work]():
+            print(line, flush=True)
+        print()
 
 
 if __name__ == "__main__":

@@ -222,7 +222,7 @@ def test_a_config_is_composed_once(
     words: tuple[str, ...], compositions: int, files: int, workplace: Path, tmp_path: Path
 ) -> None:
     """And twice, as Hydra does it, where the command line may set hydra.mode; a sweep twice more for each job."""
-    given = ["checkpoint=digits_vp", "metrics=none", "seeds=0-1", "format=none", *words]
+    given = [*words, "checkpoint=digits_vp", "metrics=none", "seeds=0-1", "format=none"]
     code = f"import atexit, runpy, sys\n{COUNT}\nsys.argv = [sys.argv[0], *{given!r}]\n{of_script('sample')}"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, timeout=120)
     assert f"compositions: {compositions}\n" in done.stdout, done.stderr

@@ -49,7 +49,7 @@ SILENT = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
 
 def wait_for(what: Callable[[], bool], process: "subprocess.Popen[str]") -> None:
     """Until `what()` is true, while the process lives."""
-    limit = time.monotonic() + 120
+    limit = time.monotonic() + 240
     while not what() and process.poll() is None and time.monotonic() < limit:
         time.sleep(0.005)
 
