@@ -103,12 +103,13 @@ def how_networks_are_called(cfg: DictConfig):
     from scoreline.cores import threads_of
     from scoreline.execution import Execution
     from scoreline.generation.making import Recipe
-    from scoreline.graphs import check_graphs, recorder
+    from scoreline.graphs import recorder
     from scoreline.heap import keep_freed_memory
+    from scoreline.modes import check_switch
 
     batch_size, threads = entry.whole("batch_size", cfg.batch_size), threads_of(cfg.threads)
     execution = Execution(cfg.precision, cfg.compile, cfg.channels_last)
-    check_graphs(cfg.graphs)
+    check_switch("graphs", cfg.graphs)
     if cfg.network_batch not in (None, "auto"):
         entry.whole("network_batch", cfg.network_batch)
 

@@ -19,7 +19,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from scoreline import noise
-from scoreline.execution import PRECISION
+from scoreline.execution import DTYPES
 from scoreline.generation.batches import Batch, launch
 from scoreline.generation.making import fetched
 from scoreline.graphs import Replayed
@@ -107,7 +107,7 @@ def row(model: Model, name: str, batch: int, asked: argparse.Namespace, cost: fl
     batches = endless(model, mode, run, batch)
     rate = steady(batches, asked.device, asked.seconds)
     batches.close()  # type: ignore[attr-defined]
-    dtype = PRECISION[mode.execution.precision] or torch.float32
+    dtype = DTYPES[mode.execution.precision] or torch.float32
     most = throughput(asked.device, dtype, asked.side, asked.cores)
     updates, draws = beside_the_network(model, run, batch, asked.device)
     done = rate * run.nfe * cost

@@ -54,7 +54,7 @@ from scoreline.augmentation import Augmentation
 from scoreline.checkpoints import Card
 from scoreline.datasets.zip_archive import ZipArchive
 from scoreline.denoiser import Denoiser
-from scoreline.execution import PRECISION
+from scoreline.execution import DTYPES
 from scoreline.foreign.edm import OURS
 from scoreline.networks.song_unet import SongUNet
 from scoreline.objective import DenoisingObjective, EDMWeight
@@ -207,7 +207,7 @@ def alone(plan: Plan, mode: Mode, lane: Lane) -> None:
     optimiser = with_fast_step(partial(torch.optim.Adam, **ADAM), plan.device, mode.precision)(network.parameters())
     x = torch.randn(plan.batch, 3, SIDE, SIDE, device=plan.device)
     noise, augment = torch.randn(plan.batch, device=plan.device), torch.zeros(plan.batch, AUGMENT, device=plan.device)
-    half = PRECISION[mode.precision]
+    half = DTYPES[mode.precision]
     for _ in range(plan.total):
         lane.step()
         optimiser.zero_grad()

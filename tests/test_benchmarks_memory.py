@@ -27,7 +27,7 @@ def test_sampling_takes_a_few_states_more_than_a_forward_pass(capsys: pytest.Cap
     """The allocator's count is exact: at most order + 2 states of the batch beside the network's own."""
     memory.main(["network", "--self-check", "--batch", "8"])
     (alone, _, ratio, none, _), (sampling, *_, more, process) = cells(capsys.readouterr().out)
-    assert (alone, ratio, none) == ("one forward pass", "1.0000", "0.00")
+    assert (alone, ratio, none) == (memory.FORWARD, "1.0000", "0.00")
     assert sampling.startswith("sampling")
     assert 1 < float(more) <= 6
     assert float(process) > 0

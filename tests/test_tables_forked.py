@@ -66,7 +66,10 @@ def environment(**own: str) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
+    """Started where Ctrl-C is heard: it is ignored in what a shell starts by &, and so by all that this starts."""
+    former = signal.signal(signal.SIGINT, signal.default_int_handler)
     one = Server(CONF, environment())
+    signal.signal(signal.SIGINT, former)
     yield one
     one.close()
     assert one.process.returncode == 0

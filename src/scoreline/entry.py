@@ -25,8 +25,10 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from scoreline import startup
+from scoreline.cores import threads_of
 from scoreline.errors import InputError, did_you_mean
 from scoreline.files import code_version, sha256, write_atomically
+from scoreline.modes import check_compile, check_precision, check_switch
 from scoreline.seeds import parse_seeds
 
 ASSETS = Path(__file__).parent / "assets"
@@ -51,6 +53,14 @@ WHOLE: dict[str, tuple[Any, ...]] = {
     "trajectory_nfe": (),
 }
 """Keys of whole numbers, at least 1, and what else they may be."""
+
+CHOICES: dict[str, Callable[[object], object]] = {
+    "precision": check_precision,
+    "compile": check_compile,
+    "channels_last": functools.partial(check_switch, "channels_last"),
+    "graphs": functools.partial(check_switch, "graphs"),
+}
+"""Keys of named choices, and what refuses others."""
 
 QUIET_OPTIONS = ("hydra.run.dir=", "hydra.sweep.dir=", "hydra.sweep.subdir=", "hydra.output_subdir=")
 """Hydra's own keys of a command line that say nothing of a sweep."""
@@ -470,11 +480,17 @@ def refuse_plain_mistakes(cfg: DictConfig) -> None:
     for key, others in WHOLE.items():
         if key in cfg and cfg[key] not in others:
             whole(key, cfg[key])
+    if "threads" in cfg and cfg.threads is not None:
+        threads_of(cfg.threads)
+    for key, check in CHOICES.items():
+        if key in cfg:
+            check(cfg[key])
     for key in ("seeds", "trajectories"):
         if cfg.get(key) is not None:
             parse_seeds(cfg[key], key)
-    if "duration_kimg" in cfg:
-        number("duration_kimg", cfg.duration_kimg)
+    for key in ("duration_kimg", "memory_mib"):
+        if cfg.get(key) is not None:
+            number(key, cfg[key])
     if "sigma_max" in cfg:
         for key, zero in (("sigma_max", False), ("sigma_min", True)):
             if cfg[key] is not None:

@@ -1,7 +1,7 @@
 """How networks are run: precision, compiler, memory layout. None of it changes what a network is."""
 
 import threading
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,34 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from scoreline.denoiser import Denoiser
-from scoreline.errors import InputError, did_you_mean
+from scoreline.modes import COMPILE, PRECISION, check_compile, check_precision, check_switch
 
-PRECISION: dict[str, torch.dtype | None] = {"32-true": None, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
-"""What matrix products and convolutions are computed in, None for the network's own; names as Lightning's."""
-
-COMPILE: dict[str, dict[str, Any] | None] = {
-    "none": None,
-    "default": {"dynamic": False},
-    "max-autotune": {"dynamic": False, "mode": "max-autotune"},
+DTYPES: dict[str, torch.dtype | None] = {
+    name: None if dtype is None else getattr(torch, dtype) for name, dtype in PRECISION.items()
 }
-"""Options of torch.compile; None for a network that is run as it is written."""
-
-
-def check_precision(value: object) -> str:
-    """Raises: InputError unless it is one of `PRECISION`."""
-    return _one_of("precision", value, PRECISION)
-
-
-def check_compile(value: object) -> str:
-    """Raises: InputError unless it is one of `COMPILE`."""
-    return _one_of("compile", value, COMPILE)
-
-
-def _one_of(key: str, value: object, choices: Collection[str]) -> str:
-    if not isinstance(value, str) or value not in choices:
-        hint = did_you_mean(str(value), list(choices)) or f"; choose from {', '.join(choices)}"
-        raise InputError(f"{key}={value}: there is no such choice{hint}")
-    return value
+"""What convolutions and matrix products are computed in, None for the network's own precision."""
 
 
 @dataclass(frozen=True)
@@ -62,14 +40,13 @@ class Execution:
     def __post_init__(self) -> None:
         check_precision(self.precision)
         check_compile(self.compile)
-        if not isinstance(self.channels_last, bool):
-            raise InputError(f"channels_last={self.channels_last}: must be true or false")
+        check_switch("channels_last", self.channels_last)
 
     def apply(self, denoisers: nn.Module) -> None:
         """Run the networks of all `Denoiser`s in `denoisers` in this way from now on."""
         found = [module for module in denoisers.modules() if isinstance(module, Denoiser)]
         for denoiser in found:
-            denoiser.autocast = PRECISION[self.precision]
+            denoiser.autocast = DTYPES[self.precision]
         for network in {denoiser.network for denoiser in found}:
             if self.channels_last:
                 network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -15,12 +15,6 @@ Recording = Callable[[Callable[[], Tensor]], Callable[[], Tensor]]
 """(function of fixed memory) -> what computes it again, into fixed memory."""
 
 
-def check_graphs(wanted: object) -> None:
-    """Raises: InputError unless it is true or false."""
-    if not isinstance(wanted, bool):
-        raise InputError(f"graphs={wanted}: must be true or false")
-
-
 def recorder(wanted: bool, device: torch.device, run: object) -> "type[Replayed] | None":
     """`Replayed` if it is wanted.
 

@@ -148,6 +148,21 @@ def test_replicates_in_many_dimensions_equal_recomputation_too(n, rounding):
     assert fast.error == pytest.approx(slow.error, rel=1e-4)
 
 
+@pytest.mark.parametrize(("n", "triangular"), [(500, True), (20, False), (30, False)])
+def test_roots_are_roots_whether_covariances_are_singular_or_not(n, triangular):
+    found = GaussianStatistics.of(correlated(n, 30, seed=1))
+    np.testing.assert_allclose(found.root.T @ found.root, found.covariance, rtol=0, atol=1e-13)
+    assert bool((found.root.tril(-1) == 0).all()) == triangular
+
+
+def test_a_nearly_singular_covariance_has_the_distance_of_its_eigenvalues():
+    rotation = torch.linalg.qr(correlated(6, 6, seed=3)).Q
+    values = torch.tensor([1.0, 0.5, 1e-3, 1e-9, 1e-12, 1e-13], dtype=torch.float64)
+    near = gaussian(np.zeros(6), ((rotation * values) @ rotation.T).numpy())
+    unit = gaussian(np.zeros(6), np.eye(6))
+    assert frechet_distance(near, unit) == pytest.approx(float((1 - values.sqrt()).square().sum()), abs=1e-8)
+
+
 def test_leaving_out_undoes_merging():
     x = correlated(101, 4, seed=3) + 100
     whole = GaussianStatistics.of(x)

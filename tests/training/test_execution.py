@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from scoreline.errors import InputError
-from scoreline.execution import COMPILE
+from scoreline.modes import COMPILE
 from scoreline.networks.unet import UNet
 from scoreline.training.execution import execute
 

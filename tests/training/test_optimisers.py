@@ -33,6 +33,12 @@ def test_the_switch_that_is_set(
     assert group["lr"] == 0.1
 
 
+def test_divided_weights_take_foreach() -> None:
+    make = with_fast_step(partial(torch.optim.Adam, lr=0.1), GPU, "32-true", sharded=True)
+    assert make(parameters()).param_groups[0]["fused"] is None
+    assert make(parameters()).param_groups[0]["foreach"] is True
+
+
 @pytest.mark.parametrize("given", [{"foreach": True}, {"foreach": False}, {"fused": False}])
 def test_what_is_chosen_stays(given: dict[str, bool]) -> None:
     make = partial(torch.optim.Adam, lr=0.1, **given)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from scoreline import noise
 from scoreline.denoiser import Denoising
+from scoreline.devices import moved
 from scoreline.in_order import in_order
 from scoreline.sampling import Calls, Progress, count_calls, integrate
 from scoreline.solvers.adaptive import AdaptiveRun
@@ -163,14 +164,14 @@ class _Work:
 
     def _drawn(self, unit: _Unit, purpose: str, step: int = 0) -> Tensor:
         """Noise of the unit, filled up with copies of its last image's."""
-        return self._filled(sent(noise.normal(unit.seeds, self.shape, purpose, step), self.device))
+        return self._filled(moved(noise.normal(unit.seeds, self.shape, purpose, step), self.device))
 
     def _filled(self, rows: Tensor) -> Tensor:
         missing = (self.size or 0) - len(rows)
         return torch.cat([rows, rows[-1:].expand(missing, *rows.shape[1:])]) if missing > 0 else rows
 
     def _label(self, unit: _Unit) -> Tensor | None:
-        return None if unit.label is None else sent(unit.label, self.device)
+        return None if unit.label is None else moved(unit.label, self.device)
 
     def _tableau(self, unit: _Unit, run: Tableau) -> tuple[Tensor, int, int]:
         label = self._label(unit)
@@ -227,7 +228,7 @@ class _Work:
     def _adaptive(self, unit: _Unit, run: AdaptiveRun) -> tuple[Tensor, int, int]:
         """A batch whose steps are chosen together, while the network is called on `size` images of it at a time."""
         label, images = self._label(unit), len(unit.seeds)
-        x = sent(noise.normal(unit.seeds, self.shape, "initial"), self.device) * float(run.rho[0])
+        x = moved(noise.normal(unit.seeds, self.shape, "initial"), self.device) * float(run.rho[0])
         levels: list[float] = []
         furthest, before, size = 0.0, self.calls.count, self.size or images
 
@@ -252,11 +253,6 @@ class _Recorded(NamedTuple):
 
 def _no_noise(row: int) -> Tensor:
     raise ValueError(f"row {row} of the tableau draws noise, which a recording would repeat")
-
-
-def sent(values: Tensor, device: torch.device) -> Tensor:
-    """Values of the CPU on the device; to a GPU without waiting for what runs there."""
-    return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values.to(device)
 
 
 def _in_fixed_batches(denoiser: Denoising, x: Tensor, rho: float, label: Tensor | None, size: int) -> Tensor:

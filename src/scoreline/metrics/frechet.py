@@ -12,6 +12,9 @@ from scoreline.metrics.one_core import one_core_each
 LARGE = 256
 """Dimensions above which replicates take a quicker way."""
 
+SINGULAR = 1e-5
+"""Ratio of pivots of the Cholesky root, squared 1e-10 of the variance, below which eigenvalues serve instead."""
+
 
 @dataclass(frozen=True)
 class GaussianStatistics:
@@ -80,7 +83,12 @@ class GaussianStatistics:
 
     @cached_property
     def root(self) -> Tensor:
-        """R (d, d) with R^T R = covariance, from its symmetric eigen-decomposition; a singular one is welcome."""
+        """R (d, d) with R^T R = covariance: Cholesky's, or where it is nearly singular that of its eigenvalues."""
+        lower: Tensor
+        lower, failed = torch.linalg.cholesky_ex(self.covariance)
+        pivots = lower.diagonal()
+        if not bool(failed) and bool(pivots.min() > SINGULAR * pivots.max()):
+            return lower.T
         values, vectors = torch.linalg.eigh(self.covariance)
         return torch.mul(values.clamp(min=0).sqrt()[:, None], vectors.T)
 

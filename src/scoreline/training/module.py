@@ -226,9 +226,8 @@ class DiffusionModule(LightningModule):
         return labels if self.card.num_classes else None
 
     def _optimiser(self) -> Optimizer:
-        make = self.optimiser
-        if self.device_mesh is None:
-            make = with_fast_step(make, self.trainer.strategy.root_device, self.trainer.precision)
+        device, sharded = self.trainer.strategy.root_device, self.device_mesh is not None
+        make = with_fast_step(self.optimiser, device, self.trainer.precision, sharded)
         return make(self.denoiser.parameters())
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:

@@ -15,17 +15,19 @@ KERNELS = ("fused", "foreach")
 """Switches of torch's optimisers: few kernels for a whole step, or one call for each of its operations."""
 
 
-def with_fast_step(make: Make, device: torch.device, precision: str) -> Make:
+def with_fast_step(make: Make, device: torch.device, precision: str, sharded: bool = False) -> Make:
     """The same optimiser with a switch of `KERNELS` set, unless one is already: `fused` on a GPU, else `foreach`.
 
     On the CPU a foreach step has the bits of a plain one, a fused step has not. With 16-mixed, a fused step would undo
-    the loss scale by itself, after gradients were measured and clipped: foreach takes its place.
+    the loss scale by itself, after gradients were measured and clipped: foreach takes its place, as it does for weights
+    of which a process holds a part.
     """
     given: dict[str, Any] = make.keywords if isinstance(make, partial) else {}
     if any(given.get(key) is not None for key in KERNELS):
         return make
     known = inspect.signature(make.func if isinstance(make, partial) else make).parameters
-    wanted = KERNELS if device.type == "cuda" and precision != "16-mixed" else KERNELS[1:]
+    fused = device.type == "cuda" and precision != "16-mixed" and not sharded
+    wanted = KERNELS if fused else KERNELS[1:]
     chosen = next((key for key in wanted if key in known), None)
     return make if chosen is None else partial(make, **{chosen: True})
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from scoreline.errors import InputError
-from scoreline.execution import check_compile
+from scoreline.modes import check_compile
 from scoreline.shards import assembled, divided
 from scoreline.training.launch import Launcher
 

@@ -17,12 +17,13 @@ from scoreline.cores import threads_of, usable_cores
 from scoreline.denoiser import Denoiser
 from scoreline.entry import model_path
 from scoreline.errors import InputError
-from scoreline.execution import COMPILE, PRECISION, Execution
+from scoreline.execution import Execution
 from scoreline.generation.batches import Batch, generate, launch
 from scoreline.generation.fitting import MOST, fitting, memory_limit
 from scoreline.graphs import Replayed, recorder
 from scoreline.guidance import Autoguidance
 from scoreline.in_order import beside, in_order
+from scoreline.modes import COMPILE, PRECISION
 from scoreline.parameterisations import VarianceExploding
 from scoreline.sampling import count_calls
 from scoreline.schedules.spacings import Power
@@ -362,8 +363,8 @@ def test_a_limit_is_what_was_asked_for_or_most_of_what_is_free(monkeypatch: pyte
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's malloc")
-def test_kept_memory_is_not_mapped_again() -> None:
-    """In a process of its own, which stays as it is then: page faults of the same work, before and after."""
+def test_kept_memory_is_not_mapped_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a process of its own: page faults of the same work, before and after. A threshold that is set does not adapt."""
     program = """
 import resource, torch
 from scoreline.heap import keep_freed_memory
@@ -379,7 +380,9 @@ agreed = keep_freed_memory()
 faults()
 print(agreed, plain, faults())
 """
+    monkeypatch.setenv("MALLOC_MMAP_THRESHOLD_", "65536")
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     agreed, plain, kept = done.stdout.split()
     assert agreed == "True"
+    assert int(plain) > 20 * 2 * 8_000_000 / 2**21  # two blocks each time, even in pages of 2 MiB
     assert int(kept) < int(plain) / 10
