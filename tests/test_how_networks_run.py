@@ -364,7 +364,7 @@ def test_a_limit_is_what_was_asked_for_or_most_of_what_is_free(monkeypatch: pyte
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's malloc")
 def test_kept_memory_is_not_mapped_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In a process of its own: page faults of the same work, before and after. A threshold that is set does not adapt."""
+    """Page faults of the same work in a process of its own; a threshold that is set does not adapt."""
     program = """
 import resource, torch
 from scoreline.heap import keep_freed_memory

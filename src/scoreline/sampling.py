@@ -19,6 +19,8 @@ Eps = Callable[[Tensor, float], Tensor]
 Draw = Callable[[int], Tensor]
 """Fresh noise z_k of x's shape for row k of a stochastic tableau."""
 
+Term = tuple[Tensor, float]
+"""A tensor and its weight in a sum."""
 
 Progress = Callable[[float], object]
 """Told how many images' worth of work was done, in fractions of an image."""
@@ -32,17 +34,17 @@ class State(NamedTuple):
     x: Tensor
 
 
-def _combine(terms: list[tuple[Tensor, float]], out: Tensor | None) -> Tensor:
-    """sum of c * tensor, one fused pass per term, the inputs untouched; a leading unit weight is free.
+def _combine(terms: list[Term], out: Tensor | None) -> Tensor:
+    """sum of c * tensor in new memory or in `out`, one fused pass per term; a leading unit weight is free.
 
     Args:
-        out: memory for the sum, or None.
+        out: memory for the sum, perhaps that of the first term but of no other, or None.
     """
     (first, scale), *rest = terms
-    if scale != 1.0:
+    if out is first:
+        total = first if scale == 1.0 else first.mul_(scale)
+    elif scale != 1.0 or not rest:
         total = torch.mul(first, scale, out=out)
-    elif not rest:
-        return first
     else:
         (second, weight), *rest = rest
         total = torch.add(first, second, alpha=weight, out=out)
@@ -55,19 +57,22 @@ def trajectory(eps: Eps, x: Tensor, tableau: Tableau, draw: Draw | None = None, 
     """Evaluate a tableau: yields x_1, x_2, .., x_K as they are made; the last one is the sample.
 
     Args:
-        eps: noise estimate, called exactly `tableau.nfe` times.
+        eps: noise estimate in memory of its own, called exactly `tableau.nfe` times.
         x: initial state (B, *) at tableau.rho[0], for instance rho_0 times standard normal noise; not modified.
         draw: fresh noise for stochastic rows.
         reuse: write new states into the memory of those that no later row reads. A state that was yielded then does
             not last, which suits who wants the last one only; fresh memory costs page faults, up to the sum itself.
 
-    States and estimates are let go as soon as no later row reads them.
+    States and estimates are let go as soon as no later row reads them, the initial state too. With `reuse` a method
+    that combines p estimates or predictions of data so holds at most p + 2 tensors of x's size, where the caller keeps
+    no reference to x.
 
     Raises:
         ValueError: if the tableau is stochastic and `draw` is missing.
     """
     rho = tableau.rho.tolist()
     states: dict[int, Tensor] = {0: x}
+    del x
     estimates: dict[int, Tensor] = {}
     spare: list[Tensor] = []
     for k, row in enumerate(tableau.sums):
@@ -78,14 +83,23 @@ def trajectory(eps: Eps, x: Tensor, tableau: Tableau, draw: Draw | None = None, 
             if draw is None:
                 raise ValueError("a stochastic tableau needs `draw`, a source of fresh noise")
             terms.append((draw(k), row.noise))
-        states[k + 1] = _combine(terms, spare.pop() if spare else None)
-        del terms
-        for j in row.dead:
-            estimates.pop(j, None)
-            dead = states.pop(j, None)
-            if reuse and j > 0 and dead is not None and all(dead is not state for state in states.values()):
-                spare.append(dead)
+        for is_state, j in row.dead:
+            if reuse and is_state and j > 0:
+                spare.append(states[j])
+            del (states if is_state else estimates)[j]
+        out = _memory(spare, terms)
+        states[k + 1] = _combine(terms, out)
+        spare = [memory for memory in spare if memory is not out][:1]
+        del terms, out
         yield State(k + 1, rho[k + 1], states[k + 1])
+
+
+def _memory(spare: list[Tensor], terms: list[Term]) -> Tensor | None:
+    """Memory for a sum: that of its first term if it is spare, else what is spare and no term's, else None."""
+    first, *others = (tensor for tensor, _ in terms)
+    if any(first is memory for memory in spare):
+        return first
+    return next((memory for memory in spare if all(memory is not other for other in others)), None)
 
 
 def integrate(eps: Eps, x: Tensor, run: Tableau | AdaptiveRun, draw: Draw | None = None) -> Tensor:

@@ -40,25 +40,21 @@ def weights(module: nn.Module) -> tuple[int, int]:
 def held(run: Tableau | AdaptiveRun) -> int:
     """The most float32 tensors of a unit's shape that `generation.batches.generate` holds outside of the network.
 
-    States and estimates that a later row still reads, their memory waiting to be used again, the initial state, and
-    fresh noise. An adaptive run holds float64 stages of SciPy, which count twice.
+    States and estimates that a row or a later one reads, memory waiting to be used again, and fresh noise. An
+    adaptive run holds float64 stages of SciPy, which count twice.
     """
     if isinstance(run, AdaptiveRun):
         from scipy.integrate import DOP853, RK45
 
         stages = int({"RK45": RK45.n_stages + 1, "DOP853": DOP853.n_stages + 4}[run.solver.method])
         return 2 * (stages + 5)
-    states, estimates, spare, most = {0}, set[int](), 0, 1
+    alive, spare, most = {(True, 0)}, 0, 1
     for k, row in enumerate(run.sums):
-        if row.call:
-            estimates.add(k)
-        spare = max(0, spare - 1)
-        states.add(k + 1)
-        most = max(most, len(states | {0}) + len(estimates) + spare + bool(row.noise))
-        for j in row.dead:
-            estimates.discard(j)
-            spare += j > 0 and j in states
-            states.discard(j)
+        alive |= {(False, k)} if row.call else set()
+        free = spare + sum(is_state and j > 0 for is_state, j in row.dead)
+        most = max(most, len(alive) + spare + bool(row.noise) + (free == 0))
+        alive = (alive - set(row.dead)) | {(True, k + 1)}
+        spare = min(1, max(0, free - 1))
     return most
 
 

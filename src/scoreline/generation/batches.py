@@ -175,13 +175,22 @@ class _Work:
 
     def _tableau(self, unit: _Unit, run: Tableau) -> tuple[Tensor, int, int]:
         label = self._label(unit)
-        x = self._drawn(unit, "initial") * float(run.rho[0])
         label = None if label is None else self._filled(label)
-        return self._integrated(run, x, label, len(unit.seeds), partial(self._drawn, unit, "solver"))
+        start = partial(self._start, unit, run)
+        return self._integrated(run, start, label, len(unit.seeds), partial(self._drawn, unit, "solver"))
+
+    def _start(self, unit: _Unit, run: Tableau) -> Tensor:
+        return self._drawn(unit, "initial") * float(run.rho[0])
 
     def _integrated(
-        self, run: Tableau, x: Tensor, label: Tensor | None, images: int, draw: Callable[[int], Tensor]
+        self,
+        run: Tableau,
+        start: Callable[[], Tensor],
+        label: Tensor | None,
+        images: int,
+        draw: Callable[[int], Tensor],
     ) -> tuple[Tensor, int, int]:
+        """`start` makes the initial state, which nobody keeps while the steps are made."""
         levels: list[float] = []
         before = self.calls.count
 
@@ -191,7 +200,7 @@ class _Work:
             self.progress(images / run.nfe)
             return estimate
 
-        x = integrate(eps, x, run, draw)
+        x = integrate(eps, start(), run, draw)
         if len(levels) != run.nfe:
             raise RuntimeError(f"the denoiser was evaluated {len(levels)} times, the tableau says {run.nfe}")
         return x, len(levels), self._checked(self.calls.count - before, levels)
@@ -207,7 +216,7 @@ class _Work:
     def _replayed(self, unit: _Unit, run: Tableau, record: Record) -> tuple[Tensor, int, int]:
         """All steps as one recorded function of the initial state; the counts are those of the recording."""
         label = self._label(unit)
-        x = self._drawn(unit, "initial") * float(run.rho[0])
+        x = self._start(unit, run)
         inputs = [x] if label is None else [x, self._filled(label)]
         if self.recorded is None:
             self.recorded = self._recording(run, inputs, record)
@@ -219,9 +228,9 @@ class _Work:
         counts: list[tuple[int, int]] = []
 
         def whole(x: Tensor, label: Tensor | None = None) -> Tensor:
-            x, nfe, network_calls = self._integrated(run, x, label, 0, _no_noise)
+            found, nfe, network_calls = self._integrated(run, lambda: x, label, 0, _no_noise)
             counts.append((nfe, network_calls))
-            return x
+            return found
 
         return _Recorded(record(whole, inputs), *counts[-1])
 

@@ -15,15 +15,16 @@ if TYPE_CHECKING:
 
 
 class Sum(NamedTuple):
-    """A row as a sparse sum: (is a state, number, weight) of every term, a term of unit weight first.
+    """A row as a sparse sum: (is a state, number, weight) of every term, first a state whose memory the sum may take.
 
-    `call` says whether the row's own estimate is a network call, `dead` which states and estimates no later row reads.
+    `call` says whether the row's own estimate is a network call, `dead` which states (True) and estimates (False), by
+    number, no later row reads.
     """
 
     terms: list[tuple[bool, int, float]]
     noise: float
     call: bool
-    dead: list[int]
+    dead: list[tuple[bool, int]]
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ class Tableau:
         if self.S.shape != (rows, rows) or self.N.shape != (rows, rows) or self.B.shape != (rows,):
             raise ValueError(f"{rows} rows asked for by rho, S {self.S.shape}, N {self.N.shape}, B {self.B.shape}")
         for name, part in (("rho", self.rho), ("S", self.S), ("N", self.N), ("B", self.B)):
-            if part.dtype != torch.float64 or not bool(part.isfinite().all()):
+            if part.dtype != torch.float64 or not bool(part.sum().isfinite()):
                 raise ValueError(f"{name} must be finite float64, got {part.dtype}")
         if bool(self.S.triu(1).any() | self.N.triu(1).any()):
             raise ValueError("a row reads a state that does not exist yet")
@@ -77,14 +78,18 @@ class Tableau:
     def sums(self) -> tuple[Sum, ...]:
         """The rows as the loop evaluates them."""
         S, N = _sparse(self.S), _sparse(self.N)
-        last = {j: k for k in range(len(S)) for j, _ in (*S[k], *N[k])}
-        dead: list[list[int]] = [[] for _ in S]
-        for j, k in last.items():
-            dead[k].append(j)
+        last = {(True, j): j for j in range(len(S))}
+        for k in range(len(S)):
+            last |= {(True, j): k for j, _ in S[k]} | {(False, j): k for j, _ in N[k]}
+        dead: list[list[tuple[bool, int]]] = [[] for _ in S]
+        for term, k in last.items():
+            dead[k].append(term)
         rows = []
         for k, noise in enumerate(self.B.tolist()):
             terms = [(True, j, weight) for j, weight in S[k]] + [(False, j, weight) for j, weight in N[k]]
-            rows.append(Sum(sorted(terms, key=lambda term: term[2] != 1.0), noise, self.calls[k], dead[k]))
+            free = {term for term in dead[k] if term > (True, 0)}
+            terms.sort(key=lambda term: (term[:2] not in free, term[2] != 1.0))
+            rows.append(Sum(terms, noise, self.calls[k], dead[k]))
         return tuple(rows)
 
     def unrolled(self) -> "Tableau":
@@ -124,7 +129,7 @@ class Tableau:
 
 def _sparse(part: Tensor) -> list[list[tuple[int, float]]]:
     """(column, value) of the non-zero entries of each row."""
-    rows: list[list[tuple[int, float]]] = [[] for _ in part]
+    rows: list[list[tuple[int, float]]] = [[] for _ in range(len(part))]
     at = part.nonzero(as_tuple=True)
     for k, j, value in zip(at[0].tolist(), at[1].tolist(), part[at].tolist(), strict=True):
         rows[k].append((j, value))
