@@ -11,7 +11,7 @@ from scipy.ndimage import map_coordinates
 from scipy.stats import kstest
 from torch import Generator, Tensor
 
-from scoreline.augmentation import LABELS, Augmentation, Parameters
+from scoreline.augmentation import CACHED, LABELS, Augmentation, Parameters
 from scoreline.errors import InputError
 from scoreline.wavelets import CENTRE, SYM6
 
@@ -447,3 +447,12 @@ def test_probability_outside_its_range(value: object) -> None:
 def test_refusals_name_the_key(options: dict, sentence: str) -> None:
     with pytest.raises(InputError, match=sentence):
         Augmentation(**options)
+
+
+def test_an_image_does_not_depend_on_those_resampled_beside_it() -> None:
+    augmentation, count = Augmentation(probability=1.0), CACHED + 5
+    images = torch.rand(count, 1, 8, 8, generator=torch.Generator().manual_seed(3)) * 2 - 1
+    drawn = augmentation.draw(count, torch.Generator().manual_seed(4), "cpu")
+    whole = augmentation(images, drawn)
+    few = torch.cat([augmentation(images[rows], drawn.rows(rows)) for rows in (slice(0, 7), slice(7, count))])
+    assert torch.equal(whole, few)

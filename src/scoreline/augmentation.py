@@ -7,11 +7,15 @@ import torch
 from torch import Generator, Tensor
 from torch.nn.functional import grid_sample
 
+from scoreline.devices import moved
 from scoreline.errors import InputError
 from scoreline.wavelets import CENTRE, HISTORY, downsample, upsample
 
 LABELS = 9
 """Numbers in a label."""
+
+CACHED = 64
+"""Images that a CPU resamples at a time: the padded, enlarged copies of more do not stay in its cache."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,16 +144,20 @@ class Augmentation:
             parameters: of B images, on any device.
         """
         x_flip, y_flip = (
-            flip.to(images.device).reshape(-1, 1, 1, 1) for flip in (parameters.x_flip, parameters.y_flip)
+            moved(flip, images.device).reshape(-1, 1, 1, 1) for flip in (parameters.x_flip, parameters.y_flip)
         )
         result = torch.where(x_flip, images.flip(3), images)
         result = torch.where(y_flip, result.flip(2), result)
         index = parameters.resampled.nonzero().squeeze(1)
         if len(index):
-            chosen, rows = parameters.rows(index), index.to(images.device)
+            chosen, rows = parameters.rows(index), moved(index, images.device)
             size = torch.tensor([images.shape[3], images.shape[2]], dtype=torch.float64, device=index.device)
             inverse, shift = self._inverse(chosen), self.translation * size * chosen.shift
-            result[rows] = resample(result[rows], inverse.to(images.device), shift.to(images.device))
+            inverse, shift = moved(inverse, images.device), moved(shift, images.device)
+            at_once = CACHED if images.device.type == "cpu" else len(index)
+            for start in range(0, len(index), at_once):
+                part = slice(start, start + at_once)
+                result[rows[part]] = resample(result[rows[part]], inverse[part], shift[part])
         return result
 
     def _inverse(self, parameters: Parameters) -> Tensor:

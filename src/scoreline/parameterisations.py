@@ -15,6 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from scoreline.devices import moved
 from scoreline.schedules.base import NoiseSchedule
 
 
@@ -118,7 +119,7 @@ class IDDPM(Parameterisation):
         return torch.cat([(growth - 1).sqrt(), torch.zeros(1, dtype=torch.float64)])
 
     def __call__(self, rho: Tensor) -> Scalings:
-        table = self.levels.to(rho)
+        table = moved(self.levels, rho.device).to(rho.dtype)
         nearest = (table - rho.unsqueeze(-1)).abs().argmin(-1)
         return Scalings(torch.ones_like(rho), -rho, (1 + rho**2).rsqrt(), (self.M - 1 - nearest).to(rho.dtype))
 

@@ -7,6 +7,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from scoreline.devices import moved
 from scoreline.errors import InputError
 from scoreline.parameterisations import IDDPM
 from scoreline.schedules.base import NoiseSchedule, Schedule
@@ -77,13 +78,13 @@ class UniformLevels(Schedule):
         return torch.tensor(self.levels, dtype=torch.float64)
 
     def __call__(self, rho: Tensor) -> Tensor:
-        table = self._table.to(rho)
+        table = moved(self._table, rho.device).to(rho.dtype)
         right = torch.searchsorted(table, rho.contiguous()).clamp(1, len(table) - 1)
         nearest = torch.where(rho - table[right - 1] < table[right] - rho, right - 1, right)
         return (nearest + 0.5) / len(table)
 
     def inverse(self, u: Tensor) -> Tensor:
-        table = self._table.to(u)
+        table = moved(self._table, u.device).to(u.dtype)
         return table[(u * len(table)).floor().clamp(0, len(table) - 1).to(torch.int64)]
 
 

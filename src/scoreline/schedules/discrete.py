@@ -8,6 +8,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from scoreline.devices import moved
 from scoreline.errors import InputError
 from scoreline.schedules.base import VariancePreserving
 
@@ -91,7 +92,7 @@ class DiscreteVP(VariancePreserving):
     def __call__(self, rho: Tensor) -> Tensor:
         level = rho.double()
         variance = level**2 / (1 + level**2)
-        table = self.noise_variance.to(variance)
+        table = moved(self.noise_variance, variance.device)
         right = torch.searchsorted(table, variance.contiguous()).clamp(1, self.steps)
         left = right - 1
         fraction = (variance - table[left]) / (table[right] - table[left])
@@ -99,7 +100,7 @@ class DiscreteVP(VariancePreserving):
 
     def inverse(self, u: Tensor) -> Tensor:
         after_clean = u.double() + 1
-        table = self.noise_variance.to(after_clean)
+        table = moved(self.noise_variance, after_clean.device)
         left = after_clean.floor().clamp(0, self.steps - 1).to(torch.int64)
         variance = torch.lerp(table[left], table[left + 1], (after_clean - left).clamp(0, 1))
         return (variance / (1 - variance)).sqrt().to(u.dtype)
