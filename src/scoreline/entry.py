@@ -46,6 +46,9 @@ KEEP_TRACEBACKS = "SCORELINE_TRACEBACKS"
 
 ERROR_LOG = "error.log"
 
+FOREIGN = {".json", ".safetensors", ".bin"}
+"""Suffixes of the files of a folder that a model is imported from."""
+
 WHOLE: dict[str, tuple[Any, ...]] = {
     "nfe": (),
     "batch_size": (),
@@ -280,12 +283,19 @@ def _files_read(config: dict[str, Any], named: list[str], with_record: bool) -> 
     checkpoint, guide = config.get("checkpoint"), config.get("guidance", {}).get("checkpoint")
     files = [model_path(name) for name in (checkpoint, guide) if isinstance(name, str)]
     files += map(Path, named)
+    if isinstance(checkpoint, str) and not files[0].exists():
+        files += foreign_files(Path(checkpoint))
     if "load_recommendation" in str(config.get("solver")):
         files += sorted(files[0].parent.glob(f"{files[0].stem}.*.safetensors"))
     record = config.get("record") if with_record and isinstance(checkpoint, str) else None
     if record is None:
         return files
     return [*files, record_beside(files[0], "score_norm") if record == "auto" else Path(str(record))]
+
+
+def foreign_files(folder: Path) -> list[Path]:
+    """Weights and descriptions in another project's folder, such as diffusers', in order; none if it is no folder."""
+    return sorted(path for path in folder.rglob("*") if path.suffix in FOREIGN) if folder.is_dir() else []
 
 
 def record_beside(checkpoint: Path, kind: str) -> Path:
@@ -502,7 +512,7 @@ def refuse_plain_mistakes(cfg: DictConfig) -> None:
 def refuse_absent_checkpoint(checkpoint: str) -> None:
     """Raises InputError if a checkpoint is neither a URL nor a shipped model nor a path at which something lies."""
     path = model_path(checkpoint)
-    if "://" not in checkpoint and not path.exists():
+    if "://" not in checkpoint and not path.exists() and not Path(checkpoint).exists():
         raise InputError(f"checkpoint={path}: no such file; give a model.safetensors written by train.py")
 
 
