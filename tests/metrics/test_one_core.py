@@ -7,7 +7,6 @@ from tiny_inception import write
 from scoreline.datasets.base import ArrayDataset
 from scoreline.datasets.digits import Digits
 from scoreline.files import sha256
-from scoreline.metrics import one_core
 from scoreline.metrics.fidelity import Fidelity
 from scoreline.metrics.frechet import GaussianStatistics, frechet_replicates
 from scoreline.metrics.inception_features import InceptionFeatures
@@ -38,8 +37,8 @@ def test_pieces_run_side_by_side_as_far_as_there_are_cores(monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
     meeting = threading.Barrier(3, timeout=30)
     assert one_core_each(lambda piece: meeting.wait() >= 0, range(3)) == [True] * 3
-    monkeypatch.setattr(one_core, "MOST", 1)
-    assert one_core_each(lambda piece: threading.current_thread() is threading.main_thread(), range(3)) == [True] * 3
+    alone = one_core_each(lambda piece: threading.current_thread() is threading.main_thread(), range(3), most=1)
+    assert alone == [True] * 3
 
 
 def test_what_a_piece_raises_is_raised_and_the_threads_stay_as_they_were(machine):
