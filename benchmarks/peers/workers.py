@@ -28,6 +28,10 @@ LAST_SEED = 2**31
 AT_ONCE = 8
 """Batches of a turn on a GPU, which is waited for at the end of the turn only."""
 
+EACH = 4
+"""Batches of each thread in a turn of several threads, which start and wait for the last of them once a turn, not once
+for every batch."""
+
 
 class Turn(NamedTuple):
     seconds: float
@@ -58,7 +62,11 @@ class Sides:
         self.model: Model = MODELS[job.model](job.tiny).on(job.device)
         self.pair: Pair = next(p for p in pairs_of(self.model, job.nfe, job.folder)[0] if (p.peer, p.method) == job.key)
         self.denoiser: Denoiser = self.mode.apply(self.model.denoiser)
-        self.batch, self.count = job.batch, AT_ONCE if job.device == "cuda" else 1
+        self.batch, self.count = job.batch, 1
+        if job.device == "cuda":
+            self.count = AT_ONCE
+        elif self.mode.threads > 1:
+            self.count = EACH
         self.latents = self.model.latents(list(range(job.batch)))
         self.stream: Iterator[Fetched] = self._batches(range(LAST_SEED))
         self.seed = 0

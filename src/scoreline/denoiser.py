@@ -6,7 +6,7 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor, nn
 
-from scoreline.parameterisations import Parameterisation, Scalings
+from scoreline.parameterisations import Numbers, Parameterisation, Scalings
 
 
 class Denoising(nn.Module, ABC):
@@ -35,9 +35,9 @@ def per_image(value: Tensor | float, x: Tensor) -> Tensor | float:
     return value.to(x).reshape(-1, *[1] * (x.ndim - 1))
 
 
-def _labels(noise: Tensor, count: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+def _labels(noise: Tensor | float, count: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Noise labels (count,). A single one is filled in, not copied: a copy to a GPU waits for all that runs there."""
-    if noise.ndim == 0 and not noise.requires_grad:
+    if not isinstance(noise, Tensor) or (noise.ndim == 0 and not noise.requires_grad):
         return torch.full((count,), float(noise), dtype=dtype, device=device)
     return noise.to(device=device, dtype=dtype).expand(count)
 
@@ -61,17 +61,16 @@ class Denoiser(Denoising):
 
     def forward(self, x: Tensor, rho: Tensor | float, **condition: Tensor | None) -> Tensor:
         """E[x_0 | x] of x's shape and dtype."""
-        scalings = self._scalings(x, rho)
+        _, scalings = self._scalings(x, rho)
         output = self._evaluate(x, scalings, condition)
         return per_image(scalings.skip, x) * x + per_image(scalings.out, x) * output
 
     def eps(self, x: Tensor, rho: Tensor | float, **condition: Tensor | None) -> Tensor:
         """E[eps | x] = (x - D(x, rho)) / rho = ((1 - skip) x - out F) / rho, free of cancellation at small rho."""
-        scalings = self._scalings(x, rho)
+        level, scalings = self._scalings(x, rho)
         output = self._evaluate(x, scalings, condition)
-        level = torch.as_tensor(rho, dtype=torch.float64, device=scalings.skip.device)
         predicted = per_image(-scalings.out / level, x) * output
-        if bool((scalings.skip == 1).all()):
+        if bool(torch.as_tensor(scalings.skip == 1).all()):
             return predicted
         return predicted + per_image((1 - scalings.skip) / level, x) * x
 
@@ -79,11 +78,14 @@ class Denoiser(Denoising):
         """One."""
         return 1
 
-    def _scalings(self, x: Tensor, rho: Tensor | float) -> Scalings:
-        device = x.device if isinstance(rho, Tensor) and rho.ndim else torch.device("cpu")
-        return self.parameterisation(torch.as_tensor(rho, dtype=torch.float64, device=device))
+    def _scalings(self, x: Tensor, rho: Tensor | float) -> tuple[Tensor, Scalings] | tuple[float, Numbers]:
+        """The level in float64 and its scalings: numbers of a number, tensors (B,) of (B,)."""
+        if not isinstance(rho, Tensor):
+            return float(rho), self.parameterisation.at(float(rho))
+        level = rho.to(x.device if rho.ndim else "cpu", torch.float64)
+        return level, self.parameterisation(level)
 
-    def _evaluate(self, x: Tensor, scalings: Scalings, condition: dict[str, Tensor | None]) -> Tensor:
+    def _evaluate(self, x: Tensor, scalings: Scalings | Numbers, condition: dict[str, Tensor | None]) -> Tensor:
         parameter = next(self.network.parameters(), None)
         dtype = x.dtype if parameter is None else parameter.dtype
         scaled = (per_image(scalings.in_, x) * x).to(dtype)

@@ -50,10 +50,19 @@ class Execution:
         for network in {denoiser.network for denoiser in found}:
             if self.channels_last:
                 network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-            options = COMPILE[self.compile]
-            if options is not None:
+            if self.compile != "none":
                 # not network.compile(): it compiles hooks too, and network calls are counted by hooks
-                network.forward = first_alone(torch.compile(network.forward, **options))
+                network.forward = first_alone(torch.compile(network.forward, **_options(self.compile, network)))
+
+
+def _options(name: str, network: nn.Module) -> dict[str, Any]:
+    """Of torch.compile. A CPU calls all kernels from C++: Python's lock would let one thread at a time call its next."""
+    options = dict(COMPILE[name] or {})
+    parameter = next(network.parameters(), None)
+    if parameter is None or parameter.device.type != "cpu":
+        return options
+    mode = torch._inductor.list_mode_options(options.pop("mode", "default"), options["dynamic"])
+    return {**options, "options": {**mode, "cpp_wrapper": True}}
 
 
 def first_alone(function: Callable[..., Tensor]) -> Callable[..., Tensor]:

@@ -28,10 +28,36 @@ class Scalings(NamedTuple):
     noise: Tensor
 
 
+class Numbers(NamedTuple):
+    """`Scalings` of one noise level without tensors, which would have to be copied to a device."""
+
+    skip: float
+    out: float
+    in_: float
+    noise: float
+
+
+KEPT_LEVELS = 4096
+"""Noise levels whose numbers are kept, many times those of a run."""
+
+
 class Parameterisation(ABC):
     """A frozen dataclass; the network returns `output_factor` times the image's channels, of which the first count."""
 
     output_factor: int = 1
+
+    def at(self, rho: float) -> Numbers:
+        """Scalings at one noise level, computed once: every batch of a run asks for the same levels."""
+        found = self._kept.get(rho)
+        if found is None:
+            if len(self._kept) >= KEPT_LEVELS:
+                self._kept.clear()
+            found = self._kept[rho] = Numbers(*map(float, self(torch.tensor(rho, dtype=torch.float64))))
+        return found
+
+    @cached_property
+    def _kept(self) -> dict[float, Numbers]:
+        return {}
 
     @abstractmethod
     def __call__(self, rho: Tensor) -> Scalings:
