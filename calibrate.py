@@ -16,7 +16,7 @@ goes on where it stopped.
 
 from omegaconf import DictConfig
 
-from scoreline import entry, processes
+from scoreline import checks, entry, processes, run_names
 
 
 @entry.script("calibrate")
@@ -40,7 +40,7 @@ def publish(estimator, values, record, checkpoint) -> None:
     print(estimator.summary(values))
     if estimator.key is None:
         return
-    beside = entry.record_beside(checkpoint.path, record.kind)
+    beside = run_names.record_beside(checkpoint.path, record.kind)
     if beside.exists():
         print(f"{beside.name} was there already and is kept; to use the new one: {estimator.key}={path}")
     else:
@@ -105,8 +105,8 @@ def prepare(cfg: DictConfig, checkpoint):
     from scoreline.seeds import parse_seeds
     from scoreline.solvers.tableau import build_tableau
 
-    nfe, batch_size = entry.whole("nfe", cfg.nfe), entry.whole("batch_size", cfg.batch_size)
-    torch.set_num_threads(entry.whole("threads", cfg.threads))
+    nfe, batch_size = checks.whole("nfe", cfg.nfe), checks.whole("batch_size", cfg.batch_size)
+    torch.set_num_threads(checks.whole("threads", cfg.threads))
     group = processes.current()
     seeds, device = parse_seeds(cfg.seeds), choose_device(cfg.device, group.local)
     entry.adopt_model(cfg, checkpoint.card.model, checkpoint.digest)

@@ -19,7 +19,7 @@ all images are there, shards/ keeps those that are done; a restart, with any num
 
 from omegaconf import DictConfig
 
-from scoreline import entry, processes
+from scoreline import checks, entry, processes, run_names
 
 
 @entry.script("sample")
@@ -69,14 +69,14 @@ def draw(cfg: DictConfig) -> dict:
     from scoreline.seeds import parse_seeds
     from scoreline.solvers.tableau import build
 
-    group, out, nfe = processes.current(), entry.output_dir(), entry.whole("nfe", cfg.nfe)
+    group, out, nfe = processes.current(), entry.output_dir(), checks.whole("nfe", cfg.nfe)
     torch.set_num_threads(1)
     calling = how_networks_are_called(cfg)
     seeds, device = parse_seeds(cfg.seeds), choose_device(cfg.device, group.local)
     checkpoint = open_checkpoint(cfg)
     entry.adopt_model(cfg, checkpoint.card.model, checkpoint.digest)
     if cfg.record == "auto":
-        cfg.record = str(entry.record_beside(checkpoint.path, "score_norm"))
+        cfg.record = str(run_names.record_beside(checkpoint.path, "score_norm"))
     labels = plan_labels(cfg.labels, seeds, checkpoint.card.num_classes)
     span = entry.sigma_range(cfg, checkpoint.noise_schedule)
     recommended = follow(cfg, span, nfe - (cfg.final == "denoise"))
@@ -100,18 +100,18 @@ def draw(cfg: DictConfig) -> dict:
 
 def how_networks_are_called(cfg: DictConfig):
     """(denoiser, run, shards) -> recipe; what is wrong with its keys is said before anything is loaded."""
+    from scoreline.choices import check_switch
     from scoreline.cores import threads_of
     from scoreline.execution import Execution
     from scoreline.generation.making import Recipe
     from scoreline.graphs import recorder
     from scoreline.heap import keep_freed_memory
-    from scoreline.modes import check_switch
 
-    batch_size, threads = entry.whole("batch_size", cfg.batch_size), threads_of(cfg.threads)
+    batch_size, threads = checks.whole("batch_size", cfg.batch_size), threads_of(cfg.threads)
     execution = Execution(cfg.precision, cfg.compile, cfg.channels_last)
     check_switch("graphs", cfg.graphs)
     if cfg.network_batch not in (None, "auto"):
-        entry.whole("network_batch", cfg.network_batch)
+        checks.whole("network_batch", cfg.network_batch)
 
     def recipe(denoiser, run, shards) -> Recipe:
         device = next(denoiser.parameters()).device
@@ -137,7 +137,7 @@ def largest_network_batch(cfg: DictConfig, denoiser, run, shards, at_a_time: int
     group, former = processes.current(), entry.output_dir() / "config.yaml"
     size = OmegaConf.load(former).network_batch if former.is_file() else None
     if size is None and group.first:
-        limit = None if cfg.memory_mib is None else entry.number("memory_mib", cfg.memory_mib)
+        limit = None if cfg.memory_mib is None else checks.number("memory_mib", cfg.memory_mib)
         device = next(denoiser.parameters()).device
         size = fitting(one_call(denoiser, run, shards), memory_limit(limit, device) / at_a_time, device)
     return int(from_first(torch.tensor([size]) if group.first else None, group))
@@ -152,7 +152,7 @@ def what_is_wanted(cfg: DictConfig, shards, run, num_classes: int):
     from scoreline.seeds import parse_seeds
 
     check_format(cfg.format, shards.shape)
-    shown, fine = [], entry.whole("trajectory_nfe", cfg.trajectory_nfe)
+    shown, fine = [], checks.whole("trajectory_nfe", cfg.trajectory_nfe)
     if cfg.trajectories is not None:
         shown = parse_seeds(cfg.trajectories, "trajectories")
         check_trajectories(shown, shards, run, fine)

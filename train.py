@@ -19,7 +19,7 @@ import sys
 
 from omegaconf import DictConfig, OmegaConf
 
-from scoreline import entry, processes
+from scoreline import checks, entry, processes
 
 
 @entry.script("train")
@@ -31,12 +31,12 @@ def main(cfg: DictConfig) -> None:
     from scoreline.training.device_data import DeviceData
 
     entry.quieten()
-    out, batch_size = entry.output_dir(), entry.whole("batch_size", cfg.batch_size)
-    steps = -(-round(entry.number("duration_kimg", cfg.duration_kimg) * 1000) // batch_size)
+    out, batch_size = entry.output_dir(), checks.whole("batch_size", cfg.batch_size)
+    steps = -(-round(checks.number("duration_kimg", cfg.duration_kimg) * 1000) // batch_size)
     if cfg.resume in ("auto", "never"):
         entry.claim(cfg, out)
     start = resume_from(out, cfg.resume)
-    data = DeviceData(instantiate(cfg.dataset), entry.number("device_mib", cfg.device_mib, zero=True))
+    data = DeviceData(instantiate(cfg.dataset), checks.number("device_mib", cfg.device_mib, zero=True))
     module = build_module(cfg, data)
     options = instantiate(cfg.trainer, _convert_="all")
     if hasattr(options.get("strategy"), "command"):
@@ -80,7 +80,7 @@ def build_module(cfg: DictConfig, data):
 
     dataset = data.dataset
     entry.match_data(cfg.model.network, dataset)
-    torch.manual_seed(entry.whole("seed", cfg.seed, least=0))
+    torch.manual_seed(checks.whole("seed", cfg.seed, least=0))
     denoiser = Denoiser(instantiate(cfg.model.network), instantiate(cfg.model.parameterisation))
     execute(denoiser.network, cfg.compile, cfg.channels_last)
     card = Card(
@@ -104,8 +104,8 @@ def build_module(cfg: DictConfig, data):
         instantiate(cfg.gradients),
         instantiate(cfg.augmentation),
         references,
-        None if cfg.micro_batch is None else entry.whole("micro_batch", cfg.micro_batch),
-        entry.number("loss_scale", cfg.loss_scale),
+        None if cfg.micro_batch is None else checks.whole("micro_batch", cfg.micro_batch),
+        checks.number("loss_scale", cfg.loss_scale),
     )
 
 

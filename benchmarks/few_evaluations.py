@@ -23,7 +23,7 @@ import exact_models
 import torch
 from torch import Tensor
 
-from scoreline import entry
+from scoreline import run_names
 from scoreline.calibration.distances import fine_ends
 from scoreline.calibration.search import Recommendation
 from scoreline.calibration.subject import Subject
@@ -123,8 +123,8 @@ def place(root: Path, name: str) -> Path:
         return path
     if name in exact_models.MODELS:
         return exact_models.write_model(root, name)
-    shipped = entry.model_path(name)
-    _copy(entry.record_beside(shipped, "score_norm"), entry.record_beside(path, "score_norm"))
+    shipped = run_names.model_path(name)
+    _copy(run_names.record_beside(shipped, "score_norm"), run_names.record_beside(path, "score_norm"))
     _copy(shipped, path)
     return path
 
@@ -135,7 +135,7 @@ def _copy(source: Path, target: Path) -> None:
 
 def calibrate(plan: Plan, checkpoint: Path, kind: str) -> None:
     """Let calibrate.py write a record beside the checkpoint, unless there is one."""
-    if entry.record_beside(checkpoint, kind).exists():
+    if run_names.record_beside(checkpoint, kind).exists():
         return
     name = checkpoint.parent.name
     words = [f"checkpoint={checkpoint}", f"hydra.run.dir={plan.out / 'calibrate' / name / kind}"]

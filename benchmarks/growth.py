@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 
-from scoreline import entry
+from scoreline import run_names
 from scoreline.certification import SPAN
 from scoreline.checkpoints import load_model
 from scoreline.commands.certify import maker
@@ -59,7 +59,7 @@ def least(works: Sequence[Callable[[], Any]], repeats: int, device: str) -> list
 
 def batch_table(device: str, batches: Sequence[int], images: int, repeats: int) -> list[str]:
     """Lines of Markdown. At least `images` images a repeat."""
-    denoiser = load_model(entry.ASSETS / "digits_vp.safetensors").denoiser.to(device)
+    denoiser = load_model(run_names.ASSETS / "digits_vp.safetensors").denoiser.to(device)
     shape = (1, 8, 8)
     run = maker("deis_tab3", [])(LinearVP())(Polynomial(LinearVP(), 2), *SPAN, NFE)
     lines = ["| images a call | images/s | bare network, images/s | ratio of times |", "|--|--|--|--|"]

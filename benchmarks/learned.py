@@ -21,7 +21,7 @@ import torch
 from few_evaluations import claim, place, span_of, stored, subject_of, whole_numbers, write_json
 from torch import Tensor
 
-from scoreline import entry, noise
+from scoreline import conf_folder, entry, noise, run_names
 from scoreline.calibration.distances import fine_ends
 from scoreline.calibration.learned_tableau import HELD_OUT, LearnedTableau
 from scoreline.calibration.ranking import Families, candidates, rank
@@ -76,8 +76,8 @@ def families_of(checkpoint: Checkpoint) -> Families:
     from omegaconf import open_dict
 
     GlobalHydra.instance().clear()
-    entry.register_resolvers()
-    with initialize_config_dir(str(entry.conf_dir()), version_base="1.3"):
+    run_names.register_resolvers()
+    with initialize_config_dir(str(conf_folder.conf_dir()), version_base="1.3"):
         cfg = compose("calibrate", ["calibration=tableau", f"checkpoint={checkpoint.path}"])
         with open_dict(cfg):
             entry.adopt_model(cfg, checkpoint.card.model, checkpoint.digest)
@@ -159,7 +159,7 @@ def modes_of(checkpoint: Checkpoint) -> Callable[[Tensor], Tensor]:
     from safetensors.torch import load_file
 
     classifier = DigitClassifier()
-    classifier.load_state_dict(load_file(entry.ASSETS / "digits_features.safetensors"))
+    classifier.load_state_dict(load_file(run_names.ASSETS / "digits_features.safetensors"))
     classifier.requires_grad_(False)
     return lambda x: classifier(x.clamp(-1, 1)).argmax(1)
 
@@ -260,7 +260,7 @@ class Lesson:
 
     def recorded(self, nfe: int) -> tuple[tuple[str, ...], Tableau] | None:
         """The same from a record that lies beside the model and has this NFE."""
-        path = entry.record_beside(self.checkpoint.path, "tableau")
+        path = run_names.record_beside(self.checkpoint.path, "tableau")
         if not path.exists():
             return None
         record = load_record(path, "tableau", self.checkpoint.digest)

@@ -32,7 +32,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from scoreline import entry
+from scoreline import conf_folder
 from scoreline.certification import SPACING, SPAN
 from scoreline.commands.certify import BOUND, maker
 from scoreline.denoiser import Denoiser
@@ -109,7 +109,7 @@ def order(name: str, solver: Any) -> int:
 
 def solvers() -> list[str]:
     """All of conf/solver that are not bound to a checkpoint."""
-    return sorted(path.stem for path in entry.conf_dir().glob("solver/*.yaml") if path.stem not in BOUND)
+    return sorted(path.stem for path in conf_folder.conf_dir().glob("solver/*.yaml") if path.stem not in BOUND)
 
 
 def states_table(names: Sequence[str]) -> list[str]:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scoreline import entry
+from scoreline import conf_folder
 from scoreline.certification import SPACING, SPAN
 from scoreline.commands.certify import maker
 from scoreline.sampling import integrate
@@ -54,7 +54,7 @@ def overhead(table: Tableau) -> float:
 def main() -> None:
     torch.set_num_threads(1)
     print("| solver | rows per NFE | torch.add units per NFE |\n|--|--|--|")
-    for name in sorted({path.stem for path in entry.conf_dir().glob("solver/*.yaml")} - MEASURED):
+    for name in sorted({path.stem for path in conf_folder.conf_dir().glob("solver/*.yaml")} - MEASURED):
         table = maker(name, [])(LinearVP())(SPACING, *SPAN, NFE)
         if isinstance(table, Tableau):
             print(f"| {name} | {len(table.B) / table.nfe:.2f} | {overhead(table):.1f} |", flush=True)

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from scoreline import entry
+from scoreline import conf_folder
 from scoreline.commands.certify import maker
 from scoreline.schedules.base import NoiseSchedule
 from scoreline.schedules.discrete import DiscreteVP
@@ -29,7 +29,7 @@ def milliseconds(solver: Any, native: NoiseSchedule) -> float:
 def main() -> None:
     torch.set_num_threads(1)
     print("| solver | continuous VP | discrete betas |\n|--|--|--|")
-    for name in sorted(path.stem for path in entry.conf_dir().glob("solver/*.yaml")):
+    for name in sorted(path.stem for path in conf_folder.conf_dir().glob("solver/*.yaml")):
         make = maker(name, [])
         times = [milliseconds(make(native), native) for native in (LinearVP(), DiscreteVP())]
         print(f"| {name} | {times[0]:.1f} ms | {times[1]:.1f} ms |", flush=True)

@@ -18,12 +18,12 @@ from scoreline.calibration.record import Record
 from scoreline.checkpoints import load_model
 from scoreline.datasets.base import ArrayDataset
 from scoreline.datasets.digits import Digits
-from scoreline.entry import record_beside
 from scoreline.errors import InputError
 from scoreline.generation.batches import generate
 from scoreline.metrics.fidelity import Fidelity
 from scoreline.metrics.frechet import GaussianStatistics, frechet_distance
 from scoreline.pixels import to_uint8
+from scoreline.run_names import record_beside
 from scoreline.schedules.spacings import LogSNR, Power
 from scoreline.solvers.ddim import DDIM
 from scoreline.solvers.runge_kutta import heun

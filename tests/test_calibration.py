@@ -14,10 +14,10 @@ from scoreline.calibration.score_norm_plot import _clipped, _title, plot
 from scoreline.calibration.subject import Subject
 from scoreline.datasets.base import ArrayDataset
 from scoreline.denoiser import Denoiser
-from scoreline.entry import record_beside
 from scoreline.errors import InputError
 from scoreline.noise import normal
 from scoreline.parameterisations import VarianceExploding
+from scoreline.run_names import record_beside
 from scoreline.sampling import trajectory
 from scoreline.schedules.base import NoiseSchedule, grid
 from scoreline.schedules.discrete import DiscreteVP

@@ -24,7 +24,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from scoreline import entry, processes
+from scoreline import processes, run_names
 from scoreline.calibration.record import load_record
 from scoreline.calibration.score_norm import ScoreNorm
 from scoreline.calibration.subject import Subject
@@ -32,10 +32,11 @@ from scoreline.checkpoints import Checkpoint, load_model
 from scoreline.datasets.base import ImageDataset
 from scoreline.datasets.digits import Digits
 from scoreline.device import choose_device
-from scoreline.entry import leave, model_path
+from scoreline.entry import leave
 from scoreline.errors import InputError
 from scoreline.parts import Parts
 from scoreline.processes import Group, current, refuse_sweep
+from scoreline.run_names import model_path
 from scoreline.sampling import count_calls
 from scoreline.schedules.spacings import Polynomial
 from scoreline.solvers.deis import DEIS
@@ -279,7 +280,7 @@ def script() -> ModuleType:
 
 
 def composed(*overrides: str, out: Path) -> DictConfig:
-    entry.register_resolvers()
+    run_names.register_resolvers()
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         cfg = compose("calibrate", overrides=list(overrides), return_hydra_config=True)
     cfg.hydra.runtime.output_dir = str(out)

@@ -13,7 +13,7 @@ from scoreline import cli
 from scoreline.certification import MODELS, SPAN, certify, markdown, start, truth
 from scoreline.commands import certify as certify_command
 from scoreline.commands import show
-from scoreline.entry import conf_dir
+from scoreline.conf_folder import conf_dir
 from scoreline.schedules.base import Schedule
 from scoreline.schedules.spacings import Power
 from scoreline.solvers.adaptive import Adaptive

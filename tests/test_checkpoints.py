@@ -10,10 +10,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from scoreline.checkpoints import Card, load_model, save_model
-from scoreline.entry import ASSETS
 from scoreline.errors import InputError
 from scoreline.files import sha256
 from scoreline.networks.unet import UNet
+from scoreline.run_names import ASSETS
 from scoreline.schedules.base import NoiseSchedule
 from scoreline.schedules.vp import LinearVP
 from scoreline.specs import rebuild

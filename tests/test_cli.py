@@ -13,8 +13,9 @@ import pytest
 import torch
 
 from scoreline.checkpoints import Card, save_model
-from scoreline.entry import _safe, mode_is_unset
+from scoreline.conf_folder import mode_is_unset
 from scoreline.networks.unet import UNet
+from scoreline.run_names import _safe
 
 ROOT = Path(__file__).parents[1]
 VP = {"_target_": "scoreline.schedules.vp.LinearVP", "beta_min": 0.1, "beta_max": 20.0}
@@ -179,6 +180,14 @@ WITHOUT_TORCH = [
     ("sample", "sigma_min=small"),
     ("sample", "checkpoint=nowhere.safetensors"),
     ("sample", "table=deis_digts"),
+    ("sample", "final=zero"),
+    ("sample", "format=pngs"),
+    ("sample", "labels=fixd:3"),
+    ("sample", "labels=nowhere.txt"),
+    ("sample", "wandb=of"),
+    ("sample", "jobs=0"),
+    ("sample", "sweep.on_error=go"),
+    ("sample", "table=deis_digits budget=smal"),
     ("calibrate", "nfe=0"),
     ("calibrate", "seeds=abc"),
     ("calibrate", "checkpoint=nowhere"),
@@ -191,9 +200,10 @@ WITHOUT_TORCH = [
 
 @pytest.mark.parametrize(("script", "argument"), WITHOUT_TORCH, ids=lambda value: str(value))
 def test_what_can_be_told_without_torch_is(script: str, argument: str, workplace: Path) -> None:
-    found = imported(of_script(script), [argument], workplace)
+    words = argument.split()
+    found = imported(of_script(script), words, workplace)
     assert not found & {"torch", "numpy", "lightning", "matplotlib"}
-    done = call(script, argument, cwd=workplace)
+    done = call(script, *words, cwd=workplace)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
 
 

@@ -12,7 +12,7 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from scoreline import entry
+from scoreline import entry, mistakes, run_names
 from scoreline.calibration.ranking import Families
 from scoreline.calibration.record import Record
 from scoreline.calibration.search import Recommendation
@@ -47,7 +47,7 @@ CHOICES = [(path.parent.name, path.stem) for path in sorted(CONF.glob("*/*.yaml"
 
 
 def composed(script: str, *overrides: str, out: Path) -> DictConfig:
-    entry.register_resolvers()
+    run_names.register_resolvers()
     with initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = compose(script, overrides=list(overrides), return_hydra_config=True)
     cfg.hydra.runtime.output_dir = str(out)
@@ -71,10 +71,10 @@ def test_composes_and_resolves(group: str, choice: str, tmp_path: Path) -> None:
 
 
 def adopt(cfg: DictConfig) -> None:
-    checkpoint = load_model(entry.model_path(cfg.checkpoint))
+    checkpoint = load_model(run_names.model_path(cfg.checkpoint))
     entry.adopt_model(cfg, checkpoint.card.model, checkpoint.digest)
     if "record" in cfg:
-        cfg.record = str(entry.ASSETS / "digits_vp.score_norm.safetensors")
+        cfg.record = str(run_names.ASSETS / "digits_vp.score_norm.safetensors")
 
 
 @pytest.fixture(scope="module")
@@ -244,7 +244,7 @@ def test_datasets_that_need_a_file_say_so(tmp_path: Path) -> None:
             cfg.dataset.path = str(tmp_path / "nothing")
         with pytest.raises(InstantiationException) as caught:
             instantiate(cfg.dataset)
-        sentence = entry.explain(caught.value)
+        sentence = mistakes.explain(caught.value)
         assert sentence is not None, key
         assert "dataset." in sentence, sentence
     assert isinstance(instantiate(composed("train", out=tmp_path).dataset), Digits)

@@ -20,7 +20,6 @@ from scoreline.doctor import assets, disk, forecast, measuring, sampling, traini
 from scoreline.doctor.findings import Finding, amount, duration, failed, table
 from scoreline.doctor.job import composed
 from scoreline.doctor.live import peak_bytes
-from scoreline.entry import model_path
 from scoreline.generation.batches import generate
 from scoreline.generation.formats import FORMATS
 from scoreline.generation.making import Recipe
@@ -28,6 +27,7 @@ from scoreline.generation.shards import Shards
 from scoreline.guidance import Autoguidance
 from scoreline.metrics.no_metrics import NoMetrics
 from scoreline.processes import Group
+from scoreline.run_names import model_path
 from scoreline.sampling import count_calls, integrate
 from scoreline.schedules.spacings import Power
 from scoreline.solvers.adaptive import Adaptive
@@ -92,7 +92,7 @@ def test_quick_measures_nothing() -> None:
     ],
 )
 def test_what_is_no_job_is_refused(words: list[str], reason: str) -> None:
-    from scoreline.entry import explain
+    from scoreline.mistakes import explain
 
     with pytest.raises(Exception) as refused:  # noqa: PT011
         doctor.main(words)

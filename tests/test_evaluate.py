@@ -95,7 +95,7 @@ def test_features_that_take_long_are_kept_in_the_run_or_the_cache(place):
 )
 def test_mistakes_are_one_sentence(words, message):
     np.savez("big.npz", arr_0=np.zeros((9, 16, 16, 3), np.uint8))
-    from scoreline.entry import explain
+    from scoreline.mistakes import explain
 
     with pytest.raises(Exception) as caught:  # noqa: PT011 - the sentence is compared below
         main(words)

@@ -21,12 +21,12 @@ from scoreline.calibration.target_variance import TargetVariance
 from scoreline.checkpoints import load_model
 from scoreline.commands import reference
 from scoreline.commands.inspect import read
-from scoreline.entry import ASSETS
 from scoreline.files import sha256
 from scoreline.generation.images import Entry
 from scoreline.metrics.statistics import FORMAT as STATISTICS
 from scoreline.metrics.statistics import read_statistics
 from scoreline.pixels import to_uint8
+from scoreline.run_names import ASSETS
 from scoreline.sampling import integrate
 from scoreline.solvers.tableau import Tableau
 from scoreline.tables.long_csv import FIELDS

@@ -18,6 +18,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from scoreline import choices
 from scoreline.datasets.image_folder import ImageFolder
 from scoreline.datasets.zip_archive import ZipArchive
 from scoreline.errors import InputError
@@ -197,7 +198,7 @@ def test_names_are_in_the_order_of_the_images_beyond_a_million(tmp_path: Path) -
 @pytest.mark.parametrize(
     ("choice", "channels", "sentence"),
     [
-        ("npy", 3, "format=npy: there is no such format; did you mean 'npz'?"),
+        ("npy", 3, "format=npy: there is no such choice; did you mean 'npz'?"),
         ("png", 2, "format=png: PNG files take 1 or 3 channels, these images have 2; use npz"),
         ("webdataset", 4, "format=webdataset: PNG files take 1 or 3 channels, these images have 4"),
     ],
@@ -242,3 +243,7 @@ def peak(count: int) -> int:
 def test_memory_of_the_npz_writer_does_not_grow_with_the_images(tmp_path: Path) -> None:
     """50,000 images of 64x64 in colour are 614 MB."""
     assert peak(5_000) < 1.1 * peak(500) < 2**25
+
+
+def test_choices_of_the_config_are_the_formats_there_are() -> None:
+    assert (*FORMATS, NONE) == choices.FORMAT

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from scoreline.checkpoints import load_model
+from scoreline.choices import COMPILE, PRECISION
 from scoreline.cores import threads_of, usable_cores
 from scoreline.denoiser import Denoiser
-from scoreline.entry import model_path
 from scoreline.errors import InputError
 from scoreline.execution import Execution
 from scoreline.generation.batches import Batch, generate, launch
@@ -23,8 +23,8 @@ from scoreline.generation.fitting import MOST, fitting, memory_limit
 from scoreline.graphs import Replayed, recorder
 from scoreline.guidance import Autoguidance
 from scoreline.in_order import beside, in_order
-from scoreline.modes import COMPILE, PRECISION
 from scoreline.parameterisations import VarianceExploding
+from scoreline.run_names import model_path
 from scoreline.sampling import count_calls
 from scoreline.schedules.spacings import Power
 from scoreline.solvers.adaptive import Adaptive
@@ -227,7 +227,7 @@ def test_a_compiled_network_is_counted_and_agrees(monkeypatch: pytest.MonkeyPatc
     program = """
 import torch
 from scoreline.checkpoints import load_model
-from scoreline.entry import model_path
+from scoreline.run_names import model_path
 from scoreline.execution import Execution
 from scoreline.generation.batches import generate
 from scoreline.networks.unet import UNet

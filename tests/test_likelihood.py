@@ -13,7 +13,6 @@ from scoreline import noise
 from scoreline.checkpoints import Card, load_model, save_model
 from scoreline.commands import likelihood as command
 from scoreline.datasets.digits import Digits
-from scoreline.entry import model_path
 from scoreline.errors import InputError
 from scoreline.exact import GaussianMixture
 from scoreline.likelihood import (
@@ -26,6 +25,7 @@ from scoreline.likelihood import (
 )
 from scoreline.networks.unet import UNet
 from scoreline.pixels import to_uint8, to_unit
+from scoreline.run_names import model_path
 from scoreline.schedules.discrete import DiscreteVP
 from scoreline.schedules.ve import EDM
 from scoreline.schedules.vp import LinearVP

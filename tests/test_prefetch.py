@@ -18,12 +18,14 @@ import yaml
 
 from scoreline.commands import doctor, prefetch
 from scoreline.commands.composition import open_checkpoint, plain_config
+from scoreline.conf_folder import conf_dir
 from scoreline.datasets import cifar10
 from scoreline.doctor.job import composed
 from scoreline.doctor.model import imported_place, options
-from scoreline.entry import ASSETS, conf_dir, explain
 from scoreline.errors import InputError
 from scoreline.foreign.conversion import cached
+from scoreline.mistakes import explain
+from scoreline.run_names import ASSETS
 
 GOLDEN = json.loads((Path(__file__).parent / "foreign" / "golden_ddpm.json").read_text())
 NARROW = ["model=cifar10_ddpm"]

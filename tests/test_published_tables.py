@@ -15,7 +15,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from scoreline import entry
+from scoreline import entry, run_names
 from scoreline.calibration.record import Record
 from scoreline.checkpoints import load_model
 from scoreline.commands import reference
@@ -78,7 +78,7 @@ def value_of(key: str, overrides: list[str]) -> str | None:
 def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", [str(CONF.parent / "sample.py")])
-    entry.register_resolvers()
+    run_names.register_resolvers()
 
 
 def config(script: str, words: list[str]) -> DictConfig:
@@ -111,7 +111,7 @@ def models(found: Table) -> dict[str, Any]:
 
 @cache
 def shipped() -> Any:
-    return load_model(entry.model_path("digits_vp"))
+    return load_model(run_names.model_path("digits_vp"))
 
 
 def method(found: Table, overrides: list[str], made: dict[str, Any]) -> Method:
@@ -125,7 +125,7 @@ def method(found: Table, overrides: list[str], made: dict[str, Any]) -> Method:
     entry.adopt_model(cfg, shipped().card.model, shipped().digest)
     cfg.model.noise_schedule = made.get(name, cfg.model.noise_schedule)
     assert cfg.record == "auto"
-    cfg.record = str(entry.ASSETS / "digits_vp.score_norm.safetensors")
+    cfg.record = str(run_names.ASSETS / "digits_vp.score_norm.safetensors")
     native = instantiate(cfg.model.noise_schedule)
     span = entry.sigma_range(cfg, native)
     if name != "digits_vp" and cfg.schedule._target_.endswith("score_optimal.load_schedule"):

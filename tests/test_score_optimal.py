@@ -18,7 +18,7 @@ from omegaconf import DictConfig
 from scipy.integrate import quad
 from torch import Tensor, nn
 
-from scoreline import entry, noise
+from scoreline import mistakes, noise, run_names
 from scoreline.calibration.record import Record
 from scoreline.calibration.score_cost import corrector, predictor, predictor_probed
 from scoreline.calibration.score_optimal import CumulativeLength
@@ -428,7 +428,7 @@ def call(script: str, *arguments: str, cwd: Path) -> subprocess.CompletedProcess
 
 
 def test_calibrate_then_sample(tmp_path: Path) -> None:
-    shutil.copy(entry.ASSETS / "digits_vp.safetensors", tmp_path / "digits.safetensors")
+    shutil.copy(run_names.ASSETS / "digits_vp.safetensors", tmp_path / "digits.safetensors")
     sampling = ("schedule=score_optimal", "nfe=4", "seeds=0-3", "metrics=none")
     few = ("calibration=score_optimal", "calibration.levels=8", "nfe=5", "seeds=0-3", "hydra.run.dir=measured")
     done = call("calibrate", "checkpoint=digits.safetensors", *few, cwd=tmp_path)
@@ -451,14 +451,14 @@ def test_another_checkpoint_is_told_the_command(tmp_path: Path) -> None:
     cfg.digest = "cd" * 32
     with pytest.raises(InstantiationException) as caught:
         instantiate(cfg.schedule)
-    assert entry.explain(caught.value) == (
+    assert mistakes.explain(caught.value) == (
         f"schedule.path={path}: made for checkpoint abababababab, this one is cdcdcdcdcdcd; "
         "make one with: python calibrate.py calibration=score_optimal checkpoint=..."
     )
 
 
 def composed(checkpoint: Path) -> DictConfig:
-    entry.register_resolvers()
+    run_names.register_resolvers()
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         return compose("sample", [f"checkpoint={checkpoint}", "schedule=score_optimal"])
 

@@ -9,8 +9,8 @@ from scoreline.calibration.subject import Subject
 from scoreline.checkpoints import Checkpoint, load_model
 from scoreline.datasets.base import ArrayDataset
 from scoreline.datasets.digits import Digits
-from scoreline.entry import model_path, record_beside
 from scoreline.metrics.fidelity import Fidelity
+from scoreline.run_names import model_path, record_beside
 from scoreline.samples import draw
 from scoreline.schedules.spacings import Polynomial, Power
 from scoreline.solvers.deis import DEIS

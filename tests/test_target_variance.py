@@ -26,12 +26,12 @@ from scoreline.commands import inspect
 from scoreline.datasets.base import ArrayDataset
 from scoreline.datasets.digits import Digits
 from scoreline.denoiser import Denoiser
-from scoreline.entry import ASSETS
 from scoreline.errors import InputError
 from scoreline.files import sha256
 from scoreline.parameterisations import VarianceExploding
 from scoreline.parts import Parts
 from scoreline.pixels import to_unit
+from scoreline.run_names import ASSETS
 from scoreline.schedules.spacings import Power
 from scoreline.solvers.ddim import DDIM
 

@@ -18,7 +18,6 @@ from scoreline.commands import verify
 from scoreline.datasets.base import ArrayDataset
 from scoreline.datasets.digits import Digits
 from scoreline.denoiser import Denoiser
-from scoreline.entry import model_path
 from scoreline.errors import InputError
 from scoreline.exact import GaussianMixture
 from scoreline.networks.gaussian_mixture import GaussianMixtureScore
@@ -33,6 +32,7 @@ from scoreline.parameterisations import (
     VelocityPrediction,
 )
 from scoreline.pixels import to_unit
+from scoreline.run_names import model_path
 from scoreline.schedules.base import NoiseSchedule
 from scoreline.schedules.discrete import DiscreteVP
 from scoreline.schedules.sub_vp import SubVP
@@ -299,7 +299,7 @@ BAD = [
 
 @pytest.mark.parametrize(("words", "message"), BAD, ids=lambda value: str(value)[:40])
 def test_bad_input_is_refused(words: tuple[str, ...], message: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from scoreline.entry import explain
+    from scoreline.mistakes import explain
 
     monkeypatch.setattr(verify, "header", lambda plan: pytest.fail("work was begun"))
     with pytest.raises(Exception) as caught:  # noqa: PT011 (Hydra wraps errors of data sets)

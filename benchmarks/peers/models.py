@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from scoreline import noise
 from scoreline.checkpoints import load_model
 from scoreline.denoiser import Denoiser
-from scoreline.entry import ASSETS
 from scoreline.networks.unet import UNet
 from scoreline.parameterisations import EDMPreconditioning, NoisePrediction
+from scoreline.run_names import ASSETS
 from scoreline.schedules.base import NoiseSchedule, Schedule, grid
 from scoreline.schedules.spacings import Polynomial, Power
 from scoreline.schedules.ve import EDM

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from scoreline.choices import COMPILE, PRECISION, check_compile, check_precision, check_switch
 from scoreline.denoiser import Denoiser
-from scoreline.modes import COMPILE, PRECISION, check_compile, check_precision, check_switch
 
 DTYPES: dict[str, torch.dtype | None] = {
     name: None if dtype is None else getattr(torch, dtype) for name, dtype in PRECISION.items()
@@ -56,7 +56,7 @@ class Execution:
 
 
 def _options(name: str, network: nn.Module) -> dict[str, Any]:
-    """Of torch.compile. A CPU calls all kernels from C++: Python's lock would let one thread at a time call its next."""
+    """Of torch.compile. On a CPU kernels are called from C++, without Python's lock, for which threads would wait."""
     options = dict(COMPILE[name] or {})
     parameter = next(network.parameters(), None)
     if parameter is None or parameter.device.type != "cpu":

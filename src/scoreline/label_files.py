@@ -9,13 +9,7 @@ import numpy as np
 
 from scoreline.errors import InputError
 from scoreline.files import sha256
-
-SUFFIXES = (".txt", ".csv", ".npy", ".json")
-
-
-def is_label_file(rule: str) -> bool:
-    """Whether a rule for labels is the name of a file."""
-    return Path(rule).suffix.lower() in SUFFIXES
+from scoreline.label_rules import label_file
 
 
 def file_mark(rule: str) -> str:
@@ -36,9 +30,7 @@ def read_label_file(rule: str, seeds: Sequence[int], num_classes: int) -> list[i
         InputError: for a missing or damaged file, a number of classes that is not the number of seeds, a seed without
             a class, or a class out of range.
     """
-    path = Path(rule)
-    if not path.is_file():
-        raise InputError(f"labels={rule}: no such file; give one with a class for each seed")
+    path = label_file(rule)
     try:
         found = _READERS[path.suffix.lower()](path, seeds)
     except (ValueError, TypeError, KeyError, EOFError, OSError, RecursionError) as error:

@@ -1,6 +1,5 @@
 """Which class each image is asked to be."""
 
-import re
 from collections.abc import Sequence
 
 import torch
@@ -8,7 +7,8 @@ from torch import Tensor
 
 from scoreline import noise
 from scoreline.errors import InputError
-from scoreline.label_files import file_mark, is_label_file, read_label_file
+from scoreline.label_files import file_mark, read_label_file
+from scoreline.label_rules import check_rule, fixed_class, is_label_file
 
 
 def plan_labels(rule: str | None, seeds: Sequence[int], num_classes: int) -> Tensor | None:
@@ -23,20 +23,18 @@ def plan_labels(rule: str | None, seeds: Sequence[int], num_classes: int) -> Ten
         InputError: for an unknown rule, a file that does not serve, a class out of range, or a class asked of an
             unconditional model.
     """
-    given, rule = str(rule), str(rule).lower()
-    fixed, file = re.fullmatch(r"fixed:(\d+)", rule), is_label_file(rule)
-    if not fixed and not file and rule not in ("random", "balanced", "none"):
-        raise InputError(f"labels={rule}: choose random, balanced, fixed:K, none or a file of classes (.txt, .csv, ..)")
+    rule = check_rule(rule)
     if num_classes == 0:
         if rule not in ("random", "none"):
-            raise InputError(f"labels={given}: this checkpoint is unconditional; drop the key")
+            raise InputError(f"labels={rule}: this checkpoint is unconditional; drop the key")
         return None
-    if file:
-        return torch.tensor(read_label_file(given, seeds, num_classes))
-    if fixed:
-        if int(fixed[1]) >= num_classes:
+    if is_label_file(rule):
+        return torch.tensor(read_label_file(rule, seeds, num_classes))
+    fixed = fixed_class(rule)
+    if fixed is not None:
+        if fixed >= num_classes:
             raise InputError(f"labels={rule}: this checkpoint has the classes 0 to {num_classes - 1}")
-        return torch.full((len(seeds),), int(fixed[1]))
+        return torch.full((len(seeds),), fixed)
     if rule == "balanced":
         return torch.tensor([seed % num_classes for seed in seeds])
     return noise.integers(seeds, num_classes, "label") if rule == "random" else None

@@ -43,7 +43,7 @@ def integers(seeds: Sequence[int], high: int, purpose: str) -> Tensor:
 
 
 class _Bits:
-    """(seed, count) -> (count,) uint64 of the stream; one generator is moved there, which making one is 5 times as dear."""
+    """(seed, count) -> (count,) uint64. One generator is set to every stream: to make one is 5 times as dear."""
 
     def __init__(self, purpose: str, step: int) -> None:
         stream = int.from_bytes(hashlib.sha256(purpose.encode()).digest()[:8], "little")

@@ -8,8 +8,8 @@ from runs import records, train
 from safetensors.torch import load_file
 from torch import nn
 
+from scoreline.choices import COMPILE
 from scoreline.errors import InputError
-from scoreline.modes import COMPILE
 from scoreline.networks.unet import UNet
 from scoreline.training.execution import execute
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from scoreline import devices, entry
+from scoreline import devices, run_names
 from scoreline.datasets.base import ArrayDataset
 from scoreline.denoiser import Denoiser
 from scoreline.ema import EMA
@@ -57,7 +57,7 @@ def test_what_is_looked_for_is_seen() -> None:
 @pytest.mark.parametrize("target", ["dsm", "stf"])
 @pytest.mark.parametrize(("model", "objective"), MODELS)
 def test_a_step(model: str, objective: str, target: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    entry.register_resolvers()
+    run_names.register_resolvers()
     with initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = compose("train", overrides=[f"model={model}", f"objective={objective}", f"target={target}"])
     cfg.model.network.width, cfg.model.network.blocks = 32, 1

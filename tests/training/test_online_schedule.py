@@ -18,7 +18,7 @@ from lightning import Trainer
 from safetensors.torch import load_file
 from torch import Tensor
 
-from scoreline import entry
+from scoreline import run_names
 from scoreline.calibration.online_length import Adaptation, LengthDensity, OnlineLength, step_costs
 from scoreline.calibration.record import Record, load_record
 from scoreline.calibration.score_cost import corrector
@@ -447,7 +447,7 @@ def test_refuses_more_images_than_a_batch_or_a_process_can_share(tmp_path: Path)
 
 
 def test_choosing_it_is_another_run() -> None:
-    entry.register_resolvers()
+    run_names.register_resolvers()
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         plain, chosen, dense = (
             compose("train", overrides).identity

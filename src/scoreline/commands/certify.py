@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from scoreline import entry
+from scoreline import conf_folder
 from scoreline.certification import Certificate, certify, markdown
 from scoreline.commands.composition import built, composed, split
 from scoreline.errors import InputError
@@ -51,7 +51,7 @@ def named(asked: str) -> list[str]:
         InputError: for one that is bound to a checkpoint.
     """
     if not asked:
-        return sorted(path.stem for path in entry.conf_dir().glob("solver/*.yaml") if path.stem not in BOUND)
+        return sorted(path.stem for path in conf_folder.conf_dir().glob("solver/*.yaml") if path.stem not in BOUND)
     names = asked.split(",")
     for name in names:
         if name in BOUND:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
-from scoreline import entry
+from scoreline import conf_folder, entry, run_names
 from scoreline.errors import InputError
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def composed(overrides: Sequence[str]) -> DictConfig:
     """The config of sample.py with these overrides and its checkpoint's model filled in.
 
     Raises:
-        InputError, HydraException: as sample.py does, explained by `entry.explain`.
+        InputError, HydraException: as sample.py does, explained by `mistakes.explain`.
     """
     from omegaconf import open_dict
 
@@ -46,7 +46,7 @@ def composed(overrides: Sequence[str]) -> DictConfig:
     with open_dict(cfg):
         entry.adopt_model(cfg, checkpoint.card.model, checkpoint.digest)
         if cfg.record == "auto":
-            cfg.record = str(entry.record_beside(checkpoint.path, "score_norm"))
+            cfg.record = str(run_names.record_beside(checkpoint.path, "score_norm"))
     return cfg
 
 
@@ -54,12 +54,12 @@ def plain_config(overrides: Sequence[str], **values: Any) -> DictConfig:
     """The config of sample.py with these overrides and values, before any checkpoint is looked at.
 
     Raises:
-        HydraException: as sample.py does, explained by `entry.explain`.
+        HydraException: as sample.py does, explained by `mistakes.explain`.
     """
     from hydra.core.global_hydra import GlobalHydra
 
     GlobalHydra.instance().clear()
-    entry.register_resolvers()
+    run_names.register_resolvers()
     cfg = sample_config(overrides)
     for key, value in values.items():
         cfg[key] = value
@@ -77,7 +77,7 @@ def open_checkpoint(cfg: DictConfig) -> "Checkpoint":
     from scoreline.foreign.families import is_diffusers, is_foreign
 
     word, trust = str(cfg.checkpoint), tuple(cfg.trust)
-    path = Path(word) if is_diffusers(Path(word)) else entry.model_path(word)
+    path = Path(word) if is_diffusers(Path(word)) else run_names.model_path(word)
     ours = path.suffix == ".safetensors" and not is_foreign(path)
     if not is_url(word) and (ours or not path.exists()):
         if cfg.model is not None:
@@ -124,7 +124,7 @@ def sample_config(overrides: Sequence[str]) -> DictConfig:
 
     if GlobalHydra.instance().is_initialized():
         return compose("sample", list(overrides))
-    with initialize_config_dir(str(entry.conf_dir()), version_base="1.3"):
+    with initialize_config_dir(str(conf_folder.conf_dir()), version_base="1.3"):
         return compose("sample", list(overrides))
 
 
@@ -140,7 +140,7 @@ def families(cfg: DictConfig, checkpoint: Path) -> dict[str, dict[str, Any]]:
 
     asked = {group: cfg.calibration[f"{group}s"] for group in ("solver", "schedule")}
     names = {group: _named(group, value) for group, value in asked.items()}
-    record = str(entry.record_beside(checkpoint, "score_norm"))
+    record = str(run_names.record_beside(checkpoint, "score_norm"))
     whole = OmegaConf.create({**cfg, "record": record, "families": _nodes(names)})
     return {
         group: {
@@ -162,7 +162,7 @@ it would win unfairly."""
 
 def _named(group: str, asked: Any) -> list[str]:
     if asked == "all":
-        return [path.stem for path in sorted(entry.conf_dir().glob(f"{group}/*.yaml")) if path.stem not in BOUND]
+        return [path.stem for path in sorted(conf_folder.conf_dir().glob(f"{group}/*.yaml")) if path.stem not in BOUND]
     names = [asked] if isinstance(asked, str) else asked
     whole = isinstance(names, Sequence) and bool(names) and all(isinstance(name, str) for name in names)
     if not whole or len(set(names)) < len(names) or set(names) & set(CHOOSERS):

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from scoreline import entry
+from scoreline import checks
 from scoreline.checkpoints import Card, load_model, save_model
 from scoreline.commands.composition import split
 from scoreline.ema import EMA, gamma_of
@@ -111,7 +111,7 @@ def _number(key: str, text: str) -> float:
         value = float(text)
     except ValueError:
         raise InputError(f"{key}={text}: must be a number greater than 0") from None
-    return entry.number(key, value)
+    return checks.number(key, value)
 
 
 def moment(kimg: str, snapshots: Sequence[Snapshot]) -> int:

@@ -10,7 +10,7 @@ solver=deis_sn, or solver=deis_sn_published for the released code's reading of i
 
 from pathlib import Path
 
-from scoreline import entry
+from scoreline import run_names
 from scoreline.commands.composition import split
 from scoreline.errors import InputError, did_you_mean
 
@@ -31,8 +31,8 @@ def main(words: list[str]) -> None:
         return
     source, own = arguments(words)
     trust = tuple(part.strip() for part in own["trust"].strip("[]").split(",") if part.strip())
-    checkpoint = load_model(entry.model_path(own["checkpoint"]), trust)
-    target = Path(own["out"]) if own["out"] else entry.record_beside(checkpoint.path, "score_norm")
+    checkpoint = load_model(run_names.model_path(own["checkpoint"]), trust)
+    target = Path(own["out"]) if own["out"] else run_names.record_beside(checkpoint.path, "score_norm")
     if target.exists():
         raise InputError(f"out={target}: is there already and is never overwritten; move it, or give another out=...")
     record = published_record(source, checkpoint.noise_schedule, checkpoint.digest, checkpoint.card.data)

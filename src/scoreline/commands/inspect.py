@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from scoreline import checkpoints, entry
+from scoreline import checkpoints, run_names
 from scoreline.calibration import record, target_variance_table
 from scoreline.errors import InputError, did_you_mean
 from scoreline.files import sha256
@@ -59,7 +59,7 @@ def find(word: str) -> Path:
     Raises:
         InputError: if there is none.
     """
-    path = entry.model_path(word)
+    path = run_names.model_path(word)
     if path.is_file():
         return path
     if families.is_diffusers(Path(word)):
@@ -67,7 +67,7 @@ def find(word: str) -> Path:
     if Path(word).is_dir():
         others = ", ".join(sorted(str(file) for file in Path(word).glob("*.safetensors"))[:3])
         raise InputError(f"{word}: a directory without model.safetensors; name a file{others and f', as {others}'}")
-    shipped = [file.stem for file in entry.ASSETS.glob("*.safetensors")]
+    shipped = [file.stem for file in run_names.ASSETS.glob("*.safetensors")]
     raise InputError(f"{word}: no such file and no shipped model{did_you_mean(word, shipped)}")
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scoreline import entry
+from scoreline import run_names
 from scoreline.checkpoints import Checkpoint, load_model
 from scoreline.datasets.digits import Digits
 from scoreline.device import choose_device
@@ -64,7 +64,7 @@ def main(arguments: list[str]) -> None:
     """
     options = parser().parse_args([_as_option(word) for word in arguments])
     device = choose_device(options.device)
-    checkpoint = load_model(entry.model_path(options.checkpoint), tuple(options.trust))
+    checkpoint = load_model(run_names.model_path(options.checkpoint), tuple(options.trust))
     images = choose(options, checkpoint)
     checkpoint.denoiser.to(device)
     measured = measure(options, checkpoint, images)

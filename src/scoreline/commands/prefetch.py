@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from scoreline import entry
+from scoreline import conf_folder
 from scoreline.commands.composition import built, open_checkpoint
 from scoreline.commands.doctor import parse
 from scoreline.doctor.assets import Asset, assets
@@ -96,7 +96,7 @@ def read_table(name: str) -> Table:
     """
     import yaml  # type: ignore[import-untyped]
 
-    folder = entry.conf_dir() / "table"
+    folder = conf_folder.conf_dir() / "table"
     path = folder / f"{name}.yaml"
     if not path.is_file():
         known = [file.stem for file in folder.glob("*.yaml")]

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from scoreline import entry
+from scoreline import checks, entry
 from scoreline.commands.composition import built, composed, follow, split
 from scoreline.solvers.tableau import Tableau, build_tableau
 
@@ -18,7 +18,7 @@ def main(words: list[str]) -> None:
     own, overrides = split(words, OWN)
     cfg = composed(overrides)
     native = built(cfg.model.noise_schedule)
-    span, nfe = entry.sigma_range(cfg, native), entry.whole("nfe", cfg.nfe)
+    span, nfe = entry.sigma_range(cfg, native), checks.whole("nfe", cfg.nfe)
     recommended = follow(cfg, span, nfe - (cfg.final == "denoise"))
     if recommended:
         print(f"{cfg.checkpoint}: {' on '.join(recommended)}")

@@ -27,7 +27,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scoreline import entry, noise
+from scoreline import checks, noise
 from scoreline.checkpoints import Card, Checkpoint
 from scoreline.commands.composition import built, open_checkpoint, plain_config
 from scoreline.datasets.base import ImageDataset
@@ -218,7 +218,7 @@ def prepare(own: dict[str, str], dataset_words: list[str], import_words: list[st
 
 
 def _whole(key: str, text: str, least: int) -> int:
-    return entry.whole(key, int(text) if re.fullmatch(r"-?\d+", text) else text, least)
+    return checks.whole(key, int(text) if re.fullmatch(r"-?\d+", text) else text, least)
 
 
 def dataset(choice: str, words: list[str], card: Card) -> tuple[ImageDataset | None, str]:

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from scoreline import cache, entry
+from scoreline import cache, entry, run_names
 from scoreline.doctor.findings import Finding
 from scoreline.doctor.job import Job
 from scoreline.downloads import OFFLINE, cached_path
 from scoreline.errors import InputError
 from scoreline.foreign.conversion import is_url
-from scoreline.label_files import is_label_file
+from scoreline.label_rules import is_label_file
 
 Way = Literal["", "url", "download", "hub", "command"]
 """How a missing one is had: a person brings it; from its `url`; by its data set (`dataset.download`); from the Hugging
@@ -69,7 +69,7 @@ def _checkpoint(key: str, word: str, sha256: str | None) -> list[Asset]:
     if is_url(word):
         remedy = "scoreline prefetch fetches and imports it"
         return [Asset(key, word, cached_path(word), "url", remedy, word, sha256)]
-    return [Asset(key, word, entry.model_path(word), "", "give a model.safetensors written by train.py, or a URL")]
+    return [Asset(key, word, run_names.model_path(word), "", "give a model.safetensors written by train.py, or a URL")]
 
 
 def _guide(cfg: Any) -> list[Asset]:
@@ -92,10 +92,10 @@ ESTIMATOR = {
 
 def _records(job: Job) -> Iterator[Asset]:
     """Files of solver and schedule: lists of levels, and records of the checkpoint if that is there to be measured."""
-    path = entry.model_path(str(job.cfg.checkpoint))
+    path = run_names.model_path(str(job.cfg.checkpoint))
     for group in ("solver", "schedule"):
         for key, value in _paths(job.cfg[group], group):
-            place = entry.record_beside(path, "score_norm") if value == "auto" else Path(value)
+            place = run_names.record_beside(path, "score_norm") if value == "auto" else Path(value)
             kind = next((name for name in ESTIMATOR if place.name.endswith(f".{name}.safetensors")), None)
             if kind and not path.exists():
                 continue

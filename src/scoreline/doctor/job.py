@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from scoreline import entry
+from scoreline import conf_folder, mistakes, run_names
 from scoreline.commands.composition import built
 from scoreline.errors import InputError
 
@@ -37,16 +37,16 @@ def composed(script: str, overrides: Sequence[str]) -> Job:
 
 def sentence(error: Exception) -> str:
     """What the script would say of an error that is no defect of ours; others go on."""
-    found = entry.explain(error)
+    found = mistakes.explain(error)
     if found is None:
         raise error
     return found
 
 
 def _job(script: str, overrides: Sequence[str]) -> Job:
-    entry.register_resolvers()
+    run_names.register_resolvers()
     _hydra("core.global_hydra.GlobalHydra").instance().clear()
-    with _hydra("initialize_config_dir")(str(entry.conf_dir()), version_base="1.3"):
+    with _hydra("initialize_config_dir")(str(conf_folder.conf_dir()), version_base="1.3"):
         cfg = _hydra("compose")(script, list(overrides), return_hydra_config=True)
     _hydra("core.hydra_config.HydraConfig").instance().set_config(cfg)
     choices = {str(group): str(choice) for group, choice in cfg.hydra.runtime.choices.items()}

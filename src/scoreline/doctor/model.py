@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from scoreline import cache, entry
+from scoreline import cache, entry, run_names
 from scoreline.checkpoints import Checkpoint, load_model
 from scoreline.commands.composition import plain_model
 from scoreline.downloads import cached_path
@@ -31,11 +31,11 @@ def source_of(word: str) -> Path:
     """Where what `checkpoint=` names lies or would lie."""
     if is_url(word):
         return cached_path(word)
-    return Path(word) if Path(word).is_dir() and not _is_ours(word) else entry.model_path(word)
+    return Path(word) if Path(word).is_dir() and not _is_ours(word) else run_names.model_path(word)
 
 
 def _is_ours(word: str) -> bool:
-    path = entry.model_path(word)
+    path = run_names.model_path(word)
     return path.suffix == ".safetensors" and path.is_file() and not is_foreign(path)
 
 
@@ -43,7 +43,7 @@ def model_file(cfg: Any) -> Path | None:
     """The file of ours that the job loads, None where it has to be fetched or imported first."""
     word = str(cfg.checkpoint)
     if not is_url(word) and _is_ours(word):
-        return entry.model_path(word)
+        return run_names.model_path(word)
     source = source_of(word)
     if not source.exists():
         return None
@@ -63,5 +63,5 @@ def loaded(cfg: Any) -> Checkpoint | None:
     checkpoint = load_model(path, tuple(cfg.trust))
     entry.adopt_model(cfg, checkpoint.card.model, checkpoint.digest)
     if cfg.get("record") == "auto":
-        cfg.record = str(entry.record_beside(checkpoint.path, "score_norm"))
+        cfg.record = str(run_names.record_beside(checkpoint.path, "score_norm"))
     return checkpoint

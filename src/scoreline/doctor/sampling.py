@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from scoreline import entry
+from scoreline import checks, entry
 from scoreline.checkpoints import Checkpoint
 from scoreline.commands.composition import built, follow
 from scoreline.cores import threads_of
@@ -52,11 +52,11 @@ def prepared(job: Job, checkpoint: Checkpoint) -> Run:
         InputError: for what it refuses.
     """
     cfg, card = job.cfg, checkpoint.card
-    nfe, batch = entry.whole("nfe", cfg.nfe), entry.whole("batch_size", cfg.batch_size)
+    nfe, batch = checks.whole("nfe", cfg.nfe), checks.whole("batch_size", cfg.batch_size)
     own = cfg.get("network_batch")
     if own == "auto":
         own = MOST["cuda" if torch.cuda.is_available() else "cpu"]
-    network_batch = None if own is None else entry.whole("network_batch", own)
+    network_batch = None if own is None else checks.whole("network_batch", own)
     final = str(cfg.get("final", "none"))
     seeds = parse_seeds(cfg.seeds)
     labels = plan_labels(cfg.labels, seeds, card.num_classes)
@@ -178,7 +178,7 @@ def one_core(job: Job) -> Iterator[None]:
     """Tensors are computed with as many cores as the script lets one thread have."""
     before = torch.get_num_threads()
     wanted = {"sample": 1, "calibrate": job.cfg.get("threads")}.get(job.script)
-    torch.set_num_threads(before if wanted is None else entry.whole("threads", wanted))
+    torch.set_num_threads(before if wanted is None else checks.whole("threads", wanted))
     try:
         yield
     finally:

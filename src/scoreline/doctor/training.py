@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from scoreline import entry
+from scoreline import checks, entry
 from scoreline.commands.composition import built
 from scoreline.denoiser import Denoiser
 from scoreline.doctor import assets, disk, forecast
@@ -57,8 +57,8 @@ def _widths(job: Job) -> int:
 def network(job: Job, model: Denoiser) -> Finding:
     """Size of the network, and how many images it will see."""
     numbers, size = forecast.weights(model)
-    kimg = entry.number("duration_kimg", job.cfg.duration_kimg)
-    batch = entry.whole("batch_size", job.cfg.batch_size)
+    kimg = checks.number("duration_kimg", job.cfg.duration_kimg)
+    batch = checks.whole("batch_size", job.cfg.batch_size)
     steps = -(-round(kimg * 1000) // batch)
     text = f"{numbers:,} parameters, {amount(size)}; {steps:,} steps of {batch} images, {kimg:g} kimg"
     return Finding("ok", "network", text)
@@ -73,9 +73,9 @@ def processes(job: Job) -> int:
 
 def micro_batch(job: Job) -> int:
     """Images that pass through the network at a time on one process."""
-    share = max(1, entry.whole("batch_size", job.cfg.batch_size) // processes(job))
+    share = max(1, checks.whole("batch_size", job.cfg.batch_size) // processes(job))
     own = job.cfg.micro_batch
-    return share if own is None else min(share, entry.whole("micro_batch", own))
+    return share if own is None else min(share, checks.whole("micro_batch", own))
 
 
 def cost(job: Job, model: Denoiser, device: torch.device) -> Cost:
@@ -118,7 +118,7 @@ def memory(job: Job, held: forecast.Training, found: Cost | None, device: torch.
 def time(job: Job, found: Cost) -> Finding:
     """Seconds of all forward and backward passes, over the processes that share a batch."""
     count = processes(job)
-    images = entry.number("duration_kimg", job.cfg.duration_kimg) * 1000 / count
+    images = checks.number("duration_kimg", job.cfg.duration_kimg) * 1000 / count
     seconds, error = found.seconds_for(images)
     each = found.seconds / found.images
     text = f"{duration(seconds)} +- {duration(error)} of forward and backward passes on {count} process"
@@ -130,8 +130,8 @@ def time(job: Job, found: Cost) -> Finding:
 def files(job: Job, held: forecast.Training) -> Iterator[Finding]:
     """States to resume from and model files."""
     models, widths = len(_list(job.cfg.ema.half_life_kimg)), _widths(job)
-    every = entry.number("checkpoint_kimg", job.cfg.checkpoint_kimg)
-    moments = int(entry.number("duration_kimg", job.cfg.duration_kimg) // every) + 2
+    every = checks.number("checkpoint_kimg", job.cfg.checkpoint_kimg)
+    moments = int(checks.number("duration_kimg", job.cfg.duration_kimg) // every) + 2
     expected = forecast.of_checkpoints(held, models, widths * moments)
     yield Finding(
         "ok", "files", f"states, models and snapshots: {amount(expected.bytes)}, {amount(expected.most)} on the way"

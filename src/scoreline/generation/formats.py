@@ -9,7 +9,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
 
-from scoreline.errors import InputError, did_you_mean
+from scoreline import choices
+from scoreline.errors import InputError
 from scoreline.files import write_atomically
 from scoreline.generation import npz
 from scoreline.generation.archives import add_to_tar, zip_entry
@@ -94,9 +95,7 @@ def check_format(choice: str, shape: tuple[int, int, int]) -> None:
     Raises:
         InputError: for an unknown one, or PNG files of images that have neither one nor three channels.
     """
-    known = (*FORMATS, NONE)
-    if choice not in known:
-        raise InputError(f"format={choice}: there is no such format{did_you_mean(choice, known)}")
+    choices.check_format(choice)
     if choice != NONE and FORMATS[choice].png and shape[0] not in (1, 3):
         raise InputError(f"format={choice}: PNG files take 1 or 3 channels, these images have {shape[0]}; use npz")
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from scoreline.choices import check_final
 from scoreline.errors import InputError
 from scoreline.schedules.base import Schedule
 
@@ -194,8 +195,7 @@ def build(
         InputError: for nfe < 1, an unknown `final`, nfe < 2 with `denoise`, a second last hop, or a network call at
             rho = 0, where eps is not defined.
     """
-    if final not in ("none", "denoise"):
-        raise InputError(f"final={final}: choose none (stop at sigma_min) or denoise (one more call, to clean data)")
+    check_final(final)
     steps_nfe = nfe - (final == "denoise")
     if steps_nfe < 1:
         raise InputError(f"nfe={nfe}: needs at least {2 if final == 'denoise' else 1} with final={final}")

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from scoreline import entry
+from scoreline import mistakes, run_names
 from scoreline.commands import composition
 from scoreline.errors import InputError
 
@@ -14,7 +14,7 @@ def identities(overrides: Sequence[str], ranges: Sequence[str]) -> list[str]:
     Raises:
         InputError: for overrides that sample.py does not take, in its words.
     """
-    entry.register_resolvers()
+    run_names.register_resolvers()
     found = []
     cfg = _composed(overrides)
     for seeds in ranges:
@@ -30,14 +30,14 @@ def checkpoint(overrides: Sequence[str]) -> str:
 
 def absent(checkpoint: str) -> bool:
     """Whether a checkpoint is a path at which nothing lies."""
-    return "://" not in checkpoint and not entry.model_path(checkpoint).exists()
+    return "://" not in checkpoint and not run_names.model_path(checkpoint).exists()
 
 
 def _composed(overrides: Sequence[str]) -> Any:
     try:
         return composition.sample_config(overrides)
     except Exception as error:
-        sentence = entry.explain(error)
+        sentence = mistakes.explain(error)
         if sentence is None:
             raise
         raise InputError(sentence) from error

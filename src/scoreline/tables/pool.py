@@ -9,13 +9,12 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Literal
+from typing import IO
 
 from scoreline.files import locked
 from scoreline.tables.forked import Process, Start, fresh
 from scoreline.tables.plan import OUTCOME, Cell, Outcome, outcome, record
 
-OnError = Literal["continue", "stop", "retry"]
 LOG = "cell.log"
 POLL = 0.01
 PATIENCE = 10.0
@@ -71,7 +70,7 @@ class Pool:
         root: Path,
         command: Callable[[Cell], list[str]],
         places: Sequence[Slot],
-        on_error: OnError,
+        on_error: str,
         tell: Callable[[Cell, Outcome], None],
         start: Start = fresh,
     ) -> None:

@@ -9,10 +9,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any, get_args
+from typing import Any
 
-from scoreline import entry, processes
-from scoreline.errors import InputError, did_you_mean
+from scoreline import checks, choices, conf_folder, processes
+from scoreline.errors import InputError
 from scoreline.progress import ImageProgress
 from scoreline.tables import forked, identity, plan, pool, report
 from scoreline.tables.plan import Cell, Outcome, Plan
@@ -20,8 +20,6 @@ from scoreline.tables.schema import Command, Table, parse
 
 OWN = ("table", "budget", "jobs", "sweep", "wandb", "hydra")
 """Keys of the command line that are the table's, not its cells'."""
-
-WANDB = ("off", "offline", "online")
 
 
 @dataclass(frozen=True)
@@ -40,18 +38,14 @@ class Options:
 
     budget: str = "small"
     jobs: int | None = None
-    on_error: pool.OnError = "continue"
+    on_error: str = "continue"
     wandb: str = "off"
 
     def __post_init__(self) -> None:
-        for key, value, known in (
-            ("sweep.on_error", self.on_error, get_args(pool.OnError)),
-            ("wandb", self.wandb, WANDB),
-        ):
-            if value not in known:
-                raise InputError(f"{key}={value}: there is no such choice{did_you_mean(str(value), known)}")
+        choices.check_on_error(self.on_error)
+        choices.check_wandb(self.wandb)
         if self.jobs is not None:
-            entry.whole("jobs", self.jobs)
+            checks.whole("jobs", self.jobs)
 
 
 def of_cells(task: Sequence[str]) -> list[str]:
@@ -120,7 +114,7 @@ def words_of(command: Command) -> list[str]:
         words.pop(0)
     if words[:1] == ["scoreline"]:
         return [sys.executable, "-c", "from scoreline.cli import main; main()", *words[1:]]
-    script = entry.conf_dir().parent / words[0] if words else None
+    script = conf_folder.conf_dir().parent / words[0] if words else None
     if script is None or words[0] not in ("train.py", "sample.py", "calibrate.py"):
         raise InputError(f"prepare: {command.run}: must begin with train.py, sample.py, calibrate.py or scoreline")
     return [sys.executable, str(script), *words[1:]]
@@ -151,7 +145,7 @@ def run_cells(drafted: Plan, out: Path, options: Options) -> dict[str, int]:
         folder = str(out / cell.directory).replace("\\", "\\\\").replace("'", "\\'")
         return [
             sys.executable,
-            str(entry.conf_dir().parent / "sample.py"),
+            str(conf_folder.conf_dir().parent / "sample.py"),
             *cell.overrides,
             f"hydra.run.dir='{folder}'",
             *where,
@@ -171,7 +165,7 @@ def run_cells(drafted: Plan, out: Path, options: Options) -> dict[str, int]:
         if todo and done:
             pool.say(f"{done} of {len(states)} runs were finished before, {len(todo)} are missing")
         places = pool.slots(options.jobs, devices(drafted.overrides))
-        conf, environment = str(entry.conf_dir()), pool.Slot(None, places[0].threads).environment()
+        conf, environment = str(conf_folder.conf_dir()), pool.Slot(None, places[0].threads).environment()
         with forked.starter(conf, environment, len(todo)) as start:
             pool.Pool(out, command, places, options.on_error, tell, start).run(todo)
     found = [it.state for it in states.values()]

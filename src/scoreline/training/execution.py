@@ -5,8 +5,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from scoreline.choices import COMPILE, check_compile
 from scoreline.errors import InputError
-from scoreline.modes import COMPILE, check_compile
 
 WITHOUT_GRAPHS = {"max-autotune": "max-autotune-no-cudagraphs"}
 """Modes of torch.compile whose CUDA graphs would write over the gradients of an earlier micro-batch."""

@@ -10,8 +10,8 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor
 from torch.optim import Optimizer
 
+from scoreline.choices import check_compile
 from scoreline.errors import InputError
-from scoreline.modes import check_compile
 from scoreline.shards import assembled, divided
 from scoreline.training.launch import Launcher
 

@@ -1,4 +1,4 @@
-"""Ways in which networks can be run, by name; without torch, so that a mistake is told at once."""
+"""Named choices of the config; without torch, so that a mistake is told at once."""
 
 from collections.abc import Collection
 from typing import Any
@@ -16,6 +16,18 @@ COMPILE: dict[str, dict[str, Any] | None] = {
 """Options of torch.compile; None for a network that is run as it is written."""
 
 
+FINAL = ("none", "denoise")
+"""How a run ends: at sigma_min, or with a last evaluation, to clean data."""
+
+FORMAT = ("npz", "png", "zip", "webdataset", "none")
+"""What the images of a run end in; `none` keeps the manifest alone."""
+
+ON_ERROR = ("continue", "stop", "retry")
+"""What a table does after a cell that failed: go on with the others, stop, or try it once more at the end."""
+
+WANDB = ("off", "offline", "online")
+
+
 def check_precision(value: object) -> str:
     """Raises: InputError unless it is one of `PRECISION`."""
     return _one_of("precision", value, PRECISION)
@@ -24,6 +36,28 @@ def check_precision(value: object) -> str:
 def check_compile(value: object) -> str:
     """Raises: InputError unless it is one of `COMPILE`."""
     return _one_of("compile", value, COMPILE)
+
+
+def check_final(value: object) -> str:
+    """Raises: InputError unless it is one of `FINAL`."""
+    if value not in FINAL:
+        raise InputError(f"final={value}: choose none (stop at sigma_min) or denoise (one more call, to clean data)")
+    return str(value)
+
+
+def check_format(value: object) -> str:
+    """Raises: InputError unless it is one of `FORMAT`."""
+    return _one_of("format", value, FORMAT)
+
+
+def check_on_error(value: object) -> str:
+    """Raises: InputError unless it is one of `ON_ERROR`."""
+    return _one_of("sweep.on_error", value, ON_ERROR)
+
+
+def check_wandb(value: object) -> str:
+    """Raises: InputError unless it is one of `WANDB`."""
+    return _one_of("wandb", value, WANDB)
 
 
 def check_switch(key: str, value: object) -> bool:

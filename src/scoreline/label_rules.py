@@ -1,0 +1,45 @@
+"""Rules of `labels=`, without the arrays that they make."""
+
+import re
+from pathlib import Path
+
+from scoreline.errors import InputError
+
+SUFFIXES = (".txt", ".csv", ".npy", ".json")
+"""Of a file of classes; see `label_files.read_label_file`."""
+
+
+def is_label_file(rule: str) -> bool:
+    """Whether a rule for labels is the name of a file."""
+    return Path(rule).suffix.lower() in SUFFIXES
+
+
+def fixed_class(rule: str) -> int | None:
+    """k of `fixed:k`, None for another rule."""
+    found = re.fullmatch(r"fixed:(\d+)", rule.lower())
+    return int(found[1]) if found else None
+
+
+def label_file(rule: str) -> Path:
+    """Raises: InputError if no file of this name is there."""
+    path = Path(rule)
+    if not path.is_file():
+        raise InputError(f"labels={rule}: no such file; give one with a class for each seed")
+    return path
+
+
+def check_rule(rule: object) -> str:
+    """The rule as it is understood: a file's name as given, else in lower case.
+
+    Raises:
+        InputError: if it is neither `random`, `balanced`, `none`, `fixed:k` nor the name of a file of classes that is
+            there.
+    """
+    given = str(rule)
+    plain = given.lower()
+    if is_label_file(given):
+        label_file(given)
+        return given
+    if fixed_class(plain) is None and plain not in ("random", "balanced", "none"):
+        raise InputError(f"labels={rule}: choose random, balanced, fixed:K, none or a file of classes (.txt, .csv, ..)")
+    return plain
