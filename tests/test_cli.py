@@ -1,6 +1,7 @@
 """The scripts as a user meets them: processes, exit codes, one line for each mistake."""
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -205,6 +206,20 @@ def test_what_can_be_told_without_torch_is(script: str, argument: str, workplace
     assert not found & {"torch", "numpy", "lightning", "matplotlib"}
     done = call(script, *words, cwd=workplace)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+
+
+def test_a_compiler_that_is_missing_is_told(workplace: Path) -> None:
+    hidden = {"PATH": str(workplace), "TORCHINDUCTOR_CACHE_DIR": str(workplace / "kernels")}
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "sample.py"), "checkpoint=small.safetensors", "compile=default", "nfe=3"],
+        capture_output=True,
+        text=True,
+        cwd=workplace,
+        timeout=120,
+        env={**{key: value for key, value in os.environ.items() if key != "CXX"}, **hidden},
+    )
+    sentence = "compile: torch.compile found no C++ compiler; install g++, name yours in CXX, or use compile=none"
+    assert (done.returncode, done.stderr.splitlines()[-1]) == (2, f"sample.py: {sentence}"), done.stderr
 
 
 COUNT = """

@@ -11,6 +11,7 @@ from scoreline.parameterisations import (
     EDMPreconditioning,
     NoisePrediction,
     Parameterisation,
+    Scalings,
     VarianceExploding,
     VelocityPrediction,
 )
@@ -129,3 +130,43 @@ def test_label_options_of_discrete_networks() -> None:
     assert NoisePrediction(schedule, 1.0)(rho).noise.tolist() == pytest.approx([10.4, 10.6], abs=1e-9)
     assert NoisePrediction(schedule, 1.0, round_labels=True)(rho).noise.tolist() == [10, 11]
     assert NoisePrediction(schedule, 1.0, label_shift=-1.0)(rho).noise.tolist() == pytest.approx([9.4, 9.6], abs=1e-9)
+
+
+class Halving(nn.Module):
+    def forward(self, x: Tensor, noise: Tensor, label: Tensor | None = None) -> Tensor:
+        return x / 2
+
+
+class Counting(Parameterisation):
+    """EDM's scalings, and every level that they were computed for."""
+
+    def __init__(self) -> None:
+        self.asked: list[Tensor] = []
+
+    def __call__(self, rho: Tensor) -> Scalings:
+        self.asked.append(rho)
+        return EDMPreconditioning()(rho)
+
+
+def test_a_level_given_as_a_number_is_computed_once_and_to_the_bit_that_of_a_tensor(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    scalings = Counting()
+    denoiser = Denoiser(Halving(), scalings)
+    x = torch.randn(3, 2, generator=torch.Generator().manual_seed(0))
+    found = [denoiser.eps(x, 0.3), denoiser(x, 0.3), denoiser.eps(x, 0.3), denoiser(x, 5.0)]
+    assert [float(rho) for rho in scalings.asked] == [0.3, 5.0]
+    level = torch.tensor(0.3, dtype=torch.float64)
+    assert torch.equal(found[0], denoiser.eps(x, level))
+    assert torch.equal(found[1], denoiser(x, level))
+    monkeypatch.setattr("scoreline.parameterisations.KEPT_LEVELS", 4)
+    for k in range(20):
+        denoiser.eps(x, 1.0 + k)
+        assert len(scalings._kept) <= 4
+
+
+@pytest.mark.parametrize("parameterisation", ALL, ids=lambda p: type(p).__name__)
+def test_numbers_at_a_level_are_the_scalings(parameterisation: Parameterisation) -> None:
+    for rho in (0.02, 0.7, 40.0):
+        tensors = parameterisation(torch.tensor([rho], dtype=torch.float64))
+        assert parameterisation.at(rho) == tuple(value.item() for value in tensors)

@@ -258,6 +258,8 @@ print(float((compiled - plain).abs().max() / plain.abs().max()))
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-2000:]
     assert float(done.stdout) < 1e-5
+    written = [path.read_text() for path in tmp_path.rglob("*.cpp")]
+    assert any("gil_scoped_release" in text for text in written), "threads would wait for each other's kernels"
 
 
 def rerun(function: Callable[[], Tensor]) -> Callable[[], Tensor]:

@@ -11,12 +11,22 @@ from scoreline.errors import InputError, did_you_mean
 
 MISCONFIGURED = "MisconfigurationException"  # Lightning's, told by its name so as not to import Lightning
 
+COMPILERS = {
+    "InvalidCxxCompiler": "torch.compile found no C++ compiler; install g++, name yours in CXX",
+    "TritonMissing": "torch.compile found no Triton for this GPU; install triton",
+    "GPUTooOldForTriton": "this GPU is older than what torch.compile serves",
+}
+"""What torch.compile misses, by the name of its exception."""
+
 
 def explain(error: BaseException) -> str | None:
     """The sentence for a mistake in what the user gave, or None for a defect of ours."""
     for cause in _causes(error):
         if isinstance(cause, InputError):
             return " ".join(str(cause).split())
+        missing = COMPILERS.get(type(getattr(cause, "inner_exception", cause)).__name__)
+        if missing:
+            return f"compile: {missing}, or use compile=none"
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, choice = error.missing_cfg_file.rpartition("/")
         return f"{group}={choice}: there is no such choice{did_you_mean(choice, error.options or [])}"
