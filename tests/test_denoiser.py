@@ -170,3 +170,9 @@ def test_numbers_at_a_level_are_the_scalings(parameterisation: Parameterisation)
     for rho in (0.02, 0.7, 40.0):
         tensors = parameterisation(torch.tensor([rho], dtype=torch.float64))
         assert parameterisation.at(rho) == tuple(value.item() for value in tensors)
+
+
+@pytest.mark.parametrize("parameterisation", ALL, ids=lambda p: type(p).__name__)
+def test_unit_skip_is_said_of_those_whose_skip_is_one(parameterisation: Parameterisation) -> None:
+    skip = parameterisation(torch.logspace(-3, 2, 40, dtype=torch.float64)).skip
+    assert parameterisation.unit_skip == bool((skip == 1).all())

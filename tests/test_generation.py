@@ -2,6 +2,8 @@
 
 import errno
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -343,6 +345,15 @@ def test_counts_of_adaptive_solvers_are_means_over_all_images(tmp_path: Path) ->
     counts = shards(tmp_path).find().counts[:, 0].double()
     assert again["nfe"] == pytest.approx(float(counts.mean()), abs=0.06)
     assert 5 < result["nfe"] < 200
+
+
+def test_peak_memory_is_not_that_of_the_process_which_started_this_one() -> None:
+    """getrusage gives a program the memory of the process that forked it."""
+    ballast = np.ones(60 * 2**20)
+    code = "from scoreline.generation.memory import peak_memory; print(peak_memory()['cpu'])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert 50 < float(done.stdout) < peak_memory()["cpu"] - 100
+    del ballast
 
 
 def test_peak_memory_sees_what_was_allocated() -> None:

@@ -101,7 +101,7 @@ def test_an_abandoned_run_stops_its_threads_at_their_next_evaluation() -> None:
     labels = torch.tensor([0, 0, 1, 1, 2, 2])
 
     class Gated(nn.Module):
-        """The first unit goes through; the second one waits within its second call."""
+        """The first unit goes through; the others wait within their second call."""
 
         def __init__(self) -> None:
             super().__init__()
@@ -111,8 +111,9 @@ def test_an_abandoned_run_stops_its_threads_at_their_next_evaluation() -> None:
             assert label is not None
             unit = int(label[0])
             calls[unit] = calls.get(unit, 0) + 1
-            if unit == 1 and calls[unit] == 2:
-                second.set()
+            if unit > 0 and calls[unit] == 2:
+                if unit == 1:
+                    second.set()
                 assert gate.wait(30)
             return x * self.weight
 
@@ -124,7 +125,8 @@ def test_an_abandoned_run_stops_its_threads_at_their_next_evaluation() -> None:
     for worker in threading.enumerate():
         if worker.name.startswith("scoreline"):
             worker.join(30)
-    assert calls == {0: 5, 1: 2}
+    assert (calls[0], calls[1]) == (5, 2)
+    assert calls.get(2, 0) <= 2
 
 
 def test_what_goes_wrong_in_a_thread_is_told_in_its_place() -> None:
@@ -140,7 +142,7 @@ def test_what_goes_wrong_in_a_thread_is_told_in_its_place() -> None:
             next(found)
 
 
-def test_items_are_taken_no_further_ahead_than_there_are_threads() -> None:
+def test_items_are_taken_no_further_ahead_than_threads_and_one() -> None:
     taken: list[int] = []
 
     def items() -> Iterator[int]:
@@ -149,7 +151,7 @@ def test_items_are_taken_no_further_ahead_than_there_are_threads() -> None:
             yield number
 
     for number in in_order(lambda value: value, items(), 3):
-        assert len(taken) <= number + 4
+        assert len(taken) <= number + 5
     assert len(taken) == 20
 
 

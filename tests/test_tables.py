@@ -124,7 +124,8 @@ def test_the_verb_prints_and_writes_every_form(sweep: Path, capsys: pytest.Captu
     assert {"table.md", "table.tex", "table.csv", "table.png"} < {path.name for path in sweep.iterdir()}
     assert "| recall | NFE 5 | NFE 10 |" in (sweep / "table.md").read_text()
     report.main(["--help"])
-    assert all(f"{key}=" in capsys.readouterr().out for key in report.OWN)
+    told = capsys.readouterr().out
+    assert all(f"{key}=" in told for key in report.OWN)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """A mode in a process of its own, which takes its turn when asked: options of malloc cannot be taken back."""
 
+import math
 import multiprocessing
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -25,12 +26,11 @@ from scoreline.heap import keep_freed_memory
 from scoreline.in_order import in_order
 
 LAST_SEED = 2**31
-AT_ONCE = 8
-"""Batches of a turn on a GPU, which is waited for at the end of the turn only."""
+TURN = 0.75
+"""Seconds of bare network calls that make a turn: a machine hiccups by milliseconds, and threads wait for the last."""
 
-EACH = 4
-"""Batches of each thread in a turn of several threads, which start and wait for the last of them once a turn, not once
-for every batch."""
+AT_ONCE = 8
+"""Batches of a turn on a GPU at least, which is waited for at the end of the turn only."""
 
 
 class Turn(NamedTuple):
@@ -63,13 +63,13 @@ class Sides:
         self.pair: Pair = next(p for p in pairs_of(self.model, job.nfe, job.folder)[0] if (p.peer, p.method) == job.key)
         self.denoiser: Denoiser = self.mode.apply(self.model.denoiser)
         self.batch, self.count = job.batch, 1
-        if job.device == "cuda":
-            self.count = AT_ONCE
-        elif self.mode.threads > 1:
-            self.count = EACH
         self.latents = self.model.latents(list(range(job.batch)))
         self.stream: Iterator[Fetched] = self._batches(range(LAST_SEED))
         self.seed = 0
+        if not job.tiny:
+            self.bare()
+            least = AT_ONCE if job.device == "cuda" else 1
+            self.count = max(least, math.ceil(TURN / self.bare().seconds))
 
     def bare(self) -> Turn:
         """Network calls of as many batches as we compute at a time."""

@@ -70,7 +70,7 @@ class Denoiser(Denoising):
         level, scalings = self._scalings(x, rho)
         output = self._evaluate(x, scalings, condition)
         predicted = per_image(-scalings.out / level, x) * output
-        if bool(torch.as_tensor(scalings.skip == 1).all()):
+        if self.parameterisation.unit_skip:
             return predicted
         return predicted + per_image((1 - scalings.skip) / level, x) * x
 

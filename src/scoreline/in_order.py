@@ -14,9 +14,10 @@ R = TypeVar("R")
 def in_order(function: Callable[[T], R], items: Iterable[T], threads: int) -> Iterator[R]:
     """function(item) of every item in order, of up to `threads` items at a time; with one thread as plain calls.
 
-    Items are taken from the iterable as threads get free, results are held until those before them are taken. What
-    `function` raises is raised in the place of its result. Each thread computes its tensors with as many cores as the
-    caller's thread does now (torch.set_num_threads), which is one, if they are to share the cores.
+    Items are taken from the iterable as threads get free, and one more, so that no thread idles while the caller works;
+    results are held until those before them are taken. What `function` raises is raised in the place of its result.
+    Each thread computes its tensors with as many cores as the caller's thread does now (torch.set_num_threads), which
+    is one, if they are to share the cores.
     """
     if threads == 1:
         yield from map(function, items)
@@ -25,7 +26,7 @@ def in_order(function: Callable[[T], R], items: Iterable[T], threads: int) -> It
     waiting: deque[Future[R]] = deque()
     try:
         for item in items:
-            if len(waiting) == threads:
+            if len(waiting) > threads:
                 yield waiting.popleft().result()
             waiting.append(pool.submit(function, item))
         while waiting:

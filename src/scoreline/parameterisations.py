@@ -10,12 +10,12 @@ Source: Karras et al. (2022), arXiv:2206.00364, Eq. 7 and Table 1.
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
-from scoreline.devices import moved
+from scoreline.copies import moved
 from scoreline.schedules.base import NoiseSchedule
 
 
@@ -42,9 +42,13 @@ KEPT_LEVELS = 4096
 
 
 class Parameterisation(ABC):
-    """A frozen dataclass; the network returns `output_factor` times the image's channels, of which the first count."""
+    """A frozen dataclass; the network returns `output_factor` times the image's channels, of which the first count.
+
+    `unit_skip` says that skip is 1 at every level, where eps is the network's output times a number.
+    """
 
     output_factor: int = 1
+    unit_skip: ClassVar[bool] = False
 
     def at(self, rho: float) -> Numbers:
         """Scalings at one noise level, computed once: every batch of a run asks for the same levels."""
@@ -76,6 +80,7 @@ class NoisePrediction(Parameterisation):
     Source: Ho et al. (2020), arXiv:2006.11239; Song et al. (2021), arXiv:2011.13456.
     """
 
+    unit_skip = True
     noise_schedule: NoiseSchedule
     label_scale: float = 999.0
     label_shift: float = 0.0
@@ -115,6 +120,8 @@ class VarianceExploding(Parameterisation):
     Source: Karras et al. (2022), arXiv:2206.00364, Table 1, column VE.
     """
 
+    unit_skip = True
+
     def __call__(self, rho: Tensor) -> Scalings:
         one = torch.ones_like(rho)
         return Scalings(one, rho, one, torch.log(rho / 2))
@@ -130,6 +137,7 @@ class IDDPM(Parameterisation):
     Source: Nichol & Dhariwal (2021), arXiv:2102.09672; Karras et al. (2022), arXiv:2206.00364, Table 1.
     """
 
+    unit_skip = True
     C_1: float = 0.001
     C_2: float = 0.008
     M: int = 1000

@@ -14,7 +14,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from scoreline import devices, run_names
+from scoreline import copies, run_names
+from scoreline.calibration.online_length import step_costs
 from scoreline.datasets.base import ArrayDataset
 from scoreline.denoiser import Denoiser
 from scoreline.ema import EMA
@@ -46,10 +47,10 @@ class Copies(TorchDispatchMode):
 
 
 def test_what_is_looked_for_is_seen() -> None:
-    with Copies() as copies:
+    with Copies() as made:
         torch.zeros(3).to("meta")
         torch.zeros(3, device="meta") + 1
-    assert copies.found == ["aten._to_copy.default"]
+    assert made.found == ["aten._to_copy.default"]
     with pytest.raises((RuntimeError, NotImplementedError)):
         bool(torch.zeros((), device="meta").isfinite())
 
@@ -74,19 +75,34 @@ def test_a_step(model: str, objective: str, target: str, monkeypatch: pytest.Mon
             None,
             Reference(torch.empty(8, 3, 32, 32, dtype=torch.uint8), torch.empty(4, dtype=torch.int64)),
         )
-    for module in (devices, gradients):
+    for module in (copies, gradients):
         monkeypatch.setattr(module, "computes_apart", lambda device: device == META)
-    monkeypatch.setattr(devices.LateNumber, "swap", lambda self, number: late.append(number.device))
+    monkeypatch.setattr(copies.LateNumber, "swap", lambda self, number: late.append(number.device))
     clip._bad, clip._row = clip._bad.to(META), clip._row.to(META)
-    with Copies() as copies:
+    with Copies() as made:
         loss, rho = rule(Denoiser(network, instantiate(cfg.model.parameterisation)), batch)
         loss.sum().backward()
         sums.add(loss.detach(), rho)
         clip(network.parameters())
         average.update(network, 100, 4)
-    assert copies.found == []
+    assert made.found == []
     assert late == [META]
     assert {parameter.grad.device for parameter in network.parameters() if parameter.grad is not None} == {META}
+
+
+@pytest.mark.parametrize("model", [model for model, _ in MODELS])
+def test_what_an_online_schedule_measures(model: str) -> None:
+    run_names.register_resolvers()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose("train", overrides=[f"model={model}"])
+    cfg.model.network.width, cfg.model.network.blocks = 32, 1
+    with META:
+        network = instantiate(cfg.model.network)
+        clean, high = torch.empty(4, 3, 32, 32), torch.empty(4, dtype=torch.float64)
+    denoiser = Denoiser(network, instantiate(cfg.model.parameterisation))
+    with torch.no_grad(), Copies() as made:
+        costs = step_costs(denoiser, clean, clean, high, high, None)
+    assert (costs.device, tuple(costs.shape), made.found) == (META, (4,), [])
 
 
 def test_a_batch_takes_one_copy_that_nobody_waits_for(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -100,10 +116,10 @@ def test_a_batch_takes_one_copy_that_nobody_waits_for(monkeypatch: pytest.Monkey
         return torch.empty_like(tensor, device=device)
 
     monkeypatch.setattr(device_data, "moved", noted)
-    with Copies() as copies:
+    with Copies() as made:
         images, labels = data.read([3, 1, 2], META)
     assert (tuple(images.shape), tuple(labels.shape), asked) == ((3, 1, 2, 2), (3,), [(3,)])
-    assert [name for name in copies.found if "empty_like" not in name] == []
+    assert [name for name in made.found if "empty_like" not in name] == []
 
 
 def test_an_average_is_one_call(monkeypatch: pytest.MonkeyPatch) -> None:

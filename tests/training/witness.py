@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from scoreline import devices
+from scoreline import copies
 from scoreline.training import gradients, preemption
 
 
@@ -41,5 +41,5 @@ class AsOnGPU(Callback):
     """The CPU is taken for a device that works off a queue: numbers of a step are read a step later."""
 
     def __init__(self) -> None:
-        for module in (devices, gradients, preemption):
+        for module in (copies, gradients, preemption):
             module.computes_apart = lambda device: True  # type: ignore[attr-defined]

@@ -3,11 +3,13 @@
 scoreline report outputs/table/NAME-small            the table of sample.py table=NAME, as far as its runs are finished
 scoreline report multirun/sample-XXXXXXXX            a sweep of sample.py -m: rows are solvers on schedules, columns NFE
 scoreline report DIR metric=recall                   another of the metrics that were measured
+scoreline report outputs/table/NAME-small over=DDIM  each row over that one, seed range by seed range, in ratios.md too
 
 It prints the table and writes table.md, table.tex, table.csv and table.png into DIR. Runs of unequal protocols stand in
 tables of their own; runs that differ in nothing but disjoint seeds are one figure, with the spread between them.
 """
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +18,7 @@ from scoreline.errors import InputError, did_you_mean
 from scoreline.tables import plan, report, sweep
 from scoreline.tables.grid import Grid
 
-OWN = {"metric": ""}
+OWN = {"metric": "", "over": ""}
 METRIC = "frechet_distance"
 
 
@@ -24,7 +26,8 @@ def main(words: list[str]) -> None:
     """Write and print.
 
     Raises:
-        InputError: for no directory, one without finished runs, or a metric that was not measured.
+        InputError: for no directory, one without finished runs, a metric that was not measured, or ratios to a row that
+            there is not or of a sweep, which has no rows of equal seed ranges.
     """
     if {"-h", "--help"} & set(words):
         print(__doc__)
@@ -37,7 +40,8 @@ def main(words: list[str]) -> None:
     if len(roots) != 1:
         raise InputError(f"{len(roots)} directories: give one, as in outputs/table/NAME-small")
     root = Path(roots[0])
-    print(report.files(grid(root, own["metric"]), root), end="")
+    compared = "\n" + report.ratios(_of_table(root, own), root, own["over"]) if own["over"] else ""
+    print(report.files(grid(root, own["metric"]), root) + compared, end="")
 
 
 def grid(root: Path, metric: str) -> Grid:
@@ -46,14 +50,27 @@ def grid(root: Path, metric: str) -> Grid:
     Raises:
         InputError: as `main`.
     """
+    if (root / plan.PLAN).is_file():
+        return plan.grid(measured(root, metric), root)
+    return sweep.grid(sweep.over_seed_ranges(sweep.collect(root)), metric or METRIC)
+
+
+def _of_table(root: Path, own: Mapping[str, str]) -> plan.Plan:
     if not (root / plan.PLAN).is_file():
-        rows = sweep.over_seed_ranges(sweep.collect(root))
-        return sweep.grid(rows, metric or METRIC)
+        raise InputError(f"over={own['over']}: {root} is a sweep; ratios are made of sample.py table=NAME")
+    return measured(root, own["metric"])
+
+
+def measured(root: Path, metric: str) -> plan.Plan:
+    """A table's plan, by its own metric or another one.
+
+    Raises:
+        InputError: if that was not measured.
+    """
     found = plan.load(root)
     if not metric:
-        return plan.grid(found, root)
+        return found
     known = {name for entry in plan.entries(found, root) if entry.result for name in entry.result["metrics"]}
     if metric not in known:
         raise InputError(f"metric={metric}: not measured in these runs{did_you_mean(metric, known)}")
-    table = replace(found.table, metric=metric, paper=found.table.paper)
-    return plan.grid(replace(found, table=table), root)
+    return replace(found, table=replace(found.table, metric=metric))

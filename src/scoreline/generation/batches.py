@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from scoreline import noise
+from scoreline.copies import moved
 from scoreline.denoiser import Denoising
-from scoreline.devices import moved
 from scoreline.in_order import in_order
 from scoreline.sampling import Calls, Progress, count_calls, integrate
 from scoreline.solvers.adaptive import AdaptiveRun

@@ -7,7 +7,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from scoreline.devices import moved
+from scoreline.copies import moved
 from scoreline.errors import InputError
 from scoreline.parameterisations import IDDPM
 from scoreline.schedules.base import NoiseSchedule, Schedule

@@ -9,6 +9,7 @@ from scoreline.tables.grid import Grid
 from scoreline.tables.latex import latex
 from scoreline.tables.long_csv import long_csv
 from scoreline.tables.markdown import markdown
+from scoreline.tables.ratios import markdown as markdown_of_ratios
 
 
 def write(made: plan.Plan, root: Path) -> str:
@@ -23,6 +24,17 @@ def files(grid: Grid, root: Path, picture: str = "table.png") -> str:
         _write_changed(root / name, content)
     if any(entry.score(grid.metric) for entry in grid.entries()):
         write_atomically(root / picture, lambda path: figure(grid, path))
+    return text
+
+
+def ratios(made: plan.Plan, root: Path, base: str) -> str:
+    """ratios.md: the rows of a plan over one of them; its text.
+
+    Raises:
+        InputError: if there is no such row.
+    """
+    text = markdown_of_ratios(made, root, base)
+    _write_changed(root / "ratios.md", text)
     return text
 
 

@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from scoreline.copies import moved
 from scoreline.datasets.base import ArrayDataset, ImageDataset
-from scoreline.devices import moved
 from scoreline.errors import InputError
 
 

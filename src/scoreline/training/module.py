@@ -19,8 +19,8 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from scoreline.augmentation import Augmentation, Parameters
 from scoreline.checkpoints import Card
+from scoreline.copies import moved
 from scoreline.denoiser import Denoiser
-from scoreline.devices import moved
 from scoreline.errors import InputError
 from scoreline.objective import Batch, DenoisingObjective
 from scoreline.pixels import to_unit

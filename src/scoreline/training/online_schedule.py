@@ -13,6 +13,7 @@ from torch import Tensor
 from scoreline.calibration.online_length import KEY, Adaptation, LengthDensity, OnlineLength, step_costs
 from scoreline.calibration.record import Record, load_record
 from scoreline.calibration.score_optimal import spread_of
+from scoreline.copies import moved
 from scoreline.denoiser import Denoiser
 from scoreline.errors import InputError
 from scoreline.files import code_version, sha256, write_atomically
@@ -121,7 +122,7 @@ class OnlineSchedule(Callback):
         generator = torch.Generator(images.device).manual_seed(key + 2)
         clean, label = to_unit(images[:share]), module.condition(labels[:share])
         fresh = torch.randn(clean.shape, device=clean.device, generator=generator)
-        low, high = (self.length.rho[places[at] + end].to(clean.device) for end in (0, 1))
+        low, high = (moved(self.length.rho[places[at] + end], clean.device) for end in (0, 1))
         costs = torch.zeros(len(places), dtype=torch.float64, device=clean.device)
         costs[at] = step_costs(self._shadow(trainer, module), clean, fresh, high, low, label)
         self.length.add(places, trainer.strategy.reduce(costs, reduce_op="sum"))
