@@ -29,6 +29,7 @@ from scoreline.certification import SPAN
 from scoreline.checkpoints import load_model
 from scoreline.commands.certify import maker
 from scoreline.generation.batches import generate
+from scoreline.heap import keep_freed_memory
 from scoreline.schedules.spacings import Polynomial
 from scoreline.schedules.vp import LinearVP
 
@@ -58,7 +59,8 @@ def least(works: Sequence[Callable[[], Any]], repeats: int, device: str) -> list
 
 
 def batch_table(device: str, batches: Sequence[int], images: int, repeats: int) -> list[str]:
-    """Lines of Markdown. At least `images` images a repeat."""
+    """Lines of Markdown. At least `images` images a repeat; malloc keeps its memory, as in sample.py."""
+    keep_freed_memory()
     denoiser = load_model(run_names.ASSETS / "digits_vp.safetensors").denoiser.to(device)
     shape = (1, 8, 8)
     run = maker("deis_tab3", [])(LinearVP())(Polynomial(LinearVP(), 2), *SPAN, NFE)
