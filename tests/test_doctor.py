@@ -346,6 +346,29 @@ def test_a_training_is_forecast() -> None:
     assert quick == only(found, "network")
 
 
+def test_images_that_are_kept_on_the_device_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    """1,500 images of 64 bytes."""
+    held = forecast.Training(10, 10, 10, 10)
+    monkeypatch.setattr(sampling, "free_memory", lambda device: 96_039)
+    found = [
+        training.memory(composed("train", ["trainer=cpu", *words]), held, None, CPU)
+        for words in ([], ["device_mib=0.09"], ["dataset=zip", "dataset.path=nowhere.zip"])
+    ]
+    assert [finding.status for finding in found] == ["fail", "ok", "ok"]
+    assert "images 93.8 KiB" in found[0].text
+    assert found[0].text.endswith("lower micro_batch, device_mib")
+    assert "images" not in found[1].text
+    assert "images not counted" in found[2].text
+
+
+def test_a_size_that_is_fitted_later_does_not_fail(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sampling, "free_memory", lambda device: 1)
+    found = only(lines("sample", "--quick", "network_batch=auto", "device=cpu"), "memory")
+    assert found.status == "ok"
+    assert found.text.startswith("at most ")
+    assert "network_batch=auto takes fewer images where that does not fit" in found.text
+
+
 def test_images_that_do_not_fit_the_network_fail() -> None:
     job = composed("train", ["trainer=cpu", "model.network.resolution=16"])
     found = training.data(job)

@@ -1,5 +1,6 @@
 """The readers of docs/formats.md on real files, and that the page leaves nothing out."""
 
+import contextlib
 import csv
 import hashlib
 import json
@@ -15,11 +16,12 @@ import pages
 import pytest
 import torch
 import yaml
+from tables_files import draft, finish
 
 from scoreline.calibration.record import load_record
 from scoreline.calibration.target_variance import TargetVariance
 from scoreline.checkpoints import load_model
-from scoreline.commands import reference
+from scoreline.commands import evaluate, reference, verify
 from scoreline.commands.inspect import read
 from scoreline.files import sha256
 from scoreline.generation.images import Entry
@@ -29,6 +31,7 @@ from scoreline.pixels import to_uint8
 from scoreline.run_names import ASSETS
 from scoreline.sampling import integrate
 from scoreline.solvers.tableau import Tableau
+from scoreline.tables import plan
 from scoreline.tables.long_csv import FIELDS
 from scoreline.training.checkpoint import list_checkpoints
 
@@ -247,6 +250,35 @@ def test_the_reader_of_a_table_picks_the_least(where: Path, tmp_path: Path, monk
         for row, value in (("worse", "2.5"), ("better", "1.5"), ("none", "")):
             writer.writerow({"row": row, "column": "10", "metric": "frechet_distance", "value": value})
     assert run("table.csv", tmp_path, monkeypatch)["best"] == {"10": "better"}
+
+
+def test_a_plan_and_what_became_of_its_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = tmp_path / "table"
+    root.mkdir()
+    made = draft(root)
+    finish(root, made.cells[0], 2.5)
+    plan.record(made.cells[1], root, plan.Outcome("refused", "needs more"))
+    found = run("plan.json, outcome.json", tmp_path, monkeypatch)
+    places = [(cell.row, cell.column, cell.seeds) for cell in made.cells]
+    assert {place: scores["fid"]["value"] for place, scores in found["found"].items()} == {places[0]: 2.5}
+    assert found["reasons"] == {places[1]: "needs more"}
+    content = json.loads((root / "plan.json").read_text())
+    keys = {*content, *content["cells"][0], *json.loads(next(root.rglob("outcome.json")).read_text())}
+    assert keys <= names(pages.section(PAGE, "plan.json, outcome.json"))
+
+
+def test_what_evaluate_and_verify_leave(where: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = pages.section(PAGE, "Files of evaluate and verify")
+    words = ["digits_vp", "images=32", "levels=4", "seeds=0-3", "nfe=160", f"out={where / 'verify.json'}"]
+    with contextlib.suppress(SystemExit):
+        verify.main(words)
+    report = run("Files of evaluate and verify", where, monkeypatch)["report"]
+    assert {*report, *report["scale"], *report["verdicts"][0]} <= names(text)
+    assert report["format"] in text
+    evaluate.main([str(where / "sample/samples.npz"), "dataset=digits", f"out={where / 'scores.json'}"])
+    scores = json.loads((where / "scores.json").read_text())
+    assert {*scores, *scores["samples"]} <= names(text)
+    assert scores["format"] in text
 
 
 def test_every_file_of_a_run_is_named(where: Path) -> None:

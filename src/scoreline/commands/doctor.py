@@ -116,6 +116,6 @@ def of_training(job: Job, device: torch.device | None, quick: bool) -> Iterator[
     yield training.network(job, model)
     yield from training.files(job, held)
     cost = None if quick or device is None else training.cost(job, model, device)
-    yield training.memory(job, held, cost, device)
+    yield training.memory(job, held, cost, device, quick)
     if cost is not None:
         yield training.time(job, cost)

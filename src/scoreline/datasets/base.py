@@ -1,6 +1,7 @@
 """What every data set is: numbered uint8 images of one shape, labels, and a digest of the content."""
 
 import hashlib
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from functools import cached_property
@@ -28,6 +29,11 @@ class ImageDataset(ABC):
     @abstractmethod
     def read(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Images uint8 (B, C, H, W) and labels int64 (B,), -1 where there is none, in the order asked for."""
+
+    @property
+    def nbytes(self) -> int:
+        """Of all pixels."""
+        return len(self) * math.prod(self.shape)
 
     @cached_property
     def digest(self) -> str:

@@ -43,6 +43,7 @@ class Run:
     labelled: bool
     calls: forecast.Calls
     threads: int = 1
+    fitted: bool = False
 
 
 def prepared(job: Job, checkpoint: Checkpoint) -> Run:
@@ -54,7 +55,8 @@ def prepared(job: Job, checkpoint: Checkpoint) -> Run:
     cfg, card = job.cfg, checkpoint.card
     nfe, batch = checks.whole("nfe", cfg.nfe), checks.whole("batch_size", cfg.batch_size)
     own = cfg.get("network_batch")
-    if own == "auto":
+    fitted = own == "auto"
+    if fitted:
         own = MOST["cuda" if torch.cuda.is_available() else "cpu"]
     network_batch = None if own is None else checks.whole("network_batch", own)
     final = str(cfg.get("final", "none"))
@@ -71,7 +73,9 @@ def prepared(job: Job, checkpoint: Checkpoint) -> Run:
     planned = forecast.calls(denoiser, run, len(seeds), batch, network_batch)
     units = -(-planned.evaluations // max(1, run.nfe))
     threads = min(units, threads_of(job.cfg.threads)) if job.script == "sample" else 1
-    return Run(denoiser, run, card.shape, len(seeds), batch, network_batch, labels is not None, planned, threads)
+    return Run(
+        *(denoiser, run, card.shape, len(seeds), batch, network_batch, labels is not None, planned, threads, fitted)
+    )
 
 
 def checked_metrics(job: Job, run: Run) -> Finding | None:
@@ -126,7 +130,10 @@ def memory(run: Run, found: Cost | None, device: torch.device | None) -> Finding
         parts.append(f"activations {amount(activations)} ({run.calls.size * run.threads} images)")
         total += activations
     rest = "" if found is not None else "; activations not measured"
-    return judged_memory(total, f"{amount(total)} = {' + '.join(parts)}{rest}", device, "batch_size, network_batch")
+    text = f"{amount(total)} = {' + '.join(parts)}{rest}"
+    if run.fitted:
+        return Finding("ok", "memory", f"at most {text}; network_batch=auto takes fewer images where that does not fit")
+    return judged_memory(total, text, device, "batch_size, network_batch")
 
 
 def judged_memory(total: float, text: str, device: torch.device | None, keys: str) -> Finding:

@@ -102,17 +102,34 @@ def cost(job: Job, model: Denoiser, device: torch.device) -> Cost:
     return found
 
 
-def memory(job: Job, held: forecast.Training, found: Cost | None, device: torch.device | None) -> Finding:
-    """Weights, gradients, optimiser, averages, and where they were measured activations."""
+def kept(job: Job) -> int | None:
+    """Bytes of the images that are kept on the device; None where they cannot be looked at."""
+    if any(it.there is not True for it in assets.dataset("dataset", job.cfg.dataset)):
+        return None
+    try:
+        size = built(job.cfg.dataset).nbytes
+    except Exception:
+        return None
+    return int(size) if size <= checks.number("device_mib", job.cfg.device_mib, zero=True) * 2**20 else 0
+
+
+def memory(
+    job: Job, held: forecast.Training, found: Cost | None, device: torch.device | None, quick: bool = False
+) -> Finding:
+    """Weights, gradients, optimiser, averages, and unless quick images and activations."""
     named = ("weights", "gradients", "optimiser", "averages")
     parts = [f"{name} {amount(getattr(held, name))}" for name in named]
-    total = held.total
+    total, images_kept = held.total, None if quick else kept(job)
+    if images_kept:
+        parts.append(f"images {amount(images_kept)}")
+        total += images_kept
     if found is not None:
         images = micro_batch(job)
         parts.append(f"activations {amount(found.bytes_for(images))} ({images} images)")
         total += found.bytes_for(images)
     rest = "" if found is not None else "; activations not measured"
-    return judged_memory(total, f"{amount(total)} = {' + '.join(parts)}{rest}", device, "micro_batch")
+    rest += "; images not counted" if images_kept is None else ""
+    return judged_memory(total, f"{amount(total)} = {' + '.join(parts)}{rest}", device, "micro_batch, device_mib")
 
 
 def time(job: Job, found: Cost) -> Finding:

@@ -16,7 +16,7 @@ from scoreline.solvers.tableau import Tableau
 
 SHARE = 0.8
 
-MOST = {"cuda": 1024, "cpu": 64}
+MOST = {"cuda": 1024, "cpu": 256}
 """Images of a call beyond which the devices at hand did no more of them per second."""
 
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -23,7 +22,7 @@ class DeviceData:
 
     def __init__(self, dataset: ImageDataset, limit_mib: float = 4096) -> None:
         self.dataset, self.limit_mib = dataset, limit_mib
-        self.fits = len(dataset) * int(np.prod(dataset.shape)) <= limit_mib * 2**20
+        self.fits = dataset.nbytes <= limit_mib * 2**20
         self._kept: tuple[Tensor, Tensor] | None = None
 
     def read(self, indices: Sequence[int], device: torch.device) -> tuple[Tensor, Tensor]:
