@@ -139,7 +139,8 @@ def largest_network_batch(cfg: DictConfig, denoiser, run, shards, at_a_time: int
     if size is None and group.first:
         limit = None if cfg.memory_mib is None else checks.number("memory_mib", cfg.memory_mib)
         device = next(denoiser.parameters()).device
-        size = fitting(one_call(denoiser, run, shards), memory_limit(limit, device) / at_a_time, device)
+        memory = memory_limit(limit, device) / at_a_time
+        size = fitting(one_call(denoiser, run, shards), memory, device, len(shards.seeds))
     return int(from_first(torch.tensor([size]) if group.first else None, group))
 
 

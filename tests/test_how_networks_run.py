@@ -350,9 +350,11 @@ def test_the_largest_call_that_fits_is_a_power_of_two_of_what_it_holds() -> None
 
     each = 2000
     for limit, size in ((each * 33, 32), (each * 31.9, 16), (each * 1e6, MOST["cpu"]), (each, 1)):
-        assert fitting(call, limit, CPU) == size
+        assert fitting(call, limit, CPU, 50_000) == size
+    for images, size in ((1, 64), (64, 64), (511, 64), (512, 128), (1023, 128), (1024, 256), (50_000, 256)):
+        assert fitting(call, each * 1e6, CPU, images) == size
     with pytest.raises(InputError, match="network_batch=auto: one image takes 0 MiB of activations"):
-        fitting(call, each - 1, CPU)
+        fitting(call, each - 1, CPU, 50_000)
 
 
 def test_a_limit_is_what_was_asked_for_or_most_of_what_is_free(monkeypatch: pytest.MonkeyPatch) -> None:

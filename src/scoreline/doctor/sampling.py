@@ -16,7 +16,7 @@ from scoreline.doctor import disk, forecast
 from scoreline.doctor.findings import Finding, amount, duration
 from scoreline.doctor.job import Job, sentence
 from scoreline.doctor.measuring import Cost, measure
-from scoreline.generation.fitting import MOST
+from scoreline.generation.fitting import most_images
 from scoreline.generation.formats import check_format
 from scoreline.labels import plan_labels
 from scoreline.seeds import parse_seeds
@@ -57,7 +57,7 @@ def prepared(job: Job, checkpoint: Checkpoint) -> Run:
     own = cfg.get("network_batch")
     fitted = own == "auto"
     if fitted:
-        own = MOST["cuda" if torch.cuda.is_available() else "cpu"]
+        own = most_images(torch.device("cuda" if torch.cuda.is_available() else "cpu"), len(parse_seeds(cfg.seeds)))
     network_batch = None if own is None else checks.whole("network_batch", own)
     final = str(cfg.get("final", "none"))
     seeds = parse_seeds(cfg.seeds)

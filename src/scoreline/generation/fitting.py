@@ -19,12 +19,16 @@ SHARE = 0.8
 MOST = {"cuda": 1024, "cpu": 256}
 """Images of a call beyond which the devices at hand did no more of them per second."""
 
+USUAL = 64
+"""Images of a call that a small job may fill up to, as with the default of network_batch."""
 
-def fitting(call: Callable[[int], object], limit: float, device: torch.device) -> int:
+
+def fitting(call: Callable[[int], object], limit: float, device: torch.device, images: int) -> int:
     """The largest power of two n, at most `MOST`, with which `call(n)` holds at most `limit` bytes.
 
-    Bytes are taken as linear in n from calls of 1 and 2 images; on a GPU the size found is tried, and halved until it
-    fits. The same model, limit and kind of device give the same size.
+    The last call of a job is filled up, so n is at most `USUAL` or a quarter of the job's `images`. Bytes are taken as
+    linear in n from calls of 1 and 2 images; on a GPU the size found is tried, and halved until it fits. The same
+    model, limit, kind of device and number of images give the same size.
 
     Raises:
         InputError: if a single image does not fit.
@@ -32,8 +36,8 @@ def fitting(call: Callable[[int], object], limit: float, device: torch.device) -
     call(1)
     least, most = (peak_bytes(lambda n=n: call(n), device) for n in (1, 2))  # type: ignore[misc]
     each = max(most - least, 1)
-    size = 1
-    while size * 2 <= MOST.get(device.type, MOST["cpu"]) and least + each * (2 * size - 1) <= limit:
+    size, largest = 1, most_images(device, images)
+    while size * 2 <= largest and least + each * (2 * size - 1) <= limit:
         size *= 2
     while size > 1 and not _fits(call, size, limit, device):
         size //= 2
@@ -43,6 +47,12 @@ def fitting(call: Callable[[int], object], limit: float, device: torch.device) -
             f"{limit / 2**20:.0f}; raise memory_mib"
         )
     return size
+
+
+def most_images(device: torch.device, images: int) -> int:
+    """The size that a job of so many images is given where memory is no limit, a power of two."""
+    largest = min(MOST.get(device.type, MOST["cpu"]), max(USUAL, images // 4))
+    return 1 << (largest.bit_length() - 1)
 
 
 def one_call(denoiser: Denoising, run: Tableau | AdaptiveRun, shards: Shards) -> Callable[[int], object]:
