@@ -26,7 +26,8 @@ class Execution:
 
     Attributes:
         precision: one of `PRECISION`; weights keep their own, convolutions and matrix products are cast (autocast).
-        compile: one of `COMPILE`; the first call then takes long.
+        compile: one of `COMPILE`; the first call then takes long. `max-autotune` chooses kernels by timing them, so its
+            bits may differ between processes and starts.
         channels_last: weights and activations lie in memory channel by channel for each pixel.
 
     Raises:
