@@ -15,7 +15,6 @@ COMPILE: dict[str, dict[str, Any] | None] = {
 }
 """Options of torch.compile; None for a network that is run as it is written."""
 
-
 FINAL = ("none", "denoise")
 """How a run ends: at sigma_min, or with a last evaluation, to clean data."""
 

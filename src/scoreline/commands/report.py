@@ -9,7 +9,6 @@ It prints the table and writes table.md, table.tex, table.csv and table.png into
 tables of their own; runs that differ in nothing but disjoint seeds are one figure, with the spread between them.
 """
 
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -40,8 +39,8 @@ def main(words: list[str]) -> None:
     if len(roots) != 1:
         raise InputError(f"{len(roots)} directories: give one, as in outputs/table/NAME-small")
     root = Path(roots[0])
-    compared = "\n" + report.ratios(_of_table(root, own), root, own["over"]) if own["over"] else ""
-    print(report.files(grid(root, own["metric"]), root) + compared, end="")
+    text = "\n" + ratios(root, own["metric"], own["over"]) if own["over"] else ""
+    print(report.files(grid(root, own["metric"]), root) + text, end="")
 
 
 def grid(root: Path, metric: str) -> Grid:
@@ -55,10 +54,15 @@ def grid(root: Path, metric: str) -> Grid:
     return sweep.grid(sweep.over_seed_ranges(sweep.collect(root)), metric or METRIC)
 
 
-def _of_table(root: Path, own: Mapping[str, str]) -> plan.Plan:
+def ratios(root: Path, metric: str, base: str) -> str:
+    """The rows of a table over row `base`.
+
+    Raises:
+        InputError: as `main`.
+    """
     if not (root / plan.PLAN).is_file():
-        raise InputError(f"over={own['over']}: {root} is a sweep; ratios are made of sample.py table=NAME")
-    return measured(root, own["metric"])
+        raise InputError(f"over={base}: {root} is a sweep; ratios are made of sample.py table=NAME")
+    return report.ratios(measured(root, metric), root, base)
 
 
 def measured(root: Path, metric: str) -> plan.Plan:
