@@ -99,7 +99,7 @@ def read_config(root: Path) -> dict[str, Any]:
     Raises:
         InputError: if it is not readable.
     """
-    import yaml  # type: ignore[import-untyped]
+    import yaml
 
     path = root / "config.yaml"
     try:

@@ -102,7 +102,7 @@ def safe(name: str) -> str:
 
 def save(plan: Plan, root: Path) -> None:
     """config.yaml, what was asked for; plan.json, from which with the cells' files the table can be made again."""
-    import yaml  # type: ignore[import-untyped]
+    import yaml
 
     cells = [asdict(cell) for cell in plan.cells]
     found = {

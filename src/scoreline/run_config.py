@@ -1,0 +1,72 @@
+"""config.yaml of a run directory: written whole, read back as plain data."""
+
+from pathlib import Path
+from typing import Any
+
+from scoreline.errors import InputError
+
+NAME = "config.yaml"
+
+LARGEST = 2**20
+"""Bytes of the largest config that is read; those of the package's own runs have a few thousand."""
+
+DEEPEST = 64
+"""Levels of nesting that are read."""
+
+
+def read(root: Path) -> dict[str, Any] | None:
+    """The config of a run directory, or None if it holds no config.yaml.
+
+    The text is data: interpolations such as `${oc.env:HOME}` stay text, and tags, anchors and aliases are refused, so
+    that reading takes no more memory than the file.
+
+    Raises:
+        InputError: for a file that is unreadable, empty, no mapping, or larger or deeper than a config can be.
+    """
+    path = root / NAME
+    if not path.exists():
+        return None
+    try:
+        found = _parsed(path)
+    except (OSError, ValueError, RecursionError) as error:
+        reason = " ".join(str(error).split())[:120]
+        raise InputError(
+            f"{path}: not a readable config ({reason}); restore the file that the run wrote, or delete this directory"
+        ) from error
+    return found
+
+
+def _parsed(path: Path) -> dict[str, Any]:
+    """Raises ValueError for text that is no plain mapping."""
+    import yaml
+    from omegaconf import OmegaConf
+
+    with open(path, "rb") as file:
+        raw = file.read(LARGEST + 1)
+    if len(raw) > LARGEST:
+        raise ValueError(f"more than {LARGEST} bytes")
+    text = raw.decode()
+    try:
+        _refuse_all_but_plain(yaml.parse(text, yaml.CSafeLoader))
+        # OmegaConf's own reader: 1e-3 is a number to it, as it was to the run that wrote the file
+        found = OmegaConf.to_container(OmegaConf.create(text), resolve=False)
+    except Exception as error:  # PyYAML and OmegaConf share no base class
+        raise ValueError(error) from error
+    if not isinstance(found, dict) or not found or not all(isinstance(key, str) for key in found):
+        raise ValueError("not a mapping of names")
+    return {str(key): value for key, value in found.items()}
+
+
+def _refuse_all_but_plain(events: Any) -> None:
+    """Raises ValueError for tags, anchors, aliases, and nesting beyond `DEEPEST`."""
+    from yaml import events as kinds
+
+    depth = 0
+    for event in events:
+        if isinstance(event, kinds.AliasEvent) or getattr(event, "anchor", None):
+            raise ValueError("it holds an anchor or an alias")
+        if getattr(event, "tag", None):
+            raise ValueError(f"it holds the tag {event.tag}")
+        depth += isinstance(event, kinds.CollectionStartEvent) - isinstance(event, kinds.CollectionEndEvent)
+        if depth > DEEPEST:
+            raise ValueError(f"more than {DEEPEST} levels")
