@@ -94,7 +94,7 @@ def read_table(name: str) -> Table:
     Raises:
         InputError: if there is no such table, or it is not one.
     """
-    import yaml  # type: ignore[import-untyped]
+    import yaml
 
     folder = conf_folder.conf_dir() / "table"
     path = folder / f"{name}.yaml"
