@@ -127,7 +127,7 @@ def posterior_mean(x: Tensor, rho: Tensor, data: Tensor, allowed: Tensor | None 
     the oracle of tests. Everything is in float64, which neither autocast nor TF32 touches: single products have errors
     of about 1e-3 in |x - y|^2, and TF32 changes the weights where they matter. Distances are sums of squared
     differences, not differences of products, which would cancel where rho is small: l_i has a relative error of a few
-    2^-53, and since all pairs are summed in the same order, equal images have equal weights, to the bit, on any
+    2^-53, and since all pairs are summed in the same order, equal images have the same l_i, to the bit, on any
     processor and device. The largest l_i is subtracted as chunks of the data go by, so no epsilon is needed. Memory is
     that of B n weights and a fixed number of pixels, not of B n d.
 
