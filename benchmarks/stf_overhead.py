@@ -1,9 +1,9 @@
 """What a stable target costs beside a training step of DDPM++: `python benchmarks/stf_overhead.py`.
 
 FLOPs are counted, a multiplication and an addition as two, on tensors without content: of the target's distances and of
-its mean, (3 + 2) m n d in float64, and of forward and backward passes. Memory is what the CPU's allocator was asked for during one
-call; the reference itself, n d bytes, was there before. Where there is a CUDA device both are timed, a step in plain
-float32.
+its mean, (3 + 2) m n d in float64, and of forward and backward passes. Memory is what the CPU's allocator was asked for
+during one call; the reference itself, n d bytes, was there before. Where there is a CUDA device both are timed, a step
+in plain float32.
 """
 
 import time

@@ -1,5 +1,6 @@
 """torch's generators by key: MT19937 seeded with all bits, as NumPy seeds it from an array."""
 
+import itertools
 from collections import defaultdict
 from collections.abc import Iterable
 
@@ -46,9 +47,11 @@ def test_every_bit_of_a_key_counts() -> None:
     """Keys that differ in one bit anywhere, or in one half only, which torch's seeding merges."""
     assert words(Generator().manual_seed(5)) == words(Generator().manual_seed(5 + 2**32)), "torch has mended it"
     key = 0x9E3779B97F4A7C15
-    assert len({words(seeded(Generator(), key ^ 1 << bit)) for bit in range(64)} | {words(seeded(Generator(), key))}) == 65
+    assert (
+        len({words(seeded(Generator(), key ^ 1 << bit)) for bit in range(64)} | {words(seeded(Generator(), key))}) == 65
+    )
     streams = [drawn(5 + (high << 32)) for high in range(1, 30)]
-    assert all(not bool((one == other)[:45].any()) for one, other in zip(streams, streams[1:], strict=False))
+    assert all(not bool((one == other)[:45].any()) for one, other in itertools.pairwise(streams))
     assert torch.equal(drawn(key), drawn(key))
 
 

@@ -58,7 +58,7 @@ def seeded(generator: Generator, key: int) -> Generator:
     generator.manual_seed(key)
     if generator.device.type == "cpu" and key >> 32:
         state = generator.get_state()
-        filled = np.random.RandomState([key & 0xFFFFFFFF, key >> 32]).get_state(legacy=False)  # noqa: NPY002
+        filled = np.random.RandomState([key & 0xFFFFFFFF, key >> 32]).get_state(legacy=False)
         state.numpy().view(np.uint64)[WORDS] = filled["state"]["key"]
         generator.set_state(state)
     return generator

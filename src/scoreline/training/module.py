@@ -40,7 +40,8 @@ class DiffusionModule(LightningModule):
     A step is a pure function of the weights and (seed, step): noise levels, noise, augmentations, dropped labels and
     references are drawn for the whole global batch, of which a process takes its rows. Another number of processes or
     another micro-batch therefore changes nothing but rounding, no two ranks share noise, and a resumed run repeats an
-    uninterrupted one bit for bit on the same kind of processor or GPU. Only dropout inside the network differs: its masks are seeded by (seed, step, rank).
+    uninterrupted one bit for bit on the same kind of processor or GPU. Only dropout inside the network differs: its
+    masks are seeded by (seed, step, rank).
 
     Attributes:
         clock: time of the network: its forward passes, and backward passes whole, from the loss to the gradients, what
