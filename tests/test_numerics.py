@@ -11,7 +11,7 @@ import operator
 import sys
 import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from lightning import Trainer
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from torch import Generator, Tensor
 
 from scoreline import noise, run_names
@@ -54,7 +54,7 @@ CHANGED = (
 )
 NFE, BATCH, STEPS = 7, 32, 5
 RHO = torch.tensor([0.05, 0.3, 1.0, 5.0, 40.0], dtype=torch.float64)
-WITHOUT_FILES = ("from_file", "score_optimal", "time_quadratic_integer")
+NEED_MORE = ("from_file", "score_optimal", "time_quadratic_integer")
 """Schedules that need a file, or a discrete model."""
 
 Numbers = dict[str, list[int] | list[float] | str]
@@ -67,10 +67,6 @@ def composed(script: str, *overrides: str) -> DictConfig:
         return compose(script, overrides=list(overrides))
 
 
-def choices(group: str) -> list[str]:
-    return sorted(path.stem for path in (ROOT / "conf" / group).glob("*.yaml"))
-
-
 def shipped() -> Checkpoint:
     return load_model(run_names.model_path("digits_vp"))
 
@@ -78,13 +74,23 @@ def shipped() -> Checkpoint:
 def of_sample(checkpoint: Checkpoint, *overrides: str) -> DictConfig:
     """sample.py's config with the shipped model and its records filled in."""
     cfg = composed("sample", *overrides)
-    kinds = {"solver=learned": "tableau", "solver=auto": "search"}
-    kind = next((kinds[each] for each in overrides if each in kinds), "score_norm")
     cfg.model, cfg.digest = checkpoint.card.model, checkpoint.digest
     cfg.record = str(run_names.record_beside(checkpoint.path, "score_norm"))
-    if kind != "score_norm":
-        cfg.solver.path = str(run_names.record_beside(checkpoint.path, kind))
     return cfg
+
+
+def each(checkpoint: Checkpoint, group: str, left_out: Iterable[str]) -> Iterator[tuple[str, Any]]:
+    """What every file of a group makes. To compose anew, which takes long, is needed for files that build on others."""
+    base = of_sample(checkpoint)
+    for path in sorted((ROOT / "conf" / group).glob("*.yaml")):
+        if path.stem in left_out:
+            continue
+        given = OmegaConf.load(path)
+        assert isinstance(given, DictConfig)
+        base[group] = of_sample(checkpoint, f"{group}={path.stem}")[group] if "defaults" in given else given
+        if path.stem == "learned":
+            base[group].path = str(run_names.record_beside(checkpoint.path, "tableau"))
+        yield path.stem, instantiate(base[group])
 
 
 def told(name: str, **tensors: Tensor) -> dict[str, list[float]]:
@@ -140,17 +146,15 @@ def tables() -> Numbers:
     checkpoint, found = shipped(), Numbers()
     native = checkpoint.noise_schedule
     span = (native.sigma_max, native.sigma_min)
-    for name in choices("solver"):
-        solver = instantiate(of_sample(checkpoint, f"solver={name}").solver)
+    for name, solver in each(checkpoint, "solver", ["auto"]):
         if isinstance(solver, Adaptive):
             end = sample(PAIR.denoise, START, solver, Power(7), nfe=2000, sigma_min=0.01, sigma_max=80.0)
             found[f"solver {name}"] = end.flatten().tolist()
-        elif name != "auto":
+        else:
             nfe = sorted(solver.tables)[0] if isinstance(solver, Learned) else NFE
             run = build(solver, Polynomial(native, 2), span, nfe, "none")
             found |= told(f"solver {name}", rho=run.rho, S=run.S, N=run.N, B=run.B)
-    for name in set(choices("schedule")) - set(WITHOUT_FILES):
-        schedule = instantiate(of_sample(checkpoint, f"schedule={name}").schedule)
+    for name, schedule in each(checkpoint, "schedule", NEED_MORE):
         found |= told(f"schedule {name}", rho=build(DDIM(), schedule, span, NFE, "none").rho)
     return found
 
@@ -165,8 +169,9 @@ MODELS = {
 def formulas() -> Numbers:
     """What models multiply by, and the levels and weights of objectives."""
     found: Numbers = {}
-    for name in choices("objective"):
-        cfg = composed("train", f"objective={name}", f"model={MODELS[name]}")
+    assert set(MODELS) == {path.stem for path in (ROOT / "conf" / "objective").glob("*.yaml")}
+    for name, model in MODELS.items():
+        cfg = composed("train", f"objective={name}", f"model={model}")
         if name == "iddpm":
             cfg.model.parameterisation = {"_target_": "scoreline.parameterisations.IDDPM"}
         objective = instantiate(cfg.objective)
@@ -238,7 +243,7 @@ def weights() -> Numbers:
         module, average, before = trained(*overrides)
         after = module.denoiser.network.state_dict()
         for kind, reached in (("weights", after), ("averages", average.ema.weights)):
-            found |= told(f"{kind} after {name}", **{each: reached[each].cpu() - before[each] for each in before})
+            found |= told(f"{kind} after {name}", **{part: reached[part].cpu() - before[part] for part in before})
     return found
 
 
@@ -254,8 +259,8 @@ BOUNDS: dict[Callable[[], Numbers], float] = {
 
 Kernels for AVX-512, AVX2 and neither (ATEN_CPU_CAPABILITY, ONEDNN_MAX_CPU_ISA, MKL_CBWR) were found apart by less than
 1e-12 in float64, not at all in noise, and by 5e-5 in images and 9e-6 in weights, whose networks are float32. A
-coefficient off by 1e-6 moves tables by more than 1e-9, another stream or probability moves images and weights by more
-than 1e-2.
+coefficient off by 1e-6 moves a table by 2e-8, another stream of noise, probability or rate some weights by 2e-2 and
+more.
 """
 
 
