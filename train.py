@@ -69,18 +69,18 @@ def build_trainer(cfg: DictConfig, options, steps: int, plugins):
 
 
 def build_module(cfg: DictConfig, data):
-    import torch
     from hydra.utils import instantiate
 
     from scoreline.checkpoints import Card
     from scoreline.denoiser import Denoiser
+    from scoreline.noise import seed_default
     from scoreline.training.execution import execute
     from scoreline.training.module import DiffusionModule
     from scoreline.training.references import References
 
     dataset = data.dataset
     entry.match_data(cfg.model.network, dataset)
-    torch.manual_seed(checks.whole("seed", cfg.seed, least=0))
+    seed_default(checks.whole("seed", cfg.seed, least=0))
     denoiser = Denoiser(instantiate(cfg.model.network), instantiate(cfg.model.parameterisation))
     execute(denoiser.network, cfg.compile, cfg.channels_last)
     card = Card(

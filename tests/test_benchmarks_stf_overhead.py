@@ -14,8 +14,8 @@ import stf_overhead
 
 
 @pytest.mark.parametrize(("m", "n", "d"), [(4, 50, 12), (64, 1024, 3072)])
-def test_a_target_takes_two_products(m: int, n: int, d: int) -> None:
-    assert stf_overhead.flops(stf_overhead.target(m, n, d, "meta")) == 4 * m * n * d
+def test_a_target_takes_distances_and_a_mean(m: int, n: int, d: int) -> None:
+    assert stf_overhead.flops(stf_overhead.target(m, n, d, "meta")) == 5 * m * n * d
 
 
 def test_a_step_takes_three_forward_passes() -> None:
@@ -24,7 +24,7 @@ def test_a_step_takes_three_forward_passes() -> None:
     lines = stf_overhead.flop_rows()
     assert lines[0].startswith("DDPM++, one image: forward 42.38 GFLOP; forward and backward 3.00 times that")
     shares = {line.split(" | ")[0]: line.split(" | ")[1:] for line in lines[4:]}
-    assert shares == {"| 1024": ["0.805", "0.805", "0.0099 % |"], "| 4096": ["3.221", "3.221", "0.0396 % |"]}
+    assert shares == {"| 1024": ["1.007", "1.007", "0.0124 % |"], "| 4096": ["4.027", "4.027", "0.0495 % |"]}
 
 
 def test_memory_of_known_work() -> None:

@@ -29,7 +29,15 @@ from scoreline.parameterisations import (
 from scoreline.pixels import to_unit
 from scoreline.schedules.densities import LogNormal
 from scoreline.schedules.vp import LinearVP
-from scoreline.targets import Denoising, Reference, StableTarget, effective_size, posterior_mean, posterior_weights
+from scoreline.targets import (
+    Denoising,
+    Reference,
+    StableTarget,
+    effective_size,
+    posterior_mean,
+    posterior_weights,
+    squared_distances,
+)
 
 Long = NDArray[np.longdouble]
 
@@ -288,13 +296,42 @@ def by_difference(x: Tensor, rho: Tensor, data: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("rho", [1e-3, 0.002, 1.0, 80.0])
-def test_duplicates_share_their_weight_evenly(rho: float, digits: Tensor) -> None:
-    data = digits[[0, 1, 0, 2, 0]]
-    weights = posterior_weights(digits[:1] + rho * normal(1, 1, 8, 8), rho, data)
-    assert bool(weights.isfinite().all())
-    assert weights[0, [2, 4]].tolist() == pytest.approx([float(weights[0, 0])] * 2, rel=1e-14)
+def test_duplicates_share_their_weight_evenly(rho: float, digits: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On every kernel: the logarithms to the bit, the weights but for the last bit of exp, in one chunk and in five."""
+    data, x = digits[[0, 1, 0, 2, 0]], digits[:1] + rho * normal(1, 1, 8, 8)
+    distance = squared_distances(x.flatten(1), data.flatten(1))
+    assert torch.equal(distance[:, [0, 0]], distance[:, [2, 4]])
+    for elements in (targets.ELEMENTS, 64):
+        monkeypatch.setattr(targets, "ELEMENTS", elements)
+        weights = posterior_weights(x, rho, data)
+        assert bool(weights.isfinite().all())
+        assert weights[0, [2, 4]].tolist() == pytest.approx([float(weights[0, 0])] * 2, rel=2**-52, abs=0)
     one = posterior_mean(digits[:1], 0.002, digits[[0, 0]])
     assert torch.equal(one, digits[:1])
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 100, 1024])
+def test_distances_of_equal_images_are_equal_to_the_bit(chunk: int, crops: Tensor) -> None:
+    """As the others of their chunk may be, and however many noisy images there are."""
+    data = to_unit(crops).flatten(1).double()
+    x = data[:5] + 1e-3 * normal(5, data.shape[1], seed=3)
+    copies = data.clone()
+    copies[[40, 333, 1023]] = data[3]
+    found = torch.cat([squared_distances(x, part) for part in copies.split(chunk)], 1)
+    assert torch.equal(found[:, [3, 3, 3]], found[:, [40, 333, 1023]])
+    assert torch.equal(found[3:4], torch.cat([squared_distances(x[3:4], part) for part in copies.split(chunk)], 1))
+
+
+@pytest.mark.parametrize("rho", [1e-3, 0.03])
+def test_weights_keep_their_digits_where_rho_is_small(rho: float, crops: Tensor) -> None:
+    """Against extended precision, for images one or two grey levels apart, where products of pixels cancel."""
+    data = crops[:1].repeat(20, 1, 1, 1)
+    data.flatten(1)[torch.arange(20), torch.arange(20) * 100] += torch.arange(20).to(torch.uint8) % 3
+    pixels, level = to_unit(data).double(), torch.tensor([rho], dtype=torch.float64)
+    x = pixels[:1] + rho * normal(1, 3, 32, 32)
+    expected = brute_force(x, level, pixels)[0].astype(np.float64)
+    assert float(expected.max()) < 0.9
+    assert posterior_weights(x, level, data).numpy() == pytest.approx(expected, rel=1e-12, abs=0)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

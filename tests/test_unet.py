@@ -103,6 +103,7 @@ GOLDEN = {
 
 @pytest.mark.parametrize("options", [{}, {"augment_dim": 9, "checkpointing": True}])
 def test_names_and_initial_weights_stay_what_they_were(options: dict) -> None:
+    """To one unit in the last place of float32: normal numbers of different vector kernels agree so far, no further."""
     torch.manual_seed(0)
     state = UNet(1, 8, 16, (1, 2), 1, (4,), num_classes=3, **options).state_dict()
     augment = state.pop("augment.weight", None)
@@ -110,6 +111,6 @@ def test_names_and_initial_weights_stay_what_they_were(options: dict) -> None:
     assert len(state) == 129
     assert sum(value.numel() for value in state.values()) == 190_625
     for name, expected in GOLDEN.items():
-        assert state[name].flatten()[:2].tolist() == pytest.approx(expected, abs=1e-8), name
+        assert state[name].flatten()[:2].tolist() == pytest.approx(expected, rel=2**-23, abs=1e-9), name
     if not options:
         assert float(torch.randn(1)) == pytest.approx(-0.6623, abs=1e-4), "no further random number is drawn"

@@ -1,11 +1,14 @@
-"""Random numbers that belong to an image, not to a batch: counter-based, keyed by (seed, purpose, step)."""
+"""Random numbers: those that belong to an image, counter-based, keyed by (seed, purpose, step), and torch's by key."""
 
 import hashlib
 from collections.abc import Sequence
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
+
+WORDS = slice(3, 3 + 624)
+"""Where the state of MT19937 lies in that of torch's CPU generator, in words of 64 bits."""
 
 
 def normal(seeds: Sequence[int], shape: tuple[int, ...], purpose: str, step: int = 0) -> Tensor:
@@ -40,6 +43,31 @@ def integers(seeds: Sequence[int], high: int, purpose: str) -> Tensor:
     bits = _Bits(purpose, 0)
     words = np.array([bits(seed, 1)[0] for seed in seeds], dtype=np.uint64)
     return torch.from_numpy((((words >> np.uint64(11)).astype(np.float64) * 2.0**-53) * high).astype(np.int64))
+
+
+def seeded(generator: Generator, key: int) -> Generator:
+    """The generator, at the start of the stream of `key`, 0 .. 2^64 - 1, of which every bit counts.
+
+    torch seeds its CPU generator, an MT19937, by the low 32 bits of a key and forgets the others, so that of 77,000
+    keys two have the same stream at even odds. A key beyond 32 bits fills the state here as `init_by_array` does with
+    its two words, low word first, which is how NumPy's `RandomState` takes an array; a shorter key is torch's own
+    stream. Generators of other devices are Philox, whose key has 64 bits, and seed themselves.
+
+    Source: Matsumoto & Nishimura (1998), doi:10.1145/272991.272995, seeding of mt19937ar.c (2002).
+    """
+    generator.manual_seed(key)
+    if generator.device.type == "cpu" and key >> 32:
+        state = generator.get_state()
+        filled = np.random.RandomState([key & 0xFFFFFFFF, key >> 32]).get_state(legacy=False)
+        state.numpy().view(np.uint64)[WORDS] = filled["state"]["key"]
+        generator.set_state(state)
+    return generator
+
+
+def seed_default(key: int) -> None:
+    """Set torch's default generators of all devices to the stream of `key` (`seeded`)."""
+    torch.manual_seed(key)
+    seeded(torch.default_generator, key)
 
 
 class _Bits:

@@ -1,6 +1,9 @@
-"""Which numbers this version of the package computes."""
+"""Which numbers this code makes."""
 
 NUMERICS_VERSION = 1
-"""Raised by hand when images, weights or measurements change for the same configuration; see tests/test_numerics.py.
+"""Raised by hand when numbers change: when images, weights or measurements of one configuration come out different.
 
-Runs of another number are other runs. Sources that change without changing numbers leave it as it is."""
+It stands for the code in the identity of runs, so that a comment or a new command leaves finished runs what they are.
+What rounds differently on another processor is no change, neither is a faster kernel. tests/test_numerics.py compares
+golden numbers and says when it has to be raised.
+"""

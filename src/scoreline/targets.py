@@ -124,10 +124,12 @@ def posterior_mean(x: Tensor, rho: Tensor, data: Tensor, allowed: Tensor | None 
         sum_i w_i y_i,    w_i = exp(l_i) / sum_j exp(l_j),    l_i = -|x - y_i|^2 / (2 rho^2).
 
     The same sum serves as stable target (data: a reference batch), as the denoiser of an empirical distribution and as
-    the oracle of tests. Products are taken in float64, which neither autocast nor TF32 touches: single products have
-    errors of about 1e-3 in |x - y|^2, and TF32 changes the weights where they matter. Constants of a row are left out
-    of l_i, the largest l_i is subtracted as chunks of the data go by, so nothing overflows and no epsilon is needed.
-    Memory is that of B n weights and a fixed number of pixels, not of B n d.
+    the oracle of tests. Everything is in float64, which neither autocast nor TF32 touches: single products have errors
+    of about 1e-3 in |x - y|^2, and TF32 changes the weights where they matter. Distances are sums of squared
+    differences, not differences of products, which would cancel where rho is small: l_i has a relative error of a few
+    2^-53, and since all pairs are summed in the same order, equal images have the same l_i, to the bit, on any
+    processor and device. The largest l_i is subtracted as chunks of the data go by, so no epsilon is needed. Memory is
+    that of B n weights and a fixed number of pixels, not of B n d.
 
     Args:
         x: (B, *), any floating dtype.
@@ -165,6 +167,14 @@ def posterior_weights(x: Tensor, rho: Tensor, data: Tensor, allowed: Tensor | No
     return torch.cat([_heights(flat, variance, _pixels(data[chunk]), mask) for chunk, mask in parts], 1).softmax(1)
 
 
+def squared_distances(x: Tensor, y: Tensor) -> Tensor:
+    """|x_i - y_j|^2 from the differences, of rows x (m, d) and y (n, d) of one dtype: (m, n), in memory of that size.
+
+    Equal rows of y have the same distances, to the bit, which the columns of a matrix product do not promise.
+    """
+    return torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist").square()
+
+
 def effective_size(weights: Tensor) -> Tensor:
     """Effective sample size 1 / sum_i w_i^2 of weights (.., n) of sum 1. Source: Kong (1992), Univ. Chicago TR 348."""
     return 1 / weights.square().sum(-1)
@@ -175,6 +185,6 @@ def _pixels(images: Tensor) -> Tensor:
 
 
 def _heights(flat: Tensor, variance: Tensor, data: Tensor, allowed: Tensor | None) -> Tensor:
-    """l_i + |x|^2 / (2 rho^2), -inf where not allowed."""
-    height = torch.addmm(data.square().sum(1) / -2, flat, data.T) / variance
+    """l_i, -inf where not allowed."""
+    height = squared_distances(flat, data) / (-2 * variance)
     return height if allowed is None else height.masked_fill(~allowed, -torch.inf)

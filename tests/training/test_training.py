@@ -1,3 +1,4 @@
+import itertools
 import json
 import logging
 from collections import Counter
@@ -149,8 +150,11 @@ def test_a_batch_larger_than_the_data() -> None:
 
 
 def test_keys_of_steps_and_ranks_differ() -> None:
-    keys = {step_key(seed, step, rank) for seed in range(3) for step in range(50) for rank in range(4)}
-    assert len(keys) == 600
+    purposes = ("noise", "dropout")
+    named = itertools.product(range(3), range(50), range(4), purposes)
+    keys = {step_key(*of) for of in named}
+    assert len(keys) == 1200
+    assert max(keys) >> 63
 
 
 def test_records_after_the_resumed_step_are_dropped(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from scoreline.pixels import to_unit
 from scoreline.sampling import Progress
 from scoreline.schedules.base import NoiseSchedule, grid
 from scoreline.schedules.spacings import LogSNR
-from scoreline.targets import ELEMENTS, effective_size, posterior_weights
+from scoreline.targets import ELEMENTS, effective_size, posterior_weights, squared_distances
 
 WEIGHTS = 2**23
 """Posterior weights that are held at a time, 64 MiB; those of a single noisy image are held whatever their number."""
@@ -216,17 +216,17 @@ def moments(weights: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
     """Mean mu (R, d) of images (N, *) under weights (R, N) of sum 1, and sum_i w_i |y_i - mu|^2 (R,).
 
     Differences are taken from the image y_c of the largest weight, which is left out of the sums:
-    sum_i w_i |y_i - y_c|^2 - |mu - y_c|^2 keeps its digits however small all other weights are.
+    sum_i w_i |y_i - y_c|^2 - |mu - y_c|^2 keeps its digits however small all other weights are, and an image equal to
+    y_c adds exactly nothing to the first of them (`squared_distances`).
     """
     top = weights.argmax(1, keepdim=True)
     centre, rest = _numbers(images[top[:, 0]]), weights.scatter(1, top, 0.0)
     shift, square = -rest.sum(1, keepdim=True) * centre, torch.zeros_like(centre[:, 0])
-    own = centre.square().sum(1, keepdim=True)
     step = max(1, ELEMENTS // centre.shape[1])
     for start in range(0, len(images), step):
         pixels, share = _numbers(images[start : start + step]), rest[:, start : start + step]
         shift.addmm_(share, pixels)
-        square += (share * torch.addmm(own + pixels.square().sum(1), centre, pixels.T, alpha=-2)).sum(1)
+        square += (share * squared_distances(centre, pixels)).sum(1)
     return centre + shift, (square - shift.square().sum(1)).clamp(min=0)
 
 

@@ -46,9 +46,9 @@ def generate(
     """Sample one image per seed, batch by batch, on the device of the denoiser's parameters.
 
     x_0 = rho_0 z, z = `noise.normal(seed, "initial")`; the signal that x_0 would carry at the first level is left out,
-    as all samplers do. Image of seed s depends on s, its label, the denoiser and the tableau only, to the bit, because
-    the network always sees `network_batch` images at a time. An adaptive run chooses the steps of a batch together, so
-    its images depend on the batch by the tolerance.
+    as all samplers do. Image of seed s depends on s, its label, the denoiser and the tableau only, to the bit on one
+    kind of processor or GPU, because the network always sees `network_batch` images at a time. An adaptive run chooses
+    the steps of a batch together, so its images depend on the batch by the tolerance.
 
     Args:
         shape, batch_size: (C, H, W); images that are handed over at a time.

@@ -15,6 +15,7 @@ from torch.nn.functional import cross_entropy, pad
 import scoreline
 from scoreline.datasets.base import ArrayDataset
 from scoreline.datasets.digits import Digits
+from scoreline.noise import seed_default, seeded
 from scoreline.pixels import to_unit
 
 SEED, EPOCHS, BATCH = 0, 60, 50
@@ -69,9 +70,9 @@ def train(data: ArrayDataset, epochs: int = EPOCHS, seed: int = SEED) -> DigitCl
 
     A pure function of its arguments on one machine with one thread; it leaves torch's global generator as it was.
     """
-    generator = torch.Generator().manual_seed(seed)
+    generator = seeded(torch.Generator(), seed)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        seed_default(seed)
         network = DigitClassifier()
     optimiser = torch.optim.AdamW(network.parameters(), LEARNING_RATE, weight_decay=WEIGHT_DECAY)
     steps = epochs * -(-len(data) // BATCH)

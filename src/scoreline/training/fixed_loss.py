@@ -8,6 +8,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Generator, Tensor
 
 from scoreline.denoiser import Denoiser
+from scoreline.noise import seeded
 from scoreline.objective import Batch, DenoisingObjective
 from scoreline.pixels import to_unit
 from scoreline.targets import Denoising
@@ -57,7 +58,7 @@ class FixedLoss(Callback):
             count = min(self.images, len(dataset))
             chosen = np.random.Generator(np.random.PCG64(SEED)).choice(len(dataset), count, replace=False)
             images, labels = dataset.read(chosen.tolist())
-            generator = Generator().manual_seed(step_key(SEED, 0, 0))
+            generator = seeded(Generator(), step_key(SEED, 0, 0, "fixed_loss"))
             order = torch.randperm(count, generator=generator)
             u = (order.double() + 0.5) / count
             eps = torch.randn(images.shape, generator=generator)

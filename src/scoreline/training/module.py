@@ -22,6 +22,7 @@ from scoreline.checkpoints import Card
 from scoreline.copies import moved
 from scoreline.denoiser import Denoiser
 from scoreline.errors import InputError
+from scoreline.noise import seed_default, seeded
 from scoreline.objective import Batch, DenoisingObjective
 from scoreline.pixels import to_unit
 from scoreline.shards import blank, shard
@@ -39,7 +40,8 @@ class DiffusionModule(LightningModule):
     A step is a pure function of the weights and (seed, step): noise levels, noise, augmentations, dropped labels and
     references are drawn for the whole global batch, of which a process takes its rows. Another number of processes or
     another micro-batch therefore changes nothing but rounding, no two ranks share noise, and a resumed run repeats an
-    uninterrupted one bit for bit. Only dropout inside the network differs: its masks are seeded by (seed, step, rank).
+    uninterrupted one bit for bit on the same kind of processor or GPU. Only dropout inside the network differs: its
+    masks are seeded by (seed, step, rank).
 
     Attributes:
         clock: time of the network: its forward passes, and backward passes whole, from the loss to the gradients, what
@@ -120,7 +122,7 @@ class DiffusionModule(LightningModule):
 
     def _backward(self, examples: Batch, optimiser: LightningOptimizer) -> dict[str, Tensor] | None:
         """The gradient of all examples, from nothing, or None where there was not memory enough for it."""
-        torch.manual_seed(step_key(self.seed, self.global_step, self.global_rank) + 1)
+        seed_default(step_key(self.seed, self.global_step, self.global_rank, "dropout"))
         optimiser.zero_grad()
         losses, levels = [], []
         parts = list(examples.split(self.micro_batch or len(examples.clean)))
@@ -169,7 +171,7 @@ class DiffusionModule(LightningModule):
         """This process's rows of the step's global batch: images uint8 (b, C, H, W), labels (b,)."""
         world = self.trainer.world_size
         mine = share_of(self.batch_size, self.global_rank, world)
-        generator = Generator(images.device).manual_seed(step_key(self.seed, self.global_step, 0))
+        generator = seeded(Generator(images.device), step_key(self.seed, self.global_step, 0, "noise"))
         u, eps = self._noise(images, generator)
         told = self._told(labels, generator, mine)
         clean, augment, reference = self._clean(images, mine)
@@ -213,8 +215,8 @@ class DiffusionModule(LightningModule):
     def _augmentations(self, count: int, rank: int) -> Parameters | None:
         if self.augmentation is None:
             return None
-        key = step_key(self.seed, self.global_step, rank) + 3
-        return self.augmentation.draw(count, Generator().manual_seed(key), "cpu")
+        key = step_key(self.seed, self.global_step, rank, "augmentation")
+        return self.augmentation.draw(count, seeded(Generator(), key), "cpu")
 
     def _labels(self, drawn: Parameters) -> Tensor | None:
         """What the network is told, (n, A)."""
@@ -257,7 +259,7 @@ def _check_augmentation(
         raise InputError("target.augmented=none: forbids augmented images; use augmentation=none, or independent")
 
 
-def step_key(seed: int, step: int, rank: int) -> int:
-    """62 bits that name the random numbers of one step on one process."""
-    digest = hashlib.sha256(f"{seed} {step} {rank}".encode()).digest()
-    return int.from_bytes(digest[:8], "little") >> 2
+def step_key(seed: int, step: int, rank: int, purpose: str) -> int:
+    """64 bits that name the random numbers of one step on one process, for `noise.seeded`."""
+    digest = hashlib.sha256(f"{seed} {step} {rank} {purpose}".encode()).digest()
+    return int.from_bytes(digest[:8], "little")

@@ -18,6 +18,7 @@ from scoreline.denoiser import Denoiser
 from scoreline.errors import InputError
 from scoreline.files import code_version, sha256, write_atomically
 from scoreline.history import row
+from scoreline.noise import seeded
 from scoreline.pixels import to_unit
 from scoreline.schedules.base import NoiseSchedule
 from scoreline.schedules.score_optimal import ScoreOptimal
@@ -118,8 +119,8 @@ class OnlineSchedule(Callback):
         places = _places(module, self.length.intervals, self.images_per_step)
         share = self.images_per_step // trainer.world_size
         at = slice(trainer.global_rank * share, (trainer.global_rank + 1) * share)
-        key = step_key(module.seed, module.global_step, trainer.global_rank)
-        generator = torch.Generator(images.device).manual_seed(key + 2)
+        key = step_key(module.seed, module.global_step, trainer.global_rank, "online_schedule")
+        generator = seeded(torch.Generator(images.device), key)
         clean, label = to_unit(images[:share]), module.condition(labels[:share])
         fresh = torch.randn(clean.shape, device=clean.device, generator=generator)
         low, high = (moved(self.length.rho[places[at] + end], clean.device) for end in (0, 1))
@@ -208,7 +209,7 @@ def online_schedule_of(trainer: Trainer) -> ScoreOptimal | None:
 
 def _places(module: DiffusionModule, intervals: int, count: int) -> Tensor:
     """The intervals that a step measures: shuffled rounds, a pure function of (seed, step)."""
-    key = step_key(module.seed, -1, 0)
+    key = step_key(module.seed, 0, 0, "intervals")
     return torch.tensor(next(iter(EndlessBatches(intervals, count, key, module.global_step))))
 
 
