@@ -50,7 +50,8 @@ def _save(checkpoint: dict[str, Any], path: Path) -> None:
 def images_seen(checkpoint: dict[str, Any], path: Path) -> int | None:
     """Images behind a checkpoint; None where neither it nor its name tells: then they are steps * batch_size."""
     if "images_seen" in checkpoint:
-        return int(checkpoint["images_seen"])
+        known: int = checkpoint["images_seen"]
+        return known
     step, named = int(checkpoint["global_step"]), re.fullmatch(r"\d{10}", path.stem)
     seen = int(path.stem) if named else None
     return seen if seen is not None and seen % max(step, 1) == 0 and (seen > 0) == (step > 0) else None
@@ -160,13 +161,15 @@ class Checkpointing(Callback):
 
 
 def _say(path: Path, error: Exception) -> None:
-    say_not_written(path, error, "the one before is kept, training goes on")
+    say_not_written(path, error, "what was written before is kept")
 
 
 def _no_room(root: Path) -> InputError:
+    before = list_checkpoints(root)
+    then = f"goes on from {before[0].name}" if before else "begins anew"
     return InputError(
         f"checkpoint: the last one could not be written to {root}; make room there, then run the same command again: "
-        "it goes on from the one before"
+        f"it {then}"
     )
 
 
