@@ -31,7 +31,7 @@ def main(cfg: DictConfig) -> float | None:
     from scoreline.training.resume import resume_from
 
     entry.quieten()
-    out, batch_size = entry.output_dir(), checks.whole("batch_size", cfg.batch_size)
+    out, batch_size = entry.output_dir(), checks.whole("batch_size", cfg.batch_size, most=checks.LARGEST_BATCH)
     duration = checks.images("duration_kimg", cfg.duration_kimg)
     entry.claim(cfg, out)
     start = resume_from(out, str(cfg.resume), batch_size)

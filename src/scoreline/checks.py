@@ -47,10 +47,13 @@ CHOICES: dict[str, Callable[[object], object]] = {
 }
 """Keys of named choices, and what refuses others."""
 
-FROM_ZERO = ("workers", "seed")
-"""Keys of whole numbers that may be 0."""
-
 LARGEST_SEED = 2**63 - 1
+
+FROM_ZERO = {"workers": 1024, "seed": LARGEST_SEED}
+"""Keys of whole numbers that may be 0, and the largest."""
+
+LARGEST_BATCH = 2**20
+"""Images in a training step: the numbers of a larger one alone would fill the memory."""
 
 KIMG = ("duration_kimg", "checkpoint_kimg", "preview_kimg", "fixed_loss_kimg", "log_kimg")
 """Keys of thousands of images, at least one image."""
@@ -99,9 +102,9 @@ def refuse_plain_mistakes(cfg: DictConfig) -> None:
 
 
 def _refuse_numbers(cfg: DictConfig) -> None:
-    for key in FROM_ZERO:
+    for key, most in FROM_ZERO.items():
         if key in cfg:
-            whole(key, cfg[key], 0, LARGEST_SEED)
+            whole(key, cfg[key], 0, most)
     for key in KIMG:
         if key in cfg:
             images(key, cfg[key])
