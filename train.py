@@ -5,6 +5,7 @@
   python train.py experiment=digits_edm_stf     the same with stable targets
   python train.py target=stf target.references=1024
   python train.py duration_kimg=512 seed=1      any key below
+  python train.py resume=RUN/checkpoints/0000064000.ckpt optimiser.lr=1e-4   a new run from another one's state
   python train.py trainer=ddp trainer.devices=4 the same training on four GPUs: batch_size stays the whole batch
   python train.py logger=wandb                  csv | wandb (offline) | tensorboard
   python train.py callbacks=online_schedule     learn score-optimal steps on the way, for schedule=score_optimal
@@ -89,7 +90,7 @@ def build_module(cfg: DictConfig, data, start):
 
     dataset = data.dataset
     entry.match_data(cfg.model.network, dataset)
-    torch.manual_seed(checks.whole("seed", cfg.seed, least=0, most=checks.LARGEST_SEED))
+    torch.manual_seed(checks.whole("seed", cfg.seed, least=0))
     denoiser = Denoiser(instantiate(cfg.model.network), instantiate(cfg.model.parameterisation))
     execute(denoiser.network, cfg.compile, cfg.channels_last)
     earlier = start.earlier()
