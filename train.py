@@ -5,6 +5,7 @@
   python train.py experiment=digits_edm_stf     the same with stable targets
   python train.py target=stf target.references=1024
   python train.py duration_kimg=512 seed=1      any key below
+  python train.py resume=RUN/checkpoints/0000064000.ckpt optimiser.lr=1e-4   a new run from another one's state
   python train.py trainer=ddp trainer.devices=4 the same training on four GPUs: batch_size stays the whole batch
   python train.py logger=wandb                  csv | wandb (offline) | tensorboard
   python train.py callbacks=online_schedule     learn score-optimal steps on the way, for schedule=score_optimal
@@ -23,42 +24,51 @@ from scoreline import checks, entry, processes
 
 
 @entry.script("train")
-def main(cfg: DictConfig) -> None:
+def main(cfg: DictConfig) -> float | None:
     from hydra.utils import instantiate
 
-    from scoreline.training.checkpoint import AtomicCheckpointIO, resume_from
     from scoreline.training.data import ImageDataModule, share_of
     from scoreline.training.device_data import DeviceData
+    from scoreline.training.resume import resume_from
 
     entry.quieten()
-    out, batch_size = entry.output_dir(), checks.whole("batch_size", cfg.batch_size)
-    steps = -(-round(checks.number("duration_kimg", cfg.duration_kimg) * 1000) // batch_size)
-    if cfg.resume in ("auto", "never"):
-        entry.claim(cfg, out)
-    start = resume_from(out, cfg.resume)
+    out, batch_size = entry.output_dir(), checks.whole("batch_size", cfg.batch_size, most=checks.LARGEST_BATCH)
+    duration = checks.images("duration_kimg", cfg.duration_kimg)
+    entry.claim(cfg, out)
+    start = resume_from(out, str(cfg.resume), batch_size)
     data = DeviceData(instantiate(cfg.dataset), checks.number("device_mib", cfg.device_mib, zero=True))
-    module = build_module(cfg, data)
-    options = instantiate(cfg.trainer, _convert_="all")
-    if hasattr(options.get("strategy"), "command"):
-        options["strategy"].command = entry.command_of_this_job(out)
-    trainer = build_trainer(cfg, options, steps, [AtomicCheckpointIO()])
+    module = build_module(cfg, data, start)
+    start.check(module)
+    trainer = build_trainer(cfg, out, start.steps_until(duration, batch_size))
     share_of(batch_size, trainer.global_rank, trainer.world_size)
-    if trainer.is_global_zero:
-        entry.save_config(cfg, out)
     batches = ImageDataModule(data, batch_size, cfg.seed, cfg.workers)
-    trainer.fit(module, batches, ckpt_path=start, weights_only=True)
+    if trainer.is_global_zero and (note := start.note(module, duration)):
+        print(note)
+    trainer.fit(module, batches, ckpt_path=start.path, weights_only=True)
     conclude(trainer, module, out)
+    return fixed_loss(cfg, out) if trainer.is_global_zero else None
 
 
-def build_trainer(cfg: DictConfig, options, steps: int, plugins):
+def build_trainer(cfg: DictConfig, out, steps: int):
     from hydra.utils import instantiate
     from lightning import Trainer
     from lightning.fabric.utilities.exceptions import MisconfigurationException
+    from lightning.pytorch.callbacks import LambdaCallback
 
     from scoreline.errors import InputError
+    from scoreline.training.checkpoint import AtomicCheckpointIO
 
-    callbacks, logger = [instantiate(callback) for callback in cfg.callbacks.values()], instantiate(cfg.logger)
-    more = {"callbacks": callbacks, "logger": logger, "plugins": [*plugins, *options.pop("plugins", [])]}
+    def save_config(trainer, _) -> None:
+        """The last callback: whatever can be refused has been looked at."""
+        if trainer.is_global_zero:
+            entry.save_config(cfg, out)
+
+    options = instantiate(cfg.trainer, _convert_="all")
+    if hasattr(options.get("strategy"), "command"):
+        options["strategy"].command = entry.command_of_this_job(out)
+    callbacks = [*map(instantiate, cfg.callbacks.values()), LambdaCallback(on_fit_start=save_config)]
+    plugins = [AtomicCheckpointIO(), *options.pop("plugins", [])]
+    more = {"callbacks": callbacks, "logger": instantiate(cfg.logger), "plugins": plugins}
     try:
         trainer = Trainer(**options, **more, max_steps=steps)
     except (MisconfigurationException, ValueError) as error:
@@ -68,7 +78,7 @@ def build_trainer(cfg: DictConfig, options, steps: int, plugins):
     return trainer
 
 
-def build_module(cfg: DictConfig, data):
+def build_module(cfg: DictConfig, data, start):
     from hydra.utils import instantiate
 
     from scoreline.checkpoints import Card
@@ -83,12 +93,13 @@ def build_module(cfg: DictConfig, data):
     seed_default(checks.whole("seed", cfg.seed, least=0))
     denoiser = Denoiser(instantiate(cfg.model.network), instantiate(cfg.model.parameterisation))
     execute(denoiser.network, cfg.compile, cfg.channels_last)
+    earlier = start.earlier()
     card = Card(
         model=OmegaConf.to_container(cfg.model, resolve=True),
         shape=dataset.shape,
         num_classes=int(cfg.model.network.get("num_classes", 0)),
         data={"name": dataset.name, "sha256": dataset.digest, "images": len(dataset)},
-        training=entry.provenance(cfg),
+        training={**entry.provenance(cfg), **({"earlier": earlier} if earlier else {})},
     )
     objective = instantiate(cfg.objective)
     stable = objective.target.references > 0
@@ -96,9 +107,9 @@ def build_module(cfg: DictConfig, data):
     return DiffusionModule(
         denoiser,
         objective,
-        instantiate(cfg.optimiser),
+        instantiate(cfg.optimiser, _convert_="all"),
         cfg.batch_size,
-        cfg.lr_rampup_kimg,
+        checks.number("lr_rampup_kimg", cfg.lr_rampup_kimg, zero=True),
         cfg.seed,
         card,
         instantiate(cfg.gradients),
@@ -106,6 +117,7 @@ def build_module(cfg: DictConfig, data):
         references,
         None if cfg.micro_batch is None else checks.whole("micro_batch", cfg.micro_batch),
         checks.number("loss_scale", cfg.loss_scale),
+        {group: OmegaConf.to_container(cfg[group], resolve=True) for group in ("model", "objective", "optimiser")},
     )
 
 
@@ -122,11 +134,26 @@ def conclude(trainer, module, out) -> None:
         print(f"{told[0].told.name}: stopped at {kimg}, state saved; the same command goes on from {out}")
         told[0].hand_on()
         sys.exit(REQUEUE)
-    print(f"{kimg} -> {out / 'model.safetensors'}")
+    model = out / "model.safetensors"
+    print(f"{kimg} -> {model if model.is_file() else 'no model: callbacks.checkpoint, which writes it, is left out'}")
     for callback in trainer.callbacks:
         if isinstance(callback, OnlineSchedule):
             print(callback.summary())
-    print(f"next: python sample.py checkpoint={out}")
+    if model.is_file():
+        print(f"next: python sample.py checkpoint={out}")
+
+
+def fixed_loss(cfg: DictConfig, out) -> float | None:
+    """The last loss of the averaged model on fixed images and noise, for a sweeper to minimise; None without one."""
+    from scoreline.history import records
+
+    found = [record["fixed_loss"] for record in records(out / "metrics.jsonl") if "fixed_loss" in record]
+    if not found and entry.in_sweep():
+        print(
+            f"fixed_loss_kimg={cfg.fixed_loss_kimg}: no fixed_loss was measured, so a sweeper that optimises has "
+            f"nothing to compare; set it to at most duration_kimg={cfg.duration_kimg}"
+        )
+    return float(found[-1]) if found else None
 
 
 if __name__ == "__main__":

@@ -31,6 +31,7 @@ WHOLE: dict[str, tuple[Any, ...]] = {
     "network_batch": (None, "auto"),
     "trajectory_nfe": (),
     "jobs": (None,),
+    "micro_batch": (None,),
 }
 """Keys of whole numbers, at least 1, and what else they may be."""
 
@@ -47,6 +48,26 @@ CHOICES: dict[str, Callable[[object], object]] = {
     "wandb": check_wandb,
 }
 """Keys of named choices, and what refuses others."""
+
+LARGEST_SEED = 2**63 - 1
+
+FROM_ZERO = {"workers": 1024, "seed": LARGEST_SEED}
+"""Keys of whole numbers that may be 0, and the largest."""
+
+LARGEST_BATCH = 2**20
+"""Images in a training step: the numbers of a larger one alone would fill the memory."""
+
+KIMG = ("duration_kimg", "checkpoint_kimg", "preview_kimg", "fixed_loss_kimg", "log_kimg")
+"""Keys of thousands of images, at least one image."""
+
+NUMBERS: dict[str, bool] = {
+    "memory_mib": False,
+    "device_mib": True,
+    "lr_rampup_kimg": True,
+    "loss_scale": False,
+    "optimiser.lr": True,
+}
+"""Keys of numbers above 0, and whether they may be 0."""
 
 ABSENT = object()
 """In place of a key that a script does not have."""
@@ -70,9 +91,7 @@ def refuse_plain_mistakes(cfg: DictConfig) -> None:
     for key in ("seeds", "trajectories"):
         if cfg.get(key) is not None:
             parse_seeds(cfg[key], key)
-    for key in ("duration_kimg", "memory_mib"):
-        if cfg.get(key) is not None:
-            number(key, cfg[key])
+    _refuse_numbers(cfg)
     if "sigma_max" in cfg:
         for key, zero in (("sigma_max", False), ("sigma_min", True)):
             if cfg[key] is not None:
@@ -84,6 +103,19 @@ def refuse_plain_mistakes(cfg: DictConfig) -> None:
         refuse_absent_checkpoint(cfg.checkpoint)
 
 
+def _refuse_numbers(cfg: DictConfig) -> None:
+    for key, most in FROM_ZERO.items():
+        if key in cfg:
+            whole(key, cfg[key], 0, most)
+    for key in KIMG:
+        if key in cfg:
+            images(key, cfg[key])
+    for key, zero in NUMBERS.items():
+        value = OmegaConf.select(cfg, key)
+        if value is not None:
+            number(key, value, zero=zero)
+
+
 def refuse_absent_checkpoint(checkpoint: str) -> None:
     """Raises InputError if a checkpoint is neither a URL nor a shipped model nor a path at which something lies."""
     path = model_path(checkpoint)
@@ -91,15 +123,29 @@ def refuse_absent_checkpoint(checkpoint: str) -> None:
         raise InputError(f"checkpoint={path}: no such file; give a model.safetensors written by train.py")
 
 
-def whole(key: str, value: Any, least: int = 1) -> int:
+def whole(key: str, value: Any, least: int = 1, most: int | None = None) -> int:
     """A whole number from the config.
 
     Raises:
-        InputError: naming the key if it is no integer or below `least`.
+        InputError: naming the key if it is no integer, below `least` or above `most`.
     """
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise InputError(f"{key}={value}: must be a whole number, at least {least}")
+    if most is not None and value > most:
+        raise InputError(f"{key}={value}: must be at most {most}")
     return value
+
+
+def images(key: str, kimg: Any) -> int:
+    """Thousands of images from the config as a whole number of images, at least 1.
+
+    Raises:
+        InputError: naming the key if it is no such number.
+    """
+    found = round(number(key, kimg) * 1000)
+    if not found:
+        raise InputError(f"{key}={kimg}: less than one image; give 0.001 at least, in thousands of images")
+    return found
 
 
 def number(key: str, value: Any, above: float = 0.0, zero: bool = False) -> float:

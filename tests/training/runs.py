@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import forks
 import torch
 from safetensors.torch import load_file
 
@@ -60,6 +61,12 @@ def train(out: Path, *arguments: str, code: int = 0) -> "subprocess.CompletedPro
     )
     assert done.returncode == code, done.stderr
     return done
+
+
+def forked(out: Path, *arguments: str) -> tuple[int, str]:
+    """Exit code of train.py and what it says, in a process that forks from this one so as to start at once."""
+    (child,) = forks.start(str(ROOT / "train.py"), out.parent, *SMALL, f"hydra.run.dir={out}", *arguments)
+    return forks.ended(child), (out.parent / "said-0").read_text()
 
 
 def state(out: Path) -> dict[str, Any]:

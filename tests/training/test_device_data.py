@@ -78,7 +78,10 @@ def test_a_device_without_room_is_named_with_its_remedy(monkeypatch: pytest.Monk
 def batches_of(data: DeviceData, step: int, rank: int = 0, device: str = "cpu") -> object:
     module = ImageDataModule(data, 8, seed=3)
     strategy = SimpleNamespace(root_device=torch.device(device))
-    module.trainer = SimpleNamespace(global_step=step, global_rank=rank, world_size=2, strategy=strategy)
+    own = SimpleNamespace(offset=0)
+    module.trainer = SimpleNamespace(
+        global_step=step, global_rank=rank, world_size=2, strategy=strategy, lightning_module=own
+    )
     return module.train_dataloader()
 
 

@@ -15,7 +15,8 @@ from safetensors.torch import load_file
 
 from scoreline.checkpoints import load_model
 from scoreline.errors import InputError
-from scoreline.training.checkpoint import list_checkpoints, loadable, resume_from
+from scoreline.training.checkpoint import list_checkpoints, loadable
+from scoreline.training.resume import Start, resume_from
 
 
 @pytest.fixture(scope="module")
@@ -62,19 +63,25 @@ def test_kill_9_leaves_loadable_files_and_the_same_end(uninterrupted: Path) -> N
     assert_same_run(uninterrupted, out)
 
 
-def test_a_damaged_last_checkpoint_falls_back_to_the_one_before(tmp_path: Path, uninterrupted: Path) -> None:
+def test_a_damaged_last_checkpoint_falls_back_to_the_one_before(
+    tmp_path: Path, uninterrupted: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     newest, former = list_checkpoints(uninterrupted)
     root = tmp_path / "checkpoints"
     root.mkdir()
     (root / newest.name).write_bytes(newest.read_bytes()[:1000])
     (root / former.name).write_bytes(former.read_bytes())
-    assert resume_from(tmp_path, "auto") == root / former.name
+    found = resume_from(tmp_path, "auto", 32)
+    assert (found.path, found.own, found.images) == (root / former.name, True, int(former.stem))
+    assert f"{root / newest.name}: damaged, passed over" in capsys.readouterr().err
     with pytest.raises(InputError, match="no loadable checkpoint"):
-        resume_from(tmp_path, str(root / newest.name))
+        resume_from(tmp_path / "empty", str(root / newest.name), 32)
     with pytest.raises(InputError, match="resume=never"):
-        resume_from(tmp_path, "never")
-    assert resume_from(tmp_path / "empty", "auto") is None
-    assert resume_from(tmp_path / "empty", "never") is None
+        resume_from(tmp_path, "never", 32)
+    assert resume_from(tmp_path / "empty", "auto", 32) == resume_from(tmp_path / "empty", "never", 32) == Start()
+    (root / former.name).write_bytes(b"")
+    with pytest.raises(InputError, match="none of its checkpoints can be read"):
+        resume_from(tmp_path, "auto", 32)
 
 
 @pytest.mark.parametrize("told", [signal.SIGTERM, signal.SIGUSR1])
@@ -109,6 +116,7 @@ def test_a_full_disk_keeps_the_checkpoint_before_and_training_goes_on(uninterrup
     assert process.returncode == 2, errors
     assert errors.count("not written") >= 4
     assert "train.py: checkpoint: the last one could not be written" in errors
+    assert "it goes on from 0000000640.ckpt" in errors
     assert "Traceback" not in errors
     assert records(out)[-1]["step"] == 100
     assert {path: path.read_bytes() for path in [*list_checkpoints(out), out / "model.safetensors"]} == kept

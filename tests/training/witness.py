@@ -1,9 +1,11 @@
 """What every process of a training holds at its end, for tests that start it with PYTHONPATH here."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import torch
+from hydra.experimental.callback import Callback as HydraCallback
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from scoreline import copies
@@ -43,3 +45,10 @@ class AsOnGPU(Callback):
     def __init__(self) -> None:
         for module in (copies, gradients, preemption):
             module.computes_apart = lambda device: True  # type: ignore[attr-defined]
+
+
+class KeepReturned(HydraCallback):
+    """What train.py returns, as a sweeper gets it, in returned.json of the working directory."""
+
+    def on_job_end(self, config: Any, job_return: Any, **_: Any) -> None:
+        Path("returned.json").write_text(json.dumps(job_return.return_value))

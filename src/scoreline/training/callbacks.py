@@ -1,10 +1,18 @@
-"""How callbacks find each other."""
+"""How callbacks find each other, and what they say where there is no room for a file."""
 
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import TypeVar
 
 from lightning.pytorch import Callback, Trainer
+from safetensors import SafetensorError
 
 Kind = TypeVar("Kind", bound=Callback)
+
+WRITING_FAILED = (OSError, SafetensorError)
+"""What a full disk raises."""
 
 
 def the_callback(trainer: Trainer, kind: type[Kind]) -> Kind:
@@ -17,3 +25,18 @@ def the_callback(trainer: Trainer, kind: type[Kind]) -> Kind:
     if len(found) != 1:
         raise ValueError(f"one {kind.__name__} is needed, found {len(found)}")
     return found[0]
+
+
+def say_not_written(path: Path, error: Exception, then: str) -> None:
+    """One line on stderr about a file that could not be written."""
+    reason = str(error).splitlines()[0]
+    print(f"{path}: not written ({reason}); {then}", file=sys.stderr, flush=True)
+
+
+@contextmanager
+def dispensable(path: Path) -> Iterator[None]:
+    """A file without which training goes on: that it could not be written is said, and no error."""
+    try:
+        yield
+    except WRITING_FAILED as error:
+        say_not_written(path, error, "training goes on")

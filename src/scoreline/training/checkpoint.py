@@ -1,6 +1,8 @@
 """Files to resume from, and the model file that sampling loads; each is whole or not there."""
 
-import sys
+import json
+import re
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -8,19 +10,28 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.plugins.io import TorchCheckpointIO
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 
+from scoreline import checks
 from scoreline.checkpoints import save_model
 from scoreline.errors import InputError
 from scoreline.files import write_atomically
-from scoreline.training.callbacks import the_callback
+from scoreline.training.callbacks import WRITING_FAILED, say_not_written, the_callback
 from scoreline.training.ema import EMACallback, ema_of
 from scoreline.training.gradients import NotFiniteError
 from scoreline.training.module import DiffusionModule
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Lightning's checkpoint files, written beside their place, flushed and renamed."""
+    """Lightning's checkpoint files, written beside their place, flushed and renamed.
+
+    Files of version 0.7 and before do not hold the images seen: their names do, unless they were renamed.
+    """
+
+    def load_checkpoint(self, path: Any, *arguments: Any, **options: Any) -> dict[str, Any]:
+        found: dict[str, Any] = super().load_checkpoint(path, *arguments, **options)
+        seen = images_seen(found, Path(path))
+        return found if seen is None else {**found, "images_seen": seen}
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         write_atomically(Path(path), lambda temporary: _save(checkpoint, temporary))
@@ -36,17 +47,53 @@ def _save(checkpoint: dict[str, Any], path: Path) -> None:
         raise OSError(f"PyTorch's writer: {str(error).splitlines()[0]}") from error
 
 
+def images_seen(checkpoint: dict[str, Any], path: Path) -> int | None:
+    """Images behind a checkpoint; None where neither it nor its name tells: then they are steps * batch_size."""
+    if "images_seen" in checkpoint:
+        known: int = checkpoint["images_seen"]
+        return known
+    step, named = int(checkpoint["global_step"]), re.fullmatch(r"\d{10}", path.stem)
+    seen = int(path.stem) if named else None
+    return seen if seen is not None and seen % max(step, 1) == 0 and (seen > 0) == (step > 0) else None
+
+
 class Checkpointing(Callback):
     """checkpoints/0000064000.ckpt (images seen) and the model files at the start, every `every_kimg`, at the end.
 
     The two newest files are kept: should the last one be damaged, resuming falls back to the one before. Where there is
     no room for a new one, that is said, the old ones stay, and training goes on to the next time; only at the end it is
-    an error. Model files are model.safetensors, and model-ema50kimg.safetensors for further averages.
+    an error. Model files are model.safetensors, and model-ema50kimg.safetensors for further averages. A training that
+    goes on from its own end writes those that are not there.
     """
 
     def __init__(self, every_kimg: float) -> None:
-        self.every = max(1, round(every_kimg * 1000))
+        self.every = checks.images("checkpoint_kimg", every_kimg)
         self.saved = -1
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Lightning leaves a training without a step to make before any later call of its callbacks."""
+        assert isinstance(pl_module, DiffusionModule)
+        if trainer.ckpt_path is not None and 0 <= trainer.max_steps <= pl_module.resumed_step:
+            self._complete(trainer, pl_module)
+
+    def _complete(self, trainer: Trainer, module: DiffusionModule) -> None:
+        """Write the files of the state that was loaded, as far as the run directory lacks them."""
+        root, averages = Path(trainer.default_root_dir), ema_of(trainer).whole()
+        if not trainer.is_global_zero:
+            return
+        seen = module.offset + module.resumed_step * module.batch_size
+        path, files = root / "checkpoints" / f"{seen:010d}.ckpt", AtomicCheckpointIO()
+        try:
+            if not path.exists():
+                state = files.load_checkpoint(trainer.ckpt_path, weights_only=True)
+                files.save_checkpoint({**state, "run": module.description()}, path)
+        except OSError as error:
+            _say(path, error)
+            raise _no_room(root) from error
+        absent = [suffix for suffix in averages.averages if not _is_of(root / f"model{suffix}.safetensors", seen)]
+        lacking = absent or not averages.has_snapshots(root, seen)
+        if lacking and self._write_models(averages, module, root, seen, absent):
+            raise _no_room(root)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not list_checkpoints(Path(trainer.default_root_dir)):
@@ -60,10 +107,7 @@ class Checkpointing(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.save(trainer, pl_module)
         if self.saved != pl_module.images_seen:
-            raise InputError(
-                f"checkpoint: the last one could not be written to {trainer.default_root_dir}; make room there, then "
-                "run the same command again: it goes on from the one before"
-            )
+            raise _no_room(Path(trainer.default_root_dir))
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Gradients that stay non-finite have not reached the weights, which are kept."""
@@ -79,7 +123,7 @@ class Checkpointing(Callback):
         failed = self._written(trainer, root / "checkpoints" / f"{seen:010d}.ckpt")
         averages = ema_of(trainer).whole()
         if trainer.is_global_zero and not failed:
-            failed = self._write_models(averages, pl_module, root)
+            failed = self._write_models(averages, pl_module, root, seen, averages.averages)
         if trainer.strategy.reduce_boolean_decision(failed, all=False):
             return
         self.saved = seen
@@ -99,26 +143,43 @@ class Checkpointing(Callback):
         return False
 
     @staticmethod
-    def _write_models(averages: EMACallback, module: DiffusionModule, root: Path) -> bool:
+    def _write_models(
+        averages: EMACallback, module: DiffusionModule, root: Path, seen: int, suffixes: Iterable[str]
+    ) -> bool:
+        """Write the model files of these suffixes, and the snapshots; whether that failed."""
         try:
-            for suffix, ema in averages.averages.items():
-                about = {"kimg": module.images_seen / 1000, "ema_half_life_kimg": ema.half_life_kimg}
+            for suffix in suffixes:
+                ema = averages.averages[suffix]
+                about = {"kimg": seen / 1000, "ema_half_life_kimg": ema.half_life_kimg}
                 card = replace(module.card, training={**module.card.training, **about})
                 save_model(root / f"model{suffix}.safetensors", ema.weights, card)
-            averages.save_snapshots(root, module.images_seen)
+            averages.save_snapshots(root, seen)
         except WRITING_FAILED as error:
             _say(root / "model.safetensors", error)
             return True
         return False
 
 
-WRITING_FAILED = (OSError, SafetensorError)
-"""What a full disk raises."""
-
-
 def _say(path: Path, error: Exception) -> None:
-    reason = str(error).splitlines()[0]
-    print(f"{path}: not written ({reason}); the one before is kept, training goes on", file=sys.stderr, flush=True)
+    say_not_written(path, error, "what was written before is kept")
+
+
+def _no_room(root: Path) -> InputError:
+    before = list_checkpoints(root)
+    then = f"goes on from {before[0].name}" if before else "begins anew"
+    return InputError(
+        f"checkpoint: the last one could not be written to {root}; make room there, then run the same command again: "
+        f"it {then}"
+    )
+
+
+def _is_of(path: Path, images: int) -> bool:
+    """Whether a model file is there and was written after so many images."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return bool(json.loads(file.metadata()["training"])["kimg"] == images / 1000)
+    except (OSError, SafetensorError, LookupError, TypeError, ValueError):
+        return False
 
 
 def checkpointing_of(trainer: Trainer) -> Checkpointing:
@@ -129,28 +190,6 @@ def checkpointing_of(trainer: Trainer) -> Checkpointing:
 def list_checkpoints(root: Path) -> list[Path]:
     """Files to resume from in a run directory, newest first."""
     return sorted((root / "checkpoints").glob("[0-9]*.ckpt"), reverse=True)
-
-
-def resume_from(root: Path, resume: str) -> Path | None:
-    """The file that `resume=` stands for, or None to start afresh.
-
-    Args:
-        resume: `auto` takes the newest loadable file of the run directory; `never` insists on an empty directory;
-            anything else is the path of a file.
-
-    Raises:
-        InputError: for a missing or damaged file, or `never` where a run was begun.
-    """
-    present = list_checkpoints(root)
-    if resume == "never":
-        if present:
-            raise InputError(f"resume=never: {root} holds a run already; use resume=auto or another name=")
-        return None
-    if resume == "auto":
-        return next((path for path in present if loadable(path)), None)
-    if not Path(resume).is_file() or not loadable(Path(resume)):
-        raise InputError(f"resume={resume}: no loadable checkpoint there; use resume=auto or the path of a .ckpt file")
-    return Path(resume)
 
 
 def loadable(path: Path) -> bool:

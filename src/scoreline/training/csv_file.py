@@ -10,6 +10,7 @@ from lightning.pytorch.loggers.logger import Logger
 
 from scoreline.files import write_atomically
 from scoreline.history import history
+from scoreline.training.callbacks import dispensable
 
 
 class CsvFile(Logger):
@@ -49,4 +50,7 @@ class CsvFile(Logger):
         table = csv.DictWriter(text, list(dict.fromkeys(key for row in rows for key in row)))
         table.writeheader()
         table.writerows(rows)
-        write_atomically(self.root / "metrics.csv", lambda temporary: temporary.write_text(text.getvalue(), newline=""))
+        with dispensable(self.root / "metrics.csv"):
+            write_atomically(
+                self.root / "metrics.csv", lambda temporary: temporary.write_text(text.getvalue(), newline="")
+            )

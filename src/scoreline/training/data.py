@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from scoreline import checks
 from scoreline.datasets.base import ImageDataset
 from scoreline.errors import InputError
 from scoreline.training.device_data import DeviceData
@@ -27,10 +28,14 @@ class EndlessBatches(Sampler[list[int]]):
         count: images in the data set.
         batch_size: B, over all ranks.
         start: number k of the first batch.
+        offset: added to all positions: other than 0 where earlier batches had another size.
     """
 
-    def __init__(self, count: int, batch_size: int, seed: int, start: int = 0, rank: int = 0, world: int = 1) -> None:
+    def __init__(
+        self, count: int, batch_size: int, seed: int, start: int = 0, rank: int = 0, world: int = 1, offset: int = 0
+    ) -> None:
         self.count, self.batch_size, self.seed, self.start = count, batch_size, seed, start
+        self.offset = offset
         self.mine = share_of(batch_size, rank, world)
         self._passes: dict[int, NDArray[np.int64]] = {}
 
@@ -40,7 +45,8 @@ class EndlessBatches(Sampler[list[int]]):
 
     def at(self, number: int) -> list[int]:
         """Batch `number` of all ranks, (B,)."""
-        positions = range(number * self.batch_size, (number + 1) * self.batch_size)
+        first = self.offset + number * self.batch_size
+        positions = range(first, first + self.batch_size)
         needed = range(positions[0] // self.count, positions[-1] // self.count + 1)
         self._passes = {e: self._passes[e] if e in self._passes else self._permutation(e) for e in needed}
         return [index for e in needed for index in self._part(e, positions).tolist()]
@@ -100,12 +106,15 @@ class ImageDataModule(LightningDataModule):
         data: a data set, or a reader of one that others use too.
         batch_size: images per step over all processes.
         workers: processes that read ahead for data that do not fit; 0 reads in the training process.
+
+    Raises:
+        InputError: for a negative or broken number of workers.
     """
 
     def __init__(self, data: ImageDataset | DeviceData, batch_size: int, seed: int, workers: int = 0) -> None:
         super().__init__()
         self.data = data if isinstance(data, DeviceData) else DeviceData(data)
-        self.batch_size, self.seed, self.workers = batch_size, seed, workers
+        self.batch_size, self.seed, self.workers = batch_size, seed, checks.whole("workers", workers, least=0)
 
     @property
     def dataset(self) -> ImageDataset:
@@ -115,9 +124,9 @@ class ImageDataModule(LightningDataModule):
     def train_dataloader(self) -> Iterable[tuple[Tensor, Tensor]]:
         trainer = self.trainer
         assert trainer is not None
-        batches = EndlessBatches(
-            len(self.dataset), self.batch_size, self.seed, trainer.global_step, trainer.global_rank, trainer.world_size
-        )
+        offset = int(getattr(trainer.lightning_module, "offset", 0))
+        step, rank, world = trainer.global_step, trainer.global_rank, trainer.world_size
+        batches = EndlessBatches(len(self.dataset), self.batch_size, self.seed, step, rank, world, offset)
         device = trainer.strategy.root_device
         if self.data.fits:
             return DeviceBatches(self.data, batches, device)

@@ -13,7 +13,7 @@ from scoreline.ema import EMA, NARROWEST, UNIFORM, PowerFunctionEMA, RunningAver
 from scoreline.ema_snapshots import drop_later, save_snapshot, snapshot_path
 from scoreline.errors import InputError
 from scoreline.shards import assembled, divided
-from scoreline.training.callbacks import the_callback
+from scoreline.training.callbacks import dispensable, the_callback
 from scoreline.training.module import DiffusionModule
 
 Average = TypeVar("Average", bound=RunningAverage)
@@ -68,6 +68,11 @@ class EMACallback(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, DiffusionModule)
         self.batch = pl_module.batch_size
+        if self.powers and pl_module.offset:
+            raise InputError(
+                f"ema.post_hoc={[power.sigma_rel for power in self.powers]}: `scoreline ema` needs steps of one size, "
+                f"and those of the checkpoint are not of batch_size={self.batch}; use theirs, or ema.post_hoc=null"
+            )
         network = pl_module.denoiser.network
         placed = network.state_dict(keep_vars=True)
         for average in self._all:
@@ -84,8 +89,9 @@ class EMACallback(Callback):
         if self.powers and trainer.is_global_zero:
             root, seen = Path(trainer.default_root_dir), pl_module.images_seen
             drop_later(root, seen)
-            if not all(snapshot_path(root, power, seen).exists() for power in self.powers):
-                whole.save_snapshots(root, seen)
+            if not self.has_snapshots(root, seen):
+                with dispensable(root / "ema"):
+                    whole.save_snapshots(root, seen)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         assert isinstance(pl_module, DiffusionModule)
@@ -114,6 +120,10 @@ class EMACallback(Callback):
         """Write ema/0000064000-0.05.safetensors of every power-function average, once a step was made."""
         for power in self.powers if images else []:
             save_snapshot(root, power, images, self.batch)
+
+    def has_snapshots(self, root: Path, images: int) -> bool:
+        """Whether `save_snapshots` has been here."""
+        return all(snapshot_path(root, power, images).exists() for power in self.powers)
 
     def state_dict(self) -> dict[str, Any]:
         """`averages` by name; `weights` is the main one again, at no cost in a file."""

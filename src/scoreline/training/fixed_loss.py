@@ -7,6 +7,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Generator, Tensor
 
+from scoreline import checks
 from scoreline.denoiser import Denoiser
 from scoreline.noise import seeded
 from scoreline.objective import Batch, DenoisingObjective
@@ -33,7 +34,7 @@ class FixedLoss(Callback):
     """
 
     def __init__(self, every_kimg: float, images: int = 256) -> None:
-        self.every, self.images = max(1, round(every_kimg * 1000)), images
+        self.every, self.images = checks.images("fixed_loss_kimg", every_kimg), images
         self._batch: Batch | None = None
         self._objective: DenoisingObjective | None = None
 

@@ -37,7 +37,8 @@ class Gradients:
     """
 
     def __init__(self, clip: float | None = None, patience: int = 30) -> None:
-        if clip is not None and not (isinstance(clip, int | float) and 0 < clip < math.inf):
+        real = isinstance(clip, int | float) and not isinstance(clip, bool)
+        if clip is not None and not (real and 0 < clip < math.inf):
             raise InputError(f"gradients.clip={clip}: must be a number greater than 0, or null for no limit")
         if isinstance(patience, bool) or not isinstance(patience, int) or patience < 1:
             raise InputError(f"gradients.patience={patience}: must be a whole number, at least 1")

@@ -30,7 +30,7 @@ from scoreline.targets import Reference
 from scoreline.training.data import share_of
 from scoreline.training.gradients import Gradients
 from scoreline.training.network_clock import NetworkClock, timed
-from scoreline.training.optimisers import keep_kernels, with_fast_step
+from scoreline.training.optimisers import check_options, take_options, with_fast_step
 from scoreline.training.references import References
 
 
@@ -44,6 +44,8 @@ class DiffusionModule(LightningModule):
     masks are seeded by (seed, step, rank).
 
     Attributes:
+        offset: images seen beyond steps * batch_size: other than 0 after going on with another batch_size.
+        resumed_step: the step of the checkpoint that was loaded.
         clock: time of the network: its forward passes, and backward passes whole, from the loss to the gradients, what
             processes exchange on the way included. Noise, targets, augmentation, the loss, optimiser, averages, data
             and files are outside.
@@ -59,6 +61,11 @@ class DiffusionModule(LightningModule):
         micro_batch: images that pass through the network at a time on one process; None for its whole share.
         loss_scale: what the mean over pixels is multiplied by before the backward pass: the number of values of an
             image makes it the sum that EDM and score_sde's VE minimise. Adam hardly sees it, clipping does.
+        settings: plain descriptions of model, objective and optimiser, kept in checkpoints so that `resume.Start` can
+            tell which key of another command differs.
+
+    Raises:
+        InputError: for options that the optimiser refuses, or an augmentation that does not fit the network or target.
     """
 
     def __init__(
@@ -75,6 +82,7 @@ class DiffusionModule(LightningModule):
         references: References | None = None,
         micro_batch: int | None = None,
         loss_scale: float = 1.0,
+        settings: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
@@ -82,10 +90,12 @@ class DiffusionModule(LightningModule):
         self.batch_size, self.lr_rampup_kimg, self.seed, self.card = batch_size, lr_rampup_kimg, seed, card
         self.gradients = gradients or Gradients()
         self.augmentation, self.references = augmentation, references
-        self.micro_batch, self.loss_scale = micro_batch, loss_scale
+        self.micro_batch, self.loss_scale, self.settings = micro_batch, loss_scale, settings or {}
+        self.offset = self.resumed_step = 0
         self.clock = NetworkClock()
         self._blank: Callable[[], Denoiser] | None = None
         _check_augmentation(denoiser.network, augmentation, references)
+        check_options(optimiser, list(denoiser.parameters()))
 
     def configure_model(self) -> None:
         """Divide the network's weights over processes, under a strategy that wants it (`Sharded`)."""
@@ -102,7 +112,7 @@ class DiffusionModule(LightningModule):
     @property
     def images_seen(self) -> int:
         """Images trained on so far, over all processes."""
-        return int(self.global_step) * self.batch_size
+        return self.offset + int(self.global_step) * self.batch_size
 
     def passed(self, images: int) -> bool:
         """Whether the last step passed a multiple of so many images."""
@@ -234,16 +244,31 @@ class DiffusionModule(LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         optimiser = self._optimiser()
-        ramp = max(self.lr_rampup_kimg * 1000, 1e-9)
-        schedule = LambdaLR(optimiser, lambda step: min((step + 1) * self.batch_size / ramp, 1.0))
+        schedule = LambdaLR(optimiser, self._ramp)
         return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def _ramp(self, step: int) -> float:
+        """The share of the learning rate that step number `step` is made with."""
+        return min((self.offset + (step + 1) * self.batch_size) / max(self.lr_rampup_kimg * 1000, 1e-9), 1.0)
+
+    def description(self) -> dict[str, Any]:
+        """What a checkpoint says of the run that it is of, as plain values."""
+        return {"settings": self.settings, "data": self.card.data, "training": self.card.training}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["gradients"] = self.gradients.state_dict()
+        checkpoint["images_seen"] = self.images_seen
+        checkpoint["run"] = self.description()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Weights, averages and the optimiser's state are the file's, the optimiser's options are this module's."""
+        step = int(checkpoint["global_step"])
+        self.resumed_step = step
+        self.offset = int(checkpoint.get("images_seen", step * self.batch_size)) - step * self.batch_size
+        if self.references is not None:
+            self.references.batches.offset = self.offset
         self.gradients.load_state_dict(checkpoint.get("gradients", {"bad_steps": 0, "in_a_row": 0}))
-        keep_kernels(checkpoint.get("optimizer_states", []), self._optimiser())
+        take_options(checkpoint, self._optimiser(), self._ramp(step))
 
 
 def _check_augmentation(

@@ -23,10 +23,11 @@ from scoreline.pixels import to_unit
 from scoreline.schedules.base import NoiseSchedule
 from scoreline.schedules.score_optimal import ScoreOptimal
 from scoreline.specs import rebuild
+from scoreline.training.callbacks import dispensable
 from scoreline.training.data import EndlessBatches
 from scoreline.training.ema import ema_of
 from scoreline.training.module import DiffusionModule, step_key
-from scoreline.training.progress import keep_until
+from scoreline.training.progress import append, keep_until
 
 
 class OnlineSchedule(Callback):
@@ -142,8 +143,7 @@ class OnlineSchedule(Callback):
     def _record(self, trainer: Trainer, module: DiffusionModule) -> None:
         line = {"step": module.global_step, "kimg": module.images_seen / 1000, **_figures(self.length)}
         if trainer.is_global_zero:
-            with open(_lines(trainer), "a") as file:
-                file.write(json.dumps(line) + "\n")
+            append(_lines(trainer), line)
         for logger in trainer.loggers:
             logger.log_metrics(row({"online_schedule": line}), step=module.global_step)
 
@@ -153,7 +153,8 @@ class OnlineSchedule(Callback):
         model = Path(trainer.default_root_dir) / "model.safetensors"
         if trainer.is_global_zero and self.length.updates and model.is_file():
             self.written = self._write(model, pl_module)
-            _plot(_lines(trainer))
+            with dispensable(_lines(trainer).with_suffix(".png")):
+                _plot(_lines(trainer))
 
     def _write(self, model: Path, module: DiffusionModule) -> str:
         digest, path = sha256(model), model.with_name("model.score_optimal.safetensors")

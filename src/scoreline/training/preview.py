@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from scoreline import checks
 from scoreline.denoiser import Denoiser
 from scoreline.generation.batches import generate
 from scoreline.pictures import save_png, sheet
@@ -15,6 +16,7 @@ from scoreline.schedules.spacings import Power
 from scoreline.solvers.deis import DEIS
 from scoreline.solvers.tableau import build_tableau
 from scoreline.specs import rebuild
+from scoreline.training.callbacks import dispensable
 from scoreline.training.ema import ema_of
 from scoreline.training.module import DiffusionModule
 from scoreline.training.online_schedule import online_schedule_of
@@ -28,7 +30,7 @@ class Preview(Callback):
     """
 
     def __init__(self, every_kimg: float) -> None:
-        self.every = max(1, round(every_kimg * 1000))
+        self.every = checks.images("preview_kimg", every_kimg)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         assert isinstance(pl_module, DiffusionModule)
@@ -46,7 +48,10 @@ class Preview(Callback):
         tableau = build_tableau(DEIS(2, schedule), steps, span, nfe=20, final="denoise")
         (batch,) = generate(denoiser, tableau, module.card.shape, range(64), batch_size=64)
         path = Path(trainer.default_root_dir) / "previews" / f"{module.images_seen // 1000:06d}kimg.png"
-        save_png(path, sheet(to_uint8(batch.x).cpu()))
+        with dispensable(path):
+            save_png(path, sheet(to_uint8(batch.x).cpu()))
+        if not path.is_file():
+            return
         for logger in trainer.loggers:
             if isinstance(logger, WandbRun):
                 logger.log_picture(path)

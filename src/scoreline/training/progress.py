@@ -1,15 +1,19 @@
 """What a person watching a run sees, and what is left in metrics.jsonl."""
 
+import errno
 import json
+import os
 import time
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from scoreline import checks
 from scoreline.files import write_atomically
 from scoreline.history import row
 from scoreline.progress import ImageProgress
+from scoreline.training.callbacks import dispensable
 from scoreline.training.levels import LossSums, described
 from scoreline.training.module import DiffusionModule
 
@@ -25,7 +29,7 @@ class TrainingProgress(Callback):
     """
 
     def __init__(self, duration_kimg: float, log_kimg: float) -> None:
-        self.total, self.log_images = round(duration_kimg * 1000), max(1, round(log_kimg * 1000))
+        self.total, self.log_images = checks.images("duration_kimg", duration_kimg), checks.images("log_kimg", log_kimg)
         self.bar: ImageProgress | None = None
         self.last, self.steps = time.perf_counter(), 0
 
@@ -83,10 +87,21 @@ def metrics_file(trainer: Trainer) -> Path:
 def write_record(trainer: Trainer, record: dict[str, Any]) -> None:
     """A line of metrics.jsonl, and the same to the loggers: the first process writes."""
     if trainer.is_global_zero:
-        with open(metrics_file(trainer), "a") as file:
-            file.write(json.dumps(record) + "\n")
+        append(metrics_file(trainer), record)
     for logger in trainer.loggers:
         logger.log_metrics(row({"train": record}), step=record["step"])
+
+
+def append(path: Path, record: dict[str, Any]) -> None:
+    """Add a line to a file of JSON lines. Without room for it nothing of it stays, which is said; training goes on."""
+    with dispensable(path), open(path, "ab", buffering=0) as file:
+        line, size = (json.dumps(record) + "\n").encode(), file.seek(0, os.SEEK_END)
+        try:
+            if file.write(line) < len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError:
+            file.truncate(size)
+            raise
 
 
 def keep_until(path: Path, step: int) -> None:

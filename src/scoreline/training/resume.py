@@ -1,0 +1,224 @@
+"""What a training goes on from, and what has to be the same for that."""
+
+import json
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from scoreline.errors import InputError
+from scoreline.training.checkpoint import images_seen, list_checkpoints, loadable
+from scoreline.training.module import DiffusionModule
+from scoreline.training.optimisers import held, kept_of
+
+Shapes = dict[str, tuple[int, ...]]
+
+FREE = ("model.network.checkpointing",)
+"""Settings that change how a network computes, not what."""
+
+ABSENT = "nothing"
+"""In place of the value of a key that one side does not have."""
+
+
+@dataclass(frozen=True)
+class Start:
+    """The state that a training begins with; by default there is none.
+
+    Attributes:
+        path: its file.
+        own: whether the run directory wrote it, so that the run is the same.
+        step: optimiser steps behind it.
+        images: images behind it.
+        run: what the file says of its run, `DiffusionModule.description`; empty in those of version 0.7 and before.
+        shapes: of its weights.
+        kept: names of what its optimiser keeps for a parameter; empty before the first step.
+    """
+
+    path: Path | None = None
+    own: bool = True
+    step: int = 0
+    images: int = 0
+    run: dict[str, Any] = field(default_factory=dict)
+    shapes: Shapes = field(default_factory=dict)
+    kept: frozenset[str] = frozenset()
+
+    def steps_until(self, images: int, batch_size: int) -> int:
+        """The number of the last step of a training of so many images in all."""
+        return self.step + max(0, -(-(images - self.images) // batch_size))
+
+    def earlier(self) -> list[dict[str, Any]]:
+        """The trainings of other runs that this one goes on from, first to last: until when, on what data, and how."""
+        training = self.run.get("training", {})
+        before = list(training.get("earlier", []))
+        if self.own:
+            return before
+        how = {key: value for key, value in training.items() if key != "earlier"}
+        return [*before, {**how, "kimg": self.images / 1000, **({"data": self.run["data"]} if self.run else {})}]
+
+    def check(self, module: DiffusionModule) -> None:
+        """Compare with what is to be trained; nothing of either is changed.
+
+        Raises:
+            InputError: naming the key, if network, parameterisation, noise schedule, objective, target or the kind of
+                optimiser differ, or if the run's own data have changed.
+        """
+        if self.path is None:
+            return
+        self._check_settings(module.settings)
+        self._check_weights({name: tuple(value.shape) for name, value in module.state_dict().items()})
+        kept = kept_of(module.optimiser) if self.kept else None
+        if kept is not None and kept != self.kept:
+            raise InputError(
+                f"optimiser: keeps {_listed(kept)} of a parameter, {self.path} holds {_listed(self.kept)}; "
+                f"{self._remedy('the optimiser that it was trained with')}"
+            )
+        if self.own and self._data_differ(module):
+            raise InputError(
+                f"dataset: {self.path} was trained on other data ({self._data()}, now {_data(module.card.data)}); "
+                f"restore them, or choose another directory, in which resume={self.path} goes on with the new ones"
+            )
+
+    def _check_settings(self, settings: Mapping[str, Any]) -> None:
+        if not self.run.get("settings"):
+            return
+        former, own = (dict(_flat(it)) for it in (self.run["settings"], settings))
+        for key in dict.fromkeys([*former, *own]):
+            given, was = own.get(key, ABSENT), former.get(key, ABSENT)
+            if not _alike(key, given, was):
+                raise InputError(f"{key}={given}: {self.path} was trained with {was}; {self._remedy(f'{key}={was}')}")
+
+    def _check_weights(self, shapes: Shapes) -> None:
+        for name in dict.fromkeys([*self.shapes, *shapes]):
+            given, was = shapes.get(name, ABSENT), self.shapes.get(name, ABSENT)
+            if given != was:
+                raise InputError(
+                    f"model.network: {name} is {given}, in {self.path} it is {was}; "
+                    f"{self._remedy('the network that it was trained with')}"
+                )
+
+    def _remedy(self, wanted: str) -> str:
+        return f"give {wanted}, or {'choose another directory' if self.own else 'leave out resume='}"
+
+    def _data_differ(self, module: DiffusionModule) -> bool:
+        former, own = (data.get("sha256") for data in (self.run.get("data", {}), module.card.data))
+        return None not in (former, own) and former != own
+
+    def _data(self) -> str:
+        return _data(self.run["data"])
+
+    def note(self, module: DiffusionModule, duration: int) -> str:
+        """What is worth a line before it begins: other data, or nothing to do; empty if there is nothing."""
+        lines = []
+        if self.path is not None and self._data_differ(module):
+            lines.append(f"resume={self.path}: trained on {self._data()}, goes on with {_data(module.card.data)}")
+        if self.path is not None and self.images >= duration:
+            kimg = f"{self.images / 1000:g} kimg"
+            lines.append(f"nothing left to train: {self.path} has {kimg}, duration_kimg={duration / 1000:g}")
+        return "\n".join(lines)
+
+
+def resume_from(root: Path, resume: str, batch_size: int) -> Start:
+    """The state that `resume=` stands for.
+
+    Args:
+        resume: `auto` takes the newest loadable file of the run directory; `never` insists on an empty directory;
+            anything else is the path of a file, which is taken as long as the run directory has none of its own.
+        batch_size: images per step of a file that does not tell.
+
+    Raises:
+        InputError: for a file that is missing, damaged or no state of a training, and `never` where a run was begun.
+    """
+    present = list_checkpoints(root)
+    if resume == "never" and present:
+        raise InputError(f"resume=never: {root} holds a run already; use resume=auto or another name=")
+    if present:
+        return read_start(_newest(present), True, batch_size)
+    if resume in ("auto", "never"):
+        return Start()
+    _refuse_models(Path(resume))
+    if not Path(resume).is_file() or not loadable(Path(resume)):
+        raise InputError(f"resume={resume}: no loadable checkpoint there; use resume=auto or the path of a .ckpt file")
+    return read_start(Path(resume), False, batch_size)
+
+
+def _newest(present: list[Path]) -> Path:
+    """Says which files are passed over."""
+    for path in present:
+        if loadable(path):
+            return path
+        print(f"{path}: damaged, passed over", file=sys.stderr)
+    raise InputError(
+        f"{present[0].parent}: none of its checkpoints can be read; restore one, or delete them to begin anew"
+    )
+
+
+def _refuse_models(path: Path) -> None:
+    """Raises InputError for a model file or a run directory, naming the state to go on from if one lies beside it."""
+    if path.suffix != ".safetensors" and not path.is_dir():
+        return
+    states = list_checkpoints(path if path.is_dir() else path.parent)
+    what = "a directory" if path.is_dir() else "it holds averaged weights only, not the state of a training"
+    raise InputError(f"resume={path}: {what}; use {f'resume={states[0]}' if states else 'a file of checkpoints/'}")
+
+
+def read_start(path: Path, own: bool, batch_size: int) -> Start:
+    """What a checkpoint tells of itself; its numbers stay in the file.
+
+    Raises:
+        InputError: if it is no state of a training of ours.
+    """
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        step, seen = _count(state["global_step"]), images_seen(state, path)
+        shapes = {name: tuple(value.shape) for name, value in state["state_dict"].items()}
+        kept = [held(values) for values in state["optimizer_states"][0]["state"].values()]
+        assert state["callbacks"]["EMACallback"]["weights"].keys()
+        images = step * batch_size if seen is None else _count(seen)
+        return Start(path, own, step, images, _plain(state.get("run", {})), shapes, kept[0] if kept else frozenset())
+    except (AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        raise InputError(f"resume={path}: no state of a training by train.py ({error!r:.80})") from error
+
+
+def _count(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise ValueError(f"a count of {value!r:.20}")
+    return value
+
+
+def _plain(run: Any) -> dict[str, Any]:
+    """Raises ValueError, TypeError or RecursionError unless it is made of what JSON has, in the places we look at."""
+    found = json.loads(json.dumps(run))
+    parts = [found, *(found.get(name, {}) for name in ("settings", "data", "training"))]
+    if not all(isinstance(part, dict) for part in parts) or not isinstance(parts[3].get("earlier", []), list):
+        raise ValueError("its description of the run is damaged")
+    return dict(found)
+
+
+def _flat(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """Leaves by dotted key, as the command line names them."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _flat(inner, f"{name}.{key}" if name else str(key))
+    else:
+        yield name.removeprefix("objective.") if name.startswith("objective.target.") else name, value
+
+
+def _alike(key: str, given: Any, was: Any) -> bool:
+    """Numbers of an optimiser are free; a class is the same wherever its package keeps it."""
+    if key in FREE or (key.startswith("optimiser.") and not key.endswith("._target_")):
+        return True
+    if key.endswith("_target_") and isinstance(given, str) and isinstance(was, str):
+        one, other = (name.split(".") for name in (given, was))
+        return (one[0], one[-1]) == (other[0], other[-1])
+    return bool(given == was)
+
+
+def _data(data: Mapping[str, Any]) -> str:
+    return f"{data.get('name')} {str(data.get('sha256'))[:12]}"
+
+
+def _listed(names: frozenset[str]) -> str:
+    return ", ".join(sorted(names)) or "nothing"
