@@ -15,7 +15,7 @@ from scoreline.files import sha256, write_atomically
 from scoreline.parameterisations import Parameterisation
 from scoreline.schedules.base import NoiseSchedule
 from scoreline.schemas import CARD, CLASSES, IN_SHAPE, MOST_PIXELS, WEIGHTS, parse_entries, shown
-from scoreline.skeletons import TooLarge, build, tensors
+from scoreline.skeletons import Shapes, TooLarge, build, tensors
 from scoreline.specs import Spec, is_ours
 from scoreline.tensor_files import Header, read_header, read_tensors
 
@@ -124,14 +124,13 @@ def load_model(path: str | Path, trust: tuple[str, ...] = ()) -> Checkpoint:
     try:
         return _load(header, card, trust)
     except InputError as error:
-        told = str(error).replace("checkpoint: ", f"{header.told}: ", 1)
-        raise InputError(printable(told)) from error
+        raise InputError(printable(f"{header.told}: {str(error).removeprefix('checkpoint: ')}")) from error
 
 
 def _load(header: Header, card: Card, trust: tuple[str, ...]) -> Checkpoint:
     weights = read_tensors(header)
-    _check_finite(header, weights)
-    network = _network(header, card.model["network"], weights, trust)
+    _check_finite(weights)
+    network = _network(header.shapes, card.model["network"], weights, trust)
     parameterisation = build(card.model["parameterisation"], Parameterisation, header.shapes, trust)
     schedule: NoiseSchedule = build(card.model["noise_schedule"], NoiseSchedule, header.shapes, trust)
     denoiser = Denoiser(network, parameterisation).eval().requires_grad_(False)
@@ -174,30 +173,30 @@ def _check_sizes(card: Card) -> None:
             raise ValueError(f"network.{key} is {shown(network[key])} for {card.num_classes} classes")
 
 
-def _check_finite(header: Header, weights: dict[str, Tensor]) -> None:
+def _check_finite(weights: dict[str, Tensor]) -> None:
     for name, weight in weights.items():
         ends = torch.aminmax(weight) if weight.is_floating_point() and weight.numel() else ()
         if not all(bool(torch.isfinite(end)) for end in ends):
-            raise header._replace(remedy="use an earlier checkpoint").refuse(f"weight {name} is not finite")
+            raise InputError(f"checkpoint: weight {name} is not finite; use an earlier checkpoint")
 
 
-def _network(header: Header, spec: Spec, weights: dict[str, Tensor], trust: tuple[str, ...]) -> nn.Module:
+def _network(shapes: Shapes, spec: Spec, weights: dict[str, Tensor], trust: tuple[str, ...]) -> nn.Module:
     """The network with these very tensors for its weights; with copies of them, if its class computes with weights
     while it is built or keeps tensors that its state dict does not hold, as those of other packages may."""
-    hollow = _hollow(header, spec, trust)
+    hollow = _hollow(shapes, spec, trust)
     if hollow is not None:
-        _fill(header, hollow, weights, assign=True)
+        _fill(hollow, weights, assign=True)
         if not any(tensor.is_meta for tensor in tensors(hollow)):
             return hollow
-    network: nn.Module = build(spec, nn.Module, header.shapes, trust)
-    _fill(header, network, weights, assign=False)
+    network: nn.Module = build(spec, nn.Module, shapes, trust)
+    _fill(network, weights, assign=False)
     return network
 
 
-def _hollow(header: Header, spec: Spec, trust: tuple[str, ...]) -> nn.Module | None:
+def _hollow(shapes: Shapes, spec: Spec, trust: tuple[str, ...]) -> nn.Module | None:
     """The network without memory for its weights, or None if it cannot be built so."""
     try:
-        found: nn.Module = build(spec, nn.Module, header.shapes, trust, hollow=True)
+        found: nn.Module = build(spec, nn.Module, shapes, trust, hollow=True)
     except TooLarge:
         raise
     except (InputError, RuntimeError):
@@ -205,7 +204,7 @@ def _hollow(header: Header, spec: Spec, trust: tuple[str, ...]) -> nn.Module | N
     return found
 
 
-def _fill(header: Header, network: nn.Module, weights: dict[str, Tensor], assign: bool) -> None:
+def _fill(network: nn.Module, weights: dict[str, Tensor], assign: bool) -> None:
     """Weights get the precision of the network."""
     state = network.state_dict()
     fitting = {name: _cast(weight, state.get(name)) for name, weight in weights.items()}
@@ -213,7 +212,9 @@ def _fill(header: Header, network: nn.Module, weights: dict[str, Tensor], assign
         network.load_state_dict(fitting, assign=assign)
     except RuntimeError as error:
         first = str(error).splitlines()[-1].strip()
-        raise header.refuse(f"weights do not fit the network that the card describes: {first:.300}") from error
+        raise InputError(
+            f"checkpoint: weights do not fit the network that the card describes: {first:.300}"
+        ) from error
 
 
 def _cast(weight: Tensor, wanted: Tensor | None) -> Tensor:

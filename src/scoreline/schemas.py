@@ -60,8 +60,8 @@ class Number:
         kind = isinstance(value, int if self.whole else int | float) and not isinstance(value, bool)
         if not kind or not self.least <= value <= self.most or (self.above and value == self.least):
             what = "a whole number" if self.whole else "a number"
-            least = f"above {self.least:g}" if self.above else f"from {self.least:g}"
-            raise ValueError(f"{name} is {shown(value)}, not {what} {least} to {self.most:g}")
+            least = f"above {self.least:.9g} and up" if self.above else f"from {self.least:.9g}"
+            raise ValueError(f"{name} is {shown(value)}, not {what} {least} to {self.most:.9g}")
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,9 @@ from torch.overrides import TorchFunctionMode
 from scoreline.errors import InputError
 from scoreline.specs import Spec, rebuild
 
+Shapes = Mapping[str, list[int]]
+"""Of the tensors of a file, by name."""
+
 PARTS = 1000, 8
 """Layers and weights that a network may register: so many, and so many more for each tensor of the file. Ours have
 less than 2 for each."""
@@ -34,7 +37,7 @@ class _Within(TorchFunctionMode):
     so; constants, such as frequencies, are made by other functions and are real.
     """
 
-    def __init__(self, shapes: Mapping[str, list[int]], hollow: bool) -> None:
+    def __init__(self, shapes: Shapes, hollow: bool) -> None:
         super().__init__()
         numbers = sum(map(math.prod, shapes.values()))
         self.hollow, self.exceeded, self.thread = hollow, False, get_ident()
@@ -122,7 +125,7 @@ def _count(func: Any, args: Any, kwargs: Any) -> int:
         return 0  # arguments that the function itself is to refuse
 
 
-def build(spec: Spec, kind: type, shapes: Mapping[str, list[int]], trust: tuple[str, ...], hollow: bool = False) -> Any:
+def build(spec: Spec, kind: type, shapes: Shapes, trust: tuple[str, ...], hollow: bool = False) -> Any:
     """The object of a description (`specs.rebuild`), never larger than a file of tensors of these shapes.
 
     Args:

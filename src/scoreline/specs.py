@@ -88,7 +88,8 @@ def _check_arguments(target: str, hints: Mapping[str, Any], arguments: Mapping[s
         value = arguments[name]
         try:
             if not _fits(value, hints[name]):
-                raise ValueError(f"{name} is {schemas.shown(value)}, not {inspect.formatannotation(hints[name])}")
+                wanted = inspect.formatannotation(hints[name]).replace("collections.abc.", "")
+                raise ValueError(f"{name} is {schemas.shown(value)}, not {wanted}")
             if name in schemas.ARGUMENTS and value is not None:
                 schemas.ARGUMENTS[name](name, value)
         except ValueError as error:
