@@ -248,14 +248,25 @@ def whole(least: float, most: float) -> Number:
     return Number(least, most, whole=True)
 
 
-SPEC = Object({"_target_": Text(r"\w+(\.\w+)+", "a class path")}, Anything())
+SNAPSHOT: dict[str, Rule] = {
+    "sigma_rel": Number(1e-4, 0.288676),
+    "images": whole(1, 10**12),
+    "batch": whole(1, 10**8),
+}
+"""Entries of the metadata of a snapshot of an average beside `format`."""
+
+MOST_STEPS = 2 * 10**7
+"""Of the training that a snapshot is of; profiles of averages have a number for each."""
+
+PLAIN = Object(others=Anything())
+SPEC = Object({"_target_": Text()}, Anything())
 
 CARD: dict[str, Rule] = {
     "model": Object({"network": SPEC, "noise_schedule": SPEC, "parameterisation": SPEC}),
     "shape": ListOf(whole(1, 2**16), 3, 3),
     "num_classes": whole(0, 10**7),
-    "data": Object(others=Anything()),
-    "training": Object(others=Anything()),
+    "data": PLAIN,
+    "training": PLAIN,
 }
 """Entries of the metadata of model.safetensors beside `format`."""
 
@@ -314,8 +325,8 @@ NAME = Text(r"\w[\w.+-]*(/\w[\w.+-]*)*", "a plain name")
 
 PAIR = ListOf(NAME, 2, 2)
 SPAN = ListOf(Number(0, 1e30), 2, 2)
-PROVENANCE: dict[str, dict[str, Rule]] = {
-    "search": {"candidates": ListOf(ListOf(ListOf(PAIR, 1), 1), 1), "span": SPAN},
+PROVENANCE: dict[str, Rule] = {
+    "search": Object({"candidates": ListOf(ListOf(ListOf(PAIR, 1), 1), 1), "span": SPAN}, Anything()),
 }
 """Keys of a record's provenance that readers rely on beside `checkpoint`; others are told, not read."""
 

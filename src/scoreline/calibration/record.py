@@ -13,10 +13,9 @@ from scoreline.files import write_atomically
 from scoreline.schemas import (
     BUDGETS,
     MOST_NUMBERS,
+    PLAIN,
     PROVENANCE,
     RECORDS,
-    Anything,
-    Object,
     Rule,
     Values,
     check_tensors,
@@ -74,9 +73,9 @@ def load_record(path: str | Path, kind: str, checkpoint: str, key: str = "record
     if header.metadata.get("format") != FORMAT or found != kind:
         raise header.refuse(f"holds {shown(found)}, not {kind!r}")
     try:
-        provenance = read_provenance(header)
+        provenance = read_provenance(header, PROVENANCE.get(kind, PLAIN))
         _check_checkpoint(provenance, checkpoint)
-        return Record(kind, read_values(header), provenance)
+        return Record(kind, _checked_values(header, kind), provenance)
     except ValueError as error:
         raise header.refuse(error) from error
 
@@ -87,32 +86,34 @@ def _check_checkpoint(provenance: dict[str, Any], checkpoint: str) -> None:
         raise ValueError(f"made for checkpoint {str(made_for)[:12]}, this one is {checkpoint[:12]}")
 
 
-def read_provenance(header: Header) -> dict[str, Any]:
+def read_provenance(header: Header, rule: Rule = PLAIN) -> dict[str, Any]:
     """The provenance of a record, of any kind.
 
     Raises:
-        ValueError: in one line, if it is none or against `schemas.PROVENANCE`.
+        ValueError: in one line, if it is none or against the rule.
     """
-    wanted = PROVENANCE.get(header.metadata.get("kind", ""), {})
-    rules: dict[str, Rule] = {"provenance": Object(wanted, Anything())}
-    found: dict[str, Any] = parse_entries(header.metadata, rules, ("format", "kind"))["provenance"]
+    found: dict[str, Any] = parse_entries(header.metadata, {"provenance": rule}, ("format", "kind"))["provenance"]
     return found
 
 
 def read_values(header: Header) -> dict[str, Tensor]:
-    """The tensors of a record; those of a kind that `schemas.RECORDS` has not may be any.
+    """The tensors of a record, of any kind.
 
     Raises:
-        ValueError: in one line, if they are against it.
+        ValueError: in one line, if they are too large.
     """
     if sum(map(math.prod, header.shapes.values())) > 2 * MOST_NUMBERS:
         raise ValueError(f"it holds more than {2 * MOST_NUMBERS:,} numbers")
-    kind = header.metadata.get("kind", "")
+    return read_tensors(header)
+
+
+def _checked_values(header: Header, kind: str) -> dict[str, Tensor]:
+    """The tensors of a record by `schemas.RECORDS`; those of a kind that is not there may be any."""
     if kind not in RECORDS:
-        return read_tensors(header)
+        return read_values(header)
     rules = RECORDS[kind] | (_tables(header) if kind == "tableau" else {})
     check_tensors(rules, header.shapes, header.types)
-    values = read_tensors(header)
+    values = read_values(header)
     for name, value in values.items():
         rules[name].check_values(name, value)
     return values
