@@ -153,8 +153,8 @@ def read_card(header: Header) -> Card:
     except ValueError as error:
         raise header.refuse(f"its card is damaged ({error})") from error
     for name, dtype in header.types.items():
-        if dtype not in WEIGHTS:
-            raise header.refuse(f"weight {shown(name)} is of type {dtype}, none of {', '.join(WEIGHTS)}")
+        if dtype not in WEIGHTS or not name.isprintable():
+            raise header.refuse(f"weight {shown(name)} of type {dtype}: no name or no type of a weight")
     return replace(card, shape=(card.shape[0], card.shape[1], card.shape[2]))
 
 
@@ -207,7 +207,7 @@ def _hollow(shapes: Shapes, spec: Spec, trust: tuple[str, ...]) -> nn.Module | N
 def _fill(network: nn.Module, weights: dict[str, Tensor], assign: bool) -> None:
     """Weights get the precision of the network."""
     state = network.state_dict()
-    fitting = {name: _cast(weight, state.get(name)) for name, weight in weights.items()}
+    fitting = {name: _cast(name, weight, state.get(name)) for name, weight in weights.items()}
     try:
         network.load_state_dict(fitting, assign=assign)
     except RuntimeError as error:
@@ -217,9 +217,17 @@ def _fill(network: nn.Module, weights: dict[str, Tensor], assign: bool) -> None:
         ) from error
 
 
-def _cast(weight: Tensor, wanted: Tensor | None) -> Tensor:
-    """In the precision of the wanted one, if it has the same shape and both are fractions or both are not."""
-    alike = wanted is not None and weight.shape == wanted.shape
-    if wanted is None or not alike or weight.is_floating_point() != wanted.is_floating_point():
+def _cast(name: str, weight: Tensor, wanted: Tensor | None) -> Tensor:
+    """In the precision of the wanted one; as it is if that is of another shape, which is refused later."""
+    if wanted is None or weight.shape != wanted.shape:
         return weight
+    if _kind(weight) != _kind(wanted):
+        raise InputError(
+            f"checkpoint: weights do not fit the network that the card describes: {name} is {weight.dtype}, "
+            f"not {wanted.dtype}"
+        )
     return weight.to(wanted.dtype)
+
+
+def _kind(tensor: Tensor) -> tuple[bool, bool]:
+    return tensor.is_floating_point(), tensor.is_complex()

@@ -270,8 +270,8 @@ CARD: dict[str, Rule] = {
 }
 """Entries of the metadata of model.safetensors beside `format`."""
 
-WEIGHTS = ("F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U8", "BOOL")
-"""Types that weights may have."""
+WEIGHTS = ("F64", "F32", "F16", "BF16", "C64", "I64", "I32", "I16", "I8", "U64", "U32", "U16", "U8", "BOOL")
+"""Types that weights may have: those that torch computes with."""
 
 SIDE, WIDTH, POSITIVE = whole(1, 2**16), whole(1, 2**20), Number(0, 1e6, above=True)
 
@@ -286,7 +286,7 @@ ARGUMENTS: dict[str, Rule] = {
     "block_out_channels": ListOf(WIDTH, 1, 16),
     "blocks": whole(1, 1000),
     "layers_per_block": whole(1, 1000),
-    "attention": ListOf(SIDE, 0, 16),
+    "attention": ListOf(whole(0, 2**16), 0, 64),
     "head_channels": whole(0, 2**20),
     "heads": whole(0, 2**16),
     "decoder_heads": whole(0, 2**16),

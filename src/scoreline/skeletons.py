@@ -16,9 +16,9 @@ from scoreline.specs import Spec, rebuild
 Shapes = Mapping[str, list[int]]
 """Of the tensors of a file, by name."""
 
-PARTS = 1000, 8
+PARTS = 1000, 4
 """Layers and weights that a network may register: so many, and so many more for each tensor of the file. Ours have
-less than 2 for each."""
+2 or less for each."""
 
 NUMBERS = 2**24, 4
 """Numbers that one tensor may have, and all registered ones that are not hollow: so many, and so many more for each

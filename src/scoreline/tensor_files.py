@@ -10,7 +10,8 @@ from scoreline.errors import InputError, printable
 LONGEST_HEADER = 2**23
 """Bytes. A network of 1000 tensors takes 0.1 MB."""
 
-MOST_TENSORS = 2**14
+MOST_TENSORS = 2**13
+"""Networks have a few hundred."""
 
 
 class Header(NamedTuple):
