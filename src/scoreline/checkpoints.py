@@ -15,7 +15,7 @@ from scoreline.files import sha256, write_atomically
 from scoreline.parameterisations import Parameterisation
 from scoreline.schedules.base import NoiseSchedule
 from scoreline.schemas import CARD, CLASSES, IN_SHAPE, MOST_PIXELS, WEIGHTS, parse_entries, shown
-from scoreline.skeletons import Shapes, TooLarge, build, tensors
+from scoreline.skeletons import Shapes, SizeError, build, tensors
 from scoreline.specs import Spec, is_ours
 from scoreline.tensor_files import Header, read_header, read_tensors
 
@@ -197,7 +197,7 @@ def _hollow(shapes: Shapes, spec: Spec, trust: tuple[str, ...]) -> nn.Module | N
     """The network without memory for its weights, or None if it cannot be built so."""
     try:
         found: nn.Module = build(spec, nn.Module, shapes, trust, hollow=True)
-    except TooLarge:
+    except SizeError:
         raise
     except (InputError, RuntimeError):
         return None
@@ -212,9 +212,7 @@ def _fill(network: nn.Module, weights: dict[str, Tensor], assign: bool) -> None:
         network.load_state_dict(fitting, assign=assign)
     except RuntimeError as error:
         first = str(error).splitlines()[-1].strip()
-        raise InputError(
-            f"checkpoint: weights do not fit the network that the card describes: {first:.300}"
-        ) from error
+        raise InputError(f"checkpoint: weights do not fit the network that the card describes: {first:.300}") from error
 
 
 def _cast(name: str, weight: Tensor, wanted: Tensor | None) -> Tensor:

@@ -25,7 +25,7 @@ NUMBERS = 2**24, 4
 number of the file."""
 
 
-class TooLarge(InputError):
+class SizeError(InputError):
     """A description of more than its file holds."""
 
 
@@ -52,11 +52,11 @@ class _Within(TorchFunctionMode):
             registration.register_module_buffer_registration_hook,
         )
         self.handles = [register(self._registered) for register in hooks]
-        super().__enter__()
+        super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
     def __exit__(self, *error: Any) -> None:
-        super().__exit__(*error)
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
         for handle in self.handles:
             handle.remove()
 
@@ -71,7 +71,7 @@ class _Within(TorchFunctionMode):
 
     def _refuse(self) -> None:
         self.exceeded = True
-        raise TooLarge(f"checkpoint: its network is larger than its weights ({self.told}); copy or train it again")
+        raise SizeError(f"checkpoint: its network is larger than its weights ({self.told}); copy or train it again")
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -94,13 +94,13 @@ def _full(size: Any, *rest: Any, **more: Any) -> int:
     return math.prod(size)
 
 
-def _steps(start: Any, end: Any, steps: int, **rest: Any) -> int:
+def _steps(start: float, end: float, steps: int, **rest: Any) -> int:
     return steps
 
 
 def _range(*ends: Any, start: Any = 0, end: Any = None, step: Any = 1, **rest: Any) -> int:
     start, end, step = {0: (start, end, step), 1: (start, *ends, step), 2: (*ends, step)}.get(len(ends), ends)
-    return math.ceil((end - start) / step)
+    return math.ceil(float(end - start) / step)
 
 
 def _eye(n: int, m: int | None = None, **rest: Any) -> int:
@@ -132,7 +132,7 @@ def build(spec: Spec, kind: type, shapes: Shapes, trust: tuple[str, ...], hollow
         hollow: a network without memory for its weights, whose values are then to be assigned.
 
     Raises:
-        TooLarge: if it would be larger.
+        SizeError: if it would be larger.
         InputError: for a description that `specs.rebuild` refuses.
     """
     with _Within(shapes, hollow) as bound:

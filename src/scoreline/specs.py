@@ -3,7 +3,7 @@
 import importlib
 import inspect
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -45,7 +45,7 @@ def rebuild(spec: Spec, kind: type, trust: Sequence[str] = ()) -> Any:
     found = _find(target, (*PACKAGES, *trust))
     if not issubclass(found, kind):
         raise InputError(f"checkpoint: {target} is no {kind.__name__}")
-    hints = _hints(found) if is_ours(spec) else {}
+    hints = _hints(found.__init__) if is_ours(spec) else {}  # type: ignore[misc]
     given = {name: value for name, value in spec.items() if name != "_target_"}
     arguments = {name: _argument(name, value, hints.get(name, object), trust) for name, value in given.items()}
     if is_ours(spec):
@@ -68,9 +68,9 @@ def _called(target: str, found: type, arguments: dict[str, Any]) -> Any:
         raise
     except Exception as error:  # whatever a constructor raises for values that do not go together
         reason = printable(f"{error!s:.200}" if isinstance(error, TypeError) else f"{error!r:.200}")
-        raise InputError(f"checkpoint: {target} refuses its arguments: {reason}; was it made by another version?") from (
-            error
-        )
+        raise InputError(
+            f"checkpoint: {target} refuses its arguments: {reason}; was it made by another version?"
+        ) from (error)
 
 
 def _argument(name: str, value: Any, hint: Any, trust: Sequence[str]) -> Any:
@@ -99,8 +99,8 @@ def _check_arguments(target: str, hints: Mapping[str, Any], arguments: Mapping[s
 
 
 @cache
-def _hints(found: type) -> dict[str, Any]:
-    return get_type_hints(found.__init__)  # type: ignore[misc]
+def _hints(constructor: Callable[..., None]) -> dict[str, Any]:
+    return get_type_hints(constructor)
 
 
 def _fits(value: Any, annotation: Any) -> bool:
@@ -149,13 +149,13 @@ def _find(target: str, packages: tuple[str, ...]) -> type:
     try:
         found = getattr(importlib.import_module(module_name), name, None)
     except (ImportError, ValueError) as error:
-        raise InputError(f"checkpoint: {printable(f'{module_name:.200} cannot be imported: {error!s:.200}')}") from error
+        raise InputError(
+            f"checkpoint: {printable(f'{module_name:.200} cannot be imported: {error!s:.200}')}"
+        ) from error
     kinds = (nn.Module, Parameterisation, Schedule)
     if isinstance(found, type) and issubclass(found, kinds) and found.__module__ == module_name:
         return found
-    raise InputError(
-        f"checkpoint: {printable(target):.200} is no network, parameterisation or schedule defined there"
-    )
+    raise InputError(f"checkpoint: {printable(target):.200} is no network, parameterisation or schedule defined there")
 
 
 def _within(target: str, packages: tuple[str, ...]) -> bool:
