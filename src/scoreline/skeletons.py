@@ -100,7 +100,8 @@ def _steps(start: float, end: float, steps: int, **rest: Any) -> int:
 
 def _range(*ends: Any, start: Any = 0, end: Any = None, step: Any = 1, **rest: Any) -> int:
     start, end, step = {0: (start, end, step), 1: (start, *ends, step), 2: (*ends, step)}.get(len(ends), ends)
-    return math.ceil(float(end - start) / step)
+    count: int = math.ceil((end - start) / step)
+    return count
 
 
 def _eye(n: int, m: int | None = None, **rest: Any) -> int:

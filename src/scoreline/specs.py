@@ -45,7 +45,7 @@ def rebuild(spec: Spec, kind: type, trust: Sequence[str] = ()) -> Any:
     found = _find(target, (*PACKAGES, *trust))
     if not issubclass(found, kind):
         raise InputError(f"checkpoint: {target} is no {kind.__name__}")
-    hints = _hints(found.__init__) if is_ours(spec) else {}  # type: ignore[misc]
+    hints = _hints(found.__init__) if is_ours(spec) else {}
     given = {name: value for name, value in spec.items() if name != "_target_"}
     arguments = {name: _argument(name, value, hints.get(name, object), trust) for name, value in given.items()}
     if is_ours(spec):
