@@ -5,6 +5,7 @@ import json
 import math
 import resource
 import struct
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -60,6 +61,10 @@ SPARE = 2**30
 
 @contextmanager
 def little_memory() -> Iterator[None]:
+    """Where the system tells and limits what a process takes."""
+    if sys.platform != "linux":
+        yield
+        return
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     resource.setrlimit(resource.RLIMIT_AS, (used + SPARE, hard))
@@ -78,7 +83,7 @@ def refusal(path: Path, load: Callable[[Path], object]) -> str | None:
     except InputError as error:
         said = str(error)
         assert said.isprintable()
-        assert path.stem in said
+        assert path.name in said
         assert len(said) < 1000
         return said
     finally:
@@ -318,8 +323,16 @@ VALUES_REFUSED = {
         changed("score_norm", mean_abs_eps=of("score_norm", "rho")[:9]),
         "tensor mean_abs_eps has shape [9], not (K)",
     ),
-    "empty": ("score_norm", {n: v[:0] for n, v in RECORDS["score_norm"][0].items()}, "a tensor without numbers"),
-    "one": ("score_norm", {n: v[:1] for n, v in RECORDS["score_norm"][0].items()}, "needs increasing noise levels"),
+    "empty": (
+        "score_norm",
+        {n: v[:0] for n, v in RECORDS["score_norm"][0].items()},
+        "tensor rho has shape [0], fewer than 2",
+    ),
+    "one": (
+        "score_norm",
+        {n: v[:1] for n, v in RECORDS["score_norm"][0].items()},
+        "tensor rho has shape [1], fewer than 2",
+    ),
     "falling": ("score_norm", changed("score_norm", rho=of("score_norm", "rho").flip(0)), "rho does not strictly incr"),
     "negative": (
         "score_norm",

@@ -8,7 +8,7 @@ import math
 import re
 import reprlib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from torch import Tensor
@@ -120,6 +120,7 @@ class Values:
         order: 1 if they increase strictly, -1 if they decrease.
         unknown: NaN or an infinity stands for a number that is not known.
         triangular: zeros above the diagonal.
+        fewest: smallest size along each axis.
         optional: files may be without it.
     """
 
@@ -130,6 +131,7 @@ class Values:
     order: int = 0
     unknown: bool = False
     triangular: bool = False
+    fewest: int = 1
     optional: bool = False
 
     def check_header(self, name: str, shape: list[int], dtype: str, letters: dict[str, int]) -> None:
@@ -140,6 +142,8 @@ class Values:
         sizes = [_size(size, has, letters) for size, has in zip(self.sizes, shape, strict=False)]
         if len(shape) != len(self.sizes) or sizes != shape or math.prod(shape) > MOST_NUMBERS:
             raise ValueError(f"tensor {name} has shape {shown(shape)}, not ({', '.join(map(str, self.sizes))})")
+        if min(shape) < self.fewest:
+            raise ValueError(f"tensor {name} has shape {shown(shape)}, fewer than {self.fewest}")
 
     def check_values(self, name: str, found: Tensor) -> None:
         """Raises: ValueError for a value that is not allowed."""
@@ -239,8 +243,6 @@ def check_tensors(rules: Mapping[str, Values], shapes: Mapping[str, list[int]], 
     for name, rule in rules.items():
         if name in shapes:
             rule.check_header(name, shapes[name], types[name], letters)
-    if letters and min(letters.values()) < 1:
-        raise ValueError("it has a tensor without numbers")
 
 
 def whole(least: float, most: float) -> Number:
@@ -330,31 +332,32 @@ PROVENANCE: dict[str, Rule] = {
 """Keys of a record's provenance that readers rely on beside `checkpoint`; others are told, not read."""
 
 RISING = Values(("K",), 0, above=True, order=1)
+MAP = replace(RISING, fewest=2)
 MEASURED = Values(("K",), 0, above=True)
 ERROR = Values(("K",), 0, unknown=True, optional=True)
 BUDGETS = Values(("B",), 1, whole=True)
 HELD_OUT = Values(("B",), unknown=True, optional=True)
 BY_CHANNEL = Values(("K", "C"), 0, unknown=True, optional=True)
-BY_PASS = Values(("P",), 0, unknown=True, optional=True)
+BY_PASS = Values(("P",), 0, unknown=True, fewest=0, optional=True)
 FINALISTS = Values(("B", "F"), 0, unknown=True, optional=True)
 PAIRS = Values(("J", "K"), 0, unknown=True)
 
 RECORDS: dict[str, dict[str, Values]] = {
     "score_norm": {
-        "rho": RISING,
+        "rho": MAP,
         "mean_abs_eps": MEASURED,
         "standard_error": ERROR,
         "mean_abs_eps_by_channel": BY_CHANNEL,
         "standard_error_by_channel": BY_CHANNEL,
     },
     "score_optimal": {
-        "rho": RISING,
+        "rho": MAP,
         "length": Values(("K",), order=1),
         "standard_error": ERROR,
         "cost": Values(("K-1",), 0, unknown=True, optional=True),
         "spread": BY_PASS,
         "lowest": BY_PASS,
-        "change": Values(("Q",), 0, unknown=True, optional=True),
+        "change": Values(("Q",), 0, unknown=True, fewest=0, optional=True),
     },
     "search": {
         "budgets": BUDGETS,
