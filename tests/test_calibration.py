@@ -293,7 +293,7 @@ def test_a_record_of_another_checkpoint_is_refused_with_the_remedy(tmp_path: Pat
     with pytest.raises(InputError, match="holds 'score_norm', not 'score_optimal'"):
         load_record(path, "score_optimal", "ab" * 32)
     path.write_bytes(path.read_bytes()[:-4])
-    with pytest.raises(InputError, match="not a readable record"):
+    with pytest.raises(InputError, match="not a readable safetensors file"):
         load_record(path, "score_norm", "ab" * 32)
 
 

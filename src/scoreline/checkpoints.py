@@ -1,21 +1,23 @@
 """`model.safetensors`: weights and a card that says what they are, nothing else."""
 
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from scoreline.denoiser import Denoiser
-from scoreline.errors import InputError
+from scoreline.errors import InputError, printable
 from scoreline.files import sha256, write_atomically
 from scoreline.parameterisations import Parameterisation
 from scoreline.schedules.base import NoiseSchedule
-from scoreline.specs import Spec, rebuild
+from scoreline.schemas import CARD, CLASSES, IN_SHAPE, MOST_PIXELS, WEIGHTS, parse_entries, shown
+from scoreline.skeletons import Shapes, SizeError, build, tensors
+from scoreline.specs import Spec, is_ours
+from scoreline.tensor_files import Header, read_header, read_tensors
 
 FORMAT = "scoreline/model/1"
 
@@ -105,6 +107,8 @@ def load_model(path: str | Path, trust: tuple[str, ...] = ()) -> Checkpoint:
     machine share them, and what is written to them never reaches the file. The file may be replaced or removed
     meanwhile (by a rename, as `save_model` does), not written into.
 
+    Nothing is built before the card was checked against `schemas.CARD`, and nothing larger than the weights.
+
     Args:
         trust: packages outside scoreline whose networks the card may name (`specs.rebuild`).
 
@@ -115,106 +119,113 @@ def load_model(path: str | Path, trust: tuple[str, ...] = ()) -> Checkpoint:
     path = Path(path)
     if not path.is_file():
         raise InputError(f"checkpoint={path}: no such file; give a model.safetensors written by train.py")
-    metadata, weights = _read(path)
-    card = _card(path, metadata)
-    _check_finite(path, weights)
-    network = _network(path, card.model["network"], weights, trust)
-    denoiser = Denoiser(network, rebuild(card.model["parameterisation"], Parameterisation, trust))
-    schedule: NoiseSchedule = rebuild(card.model["noise_schedule"], NoiseSchedule, trust)
-    return Checkpoint(path, sha256(path), card, denoiser.eval().requires_grad_(False), schedule)
-
-
-def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
-    from safetensors import SafetensorError, safe_open
-
+    header = read_header(path, f"checkpoint={path}", "copy or train it again")
+    card = read_card(header)
     try:
-        with safe_open(path, framework="pt") as file:
-            return file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise InputError(
-            f"checkpoint={path}: not a readable safetensors file ({error}); copy or train it again"
-        ) from error
+        return _load(header, card, trust)
+    except InputError as error:
+        raise InputError(printable(f"{header.told}: {str(error).removeprefix('checkpoint: ')}")) from error
 
 
-def _card(path: Path, metadata: dict[str, str]) -> Card:
-    if metadata.get("format") != FORMAT:
-        raise InputError(
-            f"checkpoint={path}: its format is {metadata.get('format')!r}, not {FORMAT!r}; "
-            "give a model.safetensors written by train.py (not last.ckpt)"
-        )
+def _load(header: Header, card: Card, trust: tuple[str, ...]) -> Checkpoint:
+    weights = read_tensors(header)
+    _check_finite(weights)
+    network = _network(header.shapes, card.model["network"], weights, trust)
+    parameterisation = build(card.model["parameterisation"], Parameterisation, header.shapes, trust)
+    schedule: NoiseSchedule = build(card.model["noise_schedule"], NoiseSchedule, header.shapes, trust)
+    denoiser = Denoiser(network, parameterisation).eval().requires_grad_(False)
+    return Checkpoint(header.path, sha256(header.path), card, denoiser, schedule)
+
+
+def read_card(header: Header) -> Card:
+    """The card of a model file.
+
+    Raises:
+        InputError: if it is no model of ours, or its card or the types of its weights are against `schemas`.
+    """
+    if header.metadata.get("format") != FORMAT:
+        remedy = "give a model.safetensors written by train.py (not last.ckpt)"
+        found = shown(header.metadata.get("format"))
+        raise header._replace(remedy=remedy).refuse(f"its format is {found}, not {FORMAT!r}")
     try:
-        shape = json.loads(metadata["shape"])
-        return Card(
-            json.loads(metadata["model"]),
-            (int(shape[0]), int(shape[1]), int(shape[2])),
-            int(json.loads(metadata["num_classes"])),
-            json.loads(metadata["data"]),
-            json.loads(metadata["training"]),
-        )
-    except (KeyError, ValueError, IndexError, TypeError) as error:
-        raise InputError(f"checkpoint={path}: its card is damaged ({error!r}); copy or train it again") from error
+        card = Card(**parse_entries(header.metadata, CARD, ("format",)))
+        _check_sizes(card)
+    except ValueError as error:
+        raise header.refuse(f"its card is damaged ({error})") from error
+    for name, dtype in header.types.items():
+        if dtype not in WEIGHTS or not name.isprintable():
+            raise header.refuse(f"weight {shown(name)} of type {dtype}: no name or no type of a weight")
+    return replace(card, shape=(card.shape[0], card.shape[1], card.shape[2]))
 
 
-def _check_finite(path: Path, weights: dict[str, Tensor]) -> None:
+def _check_sizes(card: Card) -> None:
+    """Raises: ValueError if an image is too large, or our own network is of another shape or number of classes."""
+    if math.prod(card.shape) > MOST_PIXELS:
+        raise ValueError(f"shape is {card.shape}, more than {MOST_PIXELS:,} numbers")
+    network = card.model["network"]
+    if not is_ours(network):
+        return
+    for key, axis in IN_SHAPE.items():
+        if network.get(key, card.shape[axis]) != card.shape[axis]:
+            raise ValueError(f"network.{key} is {shown(network[key])} for images of shape {list(card.shape)}")
+    for key in CLASSES:
+        if card.num_classes not in (0, network.get(key, card.num_classes)):
+            raise ValueError(f"network.{key} is {shown(network[key])} for {card.num_classes} classes")
+
+
+def _check_finite(weights: dict[str, Tensor]) -> None:
     for name, weight in weights.items():
         ends = torch.aminmax(weight) if weight.is_floating_point() and weight.numel() else ()
         if not all(bool(torch.isfinite(end)) for end in ends):
-            raise InputError(f"checkpoint={path}: weight {name} is not finite; use an earlier checkpoint")
+            raise InputError(f"checkpoint: weight {name} is not finite; use an earlier checkpoint")
 
 
-def _network(path: Path, spec: Spec, weights: dict[str, Tensor], trust: tuple[str, ...]) -> nn.Module:
+def _network(shapes: Shapes, spec: Spec, weights: dict[str, Tensor], trust: tuple[str, ...]) -> nn.Module:
     """The network with these very tensors for its weights; with copies of them, if its class computes with weights
     while it is built or keeps tensors that its state dict does not hold, as those of other packages may."""
-    hollow = _hollow(spec, trust)
+    hollow = _hollow(shapes, spec, trust)
     if hollow is not None:
-        _fill(path, hollow, weights, assign=True)
-        if not any(tensor.is_meta for tensor in _tensors(hollow)):
+        _fill(hollow, weights, assign=True)
+        if not any(tensor.is_meta for tensor in tensors(hollow)):
             return hollow
-    network: nn.Module = rebuild(spec, nn.Module, trust)
-    _fill(path, network, weights, assign=False)
+    network: nn.Module = build(spec, nn.Module, shapes, trust)
+    _fill(network, weights, assign=False)
     return network
 
 
-class _EmptyWithoutMemory(TorchFunctionMode):
-    """`torch.empty` makes tensors of the meta device, on which first values cost nothing; normal ones are left out,
-    for which torch would load its compiler. Layers make their weights so; constants, such as frequencies, are made by
-    other functions and are real."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if func is torch.empty:
-            return func(*args, **{**kwargs, "device": "meta"})
-        filled = args[0] if args else kwargs.get("tensor")
-        if getattr(func, "__name__", "").endswith("normal_") and isinstance(filled, Tensor) and filled.is_meta:
-            return filled
-        return func(*args, **kwargs)
-
-
-def _hollow(spec: Spec, trust: tuple[str, ...]) -> nn.Module | None:
+def _hollow(shapes: Shapes, spec: Spec, trust: tuple[str, ...]) -> nn.Module | None:
     """The network without memory for its weights, or None if it cannot be built so."""
     try:
-        with _EmptyWithoutMemory():
-            found: nn.Module = rebuild(spec, nn.Module, trust)
+        found: nn.Module = build(spec, nn.Module, shapes, trust, hollow=True)
+    except SizeError:
+        raise
     except (InputError, RuntimeError):
         return None
     return found
 
 
-def _tensors(network: nn.Module) -> Iterator[Tensor]:
-    yield from network.parameters()
-    yield from network.buffers()
-    for module in network.modules():
-        yield from (value for value in vars(module).values() if isinstance(value, Tensor))
-
-
-def _fill(path: Path, network: nn.Module, weights: dict[str, Tensor], assign: bool) -> None:
+def _fill(network: nn.Module, weights: dict[str, Tensor], assign: bool) -> None:
     """Weights get the precision of the network."""
-    precisions = {name: weight.dtype for name, weight in network.state_dict().items()}
-    fitting = {name: weight.to(precisions.get(name, weight.dtype)) for name, weight in weights.items()}
+    state = network.state_dict()
+    fitting = {name: _cast(name, weight, state.get(name)) for name, weight in weights.items()}
     try:
         network.load_state_dict(fitting, assign=assign)
     except RuntimeError as error:
         first = str(error).splitlines()[-1].strip()
+        raise InputError(f"checkpoint: weights do not fit the network that the card describes: {first:.300}") from error
+
+
+def _cast(name: str, weight: Tensor, wanted: Tensor | None) -> Tensor:
+    """In the precision of the wanted one; as it is if that is of another shape, which is refused later."""
+    if wanted is None or weight.shape != wanted.shape:
+        return weight
+    if _kind(weight) != _kind(wanted):
         raise InputError(
-            f"checkpoint={path}: weights do not fit the network that the card describes: {first}"
-        ) from error
+            f"checkpoint: weights do not fit the network that the card describes: {name} is {weight.dtype}, "
+            f"not {wanted.dtype}"
+        )
+    return weight.to(wanted.dtype)
+
+
+def _kind(tensor: Tensor) -> tuple[bool, bool]:
+    return tensor.is_floating_point(), tensor.is_complex()

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +10,8 @@ from torch import Tensor, nn
 from scoreline.ema import PowerFunctionEMA
 from scoreline.errors import InputError
 from scoreline.files import write_atomically
+from scoreline.schemas import MOST_STEPS, SNAPSHOT, parse_entries, shown
+from scoreline.tensor_files import Header, read_header, read_tensors
 
 FORMAT = "scoreline/ema-snapshot/1"
 
@@ -70,23 +71,21 @@ def _paths(run: Path) -> list[Path]:
 
 
 def _described(path: Path) -> Snapshot:
-    with _opened(path) as file:
-        metadata = file.metadata() or {}
-    if metadata.get("format") != FORMAT:
-        raise InputError(f"{path}: its format is {metadata.get('format')!r}, not {FORMAT!r}; move it elsewhere")
+    header = _header(path)
+    if header.metadata.get("format") != FORMAT:
+        found = shown(header.metadata.get("format"))
+        raise header._replace(remedy="move it elsewhere").refuse(f"its format is {found}, not {FORMAT!r}")
     try:
-        return Snapshot(path, float(metadata["sigma_rel"]), int(metadata["images"]), int(metadata["batch"]))
-    except (KeyError, ValueError) as error:
-        raise InputError(f"{path}: its metadata is damaged ({error!r}); delete it") from error
+        snapshot = Snapshot(path, **parse_entries(header.metadata, SNAPSHOT, ("format",)))
+        if snapshot.images // snapshot.batch > MOST_STEPS:
+            raise ValueError(f"{snapshot.images} images are more than {MOST_STEPS:,} steps of {snapshot.batch}")
+    except ValueError as error:
+        raise header.refuse(f"its metadata is damaged ({error})") from error
+    return snapshot
 
 
-def _opened(path: Path) -> Any:
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        return safe_open(path, framework="pt")
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"{path}: not a readable safetensors file ({error}); copy it again or delete it") from error
+def _header(path: Path) -> Header:
+    return read_header(path, str(path), "copy it again or delete it")
 
 
 def combine(snapshots: Sequence[Snapshot], coefficients: Sequence[float], network: nn.Module) -> dict[str, Tensor]:
@@ -109,10 +108,10 @@ def combine(snapshots: Sequence[Snapshot], coefficients: Sequence[float], networ
 
 
 def _weights(path: Path, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    with _opened(path) as file:
-        weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    if {name: value.shape for name, value in weights.items()} != {name: value.shape for name, value in state.items()}:
+    header = _header(path)
+    if header.shapes != {name: list(value.shape) for name, value in state.items()}:
         raise InputError(f"{path}: its tensors are not those of the run's model.safetensors; it is of another network")
+    weights = read_tensors(header)
     for name, value in weights.items():
         if value.is_floating_point() and not bool(torch.isfinite(value).all()):
             raise InputError(f"{path}: weight {name} is not finite; delete the snapshots from there on")

@@ -18,3 +18,9 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     if near:
         return f"; did you mean '{near[0]}'?"
     return f"; choose from {', '.join(known)}" if known else ""
+
+
+def printable(text: str) -> str:
+    """The text with control characters, line ends and lone surrogates as escapes: it stays one line and cannot steer a
+    terminal, whatever file it comes from."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)

@@ -1,26 +1,36 @@
 """Objects rebuilt from the description inside a file, without letting the file choose what code runs."""
 
 import importlib
-from collections.abc import Sequence
-from typing import Any
+import inspect
+import math
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
+import torch
 from torch import nn
 
-from scoreline.errors import InputError
+from scoreline import schemas
+from scoreline.errors import InputError, printable
 from scoreline.parameterisations import Parameterisation
-from scoreline.schedules.base import Schedule
+from scoreline.schedules.base import NoiseSchedule, Schedule
 
 Spec = dict[str, Any]
 """{"_target_": "package.module.Class", argument: number | string | list | Spec}."""
 
 PACKAGES = ("scoreline.networks", "scoreline.parameterisations", "scoreline.schedules")
 
+SAME_TIME = 1e-3
+"""Share of a process's time by which a time may differ after it became a noise level and a time again."""
+
 
 def rebuild(spec: Spec, kind: type, trust: Sequence[str] = ()) -> Any:
     """The object a description stands for.
 
     Only classes are called, and only networks, parameterisations and schedules that are defined in scoreline itself
-    or in a package named in `trust`; arguments are plain values or descriptions of such objects.
+    or in a package named in `trust`; arguments are plain values or descriptions of such objects. Those of scoreline's
+    own classes are checked against the annotations of the constructor and the ranges in `schemas.ARGUMENTS` before.
 
     Args:
         kind: class that the object must be an instance of.
@@ -35,36 +45,119 @@ def rebuild(spec: Spec, kind: type, trust: Sequence[str] = ()) -> Any:
     found = _find(target, (*PACKAGES, *trust))
     if not issubclass(found, kind):
         raise InputError(f"checkpoint: {target} is no {kind.__name__}")
-    arguments = {name: _argument(name, value, trust) for name, value in spec.items() if name != "_target_"}
+    hints = _hints(found.__init__) if is_ours(spec) else {}
+    given = {name: value for name, value in spec.items() if name != "_target_"}
+    arguments = {name: _argument(name, value, hints.get(name, object), trust) for name, value in given.items()}
+    if is_ours(spec):
+        _check_arguments(target, hints, arguments)
+    built = _called(target, found, arguments)
+    if is_ours(spec) and isinstance(built, NoiseSchedule):
+        _check_process(target, built)
+    return built
+
+
+def is_ours(spec: Mapping[str, Any]) -> bool:
+    """Whether the class is one of scoreline's own."""
+    return _within(str(spec.get("_target_")), PACKAGES)
+
+
+def _called(target: str, found: type, arguments: dict[str, Any]) -> Any:
     try:
         return found(**arguments)
-    except TypeError as error:
+    except InputError:
+        raise
+    except Exception as error:  # whatever a constructor raises for values that do not go together
+        reason = printable(f"{error!s:.200}" if isinstance(error, TypeError) else f"{error!r:.200}")
         raise InputError(
-            f"checkpoint: {target} refuses its arguments: {error}; was it made by another version?"
-        ) from error
+            f"checkpoint: {target} refuses its arguments: {reason}; was it made by another version?"
+        ) from (error)
 
 
-def _argument(name: str, value: Any, trust: Sequence[str]) -> Any:
-    if isinstance(value, dict):
-        return rebuild(value, object, trust)
+def _argument(name: str, value: Any, hint: Any, trust: Sequence[str]) -> Any:
+    if isinstance(value, dict) and isinstance(hint, type):
+        return rebuild(value, hint, trust)
     plain = all(isinstance(part, str | int | float | None) for part in (value if isinstance(value, list) else [value]))
     if not plain or name.startswith("_") or "${" in str(value):
-        raise InputError(f"checkpoint: its description holds {name}={value!r:.60}, which is no plain value")
+        raise InputError(f"checkpoint: its description holds {name}={schemas.shown(value)}, which is no plain value")
     return value
 
 
-def _find(target: str, packages: tuple[str, ...]) -> type:
-    module_name, _, name = target.rpartition(".")
-    if not any(module_name == package or module_name.startswith(package + ".") for package in packages):
+def _check_arguments(target: str, hints: Mapping[str, Any], arguments: Mapping[str, Any]) -> None:
+    """Arguments that the constructor does not know are left to it to refuse."""
+    for name in hints.keys() & arguments.keys():
+        value = arguments[name]
+        try:
+            if not _fits(value, hints[name]):
+                wanted = inspect.formatannotation(hints[name]).replace("collections.abc.", "")
+                raise ValueError(f"{name} is {schemas.shown(value)}, not {wanted}")
+            if name in schemas.ARGUMENTS and value is not None:
+                schemas.ARGUMENTS[name](name, value)
+        except ValueError as error:
+            raise InputError(
+                f"checkpoint: {target} refuses its arguments: {error}; was it made by another version?"
+            ) from error
+
+
+@cache
+def _hints(constructor: Callable[..., None]) -> dict[str, Any]:
+    return get_type_hints(constructor)
+
+
+def _fits(value: Any, annotation: Any) -> bool:
+    """Whether a value out of JSON, in which sequences are lists, may be given where the annotation stands."""
+    origin, parts = get_origin(annotation), get_args(annotation)
+    if origin in (Union, UnionType):
+        return any(_fits(value, part) for part in parts)
+    if origin is Literal:
+        return value in parts
+    if isinstance(origin, type) and issubclass(origin, Sequence):
+        return isinstance(value, list) and all(_fits(part, parts[0]) for part in value)
+    if annotation in (int, float):
+        kind = isinstance(value, int if annotation is int else int | float) and not isinstance(value, bool)
+        return kind and abs(value) < 2**63 and math.isfinite(value)
+    return isinstance(value, NoneType if annotation is None else annotation)
+
+
+def _check_process(target: str, process: NoiseSchedule) -> None:
+    """Noise grows with time, from a level of 0 or more to a finite one, and times are found again.
+
+    Raises:
+        InputError: if not.
+    """
+    first, last = process.t_min, process.t_max
+    time = torch.linspace(first, last, 9, dtype=torch.float64)
+    try:
+        rho = process.inverse(time)
+        again = (process(rho) - time).abs() <= SAME_TIME * abs(last - first)
+        usable = first < last and bool((rho.isfinite() & (rho >= 0) & again).all() and (rho.diff() > 0).all())
+    except (ArithmeticError, ValueError, RuntimeError):
+        usable = False
+    if not usable:
         raise InputError(
-            f"checkpoint: its description names {target}, which is not part of scoreline; "
-            f"if you know this code, pass trust=[{target.partition('.')[0]}]"
+            f"checkpoint: {target} has noise levels that do not increase with time from t_min={first:g} to "
+            f"t_max={last:g}; was it made by another version?"
         )
+
+
+def _find(target: str, packages: tuple[str, ...]) -> type:
+    if not _within(target, packages):
+        raise InputError(
+            f"checkpoint: its description names {printable(target):.200}, which is not part of scoreline; "
+            f"if you know this code, pass trust=[{printable(target.partition('.')[0]):.60}]"
+        )
+    module_name, _, name = target.rpartition(".")
     try:
         found = getattr(importlib.import_module(module_name), name, None)
-    except ImportError as error:
-        raise InputError(f"checkpoint: {module_name} cannot be imported: {error}") from error
+    except (ImportError, ValueError) as error:
+        raise InputError(
+            f"checkpoint: {printable(f'{module_name:.200} cannot be imported: {error!s:.200}')}"
+        ) from error
     kinds = (nn.Module, Parameterisation, Schedule)
     if isinstance(found, type) and issubclass(found, kinds) and found.__module__ == module_name:
         return found
-    raise InputError(f"checkpoint: {target} is no network, parameterisation or schedule defined there")
+    raise InputError(f"checkpoint: {printable(target):.200} is no network, parameterisation or schedule defined there")
+
+
+def _within(target: str, packages: tuple[str, ...]) -> bool:
+    module_name = target.rpartition(".")[0]
+    return any(module_name == package or module_name.startswith(package + ".") for package in packages)

@@ -1,7 +1,5 @@
 """The measurements that the authors of DEIS-SN released, as a record of ours."""
 
-import re
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +10,7 @@ from scoreline.calibration.record import Record
 from scoreline.calibration.score_norm_published import ENTRIES
 from scoreline.errors import InputError
 from scoreline.files import code_version, sha256
+from scoreline.foreign import torch_files
 from scoreline.schedules.base import NoiseSchedule
 from scoreline.schedules.deis_sn_times import relative_ends
 
@@ -73,19 +72,16 @@ def read(path: Path) -> tuple[Tensor, Tensor]:
 
 
 def _load(path: Path) -> Any:
-    """What torch reads of a zip or legacy file with its unpickler for tensors alone, wherever they were saved."""
+    """The content of a zip or legacy file of torch, wherever its tensors were saved, without its unpickler."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged pickle raises nearly anything
-        asked = re.search(r"Unsupported global: GLOBAL ([\w.]+)", str(error))
-        reason = f"it asks for {asked[1]}, and code in a file is never run" if asked else type(error).__name__
+        return torch_files.read(path)
+    except InputError as error:
+        reason = str(error).removeprefix(f"{path}: ").partition(";")[0]
         raise InputError(f"{path}: not a readable file of tensors ({reason}); copy or save it again") from error
 
 
 def _entries(path: Path, key: str, found: Any) -> Tensor:
-    if not isinstance(found, Tensor) or found.layout != torch.strided or not found.is_floating_point():
+    if not isinstance(found, Tensor) or not found.is_floating_point():
         raise InputError(f"{path}: {key} is no plain tensor of real numbers; give the file as it was released")
     if found.shape != (ENTRIES,):
         shape = "x".join(map(str, found.shape)) or "a single number"

@@ -1,6 +1,7 @@
 """A record: what was measured, and where every number comes from."""
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,20 @@ from torch import Tensor
 
 from scoreline.errors import InputError
 from scoreline.files import write_atomically
+from scoreline.schemas import (
+    BUDGETS,
+    MOST_NUMBERS,
+    PLAIN,
+    PROVENANCE,
+    RECORDS,
+    Rule,
+    Values,
+    check_tensors,
+    parse_entries,
+    shown,
+    tables_of,
+)
+from scoreline.tensor_files import Header, read_header, read_tensors
 
 FORMAT = "scoreline/record/1"
 
@@ -39,6 +54,9 @@ class Record:
 def load_record(path: str | Path, kind: str, checkpoint: str, key: str = "record") -> Record:
     """A record of the given kind for the checkpoint with that SHA-256.
 
+    Names, types and shapes of its tensors, their values, and what readers rely on of its provenance are those of
+    `schemas.RECORDS` and `schemas.PROVENANCE`.
+
     Args:
         key: by which the user names the file.
 
@@ -46,24 +64,64 @@ def load_record(path: str | Path, kind: str, checkpoint: str, key: str = "record
         InputError: if the file is missing, is no such record, or was made for another checkpoint; the message gives
             the command that makes the right one.
     """
-    from safetensors import SafetensorError, safe_open
-
     path = Path(path)
     remedy = f"make one with: python calibrate.py calibration={kind} checkpoint=..."
     if not path.is_file():
         raise InputError(f"{key}={path}: no such record; {remedy}")
+    header = read_header(path, f"{key}={path}", remedy)
+    found = header.metadata.get("kind")
+    if header.metadata.get("format") != FORMAT or found != kind:
+        raise header.refuse(f"holds {shown(found)}, not {kind!r}")
     try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            values = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        found, provenance = metadata.get("kind"), json.loads(metadata.get("provenance", "{}"))
-    except (SafetensorError, OSError, ValueError) as error:
-        raise InputError(f"{key}={path}: not a readable record ({error}); {remedy}") from error
-    if metadata.get("format") != FORMAT or found != kind:
-        raise InputError(f"{key}={path}: holds {found!r}, not {kind!r}; {remedy}")
-    if provenance.get("checkpoint") != checkpoint:
-        raise InputError(
-            f"{key}={path}: made for checkpoint {str(provenance.get('checkpoint'))[:12]}, "
-            f"this one is {checkpoint[:12]}; {remedy}"
-        )
-    return Record(kind, values, provenance)
+        provenance = read_provenance(header, PROVENANCE.get(kind, PLAIN))
+        _check_checkpoint(provenance, checkpoint)
+        return Record(kind, _checked_values(header, kind), provenance)
+    except ValueError as error:
+        raise header.refuse(error) from error
+
+
+def _check_checkpoint(provenance: dict[str, Any], checkpoint: str) -> None:
+    made_for = provenance.get("checkpoint")
+    if made_for != checkpoint:
+        raise ValueError(f"made for checkpoint {str(made_for)[:12]}, this one is {checkpoint[:12]}")
+
+
+def read_provenance(header: Header, rule: Rule = PLAIN) -> dict[str, Any]:
+    """The provenance of a record, of any kind.
+
+    Raises:
+        ValueError: in one line, if it is none or against the rule.
+    """
+    found: dict[str, Any] = parse_entries(header.metadata, {"provenance": rule}, ("format", "kind"))["provenance"]
+    return found
+
+
+def read_values(header: Header) -> dict[str, Tensor]:
+    """The tensors of a record, of any kind.
+
+    Raises:
+        ValueError: in one line, if they are too large.
+    """
+    if sum(map(math.prod, header.shapes.values())) > 2 * MOST_NUMBERS:
+        raise ValueError(f"it holds more than {2 * MOST_NUMBERS:,} numbers")
+    return read_tensors(header)
+
+
+def _checked_values(header: Header, kind: str) -> dict[str, Tensor]:
+    """The tensors of a record by `schemas.RECORDS`; those of a kind that is not there may be any."""
+    if kind not in RECORDS:
+        return read_values(header)
+    rules = RECORDS[kind] | (_tables(header) if kind == "tableau" else {})
+    check_tensors(rules, header.shapes, header.types)
+    values = read_values(header)
+    for name, value in values.items():
+        rules[name].check_values(name, value)
+    return values
+
+
+def _tables(header: Header) -> dict[str, Values]:
+    """The rules for the tensors that belong to the budgets of a tableau."""
+    budgets = {"budgets": BUDGETS}
+    only = header._replace(shapes={name: shape for name, shape in header.shapes.items() if name in budgets})
+    check_tensors(budgets, only.shapes, only.types)
+    return tables_of(read_tensors(only)["budgets"])

@@ -28,7 +28,8 @@ class ScoreScale:
     values: tuple[float, ...]
 
     def __post_init__(self) -> None:
-        if len(self.levels) < 2 or min(self.values) <= 0 or not all(map(float.__lt__, self.levels, self.levels[1:])):
+        alike = len(self.levels) == len(self.values) >= 2
+        if not alike or min(self.values) <= 0 or not all(map(float.__lt__, self.levels, self.levels[1:])):
             raise InputError("calibration: a score scale needs increasing noise levels and positive values")
 
     @cached_property

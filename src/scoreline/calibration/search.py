@@ -134,10 +134,17 @@ class Recommendation:
 def load_recommendation(path: str | Path, checkpoint: str) -> Recommendation:
     """The recommendation in a `search` record; see `load_record` for what is refused."""
     record = load_record(path, "search", checkpoint, "solver.path")
-    found = record.provenance
-    pairs = tuple((str(finalists[0][0][0]), str(finalists[0][0][1])) for finalists in found["candidates"])
-    first, last = (float(level) for level in found["span"])
-    return Recommendation(tuple(record.values["budgets"].tolist()), pairs, (first, last))
+    candidates, span = record.provenance["candidates"], record.provenance["span"]
+    budgets = record.values["budgets"].tolist()
+    if len(candidates) != len(budgets) or len(set(budgets)) < len(budgets) or not span[0] > span[1]:
+        raise InputError(
+            f"solver.path={path}: {len(candidates)} candidates for {len(budgets)} budgets on the range {span}; give "
+            "the record as calibrate.py wrote it"
+        )
+    if not bool(record.values.get("mean", torch.zeros(1, 1))[:, 0].isfinite().all()):
+        raise InputError(f"solver.path={path}: its best candidates have no distance; search again")
+    pairs = tuple((finalists[0][0][0], finalists[0][0][1]) for finalists in candidates)
+    return Recommendation(tuple(budgets), pairs, (float(span[0]), float(span[1])))
 
 
 def _plot(record: Record, path: Path) -> None:

@@ -6,36 +6,33 @@ record its provenance and measurements, a foreign one what it names and holds. N
 """
 
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from scoreline import checkpoints, run_names
 from scoreline.calibration import record, target_variance_table
-from scoreline.errors import InputError, did_you_mean
+from scoreline.errors import InputError, did_you_mean, printable
 from scoreline.files import sha256
 from scoreline.foreign import description, families
+from scoreline.schemas import CARD, parse_entries
+from scoreline.tensor_files import Header, read_header
 
 LEVELS = 10
 """Rows of the table of a score_norm record."""
+
+ROWS = 10_000
+"""Levels or budgets of a record of which there is no table."""
 
 BEST = 3
 """Candidates of each budget of a search record."""
 
 LONGEST = 200
 """Characters of a value that are shown."""
-
-
-class Header(NamedTuple):
-    """A safetensors file without its numbers: metadata, and shape and type of each tensor."""
-
-    path: Path
-    metadata: dict[str, str]
-    shapes: dict[str, list[int]]
-    types: set[str]
 
 
 def main(words: list[str]) -> None:
@@ -79,15 +76,15 @@ def text(path: Path) -> str:
     """
     if path.is_dir() or not (path.suffix == ".safetensors" or families.is_safetensors(path)):
         return "\n".join([printable(f"{path}: checkpoint of another project"), *foreign_lines(path)])
-    header = read(path)
+    header = read_header(path, str(path), "copy or make it again")
     describe = {checkpoints.FORMAT: checkpoint_lines, record.FORMAT: record_lines}.get(_format(header))
     if describe is None:
         head = f"{path}: no file of scoreline, but a safetensors file with {_tensors(header)} and {_metadata(header)}"
         return "\n".join([printable(head), *foreign_lines(path)])
     try:
         return "\n".join(map(printable, describe(header)))
-    except (LookupError, ValueError, TypeError, AttributeError, RuntimeError) as error:
-        raise InputError(f"{path}: its metadata is damaged ({error!r:.80}); copy or make it again") from error
+    except (LookupError, ValueError, TypeError, AttributeError, RuntimeError, ArithmeticError) as error:
+        raise header.refuse(f"its metadata is damaged ({error!r:.80})") from error
 
 
 def foreign_lines(path: Path) -> Iterator[str]:
@@ -100,47 +97,30 @@ def foreign_lines(path: Path) -> Iterator[str]:
         yield printable(line(name, shown, depth))
 
 
-def read(path: Path) -> Header:
-    """The header of a safetensors file.
-
-    Raises:
-        InputError: if it has none.
-    """
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="pt") as file:
-            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
-            shapes = {name: list(part.get_shape()) for name, part in slices.items()}
-            return Header(path, file.metadata() or {}, shapes, {part.get_dtype() for part in slices.values()})
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"{path}: not a readable safetensors file ({error}); give a .safetensors file") from error
-
-
 def checkpoint_lines(header: Header) -> Iterator[str]:
     """The card of a model."""
-    card = {name: json.loads(header.metadata[name]) for name in ("model", "shape", "num_classes", "data", "training")}
-    numbers = sum(torch.Size(shape).numel() for shape in header.shapes.values())
+    card = parse_entries(header.metadata, CARD, ("format",))
+    numbers = sum(map(math.prod, header.shapes.values()))
     yield from _first("model checkpoint", header)
     for part in ("network", "parameterisation", "noise_schedule"):
         yield from tree(part.replace("_", " "), card["model"][part])
-    yield line("images", "x".join(str(int(size)) for size in card["shape"]) + " (CxHxW)")
-    yield line("classes", str(int(card["num_classes"])) + " (unconditional)" * (card["num_classes"] == 0))
-    yield line("parameters", f"{numbers:,} in {_tensors(header)}, {' '.join(sorted(header.types))}")
+    yield line("images", "x".join(map(str, card["shape"])) + " (CxHxW)")
+    yield line("classes", str(card["num_classes"]) + " (unconditional)" * (card["num_classes"] == 0))
+    yield line("parameters", f"{numbers:,} in {_tensors(header)}, {' '.join(sorted(set(header.types.values())))}")
     yield from tree("data", card["data"])
     yield from tree("training", card["training"])
 
 
 def record_lines(header: Header) -> Iterator[str]:
     """Provenance and tensors of a record."""
-    from safetensors.torch import load_file
-
-    kind, values = header.metadata["kind"], load_file(header.path)
+    kind, provenance = header.metadata["kind"], record.read_provenance(header)
+    values = record.read_values(header)
     yield from _first(f"calibration record, {kind}", header)
-    provenance = json.loads(header.metadata["provenance"])
     yield from tree("provenance", provenance)
     for name, value in sorted(values.items()):
         yield line(name, summary(value))
+    if any(size > ROWS for shape in header.shapes.values() for size in shape):
+        return
     if kind == "score_norm":
         yield from levels(values)
     if kind == "search":
@@ -209,11 +189,6 @@ def learned(values: dict[str, Tensor], provenance: dict[str, Any]) -> Iterator[s
 
 def line(name: str, shown: str, depth: int = 0) -> str:
     return f"{'  ' * depth + name:<24} {shown}".rstrip()
-
-
-def printable(shown: str) -> str:
-    """Text in a file cannot steer a terminal: control characters as escapes."""
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in shown)
 
 
 def _first(what: str, header: Header) -> Iterator[str]:

@@ -38,7 +38,8 @@ class GaussianMixtureScore(nn.Module):
         self.weights = _fixed(torch.ones(components))
         if full_covariance:
             self.variances = _fixed(torch.ones(components, dimension))
-            self.axes = _fixed(torch.eye(dimension).repeat(components, 1, 1))
+            self.axes = _fixed(torch.zeros(components, dimension, dimension))
+            self.axes.diagonal(dim1=1, dim2=2).fill_(1)
         else:
             self.stds = _fixed(torch.ones(components))
 

@@ -1,6 +1,5 @@
 """Noise levels that the user lists, in the configuration or in a file."""
 
-import json
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -12,11 +11,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scoreline.errors import InputError, did_you_mean
+from scoreline import schemas
+from scoreline.errors import InputError, did_you_mean, printable
 from scoreline.schedules.base import NoiseSchedule, Schedule
 
 SOFTNESS = 1e-3
 """Between two levels the map is linear in asinh(rho / 1e-3): in ln rho above this level, in rho below it."""
+
+LARGEST = 2**22
+"""Bytes of a file of levels."""
 
 SAME = 1e-5
 """Relative difference up to which an end of the table and an end of a run are one level: six digits in a file."""
@@ -122,9 +125,11 @@ def _read(path: Path) -> list[float]:
     if not path.is_file():
         raise InputError(f"schedule.path={path}: no such file; give one with the levels of the steps")
     try:
+        if path.stat().st_size > LARGEST:
+            raise ValueError(f"it has more than {LARGEST:,} bytes")
         return readers[path.suffix.lower()](path)
-    except (OSError, ValueError, RecursionError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    except Exception as error:  # numpy's reader of headers raises nearly anything
+        reason = printable(f"{error!s:.200}") or type(error).__name__
         raise InputError(f"schedule.path={path}: not a list of numbers ({reason})") from error
 
 
@@ -134,7 +139,7 @@ def _lines(path: Path) -> list[float]:
 
 
 def _json(path: Path) -> list[float]:
-    found = json.loads(path.read_text(encoding="utf-8-sig"))
+    found = schemas.parse(path.read_text(encoding="utf-8-sig"))
     if not isinstance(found, list):
         raise ValueError(f"it holds a {type(found).__name__}")
     return _numbers(found)

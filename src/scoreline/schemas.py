@@ -1,0 +1,405 @@
+"""What the text and the tensors of model files, records and snapshots may be: rules, and a table for each kind of file.
+
+Everything in such a file is data. It is checked against these tables before anything is built of it.
+"""
+
+import json
+import math
+import re
+import reprlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+from torch import Tensor
+
+LONGEST = 2**22
+"""Characters of JSON in one entry of the metadata."""
+
+DEEPEST = 32
+"""Lists and objects inside each other."""
+
+MOST_NUMBERS = 2**24
+"""In one tensor of a record."""
+
+MOST_PIXELS = 2**28
+"""Numbers in an image."""
+
+
+class Rule(Protocol):
+    """A check of a JSON value."""
+
+    def __call__(self, name: str, value: Any) -> None:
+        """Raises: ValueError that says what `name` is and must be."""
+
+
+def shown(value: Any) -> str:
+    """A value as messages quote it."""
+    return reprlib.repr(value)[:60]
+
+
+@dataclass(frozen=True)
+class Anything:
+    """Any JSON."""
+
+    def __call__(self, name: str, value: Any) -> None:
+        return
+
+
+@dataclass(frozen=True)
+class Number:
+    """A finite number from `least` to `most`; `whole` without a fraction; `above` and not `least` itself."""
+
+    least: float = -1e12
+    most: float = 1e12
+    whole: bool = False
+    above: bool = False
+
+    def __call__(self, name: str, value: Any) -> None:
+        kind = isinstance(value, int if self.whole else int | float) and not isinstance(value, bool)
+        if not kind or not self.least <= value <= self.most or (self.above and value == self.least):
+            what = "a whole number" if self.whole else "a number"
+            least = f"above {self.least:.9g} and up" if self.above else f"from {self.least:.9g}"
+            raise ValueError(f"{name} is {shown(value)}, not {what} {least} to {self.most:.9g}")
+
+
+@dataclass(frozen=True)
+class Text:
+    """A string, all of which matches the pattern."""
+
+    pattern: str = r"(?s:.*)"
+    what: str = "a string"
+
+    def __call__(self, name: str, value: Any) -> None:
+        if not isinstance(value, str) or not re.fullmatch(self.pattern, value):
+            raise ValueError(f"{name} is {shown(value)}, not {self.what}")
+
+
+@dataclass(frozen=True)
+class ListOf:
+    """A list of `least` to `most` values, each by the same rule."""
+
+    item: Rule
+    least: int = 0
+    most: int = 10**6
+
+    def __call__(self, name: str, value: Any) -> None:
+        if not isinstance(value, list) or not self.least <= len(value) <= self.most:
+            count = f"{self.least}" if self.least == self.most else f"{self.least} to {self.most}"
+            raise ValueError(f"{name} is {shown(value)}, not a list of {count}")
+        for place, item in enumerate(value):
+            self.item(f"{name}[{place}]", item)
+
+
+@dataclass(frozen=True)
+class Object:
+    """An object with all of `required`; other keys by the rule `others`, None for no others."""
+
+    required: Mapping[str, Rule] = field(default_factory=dict)
+    others: Rule | None = None
+
+    def __call__(self, name: str, value: Any) -> None:
+        if not isinstance(value, dict):
+            raise ValueError(f"{name} is {shown(value)}, not an object")
+        missing, more = self.required.keys() - value.keys(), value.keys() - self.required.keys()
+        if missing:
+            raise ValueError(f"{name} has no {min(missing)}")
+        if more and self.others is None:
+            raise ValueError(f"{name} has {shown(min(more))}, which is no part of it")
+        for key, item in value.items():
+            self.required.get(key, self.others or Anything())(f"{name}.{key:.40}", item)
+
+
+@dataclass(frozen=True)
+class Values:
+    """A tensor of finite float64 numbers, or of int64 if `whole`.
+
+    Attributes:
+        sizes: a number, or a letter for whatever the first tensor with it has, or that less 1 as in `K-1`.
+        least: smallest value; with `above` all are greater.
+        order: 1 if they increase strictly, -1 if they decrease.
+        unknown: NaN or an infinity stands for a number that is not known.
+        triangular: zeros above the diagonal.
+        fewest: smallest size along each axis.
+        optional: files may be without it.
+    """
+
+    sizes: tuple[int | str, ...]
+    least: float = -math.inf
+    above: bool = False
+    whole: bool = False
+    order: int = 0
+    unknown: bool = False
+    triangular: bool = False
+    fewest: int = 1
+    optional: bool = False
+
+    def check_header(self, name: str, shape: list[int], dtype: str, letters: dict[str, int]) -> None:
+        """Raises: ValueError for another type or shape; `letters` are the sizes known so far, and are added to."""
+        wanted = "I64" if self.whole else "F64"
+        if dtype != wanted:
+            raise ValueError(f"tensor {name} is of type {dtype}, not {wanted}")
+        sizes = [_size(size, has, letters) for size, has in zip(self.sizes, shape, strict=False)]
+        if len(shape) != len(self.sizes) or sizes != shape or math.prod(shape) > MOST_NUMBERS:
+            raise ValueError(f"tensor {name} has shape {shown(shape)}, not ({', '.join(map(str, self.sizes))})")
+        if min(shape) < self.fewest:
+            raise ValueError(f"tensor {name} has shape {shown(shape)}, fewer than {self.fewest}")
+
+    def check_values(self, name: str, found: Tensor) -> None:
+        """Raises: ValueError for a value that is not allowed."""
+        held = found[found.isfinite()] if self.unknown else found
+        inside = held > self.least if self.above else held >= self.least
+        if not bool((inside & (held.abs() < math.inf)).all()):
+            least = f" {'above' if self.above else 'from'} {self.least:g}" if self.least > -math.inf else ""
+            raise ValueError(f"tensor {name} has a value that is no finite number{least}")
+        if self.order and not bool((found.diff() * self.order > 0).all()):
+            raise ValueError(f"tensor {name} does not strictly {'increase' if self.order > 0 else 'decrease'}")
+        if self.triangular and bool(found.triu(1).any()):
+            raise ValueError(f"tensor {name} has values above its diagonal")
+
+
+def _size(size: int | str, has: int, letters: dict[str, int]) -> int:
+    if isinstance(size, int):
+        return size
+    letter, less = size[0], size.endswith("-1")
+    return letters.setdefault(letter, has + less) - less
+
+
+def parse(text: str) -> Any:
+    """The value of a JSON text.
+
+    Raises:
+        ValueError: in one line, if it is no JSON, too long, nested too deeply, has a key twice, or a character that is
+            none.
+    """
+    if len(text) > LONGEST:
+        raise ValueError(f"{len(text):,} characters of JSON, more than {LONGEST:,}")
+    try:
+        found = json.loads(text, object_pairs_hook=_unique)
+    except RecursionError:
+        raise ValueError("JSON that is nested too deeply") from None
+    _check_nested(found, DEEPEST)
+    return found
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("JSON with a key that occurs twice")
+    return found
+
+
+def _check_nested(value: Any, left: int) -> None:
+    if isinstance(value, str):
+        value.encode()
+    if not isinstance(value, list | dict):
+        return
+    if left == 0:
+        raise ValueError(f"JSON that is nested more than {DEEPEST} deep")
+    inside: Iterable[Any] = value if isinstance(value, list) else (*value.keys(), *value.values())
+    for item in inside:
+        _check_nested(item, left - 1)
+
+
+def parse_entries(metadata: Mapping[str, str], rules: Mapping[str, Rule], plain: Iterable[str]) -> dict[str, Any]:
+    """The entries of a file's metadata that are JSON, each by its rule.
+
+    Args:
+        plain: entries that may be there too, and are no JSON.
+
+    Raises:
+        ValueError: in one line, if an entry is missing, unknown, no JSON or against its rule.
+    """
+    unknown = metadata.keys() - rules.keys() - set(plain)
+    if unknown:
+        raise ValueError(f"its metadata has {shown(min(unknown))}, which is no part of it")
+    return {name: _entry(name, metadata, rule) for name, rule in rules.items()}
+
+
+def _entry(name: str, metadata: Mapping[str, str], rule: Rule) -> Any:
+    if name not in metadata:
+        raise ValueError(f"its metadata has no {name}")
+    try:
+        found = parse(metadata[name])
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
+    rule(name, found)
+    return found
+
+
+def check_tensors(rules: Mapping[str, Values], shapes: Mapping[str, list[int]], types: Mapping[str, str]) -> None:
+    """Names, types and shapes of tensors.
+
+    Raises:
+        ValueError: in one line.
+    """
+    missing = [name for name, rule in rules.items() if name not in shapes and not rule.optional]
+    if missing:
+        raise ValueError(f"it has no tensor {missing[0]}")
+    for name in shapes:
+        if name not in rules:
+            raise ValueError(f"it has a tensor {shown(name)}, which is no part of it")
+    letters: dict[str, int] = {}
+    for name, rule in rules.items():
+        if name in shapes:
+            rule.check_header(name, shapes[name], types[name], letters)
+
+
+def whole(least: float, most: float) -> Number:
+    return Number(least, most, whole=True)
+
+
+SNAPSHOT: dict[str, Rule] = {
+    "sigma_rel": Number(1e-4, 0.288676),
+    "images": whole(1, 10**12),
+    "batch": whole(1, 10**8),
+}
+"""Entries of the metadata of a snapshot of an average beside `format`."""
+
+MOST_STEPS = 2 * 10**7
+"""Of the training that a snapshot is of; profiles of averages have a number for each."""
+
+PLAIN = Object(others=Anything())
+SPEC = Object({"_target_": Text()}, Anything())
+
+CARD: dict[str, Rule] = {
+    "model": Object({"network": SPEC, "noise_schedule": SPEC, "parameterisation": SPEC}),
+    "shape": ListOf(whole(1, 2**16), 3, 3),
+    "num_classes": whole(0, 10**7),
+    "data": PLAIN,
+    "training": PLAIN,
+}
+"""Entries of the metadata of model.safetensors beside `format`."""
+
+WEIGHTS = ("F64", "F32", "F16", "BF16", "C64", "I64", "I32", "I16", "I8", "U64", "U32", "U16", "U8", "BOOL")
+"""Types that weights may have: those that torch computes with."""
+
+SIDE, WIDTH, POSITIVE = whole(1, 2**16), whole(1, 2**20), Number(0, 1e6, above=True)
+
+ARGUMENTS: dict[str, Rule] = {
+    "channels": SIDE,
+    "in_channels": SIDE,
+    "out_channels": SIDE,
+    "resolution": SIDE,
+    "sample_size": SIDE,
+    "width": WIDTH,
+    "multipliers": ListOf(Number(0, 4096, above=True), 1, 16),
+    "block_out_channels": ListOf(WIDTH, 1, 16),
+    "blocks": whole(1, 1000),
+    "layers_per_block": whole(1, 1000),
+    "attention": ListOf(whole(0, 2**16), 0, 64),
+    "head_channels": whole(0, 2**20),
+    "heads": whole(0, 2**16),
+    "decoder_heads": whole(0, 2**16),
+    "resample_filter": ListOf(Number(-1e6, 1e6), 1, 64),
+    "dropout": Number(0, 1),
+    "label_dropout": Number(0, 1),
+    "num_classes": whole(0, 10**7),
+    "augment_dim": whole(0, 2**16),
+    "output_factor": whole(1, 64),
+    "components": whole(1, 2**31),
+    "steps": whole(1, 10**6),
+    "M": whole(1, 10**6),
+    "beta_min": Number(0, 1e6),
+    "beta_max": Number(0, 1e6),
+    "scale_min": POSITIVE,
+    "scale_max": POSITIVE,
+    "t_min": Number(-1, 1e6),
+    "t_max": Number(-1, 1e6),
+    "s": Number(0, 1),
+    "sigma_data": POSITIVE,
+    "label_scale": Number(-1e9, 1e9),
+    "label_shift": Number(-1e9, 1e9),
+    "C_1": Number(0, 1),
+    "C_2": Number(0, 1),
+}
+"""Arguments of our networks, schedules and parameterisations, beyond what their annotations say."""
+
+IN_SHAPE = {"channels": 0, "in_channels": 0, "resolution": 1, "sample_size": 1}
+"""Arguments of our networks that the shape of the images says too, and where."""
+
+CLASSES = ("num_classes", "num_class_embeds")
+"""Arguments of our networks that `num_classes` says too."""
+
+NAME = Text(r"\w[\w.+-]*(/\w[\w.+-]*)*", "a plain name")
+"""Of a solver or a schedule."""
+
+PAIR = ListOf(NAME, 2, 2)
+SPAN = ListOf(Number(0, 1e30), 2, 2)
+PROVENANCE: dict[str, Rule] = {
+    "search": Object({"candidates": ListOf(ListOf(ListOf(PAIR, 1), 1), 1), "span": SPAN}, Anything()),
+}
+"""Keys of a record's provenance that readers rely on beside `checkpoint`; others are told, not read."""
+
+RISING = Values(("K",), 0, above=True, order=1)
+MAP = replace(RISING, fewest=2)
+MEASURED = Values(("K",), 0, above=True)
+ERROR = Values(("K",), 0, unknown=True, optional=True)
+BUDGETS = Values(("B",), 1, whole=True)
+HELD_OUT = Values(("B",), unknown=True, optional=True)
+BY_CHANNEL = Values(("K", "C"), 0, unknown=True, optional=True)
+BY_PASS = Values(("P",), 0, unknown=True, fewest=0, optional=True)
+FINALISTS = Values(("B", "F"), 0, unknown=True, optional=True)
+PAIRS = Values(("J", "K"), 0, unknown=True)
+
+RECORDS: dict[str, dict[str, Values]] = {
+    "score_norm": {
+        "rho": MAP,
+        "mean_abs_eps": MEASURED,
+        "standard_error": ERROR,
+        "mean_abs_eps_by_channel": BY_CHANNEL,
+        "standard_error_by_channel": BY_CHANNEL,
+    },
+    "score_optimal": {
+        "rho": MAP,
+        "length": Values(("K",), order=1),
+        "standard_error": ERROR,
+        "cost": Values(("K-1",), 0, unknown=True, optional=True),
+        "spread": BY_PASS,
+        "lowest": BY_PASS,
+        "change": Values(("Q",), 0, unknown=True, fewest=0, optional=True),
+    },
+    "search": {
+        "budgets": BUDGETS,
+        "mean": FINALISTS,
+        "standard_error": FINALISTS,
+    },
+    "tableau": {
+        "budgets": BUDGETS,
+        "start": HELD_OUT,
+        "start_error": HELD_OUT,
+        "learned": HELD_OUT,
+        "learned_error": HELD_OUT,
+        "ratio_of_medians": HELD_OUT,
+    },
+    "target_variance": {
+        "rho": RISING,
+        "references": Values(("J",), 1, whole=True, order=1),
+        "effective_size": Values(("K",), 0, unknown=True),
+        "effective_size_error": ERROR,
+        "dsm": Values(("K",), 0, unknown=True),
+        "dsm_error": Values(("K",), 0, unknown=True),
+        "stf": PAIRS,
+        "stf_error": PAIRS,
+        "ratio": PAIRS,
+        "ratio_error": PAIRS,
+        "limit": Values(("J",), 0, unknown=True, optional=True),
+    },
+}
+"""Tensors of each kind of record; those of a tableau's budgets come from `tables_of`."""
+
+LARGEST_BUDGET = 4096
+
+
+def tables_of(budgets: Tensor) -> dict[str, Values]:
+    """The tensors of a tableau record for its budgets: levels, and weights below the diagonal.
+
+    Raises:
+        ValueError: for budgets that repeat, or are too large.
+    """
+    BUDGETS.check_values("budgets", budgets)
+    counts = budgets.tolist()
+    if len(set(counts)) < len(counts) or max(counts) > LARGEST_BUDGET:
+        raise ValueError(f"tensor budgets is {shown(counts)}, not different numbers from 1 to {LARGEST_BUDGET}")
+    levels = {f"rho_{n}": Values((n + 1,), 0, order=-1) for n in counts}
+    return {**levels, **{f"N_{n}": Values((n, n), triangular=True) for n in counts}}

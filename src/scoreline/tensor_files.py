@@ -1,0 +1,76 @@
+"""Safetensors files whose header is read, and bounded, before any of their numbers."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+from torch import Tensor
+
+from scoreline.errors import InputError, printable
+
+LONGEST_HEADER = 2**23
+"""Bytes. A network of 1000 tensors takes 0.1 MB."""
+
+MOST_TENSORS = 2**13
+"""Networks have a few hundred."""
+
+
+class Header(NamedTuple):
+    """A safetensors file without its numbers: metadata, and shape and type (as F32) of each tensor.
+
+    `told` is what messages call the file, as `checkpoint=model.safetensors`; `remedy` is how they end.
+    """
+
+    path: Path
+    told: str
+    remedy: str
+    metadata: dict[str, str]
+    shapes: dict[str, list[int]]
+    types: dict[str, str]
+
+    def refuse(self, complaint: str | Exception) -> InputError:
+        """The error for this file, in one line."""
+        return InputError(printable(f"{self.told}: {complaint!s:.400}; {self.remedy}"))
+
+
+def read_header(path: Path, told: str, remedy: str) -> Header:
+    """The header of a file that exists.
+
+    Raises:
+        InputError: if it is not readable as safetensors, or longer than any honest one.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        _check_length(path)
+        with safe_open(path, framework="pt") as file:
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+            shapes = {name: list(part.get_shape()) for name, part in slices.items()}
+            types = {name: str(part.get_dtype()) for name, part in slices.items()}
+            found = Header(path, told, remedy, file.metadata() or {}, shapes, types)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise InputError(printable(f"{told}: not a readable safetensors file ({error!s:.200}); {remedy}")) from error
+    if len(shapes) > MOST_TENSORS:
+        raise found.refuse(f"it holds {len(shapes):,} tensors, more than {MOST_TENSORS:,}")
+    return found
+
+
+def _check_length(path: Path) -> None:
+    with open(path, "rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+    if length > LONGEST_HEADER:
+        raise ValueError(f"its header has {length:,} bytes, more than {LONGEST_HEADER:,}")
+
+
+def read_tensors(header: Header) -> dict[str, Tensor]:
+    """The tensors of a file, which are its own pages, mapped privately.
+
+    Raises:
+        InputError: if the file was damaged or removed since its header was read.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(header.path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in header.shapes}
+    except (SafetensorError, OSError) as error:
+        raise header.refuse(f"not a readable safetensors file ({error!s:.200})") from error
