@@ -70,7 +70,7 @@ def _called(target: str, found: type, arguments: dict[str, Any]) -> Any:
         reason = printable(f"{error!s:.200}" if isinstance(error, TypeError) else f"{error!r:.200}")
         raise InputError(
             f"checkpoint: {target} refuses its arguments: {reason}; was it made by another version?"
-        ) from (error)
+        ) from error
 
 
 def _argument(name: str, value: Any, hint: Any, trust: Sequence[str]) -> Any:
