@@ -8,15 +8,16 @@ from statistics import mean, stdev
 from typing import Any
 
 from scoreline.errors import InputError
-from scoreline.seeds import parse_seeds
-
-Result = dict[str, Any]
-"""The content of a metrics.json."""
+from scoreline.run_results import Result
+from scoreline.seeds import shared, spans
 
 PROTOCOL = (
     *("protocol", "images", "checkpoint", "labels", "guidance", "threshold"),
-    *("final", "sigma_max", "sigma_end", "code_version"),
+    *("final", "sigma_max", "sigma_end", "numerics_version"),
 )
+
+UNNUMBERED = "before 0.8"
+"""What a result without `numerics_version` is of."""
 
 COUNTS = ("nfe", "network_calls")
 """Per image; an older result has the first alone."""
@@ -53,8 +54,7 @@ def merged(results: Sequence[Result]) -> Result:
     first, count = results[0], len(results)
     if count == 1:
         return first
-    seeds = [seed for result in results for seed in parse_seeds(result["seeds"])]
-    if len(set(seeds)) < len(seeds):
+    if shared(span for result in results for span in spans(result["seeds"])):
         ranges = ", ".join(result["seeds"] for result in results)
         raise InputError(f"seeds={ranges}: runs of one cell share seeds; only disjoint ranges can be averaged")
     metrics = {}
@@ -67,7 +67,14 @@ def merged(results: Sequence[Result]) -> Result:
         for key in COUNTS
     }
     joined = " and ".join(str(result["seeds"]) for result in results)
-    return {**first, **counts, "seeds": joined, "ranges": count, "metrics": metrics}
+    versions = list(dict.fromkeys(version for result in results for version in code_versions(result)))
+    return {**first, **counts, "seeds": joined, "ranges": count, "metrics": metrics, "code_versions": versions}
+
+
+def code_versions(result: Result) -> list[str]:
+    """By which code its runs were made, `unknown` where they do not tell."""
+    found: list[str] = result.get("code_versions", [result.get("code_version", "unknown")])
+    return found
 
 
 def _mean_count(values: Sequence[float]) -> float:
@@ -113,11 +120,7 @@ def differences(one: Result, other: Result, free: Collection[str] = ()) -> list[
     """`images: 64, not 1000`: in what a result differs from another one's protocol."""
     mine, theirs = _flat(fingerprint(one, free)), _flat(fingerprint(other, free))
     keys = dict.fromkeys([*mine, *theirs])
-    return [
-        f"{key}: {_short(mine.get(key))}, not {_short(theirs.get(key))}"
-        for key in keys
-        if mine.get(key) != theirs.get(key)
-    ]
+    return [f"{key}: {_told(key, mine)}, not {_told(key, theirs)}" for key in keys if mine.get(key) != theirs.get(key)]
 
 
 def _flat(found: Mapping[str, Any]) -> dict[str, Any]:
@@ -125,6 +128,10 @@ def _flat(found: Mapping[str, Any]) -> dict[str, Any]:
     for key, value in found.items():
         flat |= {f"{key}.{inner}": it for inner, it in value.items()} if isinstance(value, Mapping) else {key: value}
     return flat
+
+
+def _told(key: str, found: Mapping[str, Any]) -> str:
+    return UNNUMBERED if key == "numerics_version" and found.get(key) is None else _short(found.get(key))
 
 
 def _short(value: Any) -> str:
