@@ -19,7 +19,7 @@ all images are there, shards/ keeps those that are done; a restart, with any num
 
 from omegaconf import DictConfig
 
-from scoreline import checks, entry, processes, run_names
+from scoreline import checks, entry, processes, run_config, run_names
 
 
 @entry.script("sample")
@@ -132,14 +132,15 @@ def how_networks_are_called(cfg: DictConfig):
 def largest_network_batch(cfg: DictConfig, denoiser, run, shards, at_a_time: int) -> int:
     """That of this run directory's first start, else what fits; the same in every process."""
     import torch
-    from omegaconf import OmegaConf
 
     from scoreline.generation.fitting import fitting, memory_limit, one_call
     from scoreline.generation.sharing import from_first
 
-    group, former = processes.current(), entry.output_dir() / "config.yaml"
-    size = OmegaConf.load(former).network_batch if former.is_file() else None
-    if size is None and group.first:
+    group, former = processes.current(), run_config.read(entry.output_dir()) or {}
+    size = former.get("network_batch")
+    if size is not None:
+        checks.whole("network_batch", size)
+    elif group.first:
         limit = None if cfg.memory_mib is None else checks.number("memory_mib", cfg.memory_mib)
         device = next(denoiser.parameters()).device
         memory = memory_limit(limit, device) / at_a_time

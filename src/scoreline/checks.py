@@ -12,6 +12,7 @@ from scoreline.choices import (
     check_compile,
     check_final,
     check_format,
+    check_lock,
     check_on_error,
     check_precision,
     check_switch,
@@ -41,6 +42,7 @@ CHOICES: dict[str, Callable[[object], object]] = {
     "final": check_final,
     "format": check_format,
     "labels": check_rule,
+    "lock": check_lock,
     "sweep.on_error": check_on_error,
     "wandb": check_wandb,
 }

@@ -24,6 +24,9 @@ FORMAT = ("npz", "png", "zip", "webdataset", "none")
 ON_ERROR = ("continue", "stop", "retry")
 """What a table does after a cell that failed: go on with the others, stop, or try it once more at the end."""
 
+LOCK = ("refuse", "wait")
+"""What a job does where another process works in its run directory."""
+
 WANDB = ("off", "offline", "online")
 
 
@@ -47,6 +50,11 @@ def check_final(value: object) -> str:
 def check_format(value: object) -> str:
     """Raises: InputError unless it is one of `FORMAT`."""
     return _one_of("format", value, FORMAT)
+
+
+def check_lock(value: object) -> str:
+    """Raises: InputError unless it is one of `LOCK`."""
+    return _one_of("lock", value, LOCK)
 
 
 def check_on_error(value: object) -> str:

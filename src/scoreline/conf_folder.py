@@ -1,17 +1,126 @@
-"""The folder conf/: where it lies, which keys and choices it has, and the help that is made of it."""
+"""The folder conf/ of the package and a folder of the user's own: their choices, keys, and the help made of them.
 
+Nothing else says which code a config may name: the working directory's conf/ is read where `--config-dir` names it,
+and only there.
+"""
+
+import os
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from scoreline.errors import InputError
 
 QUIET_OPTIONS = ("hydra.run.dir=", "hydra.sweep.dir=", "hydra.sweep.subdir=", "hydra.output_subdir=")
 """Hydra's own keys of a command line that say nothing of a sweep."""
+
+OWN_FOLDER = "SCORELINE_CONFIG_DIR"
+"""Where processes of this one find the folder that `--config-dir` named."""
+
+OPTIONS = ("--config-dir", "-cd")
+
+SCRIPTS = ("train", "sample", "calibrate")
+
+
+def conf_dir() -> Path:
+    """conf/ of the package: inside it where it was installed, else at the top of its source tree.
+
+    Raises:
+        InputError: if there is none.
+    """
+    here = Path(__file__).resolve()
+    for folder in (here.parent / "conf", here.parents[2] / "conf"):
+        if (folder / "sample.yaml").is_file():
+            return folder
+    raise InputError("conf: scoreline was installed without its configs; install it again")
+
+
+def script(name: str) -> Path:
+    """train.py, sample.py or calibrate.py, beside conf/."""
+    return conf_dir().parent / name
+
+
+def use_own_folder(words: Sequence[str]) -> list[str]:
+    """Take `--config-dir FOLDER` from a command line, for this process and those that it starts; the other words.
+
+    Raises:
+        InputError: if the option has no folder, or there is no such folder.
+    """
+    rest, given = list[str](), iter(words)
+    for word in given:
+        option, equals, value = word.partition("=")
+        if option not in OPTIONS:
+            rest.append(word)
+            continue
+        folder = Path(value if equals else next(given, ""))
+        if str(folder) == "." or not folder.is_dir():
+            raise InputError(f"{option} {folder}: no such folder; give one that holds solver/NAME.yaml or the like")
+        os.environ[OWN_FOLDER] = str(folder.resolve())
+    return rest
+
+
+def own_folder() -> Path | None:
+    """The folder that the user named by `--config-dir`."""
+    return Path(os.environ[OWN_FOLDER]) if os.environ.get(OWN_FOLDER) else None
+
+
+def folders() -> list[Path]:
+    """Where configs may come from: the package's conf/, and the user's own folder."""
+    own = own_folder()
+    return [conf_dir(), *([own] if own else [])]
+
+
+def files(group: str) -> dict[str, Path]:
+    """The files of a group by name, in order of their names; one of the package's goes before one of the user's."""
+    found = {path.stem: path for folder in reversed(folders()) for path in (folder / group).glob("*.yaml")}
+    return dict(sorted(found.items()))
+
+
+def choice(group: str, name: str, key: str, without: Collection[str] = ()) -> str:
+    """A name that somebody's file gives, if it is a choice of the group; such a name may then be composed.
+
+    Args:
+        key: what the user knows the file by.
+        without: choices that such a file may not make.
+
+    Raises:
+        InputError: if it is none.
+    """
+    known = files(group)
+    if name not in known or name in without:
+        shown = " ".join(name.split())[:60]
+        raise InputError(f"{key}: it names {group}={shown!r}, which is no choice of conf/{group}; make the file again")
+    return next(known_name for known_name in known if known_name == name)
+
+
+def composed(name: str, overrides: Sequence[str], whole: bool = False) -> DictConfig:
+    """The config of script `name` with overrides of the user's; within a script that runs, from its search path.
+
+    Args:
+        whole: whether Hydra's own part is in it.
+
+    Raises:
+        HydraException: for unknown keys and choices.
+    """
+    from hydra import compose, initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+
+    if GlobalHydra.instance().is_initialized():
+        return compose(name, list(overrides), return_hydra_config=whole)
+    own = own_folder()
+    path = [f"hydra.searchpath=[{quoted(f'file://{own}')}]"] if own else []
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        return compose(name, [*overrides, *path], return_hydra_config=whole)
+
+
+def quoted(text: str) -> str:
+    """A text as one value of Hydra's command line."""
+    escaped = text.replace("\\", "\\\\").replace("'", "\\'")
+    return f"'{escaped}'"
 
 
 def mode_is_unset(words: Sequence[str], conf: Path) -> bool:
@@ -31,38 +140,24 @@ def help_text(about: str, config_name: str) -> str:
     conf = conf_dir()
     defaults, _, rest = (conf / f"{config_name}.yaml").read_text().partition("\n\n")
     chosen = dict(re.findall(r"- (\w+): (\S+)", defaults))
-    groups = [f"  {group + '=':14}{_choices(conf / group, default)}" for group, default in chosen.items()]
+    groups = [f"  {group + '=':14}{_choices(group, default)}" for group, default in chosen.items()]
     keys = [f"  {line}" for line in rest.partition("\nhydra:")[0].splitlines()]
     return "\n".join([about, "Groups (default first):", *groups, "", "Keys:", *keys])
 
 
-def _choices(folder: Path, default: str) -> str:
-    return " | ".join(sorted((path.stem for path in folder.glob("*.yaml")), key=lambda name: (name != default, name)))
+def _choices(group: str, default: str) -> str:
+    return " | ".join(sorted(files(group), key=lambda name: (name != default, name)))
 
 
 def known_keys() -> set[str]:
     """Every key and group that this script accepts, dotted; those of sample.py for commands that are no script."""
-    from hydra import compose, initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
 
     GlobalHydra.instance().clear()
-    folder, name = conf_dir(), Path(sys.argv[0]).stem
-    with initialize_config_dir(str(folder), version_base="1.3"):
-        config = compose(name if (folder / f"{name}.yaml").is_file() else "sample")
-    groups = {entry.name for entry in folder.iterdir() if entry.is_dir() and entry.name in config}
+    name = Path(sys.argv[0]).stem
+    config = composed(name if name in SCRIPTS else "sample", [])
+    groups = {entry.name for entry in conf_dir().iterdir() if entry.is_dir() and entry.name in config}
     return set(_dotted(OmegaConf.to_container(config, resolve=False), "")) | groups | {"experiment"}
-
-
-def conf_dir() -> Path:
-    """conf/ beside the script that runs, else of the working directory, else of the source tree.
-
-    Raises:
-        InputError: if there is none.
-    """
-    for folder in (Path(sys.argv[0]).resolve().parent, Path.cwd(), Path(__file__).resolve().parents[2]):
-        if (folder / "conf" / "sample.yaml").is_file():
-            return folder / "conf"
-    raise InputError("conf: no conf/sample.yaml here; run this in a checkout of scoreline")
 
 
 def _dotted(node: Any, prefix: str) -> Iterator[str]:

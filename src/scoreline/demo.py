@@ -3,21 +3,22 @@
 import subprocess
 import sys
 import time
+from importlib.metadata import version
 from pathlib import Path
 
+from scoreline import conf_folder
 from scoreline.commands.report import METRIC, grid
-from scoreline.files import code_version
+from scoreline.numerics import NUMERICS_VERSION
 from scoreline.tables import report
 
-ROOT = Path(__file__).parents[2]
-WHERE = Path(f"outputs/demo-{code_version()[:8]}")
+WHERE = Path(f"outputs/demo-{version('scoreline')}-{NUMERICS_VERSION}")
 
 
 def step(title: str, *arguments: str) -> None:
     """Run one of the scripts as a user would, and say how long it took."""
     print(f"\n--- {title}\n    python {' '.join(arguments)}", flush=True)
-    began = time.monotonic()
-    subprocess.run([sys.executable, *arguments], check=True, cwd=ROOT)
+    began, script = time.monotonic(), conf_folder.script(arguments[0])
+    subprocess.run([sys.executable, str(script), *arguments[1:]], check=True)
     print(f"    {time.monotonic() - began:.0f} s", flush=True)
 
 
@@ -25,7 +26,7 @@ def main() -> None:
     """Everything below one directory; finished parts are not done again."""
     model, sweep = WHERE / "model", WHERE / "sweep"
     step("train a score model on real digits", "train.py", f"hydra.run.dir={model}", "duration_kimg=48")
-    if not (ROOT / model / "model.score_norm.safetensors").exists():
+    if not (model / "model.score_norm.safetensors").exists():
         run = f"hydra.run.dir={WHERE / 'calibration'}"
         step("measure mean |eps| per noise level", "calibrate.py", f"checkpoint={model}", "nfe=200", run)
     step(
@@ -34,7 +35,7 @@ def main() -> None:
         *("seeds=0-511", "batch_size=512", f"hydra.sweep.dir={sweep}"),
     )
     print("\n--- Frechet distance (features of the shipped digits network; lower is better)\n")
-    print(report.files(grid(ROOT / sweep, METRIC), ROOT / sweep, picture=f"{METRIC}.png"))
+    print(report.files(grid(sweep, METRIC), sweep, picture=f"{METRIC}.png"))
     print(f"figure: {sweep / 'frechet_distance.png'}; samples: {sweep}/*/grid.png")
 
 

@@ -4,14 +4,14 @@ Imports nothing heavier than Hydra, so that `--help` and mistakes answer at once
 """
 
 import functools
-import hashlib
 import logging
 import os
+import shlex
 import sys
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -20,12 +20,13 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from scoreline import checks, startup
-from scoreline.conf_folder import conf_dir, help_text, mode_is_unset
+from scoreline import checks, processes, run_config, startup
+from scoreline.conf_folder import conf_dir, help_text, mode_is_unset, own_folder, quoted, use_own_folder
 from scoreline.errors import InputError
 from scoreline.files import code_version, sha256, write_atomically
 from scoreline.mistakes import explain
-from scoreline.run_names import model_path, register_resolvers
+from scoreline.run_lock import RunLock
+from scoreline.run_names import model_path, register_resolvers, run_sha256
 
 HARMLESS = (
     *(".*LeafSpec.*", ".*num_workers.*", ".*does not have many workers.*", ".*logging interval.*"),
@@ -57,21 +58,30 @@ def script(config_name: str) -> Callable[[Job], Callable[[], None]]:
                 refuse_appended_keys()
                 checks.refuse_plain_mistakes(cfg)
                 startup.load_torch()
-                (output_dir() / ERROR_LOG).unlink(missing_ok=True)
                 return job(cfg)
             except Exception as error:
+                release()
                 if in_sweep():
                     keep_traceback(error)
                     words = " ".join(HydraConfig.get().overrides.task)
                     print(f"{words}: {explain(error) or repr(error)}", file=sys.stderr)
                     raise
+                remove_if_empty(output_dir())
                 leave(error)
+            finally:
+                release()
 
         def main() -> None:
-            if {"--help", "-h"} & set(sys.argv[1:]):
+            try:
+                words = use_own_folder(sys.argv[1:])
+            except InputError as error:
+                leave(error)
+            if {"--help", "-h"} & set(words):
                 print(help_text(str(sys.modules[job.__module__].__doc__), config_name))
-            else:
-                _run(hydra.main("conf", config_name, "1.3")(guarded))
+                return
+            own = own_folder()
+            sys.argv[1:] = [*(["--config-dir", str(own)] if own else []), *words]
+            _run(hydra.main(str(conf_dir()), config_name, "1.3")(guarded))
 
         return main
 
@@ -146,26 +156,72 @@ def adopt_model(cfg: DictConfig, model: dict[str, Any], digest: str) -> None:
     cfg.digest = digest
 
 
+_held: list[RunLock] = []
+"""The lock of this process's run directory."""
+
+
 def claim(cfg: DictConfig, out: Path) -> None:
-    """Make sure that a run directory is new or belongs to this very run, and fix `cfg.identity`.
+    """Make a run directory this run's own: nobody else works in it, and it is new or belongs to this very run.
+
+    Every process of a job calls it; the first one holds the lock until the job ends. It fixes `cfg.identity` and
+    `cfg.code_version`.
 
     Raises:
-        InputError: if the directory holds a run of another config, checkpoint or code version.
+        InputError: if another process works there, or the directory holds another run, or one that cannot be read.
     """
-    cfg.identity = cfg.identity
-    former = out / "config.yaml"
-    found = OmegaConf.select(OmegaConf.load(former), "identity") if former.is_file() else cfg.identity
-    if found != cfg.identity:
-        raise InputError(
-            f"hydra.run.dir={out}: holds run {found} of another config, checkpoint or code version, this one is "
-            f"{cfg.identity}; choose another directory or leave the key out"
+    cfg.identity, cfg.code_version = cfg.identity, code_version()
+    problem = _problem(cfg, out) if leads() else None
+    problem = processes.current().told(problem)
+    if problem:
+        raise InputError(problem)
+
+
+def leads() -> bool:
+    """Whether this process is the first of its job, whoever started the others."""
+    return processes.current().first and os.environ.get("LOCAL_RANK", "0") == "0"
+
+
+def _problem(cfg: DictConfig, out: Path) -> str | None:
+    """Why this run cannot have the directory; None once it has it."""
+    try:
+        _held.append(RunLock(out, cfg.lock))
+        former = run_config.read(out)
+    except InputError as error:
+        return str(error)
+    if former is None:
+        return None
+    if former.get("identity") != cfg.identity:
+        return (
+            f"hydra.run.dir={out}: holds run {former.get('identity')!s:.20} of another configuration, checkpoint, data "
+            f"or numerics version, this one is {cfg.identity}; choose another directory or leave the key out"
         )
+    if former.get("code_version") not in (None, cfg.code_version):
+        begun = f"{former['code_version']!s:.20}"
+        print(f"note: {out} was begun by code {begun}, this is {cfg.code_version} of the same NUMERICS_VERSION")
+    return None
+
+
+def release() -> None:
+    """Let others work in the run directory."""
+    while _held:
+        _held.pop().release()
+
+
+def remove_if_empty(folder: Path) -> None:
+    """Remove a run directory that holds nothing, and its parents below the working directory that hold nothing else."""
+    with suppress(OSError):
+        folder.rmdir()
+        for parent in folder.parents:
+            if parent == Path():
+                return
+            parent.rmdir()
 
 
 def save_config(cfg: DictConfig, out: Path) -> None:
     """config.yaml: everything resolved."""
     text = OmegaConf.to_yaml(cfg, resolve=True)
-    write_atomically(out / "config.yaml", lambda temporary: temporary.write_text(text))
+    write_atomically(out / run_config.NAME, lambda temporary: temporary.write_text(text))
+    (out / ERROR_LOG).unlink(missing_ok=True)
 
 
 def output_dir() -> Path:
@@ -176,22 +232,28 @@ def output_dir() -> Path:
 
 def command_of_this_job(out: Path) -> list[str]:
     """What starts a further process of this very job: the same choices, the same directory, no sweep."""
-    directory = str(out).replace("\\", "\\\\").replace("'", "\\'")
-    own = [f"hydra.run.dir='{directory}'", "hydra.output_subdir=null", "hydra.mode=RUN"]
+    own = [f"hydra.run.dir={quoted(str(out))}", "hydra.mode=RUN"]
     return [sys.executable, os.environ[SCRIPT], *map(str, HydraConfig.get().overrides.task), *own]
 
 
 def provenance(cfg: DictConfig) -> dict[str, Any]:
     """How a model came to be: the command, and what identifies its config and code; no path of this machine."""
-    overrides = [o for o in HydraConfig.get().overrides.task if "/" not in o]
+    overrides = [_without_folder(override) for override in HydraConfig.get().overrides.task]
     return {
-        "command": " ".join(["python train.py", *overrides]),
+        "command": shlex.join(["python", "train.py", *overrides]),
         "seed": cfg.seed,
         **settings(cfg, "target", "augmentation"),
         "batch_size": cfg.batch_size,
-        "config_sha256": hashlib.sha256(OmegaConf.to_yaml(cfg, resolve=True).encode()).hexdigest(),
+        "config_sha256": run_sha256(cfg, "train"),
         "code_version": code_version(),
     }
+
+
+def _without_folder(override: str) -> str:
+    """An absolute path, which says where one person keeps things, is cut to its last part."""
+    key, equals, value = override.partition("=")
+    path = value.strip("'\"")
+    return f"{key}{equals}{Path(path).name}" if Path(path).is_absolute() else override
 
 
 def match_data(network: DictConfig, dataset: Any) -> None:

@@ -2,6 +2,8 @@
 
 import hashlib
 import os
+import re
+import socket
 import time
 from collections.abc import Callable, Mapping
 from functools import cache
@@ -23,7 +25,7 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     A process killed at any moment leaves the former file or the new one, never a part.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    temporary = path.with_name(f".{path.name}.{_host()}.{os.getpid()}.part")
     try:
         write(temporary)
         temporary.chmod(0o666 & ~_umask())
@@ -32,6 +34,30 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove_parts(folder: Path) -> None:
+    """Remove the temporary files below a folder whose processes have ended on this host without doing so."""
+    pattern = re.compile(rf"\..+\.{re.escape(_host())}\.(\d+)\.part")
+    for path in folder.rglob(".*.part"):
+        match = pattern.fullmatch(path.name)
+        if match and not _runs(int(match[1])):
+            path.unlink(missing_ok=True)
+
+
+def _runs(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _host() -> str:
+    """This machine's name as part of a file's."""
+    return re.sub(r"[^\w-]", "-", socket.gethostname())[:60] or "host"
 
 
 def _umask() -> int:
@@ -53,6 +79,20 @@ def locked(path: Path) -> IO[bytes] | None:
         handle.close()
         return None
     return handle
+
+
+def content_digest(path: Path) -> str:
+    """SHA-256 of a file's content, or of the names and contents of all files below a folder, but for hidden ones."""
+    if not path.is_dir():
+        return sha256(path)
+    sha = hashlib.sha256()
+    for folder, folders, names in os.walk(path):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(name for name in names if not name.startswith(".")):
+            file = Path(folder, name)
+            if file.is_file():
+                sha.update(f"{file.relative_to(path).as_posix()}\0{sha256(file)}\n".encode())
+    return sha.hexdigest()
 
 
 def sha256(path: Path) -> str:

@@ -3,12 +3,17 @@
 import hashlib
 import json
 import re
+import sys
+from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
-from scoreline.files import code_version, sha256
+from scoreline.files import content_digest, sha256
+from scoreline.numerics import NUMERICS_VERSION
 
 ASSETS = Path(__file__).parent / "assets"
 
@@ -25,26 +30,117 @@ def register_resolvers() -> None:
     OmegaConf.register_new_resolver("scoreline.sweep", sweep_digest, replace=True, use_cache=True)
 
 
-def run_digest(*without: str, _root_: DictConfig) -> str:
-    """Eight digits that name a run: config, content of the files it names, code version.
+def run_digest(script: str, *, _root_: DictConfig) -> str:
+    """The first eight digits of `run_sha256`, which name a run."""
+    return run_sha256(_root_, script)[:8]
+
+
+def run_sha256(cfg: DictConfig, script: str) -> str:
+    """SHA-256 of what a result depends on: equal digests are runs of one result.
+
+    That is the configuration without the keys of `WITHOUT`, the content of the files and folders that it names
+    (checkpoint, records, schedule, labels, data, reference, the state that training starts from), the user's own code
+    (`own_code`), and `NUMERICS_VERSION`. The package's own sources are no part of it: they may change without changing
+    a number.
 
     Args:
-        without: keys that cannot change a result.
+        script: `train`, `sample` or `calibrate`.
     """
-    raw = OmegaConf.to_container(_root_, resolve=False)
-    assert isinstance(raw, dict)
-    config = {str(key): value for key, value in raw.items() if key not in (*without, "hydra")}
-    text = json.dumps(config, sort_keys=True, default=str)
-    named = [str(OmegaConf.select(_root_, key) or "") for key in ("schedule.path", "solver.path", "labels")]
-    files = [path for path in _files_read(config, named, "${record}" in text) if path.is_file()]
-    return _short("".join([text, *map(sha256, files), code_version()]))
+    whole = OmegaConf.to_container(cfg, resolve=False)
+    assert isinstance(whole, dict)
+    raw = {str(key): value for key, value in whole.items() if key not in NEVER}
+    text = json.dumps({key: value for key, value in raw.items() if key not in WITHOUT[script]}, sort_keys=True, default=str)
+    named = [Path(value).expanduser() for key in sorted(_path_keys(raw)) if (value := _selected(cfg, key))]
+    read = [path for path in _files_read(raw, named, "${record}" in text) if path.exists()]
+    digests = [content_digest(path) for path in read] + [sha256(path) for path in own_code(raw)]
+    return hashlib.sha256("".join([text, *digests, str(NUMERICS_VERSION)]).encode()).hexdigest()
 
 
-def _files_read(config: dict[str, Any], named: list[str], with_record: bool) -> list[Path]:
-    """Checkpoint, guide, files of schedule and solver, records that may be read, whether they exist or not."""
+WITHOUT = {
+    "train": (
+        *("name", "resume", "duration_kimg", "workers", "log_kimg", "preview_kimg", "checkpoint_kimg"),
+        *("fixed_loss_kimg", "logger", "trainer", "micro_batch", "compile", "channels_last", "device_mib"),
+    ),
+    "sample": (
+        *("device", "batch_size", "memory_mib", "threads"),
+        *("table", "budget", "jobs", "sweep", "wandb"),
+    ),
+    "calibrate": ("device", "batch_size"),
+}
+"""Keys of each script that do not change a result, or by rounding alone. Of `resume`, the content of its file counts."""
+
+NEVER = ("hydra", "identity", "digest", "code_version", "lock")
+"""Keys that no result depends on, or that follow from the others."""
+
+PATHS = ("path", "reference", "labels", "resume")
+"""Last parts of the keys whose values may name a file or a folder."""
+
+
+def _path_keys(node: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    for name, value in node.items():
+        if isinstance(value, dict):
+            yield from _path_keys(value, f"{prefix}{name}.")
+        elif name in PATHS:
+            yield f"{prefix}{name}"
+
+
+def _selected(cfg: DictConfig, key: str) -> str:
+    """A value as text; nothing where it cannot be resolved, which the code that reads the key says."""
+    try:
+        value = OmegaConf.select(cfg, key)
+    except OmegaConfBaseException:
+        return ""
+    return value if isinstance(value, str) else ""
+
+
+LIBRARIES = {
+    *("builtins", "scoreline", "torch", "lightning", "pytorch_lightning", "torchmetrics"),
+    *("numpy", "scipy", "sklearn", "hydra", "omegaconf", "wandb", "diffusers", "datasets"),
+}
+"""Packages that a config may name whose code is not the user's own."""
+
+
+def own_code(config: Any) -> list[Path]:
+    """Sources of the user's own modules that a config names, as `_target_` or in `trust`, in order.
+
+    All of the package that holds a module counts, or the one file of a module that is in no package; nothing is
+    imported. What these import from elsewhere is not followed.
+    """
+    tops = {target.partition(".")[0] for target in _targets(config)} - LIBRARIES - set(sys.stdlib_module_names)
+    return [path for top in sorted(tops) for path in _sources(top)]
+
+
+def _targets(node: Any) -> Iterator[str]:
+    if isinstance(node, dict):
+        for key, value in node.items():
+            if key == "_target_" and isinstance(value, str):
+                yield value
+            elif key == "trust" and isinstance(value, list):
+                yield from map(str, value)
+            else:
+                yield from _targets(value)
+    elif isinstance(node, list):
+        for value in node:
+            yield from _targets(value)
+
+
+def _sources(top: str) -> list[Path]:
+    try:
+        spec = find_spec(top) if top.isidentifier() else None
+    except (ImportError, ValueError):
+        return []
+    if spec is None:
+        return []
+    if spec.submodule_search_locations is None:
+        return [Path(spec.origin)] if spec.origin and Path(spec.origin).is_file() else []
+    return sorted(path for folder in spec.submodule_search_locations for path in Path(folder).rglob("*.py"))
+
+
+def _files_read(config: dict[str, Any], named: list[Path], with_record: bool) -> list[Path]:
+    """Checkpoint, guide, files that keys name, records that may be read, whether they exist or not."""
     checkpoint, guide = config.get("checkpoint"), config.get("guidance", {}).get("checkpoint")
     files = [model_path(name) for name in (checkpoint, guide) if isinstance(name, str)]
-    files += map(Path, named)
+    files += named
     if isinstance(checkpoint, str) and not files[0].exists():
         files += foreign_files(Path(checkpoint))
     if "load_recommendation" in str(config.get("solver")):
@@ -79,8 +175,8 @@ def sample_directory(*, _root_: DictConfig) -> str:
 
 
 def sweep_digest(overrides: list[str]) -> str:
-    """Eight digits that name a sweep: what was asked for on the command line, and the code version."""
-    return _short(json.dumps(sorted(overrides)) + code_version())
+    """Eight digits that name a sweep: what was asked for on the command line, and `NUMERICS_VERSION`."""
+    return _short(json.dumps(sorted(overrides)) + str(NUMERICS_VERSION))
 
 
 def cell_name(*, _root_: DictConfig) -> str:

@@ -51,7 +51,7 @@ def named(asked: str) -> list[str]:
         InputError: for one that is bound to a checkpoint.
     """
     if not asked:
-        return sorted(path.stem for path in conf_folder.conf_dir().glob("solver/*.yaml") if path.stem not in BOUND)
+        return [name for name in conf_folder.files("solver") if name not in BOUND]
     names = asked.split(",")
     for name in names:
         if name in BOUND:

@@ -119,13 +119,23 @@ def plain_model(cfg: DictConfig) -> "Spec | None":
 
 def sample_config(overrides: Sequence[str]) -> DictConfig:
     """The config of sample.py; within a script that runs, from that script's search path."""
-    from hydra import compose, initialize_config_dir
-    from hydra.core.global_hydra import GlobalHydra
+    return conf_folder.composed("sample", overrides)
 
-    if GlobalHydra.instance().is_initialized():
-        return compose("sample", list(overrides))
-    with initialize_config_dir(str(conf_folder.conf_dir()), version_base="1.3"):
-        return compose("sample", list(overrides))
+
+def script_config(script: str, overrides: Sequence[str]) -> DictConfig:
+    """The config of a script with Hydra's part, as the script itself sees it when it runs.
+
+    Raises:
+        HydraException: as the script does, explained by `mistakes.explain`.
+    """
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.core.hydra_config import HydraConfig
+
+    run_names.register_resolvers()
+    GlobalHydra.instance().clear()
+    cfg = conf_folder.composed(script, overrides, whole=True)
+    HydraConfig.instance().set_config(cfg)
+    return cfg
 
 
 def families(cfg: DictConfig, checkpoint: Path) -> dict[str, dict[str, Any]]:
@@ -138,7 +148,7 @@ def families(cfg: DictConfig, checkpoint: Path) -> dict[str, dict[str, Any]]:
     """
     from omegaconf import OmegaConf
 
-    asked = {group: cfg.calibration[f"{group}s"] for group in ("solver", "schedule")}
+    asked = {group: cfg.calibration[f"{group}s"] for group in GROUPS}
     names = {group: _named(group, value) for group, value in asked.items()}
     record = str(run_names.record_beside(checkpoint, "score_norm"))
     whole = OmegaConf.create({**cfg, "record": record, "families": _nodes(names)})
@@ -152,6 +162,8 @@ def families(cfg: DictConfig, checkpoint: Path) -> dict[str, dict[str, Any]]:
     }
 
 
+GROUPS = ("solver", "schedule")
+
 CHOOSERS = ("auto",)
 """Files of conf/solver that choose among the others."""
 
@@ -162,7 +174,7 @@ it would win unfairly."""
 
 def _named(group: str, asked: Any) -> list[str]:
     if asked == "all":
-        return [path.stem for path in sorted(conf_folder.conf_dir().glob(f"{group}/*.yaml")) if path.stem not in BOUND]
+        return [name for name in conf_folder.files(group) if name not in BOUND]
     names = [asked] if isinstance(asked, str) else asked
     whole = isinstance(names, Sequence) and bool(names) and all(isinstance(name, str) for name in names)
     if not whole or len(set(names)) < len(names) or set(names) & set(CHOOSERS):
@@ -195,8 +207,10 @@ def _tried(node: DictConfig, optional: bool) -> Any:
 def follow(cfg: DictConfig, span: tuple[float, float], nfe: int) -> tuple[str, str] | None:
     """Where solver= chooses among the others: put the files of its choice into the config, and tell their names.
 
+    The record is a file that may be anybody's: it can only name choices that exist.
+
     Raises:
-        InputError: if what it chooses from was measured on another range.
+        InputError: if what it chooses from was measured on another range, or names no choice of conf/.
     """
     from omegaconf import OmegaConf
 
@@ -205,11 +219,12 @@ def follow(cfg: DictConfig, span: tuple[float, float], nfe: int) -> tuple[str, s
     recommendation = built(cfg.solver)
     if not isinstance(recommendation, Recommendation):
         return None
-    pair = recommendation.at(nfe, span)
-    chosen = sample_config([f"solver={pair[0]}", f"schedule={pair[1]}"])
-    for group in ("solver", "schedule"):
+    names = zip(GROUPS, recommendation.at(nfe, span), strict=True)
+    known = {group: conf_folder.choice(group, name, "solver.path", without=CHOOSERS) for group, name in names}
+    chosen = sample_config([f"{group}={name}" for group, name in known.items()])
+    for group in known:
         cfg[group] = OmegaConf.to_container(chosen[group], resolve=False)
-    return pair
+    return known["solver"], known["schedule"]
 
 
 def built(node: DictConfig) -> Any:

@@ -24,7 +24,8 @@ from scoreline.commands.composition import built, open_checkpoint
 from scoreline.commands.doctor import parse
 from scoreline.doctor.assets import Asset, assets
 from scoreline.doctor.findings import Finding, failed, table
-from scoreline.doctor.job import SCRIPTS, Job, composed, sentence
+from scoreline.conf_folder import SCRIPTS
+from scoreline.doctor.job import Job, composed, sentence
 from scoreline.downloads import fetch
 from scoreline.errors import InputError, did_you_mean
 from scoreline.tables.schema import Table
@@ -94,14 +95,12 @@ def read_table(name: str) -> Table:
     Raises:
         InputError: if there is no such table, or it is not one.
     """
-    import yaml  # type: ignore[import-untyped]
+    import yaml
 
-    folder = conf_folder.conf_dir() / "table"
-    path = folder / f"{name}.yaml"
-    if not path.is_file():
-        known = [file.stem for file in folder.glob("*.yaml")]
+    known = conf_folder.files("table")
+    if name not in known:
         raise InputError(f"table={name}: there is no such table{did_you_mean(name, known)}")
-    return parse_table(name, yaml.safe_load(path.read_text()))
+    return parse_table(name, yaml.safe_load(known[name].read_text()))
 
 
 def of_table(chosen: Table, overrides: Sequence[str]) -> Iterator[Wanted]:

@@ -13,6 +13,9 @@ RUN = ("samples.npz", "samples.zip", "images")
 
 MARK = "metrics.json"
 
+BEGUN = ("shards", ".hydra")
+"""Folders of a run that is not finished; the second in those of versions before 0.8."""
+
 
 def images(path: str) -> "ImageDataset":
     """The images at `path`: an npz file (arr_0), a zip archive, a folder of PNG files, or a run directory.
@@ -43,7 +46,7 @@ def images(path: str) -> "ImageDataset":
 
 def is_run(place: Path) -> bool:
     """Whether a folder is a run directory of sample.py."""
-    begun = (place / "config.yaml").is_file() and (place / ".hydra").is_dir()
+    begun = (place / "config.yaml").is_file() and any((place / name).is_dir() for name in BEGUN)
     return begun or (place / MARK).is_file()
 
 

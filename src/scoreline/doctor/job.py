@@ -5,12 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from scoreline import conf_folder, mistakes, run_names
-from scoreline.commands.composition import built
+from scoreline import mistakes
+from scoreline.commands.composition import script_config
 from scoreline.errors import InputError
-
-SCRIPTS = ("sample", "train", "calibrate")
-
 
 @dataclass(frozen=True)
 class Job:
@@ -44,16 +41,6 @@ def sentence(error: Exception) -> str:
 
 
 def _job(script: str, overrides: Sequence[str]) -> Job:
-    run_names.register_resolvers()
-    _hydra("core.global_hydra.GlobalHydra").instance().clear()
-    with _hydra("initialize_config_dir")(str(conf_folder.conf_dir()), version_base="1.3"):
-        cfg = _hydra("compose")(script, list(overrides), return_hydra_config=True)
-    _hydra("core.hydra_config.HydraConfig").instance().set_config(cfg)
+    cfg = script_config(script, overrides)
     choices = {str(group): str(choice) for group, choice in cfg.hydra.runtime.choices.items()}
     return Job(script, cfg, choices, str(cfg.hydra.launcher.get("_target_", "")), Path(str(cfg.hydra.run.dir)))
-
-
-def _hydra(name: str) -> Any:
-    """Something of Hydra, which only the scripts' own modules import."""
-    described: Any = {"_target_": "hydra.utils.get_object", "path": f"hydra.{name}"}
-    return built(described)

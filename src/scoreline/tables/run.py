@@ -113,11 +113,10 @@ def words_of(command: Command) -> list[str]:
     if words[:1] == ["python"]:
         words.pop(0)
     if words[:1] == ["scoreline"]:
-        return [sys.executable, "-c", "from scoreline.cli import main; main()", *words[1:]]
-    script = conf_folder.conf_dir().parent / words[0] if words else None
-    if script is None or words[0] not in ("train.py", "sample.py", "calibrate.py"):
+        return [sys.executable, "-P", "-c", "from scoreline.cli import main; main()", *words[1:]]
+    if not words or words[0] not in [f"{name}.py" for name in conf_folder.SCRIPTS]:
         raise InputError(f"prepare: {command.run}: must begin with train.py, sample.py, calibrate.py or scoreline")
-    return [sys.executable, str(script), *words[1:]]
+    return [sys.executable, str(conf_folder.script(words[0])), *words[1:]]
 
 
 def refuse_absent(drafted: Plan) -> None:
@@ -139,17 +138,10 @@ def run_cells(drafted: Plan, out: Path, options: Options) -> dict[str, int]:
     states = {cell: plan.outcome(cell, out) for cell in drafted.cells}
     todo = [cell for cell, found in states.items() if found.state != "finished"]
     done = len(states) - len(todo)
-    where = ["hydra.output_subdir=null"]
-
     def command(cell: Cell) -> list[str]:
-        folder = str(out / cell.directory).replace("\\", "\\\\").replace("'", "\\'")
-        return [
-            sys.executable,
-            str(conf_folder.conf_dir().parent / "sample.py"),
-            *cell.overrides,
-            f"hydra.run.dir='{folder}'",
-            *where,
-        ]
+        folder = conf_folder.quoted(str(out / cell.directory))
+        script = str(conf_folder.script("sample.py"))
+        return [sys.executable, script, *cell.overrides, f"hydra.run.dir={folder}"]
 
     with ImageProgress(len(states), f"table {drafted.table.name}", done, delay=0.0, every=0.0, unit="cell") as progress:
 
