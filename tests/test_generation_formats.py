@@ -93,7 +93,6 @@ def test_png_folders_of_a_thousand(labelled: Made, plain: Made, tmp_path: Path) 
     for images, pixels in (labelled, plain):
         told: list[float] = []
         (tmp_path / "images" / "left").mkdir(parents=True)
-        (tmp_path / ".images.part" / "00000").mkdir(parents=True)
         write_format("png", tmp_path, images, told.append)
         assert sum(told) == COUNT
         root = tmp_path / "images"

@@ -14,13 +14,6 @@ DEEPEST = 64
 """Levels of nesting that are read."""
 
 
-WITHOUT_INFLUENCE = (
-    *("device", "batch_size", "memory_mib", "threads"),
-    *("table", "budget", "jobs", "sweep", "wandb"),
-)
-"""Keys of sample.py that can change no result: `identity` in conf/sample.yaml leaves out just these."""
-
-
 def read(root: Path) -> dict[str, Any] | None:
     """The config of a run directory, or None if it holds no config.yaml.
 

@@ -1,6 +1,5 @@
 """metrics.json of a run directory of sample.py: read back as checked, plain data, and the files that it speaks of."""
 
-import hashlib
 import json
 import math
 import os
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from scoreline.errors import InputError
-from scoreline.files import sha256
+from scoreline.files import content_digest
 from scoreline.seeds import shared, spans
 
 NAME = "metrics.json"
@@ -181,22 +180,13 @@ def described(out: Path, names: Iterable[str]) -> dict[str, dict[str, Any]]:
 
 def written(path: Path) -> Written:
     """What a file or folder holds."""
-    if not path.is_dir():
-        return Written(path.stat().st_size, sha256(path))
-    digest = hashlib.sha256()
-    for file in _inside(path):
-        digest.update(file.relative_to(path).as_posix().encode() + b"\0")
-        with open(file, "rb") as handle:
-            digest.update(hashlib.file_digest(handle, "sha256").digest())
-    return Written(_size(path), digest.hexdigest())
-
-
-def _inside(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.is_file())
+    return Written(_size(path), content_digest(path))
 
 
 def _size(path: Path) -> int:
-    return sum(file.stat().st_size for file in _inside(path)) if path.is_dir() else path.stat().st_size
+    return (
+        sum(file.stat().st_size for file in path.rglob("*") if file.is_file()) if path.is_dir() else path.stat().st_size
+    )
 
 
 def lacking(out: Path, result: Result) -> str:

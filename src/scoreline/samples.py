@@ -29,6 +29,7 @@ from scoreline.generation.sharing import largest
 from scoreline.generation.trajectories import Trajectories, record
 from scoreline.generation.trajectory_pictures import save_film, save_strip
 from scoreline.metrics.base import Metrics, Score
+from scoreline.numerics import NUMERICS_VERSION
 from scoreline.parts import Parts
 from scoreline.pictures import save_png, sheet
 from scoreline.pixels import to_uint8
@@ -231,6 +232,7 @@ def describe(choices: dict[str, str], checkpoint: Checkpoint, recipe: Recipe, wa
         "checkpoint": {"name": checkpoint.path.name, "sha256": checkpoint.digest},
         "sigma_max": float(recipe.run.rho[0]),
         "sigma_end": float(recipe.run.rho[-1]),
+        "numerics_version": NUMERICS_VERSION,
         "code_version": code_version(),
     }
 

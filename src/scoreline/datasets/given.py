@@ -1,12 +1,9 @@
 """Images that somebody made: a folder, an archive, an array, or a run directory of sample.py."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from scoreline.datasets.base import ImageDataset
 from scoreline.errors import InputError
-
-if TYPE_CHECKING:
-    from scoreline.datasets.base import ImageDataset
 
 RUN = ("samples.npz", "samples.zip", "images")
 """Where sample.py leaves its images, by `format`."""
@@ -17,7 +14,7 @@ BEGUN = ("shards", ".hydra")
 """Folders of a run that is not finished; the second in those of versions before 0.8."""
 
 
-def images(path: str) -> "ImageDataset":
+def images(path: str) -> ImageDataset:
     """The images at `path`: an npz file (arr_0), a zip archive, a folder of PNG files, or a run directory.
 
     Raises:

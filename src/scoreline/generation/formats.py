@@ -2,7 +2,6 @@
 
 import errno
 import json
-import os
 import secrets
 import shutil
 import tarfile
@@ -15,7 +14,7 @@ from typing import NamedTuple
 
 from scoreline import choices
 from scoreline.errors import InputError
-from scoreline.files import write_atomically
+from scoreline.files import part_beside, write_atomically
 from scoreline.generation import npz
 from scoreline.generation.archives import add_to_tar, zip_entry
 from scoreline.generation.images import ShardImages, unwatched
@@ -30,7 +29,7 @@ def write_folder(path: Path, images: ShardImages, progress: Progress) -> None:
     """PNG files `00000/000123.png`: a folder for each thousand, six digits or more of the index.
 
     They are written into a folder of this call's own, which is renamed at the end: several writers leave a whole folder
-    of one of them. A killed one leaves `.images.PID.XXXXXXXX.part`.
+    of one of them. What a killed one leaves is for `files.remove_parts`.
     """
     partial = _own(path)
     try:
@@ -46,7 +45,7 @@ def write_folder(path: Path, images: ShardImages, progress: Progress) -> None:
 
 def _own(path: Path) -> Path:
     """A name beside `path` that no other call has."""
-    return path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.part")
+    return part_beside(path, f".{secrets.token_hex(4)}")
 
 
 def _take_the_place(partial: Path, path: Path) -> None:

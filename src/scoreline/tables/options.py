@@ -5,7 +5,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from scoreline.run_config import WITHOUT_INFLUENCE
+from scoreline.run_names import NEVER, WITHOUT
 from scoreline.tables.protocol import Result
 
 Options = dict[str, Any]
@@ -13,8 +13,9 @@ Options = dict[str, Any]
 
 OTHERWISE_TOLD = frozenset(
     {
-        *WITHOUT_INFLUENCE,
-        *("seeds", "nfe", "identity", "digest", "hydra"),
+        *NEVER,
+        *WITHOUT["sample"],
+        *("seeds", "nfe"),
         *("checkpoint", "model", "import", "trust"),
         *("metrics", "record"),
         *("format", "trajectories", "trajectory_nfe"),
