@@ -43,7 +43,7 @@ def part_beside(path: Path, apart: str = "") -> Path:
 
 
 def remove_parts(folder: Path) -> None:
-    """Remove the temporary files and folders below a folder whose processes have ended on this host without doing so."""
+    """Remove what `part_beside` names below a folder, where the process has ended on this host without doing so."""
     pattern = re.compile(rf"\..+\.{re.escape(_host())}\.(\d+)\.part")
     for path in sorted(folder.rglob(".*.part")):
         match = pattern.fullmatch(path.name)

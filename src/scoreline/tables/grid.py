@@ -6,8 +6,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from scoreline.metrics.base import HIGHER_IS_BETTER, Score
+from scoreline.run_results import Result
 from scoreline.seeds import count
-from scoreline.tables.protocol import Result, decided, differences, parts
+from scoreline.tables.protocol import decided, differences, parts
 from scoreline.tables.schema import Paper, Published, Table
 
 

@@ -2,9 +2,10 @@
 
 from dataclasses import dataclass, field
 
+from scoreline.run_results import Result
 from scoreline.tables import numbers
 from scoreline.tables.grid import Entry, Grid, Part, best, difference
-from scoreline.tables.protocol import Result, code_versions
+from scoreline.tables.protocol import code_versions
 
 NOTHING = "-"
 NOT_COMPARED = "n/a"

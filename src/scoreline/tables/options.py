@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from scoreline.run_names import NEVER, WITHOUT
-from scoreline.tables.protocol import Result
+from scoreline.run_results import Result
 
 Options = dict[str, Any]
 """Leaves of a config by their dotted names."""

@@ -11,8 +11,9 @@ from typing import Any, Literal
 from scoreline import run_config, run_results
 from scoreline.errors import InputError
 from scoreline.files import write_atomically
+from scoreline.run_results import Result
 from scoreline.tables.grid import Entry, Grid, of_table
-from scoreline.tables.protocol import Result, merged
+from scoreline.tables.protocol import merged
 from scoreline.tables.schema import Table, parse
 
 PLAN = "plan.json"

@@ -10,10 +10,11 @@ from typing import Any
 
 from scoreline import run_config, run_results
 from scoreline.errors import InputError, did_you_mean
+from scoreline.run_results import Result
 from scoreline.seeds import spans
 from scoreline.tables import options
 from scoreline.tables.grid import Entry, Grid, gathered
-from scoreline.tables.protocol import PROTOCOL, Result, decided, fingerprint, merged
+from scoreline.tables.protocol import PROTOCOL, decided, fingerprint, merged
 
 
 @dataclass(frozen=True)
