@@ -20,6 +20,9 @@ LARGEST = 2**20
 LONGEST = 2000
 """Letters of the longest text in it."""
 
+DEEPEST = 8
+"""Levels of nesting that are read."""
+
 BEGINNING = b'{\n  "solver": '
 """Of every metrics.json that sample.py writes."""
 
@@ -88,12 +91,21 @@ def _parsed(content: str) -> Result:
 
 
 def _checked(found: Result) -> Result:
+    if not _shallow(found, DEEPEST):
+        raise ValueError(f"more than {DEEPEST} levels")
     for key, check in {**NEEDED, **POSSIBLE}.items():
         if key not in found and key in NEEDED:
             raise ValueError(f"{key} is missing")
         if key in found and not check(found[key]):
             raise ValueError(f"{key} is {found[key]!r:.40}")
     return {**found, "seeds": str(found["seeds"])}
+
+
+def _shallow(value: object, levels: int) -> bool:
+    if not isinstance(value, dict | list):
+        return True
+    inner = value.values() if isinstance(value, dict) else value
+    return levels > 0 and all(_shallow(it, levels - 1) for it in inner)
 
 
 def _text(value: object) -> bool:

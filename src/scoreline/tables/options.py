@@ -117,15 +117,14 @@ def told(rows: Sequence[Options]) -> list[str]:
 
 def _shown(value: Any, name: str, rows: Sequence[Options]) -> str:
     others = [row[name] for row in rows if name in row]
-    for digits in (4, 17):
-        if len({_printed(it, digits) for it in others}) == len({_text(it) for it in others}):
-            return _printed(value, digits)
-    return _printed(value, 17)
+    few = len({_printed(it, short=True) for it in others}) == len({_text(it) for it in others})
+    return _printed(value, short=few)
 
 
-def _printed(value: Any, digits: int) -> str:
-    if isinstance(value, float):
-        return f"{value:.{digits}g}"
+def _printed(value: Any, short: bool) -> str:
+    """A number with four digits, or whole."""
+    if isinstance(value, float) and short:
+        return f"{value:.4g}"
     shown = value if isinstance(value, str) else json.dumps(value, default=str)
     shown = shown if shown.isprintable() else ascii(shown)
     return shown if len(shown) <= LONGEST else f"..{shown[-LONGEST:]}-{hashlib.sha256(shown.encode()).hexdigest()[:8]}"
