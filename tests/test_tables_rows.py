@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 from tables_files import draft, finish, ran, result
 
 from scoreline.commands import report
@@ -291,3 +292,13 @@ def test_nothing_of_a_plan_is_run(tmp_path: Path) -> None:
     report.main([str(tmp_path / "table")])
     report.main([str(tmp_path / "table"), "over=DDIM"])
     assert not canary.exists()
+
+
+def test_a_folder_of_unrelated_runs_has_a_picture(tmp_path: Path) -> None:
+    """Each is a table of its own; the picture shows the first ones."""
+    for k in range(14):
+        ran(tmp_path / str(k), 1.0, None, labels=str(k))
+    report.main([str(tmp_path), "metric=fid"])
+    assert (tmp_path / "table.md").read_text().count("| fid |") == 14
+    with Image.open(tmp_path / "table.png") as picture:
+        assert picture.size[0] < 2**16
