@@ -210,13 +210,14 @@ def lacking(out: Path, result: Result) -> str:
     if "manifest" in result:
         known[MANIFEST] = Written(-1, result["manifest"])
     names = [MANIFEST, *filter(None, [OUTPUTS.get(str(result.get("format")))]), *known]
-    return next(filter(None, (_wrong(out / name, known.get(name)) for name in dict.fromkeys(names))), "")
+    return next(filter(None, (_wrong(out, name, known.get(name)) for name in dict.fromkeys(names))), "")
 
 
-def _wrong(path: Path, known: Written | None) -> str:
+def _wrong(out: Path, name: str, known: Written | None) -> str:
     """The size is compared first; it is -1 where only the digest is known."""
-    if not re.fullmatch(r"[\w-]+(\.\w+)?", path.name) or not (path.is_file() or path.is_dir()):
-        return f"{path.name} is gone"
+    path = out / name
+    if not re.fullmatch(r"[\w-]+(\.\w+)?", name) or not (path.is_file() or path.is_dir()):
+        return f"{name} is gone"
     if known is None or (known.bytes in (-1, _size(path)) and written(path).sha256 == known.sha256):
         return ""
-    return f"{path.name} is not what the run wrote"
+    return f"{name} is not what the run wrote"
