@@ -339,7 +339,7 @@ def test_kill_9_while_sampling_leaves_nothing_half_written(workplace: Path) -> N
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    assert {path.name for path in out.iterdir()} <= {".hydra", "config.yaml", "sample.log", "shards"}
+    assert {path.name for path in out.iterdir()} <= {".lock", "config.yaml", "shards"}
     done = call("sample", *arguments, cwd=workplace)
     assert done.returncode == 0, done.stderr
     assert json.loads((out / "metrics.json").read_text())["images"] == 256
@@ -385,7 +385,7 @@ def test_a_sweep_leaves_one_directory_per_cell_and_survives_a_bad_one(workplace:
     assert _safe("solver=ddim") == "solver=ddim"
     for cell in cells:
         files = {path.name for path in (workplace / "sweep" / cell).iterdir()}
-        assert {"config.yaml", "metrics.json", "grid.png", "samples.npz", ".hydra"} <= files
+        assert {"config.yaml", "metrics.json", "grid.png", "samples.npz"} <= files
     bad = call("sample", *arguments[:3], "nfe=0,3", "seeds=0-7", "hydra.sweep.dir=bad", cwd=workplace)
     assert bad.returncode == 2
     assert "nfe=0: must be a whole number" in bad.stderr

@@ -18,7 +18,7 @@ import yaml
 
 from scoreline.commands import doctor, prefetch
 from scoreline.commands.composition import open_checkpoint, plain_config
-from scoreline.conf_folder import conf_dir
+from scoreline.conf_folder import OWN_FOLDER
 from scoreline.datasets import cifar10
 from scoreline.doctor.job import composed
 from scoreline.doctor.model import imported_place, options
@@ -188,10 +188,10 @@ TABLE = {
 @pytest.fixture
 def toy(tmp_path: Path, server: str, monkeypatch: pytest.MonkeyPatch) -> str:
     """A table beside the real configs."""
-    shutil.copytree(conf_dir(), tmp_path / "tree" / "conf")
+    (tmp_path / "own" / "table").mkdir(parents=True)
     text = yaml.safe_dump(TABLE).replace("SERVER", server)
-    (tmp_path / "tree" / "conf" / "table" / "toy.yaml").write_text(text)
-    monkeypatch.setattr("sys.argv", [str(tmp_path / "tree" / "sample.py")])
+    (tmp_path / "own" / "table" / "toy.yaml").write_text(text)
+    monkeypatch.setenv(OWN_FOLDER, str(tmp_path / "own"))
     publish_model(tmp_path)
     return server
 

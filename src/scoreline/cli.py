@@ -1,5 +1,6 @@
-"""The `scoreline` command: one verb, then key=value.
+"""The `scoreline` command: one verb, then key=value; `--config-dir FOLDER` adds configs of your own.
 
+scoreline train | sample | calibrate KEY=VALUE ..         as python train.py and so on, from anywhere
 scoreline certify                    measured order, consistency, NFE and set-up time of every solver
 scoreline certify solver=ddim,heun   of some
 scoreline show solver=deis_tab3 schedule=karras nfe=8     a tableau: nodes, weights, picture
@@ -19,8 +20,10 @@ scoreline upload RUN_DIR                                  a run, or a sweep, as 
 
 import importlib
 import os
+import runpy
 import sys
 
+from scoreline.conf_folder import SCRIPTS, script, use_own_folder
 from scoreline.errors import InputError, did_you_mean
 
 VERBS = (
@@ -32,13 +35,17 @@ MODULES = {"import": "import_checkpoint"}
 
 def main() -> None:
     """Run a verb. A mistake becomes one line and exit code 2; a verb's own failure is its exit code."""
-    words = sys.argv[1:]
-    if not words or words[0] in ("-h", "--help"):
-        print(__doc__)
-        return
     try:
+        words = use_own_folder(sys.argv[1:])
+        if not words or words[0] in ("-h", "--help"):
+            print(__doc__)
+            return
+        if words[0] in SCRIPTS:
+            sys.argv = [str(script(f"{words[0]}.py")), *words[1:]]
+            runpy.run_path(sys.argv[0], run_name="__main__")
+            return
         if words[0] not in VERBS:
-            raise InputError(f"{words[0]}: there is no such command{did_you_mean(words[0], VERBS)}")
+            raise InputError(f"{words[0]}: there is no such command{did_you_mean(words[0], (*SCRIPTS, *VERBS))}")
         module = MODULES.get(words[0], words[0].replace("-", "_"))
         sys.exit(importlib.import_module(f"scoreline.commands.{module}").main(words[1:]))
     except KeyboardInterrupt:
@@ -49,4 +56,5 @@ def main() -> None:
     except Exception as error:
         from scoreline.entry import leave
 
-        leave(error, f"scoreline {words[0]}" if words[0] in VERBS else "scoreline")
+        verb = next(iter(sys.argv[1:]), "")
+        leave(error, f"scoreline {verb}" if verb in VERBS else "scoreline")

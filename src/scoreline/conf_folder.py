@@ -40,8 +40,9 @@ def conf_dir() -> Path:
 
 
 def script(name: str) -> Path:
-    """train.py, sample.py or calibrate.py, beside conf/."""
-    return conf_dir().parent / name
+    """train.py, sample.py or calibrate.py: at the top of the source tree, or in the installed package."""
+    root = conf_dir().parent
+    return root / name if (root / name).is_file() else root / "scripts" / name
 
 
 def use_own_folder(words: Sequence[str]) -> list[str]:
