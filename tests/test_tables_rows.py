@@ -302,3 +302,21 @@ def test_a_folder_of_unrelated_runs_has_a_picture(tmp_path: Path) -> None:
     assert (tmp_path / "table.md").read_text().count("| fid |") == 14
     with Image.open(tmp_path / "table.png") as picture:
         assert picture.size[0] < 2**16
+
+
+def test_what_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+    """Whatever lies where the table goes: text that is none is replaced, a folder is not."""
+    ran(tmp_path / "a")
+    (tmp_path / "table.md").write_bytes(b"\xff")
+    report.main([str(tmp_path), "metric=fid"])
+    (tmp_path / "table.tex").unlink()
+    (tmp_path / "table.tex").mkdir()
+    with pytest.raises(InputError, match=r"table.tex: cannot be written \(Is a directory\)"):
+        report.main([str(tmp_path), "metric=fid"])
+
+
+def test_what_only_tables_say_is_not_taken_from_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """And seeds that were given as a list stand in brackets."""
+    ran(tmp_path / "a", 1.0, None, ranges="x", code_versions=5, seeds="[0, 2, 7]")
+    assert rows(tmp_path, capsys) == ["| s / t | 1.00 +- 0.25 |"]
+    assert "10 images (seeds 0, 2, 7)" in (tmp_path / "table.md").read_text()

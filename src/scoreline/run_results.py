@@ -98,7 +98,13 @@ def _checked(found: Result) -> Result:
             raise ValueError(f"{key} is missing")
         if key in found and not check(found[key]):
             raise ValueError(f"{key} is {found[key]!r:.40}")
-    return {**found, "seeds": str(found["seeds"])}
+    kept = {key: value for key, value in found.items() if key not in OF_SEVERAL}
+    return {**kept, "seeds": _bare(found["seeds"])}
+
+
+def _bare(seeds: object) -> str:
+    """A list of seeds stands in brackets."""
+    return str(seeds).removeprefix("[").removesuffix("]")
 
 
 def _shallow(value: object, levels: int) -> bool:
@@ -130,7 +136,7 @@ def _whole(value: object) -> bool:
 
 
 def _seeds(value: object) -> bool:
-    return (_text(value) or _whole(value)) and not shared(spans(str(value)))
+    return (_text(value) or _whole(value)) and not shared(spans(_bare(value)))
 
 
 def _score(value: object) -> bool:
@@ -176,6 +182,10 @@ POSSIBLE: Mapping[str, Callable[[object], bool]] = {
     "files": _named(_file),
 }
 """Keys that results of some versions lack."""
+
+
+OF_SEVERAL = ("ranges", "code_versions")
+"""Keys that tables give to the mean of several results, and no file."""
 
 
 class Written(NamedTuple):
