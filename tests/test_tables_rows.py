@@ -33,6 +33,15 @@ def test_runs_of_unequal_options_are_never_averaged(tmp_path: Path, capsys: pyte
     assert "ranges" not in text
 
 
+def test_options_stand_in_the_order_of_their_groups(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    ran(tmp_path / "a", 1.0, {"precision": "bf16-mixed", "schedule.power": 3.0, "solver.order": 2})
+    ran(tmp_path / "b", 2.0)
+    assert rows(tmp_path, capsys) == [
+        "| s / t, solver.order=2, schedule.power=3, precision=bf16-mixed | 1.00 +- 0.25 |",
+        "| s / t, solver.order=3, schedule.power=2, precision=32-true | 2.00 +- 0.25 |",
+    ]
+
+
 def test_a_sweep_over_options_names_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Of one solver only what its own runs differ in; NFE stay the columns."""
     for k, (solver, order, power, nfe) in enumerate(
@@ -52,6 +61,7 @@ def test_a_sweep_over_options_names_them(tmp_path: Path, capsys: pytest.CaptureF
     "config",
     [
         {"device": "cuda", "batch_size": 7, "lock": "wait"},
+        {"schedule.power": 2.0},
         {"format": "png", "identity": "11111111", "code_version": "d"},
         {"record": "b/m.score_norm.safetensors", "metrics.reference": "there", "checkpoint": "other/place"},
     ],

@@ -49,7 +49,14 @@ def _leaves(node: Mapping[str, Any], prefix: str, native: object) -> Iterator[tu
         if isinstance(value, Mapping):
             yield from _leaves(value, f"{prefix}{key}.", native)
         else:
-            yield f"{prefix}{key}", value
+            yield f"{prefix}{key}", _plain(value)
+
+
+def _plain(value: Any) -> Any:
+    """Numbers alike however they were written."""
+    if isinstance(value, list):
+        return [_plain(it) for it in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def key(options: Options) -> str:
@@ -65,7 +72,7 @@ def varied(rows: Sequence[tuple[Options, Result]]) -> list[Options]:
     """
     chosen = [{**_choices(result), **_with_checkpoint(options, result, rows)} for options, result in rows]
     found: list[Options] = [{} for _ in rows]
-    for name in dict.fromkeys(name for options in chosen for name in options):
+    for name in sorted(dict.fromkeys(name for options in chosen for name in options), key=_rank):
         for places in _comparable(name, rows):
             if len({_text(chosen[k].get(name, _ABSENT)) for k in places}) > 1:
                 for k in places:
@@ -74,6 +81,12 @@ def varied(rows: Sequence[tuple[Options, Result]]) -> list[Options]:
 
 
 _ABSENT = object()
+
+
+def _rank(name: str) -> int:
+    """Options of a solver come first, then those of a schedule, beside whose names they stand."""
+    group = name.partition(".")[0]
+    return ("solver", "schedule").index(group) if group in ("solver", "schedule") else 2
 
 
 def _text(value: object) -> str:
