@@ -1,6 +1,7 @@
 """Rows of a report: one for each configuration, whatever its seeds; and files of others that are no runs."""
 
 import json
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -330,3 +331,14 @@ def test_what_only_tables_say_is_not_taken_from_a_file(tmp_path: Path, capsys: p
     ran(tmp_path / "a", 1.0, None, ranges="x", code_versions=5, seeds="[0, 2, 7]")
     assert rows(tmp_path, capsys) == ["| s / t | 1.00 +- 0.25 |"]
     assert "10 images (seeds 0, 2, 7)" in (tmp_path / "table.md").read_text()
+
+
+@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan, 1e300])
+def test_values_that_are_not_finite_are_shown(value: float, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A mean over ranges of which one is not finite is nan."""
+    score = {"fid": {"value": value, "error": value, "n": 10}}
+    ran(tmp_path / "a", 1.0, None, metrics=score)
+    ran(tmp_path / "b", 1.0, {"seeds": "10-19"})
+    ran(tmp_path / "c", 1.0, {"schedule.power": 7})
+    shown = {line.split(" | ")[1].split()[0] for line in rows(tmp_path, capsys) if "power=2" in line}
+    assert shown == {f"{value / 2:.0f}" if math.isfinite(value) else "nan"}

@@ -2,12 +2,14 @@
 
 import hashlib
 import json
+import math
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from statistics import mean, stdev
 from typing import Any
 
 from scoreline.errors import InputError
+from scoreline.metrics.base import Score
 from scoreline.run_results import Result
 from scoreline.seeds import shared, spans
 
@@ -61,7 +63,7 @@ def merged(results: Sequence[Result]) -> Result:
     for name in first["metrics"]:
         values = [result["metrics"][name]["value"] for result in results if name in result["metrics"]]
         if len(values) == count:
-            metrics[name] = {"value": mean(values), "error": stdev(values) / count**0.5, "n": first["images"]}
+            metrics[name] = _score(values, first["images"])
     counts = {
         key: _mean_count([float(result[key] if key in result else result["nfe"]) for result in results])
         for key in COUNTS
@@ -69,6 +71,13 @@ def merged(results: Sequence[Result]) -> Result:
     joined = " and ".join(str(result["seeds"]) for result in results)
     versions = list(dict.fromkeys(version for result in results for version in code_versions(result)))
     return {**first, **counts, "seeds": joined, "ranges": count, "metrics": metrics, "code_versions": versions}
+
+
+def _score(values: Sequence[float], images: int) -> Score:
+    """Mean and its standard error over ranges; nan where one range has no finite value."""
+    if not all(map(math.isfinite, values)):
+        return Score(value=math.nan, error=math.nan, n=images)
+    return Score(value=mean(values), error=stdev(values) / len(values) ** 0.5, n=images)
 
 
 def code_versions(result: Result) -> list[str]:
