@@ -30,7 +30,10 @@ def main(cfg: DictConfig) -> float | None:
         return run_table(cfg)
     out, first = entry.output_dir(), processes.current().first
     entry.claim(cfg, out)
-    result = samples.finished(out)
+    result, again = samples.finished(out)
+    if again and first:
+        samples.reopen(out)
+        print(f"note: {again}: this run is made again")
     if result is None:
         result = draw(cfg)
     elif first:

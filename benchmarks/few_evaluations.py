@@ -408,14 +408,15 @@ def report(rows: Sequence[Row]) -> str:
 
 def summed(rows: Sequence[Row]) -> tuple[list[Row], list[Row]]:
     """Means over seed ranges of the methods, and those of the fine run."""
-    whole = sweep.over_seed_ranges([row for row in rows if "metrics" in row])
+    found = sweep.over_seed_ranges([sweep.Run(Path(), row) for row in rows if "metrics" in row])
+    whole = [run.result for run in found]
     fine = [row for row in whole if "distance" not in row["metrics"]]
     return [row for row in whole if row not in fine], fine
 
 
 def _table(rows: Sequence[Row], metric: str) -> str:
     cells, fine = summed(rows)
-    text = markdown(sweep.grid(cells, metric)).strip()
+    text = markdown(sweep.grid([sweep.Run(Path(), row) for row in cells], metric)).strip()
     if metric != FRECHET or not fine:
         return text
     score = fine[0]["metrics"][FRECHET]

@@ -302,6 +302,34 @@ def test_sampling_writes_what_it_says_and_never_twice(workplace: Path) -> None:
     assert kept == stamps
 
 
+def test_a_finished_run_whose_files_are_gone_is_made_again(workplace: Path) -> None:
+    arguments = ("checkpoint=small.safetensors", "nfe=4", "seeds=0-3", "metrics=none", "hydra.run.dir=again")
+    out = workplace / "again"
+    assert call("sample", *arguments, cwd=workplace).returncode == 0
+    before = {name: (out / name).read_bytes() for name in ("samples.npz", "manifest.csv")}
+    (out / "samples.npz").unlink()
+    done = call("sample", *arguments, cwd=workplace)
+    assert (done.returncode, done.stdout.splitlines()[0]) == (0, "note: samples.npz is gone: this run is made again")
+    (out / "manifest.csv").write_text("x")
+    (out / "metrics.json").write_text("")
+    done = call("sample", *arguments, cwd=workplace)
+    assert (done.returncode, done.stdout.splitlines()[0]) == (
+        0,
+        "note: metrics.json is cut short: this run is made again",
+    )
+    assert {name: (out / name).read_bytes() for name in before} == before
+    assert json.loads((out / "metrics.json").read_text())["images"] == 4
+
+
+def test_metrics_of_another_kind_are_refused(workplace: Path) -> None:
+    (workplace / "strange").mkdir()
+    (workplace / "strange" / "metrics.json").write_text("{}")
+    done = call("sample", "checkpoint=small.safetensors", "nfe=4", "hydra.run.dir=strange", cwd=workplace)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert done.stderr.startswith("sample.py: strange/metrics.json: not the metrics of sample.py")
+    assert (workplace / "strange" / "metrics.json").read_text() == "{}"
+
+
 def test_kill_9_while_sampling_leaves_nothing_half_written(workplace: Path) -> None:
     arguments = ("checkpoint=small.safetensors", "nfe=60", "seeds=0-255", "network_batch=16", "hydra.run.dir=killed")
     out = workplace / "killed"

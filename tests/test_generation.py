@@ -25,6 +25,7 @@ from scoreline.generation.memory import peak_memory
 from scoreline.generation.shards import Shards
 from scoreline.metrics.base import Metrics, Score
 from scoreline.metrics.no_metrics import NoMetrics
+from scoreline.numerics import NUMERICS_VERSION
 from scoreline.parameterisations import NoisePrediction
 from scoreline.parts import Parts
 from scoreline.processes import Group
@@ -305,10 +306,14 @@ def test_what_is_said_of_a_run(tmp_path: Path) -> None:
     asked, how = wanted(metrics=Witness()), recipe()
     make(recipe(), shards(tmp_path), Group())
     found = samples.finish(how, shards(tmp_path), asked, Group())
-    result = samples.describe({"solver": "ddim", "labels": "random"}, checkpoint, how, asked, found)
+    choices = {"solver": "ddim", "schedule": "karras", "seeds": f"100-{99 + COUNT}", "labels": "random"}
+    result = samples.describe(choices, checkpoint, how, asked, found)
     samples.write(tmp_path, result)
+    (tmp_path / "config.yaml").write_text("identity: '0'\n")
     assert not (tmp_path / "shards").exists()
-    read = samples.finished(tmp_path)
+    read, again = samples.finished(tmp_path)
+    assert read is not None
+    assert again == ""
     assert read == json.loads((tmp_path / "metrics.json").read_text()) == result
     assert {
         "solver": "ddim",
@@ -328,7 +333,8 @@ def test_what_is_said_of_a_run(tmp_path: Path) -> None:
         "50 images, NFE 3 (0 network calls), all found, "
         f"mean {read['metrics']['mean']['value']:.4g} +- 0.5 -> {tmp_path}"
     )
-    assert samples.finished(tmp_path / "elsewhere") is None
+    assert read["numerics_version"] == NUMERICS_VERSION
+    assert samples.finished(tmp_path / "elsewhere") == (None, "")
 
 
 def test_counts_of_adaptive_solvers_are_means_over_all_images(tmp_path: Path) -> None:

@@ -5,11 +5,15 @@ import hashlib
 import io
 import json
 import os
+import shutil
+import subprocess
+import sys
 import tarfile
+import threading
 import time
 import tracemalloc
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -22,11 +26,14 @@ from scoreline import choices
 from scoreline.datasets.image_folder import ImageFolder
 from scoreline.datasets.zip_archive import ZipArchive
 from scoreline.errors import InputError
+from scoreline.files import part_beside, remove_parts
 from scoreline.generation import npz
 from scoreline.generation.formats import FORMATS, NONE, check_format, write_format
-from scoreline.generation.images import ShardImages
+from scoreline.generation.images import Entry, ShardImages, unwatched
 from scoreline.generation.manifest import write_manifest
 from scoreline.generation.shards import Counts, Shards
+from scoreline.run_results import written
+from scoreline.sampling import Progress
 
 COUNT = 1003
 
@@ -93,7 +100,6 @@ def test_png_folders_of_a_thousand(labelled: Made, plain: Made, tmp_path: Path) 
     for images, pixels in (labelled, plain):
         told: list[float] = []
         (tmp_path / "images" / "left").mkdir(parents=True)
-        (tmp_path / ".images.part" / "00000").mkdir(parents=True)
         write_format("png", tmp_path, images, told.append)
         assert sum(told) == COUNT
         root = tmp_path / "images"
@@ -103,6 +109,79 @@ def test_png_folders_of_a_thousand(labelled: Made, plain: Made, tmp_path: Path) 
         assert {path.name for path in tmp_path.iterdir()} == {"images"}
         read = ImageFolder(str(root))
         assert torch.equal(read.read(range(COUNT))[0], pixels)
+
+
+class Turns(ShardImages):
+    """Images that wait before the k-th one until an event is set, and set another one then."""
+
+    def __init__(self, images: ShardImages, k: int, mine: threading.Event, theirs: threading.Event) -> None:
+        super().__init__(images.shards, images.found)
+        self.k, self.mine, self.theirs = k, mine, theirs
+
+    def one_by_one(self, progress: Progress = unwatched) -> Iterator[tuple[Entry, Tensor]]:
+        for number, item in enumerate(super().one_by_one(progress)):
+            if number == self.k:
+                self.mine.set()
+                assert self.theirs.wait(60)
+            yield item
+
+
+def test_two_writers_leave_every_image(tmp_path: Path) -> None:
+    """The second begins when the first is half done, and goes on when that has finished."""
+    images, _ = made(tmp_path, count=50)
+    half, begun, done = threading.Event(), threading.Event(), threading.Event()
+    seen: list[list[str]] = []
+
+    def names() -> list[str]:
+        return sorted(path.name for path in (tmp_path / "images").rglob("*.png"))
+
+    def first() -> None:
+        write_format("png", tmp_path, Turns(images, 5, half, begun))
+        seen.append(names())
+        done.set()
+
+    def second() -> None:
+        assert half.wait(60)
+        write_format("png", tmp_path, Turns(images, 2, begun, done))
+        seen.append(names())
+
+    writers = [threading.Thread(target=writer) for writer in (first, second)]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+    assert seen == [[f"{i:06d}.png" for i in range(50)]] * 2
+    assert {path.name for path in tmp_path.iterdir()} == {"images", "shards"}
+
+
+def test_a_writer_that_fails_leaves_what_was_there(tmp_path: Path) -> None:
+    images, _ = made(tmp_path, count=50)
+    write_format("png", tmp_path, images)
+    before = written(tmp_path / "images")
+
+    def stop(done: float) -> None:
+        raise OSError
+
+    with pytest.raises(OSError):  # noqa: PT011
+        write_format("png", tmp_path, images, stop)
+    assert written(tmp_path / "images") == before
+    assert {path.name for path in tmp_path.iterdir()} == {"images", "shards"}
+    shutil.rmtree(tmp_path / "images")
+    (tmp_path / "images").write_text("a file")
+    with pytest.raises(InputError, match="images: is in the way of the folder of images"):
+        write_format("png", tmp_path, images)
+
+
+def test_the_folder_of_a_dead_writer_is_removed(tmp_path: Path) -> None:
+    gone, here = subprocess.Popen([sys.executable, "-c", ""]), part_beside(tmp_path / "images", ".a")
+    gone.wait()
+    left = here.with_name(here.name.replace(str(os.getpid()), str(gone.pid)))
+    for folder in (here, left):
+        (folder / "00000").mkdir(parents=True)
+        (folder / "00000" / "000000.png").touch()
+    remove_parts(tmp_path)
+    assert (here / "00000" / "000000.png").is_file()
+    assert not left.exists()
 
 
 def test_zip_is_read_as_a_data_set_of_edm(labelled: Made, plain: Made, tmp_path: Path) -> None:

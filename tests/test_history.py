@@ -100,11 +100,19 @@ def test_a_damaged_line_is_named(line: str, tmp_path: Path) -> None:
 def test_samples_are_one_row_over_nfe(tmp_path: Path) -> None:
     assert sampled(tmp_path) == []
     score = {"frechet_distance": {"value": 2.5, "error": 0.5, "n": 64}}
-    found = {"solver": "ddim", "nfe": 5, "metrics": score, "warnings": ["few images"]}
+    found = {
+        **{"solver": "ddim", "schedule": "karras", "seeds": "0-63", "nfe": 5, "images": 64, "protocol": {}},
+        **{"checkpoint": {"name": "m", "sha256": "ab"}, "metrics": score, "warnings": ["few images"], "files": {}},
+    }
     (tmp_path / "metrics.json").write_text(json.dumps(found))
     expected = {
         "nfe": 5,
         "sample/solver": "ddim",
+        "sample/schedule": "karras",
+        "sample/seeds": "0-63",
+        "sample/images": 64,
+        "sample/checkpoint/name": "m",
+        "sample/checkpoint/sha256": "ab",
         "sample/metrics/frechet_distance/value": 2.5,
         "sample/metrics/frechet_distance/error": 0.5,
         "sample/metrics/frechet_distance/n": 64,

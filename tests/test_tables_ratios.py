@@ -1,5 +1,6 @@
 """Rows over one row, paired by seed range, against ratios worked out by hand."""
 
+import math
 from pathlib import Path
 
 import pytest
@@ -56,6 +57,7 @@ def test_one_range_has_no_error_and_zero_no_ratio() -> None:
     assert one.error != one.error
     assert paired(HALVES, {"0-9": 0.0, "10-19": 1.0}) is None
     assert paired(HALVES, {"20-29": 1.0}) is None
+    assert paired(HALVES, {"0-9": math.nan, "10-19": 1.0}) is None
 
 
 def test_mistakes(table: Path, tmp_path_factory: pytest.TempPathFactory) -> None:

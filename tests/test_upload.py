@@ -10,6 +10,7 @@ import pytest
 import wandb
 import yaml
 from PIL import Image
+from tables_files import result
 from wandb_files import no_account, offline_runs
 
 from scoreline import cli
@@ -38,7 +39,8 @@ def drawn(root: Path) -> Path:
     root.mkdir(parents=True)
     (root / "config.yaml").write_text(yaml.safe_dump({"identity": "feed0000", "nfe": 5}))
     scores = {"frechet_distance": {"value": 2.5, "error": 0.25, "n": 64}}
-    (root / "metrics.json").write_text(json.dumps({"solver": "ddim", "nfe": 5, "metrics": scores, "warnings": []}))
+    found = {**result("0-63", 5, 2.5), "solver": "ddim", "metrics": scores}
+    (root / "metrics.json").write_text(json.dumps(found))
     Image.new("L", (8, 8), 30).save(root / "grid.png")
     return root
 
@@ -72,9 +74,12 @@ def test_samples_are_a_row_over_nfe_with_their_grid(tmp_path: Path, capsys: pyte
     (run,) = offline_runs(root)
     (row,) = run.rows
     assert row.pop("grid")["sha256"] == sha256(root / "grid.png")
+    told = {key: value for key, value in result("0-63", 5, 2.5).items() if isinstance(value, str | int | float)}
+    checkpoint = {"sample/checkpoint/name": "m", "sample/checkpoint/sha256": "ab" * 32}
+    protocol = {"sample/protocol/extractor": "e", "sample/protocol/reference": "cifar10-train:0123"}
     assert row == {
-        "nfe": 5,
-        "sample/solver": "ddim",
+        **{f"sample/{key}": value for key, value in told.items() if key != "nfe"},
+        **{"nfe": 5, "sample/solver": "ddim", **checkpoint, **protocol},
         **{f"sample/metrics/frechet_distance/{k}": v for k, v in (("value", 2.5), ("error", 0.25), ("n", 64))},
     }
     assert (run.axes["*"], run.project, run.config) == ("nfe", "figures", {"identity": "feed0000", "nfe": 5})

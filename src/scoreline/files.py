@@ -3,6 +3,7 @@
 import hashlib
 import os
 import re
+import shutil
 import socket
 import time
 from collections.abc import Callable, Mapping
@@ -25,7 +26,7 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     A process killed at any moment leaves the former file or the new one, never a part.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{_host()}.{os.getpid()}.part")
+    temporary = part_beside(path)
     try:
         write(temporary)
         temporary.chmod(0o666 & ~_umask())
@@ -36,13 +37,21 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def part_beside(path: Path, apart: str = "") -> Path:
+    """Where this process puts together what becomes `path`; `apart` tells one part of it from another one."""
+    return path.with_name(f".{path.name}{apart}.{_host()}.{os.getpid()}.part")
+
+
 def remove_parts(folder: Path) -> None:
-    """Remove the temporary files below a folder whose processes have ended on this host without doing so."""
+    """Remove what `part_beside` names below a folder, where the process has ended on this host without doing so."""
     pattern = re.compile(rf"\..+\.{re.escape(_host())}\.(\d+)\.part")
-    for path in folder.rglob(".*.part"):
+    for path in sorted(folder.rglob(".*.part")):
         match = pattern.fullmatch(path.name)
         if match and not _runs(int(match[1])):
-            path.unlink(missing_ok=True)
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
 
 
 def _runs(process: int) -> bool:

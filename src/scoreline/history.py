@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from scoreline import run_results
 from scoreline.errors import InputError
 
 Row = dict[str, Any]
@@ -61,13 +62,11 @@ def sampled(root: Path) -> list[Row]:
     Raises:
         InputError: if it is damaged.
     """
-    path, grid = root / "metrics.json", root / "grid.png"
-    if not path.is_file():
+    found, grid = run_results.read(root), root / "grid.png"
+    if found is None:
         return []
-    found = _object(path.read_text())
-    if found is None or not isinstance(found.get("nfe"), int | float):
-        raise InputError(f"{path}: not the metrics of sample.py; delete the run directory and draw again")
-    return [row({"sample": found}, axis="nfe") | ({"grid": grid} if grid.is_file() else {})]
+    told = {key: value for key, value in found.items() if key != "files"}
+    return [row({"sample": told}, axis="nfe") | ({"grid": grid} if grid.is_file() else {})]
 
 
 def records(path: Path) -> list[dict[str, Any]]:

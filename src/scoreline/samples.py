@@ -11,8 +11,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from scoreline import run_config, run_results
 from scoreline.checkpoints import Checkpoint
 from scoreline.denoiser import Denoising
+from scoreline.errors import InputError
 from scoreline.files import code_version, sha256, write_atomically
 from scoreline.generation import npz
 from scoreline.generation.batches import generate
@@ -27,18 +29,23 @@ from scoreline.generation.sharing import largest
 from scoreline.generation.trajectories import Trajectories, record
 from scoreline.generation.trajectory_pictures import save_film, save_strip
 from scoreline.metrics.base import Metrics, Score
+from scoreline.numerics import NUMERICS_VERSION
 from scoreline.parts import Parts
 from scoreline.pictures import save_png, sheet
 from scoreline.pixels import to_uint8
 from scoreline.processes import Group
 from scoreline.progress import ImageProgress
+from scoreline.run_results import MANIFEST, OUTPUTS, Result
 from scoreline.solvers.adaptive import AdaptiveRun
 from scoreline.solvers.tableau import Tableau
 
-Result = dict[str, Any]
-
 SHARDS, FEATURES = "shards", "features"
 """Folders of a run directory that keep what is done until all is."""
+
+TRAJECTORIES = "trajectories.npz"
+
+TOLD = {"manifest", "network_calls", "images_per_second", "warnings"}
+"""Keys of every result of `describe` on which `run_results.read` does not insist."""
 
 
 class Drawn(NamedTuple):
@@ -84,10 +91,36 @@ def _rounded(means: Tensor) -> tuple[float, float]:
     return nfe, network_calls
 
 
-def finished(out: Path) -> Result | None:
-    """What a run directory that was finished before says of itself; a partly filled one counts as empty."""
-    path = out / "metrics.json"
-    return json.loads(path.read_text()) if path.is_file() else None
+class Former(NamedTuple):
+    """What an earlier start left: its result if it is whole, else why it is made again, if there was one."""
+
+    result: Result | None
+    again: str = ""
+
+
+def finished(out: Path) -> Former:
+    """What a run directory that was finished before says of itself; a partly filled one counts as empty.
+
+    Raises:
+        InputError: for a metrics.json that no run of ours can have left there.
+    """
+    if run_results.cut_short(out):
+        return Former(None, f"{run_results.NAME} is cut short")
+    result = run_results.read(out)
+    if result is None:
+        return Former(None)
+    if not set(result) >= TOLD or not (out / run_config.NAME).is_file():
+        raise InputError(
+            f"{out / run_results.NAME}: it cannot be told of which run it is, config.yaml or keys of it are missing; "
+            "delete it, or choose another directory with hydra.run.dir"
+        )
+    lacking = run_results.lacking(out, result)
+    return Former(None, lacking) if lacking else Former(result)
+
+
+def reopen(out: Path) -> None:
+    """Take the mark of a finished run away, before it is made again."""
+    (out / run_results.NAME).unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)
@@ -129,12 +162,20 @@ def finish(recipe: Recipe, shards: Shards, wanted: Wanted, group: Group) -> Resu
             if wanted.trajectories:
                 write_trajectories(out, record(recipe, shards, wanted.trajectories, wanted.trajectory_nfe))
         scores = _measure(images, wanted.metrics, shards, group)
-    about = {"format": wanted.format, "manifest": sha256(out / "manifest.csv"), "metrics": scores}
-    return {**_counted(images, made, group), **about}
+    about = {"format": wanted.format, "manifest": sha256(out / MANIFEST), "files": _files(out, wanted, group)}
+    return {**_counted(images, made, group), **about, "metrics": scores}
+
+
+def _files(out: Path, wanted: Wanted, group: Group) -> dict[str, dict[str, Any]]:
+    """What a finished run is held to, beside the manifest; not its pictures, which only show what is there."""
+    if not group.first:
+        return {}
+    names = [*filter(None, [OUTPUTS.get(wanted.format)]), *([TRAJECTORIES] if wanted.trajectories else [])]
+    return run_results.described(out, names)
 
 
 def _write(out: Path, images: ShardImages, choice: str) -> None:
-    write_atomically(out / "manifest.csv", lambda path: write_manifest(path, images))
+    write_atomically(out / MANIFEST, lambda path: write_manifest(path, images))
     save_png(out / "grid.png", sheet(images.read(range(min(64, len(images))))[0]))
     with ImageProgress(len(images), "writing") as progress:
         write_format(choice, out, images, progress.update)
@@ -142,7 +183,7 @@ def _write(out: Path, images: ShardImages, choice: str) -> None:
 
 def write_trajectories(out: Path, shown: Trajectories) -> None:
     """trajectories.npz, .png and .gif."""
-    write_atomically(out / "trajectories.npz", lambda path: npz.write_arrays(path, shown.arrays()))
+    write_atomically(out / TRAJECTORIES, lambda path: npz.write_arrays(path, shown.arrays()))
     save_strip(out / "trajectories.png", shown)
     save_film(out / "trajectories.gif", shown)
 
@@ -191,6 +232,7 @@ def describe(choices: dict[str, str], checkpoint: Checkpoint, recipe: Recipe, wa
         "checkpoint": {"name": checkpoint.path.name, "sha256": checkpoint.digest},
         "sigma_max": float(recipe.run.rho[0]),
         "sigma_end": float(recipe.run.rho[-1]),
+        "numerics_version": NUMERICS_VERSION,
         "code_version": code_version(),
     }
 
@@ -198,7 +240,7 @@ def describe(choices: dict[str, str], checkpoint: Checkpoint, recipe: Recipe, wa
 def write(out: Path, result: Result) -> None:
     """metrics.json, last of all, as the mark of a finished run; what was kept to go on from is then removed."""
     text = json.dumps(result, indent=2) + "\n"
-    write_atomically(out / "metrics.json", lambda path: path.write_text(text))
+    write_atomically(out / run_results.NAME, lambda path: path.write_text(text))
     clear(out)
 
 

@@ -1,12 +1,13 @@
 """`scoreline report DIR`: a table and its figure from finished runs, without running anything.
 
 scoreline report outputs/table/NAME-small            the table of sample.py table=NAME, as far as its runs are finished
-scoreline report multirun/sample-XXXXXXXX            a sweep of sample.py -m: rows are solvers on schedules, columns NFE
+scoreline report multirun/sample-XXXXXXXX            a sweep of sample.py -m, also of Optuna, or any folder of runs
 scoreline report DIR metric=recall                   another of the metrics that were measured
 scoreline report outputs/table/NAME-small over=DDIM  each row over that one, seed range by seed range, in ratios.md too
 
-It prints the table and writes table.md, table.tex, table.csv and table.png into DIR. Runs of unequal protocols stand in
-tables of their own; runs that differ in nothing but disjoint seeds are one figure, with the spread between them.
+It prints the table and writes table.md, table.tex, table.csv and table.png into DIR. Rows of a sweep are solvers on
+schedules with the options that vary (schedule.power=5), columns are NFE. Runs of unequal protocols stand in tables of
+their own; runs that differ in nothing but disjoint seeds are one figure, with the spread between them.
 """
 
 from dataclasses import replace

@@ -1,21 +1,25 @@
 """`format=`: the file or folder that the images of a run end in."""
 
+import errno
 import json
+import secrets
 import shutil
 import tarfile
 import zipfile
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
 
 from scoreline import choices
 from scoreline.errors import InputError
-from scoreline.files import write_atomically
+from scoreline.files import part_beside, write_atomically
 from scoreline.generation import npz
 from scoreline.generation.archives import add_to_tar, zip_entry
 from scoreline.generation.images import ShardImages, unwatched
 from scoreline.pictures import png_bytes
+from scoreline.run_results import OUTPUTS, written
 from scoreline.sampling import Progress
 
 PER_FOLDER = 1000
@@ -24,17 +28,54 @@ PER_FOLDER = 1000
 def write_folder(path: Path, images: ShardImages, progress: Progress) -> None:
     """PNG files `00000/000123.png`: a folder for each thousand, six digits or more of the index.
 
-    A folder left behind by a run that was killed here is made anew; the finished one appears by a rename.
+    They are written into a folder of this call's own, which is renamed at the end: several writers leave a whole folder
+    of one of them. What a killed one leaves is for `files.remove_parts`.
     """
-    partial = path.with_name(f".{path.name}.part")
-    shutil.rmtree(partial, ignore_errors=True)
-    for entry, image in images.one_by_one(progress):
-        file = partial / f"{entry.index // PER_FOLDER:05d}" / f"{_stem(entry.index, images)}.png"
-        if entry.index % PER_FOLDER == 0:
-            file.parent.mkdir(parents=True)
-        file.write_bytes(png_bytes(image))
-    shutil.rmtree(path, ignore_errors=True)
-    partial.rename(path)
+    partial = _own(path)
+    try:
+        for entry, image in images.one_by_one(progress):
+            file = partial / f"{entry.index // PER_FOLDER:05d}" / f"{_stem(entry.index, images)}.png"
+            if entry.index % PER_FOLDER == 0:
+                file.parent.mkdir(parents=True)
+            file.write_bytes(png_bytes(image))
+        _take_the_place(partial, path)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _own(path: Path) -> Path:
+    """A name beside `path` that no other call has."""
+    return part_beside(path, f".{secrets.token_hex(4)}")
+
+
+def _take_the_place(partial: Path, path: Path) -> None:
+    """Rename a whole folder to `path`; a folder of the same content that is there stays, of another content it goes."""
+    while not _renamed(partial, path) and not _alike(partial, path):
+        former = _own(path)
+        with suppress(FileNotFoundError):
+            path.rename(former)
+        shutil.rmtree(former, ignore_errors=True)
+
+
+def _renamed(partial: Path, path: Path) -> bool:
+    """Raises InputError where something other than a folder is in the way."""
+    try:
+        partial.rename(path)
+    except NotADirectoryError as error:
+        raise InputError(f"{path}: is in the way of the folder of images; remove it") from error
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+        return False
+    return True
+
+
+def _alike(partial: Path, path: Path) -> bool:
+    """Whether both hold the same; not if another writer is just renaming one."""
+    try:
+        return written(partial) == written(path)
+    except OSError:
+        return False
 
 
 def write_zip(path: Path, images: ShardImages, progress: Progress) -> None:
@@ -80,10 +121,10 @@ class Format(NamedTuple):
 
 
 FORMATS = {
-    "npz": Format("samples.npz", npz.write_images, False),
-    "png": Format("images", write_folder, True),
-    "zip": Format("samples.zip", write_zip, True),
-    "webdataset": Format("samples.tar", write_webdataset, True),
+    "npz": Format(OUTPUTS["npz"], npz.write_images, False),
+    "png": Format(OUTPUTS["png"], write_folder, True),
+    "zip": Format(OUTPUTS["zip"], write_zip, True),
+    "webdataset": Format(OUTPUTS["webdataset"], write_webdataset, True),
 }
 NONE = "none"
 """Only the manifest stays."""

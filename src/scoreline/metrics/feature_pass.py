@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from scoreline.datasets.base import ImageDataset
-from scoreline.files import code_version
 from scoreline.metrics.base import Score
+from scoreline.numerics import NUMERICS_VERSION
 from scoreline.parts import Parts, Tensors
 from scoreline.sampling import Progress
 
@@ -91,11 +91,11 @@ def shared(
     """Scores that the first process computes and the others read, where there is a folder to read them from.
 
     Args:
-        settings: all that the scores depend on besides images and code.
+        settings: all that the scores depend on besides images and numerics.
     """
     if parts.folder is None or parts.size == 1:
         return compute()
-    kept = parts.at(parts.folder / "scores", f"{parts.stamp} {code_version()} {images.digest} {settings}")
+    kept = parts.at(parts.folder / "scores", f"{parts.stamp} {NUMERICS_VERSION} {images.digest} {settings}")
 
     def as_tensors(number: int) -> Tensors:
         return {

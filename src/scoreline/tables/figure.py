@@ -5,15 +5,21 @@ from typing import Any
 
 from scoreline.tables.grid import Grid, Part
 
+PANELS = 12
+"""Axes side by side; a folder of unrelated runs has more parts than a picture has room for."""
+
+TALLEST = 200
+"""Inches; a picture has at most 2^16 dots a side."""
+
 STYLES = ("-", "--", ":")
 
 
 def figure(grid: Grid, path: Path) -> bool:
     """Ours with error bars, published figures as hollow markers of the same colour; whether there was one to draw.
 
-    The watermark stands across it. Parts of unequal protocols have axes of their own.
+    The watermark stands across it. Parts of unequal protocols have axes of their own, the first `PANELS` of them.
     """
-    parts = [part for part in grid.parts if any(_points(grid, part, row) for row in grid.rows)]
+    parts = [part for part in grid.parts if any(_points(grid, part, row) for row in grid.rows)][:PANELS]
     if not parts:
         return False
     import matplotlib
@@ -21,8 +27,10 @@ def figure(grid: Grid, path: Path) -> bool:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    many = len(grid.rows) > 6
-    size = (6 * len(parts) + 3 * many, max(4, 0.22 * len(grid.rows)))
+    longest = max(map(len, grid.rows))
+    many = len(grid.rows) > 6 or longest > 40
+    beside = min(max(3, 0.07 * longest), TALLEST) if many else 0
+    size = (6 * len(parts) + beside, min(max(4, 0.22 * len(grid.rows)), TALLEST))
     chart, axes = pyplot.subplots(1, len(parts), figsize=size, layout="constrained", squeeze=False)
     for part, panel in zip(parts, axes[0], strict=True):
         _draw(grid, part, panel)

@@ -6,7 +6,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from scoreline.metrics.base import HIGHER_IS_BETTER, Score
-from scoreline.tables.protocol import Result, decided, differences, parts
+from scoreline.run_results import Result
+from scoreline.seeds import count
+from scoreline.tables.protocol import decided, differences, parts
 from scoreline.tables.schema import Paper, Published, Table
 
 
@@ -107,10 +109,9 @@ def of_table(table: Table, budget: str, entries: Sequence[Entry]) -> Grid:
 
 def watermark(budget: str, ranges: Sequence[str]) -> str:
     """`budget=small: n = 3 x 1000, not the paper's`; nothing for the paper's own budget."""
-    from scoreline.seeds import parse_seeds
     from scoreline.tables.schema import PAPER
 
-    sizes = [len(parse_seeds(one)) for one in ranges]
+    sizes = [count(one) for one in ranges]
     equal = len(set(sizes)) == 1
     n = str(sizes[0]) if len(sizes) == 1 else f"{len(sizes)} x {sizes[0]}" if equal else " + ".join(map(str, sizes))
     return "" if budget == PAPER else f"budget={budget}: n = {n}, not the paper's"

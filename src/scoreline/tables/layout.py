@@ -2,9 +2,10 @@
 
 from dataclasses import dataclass, field
 
+from scoreline.run_results import Result
 from scoreline.tables import numbers
 from scoreline.tables.grid import Entry, Grid, Part, best, difference
-from scoreline.tables.protocol import Result
+from scoreline.tables.protocol import code_versions
 
 NOTHING = "-"
 NOT_COMPARED = "n/a"
@@ -110,6 +111,7 @@ def _about(grid: Grid, part: Part) -> list[str]:
     if not results:
         return ["no run is finished"]
     found = [_images(results), _below(results), _levels(part, grid), _calls(part, grid), *_marks(grid, part)]
+    found.append(_code(results))
     return [sentence for sentence in found if sentence]
 
 
@@ -119,8 +121,13 @@ def _images(results: list[Result]) -> str:
     if first.get("ranges", 1) > 1:
         seeds = f"{first['ranges']} x {first['images']} images (seeds {first['seeds']})"
     models = dict.fromkeys(f"{it['checkpoint']['name']} {it['checkpoint']['sha256'][:8]}" for it in results)
-    chosen = [first[key] for key in ("guidance", "threshold") if first.get(key, "none") != "none"]
-    return ", ".join([seeds, f"checkpoint{'s' * (len(models) > 1)} {', '.join(models)}", *chosen])
+    return ", ".join([seeds, f"checkpoint{'s' * (len(models) > 1)} {', '.join(models)}", *_common(results)])
+
+
+def _common(results: list[Result]) -> list[str]:
+    """Guidance and threshold, unless there is none or rows differ in it."""
+    found = [{it.get(key, "none") for it in results} for key in ("guidance", "threshold")]
+    return [one for values in found if len(values) == 1 for one in values if one != "none"]
 
 
 def _below(results: list[Result]) -> str:
@@ -129,6 +136,11 @@ def _below(results: list[Result]) -> str:
     bold = "bold: the best of a column and all within one standard error of the difference from it"
     protocol = ", ".join(f"{key} {value}" for key, value in results[0]["protocol"].items())
     return "; ".join(filter(None, [f"+- is the standard error {error}", bold, protocol]))
+
+
+def _code(results: list[Result]) -> str:
+    versions = list(dict.fromkeys(version for result in results for version in code_versions(result)))
+    return f"the rows were made by code versions {', '.join(versions)}" if len(versions) > 1 else ""
 
 
 def _levels(part: Part, grid: Grid) -> str:

@@ -8,10 +8,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from scoreline import run_config, run_results
 from scoreline.errors import InputError
 from scoreline.files import write_atomically
+from scoreline.run_results import Result
 from scoreline.tables.grid import Entry, Grid, of_table
-from scoreline.tables.protocol import Result, merged
+from scoreline.tables.protocol import merged
 from scoreline.tables.schema import Table, parse
 
 PLAN = "plan.json"
@@ -19,6 +21,15 @@ OUTCOME = "outcome.json"
 
 State = Literal["finished", "refused", "failed", "changed", "missing"]
 """`changed`: it was made by other code than the plan is of."""
+
+KEPT = ("refused", "failed", "changed")
+"""States that outcome.json holds."""
+
+LARGEST = 2**24
+"""Bytes of the largest plan that is read."""
+
+KEYS = {"table", "budget", "overrides", "data", "cells"}
+CELL_KEYS = {"row", "column", "seeds", "overrides", "identity", "directory"}
 
 Identify = Callable[[Sequence[str], Sequence[str]], list[str]]
 """(overrides, seed ranges) to the identity that sample.py gives each run."""
@@ -46,6 +57,9 @@ class Outcome:
 
     state: State
     sentence: str = ""
+
+
+NOT_RUN = Outcome("missing", "not run yet")
 
 
 @dataclass(frozen=True)
@@ -125,35 +139,87 @@ def _digest(plan: Plan) -> str:
 
 
 def load(root: Path) -> Plan:
-    """The plan of a table's directory.
+    """The plan of a table's directory, to report from: it is data of whoever wrote it, none of it is run.
 
     Raises:
-        InputError: if it is damaged.
+        InputError: if it is damaged, or names a directory outside the table's.
     """
     path = root / PLAN
     try:
-        found = json.loads(path.read_text())
-        cells = tuple(Cell(**{**cell, "overrides": tuple(cell["overrides"])}) for cell in found["cells"])
-        name, budget, overrides = found["table"], found["budget"], tuple(found["overrides"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path}: not the plan of a table; run the command of the table again") from error
-    return Plan(parse(name, found["data"]), found["data"], budget, overrides, cells)
+        found = _checked(json.loads(run_results.text(path, LARGEST)))
+        table = parse(found["table"], found["data"])
+    except (OSError, ValueError, RecursionError, InputError) as error:
+        reason = " ".join(str(error).split())[:160]
+        raise InputError(f"{path}: not the plan of a table ({reason}); run the command of the table again") from error
+    cells = tuple(Cell(**{**cell, "overrides": tuple(cell["overrides"])}) for cell in found["cells"])
+    return Plan(table, found["data"], found["budget"], tuple(found["overrides"]), cells)
+
+
+def _checked(found: Any) -> dict[str, Any]:
+    """Raises ValueError unless keys and types are those that `save` writes, and every run lies below the table."""
+    if not isinstance(found, dict) or set(found) != KEYS:
+        raise ValueError(f"no mapping of the keys {', '.join(sorted(KEYS))}")
+    if not all(map(_text, (found["table"], found["budget"]))) or not _texts(found["overrides"]):
+        raise ValueError("table, budget or overrides is no text")
+    if not _printable(found["data"]) or not isinstance(found["cells"], list):
+        raise ValueError("data holds what cannot be printed, or cells is no list")
+    for cell in found["cells"]:
+        if not isinstance(cell, dict) or set(cell) != CELL_KEYS or not _texts(cell["overrides"]):
+            raise ValueError(f"cells holds {cell!r:.60}")
+        if not all(_text(value) for key, value in cell.items() if key != "overrides"):
+            raise ValueError(f"cells holds {cell!r:.60}")
+        if not inside(cell["directory"]):
+            raise ValueError(f"{cell['directory']!r:.60} is no directory of a run of this table")
+    return found
+
+
+def _text(value: object) -> bool:
+    return isinstance(value, str) and value.isprintable()
+
+
+def _texts(value: object) -> bool:
+    return isinstance(value, list) and all(map(_text, value))
+
+
+def _printable(data: object) -> bool:
+    """Whether all texts are letters and white space: a terminal obeys other characters."""
+    if isinstance(data, dict):
+        return all(map(_printable, [*data.keys(), *data.values()]))
+    if isinstance(data, list):
+        return all(map(_printable, data))
+    return not isinstance(data, str) or "".join(data.split()).isprintable()
+
+
+def inside(directory: str) -> bool:
+    """Whether these are names as `safe` makes them, so that nothing above or beside the table is meant."""
+    return all(safe(part) == part and len(part.encode()) < 256 for part in directory.split("/"))
 
 
 def outcome(cell: Cell, root: Path) -> Outcome:
-    """What a run's directory says."""
+    """What a run's directory says.
+
+    Raises:
+        InputError: if its config.yaml is damaged.
+    """
     folder = root / cell.directory
-    if (folder / "metrics.json").is_file():
+    if (folder / run_results.NAME).is_file():
         found = identity_of(folder)
         if found == cell.identity:
             return Outcome("finished")
         return Outcome(
             "changed", f"the code or a file that it reads was changed meanwhile ({found}, not {cell.identity})"
         )
+    return _without_result(folder)
+
+
+def _without_result(folder: Path) -> Outcome:
+    """What `record` kept; anything else counts as not there."""
     try:
-        return Outcome(**json.loads((folder / OUTCOME).read_text()))
-    except (OSError, ValueError, TypeError):
-        return Outcome("missing", "not run yet")
+        found = json.loads(run_results.text(folder / OUTCOME, LARGEST))
+        state, sentence = found["state"], found["sentence"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return NOT_RUN
+    return Outcome(state, " ".join(sentence.split())) if state in KEPT and isinstance(sentence, str) else NOT_RUN
 
 
 def record(cell: Cell, root: Path, found: Outcome) -> None:
@@ -163,10 +229,13 @@ def record(cell: Cell, root: Path, found: Outcome) -> None:
 
 
 def identity_of(folder: Path) -> str | None:
-    """`identity` in the config.yaml of a run."""
-    path = folder / "config.yaml"
-    match = re.search(r"^identity: '?(\w+)'?$", path.read_text(), re.M) if path.is_file() else None
-    return match[1] if match else None
+    """`identity` in the config.yaml of a run.
+
+    Raises:
+        InputError: if that is damaged.
+    """
+    found = (run_config.read(folder) or {}).get("identity")
+    return None if found is None else str(found)
 
 
 def result(cell: Cell, root: Path) -> Result:
@@ -175,15 +244,11 @@ def result(cell: Cell, root: Path) -> Result:
     Raises:
         InputError: if it is damaged.
     """
-    path = root / cell.directory / "metrics.json"
-    try:
-        found = json.loads(path.read_text())
-        complete = isinstance(found["metrics"], dict) and {"nfe", "images", "seeds", "protocol"} <= set(found)
-    except (ValueError, KeyError, TypeError):
-        complete = False
-    if not complete:
-        raise InputError(f"{path}: not the metrics of sample.py; delete {path.parent} and run the table again")
-    return dict(found)
+    folder = root / cell.directory
+    found = run_results.read(folder)
+    if found is None:
+        raise InputError(f"{folder / run_results.NAME}: is gone; run the command of the table again")
+    return found
 
 
 def grid(plan: Plan, root: Path) -> Grid:

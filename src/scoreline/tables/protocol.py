@@ -2,21 +2,24 @@
 
 import hashlib
 import json
+import math
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from statistics import mean, stdev
 from typing import Any
 
 from scoreline.errors import InputError
-from scoreline.seeds import parse_seeds
-
-Result = dict[str, Any]
-"""The content of a metrics.json."""
+from scoreline.metrics.base import Score
+from scoreline.run_results import Result
+from scoreline.seeds import shared, spans
 
 PROTOCOL = (
     *("protocol", "images", "checkpoint", "labels", "guidance", "threshold"),
-    *("final", "sigma_max", "sigma_end", "code_version"),
+    *("final", "sigma_max", "sigma_end", "numerics_version"),
 )
+
+UNNUMBERED = "before 0.8"
+"""What a result without `numerics_version` is of."""
 
 COUNTS = ("nfe", "network_calls")
 """Per image; an older result has the first alone."""
@@ -53,21 +56,34 @@ def merged(results: Sequence[Result]) -> Result:
     first, count = results[0], len(results)
     if count == 1:
         return first
-    seeds = [seed for result in results for seed in parse_seeds(result["seeds"])]
-    if len(set(seeds)) < len(seeds):
+    if shared(span for result in results for span in spans(result["seeds"])):
         ranges = ", ".join(result["seeds"] for result in results)
         raise InputError(f"seeds={ranges}: runs of one cell share seeds; only disjoint ranges can be averaged")
     metrics = {}
     for name in first["metrics"]:
         values = [result["metrics"][name]["value"] for result in results if name in result["metrics"]]
         if len(values) == count:
-            metrics[name] = {"value": mean(values), "error": stdev(values) / count**0.5, "n": first["images"]}
+            metrics[name] = _score(values, first["images"])
     counts = {
         key: _mean_count([float(result[key] if key in result else result["nfe"]) for result in results])
         for key in COUNTS
     }
     joined = " and ".join(str(result["seeds"]) for result in results)
-    return {**first, **counts, "seeds": joined, "ranges": count, "metrics": metrics}
+    versions = list(dict.fromkeys(version for result in results for version in code_versions(result)))
+    return {**first, **counts, "seeds": joined, "ranges": count, "metrics": metrics, "code_versions": versions}
+
+
+def _score(values: Sequence[float], images: int) -> Score:
+    """Mean and its standard error over ranges; nan where one range has no finite value."""
+    if not all(map(math.isfinite, values)):
+        return Score(value=math.nan, error=math.nan, n=images)
+    return Score(value=mean(values), error=stdev(values) / len(values) ** 0.5, n=images)
+
+
+def code_versions(result: Result) -> list[str]:
+    """By which code its runs were made, `unknown` where they do not tell."""
+    found: list[str] = result.get("code_versions", [result.get("code_version", "unknown")])
+    return found
 
 
 def _mean_count(values: Sequence[float]) -> float:
@@ -113,11 +129,7 @@ def differences(one: Result, other: Result, free: Collection[str] = ()) -> list[
     """`images: 64, not 1000`: in what a result differs from another one's protocol."""
     mine, theirs = _flat(fingerprint(one, free)), _flat(fingerprint(other, free))
     keys = dict.fromkeys([*mine, *theirs])
-    return [
-        f"{key}: {_short(mine.get(key))}, not {_short(theirs.get(key))}"
-        for key in keys
-        if mine.get(key) != theirs.get(key)
-    ]
+    return [f"{key}: {_told(key, mine)}, not {_told(key, theirs)}" for key in keys if mine.get(key) != theirs.get(key)]
 
 
 def _flat(found: Mapping[str, Any]) -> dict[str, Any]:
@@ -125,6 +137,10 @@ def _flat(found: Mapping[str, Any]) -> dict[str, Any]:
     for key, value in found.items():
         flat |= {f"{key}.{inner}": it for inner, it in value.items()} if isinstance(value, Mapping) else {key: value}
     return flat
+
+
+def _told(key: str, found: Mapping[str, Any]) -> str:
+    return UNNUMBERED if key == "numerics_version" and found.get(key) is None else _short(found.get(key))
 
 
 def _short(value: Any) -> str:

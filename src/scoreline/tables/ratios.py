@@ -24,7 +24,7 @@ class Ratio(NamedTuple):
 
 
 def paired(above: Values, below: Values) -> Ratio | None:
-    """above / below over the seed ranges that both have; None if there is none or `below` is zero in one.
+    """above / below over the seed ranges that both have; None if there is none, or one of them has no finite ratio.
 
     Both sides start from the same noise, so that what a range has of good or bad luck divides out: the error is that of
     the ratio, far below what the errors of both figures would give if they were independent.
@@ -33,6 +33,8 @@ def paired(above: Values, below: Values) -> Ratio | None:
     if not common or any(below[seeds] == 0 for seeds in common):
         return None
     found = [above[seeds] / below[seeds] for seeds in common]
+    if not all(map(math.isfinite, found)):
+        return None
     error = stdev(found) / math.sqrt(len(found)) if len(found) > 1 else math.nan
     return Ratio(mean(found), error, len(found))
 

@@ -1,7 +1,9 @@
 """The files of a table: table.md, table.tex, table.csv and its figure."""
 
+from collections.abc import Callable
 from pathlib import Path
 
+from scoreline.errors import InputError
 from scoreline.files import write_atomically
 from scoreline.tables import plan
 from scoreline.tables.figure import figure
@@ -18,12 +20,16 @@ def write(made: plan.Plan, root: Path) -> str:
 
 
 def files(grid: Grid, root: Path, picture: str = "table.png") -> str:
-    """All forms of a grid into a directory; its Markdown."""
+    """All forms of a grid into a directory; its Markdown.
+
+    Raises:
+        InputError: if nothing can be written there.
+    """
     text = markdown(grid)
     for name, content in (("table.md", text), ("table.tex", latex(grid)), ("table.csv", long_csv(grid))):
         _write_changed(root / name, content)
     if any(entry.score(grid.metric) for entry in grid.entries()):
-        write_atomically(root / picture, lambda path: figure(grid, path))
+        _write(root / picture, lambda path: figure(grid, path))
     return text
 
 
@@ -40,5 +46,15 @@ def ratios(made: plan.Plan, root: Path, base: str) -> str:
 
 def _write_changed(path: Path, text: str) -> None:
     """A file that says the same is not touched."""
-    if not path.is_file() or path.read_text() != text:
-        write_atomically(path, lambda temporary: temporary.write_text(text))
+    content = text.encode()
+    if not path.is_file() or path.read_bytes() != content:
+        _write(path, lambda temporary: temporary.write_bytes(content))
+
+
+def _write(path: Path, write: Callable[[Path], object]) -> None:
+    try:
+        write_atomically(path, write)
+    except OSError as error:
+        raise InputError(
+            f"{path}: cannot be written ({error.strerror}); report on a copy of {path.parent} in a folder of yours"
+        ) from error

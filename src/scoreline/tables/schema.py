@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 from scoreline.errors import InputError, did_you_mean
-from scoreline.seeds import parse_seeds
+from scoreline.seeds import count, shared, spans
 
 STATUSES = ("verified", "second-hand", "unverified")
 """Read in the paper itself; read in another work that quotes it; not yet found in a text that we read."""
@@ -138,7 +138,7 @@ def parse(name: str, data: object) -> Table:
     if node.get("paper") is None and any(row.published for row in rows):
         _refuse(where, "the key paper is missing; published figures need to say where they stand")
     metric = _word(where, node, "metric")
-    images = len(parse_seeds(budgets[PAPER][0])) if PAPER in budgets else None
+    images = count(budgets[PAPER][0]) if PAPER in budgets else None
     prepared = enumerate(_list(where, node, "prepare", least=0))
     return Table(
         name,
@@ -238,17 +238,19 @@ def _ranges(where: str, value: object) -> tuple[str, ...]:
     ranges = [
         str(one) if isinstance(one, int) and not isinstance(one, bool) else one for one in _list(where, node, "ranges")
     ]
-    seeds: set[int] = set()
+    seeds: list[tuple[int, int]] = []
     for one in ranges:
         if not isinstance(one, str):
             _refuse(where, f"ranges: holds {_shown(one)}; write a range as 0-999, in quotes")
         try:
-            found = parse_seeds(one)
+            found = spans(one)
         except InputError as error:
             raise InputError(f"{where}: {str(error).replace('seeds=', 'ranges: ', 1)}") from error
-        if seeds & set(found):
+        if shared(found):
+            _refuse(where, f"ranges: {one}: a seed occurs twice; every image needs its own")
+        if shared([*seeds, *found]):
             _refuse(where, f"ranges: {one} shares seeds with an earlier range; only disjoint ranges have a spread")
-        seeds |= set(found)
+        seeds += found
     return tuple(ranges)
 
 
@@ -309,8 +311,8 @@ def _command(where: str, value: object) -> Command:
 def _paper(where: str, value: object, metric: str, images: int | None) -> Paper:
     keys = {"authors": True, "year": True, "arxiv": False, "where": True}
     node = _mapping(where, value, keys | {"metric": False, "images": False, "dataset": False})
-    year, count = node["year"], node.get("images", images)
-    for key, whole in (("year", year), ("images", count)):
+    year, number_of_images = node["year"], node.get("images", images)
+    for key, whole in (("year", year), ("images", number_of_images)):
         if isinstance(whole, bool) or not isinstance(whole, int | None):
             _refuse(where, f"{key}: must be a whole number, is {_shown(whole)}")
     arxiv = node.get("arxiv")
@@ -322,7 +324,7 @@ def _paper(where: str, value: object, metric: str, images: int | None) -> Paper:
         arxiv or "",
         _word(where, node, "where"),
         _word(where, node, "metric", metric),
-        count,
+        number_of_images,
         _word(where, node, "dataset") if node.get("dataset") is not None else None,
     )
 

@@ -1,0 +1,94 @@
+"""What a finished run is held to."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from tables_files import ran
+
+from scoreline import run_results, samples
+from scoreline.errors import InputError
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """A finished run that kept a folder of images and trajectories."""
+    (tmp_path / "images" / "00000").mkdir(parents=True)
+    (tmp_path / "images" / "00000" / "000000.png").write_bytes(b"a")
+    (tmp_path / "trajectories.npz").write_bytes(b"npz")
+    (tmp_path / "manifest.csv").write_text("index,seed,label,sha256\n")
+    manifest = run_results.written(tmp_path / "manifest.csv").sha256
+    files = run_results.described(tmp_path, ["images", "trajectories.npz"])
+    told = {"format": "png", "manifest": manifest, "files": files, "images_per_second": 1.0}
+    ran(tmp_path / "made", 1.0, None, **told)
+    for name in ("config.yaml", "metrics.json"):
+        (tmp_path / "made" / name).rename(tmp_path / name)
+    (tmp_path / "made").rmdir()
+    return tmp_path
+
+
+def rewrite(run: Path, **changes: object) -> None:
+    path = run / "metrics.json"
+    found = {**json.loads(path.read_text()), **changes}
+    path.write_text(json.dumps({key: value for key, value in found.items() if value is not None}, indent=2))
+
+
+def test_a_whole_run_is_believed(run: Path) -> None:
+    found, again = samples.finished(run)
+    assert again == ""
+    assert found == json.loads((run / "metrics.json").read_text())
+    assert found["files"]["images"]["bytes"] == 1
+
+
+@pytest.mark.parametrize(
+    ("damage", "again"),
+    [
+        (lambda run: (run / "manifest.csv").write_text("x"), "manifest.csv is not what the run wrote"),
+        (lambda run: (run / "manifest.csv").unlink(), "manifest.csv is gone"),
+        (lambda run: (run / "images").rename(run / "elsewhere"), "images is gone"),
+        (lambda run: (run / "images/00000/000000.png").write_bytes(b"b"), "images is not what the run wrote"),
+        (lambda run: (run / "images/00000/000000.png").unlink(), "images is not what the run wrote"),
+        (lambda run: (run / "images/00000/000001.png").touch(), "images is not what the run wrote"),
+        (lambda run: (run / "trajectories.npz").unlink(), "trajectories.npz is gone"),
+        (lambda run: (run / "trajectories.npz").write_bytes(b"cut"), "trajectories.npz is not what the run wrote"),
+        (lambda run: rewrite(run, files={"../a": {"bytes": 1, "sha256": "a"}}), "../a is gone"),
+    ],
+)
+def test_what_is_missing_or_changed_is_named(damage: Callable[[Path], object], again: str, run: Path) -> None:
+    damage(run)
+    (run.parent / "a").touch()
+    assert samples.finished(run) == (None, again)
+
+
+def test_results_without_files_are_held_to_manifest_and_presence(run: Path) -> None:
+    rewrite(run, files=None)
+    (run / "images/00000/000000.png").unlink()
+    assert samples.finished(run).result is not None
+    (run / "manifest.csv").write_text("x")
+    assert samples.finished(run).again == "manifest.csv is not what the run wrote"
+
+
+def test_a_result_that_was_cut_short_is_made_again(run: Path) -> None:
+    """Anywhere, as a full disk leaves it; or filled with zeros, as a lost power does."""
+    whole = (json.dumps(json.loads((run / "metrics.json").read_text()), indent=2) + "\n").encode()
+    for length in [*range(20), *range(20, len(whole) - 2, 23)]:
+        (run / "metrics.json").write_bytes(whole[:length])
+        assert samples.finished(run) == (None, "metrics.json is cut short")
+    (run / "metrics.json").write_bytes(bytes(len(whole)))
+    assert samples.finished(run).again == "metrics.json is cut short"
+    samples.reopen(run)
+    assert samples.finished(run) == (None, "")
+
+
+@pytest.mark.parametrize("text", ["{}", "x", "[]", "null", '{"a": 1}', '{\n  "solver": 1}', "NaN"])
+def test_a_file_that_is_not_ours_is_refused(text: str, run: Path) -> None:
+    (run / "metrics.json").write_text(text)
+    with pytest.raises(InputError, match=r"metrics.json: not the metrics of sample.py"):
+        samples.finished(run)
+
+
+def test_a_result_without_its_config_is_refused(run: Path) -> None:
+    (run / "config.yaml").unlink()
+    with pytest.raises(InputError, match=r"metrics.json: it cannot be told of which run it is"):
+        samples.finished(run)
