@@ -49,7 +49,8 @@ def run_sha256(cfg: DictConfig, script: str) -> str:
     whole = OmegaConf.to_container(cfg, resolve=False)
     assert isinstance(whole, dict)
     raw = {str(key): value for key, value in whole.items() if key not in NEVER}
-    text = json.dumps({key: value for key, value in raw.items() if key not in WITHOUT[script]}, sort_keys=True, default=str)
+    decisive = {key: value for key, value in raw.items() if key not in WITHOUT[script]}
+    text = json.dumps(decisive, sort_keys=True, default=str)
     named = [Path(value).expanduser() for key in sorted(_path_keys(raw)) if (value := _selected(cfg, key))]
     read = [path for path in _files_read(raw, named, "${record}" in text) if path.exists()]
     digests = [content_digest(path) for path in read] + [sha256(path) for path in own_code(raw)]
@@ -67,7 +68,7 @@ WITHOUT = {
     ),
     "calibrate": ("device", "batch_size"),
 }
-"""Keys of each script that do not change a result, or by rounding alone. Of `resume`, the content of its file counts."""
+"""Keys of each script that change no result, or by rounding alone. Of `resume`, the content of its file counts."""
 
 NEVER = ("hydra", "identity", "digest", "code_version", "lock")
 """Keys that no result depends on, or that follow from the others."""

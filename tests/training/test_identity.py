@@ -25,9 +25,8 @@ def pictures(tmp_path: Path) -> Path:
 
 
 def trained(words: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, str(ROOT / "train.py"), *BRIEF, *words], cwd=folder, capture_output=True, text=True, check=False
-    )
+    command = [sys.executable, str(ROOT / "train.py"), *BRIEF, *words]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
 
 
 def test_two_directories_hold_the_same_bytes(tmp_path: Path, pictures: Path) -> None:

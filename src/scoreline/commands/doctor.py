@@ -18,9 +18,9 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from scoreline import cache
+from scoreline.conf_folder import SCRIPTS
 from scoreline.doctor import assets, disk, sampling, training, versions
 from scoreline.doctor.findings import Finding, failed, table
-from scoreline.conf_folder import SCRIPTS
 from scoreline.doctor.job import Job, composed, sentence
 from scoreline.doctor.model import loaded
 from scoreline.errors import InputError, did_you_mean

@@ -22,9 +22,9 @@ from typing import Any
 from scoreline import conf_folder
 from scoreline.commands.composition import built, open_checkpoint
 from scoreline.commands.doctor import parse
+from scoreline.conf_folder import SCRIPTS
 from scoreline.doctor.assets import Asset, assets
 from scoreline.doctor.findings import Finding, failed, table
-from scoreline.conf_folder import SCRIPTS
 from scoreline.doctor.job import Job, composed, sentence
 from scoreline.downloads import fetch
 from scoreline.errors import InputError, did_you_mean

@@ -9,6 +9,7 @@ from scoreline import mistakes
 from scoreline.commands.composition import script_config
 from scoreline.errors import InputError
 
+
 @dataclass(frozen=True)
 class Job:
     """The config of a script, the choices in its groups, and the directory it would write to."""

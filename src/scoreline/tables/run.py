@@ -138,6 +138,7 @@ def run_cells(drafted: Plan, out: Path, options: Options) -> dict[str, int]:
     states = {cell: plan.outcome(cell, out) for cell in drafted.cells}
     todo = [cell for cell, found in states.items() if found.state != "finished"]
     done = len(states) - len(todo)
+
     def command(cell: Cell) -> list[str]:
         folder = conf_folder.quoted(str(out / cell.directory))
         script = str(conf_folder.script("sample.py"))
