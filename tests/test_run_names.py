@@ -40,6 +40,7 @@ def test_a_folder_of_another_project_is_named_by_what_is_in_it(tmp_path: Path) -
         ("sample", {"metrics": {"reference": {"path": "${where}", "split": "train"}}, "where": "HERE/a.png"}),
         ("sample", {"schedule": {"base": {"path": "HERE/a.png"}}}),
         ("sample", {"labels": "HERE/a.png"}),
+        ("sample", {"metrics": {"extractor": {"weights": "HERE/a.png"}}}),
         ("calibrate", {"dataset": {"path": "HERE"}}),
     ],
 )
@@ -104,6 +105,13 @@ def test_keys_without_influence_are_keys_of_the_script(script: str) -> None:
         changed = cfg.copy()
         changed[key] = "other"
         assert run_names.run_sha256(changed, script) == run_names.run_sha256(cfg, script), key
+
+
+def test_a_word_is_no_path_whatever_lies_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    first = named("sample", labels="random")
+    (tmp_path / "random").write_text("1")
+    assert named("sample", labels="random") == first
 
 
 def test_modules_that_are_no_packages_and_names_that_are_none() -> None:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import re
 import sys
 from collections.abc import Iterator
@@ -51,7 +52,8 @@ def run_sha256(cfg: DictConfig, script: str) -> str:
     raw = {str(key): value for key, value in whole.items() if key not in NEVER}
     decisive = {key: value for key, value in raw.items() if key not in WITHOUT[script]}
     text = json.dumps(decisive, sort_keys=True, default=str)
-    named = [Path(value).expanduser() for key in sorted(_path_keys(raw)) if (value := _selected(cfg, key))]
+    values = {key: _selected(cfg, key) for key in sorted(_path_keys(raw))}
+    named = [Path(value).expanduser() for key, value in values.items() if _may_be_path(key, value)]
     read = [path for path in _files_read(raw, named, "${record}" in text) if path.exists()]
     digests = [content_digest(path) for path in read] + [sha256(path) for path in own_code(raw)]
     return hashlib.sha256("".join([text, *digests, str(NUMERICS_VERSION)]).encode()).hexdigest()
@@ -73,8 +75,11 @@ WITHOUT = {
 NEVER = ("hydra", "identity", "digest", "code_version", "lock")
 """Keys that no result depends on, or that follow from the others."""
 
-PATHS = ("path", "reference", "labels", "resume")
+PATHS = ("path", "font", "reference", "resume", "labels", "weights")
 """Last parts of the keys whose values may name a file or a folder."""
+
+WORDS = ("labels", "weights")
+"""Those of them whose values are words, such as `random` and `ema`, unless they look like a path."""
 
 
 def _path_keys(node: dict[str, Any], prefix: str = "") -> Iterator[str]:
@@ -83,6 +88,11 @@ def _path_keys(node: dict[str, Any], prefix: str = "") -> Iterator[str]:
             yield from _path_keys(value, f"{prefix}{name}.")
         elif name in PATHS:
             yield f"{prefix}{name}"
+
+
+def _may_be_path(key: str, value: str) -> bool:
+    word = key.rpartition(".")[2] in WORDS and not Path(value).suffix and os.sep not in value
+    return bool(value) and not word
 
 
 def _selected(cfg: DictConfig, key: str) -> str:
