@@ -76,7 +76,7 @@ class Tally:
         fell = ", ".join(f"{count} {where}" for where, count in self.kills.most_common())
         ended = ", ".join(f"{count} {how}" for how, count in self.ends.most_common())
         return (
-            f"{self.kills.total()} kills of a job of {self.duration:.1f} s ({fell}); ended by themselves: {ended}; "
+            f"{self.kills.total()} kills of a job of {self.duration:.1f} s ({fell}); ends without: {ended or 0}; "
             f"{self.runs} runs of {self.files} files each equal the one that was left alone"
         )
 
@@ -96,7 +96,8 @@ def crash(job: Job, base: Path, kills: int, seed: int) -> Tally:
         prepared(job, where)
         try:
             while tally.kills.total() < kills and attempt(job, where, choose, tally):
-                check(where)
+                if not marked(str(where)):  # what a spared process writes may come and go
+                    check(where)
             finish(job, where)
         finally:
             kill(str(where))
@@ -107,11 +108,12 @@ def crash(job: Job, base: Path, kills: int, seed: int) -> Tally:
 
 
 def alone(job: Job, where: Path) -> tuple[dict[str, object], float]:
-    """Results of a job that nobody disturbs, and the seconds of a second such run, as fast as the killed ones."""
+    """Results of a job that nobody disturbs, and the seconds that its first command takes."""
     prepared(job, where)
     began = time.monotonic()
-    finish(job, where)
-    return results(where), time.monotonic() - began
+    to_the_end(job.commands[0], where)
+    duration = time.monotonic() - began
+    return results(where), duration
 
 
 def prepared(job: Job, where: Path) -> None:
@@ -122,11 +124,15 @@ def prepared(job: Job, where: Path) -> None:
 def finish(job: Job, where: Path) -> None:
     """Every command to its end, one after another, with nothing left over."""
     for words in job.commands:
-        process = start(words, where, "finish")
-        said = process.communicate(timeout=200)[0]
-        assert process.returncode == 0, said
-    assert not [path for path in where.rglob("*") if path.name.endswith(".part")]
+        to_the_end(words, where)
+    assert not parts(where)
     assert not (where / job.out / ".lock").exists()
+
+
+def to_the_end(words: Sequence[str], where: Path) -> None:
+    process = start(words, where, "finish")
+    said = process.communicate(timeout=250)[0]
+    assert process.returncode == 0, said
 
 
 def start(words: Sequence[str], where: Path, name: str) -> "subprocess.Popen[str]":
@@ -147,16 +153,17 @@ def start(words: Sequence[str], where: Path, name: str) -> "subprocess.Popen[str
 def attempt(job: Job, where: Path, choose: random.Random, tally: Tally) -> bool:
     """Start all commands and kill them one by one; whether one of them was killed before the work was done."""
     racers = [start(words, where, str(k)) for k, words in enumerate(job.commands)]
-    numbers = {racer.pid for racer in racers}
+    numbers, before = {racer.pid for racer in racers}, parts(where / job.out)
     killed = False
     for k in choose.sample(range(len(racers)), len(racers)):
         wait(racers[k], where / job.out, choose, tally.duration)
         if racers[k].poll() is None:
-            killed = True
             end(racers[k], f"{where}/{k}/", whole=not (job.spares and choose.random() < 0.3))
-            tally.kills[moment(where / job.out)] += 1
         said = racers[k].communicate()[0]
-        if racers[k].returncode != -signal.SIGKILL:
+        if racers[k].returncode == -signal.SIGKILL:
+            killed = True
+            tally.kills[moment(where / job.out, before)] += 1
+        else:
             tally.ends[ended(racers[k].returncode, said, numbers)] += 1
     return killed
 
@@ -213,16 +220,23 @@ def marked(mark: str) -> list[int]:
     return found
 
 
-def moment(out: Path) -> str:
-    """Where a kill fell, told by what it left."""
-    names = {path.name for path in out.rglob("*")}
-    if any(name.endswith(".part") for name in names):
-        return "in a write"
-    if not names - {".lock"}:
-        return "before the first file"
-    done = {"metrics.csv", "metrics.json", "table.png", "score_norm.png", "search.png", "tableau.png"}
-    return "after the last file" if done & {path.name for path in out.glob("*")} else "between writes"
+def parts(out: Path) -> set[Path]:
+    """Temporary files and folders below a folder."""
+    return {path for path in out.rglob(".*") if path.name.endswith(".part")}
 
+
+def moment(out: Path, before: set[Path]) -> str:
+    """Where a kill fell, told by what it left; temporary files of `before` are those of an earlier one."""
+    if parts(out) - before:
+        return "in a write"
+    names = {path.name for path in out.glob("*")} - {".lock"}
+    if not names:
+        return "before the first file"
+    return "after the last file" if LAST & names else "between writes"
+
+
+LAST = {"metrics.csv", "metrics.json", "table.png", "score_norm.png", "search.png", "tableau.png"}
+"""What each job writes last."""
 
 REFUSED = re.compile(rf"hydra\.run\.dir=.*: process (\d+) on {re.escape(socket.gethostname())}, since .*, works there")
 WAITED = re.compile(r"^waiting for .*, where process \d+ on ", re.M)
@@ -232,6 +246,7 @@ def ended(code: int, said: str, numbers: set[int]) -> str:
     """How a process ended that was not killed; anything but success, and a refusal that names the other one, fails."""
     refused = REFUSED.search(said)
     if code == 2 and refused:
+        assert int(refused[1]) in numbers, said
         return "refused"
     assert code == 0, said
     return "waited, then done" if WAITED.search(said) else "done"

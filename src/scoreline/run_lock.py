@@ -189,7 +189,7 @@ def _named(holder: dict[str, Any]) -> bool:
     """Whether a held lock names its holder, which may have begun just now or be about to end."""
     if not holder or holder["host"] != socket.gethostname() or holder.get("started") is None:
         return bool(holder)
-    return _started(holder["pid"]) == holder["started"]
+    return bool(_started(holder["pid"]) == holder["started"])
 
 
 def _alive(holder: dict[str, Any], path: Path) -> bool:
