@@ -295,7 +295,7 @@ READERS: dict[str, Callable[[Path], object]] = {
     ".png": _read_picture,
     ".json": lambda path: json.loads(path.read_text()),
     ".jsonl": _read_lines,
-    ".yaml": lambda path: yaml.safe_load(path.read_text())["identity" if path.name == "config.yaml" else "title"],
+    ".yaml": lambda path: dict(yaml.safe_load(path.read_text())),
     ".csv": _is_ended,
     ".md": _is_ended,
     ".tex": _is_ended,

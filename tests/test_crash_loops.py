@@ -107,6 +107,9 @@ JOBS: dict[str, Callable[[], Job]] = {
     "tableau": lambda: calibration("tableau", "seeds=0-11", "calibration.steps=2", *FEW),
     "samplers that race": lambda: Job(model, [[*SAMPLE, "lock=refuse"], [*SAMPLE, "lock=wait"]]),
     "png files": lambda: Job(model, [[*SAMPLE, "format=png", "lock=refuse"], [*SAMPLE, "format=png", "lock=wait"]]),
+    "sweep": lambda: Job(
+        model, [[str(ROOT / "sample.py"), "-m", *DRAW[:-1], "solver=ddim,deis_tab2", "hydra.sweep.dir=run"]]
+    ),
     "one and two samplers": lambda: Job(model, [[*TORCHRUN, *SAMPLE, "lock=wait"], [*SAMPLE, "lock=wait"]]),
 }
 
@@ -115,8 +118,9 @@ FULL = {
     **{"table": 10, "tables that race": 10},
     **{"score_norm": 8, "search": 6, "tableau": 6},
     **{"samplers that race": 8, "png files": 6, "one and two samplers": 6},
+    **{"sweep": 6},
 }
-"""50 kills in training, 20 in a table, 20 in calibration, 20 while two commands race for a directory."""
+"""50 kills in training, 20 in a table, 20 in calibration, 20 while two commands race for a directory, some in a sweep."""
 
 SHORT = {"DSM": 1, "score_norm": 1, "png files": 2}
 

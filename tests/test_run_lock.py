@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from scoreline import files, run_lock
+from scoreline import entry, files, run_lock
 from scoreline.errors import InputError
 from scoreline.files import remove_parts, write_atomically
 from scoreline.run_lock import NAME, RunLock
@@ -354,6 +354,28 @@ def test_racing_threads_never_both_hold_it(tmp_path: Path, monkeypatch: pytest.M
     for thread in threads:
         thread.join()
     assert most == [1]
+
+
+@pytest.mark.parametrize(
+    ("environment", "leads"),
+    [
+        ({}, True),
+        ({"LOCAL_RANK": "0", "NODE_RANK": "0", "WORLD_SIZE": "2"}, True),
+        ({"LOCAL_RANK": "1", "WORLD_SIZE": "2"}, False),
+        ({"NODE_RANK": "1", "WORLD_SIZE": "2"}, False),
+        ({"RANK": "0", "WORLD_SIZE": "4", "LOCAL_RANK": "0"}, True),
+        ({"RANK": "2", "WORLD_SIZE": "4", "LOCAL_RANK": "0"}, False),
+        ({"SLURM_PROCID": "1", "SLURM_STEP_NUM_TASKS": "2", "SLURM_LOCALID": "0"}, False),
+    ],
+)
+def test_one_process_of_a_job_takes_the_lock(
+    environment: dict[str, str], leads: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("LOCAL_RANK", "NODE_RANK", "RANK", "WORLD_SIZE", "SLURM_PROCID"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert entry.leads() == leads
 
 
 def part(folder: Path, process: int, host: str | None = None, name: str = "model.safetensors") -> Path:
