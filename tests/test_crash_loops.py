@@ -120,7 +120,7 @@ FULL = {
     **{"samplers that race": 8, "png files": 6, "one and two samplers": 6},
     **{"sweep": 6},
 }
-"""50 kills in training, 20 in a table, 20 in calibration, 20 while two commands race for a directory, some in a sweep."""
+"""50 kills in training, 20 in a table, 20 in calibration, 20 while two commands race for a directory; 6 in a sweep."""
 
 SHORT = {"DSM": 1, "score_norm": 1, "png files": 2}
 
