@@ -284,10 +284,10 @@ def test_what_evaluate_and_verify_leave(where: Path, monkeypatch: pytest.MonkeyP
 def test_every_file_of_a_run_is_named(where: Path) -> None:
     told = {row[0]: row[1] for row in pages.table(PAGE.partition("\n## ")[0])}
     for folder, heading in (("train", "`train.py`"), ("sample", "`sample.py`"), ("calibrate", "`calibrate.py`")):
-        listed = names(told[heading]) | {"grid.png", ".hydra", "trajectories.png", "trajectories.gif"}
+        listed = names(told[heading]) | {"grid.png", "trajectories.png", "trajectories.gif"}
         for path in (where / folder).iterdir():
             kind = path.name.replace("target_variance", "KIND")
-            assert kind + "/" * path.is_dir() in {*listed, ".hydra/"}, path.name
+            assert kind + "/" * path.is_dir() in listed, path.name
     made = {path.name for path in (where / "table").iterdir() if path.is_file()}
     figure = made - names(told["`scoreline report`, tables"])
     assert figure <= {"frechet_distance.png"}

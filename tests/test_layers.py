@@ -89,7 +89,7 @@ def test_only_the_scripts_and_what_they_share_touch_hydra() -> None:
             for line in path.read_text().splitlines()
         )
     }
-    around_hydra = {"entry.py", "checks.py", "conf_folder.py", "mistakes.py", "run_names.py"}
+    around_hydra = {"entry.py", "checks.py", "conf_folder.py", "mistakes.py", "run_config.py", "run_names.py"}
     assert users == {*around_hydra, "commands/composition.py"}
 
 

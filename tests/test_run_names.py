@@ -1,20 +1,117 @@
-"""Names of runs follow the content of what they read."""
+"""Names of runs follow what results depend on, and nothing else."""
 
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import pytest
 from omegaconf import OmegaConf
 
-from scoreline import run_names
+from scoreline import files, numerics, run_names
+from scoreline.conf_folder import composed
+
+Named = Callable[..., str]
+
+
+def named(script: str, **config: Any) -> str:
+    return run_names.run_digest(script, _root_=OmegaConf.create({"solver": None, "guidance": {}, **config}))
 
 
 def test_a_folder_of_another_project_is_named_by_what_is_in_it(tmp_path: Path) -> None:
     folder = tmp_path / "pipeline"
     (folder / "unet").mkdir(parents=True)
-    config = OmegaConf.create({"checkpoint": str(folder), "solver": None, "guidance": {}})
-    names = [run_names.run_digest(_root_=config)]
+    names = [named("sample", checkpoint=str(folder))]
     for name, content in (("unet/config.json", "{}"), ("unet/model.safetensors", "1"), ("unet/model.safetensors", "2")):
         (folder / name).write_text(content)
-        names.append(run_names.run_digest(_root_=config))
+        names.append(named("sample", checkpoint=str(folder)))
     (folder / "README.md").write_text("words")
-    assert run_names.run_digest(_root_=config) == names[-1]
+    assert named("sample", checkpoint=str(folder)) == names[-1]
     assert len(set(names)) == 4
+
+
+@pytest.mark.parametrize(
+    ("script", "config"),
+    [
+        ("train", {"dataset": {"_target_": "scoreline.datasets.image_folder.ImageFolder", "path": "HERE"}}),
+        ("train", {"resume": "HERE/a.png"}),
+        ("sample", {"metrics": {"reference": "HERE"}}),
+        ("sample", {"metrics": {"reference": {"path": "${where}", "split": "train"}}, "where": "HERE/a.png"}),
+        ("sample", {"schedule": {"base": {"path": "HERE/a.png"}}}),
+        ("sample", {"labels": "HERE/a.png"}),
+        ("calibrate", {"dataset": {"path": "HERE"}}),
+    ],
+)
+def test_a_file_that_a_key_names_counts_by_its_content(tmp_path: Path, script: str, config: dict[str, Any]) -> None:
+    def at(node: Any) -> Any:
+        if isinstance(node, dict):
+            return {key: at(value) for key, value in node.items()}
+        return node.replace("HERE", str(tmp_path)) if isinstance(node, str) else node
+
+    (tmp_path / "a.png").write_text("1")
+    first = named(script, **at(config))
+    (tmp_path / ".hidden").write_text("1")
+    assert named(script, **at(config)) == first
+    (tmp_path / "a.png").write_text("2")
+    assert named(script, **at(config)) != first
+
+
+def test_where_a_training_starts_counts_and_how_it_is_told_to_go_on_does_not(tmp_path: Path) -> None:
+    (tmp_path / "x.ckpt").write_text("1")
+    (tmp_path / "y.ckpt").write_text("1")
+    fresh, never, one, same = (named("train", resume=way) for way in ("auto", "never", str(tmp_path / "x.ckpt"), "z"))
+    assert fresh == never == same
+    assert one != fresh
+    assert named("train", resume=str(tmp_path / "x.ckpt")) == named("train", resume=str(tmp_path / "y.ckpt")) != fresh
+
+
+@pytest.mark.parametrize("package", [True, False])
+@pytest.mark.parametrize("key", ["_target_", "trust"])
+def test_a_users_own_code_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, package: bool, key: str) -> None:
+    source = tmp_path / "ownsolver" / "deep.py" if package else tmp_path / "ownsolver.py"
+    source.parent.mkdir(exist_ok=True)
+    if package:
+        (tmp_path / "ownsolver" / "__init__.py").write_text("raise AssertionError('imported')")
+    source.write_text("ORDER = 1")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    target = "ownsolver.deep.make" if package else "ownsolver.make"
+    config = {"solver": {"_target_": target}} if key == "_target_" else {"trust": ["ownsolver"]}
+    first = named("sample", **config)
+    assert named("sample", **config) == first
+    source.write_text("ORDER = 3")
+    assert named("sample", **config) != first
+    (tmp_path / "bystander.py").write_text("x = 1")
+    assert named("sample", **config) == named("sample", **config)
+
+
+def test_sources_of_the_package_do_not_count_and_its_numerics_version_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    first = named("sample", nfe=5)
+    monkeypatch.setattr(files, "code_version", lambda: "another")
+    assert named("sample", nfe=5) == first
+    assert named("sample", nfe=6) != first
+    monkeypatch.setattr(run_names, "NUMERICS_VERSION", numerics.NUMERICS_VERSION + 1)
+    assert named("sample", nfe=5) != first
+
+
+@pytest.mark.parametrize("script", ["train", "sample", "calibrate"])
+def test_keys_without_influence_are_keys_of_the_script(script: str) -> None:
+    run_names.register_resolvers()
+    cfg = composed(script, [])
+    OmegaConf.set_struct(cfg, False)
+    assert {*run_names.WITHOUT[script], "identity", "code_version", "lock"} <= set(cfg)
+    for key in run_names.WITHOUT[script]:
+        changed = cfg.copy()
+        changed[key] = "other"
+        assert run_names.run_sha256(changed, script) == run_names.run_sha256(cfg, script), key
+
+
+def test_modules_that_are_no_packages_and_names_that_are_none() -> None:
+    config = {"a": [{"_target_": "no.such.module"}, {"_target_": "torch.optim.Adam"}, {"_target_": "pathlib.Path"}]}
+    assert run_names.own_code(config) == []
+    assert run_names.own_code({"trust": ["../x", "a b", ""]}) == []
+
+
+def test_the_digest_needs_no_torch() -> None:
+    code = "import sys; sys.modules['torch'] = None; from scoreline import run_names"
+    assert subprocess.run([sys.executable, "-c", code], timeout=60, check=False).returncode == 0

@@ -194,6 +194,7 @@ def test_a_server_that_never_comes_up_is_done_without(tmp_path: Path) -> None:
 
 def test_changed_sources_are_run_by_fresh_interpreters(tmp_path: Path) -> None:
     shutil.copytree(ROOT / "src", tmp_path / "src", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(ROOT / "conf", tmp_path / "conf")
     given = environment(PYTHONPATH=str(tmp_path / "src"))
     server = Server(CONF, given)
     look = words(tmp_path, "look", str(tmp_path / "found"))

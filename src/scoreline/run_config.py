@@ -58,11 +58,13 @@ def _parsed(path: Path) -> dict[str, Any]:
 
 
 def _refuse_all_but_plain(events: Any) -> None:
-    """Raises ValueError for tags, anchors, aliases, and nesting beyond `DEEPEST`."""
+    """Raises ValueError for tags, anchors, aliases, nesting beyond `DEEPEST`, and what is no mapping."""
     from yaml import events as kinds
 
     depth = 0
     for event in events:
+        if depth == 0 and isinstance(event, kinds.NodeEvent) and not isinstance(event, kinds.MappingStartEvent):
+            raise ValueError("not a mapping of names")
         if isinstance(event, kinds.AliasEvent) or getattr(event, "anchor", None):
             raise ValueError("it holds an anchor or an alias")
         if getattr(event, "tag", None):

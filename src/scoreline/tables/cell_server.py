@@ -51,10 +51,10 @@ def preload(conf: str) -> None:
         names += [f"{found.__name__}.{module.name}" for module in pkgutil.iter_modules(found.__path__)]
     for name in (*LIBRARIES, *names):
         importlib.import_module(name)
-    compose(conf)
+    warm_parsers(conf)
 
 
-def compose(conf: str) -> None:
+def warm_parsers(conf: str) -> None:
     """The config of sample.py, once, for what that leaves in the caches of Hydra's parsers."""
     from scoreline.commands import composition
 
