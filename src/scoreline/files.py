@@ -70,11 +70,12 @@ def remove_parts(folder: Path) -> None:
     hosts go once they have not been written to for `FORGOTTEN` seconds.
     """
     pattern = re.compile(r"\..+\.([\w-]+)\.(\d+)\.part")
-    for path in list(folder.rglob(".*.part")):
-        match = pattern.fullmatch(path.name)
-        with suppress(OSError):
-            if match and _left_behind(path, match[1], int(match[2])):
-                _remove(path)
+    for above, folders, names in os.walk(folder):  # others may work below: what is gone meanwhile is no error
+        for name in (*folders, *names):
+            match, path = pattern.fullmatch(name), Path(above, name)
+            with suppress(OSError):
+                if match and _left_behind(path, match[1], int(match[2])):
+                    _remove(path)
 
 
 def _left_behind(path: Path, host: str, process: int) -> bool:
@@ -131,9 +132,8 @@ def locked(path: Path) -> IO[bytes] | None:
     import fcntl
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    way = (
-        os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK
-    )  # no link is followed, no pipe waited for
+    # no link is followed, and no pipe waited for
+    way = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK
     handle = open(path, "ab", buffering=0, opener=lambda name, _: os.open(name, way, 0o666))  # noqa: SIM115
     try:
         if not stat.S_ISREG(os.fstat(handle.fileno()).st_mode):
