@@ -122,7 +122,8 @@ FULL = {
 }
 """50 kills in training, 20 in a table, 20 in calibration, 20 while two commands race for a directory; 6 in a sweep."""
 
-SHORT = {"DSM": 1, "png files": 2}
+SHORT = {"score_norm": 1, "png files": 2}
+"""Every time; trainings are killed in tests/training every time."""
 
 
 @pytest.mark.parametrize("name", SHORT)
