@@ -56,7 +56,7 @@ def run_table(cfg: DictConfig) -> None:
     if entry.in_sweep():
         raise InputError("table: a table is a sweep of its own; leave out -m")
     name, data = entry.choices("table")["table"], OmegaConf.to_container(cfg.table, resolve=False)
-    options = run.Options(cfg.budget, cfg.jobs, cfg.sweep.on_error, cfg.wandb)
+    options = run.Options(cfg.budget, cfg.jobs, cfg.sweep.on_error, cfg.wandb, cfg.lock)
     run.main(name, data, run.of_cells(HydraConfig.get().overrides.task), options, entry.output_dir())
 
 

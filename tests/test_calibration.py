@@ -252,6 +252,14 @@ def test_record_round_trip_and_plot(tmp_path: Path) -> None:
     assert load_scale(path, "ab" * 32) == ScoreScale((0.1, 1.0), (0.6, 0.8))
 
 
+def test_equal_records_are_equal_bytes(tmp_path: Path) -> None:
+    """A run of sample.py is known by the bytes of the record that it reads."""
+    paths = [tmp_path / str(number) for number in range(8)]
+    for path in paths:
+        record().save(path)
+    assert len({path.read_bytes() for path in paths}) == 1
+
+
 @pytest.mark.parametrize("noise_schedule", [DiscreteVP(), EDM()], ids=lambda it: type(it).__name__)
 def test_plots_against_the_time_of_a_process(noise_schedule: NoiseSchedule, tmp_path: Path) -> None:
     ScoreNorm().plot(record(), tmp_path / "plot.png", noise_schedule)

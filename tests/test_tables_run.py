@@ -14,6 +14,7 @@ import pytest
 
 from scoreline.errors import InputError
 from scoreline.files import sha256
+from scoreline.run_lock import RunLock
 from scoreline.tables import identity, plan, run
 
 ROOT = Path(__file__).parents[1]
@@ -122,6 +123,32 @@ def test_a_table_is_run_by_one_process(monkeypatch: pytest.MonkeyPatch, tmp_path
         monkeypatch.setenv(name, value)
     with pytest.raises(InputError, match="table=toy: starts processes of its own; run it without torchrun or srun"):
         run.main("toy", DATA, [], run.Options("smoke"), tmp_path / "out")
+
+
+def test_a_table_is_run_by_one_command_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second one is refused, or waits, and plans anew then: what was prepared meanwhile is there."""
+    out, planned = tmp_path / "out", []
+    whole = run.plan.planned
+    monkeypatch.setattr(run.plan, "planned", lambda *words: planned.append(1) or whole(*words))
+    monkeypatch.setattr(run, "run_planned", lambda drafted, out, options: planned.append(drafted.budget))
+    with RunLock(out):
+        with pytest.raises(InputError, match="works there; wait for it with lock=wait, or choose another directory"):
+            run.main("toy", DATA, [], run.Options("smoke"), out)
+        assert planned == [1]
+        assert [path.name for path in out.iterdir()] == [".lock"]
+    run.main("toy", DATA, [], run.Options("smoke"), out)
+    assert planned == [1, 1, "smoke"]
+    former = RunLock(out)
+    monkeypatch.setattr(time, "sleep", lambda seconds: former.release())
+    run.main("toy", DATA, [], run.Options("smoke", lock="wait"), out)
+    assert planned == [1, 1, "smoke", 1, 1, "smoke"]
+    assert list(out.iterdir()) == []
+
+
+def test_the_lock_of_a_table_is_not_that_of_its_cells() -> None:
+    assert run.of_cells(["table=toy", "lock=wait", "solver.order=2", "hydra.run.dir=x"]) == ["solver.order=2"]
+    with pytest.raises(InputError, match="lock=maybe: there is no such choice"):
+        run.Options(lock="maybe")
 
 
 def test_the_identity_is_that_of_the_run_and_knows_the_seeds() -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from scoreline.denoiser import Denoiser
 from scoreline.errors import InputError, printable
-from scoreline.files import sha256, write_atomically
+from scoreline.files import order_metadata, sha256, write_atomically
 from scoreline.parameterisations import Parameterisation
 from scoreline.schedules.base import NoiseSchedule
 from scoreline.schemas import CARD, CLASSES, IN_SHAPE, MOST_PIXELS, WEIGHTS, parse_entries, shown
@@ -72,7 +72,7 @@ def save_model(path: Path, weights: dict[str, Tensor], card: Card) -> None:
 
     def write(temporary: Path) -> None:
         save_file(tensors, temporary, metadata)
-        _order_metadata(temporary)
+        order_metadata(temporary)
 
     write_atomically(path, write)
 
@@ -85,19 +85,6 @@ def _apart(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
             copied.add(name)
         end = max(end, tensor.data_ptr() + tensor.nbytes)
     return {name: tensor.clone() if name in copied else tensor for name, tensor in tensors.items()}
-
-
-def _order_metadata(path: Path) -> None:
-    """safetensors writes the entries of the metadata in an order that changes from call to call."""
-    with open(path, "r+b") as file:
-        size = int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(size))
-        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
-        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode().ljust(size)
-        if len(text) != size:
-            raise AssertionError(f"a header of {size} bytes became one of {len(text)}")
-        file.seek(8)
-        file.write(text)
 
 
 def load_model(path: str | Path, trust: tuple[str, ...] = ()) -> Checkpoint:

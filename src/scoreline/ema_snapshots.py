@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from scoreline.ema import PowerFunctionEMA
 from scoreline.errors import InputError
-from scoreline.files import write_atomically
+from scoreline.files import order_metadata, write_atomically
 from scoreline.schemas import MOST_STEPS, SNAPSHOT, parse_entries, shown
 from scoreline.tensor_files import Header, read_header, read_tensors
 
@@ -37,7 +37,12 @@ def save_snapshot(run: Path, average: PowerFunctionEMA, images: int, batch: int)
 
     metadata = {"format": FORMAT, "sigma_rel": repr(average.sigma_rel), "images": str(images), "batch": str(batch)}
     tensors = {name: _stored(weight) for name, weight in average.weights.items()}
-    write_atomically(snapshot_path(run, average, images), lambda temporary: save_file(tensors, temporary, metadata))
+
+    def write(temporary: Path) -> None:
+        save_file(tensors, temporary, metadata)
+        order_metadata(temporary)
+
+    write_atomically(snapshot_path(run, average, images), write)
 
 
 def _stored(weight: Tensor) -> Tensor:

@@ -177,8 +177,12 @@ def claim(cfg: DictConfig, out: Path) -> None:
 
 
 def leads() -> bool:
-    """Whether this process is the first of its job, whoever started the others."""
-    return processes.current().first and os.environ.get("LOCAL_RANK", "0") == "0"
+    """Whether this process is the first of its job, whoever started the others: torchrun, srun, Lightning or a person.
+
+    Who starts one process on every machine names the machine in NODE_RANK.
+    """
+    ranks = [os.environ.get(name, "0") for name in ("LOCAL_RANK", "NODE_RANK")]
+    return processes.current().first and ranks == ["0", "0"]
 
 
 def _problem(cfg: DictConfig, out: Path) -> str | None:

@@ -1,12 +1,16 @@
 """Files that are either whole or not there."""
 
+import errno
 import hashlib
+import json
 import os
 import re
 import shutil
 import socket
+import stat
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import IO
@@ -16,6 +20,12 @@ Stamp = tuple[int, ...]
 
 SETTLED = 2.0
 """Seconds after which another change of a file is sure to get another time, on every file system."""
+
+FORGOTTEN = 3600.0
+"""Seconds without a write after which a temporary file of another host counts as left behind."""
+
+NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
+"""What locking a file raises on a file system that has no locks."""
 
 _digests: dict[tuple[str, Stamp], str] = {}
 
@@ -42,16 +52,48 @@ def part_beside(path: Path, apart: str = "") -> Path:
     return path.with_name(f".{path.name}{apart}.{_host()}.{os.getpid()}.part")
 
 
+def order_metadata(path: Path) -> None:
+    """Sort the metadata of a safetensors file, whose library writes it in an order that changes from call to call.
+
+    The same tensors and metadata then make the same bytes.
+    """
+    with open(path, "r+b") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode().ljust(size)
+        if len(text) != size:
+            raise AssertionError(f"a header of {size} bytes became one of {len(text)}")
+        file.seek(8)
+        file.write(text)
+
+
 def remove_parts(folder: Path) -> None:
-    """Remove what `part_beside` names below a folder, where the process has ended on this host without doing so."""
-    pattern = re.compile(rf"\..+\.{re.escape(_host())}\.(\d+)\.part")
-    for path in sorted(folder.rglob(".*.part")):
-        match = pattern.fullmatch(path.name)
-        if match and not _runs(int(match[1])):
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path, ignore_errors=True)
-            else:
-                path.unlink(missing_ok=True)
+    """Remove temporary files and folders below a folder that processes of this host left behind when they ended.
+
+    Those of this process count: it has the number of one that ended, and has not begun to write there. Those of other
+    hosts go once they have not been written to for `FORGOTTEN` seconds.
+    """
+    pattern = re.compile(r"\..+\.([\w-]+)\.(\d+)\.part")
+    for above, folders, names in os.walk(folder):  # others may work below: what is gone meanwhile is no error
+        for name in (*folders, *names):
+            match, path = pattern.fullmatch(name), Path(above, name)
+            with suppress(OSError):
+                if match and _left_behind(path, match[1], int(match[2])):
+                    _remove(path)
+
+
+def _left_behind(path: Path, host: str, process: int) -> bool:
+    if host == _host():
+        return process == os.getpid() or not _runs(process)
+    return time.time() - path.lstat().st_mtime > FORGOTTEN
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink()
 
 
 def _runs(process: int) -> bool:
@@ -61,7 +103,15 @@ def _runs(process: int) -> bool:
         return False
     except PermissionError:
         return True
-    return True
+    return process_status(process)[:1] not in (["Z"], ["X"])
+
+
+def process_status(process: int) -> list[str]:
+    """The fields of /proc/PID/stat from its state on; none where it cannot be read. One in state Z or X has ended."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return []
 
 
 def _host() -> str:
@@ -77,16 +127,30 @@ def _umask() -> int:
 
 
 def locked(path: Path) -> IO[bytes] | None:
-    """A file opened for writing at its end and locked until it is closed; None where another process holds it."""
+    """A file opened for writing at its end and locked until it is closed; None where another process holds it.
+
+    On a file system that has no locks everybody gets the file.
+
+    Raises:
+        OSError: if it cannot be written to, is a link or no regular file.
+    """
     import fcntl
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle = open(path, "ab")  # noqa: SIM115
+    # no link is followed, and no pipe waited for
+    way = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK
+    handle = open(path, "ab", buffering=0, opener=lambda name, _: os.open(name, way, 0o666))  # noqa: SIM115
     try:
+        if not stat.S_ISREG(os.fstat(handle.fileno()).st_mode):
+            raise OSError(errno.EINVAL, f"{path.name} is no regular file")
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         handle.close()
         return None
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            handle.close()
+            raise
     return handle
 
 

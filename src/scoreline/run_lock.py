@@ -4,14 +4,18 @@ import json
 import os
 import socket
 import sys
+import tempfile
 import threading
 import time
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import IO, Any
 
 from scoreline.errors import InputError
-from scoreline.files import locked, remove_parts
+from scoreline.files import locked, process_status, remove_parts
 
 NAME = ".lock"
 
@@ -25,71 +29,93 @@ POLL = 1.0
 """Seconds between two looks of a process that waits."""
 
 
+SIGNING = 2.0
+"""Seconds that a process which has just taken a lock is given to say who it is."""
+
+LARGEST = 4096
+"""Bytes of a lock file that are read."""
+
+
 class RunLock:
     """The lock of a run directory: a file `.lock` that names the process that works there.
 
     The operating system frees the lock of a process that ends, however it ends. Its file then stays, and names a
     process that is gone: the next one says so and takes the directory over. Where the file system does not carry locks
     between hosts, the file's time of change does: the holder renews it every `BEAT` seconds, and a lock of another host
-    is taken over after `STALE` seconds without.
+    is taken over after `STALE` seconds without. Processes that are forked from the holder have no part in it.
 
     Args:
         folder: the run directory, which is made if it is missing.
         way: what to do while another process works there: `refuse` or `wait` (`choices.LOCK`).
+
+    Attributes:
+        waited: whether another process worked there before this one got the lock.
 
     Raises:
         InputError: if another process works there and `way` is `refuse`, or if the directory cannot be written to.
     """
 
     def __init__(self, folder: Path, way: str = "refuse") -> None:
-        self.path = folder / NAME
-        self.file = self._taken(way)
+        self.path, self.process, self.waited = folder / NAME, os.getpid(), False
         self.left = threading.Event()
-        self._sign()
+        self.file = self._taken(way)
+        _locks.add(self)
+        try:
+            with _writing(folder):
+                self._sign()
+        except InputError:
+            self.release()
+            raise
         threading.Thread(target=self._beat, daemon=True).start()
         remove_parts(folder)
 
+    def __enter__(self) -> "RunLock":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
     def release(self) -> None:
         """Give the directory free; a second call does nothing."""
-        if self.left.is_set():
+        if self.left.is_set() or os.getpid() != self.process:
             return
         self.left.set()
-        if _same(self.file, self.path):
-            self.path.unlink(missing_ok=True)
+        with suppress(OSError):
+            if _same(self.file, self.path):
+                self.path.unlink()
         self.file.close()
 
     def _taken(self, way: str) -> IO[bytes]:
-        told = False
+        limit = time.monotonic() + SIGNING
         while (found := self._attempt()) is None:
-            holder = _described(_holder(self.path))
+            holder = _holder(self.path)
+            if not _named(holder) and time.monotonic() < limit:
+                time.sleep(0.05)
+                continue
             if way != "wait":
                 raise InputError(
-                    f"hydra.run.dir={self.path.parent}: {holder} works there; wait for it with lock=wait, or choose "
-                    "another directory"
+                    f"hydra.run.dir={self.path.parent}: {_described(holder)} works there; wait for it with lock=wait, "
+                    "or choose another directory"
                 )
-            if not told:
-                print(f"waiting for {self.path.parent}, where {holder} works", file=sys.stderr, flush=True)
-                told = True
+            if not self.waited:
+                print(f"waiting for {self.path.parent}, where {_described(holder)} works", file=sys.stderr, flush=True)
+                self.waited = True
             time.sleep(POLL)
         return found
 
     def _attempt(self) -> IO[bytes] | None:
         """The locked file, or None where another process has it."""
-        try:
+        with _writing(self.path.parent):
             file = locked(self.path)
-        except OSError as error:
-            raise InputError(
-                f"hydra.run.dir={self.path.parent}: cannot be written to ({error.strerror}); choose another directory"
-            ) from error
-        if file is None:
-            return None
-        if not _same(file, self.path):  # the one before has removed its file since it was opened here
-            file.close()
-            return self._attempt()
-        former = _holder(self.path)
-        if former and _alive(former, self.path):
-            file.close()
-            return None
+            while file is not None and not _same(file, self.path):  # the one before removed it since it was opened here
+                file.close()
+                file = locked(self.path)
+            if file is None:
+                return None
+            former = _holder(self.path)
+            if former and _alive(former, self.path):
+                file.close()
+                return None
         if former:
             print(f"{self.path.parent}: {_described(former)} left it unfinished; going on from there", file=sys.stderr)
         return file
@@ -98,13 +124,34 @@ class RunLock:
         about = {"host": socket.gethostname(), "pid": os.getpid(), "since": datetime.now().isoformat(" ", "seconds")}
         self.file.truncate(0)
         self.file.write(json.dumps({**about, "started": _started(os.getpid())}).encode())
-        self.file.flush()
 
     def _beat(self) -> None:
         while not self.left.wait(BEAT):
-            if self.left.is_set():
-                return
-            os.utime(self.file.fileno())
+            with suppress(OSError, ValueError):  # the disk is away for a while, or the lock was given free just now
+                os.utime(self.file.fileno())
+
+
+_locks: "weakref.WeakSet[RunLock]" = weakref.WeakSet()
+
+
+def _forget() -> None:
+    """A fork of the holder would keep the lock beyond the holder's end."""
+    for lock in list(_locks):
+        lock.file.close()
+
+
+os.register_at_fork(after_in_child=_forget)
+
+
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    """Raises InputError where the file system refuses."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(
+            f"hydra.run.dir={folder}: cannot be written to ({error.strerror}); choose another directory"
+        ) from error
 
 
 def _same(file: IO[bytes], path: Path) -> bool:
@@ -118,42 +165,52 @@ def _same(file: IO[bytes], path: Path) -> bool:
 def _holder(path: Path) -> dict[str, Any]:
     """What a lock file says of its process; nothing if it is gone or was not written whole."""
     try:
-        found = json.loads(path.read_bytes()[:4096])
+        with open(path, "rb") as file:
+            found = json.loads(file.read(LARGEST))
     except (OSError, ValueError, RecursionError):
         return {}
     whole = isinstance(found, dict) and isinstance(found.get("pid"), int) and isinstance(found.get("host"), str)
-    return found if whole else {}
+    return found if whole and 0 < found["pid"] < 2**32 else {}
 
 
 def _described(holder: dict[str, Any]) -> str:
     if not holder:
         return "another process"
-    since = " ".join(str(holder.get("since", "an unknown time")).split())[:40]
-    return f"process {holder['pid']} on {' '.join(holder['host'].split())[:80]}, since {since},"
+    since = _shown(str(holder.get("since", "an unknown time")), 40)
+    return f"process {holder['pid']} on {_shown(holder['host'], 80)}, since {since},"
+
+
+def _shown(text: str, length: int) -> str:
+    """Text of a file as a part of a line."""
+    return "".join(letter for letter in " ".join(text.split()) if letter.isprintable())[:length]
+
+
+def _named(holder: dict[str, Any]) -> bool:
+    """Whether a held lock names its holder, which may have begun just now or be about to end."""
+    if not holder or holder["host"] != socket.gethostname() or holder.get("started") is None:
+        return bool(holder)
+    return bool(_started(holder["pid"]) == holder["started"])
 
 
 def _alive(holder: dict[str, Any], path: Path) -> bool:
     """Whether the process of a lock that the system gave to this one still runs: locks may not reach other hosts."""
     if holder["host"] != socket.gethostname():
-        return _now(path) - path.stat().st_mtime < STALE
+        return _now(path.parent) - path.stat().st_mtime < STALE
     if holder["pid"] == os.getpid():
         return False
     return _started(holder["pid"]) == holder.get("started") is not None
 
 
-def _now(path: Path) -> float:
-    """The time on the clock of the file system that holds `path`, which may not be this host's."""
-    probe = path.with_name(f"{NAME}.{socket.gethostname()}.{os.getpid()}")
-    probe.touch()
-    try:
-        return probe.stat().st_mtime
-    finally:
-        probe.unlink()
+def _now(folder: Path) -> float:
+    """The time on the clock of the file system that holds `folder`, which may not be this host's."""
+    with tempfile.TemporaryFile(dir=folder) as probe:
+        return os.fstat(probe.fileno()).st_mtime
 
 
 def _started(process: int) -> str | None:
-    """When a process of this host began, in the system's ticks, which tells it from a later one of the same number."""
-    try:
-        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[19]
-    except (OSError, IndexError):
-        return None
+    """When a process of this host began, in the system's ticks, which tells it from a later one of the same number.
+
+    None for one that has ended, also where its parent has not taken note of it.
+    """
+    status = process_status(process)
+    return status[19] if len(status) > 19 and status[0] not in ("Z", "X") else None

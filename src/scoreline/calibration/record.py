@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from scoreline.errors import InputError
-from scoreline.files import write_atomically
+from scoreline.files import order_metadata, write_atomically
 from scoreline.schemas import (
     BUDGETS,
     MOST_NUMBERS,
@@ -43,12 +43,17 @@ class Record:
     provenance: dict[str, Any]
 
     def save(self, path: Path) -> None:
-        """Write one safetensors file whose metadata is the provenance, atomically."""
+        """Write one safetensors file whose metadata is the provenance, atomically; equal records make equal bytes."""
         from safetensors.torch import save_file
 
         metadata = {"format": FORMAT, "kind": self.kind, "provenance": json.dumps(self.provenance, sort_keys=True)}
         tensors = {name: value.contiguous() for name, value in self.values.items()}
-        write_atomically(path, lambda temporary: save_file(tensors, temporary, metadata))
+
+        def write(temporary: Path) -> None:
+            save_file(tensors, temporary, metadata)
+            order_metadata(temporary)
+
+        write_atomically(path, write)
 
 
 def load_record(path: str | Path, kind: str, checkpoint: str, key: str = "record") -> Record:

@@ -14,11 +14,12 @@ from typing import Any
 from scoreline import checks, choices, conf_folder, processes
 from scoreline.errors import InputError
 from scoreline.progress import ImageProgress
+from scoreline.run_lock import RunLock
 from scoreline.tables import forked, identity, plan, pool, report
 from scoreline.tables.plan import Cell, Outcome, Plan
 from scoreline.tables.schema import Command, Table, parse
 
-OWN = ("table", "budget", "jobs", "sweep", "wandb", "hydra")
+OWN = ("table", "budget", "jobs", "sweep", "wandb", "lock", "hydra")
 """Keys of the command line that are the table's, not its cells'."""
 
 
@@ -31,6 +32,7 @@ class Options:
         jobs: processes at a time; by default one per CUDA device, else one.
         on_error: after a failure `continue` with the others, `stop`, or `retry` it once at the end.
         wandb: `off`, or one run for each cell and one for the table, `offline` or `online`.
+        lock: what to do while another process runs the table: `refuse` or `wait`.
 
     Raises:
         InputError: naming the key that has another value.
@@ -40,10 +42,12 @@ class Options:
     jobs: int | None = None
     on_error: str = "continue"
     wandb: str = "off"
+    lock: str = "refuse"
 
     def __post_init__(self) -> None:
         choices.check_on_error(self.on_error)
         choices.check_wandb(self.wandb)
+        choices.check_lock(self.lock)
         if self.jobs is not None:
             checks.whole("jobs", self.jobs)
 
@@ -62,7 +66,8 @@ def main(name: str, data: Any, overrides: Sequence[str], options: Options, out: 
         overrides: of every cell.
 
     Raises:
-        InputError: for mistakes in the table or the overrides before anything is run, and at the end if cells failed.
+        InputError: for mistakes in the table or the overrides before anything is run, if another process runs it, and
+            at the end if cells failed.
     """
     if processes.current().size > 1:
         raise InputError(f"table={name}: starts processes of its own; run it without torchrun or srun, with jobs=...")
@@ -72,12 +77,23 @@ def main(name: str, data: Any, overrides: Sequence[str], options: Options, out: 
 
         wandb_runs.imported()
     drafted = plan.planned(table, data, options.budget, overrides, identity.identities)
-    with ended_by_sigterm():
-        if prepare(table.prepare, out / "prepare"):
+    if not unprepared(table.prepare):
+        refuse_absent(drafted)
+    with ended_by_sigterm(), RunLock(out, options.lock) as lock:
+        if prepare(table.prepare, out / "prepare") or lock.waited:
             drafted = plan.planned(table, data, options.budget, overrides, identity.identities)
         refuse_absent(drafted)
-        plan.save(drafted, out)
-        counts = run_cells(drafted, out, options)
+        run_planned(drafted, out, options)
+
+
+def run_planned(drafted: Plan, out: Path, options: Options) -> None:
+    """Run the cells, write and print the table.
+
+    Raises:
+        InputError: if cells failed.
+    """
+    plan.save(drafted, out)
+    counts = run_cells(drafted, out, options)
     print(report.write(drafted, out))
     if options.wandb != "off" and counts.get("finished"):
         from scoreline.commands import upload
@@ -86,13 +102,18 @@ def main(name: str, data: Any, overrides: Sequence[str], options: Options, out: 
     tell_end(drafted, out, counts)
 
 
+def unprepared(commands: Sequence[Command]) -> list[tuple[int, Command]]:
+    """The commands whose product is not there, with their numbers."""
+    return [(k, command) for k, command in enumerate(commands) if not Path(command.makes).exists()]
+
+
 def prepare(commands: Sequence[Command], logs: Path) -> bool:
     """Run the commands whose product is not there; whether there was one.
 
     Raises:
         InputError: if one fails or does not make what it should.
     """
-    missing = [(k, command) for k, command in enumerate(commands) if not Path(command.makes).exists()]
+    missing = unprepared(commands)
     for k, command in missing:
         words, log = words_of(command), logs / f"{k}.log"
         pool.say(f"preparing {command.makes}: {command.run} (log: {log})")
