@@ -226,8 +226,13 @@ def test_preparation_runs_once_and_tells_what_failed(
 
 def test_what_prepares_is_one_of_ours() -> None:
     root = Path(__file__).parents[1]
-    assert run.words_of(Command("train.py a='b c'", "x")) == [sys.executable, str(root / "train.py"), "a=b c"]
-    assert run.words_of(Command("python calibrate.py a=b", "x"))[1:] == [str(root / "calibrate.py"), "a=b"]
+    assert run.words_of(Command("train.py a='b c'", "x")) == [
+        sys.executable,
+        str(root / "train.py"),
+        "a=b c",
+        "lock=wait",
+    ]
+    assert run.words_of(Command("python calibrate.py a=b", "x"))[1:] == [str(root / "calibrate.py"), "a=b", "lock=wait"]
     assert run.words_of(Command("scoreline import a b", "x"))[4:] == ["import", "a", "b"]
     for line in ("rm -rf x", "", "../train.py a=b"):
         with pytest.raises(InputError, match=r"must begin with train\.py, sample\.py, calibrate\.py or scoreline"):

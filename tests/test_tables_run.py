@@ -145,6 +145,17 @@ def test_a_table_is_run_by_one_command_at_a_time(tmp_path: Path, monkeypatch: py
     assert list(out.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    "former", ["table: null\nnfe: 10\n", "table: other\nbudget: smoke\n", "table: toy\nbudget: small\n"]
+)
+def test_the_directory_of_another_run_is_left_alone(tmp_path: Path, former: str) -> None:
+    (tmp_path / "config.yaml").write_text(former)
+    with pytest.raises(InputError, match=r"hydra\.run\.dir=.*: holds another run, not table=toy"):
+        run.main("toy", DATA, ["network_batch=4"], run.Options("smoke"), tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["config.yaml"]
+    assert (tmp_path / "config.yaml").read_text() == former
+
+
 def test_the_lock_of_a_table_is_not_that_of_its_cells() -> None:
     assert run.of_cells(["table=toy", "lock=wait", "solver.order=2", "hydra.run.dir=x"]) == ["solver.order=2"]
     with pytest.raises(InputError, match="lock=maybe: there is no such choice"):

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from scoreline import checks, choices, conf_folder, processes
+from scoreline import checks, choices, conf_folder, processes, run_config
 from scoreline.errors import InputError
 from scoreline.progress import ImageProgress
 from scoreline.run_lock import RunLock
@@ -80,10 +80,18 @@ def main(name: str, data: Any, overrides: Sequence[str], options: Options, out: 
     if not unprepared(table.prepare):
         refuse_absent(drafted)
     with ended_by_sigterm(), RunLock(out, options.lock) as lock:
+        refuse_other_runs(out, drafted)
         if prepare(table.prepare, out / "prepare") or lock.waited:
             drafted = plan.planned(table, data, options.budget, overrides, identity.identities)
         refuse_absent(drafted)
         run_planned(drafted, out, options)
+
+
+def refuse_other_runs(out: Path, drafted: Plan) -> None:
+    """Raises InputError if the directory is that of a run, or of a table of another name or budget."""
+    former, own = run_config.read(out), {"table": drafted.table.name, "budget": drafted.budget}
+    if former is not None and {key: former.get(key) for key in own} != own:
+        raise InputError(f"hydra.run.dir={out}: holds another run, not table={own['table']}; choose another directory")
 
 
 def run_planned(drafted: Plan, out: Path, options: Options) -> None:
@@ -125,7 +133,7 @@ def prepare(commands: Sequence[Command], logs: Path) -> bool:
 
 
 def words_of(command: Command) -> list[str]:
-    """`train.py ...` and `scoreline ...` as a process to start.
+    """`train.py ...` and `scoreline ...` as a process to start; a script waits where another table prepares the same.
 
     Raises:
         InputError: for any other program.
@@ -137,7 +145,7 @@ def words_of(command: Command) -> list[str]:
         return [sys.executable, "-P", "-c", "from scoreline.cli import main; main()", *words[1:]]
     if not words or words[0] not in [f"{name}.py" for name in conf_folder.SCRIPTS]:
         raise InputError(f"prepare: {command.run}: must begin with train.py, sample.py, calibrate.py or scoreline")
-    return [sys.executable, str(conf_folder.script(words[0])), *words[1:]]
+    return [sys.executable, str(conf_folder.script(words[0])), *words[1:], "lock=wait"]
 
 
 def refuse_absent(drafted: Plan) -> None:
