@@ -320,7 +320,7 @@ CONFIG = "unet/config.json"
         (CONFIG, {"shortcut": 1}, r"'shortcut' is no argument of UNet2DModel that is known here; .*later diffusers"),
         (CONFIG, {"label_dropout": 0.5}, r"'label_dropout' is no argument of UNet2DModel that is known here"),
         (CONFIG, {"act_fn": "nope"}, r"UNet2DModel refuses these arguments \(activation function nope not found"),
-        (CONFIG, {"block_out_channels": 8}, r"block_out_channels=8: give the channels of every level"),
+        (CONFIG, {"block_out_channels": 8}, r"block_out_channels is 8, not Sequence\[int\]"),
         (CONFIG, {"block_out_channels": [8, 24]}, r"has shape \(16,\), our .* needs \(24,\)"),
         (
             CONFIG,

@@ -81,6 +81,8 @@ def load_record(path: str | Path, kind: str, checkpoint: str, key: str = "record
         provenance = read_provenance(header, PROVENANCE.get(kind, PLAIN))
         _check_checkpoint(provenance, checkpoint)
         return Record(kind, _checked_values(header, kind), provenance)
+    except InputError:
+        raise
     except ValueError as error:
         raise header.refuse(error) from error
 

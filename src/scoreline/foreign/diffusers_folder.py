@@ -102,8 +102,8 @@ def imported(folder: Path, model: Spec | None, weights: str) -> Imported:
         "parameterisation": _parameterisation(config, scheduler),
     }
     network = skeleton(described["network"])
-    rebuild(described["parameterisation"], Parameterisation)
     _check_process(described["noise_schedule"])
+    rebuild(described["parameterisation"], Parameterisation)
     files = weight_files(places.unet, weights)
     state = tensors(files)
     found = translate(state, table(network, state), network, remedy=INCOMPLETE)
@@ -216,11 +216,19 @@ def _process(scheduler: Mapping[str, Any]) -> Spec:
     return {**spec, **ends, "betas": BETAS[kind]}
 
 
+ENDS = {"beta_start": "beta_min", "beta_end": "beta_max"}
+
+
 def _check_process(described: Spec) -> None:
-    process: DiscreteVP = rebuild(described, DiscreteVP)
-    variance = process.noise_variance
-    if not bool((variance.diff() > 0).all() and variance[-1] < 1):
-        ends = f"beta_start={word(process.beta_min)} beta_end={word(process.beta_max)}"
+    try:
+        variance = rebuild(described, DiscreteVP).noise_variance
+        usable = bool((variance.diff() > 0).all() and variance[-1] < 1)
+    except InputError:
+        if "beta_min" not in described:
+            raise
+        usable = False
+    if not usable:
+        ends = " ".join(f"{theirs}={word(described.get(ours))}" for theirs, ours in ENDS.items())
         raise InputError(f"scheduler_config.json: {ends} give no betas between 0 and 1; copy the folder again")
 
 
