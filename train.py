@@ -42,8 +42,10 @@ def main(cfg: DictConfig) -> float | None:
     trainer = build_trainer(cfg, out, start.steps_until(duration, batch_size))
     share_of(batch_size, trainer.global_rank, trainer.world_size)
     batches = ImageDataModule(data, batch_size, cfg.seed, cfg.workers)
-    if trainer.is_global_zero and (note := start.note(module, duration)):
-        print(note)
+    if trainer.is_global_zero:
+        entry.save_config(cfg, out)
+        if note := start.note(module, duration):
+            print(note)
     trainer.fit(module, batches, ckpt_path=start.path, weights_only=True)
     conclude(trainer, module, out)
     return fixed_loss(cfg, out) if trainer.is_global_zero else None
@@ -53,20 +55,14 @@ def build_trainer(cfg: DictConfig, out, steps: int):
     from hydra.utils import instantiate
     from lightning import Trainer
     from lightning.fabric.utilities.exceptions import MisconfigurationException
-    from lightning.pytorch.callbacks import LambdaCallback
 
     from scoreline.errors import InputError
     from scoreline.training.checkpoint import AtomicCheckpointIO
 
-    def save_config(trainer, _) -> None:
-        """The last callback: whatever can be refused has been looked at."""
-        if trainer.is_global_zero:
-            entry.save_config(cfg, out)
-
     options = instantiate(cfg.trainer, _convert_="all")
     if hasattr(options.get("strategy"), "command"):
         options["strategy"].command = entry.command_of_this_job(out)
-    callbacks = [*map(instantiate, cfg.callbacks.values()), LambdaCallback(on_fit_start=save_config)]
+    callbacks = [instantiate(callback) for callback in cfg.callbacks.values()]
     plugins = [AtomicCheckpointIO(), *options.pop("plugins", [])]
     more = {"callbacks": callbacks, "logger": instantiate(cfg.logger), "plugins": plugins}
     try:

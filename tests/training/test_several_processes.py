@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 from scoreline.training.checkpoint import list_checkpoints, loadable
 
+WITNESS = {"PYTHONPATH": os.pathsep.join(filter(None, [str(Path(__file__).parent), os.environ.get("PYTHONPATH")]))}
 TWO = ["trainer=ddp_cpu", "model.network.dropout=0"]
 
 
@@ -88,7 +89,7 @@ def test_processes_with_gpus_agree_a_step_later_and_train_the_same(two: Path) ->
     out = two.parent / "late"
     arguments = ["duration_kimg=1.92", *TWO, "micro_batch=5", "target=stf", "target.references=96"]
     words = command(out, *arguments, "+callbacks.late._target_=witness.AsOnGPU")
-    where = environment() | {"PYTHONPATH": str(Path(__file__).parent)}
+    where = environment() | WITNESS
     process = subprocess.Popen(words, cwd=out.parent, env=where, stdout=subprocess.PIPE, text=True)
     wait_for(lambda: (out / "metrics.jsonl").exists(), process)
     process.send_signal(signal.SIGUSR1)
@@ -112,7 +113,7 @@ def test_processes_differ_in_noise_and_agree_in_weights(scope: str, tmp_path: Pa
         text=True,
         cwd=tmp_path,
         timeout=250,
-        env=environment() | {"PYTHONPATH": str(Path(__file__).parent)},
+        env=environment() | WITNESS,
     )
     assert done.returncode == 0, done.stderr
     first, second = (torch.load(out / f"rank{rank}.pt", weights_only=True) for rank in (0, 1))

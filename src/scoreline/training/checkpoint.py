@@ -82,11 +82,12 @@ class Checkpointing(Callback):
         if not trainer.is_global_zero:
             return
         seen = module.offset + module.resumed_step * module.batch_size
-        path, files = root / "checkpoints" / f"{seen:010d}.ckpt", AtomicCheckpointIO()
+        path = root / "checkpoints" / f"{seen:010d}.ckpt"
         try:
             if not path.exists():
-                state = files.load_checkpoint(trainer.ckpt_path, weights_only=True)
-                files.save_checkpoint({**state, "run": module.description()}, path)
+                state = torch.load(str(trainer.ckpt_path), map_location="cpu", weights_only=True)
+                state |= {"images_seen": seen, "run": module.description()}
+                AtomicCheckpointIO().save_checkpoint(state, path)
         except OSError as error:
             _say(path, error)
             raise _no_room(root) from error
