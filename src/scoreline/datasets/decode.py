@@ -19,7 +19,7 @@ PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 
 def decode(data: bytes, where: str, formats: Sequence[str] = ("PNG",)) -> NDArray[np.uint8]:
-    """An image file as uint8 (C, H, W) with C = 1 (grey) or 3 (RGB).
+    """An image file as uint8 (C, H, W) with C = 1 (grey) or 3 (RGB), upright.
 
     Args:
         data: the whole file.
@@ -44,14 +44,18 @@ def decode(data: bytes, where: str, formats: Sequence[str] = ("PNG",)) -> NDArra
 
 
 def open_image(data: bytes, where: str, formats: Sequence[str] = ("PNG",)) -> "Image":
-    """The decoded Pillow image, whatever its mode; the size is checked before a pixel is decoded."""
-    from PIL import Image
+    """The decoded Pillow image, whatever its mode, turned as its EXIF orientation says.
+
+    The size is checked before a pixel is decoded.
+    """
+    from PIL import Image, ImageOps
 
     try:
         image = Image.open(io.BytesIO(data), formats=list(formats))
         if image.width * image.height > MAX_PIXELS:
             raise Image.DecompressionBombError(f"{image.width} x {image.height} pixels are too many")
         image.load()
+        ImageOps.exif_transpose(image, in_place=True)
     except (OSError, SyntaxError, ValueError, struct.error, zlib.error, Image.DecompressionBombError) as error:
         reason = str(error) or type(error).__name__
         raise InputError(f"{where} cannot be read as {' or '.join(formats)} ({reason}): replace it") from error
