@@ -19,9 +19,10 @@ MAGIC = b"\x93NUMPY"
 LONGEST_HEADER = 10_000
 """Bytes, as in NumPy."""
 
-ITEM = rb"""\s*(['"])(descr|fortran_order|shape)\1\s*:\s*(?:['"]([<>|=]?[?biufcU][0-9]{0,9})['"]|(True|False)|\(([0-9L, ]{0,999})\))\s*"""
-ITEMS = re.compile(ITEM)
-HEADER = re.compile(rb"\{(?:" + ITEM.replace(rb"\1", rb"['\"]") + rb",?){3}\s*\}\s*")
+VALUE = rb"""(?:['"]([<>|=]?[?biufcU][0-9]{0,9})['"]|(True|False)|\(([0-9L,]{0,999})\))"""
+ITEM = rb"""['"](descr|fortran_order|shape)['"]:""" + VALUE
+ITEMS, HEADER = re.compile(ITEM), re.compile(rb"\{(?:" + ITEM + rb",?){3}\}")
+"""A literal of Python, without its blanks, of type, order and shape; those of structures and objects do not fit."""
 
 LOCAL_HEADER = 30
 """Bytes of a zip entry's own header before its name; the lengths of name and extra field are its last four bytes."""
@@ -60,10 +61,13 @@ def header(file: IO[bytes]) -> Header:
     text = file.read(min(length, LONGEST_HEADER))
     if length > LONGEST_HEADER or len(text) < length:
         raise ValueError(f"its header has {length:,} bytes, of which {len(text):,} are there")
-    found = {name: values for _, name, *values in ITEMS.findall(text)} if HEADER.fullmatch(text) else {}
+    plain = b"".join(text.split())
+    found = {name: values for name, *values in ITEMS.findall(plain)} if HEADER.fullmatch(plain) else {}
     if len(found) < 3 or not found[b"descr"][0] or not found[b"fortran_order"][1] or any(found[b"shape"][:2]):
         raise ValueError("its header describes no plain array of numbers, but objects, structures or nothing")
-    return Header(_dtype(found[b"descr"][0].decode()), found[b"fortran_order"][1] == b"True", _shape(found[b"shape"][2]))
+    return Header(
+        _dtype(found[b"descr"][0].decode()), found[b"fortran_order"][1] == b"True", _shape(found[b"shape"][2])
+    )
 
 
 def _dtype(code: str) -> np.dtype[Any]:
@@ -74,7 +78,7 @@ def _dtype(code: str) -> np.dtype[Any]:
 
 
 def _shape(text: bytes) -> tuple[int, ...]:
-    shape = tuple(int(part.removesuffix(b"L")) for part in text.replace(b" ", b"").split(b",") if part)
+    shape = tuple(int(part.removesuffix(b"L")) for part in text.split(b",") if part)
     if max(shape, default=0) >= 2**48:
         raise ValueError(f"its shape is {shape}, which none can have")
     return shape
@@ -112,9 +116,11 @@ def read(path: Path) -> NDArray[Any]:
     """The array of an npy file, in memory.
 
     Raises:
-        OSError, ValueError: if there is none.
+        OSError, ValueError: if there is none, or the file has more than `UNPACKED` bytes.
     """
     with reading.regular(path) as file:
+        if reading.size(file) > UNPACKED:
+            raise ValueError(f"it has {reading.size(file):,} bytes, more than {UNPACKED:,}")
         return array(file, reading.size(file))
 
 
@@ -143,8 +149,7 @@ def _check(entry: zipfile.ZipInfo, held: int) -> None:
         raise ValueError(f"{entry.filename} is longer than the file")
     if entry.file_size > max(UNPACKED, RATIO * entry.compress_size):
         raise ValueError(
-            f"{entry.filename} unpacks from {entry.compress_size:,} to {entry.file_size:,} bytes; save it uncompressed, "
-            "with numpy.savez"
+            f"{entry.filename} unpacks from {entry.compress_size:,} to {entry.file_size:,} bytes; use numpy.savez"
         )
 
 

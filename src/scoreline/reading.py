@@ -3,6 +3,7 @@
 A reader turns these exceptions into an `InputError` that names its key and the remedy.
 """
 
+import errno
 import json
 import os
 import stat
@@ -12,8 +13,28 @@ import zlib
 from pathlib import Path
 from typing import IO, Any
 
+from scoreline.errors import InputError
+
 DAMAGE = (OSError, ValueError, RuntimeError, EOFError, KeyError, zipfile.BadZipFile, zlib.error, struct.error)
 """What a file raises that is missing, damaged, encrypted or not of its kind, here and in `zipfile`."""
+
+
+def place(path: str, key: str) -> Path:
+    """The path that a user gave, with ~ for a home; whether anything is there is not asked.
+
+    Raises:
+        InputError: if nothing can be there, since no file system takes such a name.
+    """
+    found = os.path.expanduser(path)
+    try:
+        os.stat(found)
+    except (OSError, ValueError) as error:
+        if isinstance(error, ValueError) or error.errno == errno.ENAMETOOLONG:
+            reason = getattr(error, "strerror", None) or error
+            raise InputError(
+                f"{key}={ascii(path)[1:60]}..: no file has such a name ({reason}); give another"
+            ) from error
+    return Path(found)
 
 
 def regular(path: Path) -> IO[bytes]:
@@ -49,7 +70,9 @@ def content(path: Path, longest: int) -> bytes:
 
 
 def json_value(text: bytes, most: int) -> Any:
-    """The value of a JSON text of at most `most` values; one takes up to 72 bytes, so that `{},{},..` is 24 times larger.
+    """The value of a JSON text of at most `most` values.
+
+    One takes up to 72 bytes, so that `{},{},..` becomes 24 times as large.
 
     Raises:
         ValueError: if it is no JSON, nested too deeply, or may hold more values, of which commas, colons and brackets

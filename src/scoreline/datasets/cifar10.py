@@ -47,7 +47,7 @@ class Cifar10(ArrayDataset):
     def __init__(self, path: str = f"data/{ARCHIVE}", split: str = "train", download: bool = False) -> None:
         if split not in BATCHES:
             raise InputError(f"dataset.split={split}: choose from {', '.join(BATCHES)}")
-        place = Path(path).expanduser()
+        place = reading.place(path, "dataset.path")
         if download and _find(place) is None:
             fetch(URL, place if place.suffix in (".gz", ".tgz") else place / ARCHIVE, MD5)
         files = _read_files(place, BATCHES[split])

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from scoreline.foreign.arrays import ARRAY, NUMBERS, Arrays, dtype
+from scoreline.foreign.storages import Storage, sizes
 from scoreline.safe_pickle.limits import Budget, FileError, shown
 from scoreline.safe_pickle.machine import Name, check_key, unknown
-from scoreline.foreign.storages import Storage, sizes
 
 STORAGES: dict[str, torch.dtype | None] = {
     f"torch.{device}{kind}Storage": number

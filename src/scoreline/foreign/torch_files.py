@@ -16,9 +16,9 @@ from typing import Any
 
 from scoreline.errors import InputError
 from scoreline.foreign import formats, survey, torch_legacy, torch_zip, trees
+from scoreline.foreign.rebuild import Rebuild
 from scoreline.safe_pickle.limits import Budget, FileError, shown
 from scoreline.safe_pickle.machine import Machine, no_persistent
-from scoreline.foreign.rebuild import Rebuild
 from scoreline.safe_pickle.window import Window
 
 

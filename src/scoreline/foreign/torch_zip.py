@@ -9,10 +9,10 @@ import zipfile
 from collections import Counter
 from typing import IO, Any, cast
 
-from scoreline.safe_pickle.limits import Budget, FileError, shown
-from scoreline.safe_pickle.machine import Machine, Name
 from scoreline.foreign.rebuild import STORAGES, Rebuild
 from scoreline.foreign.storages import Root, Storage, raw
+from scoreline.safe_pickle.limits import Budget, FileError, shown
+from scoreline.safe_pickle.machine import Machine, Name
 from scoreline.safe_pickle.window import Seekable, Window
 
 MAGIC = b"PK\x03\x04"

@@ -67,7 +67,7 @@ class Budget:
         Raises:
             FileError: when more than `KEYS` keys were no text, whose hash values nobody can foresee.
         """
-        if type(key) not in (str, bytes):
+        if type(key) in (int, float, tuple):
             self.keys -= TUPLE if type(key) is tuple else 1
         if self.keys < 0:
             raise FileError(f"its pickle uses more than {KEYS:,} numbers as keys, which no checkpoint needs")
