@@ -1,7 +1,6 @@
 """The measurements that the authors of DEIS-SN released, as a record of ours."""
 
 import re
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from scoreline.calibration.record import Record
 from scoreline.calibration.score_norm_published import ENTRIES
 from scoreline.errors import InputError
 from scoreline.files import code_version, sha256
+from scoreline.foreign import torch_files
 from scoreline.schedules.base import NoiseSchedule
 from scoreline.schedules.deis_sn_times import relative_ends
 
@@ -73,14 +73,12 @@ def read(path: Path) -> tuple[Tensor, Tensor]:
 
 
 def _load(path: Path) -> Any:
-    """What torch reads of a zip or legacy file with its unpickler for tensors alone, wherever they were saved."""
+    """The content of a zip or legacy file of torch, wherever its tensors were."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged pickle raises nearly anything
-        asked = re.search(r"Unsupported global: GLOBAL ([\w.]+)", str(error))
-        reason = f"it asks for {asked[1]}, and code in a file is never run" if asked else type(error).__name__
+        return torch_files.read(path)
+    except InputError as error:
+        asked = re.search(r"its pickle names ([\w.]+), which", str(error))
+        reason = f"it asks for {asked[1]}, and code in a file is never run" if asked else error
         raise InputError(f"{path}: not a readable file of tensors ({reason}); copy or save it again") from error
 
 
