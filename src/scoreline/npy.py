@@ -157,7 +157,7 @@ def _mapped(path: Path, file: IO[bytes], entry: zipfile.ZipInfo, found: Header, 
     file.seek(entry.header_offset)
     local = file.read(LOCAL_HEADER)
     offset = entry.header_offset + LOCAL_HEADER + sum(int.from_bytes(local[k : k + 2], "little") for k in (26, 28))
-    if found.nbytes > entry.file_size or offset + begin + found.nbytes > reading.size(file):
+    if begin + found.nbytes > entry.file_size or offset + begin + found.nbytes > reading.size(file):
         raise ValueError(_excess(found, entry.file_size))
     if not found.nbytes:
         return np.empty(found.shape, found.dtype)

@@ -15,6 +15,19 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 MAX_PIXELS = 2**26  # 8192 x 8192: beyond any image of this field, and under 256 MiB once decoded
+ORIENTATION = 0x0112  # the number of the EXIF tag
+ORIENTED = {"exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif"}  # where Pillow looks for it
+TURNS = {
+    2: "FLIP_LEFT_RIGHT",
+    3: "ROTATE_180",
+    4: "FLIP_TOP_BOTTOM",
+    5: "TRANSPOSE",
+    6: "ROTATE_270",
+    7: "TRANSVERSE",
+    8: "ROTATE_90",
+}
+"""Orientation -> what turns the picture upright, by Pillow's name."""
+
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 
@@ -48,15 +61,28 @@ def open_image(data: bytes, where: str, formats: Sequence[str] = ("PNG",)) -> "I
 
     The size is checked before a pixel is decoded.
     """
-    from PIL import Image, ImageOps
+    from PIL import Image
 
     try:
         image = Image.open(io.BytesIO(data), formats=list(formats))
         if image.width * image.height > MAX_PIXELS:
             raise Image.DecompressionBombError(f"{image.width} x {image.height} pixels are too many")
         image.load()
-        ImageOps.exif_transpose(image, in_place=True)
     except (OSError, SyntaxError, ValueError, struct.error, zlib.error, Image.DecompressionBombError) as error:
         reason = str(error) or type(error).__name__
         raise InputError(f"{where} cannot be read as {' or '.join(formats)} ({reason}): replace it") from error
-    return image
+    turn = TURNS.get(_orientation(image))
+    return image if turn is None else image.transpose(Image.Transpose[turn])
+
+
+def _orientation(image: "Image") -> int:
+    """1 to 8; 1, upright, also where the EXIF data cannot be read, as in every viewer.
+
+    Pillow's `exif_transpose` would write the rest of the EXIF data anew, which fails where a camera left it odd.
+    """
+    if not image.info.keys() & ORIENTED:
+        return 1
+    try:
+        return int(image.getexif().get(ORIENTATION, 1))
+    except Exception:  # Pillow lets through whatever damaged tags provoke
+        return 1
