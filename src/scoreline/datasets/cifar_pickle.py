@@ -6,9 +6,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scoreline.errors import InputError
-from scoreline.safe_pickle.limits import Budget, FileError, shown
+from scoreline.safe_pickle.limits import COPIES, Budget, FileError, shown
 from scoreline.safe_pickle.machine import Machine, Name, Record, no_persistent
 from scoreline.safe_pickle.window import Window
+
+STEPS = 500_000
+"""Opcodes of one batch; 10,000 images with their names take 50,000."""
 
 RECORDED = {
     "numpy.core.multiarray._reconstruct",
@@ -23,7 +26,7 @@ class _Reader(Machine):
     """The pickle machine with the names of a batch."""
 
     def __init__(self, size: int) -> None:
-        super().__init__(self.named_value, no_persistent, Budget.of(size))
+        super().__init__(self.named_value, no_persistent, Budget(STEPS, size + COPIES))
 
     def named_value(self, name: str) -> Name:
         if name == "_codecs.encode":  # how Python 3 spells bytes in protocols up to 2

@@ -56,11 +56,11 @@ class Budget:
     def step(self, count: int = 1) -> None:
         """
         Raises:
-            FileError: when more than `STEPS` were taken.
+            FileError: when all of them were taken.
         """
         self.steps -= count
         if self.steps < 0:
-            raise FileError(f"its pickle takes more than {STEPS:,} steps, which no checkpoint needs; get the file anew")
+            raise FileError("its pickle takes more steps than any checkpoint needs; get the file anew")
 
     def key(self, key: object) -> None:
         """
