@@ -6,7 +6,7 @@ import os
 import tarfile
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
-from typing import IO
+from typing import IO, cast
 
 import numpy as np
 import torch
@@ -118,7 +118,7 @@ def _unpacked(packed: IO[bytes]) -> _Bounded:
     """The tar archive, packed by gzip or not at all."""
     start = packed.read(len(GZIP))
     packed.seek(0, os.SEEK_SET)
-    return _Bounded(gzip.GzipFile(fileobj=packed) if start == GZIP else packed)
+    return _Bounded(cast(IO[bytes], gzip.GzipFile(fileobj=packed)) if start == GZIP else packed)
 
 
 def _plain(member: tarfile.TarInfo) -> bool:
