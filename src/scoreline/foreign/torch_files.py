@@ -27,7 +27,7 @@ def read(path: Path, inert: Collection[str] = ()) -> Any:
     """The content of a torch zip file, a legacy torch file, a plain pickle or a safetensors file.
 
     dict (an OrderedDict too), list, tuple, set, frozenset, str, int, float, complex, bool, None, bytes, bytearray, CPU
-    tensors (parameters and numpy arrays too), torch.dtype, and `safe_pickle.Record` for what is in `inert`; a `Name` is a
+    tensors (parameters and numpy arrays too), torch.dtype, and `machine.Record` for what is in `inert`; a `Name` is a
     class or function that is only mentioned. torch.Size is a tuple, torch.device a str, a numpy scalar a number. The
     result is at most `limits.DEPTH` deep and has at most `limits.NODES` values however it is walked; nothing holds
     itself. Tensors that shared memory in the file share it here.
