@@ -4,10 +4,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from scoreline.commands import reference
 from scoreline.commands.evaluate import main, parts_for
 from scoreline.datasets.digits import Digits
+from scoreline.errors import InputError
 from scoreline.metrics.base import Metrics
 from scoreline.metrics.fidelity import Fidelity
 
@@ -87,6 +89,8 @@ def test_features_that_take_long_are_kept_in_the_run_or_the_cache(place):
         (["samples.npz", "none.npz"], r"none\.npz: no such file"),
         (["none", "samples.npz"], "none: nothing is there"),
         (["samples.npz", "big.npz"], "are 3x16x16"),
+        (["big.npz", "samples.npz"], "images of big are 3x16x16, those of samples 1x8x8"),
+        (["big.npz", "dataset=digits"], "images of big are 3x16x16, those of digits-train 1x8x8"),
         (["samples.npz", "samples.npz", "metrics=none"], "metrics=none: compares with nothing"),
         (["samples.npz", "dataset=digits", "out=samples.npz"], r"out=samples\.npz: is there already"),
         (["samples.npz", "samples.npz", "dataset.split=test"], r"dataset\.split=test: give dataset= too"),
@@ -105,3 +109,20 @@ def test_mistakes_are_one_sentence(words, message):
 def test_help(capsys):
     main(["-h"])
     assert "scoreline evaluate" in capsys.readouterr().out
+
+
+def test_sizes_are_compared_before_anything_is_fetched(monkeypatch):
+    from scoreline.metrics import inception_features
+
+    def fetch(*_, **__):
+        raise AssertionError("a download begins")
+
+    monkeypatch.setattr(inception_features, "fetch", fetch)
+    for name, side in (("a", 16), ("b", 8)):
+        Path(name).mkdir()
+        for k in range(20):
+            Image.new("L", (side, side), k * 9).save(f"{name}/{k}.png")
+    with pytest.raises(InputError, match=r"^the images of a are 1x16x16, those of b 1x8x8 \(CxHxW\)"):
+        main(["a", "b"])
+    with pytest.raises(AssertionError, match="a download begins"):
+        main(["a", "a"])

@@ -213,10 +213,7 @@ def altered(key: str, at: int, value: float) -> dict[str, Any]:
         ({**GOOD, "more": 1}, "holds the keys Ls, more, score_abs; statistics"),
         ({**GOOD, "Ls": 3.0}, "Ls is no plain tensor of real numbers"),
         ({**GOOD, "Ls": torch.ones(1000, dtype=torch.int64)}, "Ls is no plain tensor of real numbers"),
-        (
-            {**GOOD, "score_abs": SPARSE},
-            "not a readable file of tensors (its pickle names torch._utils._rebuild_sparse",
-        ),
+        ({**GOOD, "score_abs": SPARSE}, "it asks for torch._utils._rebuild_sparse_tensor, and code in a file is never"),
         ({**GOOD, "score_abs": torch.ones(999)}, "score_abs has shape 999; statistics of DEIS-SN have 1000 entries"),
         ({**GOOD, "score_abs": torch.ones(1000, 3)}, "score_abs has shape 1000x3;"),
         ({**GOOD, "score_abs": torch.tensor(1.0)}, "score_abs has shape a single number;"),

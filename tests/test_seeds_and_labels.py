@@ -1,9 +1,11 @@
 import hashlib
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from bounded import refusal
 
 from scoreline.errors import InputError
 from scoreline.labels import describe_labels, plan_labels
@@ -127,3 +129,73 @@ def test_a_file_that_is_not_there_or_not_wanted(tmp_path: Path) -> None:
         plan_labels("nowhere.txt", SEEDS, 4)
     with pytest.raises(InputError, match="this checkpoint is unconditional"):
         plan_labels(file_of(tmp_path, "a.txt", "3 1 2"), SEEDS, 0)
+
+
+def table_of(*rows: str) -> str:
+    return "seed,label\n5,3\n6,1\n9,2\n" + "".join(f"{row}\n" for row in rows)
+
+
+HOSTILE_FILES = [
+    ("a.txt", "3 ١ 2", "is no whole number"),  # a digit of another script
+    ("a.txt", "3 1_0 2", "'1_0' is no whole number"),
+    ("a.txt", "3 1.0 2", "'1.0' is no whole number"),
+    ("a.txt", "3 1e0 2", "'1e0' is no whole number"),
+    ("a.txt", f"3 {10**18} 2", "is no whole number"),
+    ("a.txt", "9" * 5000, "is no whole number"),
+    ("a.json", "[" * 100_000, "nested too deeply"),
+    ("a.json", f"[{'9' * 5000}]", "not a list of whole numbers"),
+    ("a.json", "[3, NaN, 2]", "it must be a list of integers"),
+    ("a.json", "[3, 1e999, 2]", "it must be a list of integers"),
+    ("a.npy", np.array([2**64 - 1, 1, 2], np.uint64), "class 18446744073709551615 of seed 5 is out of range"),
+    ("a.npy", np.zeros(10**7, np.uint8), "holds 10000000 classes for 3 seeds"),
+    ("a.csv", "label\n" + "1" * 200_000, "a line that is too long|one that is too long"),
+    ("a.csv", 'label\n"1\n2"\n', "not a list of whole numbers"),
+    ("a.csv", "seed,seed,label\n5,5,1\n", "its header names a column twice"),
+    ("a.csv", "seed,label\n5,3,1\n", "a line has 3 columns, its header 2"),
+    ("a.csv", "seed,label\n٥,3\n", "is no whole number"),
+    ("a.csv", table_of("6,2"), "gives seed 6 the classes 1 and 2; keep the right one"),
+    ("a.csv", table_of().replace("6,1", "6,1.0"), "'1.0' is no whole number"),
+]
+
+
+@pytest.mark.parametrize(("name", "content", "sentence"), HOSTILE_FILES, ids=lambda value: str(value)[:24])
+def test_a_hostile_file_of_classes(name: str, content: object, sentence: str, tmp_path: Path) -> None:
+    rule = file_of(tmp_path, name, content)
+    said = refusal(lambda: plan_labels(rule, SEEDS, 4))
+    assert said.startswith(f"labels={rule}: ")
+    assert re.search(sentence, said)
+    assert "\n" not in said
+
+
+def test_what_others_write_is_read(tmp_path: Path) -> None:
+    for name, content in (
+        ("a.txt", "\ufeff3 1 2"),
+        ("b.csv", "\ufeff" + table_of("7,", "8,0")),
+        ("c.csv", table_of("6,1").replace("\n", "\r\n")),
+        (
+            "d.csv",
+            "seed,name,label\n" + "".join(f'{seed},"a, b",{label}\n' for seed, label in ((9, 2), (6, 1), (5, 3))),
+        ),
+        ("e.json", "[3, 1, 2]\n"),
+    ):
+        (tmp_path / name).write_text(content, encoding="utf-8", newline="")
+        labels = plan_labels(str(tmp_path / name), SEEDS, 4)
+        assert labels is not None
+        assert labels.tolist() == [3, 1, 2], name
+
+
+def test_no_file_or_one_without_end(tmp_path: Path) -> None:
+    (tmp_path / "dir.txt").mkdir()
+    (tmp_path / "loop.txt").symlink_to(tmp_path / "loop.txt")
+    (tmp_path / "zero.txt").symlink_to("/dev/zero")
+    for name in ("dir.txt", "loop.txt", "zero.txt", "x" * 5000 + ".txt"):
+        rule = str(tmp_path / name)
+        said = refusal(lambda rule=rule: plan_labels(rule, SEEDS, 4), seconds=5)
+        assert said.startswith("labels=")
+        assert re.search("no such file|no file has such a name", said)
+
+
+def test_a_fixed_class_in_plain_digits() -> None:
+    for rule in ("fixed:٣", "fixed:" + "9" * 5000, "fixed:1_0"):
+        with pytest.raises(InputError, match="choose random, balanced"):
+            plan_labels(rule, SEEDS, 4)

@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+from scoreline import reading
 from scoreline.errors import InputError
 
 SUFFIXES = (".txt", ".csv", ".npy", ".json")
@@ -16,13 +17,13 @@ def is_label_file(rule: str) -> bool:
 
 def fixed_class(rule: str) -> int | None:
     """k of `fixed:k`, None for another rule."""
-    found = re.fullmatch(r"fixed:(\d+)", rule.lower())
+    found = re.fullmatch(r"fixed:([0-9]{1,18})", rule.lower())
     return int(found[1]) if found else None
 
 
 def label_file(rule: str) -> Path:
     """Raises: InputError if no file of this name is there."""
-    path = Path(rule)
+    path = reading.place(rule, "labels")
     if not path.is_file():
         raise InputError(f"labels={rule}: no such file; give one with a class for each seed")
     return path

@@ -1,14 +1,18 @@
 import builtins
+import gzip
 import hashlib
 import io
 import os
 import pickle
+import re
 import struct
 import subprocess
 import tarfile
+import time
 
 import numpy as np
 import pytest
+from bounded import refusal
 
 from scoreline.datasets import cifar10
 from scoreline.datasets.cifar10 import Cifar10
@@ -261,3 +265,66 @@ def test_download_that_fails_says_what_to_do(published, tmp_path):
 def test_the_published_address_and_checksum():
     assert cifar10.URL == "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz"
     assert cifar10.MD5 == "c58f30108f718f92721af3b95e74349a"
+
+
+LAUGHS = b"\x80\x04)\x94" + b"".join(b"(" + (b"h" + bytes([i])) * 10 + b"t\x94" for i in range(20)) + b"}h\x14K\x01s."
+EXHAUSTING = {
+    "a memo far away": b"\x80\x02]r" + struct.pack("<I", 2**28) + b".",
+    "bytes announced": b"\x80\x04\x8e" + struct.pack("<Q", 2**50) + b"x.",
+    "a key that takes forever to hash": LAUGHS,
+    "deep tuples": b"\x80\x04)" + b"\x85" * 5_000_000 + b".",
+    "deep lists": b"\x80\x04" + b"]" * 3_000_000 + b"a" * 2_999_999 + b".",
+    "texts encoded again and again": b"\x80\x02c_codecs\nencode\nq\x00X\x00\x00\x10\x00"
+    + b"x" * 2**20
+    + b"q\x01X\x06\0\0\0latin1q\x02"
+    + b"0h\x00h\x01h\x02\x86R" * 1000
+    + b".",
+}
+
+
+@pytest.mark.parametrize("kind", EXHAUSTING)
+def test_pickles_that_exhaust_are_refused(kind):
+    said = refusal(lambda: read_batch(EXHAUSTING[kind], "b"), room=2**28)
+    assert said.startswith("b is not a CIFAR-10 batch (")
+    assert len(said.splitlines()) == 1
+
+
+def test_a_whole_batch_is_read_quickly_and_in_little_memory():
+    pixels = RNG.integers(0, 256, (10_000, 3072), dtype=np.uint8)
+    for data in (python2_batch(pixels, [1] * 10_000), python3_batch(pixels, [1] * 10_000, 4)):
+        start = time.monotonic()
+        found, _ = read_batch(data, "b")
+        assert np.array_equal(found, pixels)
+        assert time.monotonic() - start < 10
+
+
+def longname(size):
+    """The member by which GNU tar announces a name of `size` bytes."""
+    info = tarfile.TarInfo("././@LongLink")
+    info.type, info.size = tarfile.GNUTYPE_LONGNAME, size
+    return info.tobuf(tarfile.GNU_FORMAT)
+
+
+def test_archives_that_exhaust_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(cifar10, "MAX_UNPACKED", 2**22)
+    bomb = tmp_path / "bomb.tar.gz"
+    with gzip.open(bomb, "wb", compresslevel=1) as file:
+        file.write(longname(2**33) + bytes(2**26))
+    assert "is not a whole tar archive (it unpacks to more than" in refusal(lambda: Cifar10(str(bomb)), room=2**25)
+    info = tarfile.TarInfo("other")
+    info.size = 2**25
+    with tarfile.open(tmp_path / "long.tar.gz", "w:gz", compresslevel=1) as tar:
+        tar.addfile(info, io.BytesIO(bytes(2**25)))
+    with pytest.raises(InputError, match="it unpacks to more than"):
+        Cifar10(str(tmp_path / "long.tar.gz"))
+
+
+def test_a_plain_tar_is_read_and_batches_without_end_are_not(archive, tmp_path):
+    plain = tmp_path / "plain.tar"
+    plain.write_bytes(gzip.decompress(archive.read_bytes()))
+    assert Cifar10(str(plain)).digest == Cifar10(str(archive)).digest
+    (tmp_path / "f").mkdir()
+    (tmp_path / "f" / "test_batch").symlink_to("/dev/zero")
+    (tmp_path / "f" / "data_batch_1").write_bytes(b"")
+    said = refusal(lambda: Cifar10(str(tmp_path / "f"), "test"), room=2**26, seconds=5)
+    assert re.search("has no|holds a file that is no batch|neither", said)

@@ -4,7 +4,7 @@ import zlib
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from scoreline.datasets import decode as module
 from scoreline.datasets.decode import decode
@@ -98,3 +98,51 @@ def test_a_huge_declared_size_is_refused_before_decoding(monkeypatch):
         decode(raw_png(10**6, 10**6, 8, 0, b""), "bomb.png")
     monkeypatch.setattr(module, "MAX_PIXELS", 35)
     assert decode(encoded(Image.fromarray(GREY)), "a.png").shape == (1, 5, 7)
+
+
+PICTURE = Image.fromarray(RNG.integers(0, 256, (6, 4, 3), dtype=np.uint8))
+
+
+def oriented(orientation: object, form: str = "PNG", **more: object) -> bytes:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    for tag, value in more.items():
+        exif[int(tag.removeprefix("t"))] = value
+    return encoded(PICTURE, form, exif=exif)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_pictures_are_turned_upright(orientation):
+    data = oriented(orientation)
+    upright = np.array(ImageOps.exif_transpose(Image.open(io.BytesIO(data))))
+    assert np.array_equal(decode(data, "a.png").transpose(1, 2, 0), upright)
+    assert decode(oriented(orientation, "JPEG"), "a.jpg", ["JPEG"]).shape == (3, *upright.shape[:2])
+
+
+@pytest.mark.parametrize("orientation", [6, 3])
+def test_grey_and_palette_pictures_are_turned_too(orientation):
+    for mode in ("L", "P", "1"):
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        data = encoded(PICTURE.convert(mode), exif=exif)
+        upright = ImageOps.exif_transpose(Image.open(io.BytesIO(data)).convert("RGB" if mode == "P" else "L"))
+        found = decode(data, "a.png")
+        assert np.array_equal(found[0] if mode != "P" else found.transpose(1, 2, 0), np.array(upright))
+
+
+def test_other_numbers_turn_nothing():
+    for orientation in (0, 9, 65535):
+        assert np.array_equal(decode(oriented(orientation), "a.png"), decode(oriented(1), "a.png"))
+
+
+def test_damaged_exif_neither_stops_nor_turns():
+    whole = decode(encoded(PICTURE), "a.png")
+    assert np.array_equal(decode(encoded(PICTURE, exif=b"Exif\0\0junk"), "a.png"), whole)
+    good = oriented(6, t271="a maker")
+    start = good.index(b"eXIf") + 4
+    size = int.from_bytes(good[start - 8 : start - 4], "big")
+    for place in range(size):
+        data = bytearray(good)
+        data[start + place] ^= 0xFF
+        data[start + size : start + size + 4] = zlib.crc32(data[start - 4 : start + size]).to_bytes(4, "big")
+        assert decode(bytes(data), "a.png").shape in ((3, 6, 4), (3, 4, 6))

@@ -1,4 +1,6 @@
 import builtins
+import io
+import json
 import pickle
 import sys
 
@@ -12,6 +14,8 @@ from scoreline.datasets.huggingface import HuggingFace
 from scoreline.errors import InputError
 
 datasets = pytest.importorskip("datasets", reason="an optional extra")
+pyarrow = pytest.importorskip("pyarrow", reason="comes with datasets")
+pytest.importorskip("pyarrow.parquet")
 
 PIXELS = np.random.default_rng(4).integers(0, 256, (5, 6, 6, 3), dtype=np.uint8)
 LABELS = [1, 0, 2, 2, 1]
@@ -205,3 +209,39 @@ def test_missing_library_says_how_to_install_it(monkeypatch):
     monkeypatch.delitem(sys.modules, "datasets")
     with pytest.raises(InputError, match=r"pip install 'scoreline\[huggingface\]'"):
         HuggingFace("x")
+
+
+@pytest.mark.parametrize(
+    ("kind", "largest", "message"),
+    [
+        ("int64", 10**9, r"class 1000000000 makes 1000000001 classes of 5 images"),
+        ("int64", -2, "not one integer class per image"),
+    ],
+)
+def test_classes_that_cannot_be(tmp_path, kind, largest, message):
+    path = saved(tmp_path, table(number=(datasets.Value(kind), np.array([0, 1, 2, 3, largest], kind))))
+    with pytest.raises(InputError, match=message):
+        HuggingFace(path, label_key="number")
+
+
+def test_a_class_without_a_name_is_refused(tmp_path):
+    path = tmp_path / "x.parquet"
+    table().cast_column("label", datasets.Value("int64")).to_parquet(path)
+    content = pyarrow.parquet.read_table(path)
+    named = json.dumps({"info": {"features": datasets.Features(table().features).to_dict()}})
+    labels = pyarrow.array([0, 1, 2, 3, 4])
+    content = content.set_column(content.column_names.index("label"), "label", labels)
+    pyarrow.parquet.write_table(content.replace_schema_metadata({"huggingface": named}), path)
+    with pytest.raises(InputError, match=r"holds class 4, but names only 0 to 3|cannot be loaded"):
+        HuggingFace(str(path))
+
+
+def test_pictures_are_turned_upright(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    buffer = io.BytesIO()
+    Image.fromarray(PIXELS[0, :3]).save(buffer, "PNG", exif=exif)
+    content = {"image": [{"bytes": buffer.getvalue(), "path": None}]}
+    rows = datasets.Dataset.from_dict(content, features=datasets.Features({"image": datasets.Image()}))
+    data = HuggingFace(saved(tmp_path, rows))
+    assert np.array_equal(data.read([0])[0][0].permute(1, 2, 0).numpy(), np.rot90(PIXELS[0, :3], -1))

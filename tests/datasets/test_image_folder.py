@@ -1,11 +1,14 @@
 import json
 import multiprocessing
+import os
 import pickle
+import re
 import warnings
 
 import numpy as np
 import pytest
 import torch
+from bounded import refusal
 from PIL import Image
 
 from scoreline.datasets.base import ArrayDataset
@@ -238,3 +241,91 @@ def test_an_image_that_vanishes_is_named(tmp_path):
     (tmp_path / NAMES[5]).unlink()
     with pytest.raises(InputError, match=rf"{NAMES[5]} cannot be read \(No such file"):
         folder.read([5])
+
+
+def test_sizes_are_those_of_the_upright_pictures(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    tall = np.zeros((4, 2, 3), np.uint8)
+    Image.fromarray(tall).save(tmp_path / "a.png", exif=exif)
+    Image.fromarray(tall.transpose(1, 0, 2)).save(tmp_path / "b.png")
+    data = ImageFolder(str(tmp_path))
+    assert data.shape == (3, 2, 4)
+    assert data.read([0, 1])[0].shape == (2, 3, 2, 4)
+
+
+def listed(root, *pairs):
+    (root / "dataset.json").write_text(json.dumps({"labels": [list(pair) for pair in pairs]}))
+    return str(root)
+
+
+def test_an_image_with_two_classes_is_named(tmp_path):
+    write(tmp_path, ["x/a.png", "b.png"], PIXELS[:2])
+    for other in ("x/a.png", "./x/a.png", "x//a.png", "x\\a.png", "y/../x/a.png"):
+        path = listed(tmp_path, ("x/a.png", 0), ("b.png", 0), (other, 1))
+        with pytest.raises(InputError, match=r"dataset\.json labels x/a\.png twice, with different classes"):
+            ImageFolder(path)
+        assert ImageFolder(listed(tmp_path, ("b.png", 0), ("b.png", 0), (other, 1))).labels.tolist() == [0, 1]
+
+
+def test_numbers_of_classes_are_plausible(tmp_path):
+    write(tmp_path, ["a.png", "b.png"], PIXELS[:2])
+    assert ImageFolder(listed(tmp_path, ("a.png", 0), ("b.png", 999))).num_classes == 1000
+    for label in (10**5, 10**9, 2**40, 2**64, 10**30):
+        with pytest.raises(InputError, match=rf"class {label} makes {label + 1} classes of 2 images"):
+            ImageFolder(listed(tmp_path, ("a.png", 0), ("b.png", label)))
+
+
+def test_an_empty_class_folder_is_named(tmp_path):
+    write(tmp_path)
+    (tmp_path / ".hidden").mkdir()
+    ImageFolder(str(tmp_path), labels="folders")
+    (tmp_path / "00000b" / "inner").mkdir(parents=True)
+    with pytest.raises(InputError, match=r"folder 00000b in .* holds no image; remove it"):
+        ImageFolder(str(tmp_path), labels="folders")
+    (tmp_path / "00000b" / "notes.txt").write_text("x")
+    with pytest.raises(InputError, match=r"folder 00000b in .* holds no image"):
+        ImageFolder(str(tmp_path), labels="folders")
+    assert ImageFolder(str(tmp_path)).num_classes == 0
+
+
+def test_a_folder_that_cannot_be_read_hides_no_images(tmp_path, monkeypatch):
+    write(tmp_path)
+    real = os.scandir
+
+    def scandir(path):
+        if str(path).endswith("00001"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    with pytest.raises(InputError, match=r"00001 cannot be read \(Permission denied\)"):
+        ImageFolder(str(tmp_path))
+
+
+def test_files_without_end_and_oversized_ones(tmp_path):
+    write(tmp_path, ["a.png"], PIXELS[:1])
+    (tmp_path / "b.png").symlink_to("/dev/zero")
+    os.mkfifo(tmp_path / "c.png")
+    (tmp_path / "d.png").touch()
+    os.truncate(tmp_path / "d.png", 2**26 + 1)
+    data = ImageFolder(str(tmp_path))
+    for index, reason in enumerate(("no regular file", "no regular file", "more than"), start=1):
+        said = refusal(lambda index=index: data.read([index]), room=2**25, seconds=5)
+        assert re.search(rf"{'abcd'[index]}\.png cannot be read \(it .*{reason}", said)
+    (tmp_path / "dataset.json").symlink_to("/dev/zero")
+    assert "dataset.json cannot be read" in refusal(lambda: ImageFolder(str(tmp_path)), room=2**25, seconds=5)
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"labels": [' + "{}," * 3_000_000 + "{}]}", " " * (3 * 2**24 + 2000)])
+def test_label_files_that_exhaust(tmp_path, text):
+    write(tmp_path, ["a.png"], PIXELS[:1])
+    (tmp_path / "dataset.json").write_text(text)
+    said = refusal(lambda: ImageFolder(str(tmp_path)), room=2**28)
+    assert "dataset.json is not of the form" in said
+    assert len(said) < 600
+
+
+def test_a_path_that_no_file_has():
+    with pytest.raises(InputError, match=r"^dataset\.path=x{59}\.\.: no file has such a name"):
+        ImageFolder("x" * 5000)

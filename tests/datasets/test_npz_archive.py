@@ -1,6 +1,9 @@
+import zipfile
+
 import numpy as np
 import pytest
 import torch
+from bounded import refusal
 
 from scoreline.datasets import given
 from scoreline.datasets.base import ArrayDataset
@@ -105,3 +108,40 @@ def test_other_places_are_named(tmp_path):
         given.images(str(tmp_path / "x.tar"))
     with pytest.raises(InputError, match="nothing is there; give a folder"):
         given.images(str(tmp_path / "none"))
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (
+            np.full(7, 2**64 - 1, np.uint64),
+            r"arr_1: class 18446744073709551615 makes 18446744073709551616 classes of 7",
+        ),
+        (np.arange(7) * 10**9, r"arr_1: class 6000000000 makes 6000000001 classes of 7 images"),
+        (np.arange(7) - 2, "arr_1 holds class -2; classes are 0, 1, .., and -1 is none"),
+    ],
+)
+def test_classes_that_cannot_be(tmp_path, save, labels, message):
+    save(tmp_path / "x.npz", arr_0=pixels(), arr_1=labels)
+    with pytest.raises(InputError, match=message):
+        NpzArchive(str(tmp_path / "x.npz"))
+
+
+def test_few_images_of_many_classes(tmp_path):
+    np.savez(tmp_path / "x.npz", arr_0=pixels(), arr_1=np.array([999, 3, -1, 0, 0, 0, 0], np.int16))
+    data = NpzArchive(str(tmp_path / "x.npz"))
+    assert data.num_classes == 1000
+    assert data.read(range(3))[1].tolist() == [999, 3, -1]
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_declared_sizes_take_no_memory(tmp_path, save):
+    save(tmp_path / "x.npz", arr_0=pixels())
+    with zipfile.ZipFile(tmp_path / "x.npz") as archive:
+        content, packing = archive.read("arr_0.npy"), archive.infolist()[0].compress_type
+    for shape in (b"(7000000, 5000, 4, 3)", b"(7, -5, -4, 3)", b"(7, 5, 4, 4)"):
+        header = content.replace(b"(7, 5, 4, 3)", shape).replace(b" " * (len(shape) - 12) + b"\n", b"\n", 1)
+        with zipfile.ZipFile(tmp_path / "y.npz", "w", packing) as archive:
+            archive.writestr("arr_0.npy", header)
+        assert "cannot be read as an npz file" in refusal(lambda: NpzArchive(str(tmp_path / "y.npz")), room=2**25)

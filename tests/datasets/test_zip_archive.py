@@ -9,6 +9,7 @@ import zipfile
 import numpy as np
 import pytest
 import torch
+from bounded import refusal
 from PIL import Image
 
 from scoreline.datasets import zip_archive
@@ -184,3 +185,42 @@ def test_wrong_resolution_and_wrong_paths(archive, tmp_path):
         ZipArchive(str(tmp_path / "no.zip"))
     with pytest.raises(InputError, match=r"is a folder; .*dataset=image_folder"):
         ZipArchive(str(tmp_path))
+
+
+def zipped(path, *entries):
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as handle:
+        for name, content in entries:
+            handle.writestr(name, content)
+    return str(path)
+
+
+def test_a_name_given_twice_in_other_spellings(tmp_path):
+    path = zipped(tmp_path / "x.zip", ("x/a.png", png(PIXELS[0])), ("x/./a.png", png(PIXELS[1])))
+    with pytest.raises(InputError, match=r"holds x/a\.png twice"):
+        ZipArchive(path)
+
+
+def test_an_empty_class_folder_is_named(tmp_path):
+    images = (("a/0.png", png(PIXELS[0])), ("c/0.png", png(PIXELS[1])))
+    assert ZipArchive(zipped(tmp_path / "x.zip", *images, ("__MACOSX/", b"")), labels="folders").num_classes == 2
+    for empty in (("b/", b""), ("b/inner/", b""), ("b/notes.txt", b"x")):
+        with pytest.raises(InputError, match=r"folder b in .* holds no image"):
+            ZipArchive(zipped(tmp_path / "x.zip", *images, empty), labels="folders")
+
+
+def test_labels_that_exhaust(tmp_path):
+    for text in (b"[" * 2**23, b'{"labels": [' + b"{}," * 2**22 + b"0]}", b" " * 2**26):
+        path = zipped(tmp_path / "x.zip", ("a.png", png(PIXELS[0])), ("dataset.json", text))
+        assert os.path.getsize(path) < 2**20
+        said = refusal(lambda path=path: ZipArchive(path), room=2**28)
+        assert "dataset.json is not of the form" in said
+
+
+def test_pictures_are_turned_upright(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    buffer = io.BytesIO()
+    Image.fromarray(PIXELS[0, :4]).save(buffer, "PNG", exif=exif)
+    data = ZipArchive(zipped(tmp_path / "x.zip", ("a.png", buffer.getvalue())))
+    assert data.shape == (3, 8, 4)
+    assert np.array_equal(data.read([0])[0][0].permute(1, 2, 0).numpy(), np.rot90(PIXELS[0, :4], -1))

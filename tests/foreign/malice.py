@@ -236,8 +236,14 @@ def opcodes() -> Corpus:
         ),
         "copies of a list": (
             name("builtins", "set").code + value((list(range(10**5)),)) + b"q\x010q\x00" + b"0h\x00h\x01R" * 1000,
-            "steps",
+            "steps|keys",
         ),
+        "numbers as keys": (b"}(" + b"".join(b"J" + struct.pack("<i", k) + b"N" for k in range(40_000)) + b"u", "keys"),
+        "tuples as keys": (
+            b"}(" + b"".join(b"J" + struct.pack("<i", k) + b"\x85N" for k in range(5000)) + b"u",
+            "keys",
+        ),
+        "many empty lists": (b"(" + b"]" * 600_000 + b"l", "containers"),
         "colliding keys": (b"}(" + b"".join(value((2**61 - 1) * k) + b"N" for k in range(9)) + b"u", "key"),
         "wide tuple as a key": (b"}" + value(tuple(range(1000))) + b"Ns", "key"),
         "list as a key": (b"}]Ns", "key"),

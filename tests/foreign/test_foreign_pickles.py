@@ -10,11 +10,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from scoreline.errors import InputError
-from scoreline.foreign import limits, trees
-from scoreline.foreign.limits import Budget, FileError
-from scoreline.foreign.pickles import Machine, Name, Record, no_persistent, unknown
+from scoreline.foreign import trees
 from scoreline.foreign.torch_files import read
-from scoreline.foreign.window import Window
+from scoreline.safe_pickle import limits
+from scoreline.safe_pickle.limits import Budget, FileError
+from scoreline.safe_pickle.machine import Machine, Name, Record, no_persistent, unknown
+from scoreline.safe_pickle.window import Window
 
 keys = st.one_of(
     st.text(), st.binary(), st.booleans(), st.none(), st.integers(-(2**59), 2**59), st.floats(allow_nan=False)

@@ -1,12 +1,15 @@
 import json
+import os
+import zipfile
 
 import numpy as np
 import pytest
 import torch
+from bounded import refusal
 
 from scoreline.errors import InputError
 from scoreline.metrics.frechet import GaussianStatistics, frechet_distance
-from scoreline.metrics.statistics import Statistics, read_statistics, write_statistics
+from scoreline.metrics.statistics import Statistics, keys, read_statistics, write_statistics
 
 
 def rows(n, d, seed=0):
@@ -84,3 +87,54 @@ def test_a_cut_file_is_refused(tmp_path):
     (tmp_path / "cut.npz").write_bytes((tmp_path / "whole.npz").read_bytes()[:200])
     with pytest.raises(InputError, match="cannot be read as an npz file"):
         read_statistics(tmp_path / "cut.npz")
+
+
+DEEP = np.array("[" * 100_000)
+HOSTILE = {
+    "deep record": ({"about": DEEP}, "its record is damaged"),
+    "a list as record": ({"about": np.array("[1]")}, "its record is damaged"),
+    "no number": ({"n": np.array(np.nan)}, "its n of float64 is no number of images"),
+    "an infinite number": ({"n": np.array(np.inf)}, "is no number of images"),
+    "a negative number": ({"n": np.array(-5)}, "is no number of images"),
+    "a text as number": ({"n": np.array("5")}, "is no number of images"),
+    "a complex number": ({"n": np.array(5j)}, "is no number of images"),
+    "a huge number": ({"n": np.array(2**64 - 1, np.uint64)}, "is no number of images"),
+    "no features": ({"mu": np.zeros(0), "sigma": np.zeros((0, 0))}, "are no mean and covariance"),
+    "too many features": ({"mu": np.zeros(5000), "sigma": np.zeros((5000, 5000), np.float16)}, "are no mean and"),
+    "a structure": ({"mu": np.zeros(2, [("a", float)])}, "cannot be read as an npz file of numbers"),
+}
+
+
+@pytest.mark.parametrize("case", HOSTILE)
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_hostile_statistics_are_refused(tmp_path, case, save):
+    arrays, message = HOSTILE[case]
+    save(tmp_path / "bad.npz", **({"mu": np.zeros(2), "sigma": np.eye(2)} | arrays))
+    said = refusal(lambda: read_statistics(tmp_path / "bad.npz"), room=2**28)
+    assert message in said
+    assert len(said.splitlines()) == 1
+
+
+def test_declared_sizes_take_no_memory(tmp_path):
+    header = b"{'descr': '<f8', 'fortran_order': False, 'shape': (100000, 100000), }\n"
+    with zipfile.ZipFile(tmp_path / "bad.npz", "w") as archive:
+        for name in ("mu", "sigma"):
+            archive.writestr(f"{name}.npy", b"\x93NUMPY\x01\0" + len(header).to_bytes(2, "little") + header + bytes(99))
+    said = refusal(lambda: read_statistics(tmp_path / "bad.npz"), room=2**25)
+    assert "takes 80,000,000,000 bytes, but the file holds" in said
+
+
+@pytest.mark.parametrize("kind", ["<f4", ">f8", "longdouble"])
+def test_other_kinds_of_real_numbers_are_read(tmp_path, kind):
+    mu, sigma = np.array([1.0, 2.0]).astype(kind), np.diag([3.0, 4.0]).astype(kind)
+    np.savez(tmp_path / "x.npz", mu=mu, sigma=sigma)
+    found = read_statistics(tmp_path / "x.npz")
+    assert found.gaussian.mean.tolist() == [1.0, 2.0]
+    assert found.gaussian.covariance.tolist() == [[3.0, 0.0], [0.0, 4.0]]
+
+
+def test_pipes_and_directories_are_named(tmp_path):
+    os.mkfifo(tmp_path / "pipe.npz")
+    for place in (tmp_path / "pipe.npz", tmp_path):
+        for read in (read_statistics, keys):
+            assert str(place) in refusal(lambda read=read, place=place: read(place), seconds=5)

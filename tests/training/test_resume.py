@@ -6,10 +6,13 @@ import resource
 import shutil
 import signal
 import time
+import zipfile
+from collections import Counter
 from pathlib import Path
 
 import pytest
 import torch
+from bounded import refusal
 from runs import SILENT, assert_same_run, begun, records, state, train, wait_for
 from safetensors.torch import load_file
 
@@ -170,3 +173,53 @@ def test_a_checkpoint_that_would_run_code_is_not_loaded(tmp_path: Path) -> None:
     torch.save({"state_dict": Evil()}, path)
     assert not loadable(path)
     assert not (tmp_path / "marker").exists()
+
+
+def test_a_checkpoint_that_unpacks_to_much_is_not_unpacked(tmp_path: Path) -> None:
+    path = tmp_path / "bomb.ckpt"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        with archive.open("archive/data.pkl", "w") as file:
+            file.write(b"\x80\x02}")
+            for _ in range(8):
+                file.write(bytes(2**24))
+        archive.writestr("archive/version", "3\n")
+
+    def resume() -> None:
+        if not loadable(path):
+            raise InputError("not loadable")
+
+    assert refusal(resume, room=2**26) == "not loadable"
+
+
+def test_a_checkpoint_whose_keys_take_forever_is_not_loaded(tmp_path: Path) -> None:
+    nested: object = ()
+    for _ in range(60):
+        nested = (nested, nested)
+    path = tmp_path / "hash.ckpt"
+    torch.save({"state_dict": {}, "x": nested}, path)
+    with zipfile.ZipFile(path) as archive:
+        content = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w") as archive:  # {..., the tuple: None}
+        for name, data in content.items():
+            changed = data.removesuffix(b"u.") + b"h\x3fNu." if name.endswith("data.pkl") else data
+            archive.writestr(name, changed)
+
+    def resume() -> None:
+        if not loadable(path):
+            raise InputError("not loadable")
+
+    assert refusal(resume, seconds=10) == "not loadable"
+
+
+def test_what_torch_admits_is_loadable(tmp_path: Path) -> None:
+    content = {
+        "state_dict": {"w": torch.ones(2, dtype=torch.bfloat16)},
+        "optimizer_states": [{"state": {0: {"step": torch.tensor(3.0)}}, "param_groups": [{"betas": (0.9, 0.99)}]}],
+        "lr_schedulers": [{"milestones": Counter({10: 1})}],
+        "loops": {"fit": {"progress": {"total": 1, "ready": None}}},
+        "shape": torch.Size([1, 2]),
+        "dtype": torch.float16,
+        "generator": torch.get_rng_state(),
+    }
+    torch.save(content, tmp_path / "a.ckpt")
+    assert loadable(tmp_path / "a.ckpt")

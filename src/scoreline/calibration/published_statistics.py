@@ -1,5 +1,6 @@
 """The measurements that the authors of DEIS-SN released, as a record of ours."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -72,11 +73,12 @@ def read(path: Path) -> tuple[Tensor, Tensor]:
 
 
 def _load(path: Path) -> Any:
-    """The content of a zip or legacy file of torch, wherever its tensors were saved, without its unpickler."""
+    """The content of a zip or legacy file of torch, wherever its tensors were."""
     try:
         return torch_files.read(path)
     except InputError as error:
-        reason = str(error).removeprefix(f"{path}: ").partition(";")[0]
+        asked = re.search(r"its pickle names ([\w.]+), which", str(error))
+        reason = f"it asks for {asked[1]}, and code in a file is never run" if asked else error
         raise InputError(f"{path}: not a readable file of tensors ({reason}); copy or save it again") from error
 
 

@@ -26,6 +26,7 @@ from scoreline.datasets.base import ImageDataset
 from scoreline.errors import InputError
 from scoreline.files import code_version, write_atomically
 from scoreline.metrics.base import HIGHER_IS_BETTER, Metrics, Score
+from scoreline.metrics.references import images_of
 from scoreline.parts import Parts
 from scoreline.progress import ImageProgress
 
@@ -46,6 +47,7 @@ def main(words: list[str]) -> None:
     out = destination(asked.own.get("out", ""))
     images = given.images(place)
     metrics = build(asked, images.shape, reference)
+    check_sizes(images, metrics)
     metrics.check(images.shape, len(images))
     with ImageProgress(len(images), "features") as progress:
         scores = metrics(images, parts_for(Path(place), metrics), progress.update)
@@ -69,6 +71,22 @@ def sides(asked: Asked) -> tuple[str, Any]:
             "scoreline evaluate --help shows both"
         )
     return asked.places[0], node(asked) if wanted == 1 else asked.places[1]
+
+
+def check_sizes(images: ImageDataset, metrics: Metrics) -> None:
+    """Compare the two sides before the metrics fetch or load their network.
+
+    Raises:
+        InputError: if their images are of different shapes.
+    """
+    reference = getattr(metrics, "reference", None)
+    others = None if reference is None else images_of(reference)
+    if others is not None and others.shape != images.shape:
+        theirs, ours = ("x".join(map(str, side.shape)) for side in (others, images))
+        raise InputError(
+            f"the images of {images.name} are {ours}, those of {others.name} {theirs} (CxHxW): give two sets of one "
+            "size; nothing is resized here"
+        )
 
 
 def destination(out: str) -> Path | None:

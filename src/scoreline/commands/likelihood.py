@@ -2,7 +2,6 @@
 
 import argparse
 import math
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple, NoReturn
@@ -11,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scoreline import run_names
+from scoreline import npy, reading, run_names
 from scoreline.checkpoints import Checkpoint, load_model
 from scoreline.datasets.digits import Digits
 from scoreline.device import choose_device
@@ -146,16 +145,17 @@ def digits(data: str) -> Images:
 def read_npz(path: Path) -> Images:
     """arr_0 uint8 (N, H, W, C) and, if there, labels arr_1 (N,): the layout of samples.npz."""
     try:
-        with open(path, "rb") as stream, np.load(stream, allow_pickle=False) as file:
-            pixels, labels = file["arr_0"], file.get("arr_1")
-    except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+        pixels, labels = npy.member(path, "arr_0"), npy.member(path, "arr_1")
+        if pixels is None:
+            raise ValueError("arr_0 is not there")
+    except reading.DAMAGE as error:
         raise InputError(f"--data={path}: not a readable npz file with arr_0 ({error}); write it again") from error
     if pixels.dtype != np.uint8 or pixels.ndim != 4:
         found = f"{pixels.dtype} {'x'.join(map(str, pixels.shape))}"
         raise InputError(f"--data={path}: arr_0 is {found}; save uint8 images as NxHxWxC")
     if labels is not None and (labels.shape != (len(pixels),) or labels.dtype.kind not in "iu"):
         raise InputError(f"--data={path}: arr_1 must be one whole number for each of the {len(pixels)} images")
-    images = torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
+    images = torch.from_numpy(np.array(pixels)).permute(0, 3, 1, 2).contiguous()
     return Images(path.name, images, None if labels is None else torch.from_numpy(labels.astype(np.int64)))
 
 

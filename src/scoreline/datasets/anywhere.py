@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from scoreline import reading
 from scoreline.datasets.base import ImageDataset
 from scoreline.datasets.lazy import LazyDataset
 from scoreline.errors import InputError
@@ -20,7 +21,7 @@ def images(path: str, resolution: int, labels: str = "none", cache_mib: float = 
     Raises:
         InputError: if nothing is there, or what the kind of data set refuses.
     """
-    place = Path(path).expanduser()
+    place = reading.place(path, "dataset.path")
     if place.suffix == ".zip" and place.is_file():
         from scoreline.datasets.zip_archive import ZipArchive
 

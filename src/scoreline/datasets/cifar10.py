@@ -1,13 +1,17 @@
 """CIFAR-10 from its authors' own archive."""
 
+import gzip
+import io
+import os
 import tarfile
-import zlib
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
+from typing import IO, cast
 
 import numpy as np
 import torch
 
+from scoreline import reading
 from scoreline.datasets.base import ArrayDataset
 from scoreline.datasets.cifar_pickle import read_batch
 from scoreline.datasets.download import download as fetch
@@ -19,6 +23,8 @@ MD5 = "c58f30108f718f92721af3b95e74349a"
 FOLDER = "cifar-10-batches-py"
 BATCHES = {"train": [f"data_batch_{number}" for number in range(1, 6)], "test": ["test_batch"]}
 MAX_BYTES = 2**27  # a batch has 31 MB
+MAX_UNPACKED = 2**28  # the archive has 186 MB
+GZIP = b"\x1f\x8b"
 
 
 class Cifar10(ArrayDataset):
@@ -41,7 +47,7 @@ class Cifar10(ArrayDataset):
     def __init__(self, path: str = f"data/{ARCHIVE}", split: str = "train", download: bool = False) -> None:
         if split not in BATCHES:
             raise InputError(f"dataset.split={split}: choose from {', '.join(BATCHES)}")
-        place = Path(path).expanduser()
+        place = reading.place(path, "dataset.path")
         if download and _find(place) is None:
             fetch(URL, place if place.suffix in (".gz", ".tgz") else place / ARCHIVE, MD5)
         files = _read_files(place, BATCHES[split])
@@ -74,22 +80,45 @@ def _read_files(place: Path, names: Sequence[str]) -> dict[str, bytes]:
 
 
 def _from_folder(folder: Path, names: Sequence[str]) -> dict[str, bytes]:
-    return {name: (folder / name).read_bytes() for name in names if (folder / name).is_file()}
+    try:
+        return {name: reading.content(folder / name, MAX_BYTES) for name in names if (folder / name).exists()}
+    except (OSError, ValueError) as error:
+        raise InputError(f"dataset.path={folder} holds a file that is no batch ({error}); fetch {URL} anew") from error
 
 
 def _from_archive(archive: Path, names: Sequence[str]) -> dict[str, bytes]:
     """Plain files of these names, in whatever folder of the archive; nothing is unpacked to the disk."""
     files: dict[str, bytes] = {}
     try:
-        with tarfile.open(archive, "r:*") as tar:
+        with reading.regular(archive) as packed, tarfile.open(fileobj=_unpacked(packed), mode="r|") as tar:
             for member in tar:
                 name = PurePosixPath(member.name).name
                 content = tar.extractfile(member) if name in names and _plain(member) else None
                 if content is not None:
                     files[name] = content.read()
-    except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
+    except (tarfile.TarError, *reading.DAMAGE) as error:
         raise InputError(f"dataset.path={archive} is not a whole tar archive ({error}); fetch {URL} anew") from error
     return files
+
+
+class _Bounded(io.RawIOBase):
+    """Reads forward, as far as an archive of CIFAR-10 goes; names and headers of others may be of any length."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self.file, self.left = file, MAX_UNPACKED
+
+    def read(self, size: int = -1) -> bytes:
+        self.left -= size if size >= 0 else self.left + 1
+        if self.left < 0:
+            raise ValueError(f"it unpacks to more than {MAX_UNPACKED:,} bytes")
+        return self.file.read(size)
+
+
+def _unpacked(packed: IO[bytes]) -> _Bounded:
+    """The tar archive, packed by gzip or not at all."""
+    start = packed.read(len(GZIP))
+    packed.seek(0, os.SEEK_SET)
+    return _Bounded(cast(IO[bytes], gzip.GzipFile(fileobj=packed)) if start == GZIP else packed)
 
 
 def _plain(member: tarfile.TarInfo) -> bool:

@@ -1,54 +1,43 @@
 """The pickled batches of CIFAR-10, read without letting a pickle call anything."""
 
-import io
-import pickle
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from scoreline.errors import InputError
+from scoreline.safe_pickle.limits import COPIES, Budget, FileError, shown
+from scoreline.safe_pickle.machine import Machine, Name, Record, no_persistent
+from scoreline.safe_pickle.window import Window
 
-ADMITTED = {
+STEPS = 500_000
+"""Opcodes of one batch; 10,000 images with their names take 50,000."""
+
+RECORDED = {
     "numpy.core.multiarray._reconstruct",
     "numpy._core.multiarray._reconstruct",
     "numpy.ndarray",
     "numpy.dtype",
-    "_codecs.encode",  # how Python 3 spells bytes in protocols up to 2
 }
+"""Names whose calls become records."""
 
 
-class _Call:
-    """What the pickle wanted called, with what, and the state it then wanted set: a record, never carried out."""
+class _Reader(Machine):
+    """The pickle machine with the names of a batch."""
 
-    __slots__ = ("arguments", "name", "state")
+    def __init__(self, size: int) -> None:
+        super().__init__(self.named_value, no_persistent, Budget(STEPS, size + COPIES))
 
-    def __init__(self, name: str, arguments: tuple[Any, ...]) -> None:
-        self.name, self.arguments = name, arguments
-        self.state: Any = None
+    def named_value(self, name: str) -> Name:
+        if name == "_codecs.encode":  # how Python 3 spells bytes in protocols up to 2
+            return Name(name, self.encode)
+        if name not in RECORDED:
+            raise FileError(f"it names {shown(name)}, which no CIFAR-10 batch needs")
+        return Name(name)
 
-    def __setstate__(self, state: Any) -> None:
-        self.state = state
-
-
-@dataclass(frozen=True, slots=True)
-class _Name:
-    """Takes the place of a function or class; calling it makes a record."""
-
-    name: str
-
-    def __call__(self, *arguments: Any) -> _Call:
-        return _Call(self.name, arguments)
-
-
-class _Reader(pickle.Unpickler):
-    """Resolves a global to its mere name."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        if f"{module}.{name}" not in ADMITTED:
-            raise pickle.UnpicklingError(f"it names {module}.{name}, which no CIFAR-10 batch needs")
-        return _Name(f"{module}.{name}")
+    def encode(self, text: str, _: str) -> bytes:
+        self.budget.copy(len(text))
+        return text.encode("latin1")
 
 
 def read_batch(data: bytes, where: str) -> tuple[NDArray[np.uint8], list[int]]:
@@ -61,19 +50,19 @@ def read_batch(data: bytes, where: str) -> tuple[NDArray[np.uint8], list[int]]:
         InputError: for a damaged pickle, one that names any other global, or one that is not such a batch.
     """
     try:
-        batch = _Reader(io.BytesIO(data), encoding="bytes").load()
+        batch = _Reader(len(data)).run(Window(memoryview(data)))
         batch = {_bytes(key): value for key, value in batch.items()}
         pixels, labels = _pixels(batch[b"data"]), batch[b"labels"]
         sound = pixels.shape == (len(labels), 3072) and all(type(label) is int and 0 <= label < 10 for label in labels)
     except Exception as error:  # a hostile pickle can make these lines raise anything; none of it may pass
-        reason = (str(error) or type(error).__name__).splitlines()[0]
+        reason = shown(str(error) or type(error).__name__)
         raise InputError(f"{where} is not a CIFAR-10 batch ({reason}); fetch the archive anew") from error
     if not sound:
         raise InputError(f"{where} is not a CIFAR-10 batch (rows of 3072 bytes, labels 0..9); fetch the archive anew")
     return pixels, labels
 
 
-def _pixels(array: _Call) -> NDArray[np.uint8]:
+def _pixels(array: Record) -> NDArray[np.uint8]:
     """The array from numpy's state: (version, shape, dtype, is it in Fortran order, content)."""
     _, shape, dtype, fortran, content = array.state
     if dtype.name != "numpy.dtype" or dtype.arguments[0] not in ("u1", b"u1"):
@@ -81,7 +70,6 @@ def _pixels(array: _Call) -> NDArray[np.uint8]:
     return np.frombuffer(_bytes(content), np.uint8).reshape(shape, order="F" if fortran else "C")
 
 
-def _bytes(value: str | bytes | _Call) -> bytes:
-    """A string of Python 2, one of Python 3, or the record of `_codecs.encode`."""
-    text = value.arguments[0] if isinstance(value, _Call) else value
-    return text if isinstance(text, bytes) else text.encode("latin1")
+def _bytes(value: Any) -> bytes | memoryview:
+    """A string of Python 2, or bytes of Python 3; long ones are a view of the file."""
+    return value.encode("latin1") if isinstance(value, str) else value

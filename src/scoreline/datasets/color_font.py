@@ -10,6 +10,7 @@ from scoreline.datasets.decode import PNG_SIGNATURE
 from scoreline.errors import InputError
 
 Text = tuple[int, ...]  # Unicode code points
+LONGEST = 64  # ligatures of ligatures double their texts again and again; the longest emoji has ten characters
 EXTENSION = 7  # the GSUB lookup type that only points to another
 LIGATURE = 4
 
@@ -61,7 +62,10 @@ def _texts(font: Any) -> dict[str, list[Text]]:
         if not any(ready):
             break
         for parts, name in compress(waiting, ready):
-            found[name].append(tuple(code for part in parts for code in found[part][0]))
+            text = tuple(code for part in parts for code in found[part][0])
+            if len(text) > LONGEST:
+                raise ValueError(f"a ligature of {len(text)} characters")
+            found[name].append(text)
         waiting = [pair for pair, done in zip(waiting, ready, strict=True) if not done]
     return found
 

@@ -15,11 +15,24 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 MAX_PIXELS = 2**26  # 8192 x 8192: beyond any image of this field, and under 256 MiB once decoded
+ORIENTATION = 0x0112  # the number of the EXIF tag
+ORIENTED = {"exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif"}  # where Pillow looks for it
+TURNS = {
+    2: "FLIP_LEFT_RIGHT",
+    3: "ROTATE_180",
+    4: "FLIP_TOP_BOTTOM",
+    5: "TRANSPOSE",
+    6: "ROTATE_270",
+    7: "TRANSVERSE",
+    8: "ROTATE_90",
+}
+"""Orientation -> what turns the picture upright, by Pillow's name."""
+
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 
 def decode(data: bytes, where: str, formats: Sequence[str] = ("PNG",)) -> NDArray[np.uint8]:
-    """An image file as uint8 (C, H, W) with C = 1 (grey) or 3 (RGB).
+    """An image file as uint8 (C, H, W) with C = 1 (grey) or 3 (RGB), upright.
 
     Args:
         data: the whole file.
@@ -44,7 +57,10 @@ def decode(data: bytes, where: str, formats: Sequence[str] = ("PNG",)) -> NDArra
 
 
 def open_image(data: bytes, where: str, formats: Sequence[str] = ("PNG",)) -> "Image":
-    """The decoded Pillow image, whatever its mode; the size is checked before a pixel is decoded."""
+    """The decoded Pillow image, whatever its mode, turned as its EXIF orientation says.
+
+    The size is checked before a pixel is decoded.
+    """
     from PIL import Image
 
     try:
@@ -55,4 +71,18 @@ def open_image(data: bytes, where: str, formats: Sequence[str] = ("PNG",)) -> "I
     except (OSError, SyntaxError, ValueError, struct.error, zlib.error, Image.DecompressionBombError) as error:
         reason = str(error) or type(error).__name__
         raise InputError(f"{where} cannot be read as {' or '.join(formats)} ({reason}): replace it") from error
-    return image
+    turn = TURNS.get(_orientation(image))
+    return image if turn is None else image.transpose(Image.Transpose[turn])
+
+
+def _orientation(image: "Image") -> int:
+    """1 to 8; 1, upright, also where the EXIF data cannot be read, as in every viewer.
+
+    Pillow's `exif_transpose` would write the rest of the EXIF data anew, which fails where a camera left it odd.
+    """
+    if not image.info.keys() & ORIENTED:
+        return 1
+    try:
+        return int(image.getexif().get(ORIENTATION, 1))
+    except Exception:  # Pillow lets through whatever damaged tags provoke
+        return 1

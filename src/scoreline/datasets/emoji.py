@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from scoreline import reading
 from scoreline.datasets.base import ArrayDataset
 from scoreline.datasets.color_font import Glyph, Text, read_glyphs
 from scoreline.datasets.decode import open_image
@@ -70,7 +71,7 @@ def _check(split: str, resolution: int, background: int) -> None:
 
 
 def _existing(font: str) -> Path:
-    path = Path(font).expanduser()
+    path = reading.place(font, "dataset.font")
     if not path.is_file():
         raise InputError(
             f"dataset.font={font}: no such file; `apt-get install fonts-noto-color-emoji`, or give the path of "

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from scoreline import reading
 from scoreline.datasets.base import ImageDataset
 from scoreline.errors import InputError
 
@@ -20,7 +21,7 @@ def images(path: str) -> ImageDataset:
     Raises:
         InputError: if nothing is there, a run is unfinished or kept no images, and what its reader refuses.
     """
-    place = Path(path).expanduser()
+    place = reading.place(path, "images")
     if place.suffix == ".npz":
         from scoreline.datasets.npz_archive import NpzArchive
 

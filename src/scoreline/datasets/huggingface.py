@@ -10,8 +10,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from scoreline import reading
 from scoreline.datasets.decode import decode
-from scoreline.datasets.lazy import Classes, LazyDataset
+from scoreline.datasets.image_files import MAX_IMAGE_BYTES
+from scoreline.datasets.lazy import Classes, LazyDataset, count_classes
 from scoreline.errors import InputError, did_you_mean
 
 FORMATS = ("PNG", "JPEG", "BMP", "WEBP")
@@ -81,9 +83,12 @@ class _Images:
         if cell is None:
             raise InputError(f"{self.where(index)} holds no image; filter such rows out")
         try:
-            return bytes(cell["bytes"] or Path(cell["path"]).read_bytes())
-        except (OSError, TypeError) as error:
-            raise InputError(f"{self.where(index)}: the image file {cell['path']} is missing; restore it") from error
+            return bytes(cell["bytes"] or reading.content(Path(cell["path"]), MAX_IMAGE_BYTES))
+        except (OSError, TypeError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise InputError(
+                f"{self.where(index)}: the image file {cell['path']} is missing or unusable ({reason}); restore it"
+            ) from error
 
 
 def _library() -> Any:
@@ -156,5 +161,8 @@ def _classes(table: Any, column: str | None, path: str) -> Classes:
     values: Sequence[Any] = table.with_format(None)[column][:]
     if not all(type(value) is int and value >= -1 for value in values):
         raise InputError(f"dataset.label_key={column}: the column in {path} is not one integer class per image")
-    count = getattr(table.features[column], "num_classes", None) or max(values) + 1
-    return Classes(torch.tensor(values), int(count))
+    where, most = f"dataset.label_key={column}: the column in {path}", max(values)
+    named = getattr(table.features[column], "num_classes", None)
+    if named and most >= named:
+        raise InputError(f"{where} holds class {most}, but names only 0 to {named - 1}; mend it")
+    return Classes(torch.tensor(values), named or count_classes(most, len(values), where))

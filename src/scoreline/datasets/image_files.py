@@ -1,5 +1,6 @@
 """Image files under names in an EDM/StyleGAN layout, whatever holds them: a folder or an archive."""
 
+import posixpath
 import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from scoreline.datasets.decode import decode
 from scoreline.errors import InputError
 
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG"}
+MAX_IMAGE_BYTES = 2**26  # 64 MiB for one compressed image
 FOREIGN = {".avif", ".bmp", ".gif", ".jp2", ".tif", ".tiff", ".webp"}
 
 
@@ -42,7 +44,7 @@ def select_images(names: Iterable[str], root: str) -> list[str]:
     Raises:
         InputError: when there is none, or when there are images of another format, which would go missing silently.
     """
-    visible = sorted(name for name in names if not _hidden(name))
+    visible = sorted(name for name in names if not hidden(name))
     foreign = [name for name in visible if _suffix(name) in FOREIGN]
     if foreign:
         raise InputError(f"dataset.path={root}: {foreign[0]} is neither PNG nor JPEG; convert it to PNG")
@@ -60,5 +62,11 @@ def _suffix(name: str) -> str:
     return PurePosixPath(name).suffix.lower()
 
 
-def _hidden(name: str) -> bool:
+def spelled(name: str) -> str:
+    """The one spelling of a relative path that `a/b.png`, `./a//b.png` and `a\\b.png` share."""
+    return posixpath.normpath(name.replace("\\", "/"))
+
+
+def hidden(name: str) -> bool:
+    """Whether a file or folder is none of the user's images."""
     return any(part.startswith(".") or part == "__MACOSX" for part in PurePosixPath(name).parts)

@@ -4,8 +4,9 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from scoreline.datasets.class_labels import read_classes
-from scoreline.datasets.image_files import ImageFiles, select_images
+from scoreline import reading
+from scoreline.datasets.class_labels import LABEL_FILE, MAX_LABEL_BYTES, read_classes
+from scoreline.datasets.image_files import MAX_IMAGE_BYTES, ImageFiles, select_images
 from scoreline.datasets.lazy import LazyDataset
 from scoreline.errors import InputError
 
@@ -33,7 +34,8 @@ class ImageFolder(LazyDataset):
         names = list(_walk(root, path))
         images = select_images(names, path)
         files = ImageFiles(path, images, _Folder(root))
-        classes = read_classes(labels, images, names, files.load, path)
+        folders = [place.name for place in root.iterdir() if place.is_dir()]
+        classes = read_classes(labels, images, names, folders, files.load, path)
         super().__init__(root.resolve().name, files, classes, cache_mib)
         self.require_size(resolution)
 
@@ -44,15 +46,14 @@ class _Folder:
 
     def __call__(self, name: str) -> bytes:
         try:
-            return (self.root / name).read_bytes()
-        except OSError as error:
-            raise InputError(
-                f"dataset.path={self.root}: {name} cannot be read ({error.strerror}); restore it"
-            ) from error
+            return reading.content(self.root / name, MAX_LABEL_BYTES if name == LABEL_FILE else MAX_IMAGE_BYTES)
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise InputError(f"dataset.path={self.root}: {name} cannot be read ({reason}); restore it") from error
 
 
 def _existing(path: str) -> Path:
-    root = Path(path).expanduser()
+    root = reading.place(path, "dataset.path")
     if root.is_file():
         raise InputError(
             f"dataset.path={path} is a file; give a folder of PNG files, or use dataset=zip for an archive"
@@ -64,7 +65,13 @@ def _existing(path: str) -> Path:
 
 def _walk(root: Path, path: str) -> Iterator[str]:
     """Every file under `root` by its relative name; a linked folder, which may lead in a circle, is refused."""
-    for folder, folders, files in os.walk(root):
+
+    def unreadable(error: OSError) -> None:
+        raise InputError(
+            f"dataset.path={path}: {error.filename} cannot be read ({error.strerror}); allow it"
+        ) from error
+
+    for folder, folders, files in os.walk(root, onerror=unreadable):
         here = Path(folder)
         for name in folders:
             if (here / name).is_symlink():

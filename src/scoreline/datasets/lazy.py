@@ -26,6 +26,26 @@ class Source(Protocol):
         """Image `index` as uint8 (C, H, W)."""
 
 
+MOST_CLASSES = 2**16
+"""Classes that a data set may always have; more only with as many images."""
+
+
+def count_classes(largest: int, images: int, where: str) -> int:
+    """How many classes 0 .. largest are. A few images of many classes may have gaps, but not any gaps.
+
+    Args:
+        where: names the labels in an error.
+
+    Raises:
+        InputError: for more than `MOST_CLASSES` classes and than images; a network keeps weights for each class.
+    """
+    if largest >= max(MOST_CLASSES, images):
+        raise InputError(
+            f"{where}: class {largest} makes {largest + 1} classes of {images} images; number the classes 0, 1, 2, .."
+        )
+    return largest + 1
+
+
 class Classes(NamedTuple):
     """The class of each image, int64 (N,), -1 for none, and the number of classes."""
 

@@ -1,30 +1,26 @@
 """Images in one array of an npz file, as ADM and many others keep their samples."""
 
-import zipfile
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.lib import format as npy
 from numpy.typing import NDArray
 from torch import Tensor
 
+from scoreline import npy, reading
 from scoreline.datasets.base import ImageDataset
+from scoreline.datasets.lazy import count_classes
 from scoreline.errors import InputError
 
 IMAGES, LABELS = "arr_0", "arr_1"
-DAMAGE = (OSError, ValueError, zipfile.BadZipFile, EOFError, NotImplementedError)
-LOCAL_HEADER = 30
-"""Bytes of a zip entry's own header before its name; the lengths of name and extra field are its last four bytes."""
 
 
 class NpzArchive(ImageDataset):
     """`arr_0` uint8 (N, H, W, C) and, where it is there, `arr_1` int (N,), the classes.
 
     Images of an uncompressed file (`np.savez`) are read from the disk when asked for; those of a compressed one are
-    unpacked into memory.
+    unpacked into memory, unless they are many times larger than what they are packed to.
 
     Args:
         path: the file.
@@ -36,12 +32,12 @@ class NpzArchive(ImageDataset):
     """
 
     def __init__(self, path: str) -> None:
-        file = Path(path).expanduser()
+        file = reading.place(path, "dataset.path")
         if not file.is_file():
             raise InputError(f"dataset.path={path}: no such file; give an npz file of images (arr_0)")
         try:
-            self._images, labels = _array(file, IMAGES), _array(file, LABELS)
-        except DAMAGE as error:
+            self._images, labels = npy.member(file, IMAGES), npy.member(file, LABELS)
+        except reading.DAMAGE as error:
             raise InputError(f"dataset.path={path}: cannot be read as an npz file ({error}); make it anew") from error
         self.name, images = file.stem, self._images
         if images is None or images.dtype != np.uint8 or images.ndim != 4 or 0 in images.shape:
@@ -65,31 +61,6 @@ class NpzArchive(ImageDataset):
         return torch.from_numpy(rows), self.labels[chosen]
 
 
-def _array(path: Path, name: str) -> NDArray[Any] | None:
-    """An array of an npz file, mapped from the disk where it is not compressed; None if it is not there."""
-    with zipfile.ZipFile(path) as archive:
-        if f"{name}.npy" not in archive.namelist():
-            return None
-        entry = archive.getinfo(f"{name}.npy")
-        with archive.open(entry) as stored:
-            if entry.compress_type != zipfile.ZIP_STORED:
-                return np.asarray(npy.read_array(stored, allow_pickle=False))
-            shape, fortran, dtype = _header(stored)
-            begin = stored.tell()
-    if dtype.hasobject:
-        raise ValueError(f"{name} holds Python objects")
-    with open(path, "rb") as handle:
-        handle.seek(entry.header_offset)
-        header = handle.read(LOCAL_HEADER)
-    offset = entry.header_offset + LOCAL_HEADER + sum(int.from_bytes(header[k : k + 2], "little") for k in (26, 28))
-    return np.memmap(path, dtype, "r", offset + begin, shape, "F" if fortran else "C")
-
-
-def _header(stored: Any) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
-    version = npy.read_magic(stored)
-    return npy.read_array_header_1_0(stored) if version == (1, 0) else npy.read_array_header_2_0(stored)
-
-
 def _labels(path: str, labels: NDArray[Any] | None, count: int) -> Tensor:
     if labels is None:
         return torch.full((count,), -1)
@@ -98,4 +69,7 @@ def _labels(path: str, labels: NDArray[Any] | None, count: int) -> Tensor:
             f"dataset.path={path}: arr_1 of {labels.dtype} {labels.shape} is no class of each of {count} images; "
             "make the file anew"
         )
+    if int(labels.min()) < -1:
+        raise InputError(f"dataset.path={path}: arr_1 holds class {labels.min()}; classes are 0, 1, .., and -1 is none")
+    count_classes(int(labels.max()), count, f"dataset.path={path}: arr_1")
     return torch.from_numpy(np.array(labels, dtype=np.int64))

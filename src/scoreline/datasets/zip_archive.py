@@ -2,20 +2,17 @@
 
 import os
 import zipfile
-import zlib
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from scoreline.datasets.class_labels import LABEL_FILE, read_classes
-from scoreline.datasets.image_files import ImageFiles, select_images
+from scoreline import reading
+from scoreline.datasets.class_labels import LABEL_FILE, MAX_LABEL_BYTES, read_classes
+from scoreline.datasets.image_files import MAX_IMAGE_BYTES, ImageFiles, select_images, spelled
 from scoreline.datasets.lazy import LazyDataset
 from scoreline.errors import InputError
 
-MAX_IMAGE_BYTES = 2**26  # 64 MiB for one compressed image
-MAX_LABEL_BYTES = 2**29  # 512 MiB: ten million labels
 PACKINGS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # zipfile does not bound what the others unpack to
-DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, ValueError)
 
 
 class ZipArchive(LazyDataset):
@@ -39,7 +36,7 @@ class ZipArchive(LazyDataset):
         entries = _Entries(_existing(path), path)
         names = entries.names()
         images = select_images(names, path)
-        classes = read_classes(labels, images, names, entries, path)
+        classes = read_classes(labels, images, names, entries.folders(), entries, path)
         super().__init__(entries.path.stem, ImageFiles(path, images, entries), classes, cache_mib)
         self.require_size(resolution)
 
@@ -54,19 +51,23 @@ class _Entries:
     def _open(self) -> zipfile.ZipFile:
         try:
             return zipfile.ZipFile(self.path)
-        except DAMAGE as error:
+        except reading.DAMAGE as error:
             raise InputError(f"dataset.path={self.key} is not a whole zip archive ({error}); make it anew") from error
 
     def __getstate__(self) -> dict[str, Any]:
         return {"path": self.path, "key": self.key, "owner": -1, "archive": None}
 
     def names(self) -> list[str]:
-        """Every file in the archive; a name given twice is refused."""
+        """Every file in the archive; a name given twice, in whatever spelling, is refused."""
         names = [info.filename for info in self.archive.infolist() if not info.is_dir()]
-        twice = [name for name, times in Counter(names).items() if times > 1]
+        twice = [name for name, times in Counter(map(spelled, names)).items() if times > 1]
         if twice:
             raise InputError(f"dataset.path={self.key} holds {twice[0]} twice; make the archive anew")
         return names
+
+    def folders(self) -> set[str]:
+        """The top folders."""
+        return {info.filename.split("/", 1)[0] for info in self.archive.infolist() if "/" in info.filename}
 
     def __call__(self, name: str) -> bytes:
         if self.owner != os.getpid():
@@ -76,7 +77,7 @@ class _Entries:
         try:
             with self.archive.open(entry) as handle:
                 return handle.read(entry.file_size)
-        except DAMAGE as error:
+        except reading.DAMAGE as error:
             raise InputError(f"dataset.path={self.key}: {name} cannot be unpacked ({error}); make it anew") from error
 
     def _check(self, entry: zipfile.ZipInfo, limit: int) -> None:
@@ -88,7 +89,7 @@ class _Entries:
 
 
 def _existing(path: str) -> Path:
-    archive = Path(path).expanduser()
+    archive = reading.place(path, "dataset.path")
     if archive.is_dir():
         raise InputError(f"dataset.path={path} is a folder; give a zip file, or use dataset=image_folder")
     if not archive.is_file():

@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scoreline.foreign.limits import Budget, FileError, shown
-from scoreline.foreign.pickles import Name, Unfinished
 from scoreline.foreign.storages import Root, Storage, raw, sizes
+from scoreline.safe_pickle.limits import Budget, FileError, shown
+from scoreline.safe_pickle.machine import Name, Unfinished
 
 ARRAY = "numpy.ndarray"
 NUMBERS = {

@@ -1,6 +1,5 @@
 """The files of a folder that diffusers' save_pretrained writes: JSON, and weights in one file or in shards."""
 
-import json
 import re
 from collections.abc import Collection
 from pathlib import Path
@@ -10,13 +9,14 @@ from torch import Tensor
 
 from scoreline.errors import InputError
 from scoreline.foreign.torch_files import read
+from scoreline.reading import content, json_value
 
 STEM = "diffusion_pytorch_model"
 SINGLE = re.compile(STEM + r"(?:\.(?P<variant>\w+))?\.(?P<kind>safetensors|bin)")
 SHARDED = re.compile(STEM + r"\.(?P<kind>safetensors|bin)\.index(?:\.(?P<variant>\w+))?\.json")
 SHARD = re.compile(r"[\w.-]+\.(safetensors|bin)")
 
-LARGEST_JSON = 2**24  # bytes
+LARGEST_JSON, MOST_VALUES = 2**24, 2**20  # bytes, values
 
 
 def weight_files(folder: Path, weights: str) -> list[Path]:
@@ -66,10 +66,8 @@ def read_json(path: Path) -> dict[str, Any]:
         InputError: if there is none.
     """
     try:
-        if path.stat().st_size > LARGEST_JSON:
-            raise ValueError(f"{path.stat().st_size} bytes")
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        found = json_value(content(path, LARGEST_JSON), MOST_VALUES)
+    except (OSError, ValueError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise InputError(f"{path.name}: no readable JSON ({reason:.100}); copy the folder again") from error
     if not isinstance(found, dict):

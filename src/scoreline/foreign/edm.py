@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from scoreline.errors import InputError, did_you_mean
 from scoreline.foreign.imported import INCOMPLETE, Imported, Rule, skeleton, translate
-from scoreline.foreign.pickles import Record
+from scoreline.safe_pickle.machine import Record
 from scoreline.specs import Spec
 
 RECONSTRUCT = "torch_utils.persistence._reconstruct_persistent_obj"

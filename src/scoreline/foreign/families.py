@@ -1,7 +1,6 @@
 """From a path to a model of ours: whose file it is, and what that family's module makes of it."""
 
 import importlib
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
@@ -10,6 +9,7 @@ from typing import Any
 from scoreline.errors import InputError, did_you_mean
 from scoreline.foreign.imported import Imported
 from scoreline.foreign.torch_files import read
+from scoreline.reading import json_value
 from scoreline.specs import Spec
 
 FAMILIES = {
@@ -28,6 +28,9 @@ DESCRIBED = frozenset({"edm", "diffusers"})
 WEIGHTS = ("ema", "raw")
 
 FOLDER_MARKS = ("model_index.json", "config.json")
+
+LARGEST_HEADER, MOST_VALUES = 2**25, 2**22
+"""Bytes and values in the header of a safetensors file; a tensor takes about 120 bytes and 8 values."""
 
 
 def load(
@@ -125,7 +128,7 @@ def metadata(path: Path) -> dict[str, str]:
     with open(path, "rb") as handle:
         length = int.from_bytes(handle.read(8), "little")
         try:
-            found = json.loads(handle.read(length)).get("__metadata__", {})
-        except (ValueError, RecursionError, AttributeError):
+            found = json_value(handle.read(min(length, LARGEST_HEADER)), MOST_VALUES).get("__metadata__", {})
+        except (ValueError, AttributeError):
             return {}
-    return found if isinstance(found, dict) else {}
+    return {key: text for key, text in found.items() if isinstance(text, str)} if isinstance(found, dict) else {}

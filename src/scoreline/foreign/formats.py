@@ -6,9 +6,9 @@ import stat
 from pathlib import Path
 
 from scoreline.foreign import torch_zip
-from scoreline.foreign.limits import Budget, FileError
-from scoreline.foreign.pickles import Machine, no_persistent, unknown
-from scoreline.foreign.window import Window
+from scoreline.safe_pickle.limits import Budget, FileError
+from scoreline.safe_pickle.machine import Machine, no_persistent, unknown
+from scoreline.safe_pickle.window import Window
 
 ZIP, LEGACY, PICKLE, SAFETENSORS = "torch zip file", "legacy torch file", "pickle", "safetensors file"
 PICKLE_STARTS = b"\x80(c]})LI"

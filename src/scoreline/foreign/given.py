@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from scoreline.errors import InputError
 from scoreline.foreign.imported import skeleton
+from scoreline.safe_pickle.limits import shown
 from scoreline.specs import Spec
 
 Network = TypeVar("Network", bound=nn.Module)
@@ -62,5 +63,7 @@ def float_weights(state: Mapping[str, Any]) -> dict[str, Tensor]:
     """
     for name, value in state.items():
         if not isinstance(value, Tensor):
-            raise InputError(f"weight {name} is no tensor but a {type(value).__name__}; give a file of weights only")
+            raise InputError(
+                f"weight {shown(name)} is no tensor but a {type(value).__name__}; give a file of weights only"
+            )
     return {name: value.float() for name, value in state.items()}

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from scoreline.errors import InputError, did_you_mean
+from scoreline.safe_pickle.limits import shown
 from scoreline.specs import Spec, rebuild
 
 
@@ -85,13 +86,12 @@ def _check_names(state: Mapping[str, Tensor], wanted: set[str], ignored: set[str
     missing, left = sorted(wanted - set(state)), sorted(set(state) - wanted - ignored)
     if missing:
         raise InputError(
-            f"weight {missing[0]} is not in the file{did_you_mean(missing[0], left)}"
+            f"weight {missing[0]} is not in the file{did_you_mean(missing[0], map(shown, left))}"
             f"{f' ({len(missing)} are missing)' * (len(missing) > 1)}; {remedy}"
         )
     if left:
-        raise InputError(
-            f"weight {left[0]} has no place in this network{f' ({len(left)} have none)' * (len(left) > 1)}; {remedy}"
-        )
+        others = f" ({len(left)} have none)" * (len(left) > 1)
+        raise InputError(f"weight {shown(left[0])} has no place in this network{others}; {remedy}")
 
 
 def _made(name: str, rule: Rule, state: Mapping[str, Tensor], shape: torch.Size, remedy: str) -> Tensor:

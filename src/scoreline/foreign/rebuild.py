@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from scoreline.foreign.arrays import ARRAY, NUMBERS, Arrays, dtype
-from scoreline.foreign.limits import Budget, FileError, shown
-from scoreline.foreign.pickles import Name, check_key, unknown
 from scoreline.foreign.storages import Storage, sizes
+from scoreline.safe_pickle.limits import Budget, FileError, shown
+from scoreline.safe_pickle.machine import Name, check_key, unknown
 
 STORAGES: dict[str, torch.dtype | None] = {
     f"torch.{device}{kind}Storage": number
@@ -91,7 +91,7 @@ class Rebuild:
         if type(pairs) not in (list, tuple):
             raise FileError("its pickle makes an OrderedDict of something else than pairs; get the file anew")
         self.budget.step(len(pairs))
-        return {check_key(key): value for key, value in pairs}
+        return {check_key(key, self.budget): value for key, value in pairs}
 
     def tensor(self, storage: Any, offset: Any, size: Any, stride: Any) -> Tensor:
         return _storage(storage).tensor(storage.dtype, offset, size, stride)
@@ -144,7 +144,7 @@ class Rebuild:
         if type(items) not in (list, tuple):
             raise FileError(f"its pickle makes a set of a {type(items).__name__}; get the file anew")
         self.budget.step(len(items))
-        return [check_key(item) for item in items]
+        return [check_key(item, self.budget) for item in items]
 
 
 def device(kind: Any, index: Any = None) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scoreline.foreign.limits import Budget, FileError, shown
+from scoreline.safe_pickle.limits import Budget, FileError, shown
 
 DIMENSIONS = 64
 LARGEST = 2**48

@@ -3,9 +3,9 @@
 from contextlib import suppress
 from typing import Any
 
-from scoreline.foreign.limits import CALL, Budget
-from scoreline.foreign.pickles import Machine, Name, Record
-from scoreline.foreign.window import Window
+from scoreline.safe_pickle.limits import CALL, Budget
+from scoreline.safe_pickle.machine import Machine, Name, Record
+from scoreline.safe_pickle.window import Window
 
 BYTES = "_codecs.encode"
 """How protocols up to 2 spell bytes."""

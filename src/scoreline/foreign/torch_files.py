@@ -1,7 +1,8 @@
 """Checkpoints of torch as trees of plain values and tensors, read without running anything of theirs.
 
-A checkpoint of torch is a pickle, and loading a pickle runs what it says. Here none is loaded: `pickles.Machine` goes
-through its opcodes with functions of our own for the few names that weights need (`rebuild`), and refuses every other.
+A checkpoint of torch is a pickle, and loading a pickle runs what it says. Here none is loaded: `safe_pickle.machine`
+goes through its opcodes with functions of our own for the few names that weights need (`rebuild`), and refuses every
+other.
 
 Trusted: `pickletools` and `struct` (opcodes), `zipfile` (the directory of an archive), `torch.frombuffer` and
 `Tensor.set_` (tensors over the mapped file, after their sizes and strides were checked), and the safetensors library.
@@ -16,17 +17,17 @@ from typing import Any
 
 from scoreline.errors import InputError
 from scoreline.foreign import formats, survey, torch_legacy, torch_zip, trees
-from scoreline.foreign.limits import Budget, FileError, shown
-from scoreline.foreign.pickles import Machine, no_persistent
 from scoreline.foreign.rebuild import Rebuild
-from scoreline.foreign.window import Window
+from scoreline.safe_pickle.limits import Budget, FileError, shown
+from scoreline.safe_pickle.machine import Machine, no_persistent
+from scoreline.safe_pickle.window import Window
 
 
 def read(path: Path, inert: Collection[str] = ()) -> Any:
     """The content of a torch zip file, a legacy torch file, a plain pickle or a safetensors file.
 
     dict (an OrderedDict too), list, tuple, set, frozenset, str, int, float, complex, bool, None, bytes, bytearray, CPU
-    tensors (parameters and numpy arrays too), torch.dtype, and `pickles.Record` for what is in `inert`; a `Name` is a
+    tensors (parameters and numpy arrays too), torch.dtype, and `machine.Record` for what is in `inert`; a `Name` is a
     class or function that is only mentioned. torch.Size is a tuple, torch.device a str, a numpy scalar a number. The
     result is at most `limits.DEPTH` deep and has at most `limits.NODES` values however it is walked; nothing holds
     itself. Tensors that shared memory in the file share it here.

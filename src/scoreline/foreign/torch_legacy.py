@@ -8,12 +8,12 @@ import struct
 from collections.abc import Collection
 from typing import Any
 
-from scoreline.foreign.limits import Budget, FileError, shown
-from scoreline.foreign.pickles import Machine, Name, no_persistent
 from scoreline.foreign.rebuild import Rebuild
 from scoreline.foreign.storages import Root, Storage, raw
 from scoreline.foreign.torch_zip import parsed
-from scoreline.foreign.window import Window
+from scoreline.safe_pickle.limits import Budget, FileError, shown
+from scoreline.safe_pickle.machine import Machine, Name, no_persistent
+from scoreline.safe_pickle.window import Window
 
 MAGIC = 0x1950A86A20F9469CFC6C
 PROTOCOL = 1001

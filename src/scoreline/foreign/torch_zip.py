@@ -9,11 +9,11 @@ import zipfile
 from collections import Counter
 from typing import IO, Any, cast
 
-from scoreline.foreign.limits import Budget, FileError, shown
-from scoreline.foreign.pickles import Machine, Name
 from scoreline.foreign.rebuild import STORAGES, Rebuild
 from scoreline.foreign.storages import Root, Storage, raw
-from scoreline.foreign.window import Seekable, Window
+from scoreline.safe_pickle.limits import Budget, FileError, shown
+from scoreline.safe_pickle.machine import Machine, Name
+from scoreline.safe_pickle.window import Seekable, Window
 
 MAGIC = b"PK\x03\x04"
 PICKLE = "data.pkl"

@@ -5,8 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scoreline.foreign.limits import DEPTH, NODES, FileError
-from scoreline.foreign.pickles import Name, Record
+from scoreline.safe_pickle.limits import CONTAINERS, DEPTH, NODES, FileError
+from scoreline.safe_pickle.machine import Name, Record
 
 LEAVES = {str, int, float, bool, type(None), bytes, bytearray, complex, Tensor, torch.dtype, Name}
 
@@ -28,6 +28,8 @@ def check(value: Any) -> Any:
         if id(node) in known or type(node) in LEAVES:
             todo.pop()
             continue
+        if len(known) >= CONTAINERS:
+            raise FileError(f"its pickle holds more than {CONTAINERS:,} containers, which no checkpoint needs")
         parts = children(node)
         new = [part for part in parts if type(part) not in LEAVES and id(part) not in known]
         open_.add(id(node))

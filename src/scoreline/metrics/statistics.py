@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import zipfile
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -13,13 +14,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from scoreline import npy, reading
 from scoreline.errors import InputError
 from scoreline.files import write_atomically
 from scoreline.metrics.frechet import GaussianStatistics
 
 FORMAT = "scoreline/reference/1"
 SYMMETRIC = 1e-6
-DAMAGE = (OSError, ValueError, zipfile.BadZipFile, EOFError, KeyError, NotImplementedError)
+MOST_VALUES = 2**16
+"""In the record of a file."""
+
+MOST_FEATURES = 2**12
+"""Of an image; Inception has 2048."""
 
 
 @dataclass(frozen=True)
@@ -75,9 +81,9 @@ def keys(path: Path) -> set[str]:
         InputError: if it is no npz file.
     """
     try:
-        with zipfile.ZipFile(path) as archive:
+        with reading.regular(path) as file, zipfile.ZipFile(file) as archive:
             return {name.removesuffix(".npy") for name in archive.namelist()}
-    except DAMAGE as error:
+    except reading.DAMAGE as error:
         raise InputError(f"{path}: not a whole npz file ({error}); make it anew") from error
 
 
@@ -87,14 +93,15 @@ def read_statistics(path: Path) -> Statistics:
     Raises:
         InputError: if there are none, or they are no mean and covariance.
     """
+    names = ("mu", "sigma", "mu_s", "sigma_s", "n", "about")
     try:
-        with open(path, "rb") as handle, np.load(handle, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in ("mu", "sigma", "mu_s", "sigma_s", "n", "about") if name in file}
-    except DAMAGE as error:
+        found = {name: npy.member(path, name) for name in names}
+    except reading.DAMAGE as error:
         raise InputError(f"{path}: cannot be read as an npz file of numbers ({error}); make it anew") from error
+    arrays = {name: array for name, array in found.items() if array is not None}
     if not {"mu", "sigma"} <= set(arrays):
         raise InputError(f"{path}: holds no mu and sigma; make it with scoreline reference")
-    count = int(arrays["n"]) if "n" in arrays and arrays["n"].ndim == 0 and int(arrays["n"]) > 1 else None
+    count = _count(path, arrays["n"]) if "n" in arrays else None
     spatial = None
     if {"mu_s", "sigma_s"} <= set(arrays):
         spatial = _gaussian(path, arrays["mu_s"], arrays["sigma_s"], count)
@@ -103,13 +110,22 @@ def read_statistics(path: Path) -> Statistics:
     )
 
 
+def _count(path: Path, n: NDArray[Any]) -> int | None:
+    """The number of images; None for one or none, or several numbers, which files of others may mean otherwise."""
+    if n.ndim:
+        return None
+    if n.dtype.kind not in "iuf" or not math.isfinite(n) or not 0 <= n < 2**53:
+        raise InputError(f"{path}: its n of {n.dtype} is no number of images; make it anew")
+    return int(n) if int(n) > 1 else None
+
+
 def _about(path: Path, arrays: dict[str, NDArray[Any]]) -> dict[str, Any]:
     if "about" not in arrays:
         return {}
     try:
-        found = json.loads(str(arrays["about"]))
+        found = reading.json_value(str(arrays["about"]).encode(), MOST_VALUES)
         if found["format"] != FORMAT:
-            raise ValueError(f"format {found['format']}")
+            raise ValueError(f"format {found['format']!r:.40}")
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path}: its record is damaged ({error}); make it anew with scoreline reference") from error
     return dict(found)
@@ -118,9 +134,9 @@ def _about(path: Path, arrays: dict[str, NDArray[Any]]) -> dict[str, Any]:
 def _gaussian(path: Path, mu: NDArray[Any], sigma: NDArray[Any], count: int | None) -> GaussianStatistics:
     """Two rows stand for an unknown number: a distance depends on mean and covariance only."""
     numbers = all(array.dtype.kind == "f" for array in (mu, sigma))
-    if not numbers or mu.ndim != 1 or sigma.shape != (len(mu), len(mu)):
+    if not numbers or mu.ndim != 1 or not 0 < len(mu) <= MOST_FEATURES or sigma.shape != (len(mu), len(mu)):
         raise InputError(f"{path}: {mu.dtype} {mu.shape} and {sigma.dtype} {sigma.shape} are no mean and covariance")
-    mean, covariance = torch.from_numpy(mu).double(), torch.from_numpy(sigma).double()
+    mean, covariance = (torch.from_numpy(np.array(array, np.float64)) for array in (mu, sigma))
     scale = covariance.abs().max()
     if not bool(mean.isfinite().all() & covariance.isfinite().all()):
         raise InputError(f"{path}: its mean or covariance is not finite; make it anew")

@@ -16,6 +16,7 @@ from scoreline import checks
 from scoreline.checkpoints import save_model
 from scoreline.errors import InputError
 from scoreline.files import write_atomically
+from scoreline.foreign import torch_files
 from scoreline.training.callbacks import WRITING_FAILED, say_not_written, the_callback
 from scoreline.training.ema import EMACallback, ema_of
 from scoreline.training.gradients import NotFiniteError
@@ -188,14 +189,23 @@ def checkpointing_of(trainer: Trainer) -> Checkpointing:
     return the_callback(trainer, Checkpointing)
 
 
+INERT = ("collections.Counter",)
+"""What torch admits in a checkpoint beyond tensors, and some schedulers of the learning rate keep."""
+
+
 def list_checkpoints(root: Path) -> list[Path]:
     """Files to resume from in a run directory, newest first."""
     return sorted((root / "checkpoints").glob("[0-9]*.ckpt"), reverse=True)
 
 
 def loadable(path: Path) -> bool:
-    """Whether a checkpoint file can be read back whole; no code of the file is run."""
+    """Whether a checkpoint file can be read back whole; no code of the file is run.
+
+    torch unpacks whatever a zip archive declares, and hashes and nests whatever a pickle asks for. A file comes to it
+    after our own reader, which maps the file and bounds all of that; torch then compares the checksums.
+    """
     try:
+        torch_files.read(path, INERT)
         return "state_dict" in torch.load(path, map_location="cpu", weights_only=True)
     except Exception:
         return False

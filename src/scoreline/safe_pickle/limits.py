@@ -26,6 +26,15 @@ DEPTH = 200
 NODES = 5_000_000
 """Values of the tree, where one that is shared counts once for each place that holds it."""
 
+CONTAINERS = 500_000
+"""Containers of the tree; ten thousand tensors with their averages and optimiser take a tenth of it."""
+
+KEYS = 2**15
+"""Keys of dicts and sets that are no text; chosen by an enemy, they all collide and take time by the square."""
+
+TUPLE = 8
+"""For how many such keys a tuple counts, which takes longer to compare."""
+
 
 class FileError(ValueError):
     """Why a file is not read; the message goes on from `PATH: `. It leaves this package as an `InputError`."""
@@ -37,6 +46,7 @@ class Budget:
 
     steps: int
     copies: int
+    keys: int = KEYS
 
     @classmethod
     def of(cls, size: int) -> "Budget":
@@ -46,11 +56,21 @@ class Budget:
     def step(self, count: int = 1) -> None:
         """
         Raises:
-            FileError: when more than `STEPS` were taken.
+            FileError: when all of them were taken.
         """
         self.steps -= count
         if self.steps < 0:
-            raise FileError(f"its pickle takes more than {STEPS:,} steps, which no checkpoint needs; get the file anew")
+            raise FileError("its pickle takes more steps than any checkpoint needs; get the file anew")
+
+    def key(self, key: object) -> None:
+        """
+        Raises:
+            FileError: when more than `KEYS` keys were no text, whose hash values nobody can foresee.
+        """
+        if type(key) in (int, float, tuple):
+            self.keys -= TUPLE if type(key) is tuple else 1
+        if self.keys < 0:
+            raise FileError(f"its pickle uses more than {KEYS:,} numbers as keys, which no checkpoint needs")
 
     def copy(self, count: int) -> None:
         """

@@ -2,7 +2,7 @@
 
 import os
 
-from scoreline.foreign.limits import INTEGER, OBJECT, TEXT, FileError
+from scoreline.safe_pickle.limits import INTEGER, OBJECT, TEXT, FileError
 
 LONGEST = {
     b"L": INTEGER, b"I": INTEGER, b"\x8b": INTEGER,  # LONG, INT, LONG4

@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import IO, Any, cast
 
-from scoreline.foreign.limits import CALL, Budget, FileError, shown
-from scoreline.foreign.window import Window
+from scoreline.safe_pickle.limits import CALL, Budget, FileError, shown
+from scoreline.safe_pickle.window import Window
 
 KEY_PARTS = 16
 """Length of the longest tuple that may be a key; the keys of a hostile file could take forever to hash."""
@@ -83,12 +83,13 @@ def no_persistent(_: Any) -> Any:
     raise FileError("its pickle points to objects outside of itself, which only torch's own formats may do")
 
 
-def check_key(key: Any) -> Any:
+def check_key(key: Any, budget: Budget) -> Any:
     """A key of a dict or an item of a set.
 
     Raises:
-        FileError: if it is no plain value and no short tuple of those.
+        FileError: if it is no plain value and no short tuple of those, or one of too many that are no text.
     """
+    budget.key(key)
     parts = key if type(key) is tuple else (key,)
     if len(parts) > KEY_PARTS or not all(_plain(part) for part in parts):
         raise FileError(f"its pickle uses a {type(key).__name__} as a key that is no plain value; get the file anew")
@@ -199,7 +200,7 @@ class Machine:
         if type(target) is Record:
             target.pairs.extend(pairs)
         elif type(target) is dict:
-            target.update((check_key(key), value) for key, value in pairs)
+            target.update((check_key(key, self.budget), value) for key, value in pairs)
         else:
             raise FileError(f"its pickle sets items of a {type(target).__name__}; get the file anew")
 
@@ -214,7 +215,7 @@ class Machine:
     def add(self, target: Any, values: Iterable[Any]) -> None:
         if type(target) is not set:
             raise FileError(f"its pickle adds to a {type(target).__name__}; get the file anew")
-        target.update(map(check_key, values))
+        target.update(check_key(value, self.budget) for value in values)
 
     def get(self, place: int) -> None:
         if place not in self.memo:
@@ -293,7 +294,7 @@ def _of_mark(method: Callable[[Machine, Any, list[Any]], None]) -> Callable[[Mac
 
 
 def _frozenset(machine: Machine, _: Any) -> None:
-    machine.push(frozenset(map(check_key, machine.pop_mark())))
+    machine.push(frozenset([check_key(value, machine.budget) for value in machine.pop_mark()]))
 
 
 OPERATIONS: dict[str, Callable[[Machine, Any], None]] = {

@@ -1,0 +1,1 @@
+"""A pickle machine that executes nothing, and the limits of what a file may ask of it."""
