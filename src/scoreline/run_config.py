@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from scoreline.errors import InputError
+from scoreline.reading import content
 
 NAME = "config.yaml"
 
@@ -41,11 +42,7 @@ def _parsed(path: Path) -> dict[str, Any]:
     import yaml
     from omegaconf import OmegaConf
 
-    with open(path, "rb") as file:
-        raw = file.read(LARGEST + 1)
-    if len(raw) > LARGEST:
-        raise ValueError(f"more than {LARGEST} bytes")
-    text = raw.decode()
+    text = content(path, LARGEST).decode()
     try:
         _refuse_all_but_plain(yaml.parse(text, yaml.CSafeLoader))
         # OmegaConf's own reader: 1e-3 is a number to it, as it was to the run that wrote the file

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from scoreline.errors import InputError
 from scoreline.files import content_digest
+from scoreline.reading import content
 from scoreline.seeds import shared, spans
 
 NAME = "metrics.json"
@@ -45,27 +46,12 @@ def read(root: Path) -> Result | None:
     if not os.path.lexists(path):
         return None
     try:
-        return _checked(_parsed(text(path, LARGEST)))
+        return _checked(_parsed(content(path, LARGEST)))
     except (OSError, ValueError, RecursionError, OverflowError) as error:
         reason = " ".join(str(error).split())[:120]
         raise InputError(
             f"{path}: not the metrics of sample.py ({reason}); delete {root} and run its command again"
         ) from error
-
-
-def text(path: Path, largest: int) -> str:
-    """The content of a regular file of at most `largest` bytes.
-
-    Raises:
-        OSError, ValueError: for any other.
-    """
-    if not path.is_file():
-        raise ValueError("not a regular file")
-    with open(path, "rb") as file:
-        raw = file.read(largest + 1)
-    if len(raw) > largest:
-        raise ValueError(f"more than {largest} bytes")
-    return raw.decode()
 
 
 def cut_short(root: Path) -> bool:
@@ -83,8 +69,8 @@ def cut_short(root: Path) -> bool:
     return False
 
 
-def _parsed(content: str) -> Result:
-    found = json.loads(content)
+def _parsed(text: bytes) -> Result:
+    found = json.loads(text)
     if not isinstance(found, dict):
         raise ValueError("no mapping")
     return found

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from scoreline import run_config, run_results
+from scoreline import reading, run_config, run_results
 from scoreline.errors import InputError
 from scoreline.files import write_atomically
 from scoreline.run_results import Result
@@ -146,7 +146,7 @@ def load(root: Path) -> Plan:
     """
     path = root / PLAN
     try:
-        found = _checked(json.loads(run_results.text(path, LARGEST)))
+        found = _checked(json.loads(reading.content(path, LARGEST)))
         table = parse(found["table"], found["data"])
     except (OSError, ValueError, RecursionError, InputError) as error:
         reason = " ".join(str(error).split())[:160]
@@ -215,7 +215,7 @@ def outcome(cell: Cell, root: Path) -> Outcome:
 def _without_result(folder: Path) -> Outcome:
     """What `record` kept; anything else counts as not there."""
     try:
-        found = json.loads(run_results.text(folder / OUTCOME, LARGEST))
+        found = json.loads(reading.content(folder / OUTCOME, LARGEST))
         state, sentence = found["state"], found["sentence"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return NOT_RUN
