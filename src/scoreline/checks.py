@@ -1,13 +1,15 @@
 """What is wrong with a config whatever the model is, told before torch is imported."""
 
 import functools
+import os
+import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
+from scoreline import cores
 from scoreline.choices import (
     check_compile,
     check_final,
@@ -34,6 +36,14 @@ WHOLE: dict[str, tuple[Any, ...]] = {
 }
 """Keys of whole numbers, at least 1, and what else they may be."""
 
+MOST = {"nfe": 10_000, "trajectory_nfe": 10_000, "network_batch": 65_536, "jobs": 1024, "threads": cores.MOST}
+"""The largest of those whose work or memory grows with them, whatever the model and the number of images are."""
+
+MOST_ELSE = 2**31 - 1
+
+RECORDED = ("identity", "digest", "code_version")
+"""Keys of config.yaml that a run fills in."""
+
 CHOICES: dict[str, Callable[[object], object]] = {
     "precision": check_precision,
     "compile": check_compile,
@@ -58,17 +68,21 @@ def refuse_plain_mistakes(cfg: DictConfig) -> None:
     Raises:
         InputError: in the words of the code that reads the key.
     """
+    for key in RECORDED:
+        refuse_recorded(key)
+    if HydraConfig.get().run.dir in (None, ""):
+        raise InputError("hydra.run.dir: names no directory; choose another directory or leave the key out")
     for key, others in WHOLE.items():
         if key in cfg and cfg[key] not in others:
             whole(key, cfg[key])
-    if "threads" in cfg and cfg.threads is not None:
+    if "threads" in cfg:
         threads_of(cfg.threads)
     for key, check in CHOICES.items():
         value = OmegaConf.select(cfg, key, default=ABSENT)
         if value is not ABSENT:
             check(value)
     for key in ("seeds", "trajectories"):
-        if cfg.get(key) is not None:
+        if key in cfg and (key == "seeds" or cfg[key] is not None):
             parse_seeds(cfg[key], key)
     for key in ("duration_kimg", "memory_mib"):
         if cfg.get(key) is not None:
@@ -80,25 +94,36 @@ def refuse_plain_mistakes(cfg: DictConfig) -> None:
     if cfg.get("table") is not None:
         data = OmegaConf.to_container(cfg.table, resolve=False)
         parse(HydraConfig.get().runtime.choices["table"], data).ranges(str(cfg.budget))
-    elif isinstance(cfg.get("checkpoint"), str):
+    elif "checkpoint" in cfg:
         refuse_absent_checkpoint(cfg.checkpoint)
 
 
-def refuse_absent_checkpoint(checkpoint: str) -> None:
+def refuse_recorded(key: str) -> None:
+    """Raises InputError if the command line gives a key that a run fills in itself."""
+    for override in HydraConfig.get().overrides.task:
+        if override.lstrip("+~").partition("=")[0] == key:
+            raise InputError(f"{override}: {key} is recorded, not given; leave the key out")
+
+
+def refuse_absent_checkpoint(given: object) -> None:
     """Raises InputError if a checkpoint is neither a URL nor a shipped model nor a path at which something lies."""
+    checkpoint = given if isinstance(given, str) else ""
     path = model_path(checkpoint)
-    if "://" not in checkpoint and not path.exists() and not Path(checkpoint).exists():
-        raise InputError(f"checkpoint={path}: no such file; give a model.safetensors written by train.py")
+    if not checkpoint or ("://" not in checkpoint and not os.path.exists(path) and not os.path.exists(checkpoint)):
+        raise InputError(f"checkpoint={given}: no such file; give a model.safetensors written by train.py")
 
 
 def whole(key: str, value: Any, least: int = 1) -> int:
     """A whole number from the config.
 
     Raises:
-        InputError: naming the key if it is no integer or below `least`.
+        InputError: naming the key if it is no integer, below `least` or above what `MOST` says.
     """
+    most = MOST.get(key, MOST_ELSE)
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise InputError(f"{key}={value}: must be a whole number, at least {least}")
+    if value > most:
+        raise InputError(f"{key}={value}: must be a whole number, at most {most}")
     return value
 
 
@@ -112,6 +137,6 @@ def number(key: str, value: Any, above: float = 0.0, zero: bool = False) -> floa
         InputError: naming the key if it is no number or not greater than `above`.
     """
     real = isinstance(value, int | float) and not isinstance(value, bool)
-    if not real or not (above < value < float("inf") or (zero and value == 0)):
+    if not real or not (above < value <= sys.float_info.max or (zero and value == 0)):
         raise InputError(f"{key}={value}: must be a number greater than {above:g}{', or 0' if zero else ''}")
     return float(value)

@@ -98,6 +98,18 @@ def choice(group: str, name: str, key: str, without: Collection[str] = ()) -> st
     return next(known_name for known_name in known if known_name == name)
 
 
+def refuse_null_choices(words: Sequence[str]) -> None:
+    """Hydra knows no `solver=null`: a group is chosen, or left out of the command line.
+
+    Raises:
+        InputError: for such a word.
+    """
+    for word in words:
+        group, _, name = word.partition("=")
+        if name == "null" and files(group):
+            raise InputError(f"{word}: leave the key out, or choose one of {', '.join(files(group))}")
+
+
 def composed(name: str, overrides: Sequence[str], whole: bool = False) -> DictConfig:
     """The config of script `name` with overrides of the user's; within a script that runs, from its search path.
 
@@ -110,6 +122,7 @@ def composed(name: str, overrides: Sequence[str], whole: bool = False) -> DictCo
     from hydra import compose, initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
 
+    refuse_null_choices(overrides)
     if GlobalHydra.instance().is_initialized():
         return compose(name, list(overrides), return_hydra_config=whole)
     own = own_folder()
@@ -151,14 +164,23 @@ def _choices(group: str, default: str) -> str:
 
 
 def known_keys() -> set[str]:
-    """Every key and group that this script accepts, dotted; those of sample.py for commands that are no script."""
+    """Every key and group that this script accepts, dotted; those of sample.py for commands that are no script.
+
+    Keys below a group are those of the choice that the command line makes.
+    """
     from hydra.core.global_hydra import GlobalHydra
 
     GlobalHydra.instance().clear()
     name = Path(sys.argv[0]).stem
-    config = composed(name if name in SCRIPTS else "sample", [])
+    config = composed(name if name in SCRIPTS else "sample", _chosen(sys.argv[1:]))
     groups = {entry.name for entry in conf_dir().iterdir() if entry.is_dir() and entry.name in config}
     return set(_dotted(OmegaConf.to_container(config, resolve=False), "")) | groups | {"experiment"}
+
+
+def _chosen(words: Sequence[str]) -> list[str]:
+    """The choices of groups among the words of a command line, without those that there are not."""
+    pairs = [(word, *word.partition("=")[::2]) for word in words]
+    return [word for word, group, name in pairs if group.isidentifier() and name in files(group)]
 
 
 def _dotted(node: Any, prefix: str) -> Iterator[str]:

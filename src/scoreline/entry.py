@@ -21,10 +21,11 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from scoreline import checks, processes, run_config, startup
-from scoreline.conf_folder import conf_dir, help_text, mode_is_unset, own_folder, quoted, use_own_folder
+from scoreline.annotations import refuse_wrong_types
+from scoreline.conf_folder import conf_dir, help_text, mode_is_unset, own_folder, quoted, refuse_null_choices, use_own_folder
 from scoreline.errors import InputError
 from scoreline.files import code_version, sha256, write_atomically
-from scoreline.mistakes import explain
+from scoreline.mistakes import UNUSABLE, explain
 from scoreline.run_lock import RunLock
 from scoreline.run_names import model_path, register_resolvers, run_sha256
 
@@ -58,6 +59,7 @@ def script(config_name: str) -> Callable[[Job], Callable[[], None]]:
                 refuse_appended_keys()
                 checks.refuse_plain_mistakes(cfg)
                 startup.load_torch()
+                refuse_wrong_types(OmegaConf.to_container(cfg, resolve=False))
                 return job(cfg)
             except Exception as error:
                 release()
@@ -71,9 +73,11 @@ def script(config_name: str) -> Callable[[Job], Callable[[], None]]:
             finally:
                 release()
 
+        @startup.reader_may_leave
         def main() -> None:
             try:
                 words = use_own_folder(sys.argv[1:])
+                refuse_null_choices(words)
             except InputError as error:
                 leave(error)
             if {"--help", "-h"} & set(words):
@@ -117,7 +121,15 @@ def _run(main: Callable[[], Any]) -> None:
     except KeyboardInterrupt:
         sys.exit(130)
     except Exception as error:
-        leave(error)
+        leave(_of_run_directory(error) or error)
+
+
+def _of_run_directory(error: Exception) -> InputError | None:
+    """What is wrong with the directory that Hydra makes before the job begins."""
+    if not isinstance(error, OSError) or error.errno not in UNUSABLE or not error.filename:
+        return None
+    key = "hydra.sweep.dir" if {"-m", "--multirun"} & set(sys.argv) else "hydra.run.dir"
+    return InputError(f"{key}={error.filename}: {error.strerror}; choose another directory")
 
 
 def keep_traceback(error: Exception) -> None:

@@ -1,5 +1,6 @@
 """Files that are either whole or not there."""
 
+import errno
 import hashlib
 import os
 import re
@@ -15,6 +16,9 @@ Stamp = tuple[int, ...]
 
 SETTLED = 2.0
 """Seconds after which another change of a file is sure to get another time, on every file system."""
+
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""A full disk, a quota that is used up, a file above the size that this process may write (`ulimit -f`)."""
 
 _digests: dict[tuple[str, Stamp], str] = {}
 
@@ -34,6 +38,12 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def without_space(error: BaseException) -> bool:
+    """Whether a file could not be written for `NO_SPACE`; safetensors tells the system's number in words."""
+    told = {f"(os error {number})" for number in NO_SPACE}
+    return getattr(error, "errno", None) in NO_SPACE or any(words in str(error) for words in told)
 
 
 def remove_parts(folder: Path) -> None:

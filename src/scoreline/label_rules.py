@@ -1,5 +1,6 @@
 """Rules of `labels=`, without the arrays that they make."""
 
+import os
 import re
 from pathlib import Path
 
@@ -23,7 +24,7 @@ def fixed_class(rule: str) -> int | None:
 def label_file(rule: str) -> Path:
     """Raises: InputError if no file of this name is there."""
     path = Path(rule)
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise InputError(f"labels={rule}: no such file; give one with a class for each seed")
     return path
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import re
 import sys
 from collections.abc import Iterator
@@ -49,9 +50,11 @@ def run_sha256(cfg: DictConfig, script: str) -> str:
     whole = OmegaConf.to_container(cfg, resolve=False)
     assert isinstance(whole, dict)
     raw = {str(key): value for key, value in whole.items() if key not in NEVER}
-    text = json.dumps({key: value for key, value in raw.items() if key not in WITHOUT[script]}, sort_keys=True, default=str)
+    text = json.dumps(
+        {key: value for key, value in raw.items() if key not in WITHOUT[script]}, sort_keys=True, default=str
+    )
     named = [Path(value).expanduser() for key in sorted(_path_keys(raw)) if (value := _selected(cfg, key))]
-    read = [path for path in _files_read(raw, named, "${record}" in text) if path.exists()]
+    read = [path for path in _files_read(raw, named, "${record}" in text) if os.path.exists(path)]
     digests = [content_digest(path) for path in read] + [sha256(path) for path in own_code(raw)]
     return hashlib.sha256("".join([text, *digests, str(NUMERICS_VERSION)]).encode()).hexdigest()
 
@@ -141,7 +144,7 @@ def _files_read(config: dict[str, Any], named: list[Path], with_record: bool) ->
     checkpoint, guide = config.get("checkpoint"), config.get("guidance", {}).get("checkpoint")
     files = [model_path(name) for name in (checkpoint, guide) if isinstance(name, str)]
     files += named
-    if isinstance(checkpoint, str) and not files[0].exists():
+    if isinstance(checkpoint, str) and not os.path.exists(files[0]):
         files += foreign_files(Path(checkpoint))
     if "load_recommendation" in str(config.get("solver")):
         files += sorted(files[0].parent.glob(f"{files[0].stem}.*.safetensors"))
@@ -153,7 +156,7 @@ def _files_read(config: dict[str, Any], named: list[Path], with_record: bool) ->
 
 def foreign_files(folder: Path) -> list[Path]:
     """Weights and descriptions in another project's folder, such as diffusers', in order; none if it is no folder."""
-    return sorted(path for path in folder.rglob("*") if path.suffix in FOREIGN) if folder.is_dir() else []
+    return sorted(path for path in folder.rglob("*") if path.suffix in FOREIGN) if os.path.isdir(folder) else []
 
 
 def record_beside(checkpoint: Path, kind: str) -> Path:
@@ -199,7 +202,7 @@ def _short(text: str) -> str:
 def model_path(checkpoint: str) -> Path:
     """`digits_vp` names a model that ships with the package, a directory stands for its model.safetensors."""
     shipped = ASSETS / f"{checkpoint}.safetensors"
-    if shipped.is_file():
+    if os.path.isfile(shipped):  # which is false, as that of a Path is not, for a name that no file can have
         return shipped
     path = Path(checkpoint)
-    return path / "model.safetensors" if path.is_dir() else path
+    return path / "model.safetensors" if os.path.isdir(path) else path

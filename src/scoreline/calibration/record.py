@@ -1,6 +1,7 @@
 """A record: what was measured, and where every number comes from."""
 
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,7 +51,7 @@ def load_record(path: str | Path, kind: str, checkpoint: str, key: str = "record
 
     path = Path(path)
     remedy = f"make one with: python calibrate.py calibration={kind} checkpoint=..."
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise InputError(f"{key}={path}: no such record; {remedy}")
     try:
         with safe_open(path, framework="pt") as file:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig
 
 from scoreline import conf_folder, entry, run_names
+from scoreline.annotations import refuse_wrong_types
 from scoreline.errors import InputError
 
 if TYPE_CHECKING:
@@ -228,7 +229,15 @@ def follow(cfg: DictConfig, span: tuple[float, float], nfe: int) -> tuple[str, s
 
 
 def built(node: DictConfig) -> Any:
-    """The object that a config node describes."""
+    """The object that a config node describes.
+
+    Raises:
+        InputError: for an argument of another type than the class takes.
+    """
     from hydra.utils import instantiate
+    from omegaconf import OmegaConf
+
+    if isinstance(node, DictConfig):
+        refuse_wrong_types(OmegaConf.to_container(node, resolve=False), str(node._get_full_key("") or ""))
 
     return instantiate(node)

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -119,7 +120,7 @@ def _read(path: Path) -> list[float]:
     readers = {".txt": _lines, ".csv": _lines, ".json": _json, ".npy": _npy}
     if path.suffix.lower() not in readers:
         raise InputError(f"schedule.path={path}: unknown kind of file; use one of {', '.join(sorted(readers))}")
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise InputError(f"schedule.path={path}: no such file; give one with the levels of the steps")
     try:
         return readers[path.suffix.lower()](path)
