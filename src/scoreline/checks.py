@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from scoreline import cores
 from scoreline.choices import (
@@ -84,6 +84,16 @@ def refuse_plain_mistakes(cfg: DictConfig) -> None:
     for key in ("seeds", "trajectories"):
         if key in cfg and (key == "seeds" or cfg[key] is not None):
             parse_seeds(cfg[key], key)
+    for key in ("trust", "import.allow"):
+        value = OmegaConf.select(cfg, key, default=ABSENT)
+        if value is not ABSENT:
+            names(key, value)
+    if "import" in cfg and not isinstance(cfg["import"], DictConfig):
+        raise InputError(
+            f"import={cfg['import']}: has the keys import.from, import.weights, ..; give these, or drop it"
+        )
+    if cfg.get("record", "auto") not in (None, "auto"):
+        refuse_absent_record(cfg.record)
     for key in ("duration_kimg", "memory_mib"):
         if cfg.get(key) is not None:
             number(key, cfg[key])
@@ -109,8 +119,38 @@ def refuse_absent_checkpoint(given: object) -> None:
     """Raises InputError if a checkpoint is neither a URL nor a shipped model nor a path at which something lies."""
     checkpoint = given if isinstance(given, str) else ""
     path = model_path(checkpoint)
-    if not checkpoint or ("://" not in checkpoint and not os.path.exists(path) and not os.path.exists(checkpoint)):
-        raise InputError(f"checkpoint={given}: no such file; give a model.safetensors written by train.py")
+    if "://" in checkpoint and not checkpoint.startswith(("http://", "https://")):
+        raise InputError(
+            f"checkpoint={given}: no such file, and only https:// and http:// are fetched; download it first"
+        )
+    if not checkpoint or not ("://" in checkpoint or os.path.isfile(path) or os.path.isdir(checkpoint)):
+        shown = path if checkpoint else given
+        raise InputError(f"checkpoint={shown}: no such file; give a model.safetensors written by train.py")
+    if os.path.isfile(path):
+        try:
+            with open(path, "rb") as file:
+                file.read(1)
+        except OSError as error:
+            raise InputError(f"checkpoint={path}: cannot be read ({error.strerror}); give another file") from error
+
+
+def refuse_absent_record(given: object) -> None:
+    """Raises InputError if a record that the user names is no file."""
+    if not isinstance(given, str) or not os.path.isfile(given):
+        raise InputError(
+            f"record={given}: no such record; make one with: python calibrate.py calibration=score_norm checkpoint=..."
+        )
+
+
+def names(key: str, value: Any) -> tuple[str, ...]:
+    """A list of names from the config.
+
+    Raises:
+        InputError: naming the key if it is none.
+    """
+    if not isinstance(value, ListConfig | list | tuple) or not all(isinstance(part, str) for part in value):
+        raise InputError(f"{key}={value}: must be a list of names, as in {key}=[mine]")
+    return tuple(value)
 
 
 def whole(key: str, value: Any, least: int = 1) -> int:

@@ -98,16 +98,21 @@ def choice(group: str, name: str, key: str, without: Collection[str] = ()) -> st
     return next(known_name for known_name in known if known_name == name)
 
 
-def refuse_null_choices(words: Sequence[str]) -> None:
-    """Hydra knows no `solver=null`: a group is chosen, or left out of the command line.
+def refuse_lost_choices(words: Sequence[str]) -> None:
+    """What Hydra takes, or has no words for: `solver=null`, `~solver`, `solver=../x`, `=x`.
 
     Raises:
         InputError: for such a word.
     """
     for word in words:
-        group, _, name = word.partition("=")
-        if name == "null" and files(group):
-            raise InputError(f"{word}: leave the key out, or choose one of {', '.join(files(group))}")
+        key, equals, name = word.partition("=")
+        if not key and equals:
+            raise InputError(f"{word}: not of the form key=value")
+        if word.startswith("~") and "." not in word:
+            raise InputError(f"{word}: every script reads this key; drop the word, or give the key a value")
+        known = files(key) if key.isidentifier() else {}
+        if known and (name == "null" or ".." in Path(name).parts):
+            raise InputError(f"{word}: there is no such choice; leave the key out, or choose one of {', '.join(known)}")
 
 
 def composed(name: str, overrides: Sequence[str], whole: bool = False) -> DictConfig:
@@ -122,7 +127,7 @@ def composed(name: str, overrides: Sequence[str], whole: bool = False) -> DictCo
     from hydra import compose, initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
 
-    refuse_null_choices(overrides)
+    refuse_lost_choices(overrides)
     if GlobalHydra.instance().is_initialized():
         return compose(name, list(overrides), return_hydra_config=whole)
     own = own_folder()

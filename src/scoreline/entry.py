@@ -22,10 +22,18 @@ from omegaconf import DictConfig, OmegaConf
 
 from scoreline import checks, processes, run_config, startup
 from scoreline.annotations import refuse_wrong_types
-from scoreline.conf_folder import conf_dir, help_text, mode_is_unset, own_folder, quoted, refuse_null_choices, use_own_folder
+from scoreline.conf_folder import (
+    conf_dir,
+    help_text,
+    mode_is_unset,
+    own_folder,
+    quoted,
+    refuse_lost_choices,
+    use_own_folder,
+)
 from scoreline.errors import InputError
 from scoreline.files import code_version, sha256, write_atomically
-from scoreline.mistakes import UNUSABLE, explain
+from scoreline.mistakes import explain
 from scoreline.run_lock import RunLock
 from scoreline.run_names import model_path, register_resolvers, run_sha256
 
@@ -77,7 +85,8 @@ def script(config_name: str) -> Callable[[Job], Callable[[], None]]:
         def main() -> None:
             try:
                 words = use_own_folder(sys.argv[1:])
-                refuse_null_choices(words)
+                refuse_lost_choices(words)
+                refuse_options(words)
             except InputError as error:
                 leave(error)
             if {"--help", "-h"} & set(words):
@@ -109,6 +118,18 @@ def composed_once(words: Sequence[str]) -> Iterator[None]:
         Hydra.get_mode = look_up  # type: ignore[method-assign]
 
 
+def refuse_options(words: Sequence[str]) -> None:
+    """Raises InputError for options that Hydra does not have; its own complaint shows how it is used, in eight lines."""
+    from hydra._internal.utils import get_args_parser
+
+    def complain(message: str) -> NoReturn:
+        raise InputError(f"{message}; see --help")
+
+    parser = get_args_parser()
+    parser.error = complain  # type: ignore[method-assign]
+    parser.parse_args(list(words))
+
+
 def _run(main: Callable[[], Any]) -> None:
     startup.end_without_search()
     register_resolvers()
@@ -126,7 +147,8 @@ def _run(main: Callable[[], Any]) -> None:
 
 def _of_run_directory(error: Exception) -> InputError | None:
     """What is wrong with the directory that Hydra makes before the job begins."""
-    if not isinstance(error, OSError) or error.errno not in UNUSABLE or not error.filename:
+    begun = any(frame.f_code.co_name == "guarded" for frame, _ in traceback.walk_tb(error.__traceback__))
+    if begun or not isinstance(error, OSError) or not error.filename:
         return None
     key = "hydra.sweep.dir" if {"-m", "--multirun"} & set(sys.argv) else "hydra.run.dir"
     return InputError(f"{key}={error.filename}: {error.strerror}; choose another directory")
@@ -167,6 +189,9 @@ def adopt_model(cfg: DictConfig, model: dict[str, Any], digest: str) -> None:
     cfg.model = {name: model[name] for name in ("network", "noise_schedule", "parameterisation")}
     cfg.digest = digest
 
+
+_first_written: list[Path] = []
+"""config.yaml where this process wrote the first one."""
 
 _held: list[RunLock] = []
 """The lock of this process's run directory."""
@@ -220,8 +245,15 @@ def release() -> None:
 
 
 def remove_if_empty(folder: Path) -> None:
-    """Remove a run directory that holds nothing, and its parents below the working directory that hold nothing else."""
+    """Remove a run directory that holds nothing, and its parents below the working directory that hold nothing else.
+
+    A config.yaml that this process wrote counts as nothing if it is alone.
+    """
     with suppress(OSError):
+        for path in folder.iterdir():
+            if path not in _first_written:
+                return
+            path.unlink()
         folder.rmdir()
         for parent in folder.parents:
             if parent == Path():
@@ -232,6 +264,8 @@ def remove_if_empty(folder: Path) -> None:
 def save_config(cfg: DictConfig, out: Path) -> None:
     """config.yaml: everything resolved."""
     text = OmegaConf.to_yaml(cfg, resolve=True)
+    if not (out / run_config.NAME).exists():
+        _first_written.append(out / run_config.NAME)
     write_atomically(out / run_config.NAME, lambda temporary: temporary.write_text(text))
     (out / ERROR_LOG).unlink(missing_ok=True)
 

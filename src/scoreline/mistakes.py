@@ -99,6 +99,9 @@ def _explain_composition(error: BaseException) -> str:
             f"{key}={value}: commas make a sweep, which needs -m; for one value quote it, for Hydra and for the shell: "
             f"\"{key}='{value}'\""
         )
+    refused = re.match(r"Error merging override (.*)\n(.*)", str(error))
+    if refused:
+        return f"{refused[1]}: {refused[2] or 'no value that this key takes'}; give it another value, or leave it out"
     return str(error).splitlines()[0]
 
 
@@ -118,6 +121,10 @@ def _explain_instantiation(error: BaseException) -> str | None:
     known = (TypeError, OmegaConfBaseException)
     unexpected = next((c for c in _causes(error) if isinstance(c, known) or type(c).__name__ == MISCONFIGURED), None)
     match = re.search(r"full_key: (\S+)", str(error))
+    located = re.search(r"Error (?:locating|loading) target '?([^',]+)", str(error))
+    if located:
+        key = match[1] if match else "config"
+        return f"{key}._target_={located[1]}: there is no such class or function; check its name and what is installed"
     if unexpected is None:
         return None
     return f"{match[1] if match else 'config'}: {str(unexpected).splitlines()[0]}"

@@ -54,9 +54,19 @@ def run_sha256(cfg: DictConfig, script: str) -> str:
         {key: value for key, value in raw.items() if key not in WITHOUT[script]}, sort_keys=True, default=str
     )
     named = [Path(value).expanduser() for key in sorted(_path_keys(raw)) if (value := _selected(cfg, key))]
-    read = [path for path in _files_read(raw, named, "${record}" in text) if os.path.exists(path)]
-    digests = [content_digest(path) for path in read] + [sha256(path) for path in own_code(raw)]
+    read = map(_digest, _files_read(raw, named, "${record}" in text))
+    digests = [digest for digest in read if digest] + [sha256(path) for path in own_code(raw)]
     return hashlib.sha256("".join([text, *digests, str(NUMERICS_VERSION)]).encode()).hexdigest()
+
+
+def _digest(path: Path) -> str | None:
+    """That of a file or folder; None for what is neither or cannot be read, which the code that reads it says."""
+    if not os.path.isfile(path) and not os.path.isdir(path):
+        return None
+    try:
+        return content_digest(path)
+    except OSError:
+        return None
 
 
 WITHOUT = {

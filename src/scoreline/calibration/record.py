@@ -49,10 +49,10 @@ def load_record(path: str | Path, kind: str, checkpoint: str, key: str = "record
     """
     from safetensors import SafetensorError, safe_open
 
-    path = Path(path)
     remedy = f"make one with: python calibrate.py calibration={kind} checkpoint=..."
-    if not os.path.isfile(path):
+    if not isinstance(path, str | Path) or not os.path.isfile(path):
         raise InputError(f"{key}={path}: no such record; {remedy}")
+    path = Path(path)
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}

@@ -1,5 +1,6 @@
 """Solvers and schedules from the same files as sample.py reads, for commands that are no Hydra scripts."""
 
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
-from scoreline import conf_folder, entry, run_names
+from scoreline import checks, conf_folder, entry, run_names
 from scoreline.annotations import refuse_wrong_types
 from scoreline.errors import InputError
 
@@ -32,6 +33,20 @@ def split(words: Sequence[str], own: dict[str, str]) -> tuple[dict[str, str], li
         else:
             overrides.append(word)
     return values, overrides
+
+
+def refuse_blocked(given: str, folder: Path) -> None:
+    """Refuse a folder to write to that cannot be, before anybody spends time.
+
+    Args:
+        given: how the user named it.
+
+    Raises:
+        InputError: if a file stands in its way.
+    """
+    there = next(path for path in (folder, *folder.parents, Path()) if os.path.lexists(path))
+    if not there.is_dir():
+        raise InputError(f"{given}: {there} is a file, no folder; choose another place")
 
 
 def composed(overrides: Sequence[str]) -> DictConfig:
@@ -77,7 +92,8 @@ def open_checkpoint(cfg: DictConfig) -> "Checkpoint":
     from scoreline.foreign.conversion import Options, cached, is_url
     from scoreline.foreign.families import is_diffusers, is_foreign
 
-    word, trust = str(cfg.checkpoint), tuple(cfg.trust)
+    checks.refuse_absent_checkpoint(cfg.checkpoint)
+    word, trust = str(cfg.checkpoint), checks.names("trust", cfg.trust)
     path = Path(word) if is_diffusers(Path(word)) else run_names.model_path(word)
     ours = path.suffix == ".safetensors" and not is_foreign(path)
     if not is_url(word) and (ours or not path.exists()):
@@ -86,7 +102,9 @@ def open_checkpoint(cfg: DictConfig) -> "Checkpoint":
         return load_model(path, trust)
     asked = cfg["import"]
     source = word if is_url(word) else str(path)
-    options = Options(asked["from"], plain_model(cfg), asked.weights, tuple(asked.allow), asked.sha256)
+    options = Options(
+        asked["from"], plain_model(cfg), asked.weights, checks.names("import.allow", asked.allow), asked.sha256
+    )
     try:
         target = cached(source, options)
     except InputError as error:
