@@ -250,7 +250,7 @@ PATHS: list[Row] = [
     (f"sample labels={LONG}.txt", "labels=aaaa", "no such file"),
     (f"sample hydra.run.dir={LONG}", "hydra.run.dir", "another directory"),
     (f"calibrate checkpoint={LONG}", "checkpoint=aaaa", "no such file"),
-    (f"train resume={LONG}", "resume=aaaa"),
+    (f"train resume={LONG}", "aaaa"),
     ("sample checkpoint=folder", "checkpoint=folder", "model.safetensors"),
     ("sample checkpoint=file", "checkpoint=file"),
     ("sample checkpoint=file/x", "checkpoint=file/x", "no such file"),

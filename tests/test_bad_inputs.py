@@ -8,10 +8,10 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import pytest
-import yaml
-
 import bad_inputs
+import pytest
+from omegaconf import OmegaConf
+
 from scoreline.annotations import refuse_wrong_types
 from scoreline.checks import whole
 from scoreline.errors import InputError
@@ -86,7 +86,13 @@ def test_a_reader_may_leave(words: list[str], tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (141, b"")
 
 
-@pytest.mark.parametrize("line", ["sample metrics=none checkpoint=small.safetensors seeds=0-255", "calibrate nfe=200"])
+@pytest.mark.parametrize(
+    "line",
+    [
+        "sample metrics=none checkpoint=small.safetensors nfe=2 seeds=0-255",
+        "calibrate checkpoint=small.safetensors nfe=20 seeds=0-7",
+    ],
+)
 def test_a_file_above_the_quota_is_told_as_a_full_disk(line: str, workplace: Path, tmp_path: Path) -> None:
     where = tmp_path / "quota"
     shutil.copytree(workplace, where)
@@ -101,7 +107,7 @@ def test_every_config_fits_the_annotations_of_what_it_names() -> None:
     configs = sorted((bad_inputs.ROOT / "conf").rglob("*.yaml"))
     assert len(configs) > 100
     for path in configs:
-        refuse_wrong_types(yaml.safe_load(path.read_text()))
+        refuse_wrong_types(OmegaConf.to_container(OmegaConf.load(path), resolve=False))
 
 
 VP = {"_target_": "scoreline.schedules.vp.LinearVP"}

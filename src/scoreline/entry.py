@@ -50,6 +50,9 @@ KEEP_TRACEBACKS = "SCORELINE_TRACEBACKS"
 
 ERROR_LOG = "error.log"
 
+LARGEST = 4096
+"""Of the whole numbers that describe a network, such as its width and blocks: it is built before it is trained."""
+
 Job = Callable[[DictConfig], Any]
 
 
@@ -119,7 +122,7 @@ def composed_once(words: Sequence[str]) -> Iterator[None]:
 
 
 def refuse_options(words: Sequence[str]) -> None:
-    """Raises InputError for options that Hydra does not have; its own complaint shows how it is used, in eight lines."""
+    """Raises InputError for options that Hydra does not have; its own complaint takes eight lines."""
     from hydra._internal.utils import get_args_parser
 
     def complain(message: str) -> NoReturn:
@@ -303,11 +306,14 @@ def _without_folder(override: str) -> str:
 
 
 def match_data(network: DictConfig, dataset: Any) -> None:
-    """The network's shape must be the data's.
+    """The network's shape must be the data's, and no number of its description larger than any network's.
 
     Raises:
         InputError: naming the key and the data set.
     """
+    for key, value in network.items():
+        if isinstance(value, int) and key != "num_classes" and value > LARGEST:
+            raise InputError(f"model.network.{key!s}={value}: must be at most {LARGEST}")
     channels, height, width = dataset.shape
     wanted = {"channels": channels, "resolution": height}
     if height != width:

@@ -125,6 +125,10 @@ def _explain_instantiation(error: BaseException) -> str | None:
     if located:
         key = match[1] if match else "config"
         return f"{key}._target_={located[1]}: there is no such class or function; check its name and what is installed"
+    blocked = re.match(r"Target '([^']+)' is blocklisted", str(error))
+    if blocked:
+        key = match[1] if match else "config"
+        return f"{key}._target_={blocked[1]}: Hydra does not call it from a config; name a class that may be built"
     if unexpected is None:
         return None
     return f"{match[1] if match else 'config'}: {str(unexpected).splitlines()[0]}"
