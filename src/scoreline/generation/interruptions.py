@@ -25,8 +25,8 @@ def told(shards: Shards, speaks: bool = True) -> Iterator[None]:
         if not without_space(error):
             raise
         raise InputError(
-            f"hydra.run.dir={shards.folder.parent}: no space is left on its disk, or a file is larger than allowed; "
-            f"{_kept(shards)}, free some space or raise the limit (ulimit -f) and start the same command again"
+            f"hydra.run.dir={shards.folder.parent}: no space is left on its disk; {_kept(shards)}, free some space, or "
+            "raise how large a file may be (ulimit -f), and start the same command again"
         ) from error
     except KeyboardInterrupt:
         if speaks:
