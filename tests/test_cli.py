@@ -423,8 +423,14 @@ def test_full_errors_on_request(workplace: Path, monkeypatch: pytest.MonkeyPatch
     assert "Traceback" in call("sample", "nfe=0", cwd=workplace).stderr
 
 
-def test_defects_of_ours_keep_their_traceback(workplace: Path) -> None:
-    done = call("sample", "checkpoint=small.safetensors", "solver.variable=null", cwd=workplace)
+def test_defects_keep_their_traceback(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = workplace / "own"
+    (own / "solver").mkdir(parents=True)
+    (own / "solver" / "broken.yaml").write_text("_target_: broken.solver\n")
+    (own / "broken.py").write_text("def solver():\n    raise KeyError('a defect')\n")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(own), os.environ.get("PYTHONPATH", "")]))
+    words = ("--config-dir", str(own), "checkpoint=small.safetensors", "solver=broken")
+    done = call("sample", *words, cwd=workplace)
     assert done.returncode == 1
     assert "Traceback" in done.stderr
 

@@ -19,10 +19,10 @@ scoreline upload RUN_DIR                                  a run, or a sweep, as 
 """
 
 import importlib
-import os
 import runpy
 import sys
 
+from scoreline import startup
 from scoreline.conf_folder import SCRIPTS, script, use_own_folder
 from scoreline.errors import InputError, did_you_mean
 
@@ -33,6 +33,7 @@ VERBS = (
 MODULES = {"import": "import_checkpoint"}
 
 
+@startup.reader_may_leave
 def main() -> None:
     """Run a verb. A mistake becomes one line and exit code 2; a verb's own failure is its exit code."""
     try:
@@ -50,9 +51,6 @@ def main() -> None:
         sys.exit(importlib.import_module(f"scoreline.commands.{module}").main(words[1:]))
     except KeyboardInterrupt:
         sys.exit(130)
-    except BrokenPipeError:  # the reader, such as head, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(141)
     except Exception as error:
         from scoreline.entry import leave
 

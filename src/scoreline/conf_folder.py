@@ -98,6 +98,23 @@ def choice(group: str, name: str, key: str, without: Collection[str] = ()) -> st
     return next(known_name for known_name in known if known_name == name)
 
 
+def refuse_lost_choices(words: Sequence[str]) -> None:
+    """What Hydra takes, or has no words for: `solver=null`, `~solver`, `solver=../x`, `=x`.
+
+    Raises:
+        InputError: for such a word.
+    """
+    for word in words:
+        key, equals, name = word.partition("=")
+        if not key and equals:
+            raise InputError(f"{word}: not of the form key=value")
+        if word.startswith("~") and "." not in word:
+            raise InputError(f"{word}: every script reads this key; drop the word, or give the key a value")
+        known = files(key) if key.isidentifier() else {}
+        if known and (name == "null" or ".." in Path(name).parts):
+            raise InputError(f"{word}: there is no such choice; leave the key out, or choose one of {', '.join(known)}")
+
+
 def composed(name: str, overrides: Sequence[str], whole: bool = False) -> DictConfig:
     """The config of script `name` with overrides of the user's; within a script that runs, from its search path.
 
@@ -110,6 +127,7 @@ def composed(name: str, overrides: Sequence[str], whole: bool = False) -> DictCo
     from hydra import compose, initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
 
+    refuse_lost_choices(overrides)
     if GlobalHydra.instance().is_initialized():
         return compose(name, list(overrides), return_hydra_config=whole)
     own = own_folder()
@@ -151,14 +169,23 @@ def _choices(group: str, default: str) -> str:
 
 
 def known_keys() -> set[str]:
-    """Every key and group that this script accepts, dotted; those of sample.py for commands that are no script."""
+    """Every key and group that this script accepts, dotted; those of sample.py for commands that are no script.
+
+    Keys below a group are those of the choice that the command line makes.
+    """
     from hydra.core.global_hydra import GlobalHydra
 
     GlobalHydra.instance().clear()
     name = Path(sys.argv[0]).stem
-    config = composed(name if name in SCRIPTS else "sample", [])
+    config = composed(name if name in SCRIPTS else "sample", _chosen(sys.argv[1:]))
     groups = {entry.name for entry in conf_dir().iterdir() if entry.is_dir() and entry.name in config}
     return set(_dotted(OmegaConf.to_container(config, resolve=False), "")) | groups | {"experiment"}
+
+
+def _chosen(words: Sequence[str]) -> list[str]:
+    """The choices of groups among the words of a command line, without those that there are not."""
+    pairs = [(word, *word.partition("=")[::2]) for word in words]
+    return [word for word, group, name in pairs if group.isidentifier() and name in files(group)]
 
 
 def _dotted(node: Any, prefix: str) -> Iterator[str]:

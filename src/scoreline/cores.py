@@ -5,6 +5,9 @@ from collections.abc import Mapping
 
 from scoreline.errors import InputError
 
+MOST = 1024
+"""Threads of a process."""
+
 
 def usable_cores(environment: Mapping[str, str] = os.environ) -> int:
     """OMP_NUM_THREADS if it is set, else the cores that the system lets this process run on.
@@ -13,8 +16,8 @@ def usable_cores(environment: Mapping[str, str] = os.environ) -> int:
     a machine to their part.
     """
     told = environment.get("OMP_NUM_THREADS", "")
-    if told.isdecimal() and int(told):
-        return int(told)
+    if told.isdecimal() and len(told) < 10 and int(told):
+        return min(int(told), MOST)
     allowed = getattr(os, "sched_getaffinity", None)
     return len(allowed(0)) if allowed else os.cpu_count() or 1
 
@@ -23,10 +26,10 @@ def threads_of(value: object, key: str = "threads") -> int:
     """A number of threads from the config; auto is one for every usable core.
 
     Raises:
-        InputError: naming the key if it is neither.
+        InputError: naming the key if it is neither, or more than `MOST`.
     """
     if value == "auto":
         return usable_cores()
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise InputError(f"{key}={value}: must be auto or a whole number, at least 1")
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MOST:
+        raise InputError(f"{key}={value}: must be auto or a whole number, at least 1 and at most {MOST}")
     return value

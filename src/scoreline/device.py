@@ -15,6 +15,9 @@ def choose_device(name: str, local: int = 0) -> torch.device:
     Raises:
         InputError: for an unknown device or one that this machine lacks.
     """
+    refused = InputError(f"device={name}: not available here; use device=auto or device=cpu")
+    if not isinstance(name, str) or name.startswith("meta"):
+        raise refused
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
@@ -23,7 +26,7 @@ def choose_device(name: str, local: int = 0) -> torch.device:
             device = torch.device("cuda", local % max(1, torch.cuda.device_count()))
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise InputError(f"device={name}: not available here; use device=auto or device=cpu") from error
+        raise refused from error
     return device
 
 

@@ -21,11 +21,20 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from scoreline import checks, processes, run_config, startup
-from scoreline.conf_folder import conf_dir, help_text, mode_is_unset, own_folder, quoted, use_own_folder
-from scoreline.errors import InputError
+from scoreline.annotations import refuse_wrong_types
+from scoreline.conf_folder import (
+    conf_dir,
+    help_text,
+    mode_is_unset,
+    own_folder,
+    quoted,
+    refuse_lost_choices,
+    use_own_folder,
+)
+from scoreline.errors import InputError, did_you_mean
 from scoreline.files import code_version, sha256, write_atomically
 from scoreline.mistakes import explain
-from scoreline.run_lock import RunLock
+from scoreline.run_lock import NAME, RunLock
 from scoreline.run_names import model_path, register_resolvers, run_sha256
 
 HARMLESS = (
@@ -40,6 +49,9 @@ SCRIPT = "SCORELINE_SCRIPT"
 KEEP_TRACEBACKS = "SCORELINE_TRACEBACKS"
 
 ERROR_LOG = "error.log"
+
+LARGEST = 4096
+"""Of the whole numbers that describe a network, such as its width and blocks: it is built before it is trained."""
 
 Job = Callable[[DictConfig], Any]
 
@@ -58,22 +70,25 @@ def script(config_name: str) -> Callable[[Job], Callable[[], None]]:
                 refuse_appended_keys()
                 checks.refuse_plain_mistakes(cfg)
                 startup.load_torch()
+                refuse_wrong_types(OmegaConf.to_container(cfg, resolve=False))
                 return job(cfg)
             except Exception as error:
-                release()
                 if in_sweep():
                     keep_traceback(error)
                     words = " ".join(HydraConfig.get().overrides.task)
                     print(f"{words}: {explain(error) or repr(error)}", file=sys.stderr)
                     raise
-                remove_if_empty(output_dir())
+                give_up(output_dir())
                 leave(error)
             finally:
                 release()
 
+        @startup.reader_may_leave
         def main() -> None:
             try:
                 words = use_own_folder(sys.argv[1:])
+                refuse_lost_choices(words)
+                refuse_options(words)
             except InputError as error:
                 leave(error)
             if {"--help", "-h"} & set(words):
@@ -105,6 +120,22 @@ def composed_once(words: Sequence[str]) -> Iterator[None]:
         Hydra.get_mode = look_up  # type: ignore[method-assign]
 
 
+OPTIONS = (
+    *("--help", "-h", "--hydra-help", "--version", "--cfg", "-c", "--resolve", "--package", "-p", "--run", "-r"),
+    *("--multirun", "-m", "--shell-completion", "-sc", "--config-path", "-cp", "--config-name", "-cn"),
+    *("--config-dir", "-cd", "--experimental-rerun", "--info", "-i"),
+)
+"""Hydra's own, as its documentation lists them."""
+
+
+def refuse_options(words: Sequence[str]) -> None:
+    """Raises InputError for options that Hydra does not have; its own complaint takes eight lines."""
+    for word in words:
+        option = word.partition("=")[0]
+        if option.startswith("-") and option not in OPTIONS:
+            raise InputError(f"{word}: there is no such option{did_you_mean(option, OPTIONS)}")
+
+
 def _run(main: Callable[[], Any]) -> None:
     startup.end_without_search()
     register_resolvers()
@@ -117,7 +148,16 @@ def _run(main: Callable[[], Any]) -> None:
     except KeyboardInterrupt:
         sys.exit(130)
     except Exception as error:
-        leave(error)
+        leave(_of_run_directory(error) or error)
+
+
+def _of_run_directory(error: Exception) -> InputError | None:
+    """What is wrong with the directory that Hydra makes before the job begins."""
+    begun = any(frame.f_code.co_name == "guarded" for frame, _ in traceback.walk_tb(error.__traceback__))
+    if begun or not isinstance(error, OSError) or not error.filename:
+        return None
+    key = "hydra.sweep.dir" if {"-m", "--multirun"} & set(sys.argv) else "hydra.run.dir"
+    return InputError(f"{key}={error.filename}: {error.strerror}; choose another directory")
 
 
 def keep_traceback(error: Exception) -> None:
@@ -155,6 +195,9 @@ def adopt_model(cfg: DictConfig, model: dict[str, Any], digest: str) -> None:
     cfg.model = {name: model[name] for name in ("network", "noise_schedule", "parameterisation")}
     cfg.digest = digest
 
+
+_first_written: list[Path] = []
+"""config.yaml of the run directory, if this process wrote the first one."""
 
 _held: list[RunLock] = []
 """The lock of this process's run directory."""
@@ -211,9 +254,16 @@ def release() -> None:
         _held.pop().release()
 
 
-def remove_if_empty(folder: Path) -> None:
-    """Remove a run directory that holds nothing, and its parents below the working directory that hold nothing else."""
+def give_up(folder: Path) -> None:
+    """Remove a run directory that holds nothing, and its parents below the working directory that hold nothing else.
+
+    A config.yaml that this process wrote first counts as nothing if it is alone; it goes while nobody else works there.
+    """
     with suppress(OSError):
+        if {path.name for path in folder.iterdir()} <= {NAME, *(path.name for path in _first_written)}:
+            for path in _first_written:
+                path.unlink(missing_ok=True)
+        release()
         folder.rmdir()
         for parent in folder.parents:
             if parent == Path():
@@ -224,6 +274,8 @@ def remove_if_empty(folder: Path) -> None:
 def save_config(cfg: DictConfig, out: Path) -> None:
     """config.yaml: everything resolved."""
     text = OmegaConf.to_yaml(cfg, resolve=True)
+    if not (out / run_config.NAME).exists():
+        _first_written.append(out / run_config.NAME)
     write_atomically(out / run_config.NAME, lambda temporary: temporary.write_text(text))
     (out / ERROR_LOG).unlink(missing_ok=True)
 
@@ -261,11 +313,14 @@ def _without_folder(override: str) -> str:
 
 
 def match_data(network: DictConfig, dataset: Any) -> None:
-    """The network's shape must be the data's.
+    """The network's shape must be the data's, and no number of its description larger than any network's.
 
     Raises:
         InputError: naming the key and the data set.
     """
+    for key, value in network.items():
+        if isinstance(value, int) and key != "num_classes" and value > LARGEST:
+            raise InputError(f"model.network.{key!s}={value}: must be at most {LARGEST}")
     channels, height, width = dataset.shape
     wanted = {"channels": channels, "resolution": height}
     if height != width:

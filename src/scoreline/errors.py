@@ -11,6 +11,16 @@ class InputError(ValueError):
     """
 
 
+class NotFiniteError(InputError, FloatingPointError):
+    """A computation that was asked for gives numbers that are not finite; the message says where, and the remedy."""
+
+    def __init__(self, where: str) -> None:
+        super().__init__(
+            f"{where} not finite; compute with precision=32-true, choose a smaller sigma_max, a larger sigma_min or "
+            "another solver, or another checkpoint if none helps"
+        )
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """`; did you mean 'nfe'?` for the nearest of `known`, or the whole list when nothing is near."""
     known = sorted(set(known))

@@ -26,6 +26,8 @@ FORGOTTEN = 3600.0
 
 NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
 """What locking a file raises on a file system that has no locks."""
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""A full disk, a quota that is used up, a file above the size that this process may write (`ulimit -f`)."""
 
 _digests: dict[tuple[str, Stamp], str] = {}
 
@@ -66,6 +68,12 @@ def order_metadata(path: Path) -> None:
             raise AssertionError(f"a header of {size} bytes became one of {len(text)}")
         file.seek(8)
         file.write(text)
+
+
+def without_space(error: BaseException) -> bool:
+    """Whether a file could not be written for `NO_SPACE`; safetensors tells the system's number in words."""
+    told = {f"(os error {number})" for number in NO_SPACE}
+    return getattr(error, "errno", None) in NO_SPACE or any(words in str(error) for words in told)
 
 
 def remove_parts(folder: Path) -> None:

@@ -132,7 +132,7 @@ def log_likelihood(
     Raises:
         InputError: for prior_variance <= 0, and as `AdaptiveRun`.
         ValueError: if eps is not differentiable in x.
-        FloatingPointError: if eps or its divergence is not finite.
+        NotFiniteError: if eps or its divergence is not finite.
 
     Source: Chen et al. (2018), arXiv:1806.07366, Theorem 1; Grathwohl et al. (2019), arXiv:1810.01367; for diffusion
     models Song et al. (2021), arXiv:2011.13456, Eq. 39.

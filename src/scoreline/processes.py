@@ -98,6 +98,10 @@ def run(main: Callable[[], None]) -> None:
     if group.size == 1:
         main()
     elif not {"--help", "-h"} & set(sys.argv[1:]):
+        try:
+            refuse_no_meeting_point()
+        except InputError as error:
+            leave(error)
         _run_in_group(main, group)
     elif group.first:
         main()
@@ -187,6 +191,14 @@ def _joined(group: Group) -> Iterator[Any]:
         yield store
     finally:
         dist.destroy_process_group()
+
+
+def refuse_no_meeting_point(environment: Mapping[str, str] = os.environ) -> None:
+    """Raises InputError if nothing says where the processes of a group find each other."""
+    told = {**_meeting_point(environment), **environment}
+    for name, pattern in (("MASTER_ADDR", ".+"), ("MASTER_PORT", "[0-9]{1,5}")):
+        if not re.fullmatch(pattern, told.get(name, "")):
+            raise InputError(f"{name}={told.get(name, '')}: says no place to meet; start all with torchrun or srun")
 
 
 def _meeting_point(environment: Mapping[str, str]) -> dict[str, str]:

@@ -53,10 +53,20 @@ def run_sha256(cfg: DictConfig, script: str) -> str:
     decisive = {key: value for key, value in raw.items() if key not in WITHOUT[script]}
     text = json.dumps(decisive, sort_keys=True, default=str)
     values = {key: _selected(cfg, key) for key in sorted(_path_keys(raw))}
-    named = [Path(value).expanduser() for key, value in values.items() if _may_be_path(key, value)]
-    read = [path for path in _files_read(raw, named, "${record}" in text) if path.exists()]
-    digests = [content_digest(path) for path in read] + [sha256(path) for path in own_code(raw)]
+    named = [Path(os.path.expanduser(value)) for key, value in values.items() if _may_be_path(key, value)]
+    read = map(_digest, _files_read(raw, named, "${record}" in text))
+    digests = [digest for digest in read if digest] + [sha256(path) for path in own_code(raw)]
     return hashlib.sha256("".join([text, *digests, str(NUMERICS_VERSION)]).encode()).hexdigest()
+
+
+def _digest(path: Path) -> str | None:
+    """That of a file or folder; None for what is neither or cannot be read, which the code that reads it says."""
+    if not os.path.isfile(path) and not os.path.isdir(path):
+        return None
+    try:
+        return content_digest(path)
+    except OSError:
+        return None
 
 
 WITHOUT = {
@@ -152,7 +162,7 @@ def _files_read(config: dict[str, Any], named: list[Path], with_record: bool) ->
     checkpoint, guide = config.get("checkpoint"), config.get("guidance", {}).get("checkpoint")
     files = [model_path(name) for name in (checkpoint, guide) if isinstance(name, str)]
     files += named
-    if isinstance(checkpoint, str) and not files[0].exists():
+    if isinstance(checkpoint, str) and not os.path.exists(files[0]):
         files += foreign_files(Path(checkpoint))
     if "load_recommendation" in str(config.get("solver")):
         files += sorted(files[0].parent.glob(f"{files[0].stem}.*.safetensors"))
@@ -164,7 +174,7 @@ def _files_read(config: dict[str, Any], named: list[Path], with_record: bool) ->
 
 def foreign_files(folder: Path) -> list[Path]:
     """Weights and descriptions in another project's folder, such as diffusers', in order; none if it is no folder."""
-    return sorted(path for path in folder.rglob("*") if path.suffix in FOREIGN) if folder.is_dir() else []
+    return sorted(path for path in folder.rglob("*") if path.suffix in FOREIGN) if os.path.isdir(folder) else []
 
 
 def record_beside(checkpoint: Path, kind: str) -> Path:
@@ -210,7 +220,7 @@ def _short(text: str) -> str:
 def model_path(checkpoint: str) -> Path:
     """`digits_vp` names a model that ships with the package, a directory stands for its model.safetensors."""
     shipped = ASSETS / f"{checkpoint}.safetensors"
-    if shipped.is_file():
+    if os.path.isfile(shipped):  # which is false, as that of a Path is not, for a name that no file can have
         return shipped
     path = Path(checkpoint)
-    return path / "model.safetensors" if path.is_dir() else path
+    return path / "model.safetensors" if os.path.isdir(path) else path

@@ -1,10 +1,13 @@
 """`seeds=0-63`: the images asked for."""
 
-import itertools
 import re
 from collections.abc import Iterable
+from itertools import pairwise
 
 from scoreline.errors import InputError
+
+MOST = 10_000_000
+"""Images of a run; more of them are several runs, each with seeds of its own."""
 
 
 def parse_seeds(text: str | int | Iterable[int], key: str = "seeds") -> list[int]:
@@ -14,33 +17,43 @@ def parse_seeds(text: str | int | Iterable[int], key: str = "seeds") -> list[int
         key: how errors name it.
 
     Raises:
-        InputError: if a part is not a number or a range, a range runs backwards, or a seed occurs twice.
+        InputError: if there is none, a part is not a number or a range, a range runs backwards, a seed occurs twice, or
+            there are more than `MOST`.
     """
-    seeds = [seed for first, last in spans(text, key) for seed in range(first, last + 1)]
-    if len(set(seeds)) < len(seeds):
+    found = spans(text, key)
+    total = sum(last - first + 1 for first, last in found)
+    if total > MOST:
+        raise InputError(
+            f"{key}={text}: {total:,} seeds, a run has at most {MOST:,}; ask for the others in runs of their own"
+        )
+    if shared(found):
         raise InputError(f"{key}={text}: a seed occurs twice; every image needs its own")
-    return seeds
+    return [seed for first, last in found for seed in range(first, last + 1)]
 
 
 def spans(text: str | int | Iterable[int], key: str = "seeds") -> list[tuple[int, int]]:
     """First and last seed of each part, as `parse_seeds` reads them: no memory but for the text.
 
     Raises:
-        InputError: if a part is not a number or a range, or a range runs backwards.
+        InputError: if there is none, a part is not a number or a range, or a range runs backwards.
     """
-    parts = str(text).split(",") if isinstance(text, str | int) else [str(part) for part in text]
-    found = []
-    for part in parts:
-        match = re.fullmatch(r"\s*(\d{1,20})(?:-(\d{1,20}))?\s*", part)
-        if not match:
-            raise InputError(f"{key}={text}: '{part}' is neither a number nor a range such as 0-63")
-        first, last = int(match[1]), int(match[2] or match[1])
-        if last < first or last >= 2**63:
-            raise InputError(
-                f"{key}={text}: the range {part} runs backwards or past 2^63; write the smaller seed first"
-            )
-        found.append((first, last))
-    return found
+    if not isinstance(text, Iterable):
+        text = str(text)
+    parts = text.split(",") if isinstance(text, str) else [str(part) for part in text]
+    if not parts:
+        raise InputError(f"{key}={text}: no seed is given; give a number or a range such as 0-63")
+    return [_span(f"{key}={text}", part) for part in parts]
+
+
+def _span(given: str, part: str) -> tuple[int, int]:
+    match = re.fullmatch(r"\s*([0-9]{1,19})(?:-([0-9]{1,19}))?\s*", part)
+    if not match:
+        beyond = "past 2^63" if re.fullmatch(r"[\s0-9-]{20,}", part) else "neither a number nor a range such as 0-63"
+        raise InputError(f"{given}: '{part}' is {beyond}")
+    first, last = int(match[1]), int(match[2] or match[1])
+    if last < first or last >= 2**63:
+        raise InputError(f"{given}: the range {part} runs backwards or past 2^63; write the smaller seed first")
+    return first, last
 
 
 def count(text: str) -> int:
@@ -48,7 +61,6 @@ def count(text: str) -> int:
     return sum(last - first + 1 for first, last in spans(text))
 
 
-def shared(spans: Iterable[tuple[int, int]]) -> bool:
+def shared(found: Iterable[tuple[int, int]]) -> bool:
     """Whether a seed is in two of these spans."""
-    ordered = sorted(spans)
-    return any(later[0] <= former[1] for former, later in itertools.pairwise(ordered))
+    return any(later[0] <= former[1] for former, later in pairwise(sorted(found)))

@@ -1,8 +1,11 @@
-"""What makes a process of ours start and end sooner: imports without searches for garbage, which find none."""
+"""How a process of ours starts and ends: imports without searches for garbage, which find none; a reader that left."""
 
 import atexit
+import functools
 import gc
-from collections.abc import Iterator
+import os
+import sys
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 
@@ -28,3 +31,22 @@ def load_torch() -> None:
 def end_without_search() -> None:
     """At the end of this process nothing is searched for garbage: its memory goes back as a whole."""
     atexit.register(gc.freeze)
+
+
+def reader_may_leave(main: Callable[[], None]) -> Callable[[], None]:
+    """Decorate what prints: where the reader, such as `head`, has seen enough, the process ends with exit code 141."""
+
+    @functools.wraps(main)
+    def guarded() -> None:
+        try:
+            try:
+                main()
+            finally:
+                if sys.stdout is not None:
+                    sys.stdout.flush()
+        except BrokenPipeError:
+            for stream in filter(None, (sys.stdout, sys.stderr)):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())  # for what is flushed at the very end
+            sys.exit(141)
+
+    return guarded

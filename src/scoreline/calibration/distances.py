@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from scoreline.calibration.subject import Subject
+from scoreline.errors import NotFiniteError
 from scoreline.sampling import Progress
 from scoreline.solvers.tableau import Tableau
 
@@ -54,7 +55,7 @@ def distances(subject: Subject, run: Tableau, ends: Ends) -> Tensor:
             subject.drawn(run, whole=True), torch.split(ends.of(run), subject.batch_size), strict=True
         ):
             found.append((batch.x.cpu().double() - end).flatten(1).square().mean(1).sqrt())
-    except FloatingPointError:
+    except NotFiniteError:
         return torch.full((len(subject.seeds),), torch.inf, dtype=torch.float64)
     return torch.cat(found)
 

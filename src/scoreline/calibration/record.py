@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,10 +70,10 @@ def load_record(path: str | Path, kind: str, checkpoint: str, key: str = "record
         InputError: if the file is missing, is no such record, or was made for another checkpoint; the message gives
             the command that makes the right one.
     """
-    path = Path(path)
     remedy = f"make one with: python calibrate.py calibration={kind} checkpoint=..."
-    if not path.is_file():
+    if not isinstance(path, str | Path) or not os.path.isfile(path):
         raise InputError(f"{key}={path}: no such record; {remedy}")
+    path = Path(path)
     header = read_header(path, f"{key}={path}", remedy)
     found = header.metadata.get("kind")
     if header.metadata.get("format") != FORMAT or found != kind:

@@ -12,7 +12,7 @@ from scoreline import noise
 from scoreline.calibration.medians import median
 from scoreline.calibration.record import Record, load_record
 from scoreline.calibration.subject import Part, Subject
-from scoreline.errors import InputError, did_you_mean
+from scoreline.errors import InputError, NotFiniteError, did_you_mean
 from scoreline.sampling import Progress, trajectory
 from scoreline.schedules.base import NoiseSchedule
 
@@ -177,6 +177,7 @@ class ScoreNorm:
         Raises:
             InputError: if fewer than two images are asked for, a level repeats (as in Runge-Kutta methods), or real
                 images are missing, not asked for, of another shape, or without the labels that the model needs.
+            NotFiniteError: if a value is not finite.
         """
         rho = _levels(subject)
         if len(subject.seeds) < 2:
@@ -192,7 +193,10 @@ class ScoreNorm:
         def make(number: int) -> dict[str, Tensor]:
             return self._measure(subject, batches[number], lambda images: progress(images * share))
 
-        return {"rho": rho.flip(0), **self._summarise(subject.parts(len(batches), make))}
+        found = self._summarise(subject.parts(len(batches), make))
+        if not all(bool(value.isfinite().all()) for value in found.values()):
+            raise NotFiniteError(f"seeds {subject.seeds[0]}-{subject.seeds[-1]}: mean |eps| of their runs is")
+        return {"rho": rho.flip(0), **found}
 
     def _check_data(self, subject: Subject) -> None:
         if self.states == "noised" and subject.data is None:

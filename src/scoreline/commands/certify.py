@@ -8,7 +8,7 @@ from typing import Any
 
 from scoreline import conf_folder
 from scoreline.certification import Certificate, certify, markdown
-from scoreline.commands.composition import built, composed, split
+from scoreline.commands.composition import built, composed, refuse_blocked, split
 from scoreline.errors import InputError
 from scoreline.files import write_atomically
 from scoreline.progress import ImageProgress
@@ -30,6 +30,7 @@ def main(words: list[str]) -> int:
 
     torch.set_num_threads(1)
     own, overrides = split(words, OWN)
+    refuse_blocked(f"out={own['out']}", Path(own["out"]))
     names = named(own["solver"])
     found = []
     with ImageProgress(len(names), "certifying", unit="solver") as progress:

@@ -1,13 +1,15 @@
 """Solvers and schedules from the same files as sample.py reads, for commands that are no Hydra scripts."""
 
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
-from scoreline import conf_folder, entry, run_names
+from scoreline import checks, conf_folder, entry, run_names
+from scoreline.annotations import refuse_wrong_types
 from scoreline.errors import InputError
 
 if TYPE_CHECKING:
@@ -31,6 +33,20 @@ def split(words: Sequence[str], own: dict[str, str]) -> tuple[dict[str, str], li
         else:
             overrides.append(word)
     return values, overrides
+
+
+def refuse_blocked(given: str, folder: Path) -> None:
+    """Refuse a folder to write to that cannot be, before anybody spends time.
+
+    Args:
+        given: how the user named it.
+
+    Raises:
+        InputError: if a file stands in its way.
+    """
+    there = next(path for path in (folder, *folder.parents, Path()) if os.path.lexists(path))
+    if not there.is_dir():
+        raise InputError(f"{given}: {there} is a file, no folder; choose another place")
 
 
 def composed(overrides: Sequence[str]) -> DictConfig:
@@ -63,6 +79,7 @@ def plain_config(overrides: Sequence[str], **values: Any) -> DictConfig:
     cfg = sample_config(overrides)
     for key, value in values.items():
         cfg[key] = value
+    refuse_wrong_types(OmegaConf.to_container(cfg, resolve=False))
     return cfg
 
 
@@ -76,7 +93,8 @@ def open_checkpoint(cfg: DictConfig) -> "Checkpoint":
     from scoreline.foreign.conversion import Options, cached, is_url
     from scoreline.foreign.families import is_diffusers, is_foreign
 
-    word, trust = str(cfg.checkpoint), tuple(cfg.trust)
+    checks.refuse_absent_checkpoint(cfg.checkpoint)
+    word, trust = str(cfg.checkpoint), checks.names("trust", cfg.trust)
     path = Path(word) if is_diffusers(Path(word)) else run_names.model_path(word)
     ours = path.suffix == ".safetensors" and not is_foreign(path)
     if not is_url(word) and (ours or not path.exists()):
@@ -85,7 +103,9 @@ def open_checkpoint(cfg: DictConfig) -> "Checkpoint":
         return load_model(path, trust)
     asked = cfg["import"]
     source = word if is_url(word) else str(path)
-    options = Options(asked["from"], plain_model(cfg), asked.weights, tuple(asked.allow), asked.sha256)
+    options = Options(
+        asked["from"], plain_model(cfg), asked.weights, checks.names("import.allow", asked.allow), asked.sha256
+    )
     try:
         target = cached(source, options)
     except InputError as error:
@@ -108,8 +128,6 @@ def described_model(choice: str, overrides: Sequence[str]) -> "Spec":
 
 def plain_model(cfg: DictConfig) -> "Spec | None":
     """`model` with everything resolved, None where none was chosen."""
-    from omegaconf import OmegaConf
-
     if cfg.model is None:
         return None
     whole = OmegaConf.to_container(OmegaConf.create({"model": cfg.model}), resolve=True)
@@ -135,6 +153,7 @@ def script_config(script: str, overrides: Sequence[str]) -> DictConfig:
     GlobalHydra.instance().clear()
     cfg = conf_folder.composed(script, overrides, whole=True)
     HydraConfig.instance().set_config(cfg)
+    refuse_wrong_types(OmegaConf.to_container(cfg, resolve=False))
     return cfg
 
 
@@ -146,8 +165,6 @@ def families(cfg: DictConfig, checkpoint: Path) -> dict[str, dict[str, Any]]:
     Raises:
         InputError: if a named one cannot be built.
     """
-    from omegaconf import OmegaConf
-
     asked = {group: cfg.calibration[f"{group}s"] for group in GROUPS}
     names = {group: _named(group, value) for group, value in asked.items()}
     record = str(run_names.record_beside(checkpoint, "score_norm"))
@@ -212,8 +229,6 @@ def follow(cfg: DictConfig, span: tuple[float, float], nfe: int) -> tuple[str, s
     Raises:
         InputError: if what it chooses from was measured on another range, or names no choice of conf/.
     """
-    from omegaconf import OmegaConf
-
     from scoreline.calibration.search import Recommendation
 
     recommendation = built(cfg.solver)

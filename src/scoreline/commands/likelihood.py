@@ -33,6 +33,10 @@ ABOUT = """Bits per dimension of 8-bit images: -log2 of the model's density, uni
 probability-flow ODE. The mean over images is an upper bound on the bits of a code for them."""
 
 
+MOST_PROBES = 10_000
+"""Of an image: each takes as long as a pass over it, and memory."""
+
+
 class Parser(argparse.ArgumentParser):
     """argparse whose complaints are `InputError`s."""
 
@@ -103,9 +107,11 @@ def parser() -> Parser:
 
 def choose(options: argparse.Namespace, checkpoint: Checkpoint) -> Images:
     """The first `--images` of `--data`, checked against the model."""
-    for name, least in (("images", 1), ("batch_size", 1), ("seed", 0)):
+    for name, least in (("images", 1), ("batch_size", 1), ("probes", 1), ("seed", 0)):
         if getattr(options, name) < least:
             raise InputError(f"--{name.replace('_', '-')}={getattr(options, name)}: must be at least {least}")
+    if options.probes > MOST_PROBES:
+        raise InputError(f"--probes={options.probes}: must be at most {MOST_PROBES}")
     if options.seed >= 2**31:
         raise InputError(f"--seed={options.seed}: must be below 2^31")
     name, pixels, labels = digits(options.data) if not options.data.endswith(".npz") else read_npz(Path(options.data))

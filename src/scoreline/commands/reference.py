@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from scoreline.commands.composition import built, composed
+from scoreline.commands.composition import built, composed, refuse_blocked
 from scoreline.datasets import given
 from scoreline.datasets.base import ImageDataset
 from scoreline.errors import InputError, did_you_mean
@@ -102,6 +102,7 @@ def images_and_out(asked: Asked) -> tuple[ImageDataset, Path]:
     out = Path(asked.places[-1])
     if out.exists():
         raise InputError(f"{out} is there already and is not overwritten; choose another name")
+    refuse_blocked(str(out), out.parent)
     return (dataset(asked) if wanted == 1 else given.images(asked.places[0])), out
 
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from scoreline import checks, entry
-from scoreline.commands.composition import built, composed, follow, split
+from scoreline.commands.composition import built, composed, follow, refuse_blocked, split
 from scoreline.solvers.tableau import Tableau, build_tableau
 
 OWN = {"out": "outputs/show"}
@@ -16,6 +16,7 @@ def main(words: list[str]) -> None:
         InputError: for a solver that has no tableau.
     """
     own, overrides = split(words, OWN)
+    refuse_blocked(f"out={own['out']}", Path(own["out"]))
     cfg = composed(overrides)
     native = built(cfg.model.noise_schedule)
     span, nfe = entry.sigma_range(cfg, native), checks.whole("nfe", cfg.nfe)

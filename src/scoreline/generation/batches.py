@@ -13,6 +13,7 @@ from torch import Tensor
 from scoreline import noise
 from scoreline.copies import moved
 from scoreline.denoiser import Denoising
+from scoreline.errors import NotFiniteError
 from scoreline.in_order import in_order
 from scoreline.sampling import Calls, Progress, count_calls, integrate
 from scoreline.solvers.adaptive import AdaptiveRun
@@ -61,7 +62,7 @@ def generate(
 
     Raises:
         RuntimeError: if the counts measured are not those of `Tableau.nfe` and `Denoising.calls`.
-        FloatingPointError: if a sample is not finite.
+        NotFiniteError: if a sample is not finite.
     """
     for batch in launch(denoiser, run, shape, seeds, batch_size, labels, network_batch, progress, threads):
         check_finite(batch.seeds, batch.x.isfinite().all())
@@ -69,9 +70,9 @@ def generate(
 
 
 def check_finite(seeds: Sequence[int], finite: Tensor) -> None:
-    """Raises: FloatingPointError naming the seeds unless their samples are `finite`, of shape ()."""
+    """Raises: NotFiniteError naming the seeds unless their samples are `finite`, of shape ()."""
     if not bool(finite):
-        raise FloatingPointError(f"samples of seeds {seeds[0]}-{seeds[-1]} are not finite")
+        raise NotFiniteError(f"seeds {seeds[0]}-{seeds[-1]}: their samples are")
 
 
 @torch.inference_mode()

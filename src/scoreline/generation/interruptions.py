@@ -1,14 +1,12 @@
 """What a person hears when a generation stops on its way, and what is left of it."""
 
-import errno
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from scoreline.errors import InputError
+from scoreline.files import without_space
 from scoreline.generation.shards import Shards
-
-NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
 
 @contextmanager
@@ -24,11 +22,11 @@ def told(shards: Shards, speaks: bool = True) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if not _full(error):
+        if not without_space(error):
             raise
         raise InputError(
-            f"hydra.run.dir={shards.folder.parent}: no space is left on its disk; {_kept(shards)}, free some space and "
-            "start the same command again"
+            f"hydra.run.dir={shards.folder.parent}: no space is left on its disk; {_kept(shards)}, free some space, or "
+            "raise how large a file may be (ulimit -f), and start the same command again"
         ) from error
     except KeyboardInterrupt:
         if speaks:
@@ -39,12 +37,3 @@ def told(shards: Shards, speaks: bool = True) -> Iterator[None]:
 def _kept(shards: Shards) -> str:
     total = len(shards.seeds)
     return f"{total - len(shards.find(check=False).missing)} of {total} images are kept"
-
-
-def _full(error: Exception) -> bool:
-    """safetensors, which writes features, tells a full disk in words."""
-    from safetensors import SafetensorError
-
-    if isinstance(error, SafetensorError):
-        return any(f"os error {number}" in str(error) for number in NO_SPACE)
-    return isinstance(error, OSError) and error.errno in NO_SPACE

@@ -112,7 +112,7 @@ class Fetched:
         """Images uint8 (n, C, H, W) on the CPU, once they are there.
 
         Raises:
-            FloatingPointError: if a sample is not finite.
+            NotFiniteError: if a sample is not finite.
         """
         if self.arrived is not None:
             self.arrived.synchronize()

@@ -9,6 +9,11 @@ from scoreline.errors import InputError
 from scoreline.schedules.base import Schedule
 
 
+def _refuse_unless_positive(name: str, value: float) -> None:
+    if not 0 < value < float("inf"):
+        raise InputError(f"schedule.{name}={value}: must be a number greater than 0")
+
+
 @dataclass(frozen=True)
 class Polynomial(Schedule):
     """u = base(rho)^(1/power) in any base map; in the native time of a process power 1 is uniform, 2 quadratic.
@@ -16,10 +21,16 @@ class Polynomial(Schedule):
     Negative coordinates (left of a discrete process's first index) keep their sign, so the map stays monotone.
 
     Source: Song, Meng & Ermon (2021), arXiv:2010.02502, App. D.2; Zhang & Chen (2023), arXiv:2204.13902.
+
+    Raises:
+        InputError: unless 0 < power < inf.
     """
 
     base: Schedule
     power: float = 1.0
+
+    def __post_init__(self) -> None:
+        _refuse_unless_positive("power", self.power)
 
     def __call__(self, rho: Tensor) -> Tensor:
         u = self.base(rho)
@@ -37,9 +48,15 @@ class Power(Schedule):
     """u = rho^(1/exponent). Exponent 7 spaces steps as EDM does ("Karras"); exponent 1 is rho itself.
 
     Source: Karras et al. (2022), arXiv:2206.00364, Eq. 5, where the exponent is called rho.
+
+    Raises:
+        InputError: unless 0 < exponent < inf.
     """
 
     exponent: float = 7.0
+
+    def __post_init__(self) -> None:
+        _refuse_unless_positive("exponent", self.exponent)
 
     def __call__(self, rho: Tensor) -> Tensor:
         return rho ** (1 / self.exponent)

@@ -1,6 +1,7 @@
 """Noise levels that the user lists, in the configuration or in a file."""
 
 import math
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -122,7 +123,7 @@ def _read(path: Path) -> list[float]:
     readers = {".txt": _lines, ".csv": _lines, ".json": _json, ".npy": _npy}
     if path.suffix.lower() not in readers:
         raise InputError(f"schedule.path={path}: unknown kind of file; use one of {', '.join(sorted(readers))}")
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise InputError(f"schedule.path={path}: no such file; give one with the levels of the steps")
     try:
         if path.stat().st_size > LARGEST:

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from scoreline.errors import InputError, did_you_mean
+from scoreline.errors import InputError, NotFiniteError, did_you_mean
 from scoreline.schedules.base import Schedule
 
 METHODS = ("DOP853", "RK45")
@@ -104,7 +104,7 @@ class AdaptiveRun:
 
         Raises:
             InputError: as soon as evaluation nfe + 1 is needed, or if no step is short enough for the tolerance.
-            FloatingPointError: if eps is not finite.
+            NotFiniteError: if eps is not finite.
         """
 
         def slope(state: State, rho: float) -> State:
@@ -138,7 +138,7 @@ class AdaptiveRun:
             y(end) (n,), and the number of evaluations, rejected steps included.
 
         Raises:
-            InputError, FloatingPointError: as `__call__`.
+            InputError, NotFiniteError: as `__call__`.
         """
         from scipy import integrate
 
@@ -152,7 +152,7 @@ class AdaptiveRun:
             rho = min(max(math.exp(v), low), high)
             derivative = slope(y, rho)
             if not np.isfinite(derivative).all():
-                raise FloatingPointError(f"the right-hand side of the ODE is not finite at rho={rho:g}")
+                raise NotFiniteError(f"rho={rho:g}: the right-hand side of the ODE is")
             return rho * derivative
 
         tolerance = {"rtol": self.solver.rtol, "atol": self.solver.atol}

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from scoreline import noise
 from scoreline.denoiser import Denoiser
+from scoreline.errors import NotFiniteError
 from scoreline.generation.batches import generate
 from scoreline.sampling import Progress
 from scoreline.schedules.base import NoiseSchedule, Schedule, VariancePreserving
@@ -66,7 +67,7 @@ class Runs:
             for batch in generate(*args, network_batch=None, progress=lambda images: progress(images * table.nfe)):
                 found[done : done + len(batch.x)] = batch.x.cpu().double()
                 done += len(batch.x)
-        except FloatingPointError:
+        except NotFiniteError:
             pass
         return found
 

@@ -1,0 +1,115 @@
+"""Values of a config, held to the annotations of the classes and functions that take them."""
+
+import collections.abc
+import dataclasses
+import importlib
+import math
+import sys
+import types
+import typing
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from scoreline.errors import InputError
+
+OWN = "scoreline."
+"""What the targets begin with that are looked at."""
+
+PLAIN = {
+    float: "a number",
+    int: "a whole number",
+    bool: "true or false",
+    str: "text",
+    Path: "a path",
+    types.NoneType: "null",
+}
+"""Annotations of plain values, in words."""
+
+LISTS = (list, tuple, collections.abc.Sequence, collections.abc.Iterable, collections.abc.Collection)
+
+
+def refuse_wrong_types(config: Any, key: str = "") -> None:
+    """Hold every value below a `_target_` of this package to its annotation.
+
+    A number must be one, and not NaN; what annotations do not say, such as a range, is left to the code that is called.
+
+    Args:
+        config: plain dictionaries and lists, in which interpolations are still text: those are not looked at.
+        key: of `config` itself.
+
+    Raises:
+        InputError: naming the key.
+    """
+    if isinstance(config, list):
+        for place, value in enumerate(config):
+            refuse_wrong_types(value, f"{key}[{place}]")
+    if not isinstance(config, dict):
+        return
+    hints = _hints(config.get("_target_"))
+    for name, value in config.items():
+        inner = f"{key}.{name}" if key else str(name)
+        if name in hints and not _fits(value, hints[name]):
+            raise InputError(f"{inner}={value}: must be {' or '.join(_words(hints[name]))}")
+        refuse_wrong_types(value, inner)
+
+
+def _hints(target: object) -> dict[str, Any]:
+    """Annotations of the arguments of a class or function of this package; nothing for others."""
+    if not isinstance(target, str) or not target.startswith(OWN):
+        return {}
+    module, _, name = target.rpartition(".")
+    try:
+        found = getattr(importlib.import_module(module), name)
+        plain_class = isinstance(found, type) and not dataclasses.is_dataclass(found)
+        return typing.get_type_hints(found.__init__ if plain_class else found)
+    except (ImportError, AttributeError, NameError, TypeError):  # told by what calls it
+        return {}
+
+
+def _members(hint: Any) -> tuple[Any, ...]:
+    union = typing.get_origin(hint) in (typing.Union, types.UnionType)
+    return typing.get_args(hint) if union else (hint,)
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    if isinstance(value, str) and ("${" in value or value == "???"):
+        return True
+    return any(_fits_one(value, member) for member in _members(hint))
+
+
+def _fits_one(value: Any, hint: Any) -> bool:
+    if hint in PLAIN:
+        return _fits_plain(value, hint)
+    origin = typing.get_origin(hint) or hint
+    if origin in LISTS:
+        return isinstance(value, list) and all(_fits(part, hint) for part, hint in _elements(value, hint))
+    if origin is collections.abc.Callable:
+        return isinstance(value, dict | str)
+    if isinstance(origin, type) and origin is not object:
+        return isinstance(value, dict | list)
+    return True
+
+
+def _elements(value: list[Any], hint: Any) -> Iterator[tuple[Any, Any]]:
+    arguments = [part for part in typing.get_args(hint) if part is not Ellipsis]
+    if len(arguments) == 1:
+        yield from ((part, arguments[0]) for part in value)
+
+
+def _fits_plain(value: Any, hint: Any) -> bool:
+    if hint is float:
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        return number and (value in (math.inf, -math.inf) or abs(value) <= sys.float_info.max)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63
+    return isinstance(value, str if hint is Path else hint)
+
+
+def _words(hint: Any) -> list[str]:
+    """What fits an annotation, in words."""
+    found = []
+    for member in _members(hint):
+        origin = typing.get_origin(member) or member
+        found.append(PLAIN.get(member) or ("a list" if origin in LISTS else "a config with a _target_"))
+    return list(dict.fromkeys(found))
