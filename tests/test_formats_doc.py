@@ -22,7 +22,6 @@ from scoreline.calibration.record import load_record
 from scoreline.calibration.target_variance import TargetVariance
 from scoreline.checkpoints import load_model
 from scoreline.commands import evaluate, reference, verify
-from scoreline.commands.inspect import read
 from scoreline.files import sha256
 from scoreline.generation.images import Entry
 from scoreline.metrics.statistics import FORMAT as STATISTICS
@@ -33,7 +32,13 @@ from scoreline.sampling import integrate
 from scoreline.solvers.tableau import Tableau
 from scoreline.tables import plan
 from scoreline.tables.long_csv import FIELDS
+from scoreline.tensor_files import Header, read_header
 from scoreline.training.checkpoint import list_checkpoints
+
+
+def header_of(path: Path) -> Header:
+    return read_header(path, str(path), "make it again")
+
 
 PAGE = pages.read("formats.md")
 TRAIN = (
@@ -113,9 +118,9 @@ def test_a_record(where: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_every_kind_of_record_is_described_tensor_by_tensor(where: Path) -> None:
-    held = {"target_variance": set(read(where / "calibrate/target_variance.safetensors").shapes)}
+    held = {"target_variance": set(header_of(where / "calibrate/target_variance.safetensors").shapes)}
     for kind in ("score_norm", "score_optimal", "search", "tableau"):
-        header = read(ASSETS / f"digits_vp.{kind}.safetensors")
+        header = header_of(ASSETS / f"digits_vp.{kind}.safetensors")
         assert header.metadata["kind"] == kind
         held[kind] = {re.sub(r"^(rho|N)_\d+$", r"\1_10", name) for name in header.shapes}
     held["score_norm"] |= {"mean_abs_eps_by_channel", "standard_error_by_channel"}
@@ -153,7 +158,7 @@ def test_a_checkpoint_to_go_on_from(where: Path, monkeypatch: pytest.MonkeyPatch
 def test_snapshots_of_averages(where: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = run("ema/0000064000-0.1.safetensors", where, monkeypatch)["found"]
     assert found == [{"images": images, "sigma_rel": 0.1, "batch": 64.0} for images in (128.0, 256.0)]
-    header = read(where / "train/ema/0000000256-0.1.safetensors")
+    header = header_of(where / "train/ema/0000000256-0.1.safetensors")
     assert set(header.metadata) == {"format", "sigma_rel", "images", "batch"}
     assert header.metadata["format"] in PAGE
 
