@@ -1,4 +1,4 @@
-"""Values of a config, held to the annotations of the classes and functions that take them."""
+"""Values of a config or of a file, held to the annotations of the classes and functions that take them."""
 
 import collections.abc
 import dataclasses
@@ -49,7 +49,7 @@ def refuse_wrong_types(config: Any, key: str = "") -> None:
     hints = _hints(config.get("_target_"))
     for name, value in config.items():
         inner = f"{key}.{name}" if key else str(name)
-        if name in hints and not _fits(value, hints[name]):
+        if name in hints and not _open(value) and not fits(value, hints[name]):
             raise InputError(f"{inner}={value}: must be {' or '.join(_words(hints[name]))}")
         refuse_wrong_types(value, inner)
 
@@ -67,14 +67,23 @@ def _hints(target: object) -> dict[str, Any]:
         return {}
 
 
+def _open(value: Any) -> bool:
+    """Whether a value of a config, or of a list in it, is not known yet."""
+    if isinstance(value, list):
+        return any(map(_open, value))
+    return isinstance(value, str) and ("${" in value or value == "???")
+
+
 def _members(hint: Any) -> tuple[Any, ...]:
     union = typing.get_origin(hint) in (typing.Union, types.UnionType)
     return typing.get_args(hint) if union else (hint,)
 
 
-def _fits(value: Any, hint: Any) -> bool:
-    if isinstance(value, str) and ("${" in value or value == "???"):
-        return True
+def fits(value: Any, hint: Any) -> bool:
+    """Whether a value, whose sequences are lists, may be given where the annotation stands.
+
+    In place of an object of a class may stand what describes it, a dictionary.
+    """
     return any(_fits_one(value, member) for member in _members(hint))
 
 
@@ -82,12 +91,14 @@ def _fits_one(value: Any, hint: Any) -> bool:
     if hint in PLAIN:
         return _fits_plain(value, hint)
     origin = typing.get_origin(hint) or hint
+    if origin is typing.Literal:
+        return value in typing.get_args(hint)
     if origin in LISTS:
-        return isinstance(value, list) and all(_fits(part, hint) for part, hint in _elements(value, hint))
+        return isinstance(value, list) and all(fits(part, hint) for part, hint in _elements(value, hint))
     if origin is collections.abc.Callable:
         return isinstance(value, dict | str)
     if isinstance(origin, type) and origin is not object:
-        return isinstance(value, dict | list)
+        return isinstance(value, dict | list) or origin in type(value).__mro__
     return True
 
 

@@ -2,16 +2,15 @@
 
 import importlib
 import inspect
-import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
-from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, get_type_hints
 
 import torch
 from torch import nn
 
 from scoreline import schemas
+from scoreline.annotations import fits
 from scoreline.errors import InputError, printable
 from scoreline.parameterisations import Parameterisation
 from scoreline.schedules.base import NoiseSchedule, Schedule
@@ -87,7 +86,7 @@ def _check_arguments(target: str, hints: Mapping[str, Any], arguments: Mapping[s
     for name in hints.keys() & arguments.keys():
         value = arguments[name]
         try:
-            if not _fits(value, hints[name]):
+            if _large(value) or not fits(value, hints[name]):
                 wanted = inspect.formatannotation(hints[name]).replace("collections.abc.", "")
                 raise ValueError(f"{name} is {schemas.shown(value)}, not {wanted}")
             if name in schemas.ARGUMENTS and value is not None:
@@ -103,19 +102,11 @@ def _hints(constructor: Callable[..., None]) -> dict[str, Any]:
     return get_type_hints(constructor)
 
 
-def _fits(value: Any, annotation: Any) -> bool:
-    """Whether a value out of JSON, in which sequences are lists, may be given where the annotation stands."""
-    origin, parts = get_origin(annotation), get_args(annotation)
-    if origin in (Union, UnionType):
-        return any(_fits(value, part) for part in parts)
-    if origin is Literal:
-        return value in parts
-    if isinstance(origin, type) and issubclass(origin, Sequence):
-        return isinstance(value, list) and all(_fits(part, parts[0]) for part in value)
-    if annotation in (int, float):
-        kind = isinstance(value, int if annotation is int else int | float) and not isinstance(value, bool)
-        return kind and abs(value) < 2**63 and math.isfinite(value)
-    return isinstance(value, NoneType if annotation is None else annotation)
+def _large(value: Any) -> bool:
+    """Whether a number, or one in a list, is none that an honest file holds."""
+    if isinstance(value, list):
+        return any(map(_large, value))
+    return isinstance(value, int | float) and not abs(value) < 2**63
 
 
 def _check_process(target: str, process: NoiseSchedule) -> None:

@@ -106,7 +106,7 @@ def _library() -> Any:
 
 def _load(path: str, split: str, config: str | None) -> Any:
     library = _library()
-    place = Path(path).expanduser()
+    place = reading.place(path, "dataset.path")
     try:
         if (place / "state.json").is_file() or (place / "dataset_dict.json").is_file():
             return _saved(library.load_from_disk(place), split, path)

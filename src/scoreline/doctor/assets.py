@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from scoreline import cache, entry, run_names
+from scoreline import cache, entry, reading, run_names
 from scoreline.doctor.findings import Finding
 from scoreline.doctor.job import Job
 from scoreline.downloads import OFFLINE, cached_path
@@ -118,10 +118,14 @@ def dataset(key: str, node: Any) -> list[Asset]:
     """What a choice of conf/dataset reads."""
     target, path = str(node.get("_target_")), node.path if "path" in list(node.keys()) else None
     if "font" in node:
-        return [Asset(f"{key}.font", str(node.font), Path(node.font).expanduser(), "", f"give {key}.font=FILE")]
+        return [
+            Asset(
+                f"{key}.font", str(node.font), reading.place(str(node.font), f"{key}.font"), "", f"give {key}.font=FILE"
+            )
+        ]
     if path is None:
         return []
-    place = Path(str(path)).expanduser()
+    place = reading.place(str(path), f"{key}.path")
     if "download" in node:
         from scoreline.datasets.cifar10 import URL
 
@@ -143,7 +147,7 @@ def _metrics(node: Any) -> list[Asset]:
     reference = node.get("reference")
     if isinstance(reference, str):
         remedy = "scoreline reference dataset=NAME OUT.npz makes it, or give a file of the literature"
-        found.append(Asset("metrics.reference", reference, Path(reference).expanduser(), "", remedy))
+        found.append(Asset("metrics.reference", reference, reading.place(reference, "metrics.reference"), "", remedy))
     elif reference is not None:
         found += dataset("metrics.reference", reference)
     extractor = node.get("extractor")
@@ -151,7 +155,7 @@ def _metrics(node: Any) -> list[Asset]:
         return found
     url, sha256 = str(extractor.url), extractor.get("sha256")
     if extractor.get("path") is not None:
-        place = Path(str(extractor.path)).expanduser()
+        place = reading.place(str(extractor.path), "metrics.extractor.path")
         return [*found, Asset("metrics.extractor.path", str(extractor.path), place, "", f"fetch {url}")]
     remedy = f"scoreline prefetch fetches {url}"
     return [*found, Asset("metrics.extractor.url", url, cached_path(url), "url", remedy, url, sha256)]

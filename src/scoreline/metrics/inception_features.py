@@ -5,14 +5,13 @@ import io
 import warnings
 from contextlib import AbstractContextManager
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from scoreline import processes
+from scoreline import processes, reading
 from scoreline.device import choose_device
 from scoreline.downloads import fetch
 from scoreline.errors import InputError, did_you_mean
@@ -113,7 +112,7 @@ class InceptionFeatures:
         remedy = "fetch it elsewhere and put it there, or give metrics.extractor.path=FILE"
         if self.path is None:
             file = fetch(self.url, sha256=self.sha256, remedy=remedy)
-        elif (file := Path(self.path).expanduser()).is_file():
+        elif (file := reading.place(self.path, "metrics.extractor.path")).is_file():
             pass
         else:
             raise InputError(

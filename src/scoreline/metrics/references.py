@@ -1,7 +1,6 @@
 """What generated images are compared with: images, or statistics of their features."""
 
-from pathlib import Path
-
+from scoreline import reading
 from scoreline.datasets.base import ImageDataset
 from scoreline.errors import InputError
 from scoreline.metrics.statistics import Statistics, keys, read_statistics
@@ -34,7 +33,7 @@ def statistics_of(reference: Reference) -> Statistics | None:
         InputError: if they are damaged.
     """
     if isinstance(reference, str) and _statistics(reference):
-        return read_statistics(Path(reference).expanduser())
+        return read_statistics(reading.place(reference, "metrics.reference"))
     return None
 
 
@@ -43,7 +42,7 @@ def _statistics(path: str) -> bool:
 
 
 def _arrays(path: str) -> set[str]:
-    place = Path(path).expanduser()
+    place = reading.place(path, "metrics.reference")
     return keys(place) if place.suffix == ".npz" and place.is_file() else set()
 
 
