@@ -348,8 +348,9 @@ GRAMMAR: list[Row] = [
     ("SLURM_PROCID=x SLURM_STEP_NUM_TASKS=2 calibrate nfe=5", "SLURM_PROCID=x", "srun"),
     ("SLURM_PROCID=-1 SLURM_STEP_NUM_TASKS=2 train", "SLURM_PROCID=-1", "srun"),
     (f"RANK=0 WORLD_SIZE={HUGE} LOCAL_RANK=0 sample", "MASTER_ADDR", "torchrun"),
-    ("OMP_NUM_THREADS=x CUDA_VISIBLE_DEVICES=9 sample device=cuda", "device=cuda", "device=cpu"),
-    (f"OMP_NUM_THREADS={HUGE} sample nfe=0", "nfe=0", "at least 1"),
+    ("OMP_NUM_THREADS=x sample", "OMP_NUM_THREADS=x", "unset"),
+    ("CUDA_VISIBLE_DEVICES=9 sample device=cuda", "device=cuda", "device=cpu"),
+    (f"OMP_NUM_THREADS={HUGE} sample nfe=1", "OMP_NUM_THREADS=9999", "unset"),
 ]
 
 COMMANDS: list[Row] = [

@@ -89,6 +89,7 @@ def refuse_plain_mistakes(cfg: DictConfig) -> None:
     Raises:
         InputError: in the words of the code that reads the key.
     """
+    cores.refuse_unreadable()
     for key in RECORDED:
         refuse_recorded(key)
     if HydraConfig.get().run.dir in (None, ""):

@@ -1,6 +1,7 @@
 """CPU cores that a process may use."""
 
 import os
+import re
 from collections.abc import Mapping
 
 from scoreline.errors import InputError
@@ -20,6 +21,13 @@ def usable_cores(environment: Mapping[str, str] = os.environ) -> int:
         return min(int(told), MOST)
     allowed = getattr(os, "sched_getaffinity", None)
     return len(allowed(0)) if allowed else os.cpu_count() or 1
+
+
+def refuse_unreadable(environment: Mapping[str, str] = os.environ) -> None:
+    """Raises InputError for an OMP_NUM_THREADS of which OpenMP, when torch is imported, would complain by itself."""
+    told = environment.get("OMP_NUM_THREADS", "")
+    if told and not re.fullmatch(r"\s*[0-9]{1,9}(\s*,\s*[0-9]{1,9})*\s*", told):
+        raise InputError(f"OMP_NUM_THREADS={told}: must be a whole number; unset it, or give one")
 
 
 def threads_of(value: object, key: str = "threads") -> int:

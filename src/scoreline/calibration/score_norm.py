@@ -191,12 +191,13 @@ class ScoreNorm:
         share = subject.parts.share(len(batches)) / len(rho)
 
         def make(number: int) -> dict[str, Tensor]:
-            return self._measure(subject, batches[number], lambda images: progress(images * share))
+            found = self._measure(subject, batches[number], lambda images: progress(images * share))
+            if not all(bool(value.isfinite().all()) for value in found.values()):
+                seeds = batches[number].seeds
+                raise NotFiniteError(f"seeds {seeds[0]}-{seeds[-1]}: mean |eps| of their runs is")
+            return found
 
-        found = self._summarise(subject.parts(len(batches), make))
-        if not all(bool(value.isfinite().all()) for value in found.values()):
-            raise NotFiniteError(f"seeds {subject.seeds[0]}-{subject.seeds[-1]}: mean |eps| of their runs is")
-        return {"rho": rho.flip(0), **found}
+        return {"rho": rho.flip(0), **self._summarise(subject.parts(len(batches), make))}
 
     def _check_data(self, subject: Subject) -> None:
         if self.states == "noised" and subject.data is None:
