@@ -280,6 +280,8 @@ PATHS: list[Row] = [
     ("sample hydra.run.dir=", "hydra.run.dir", "another directory"),
     ("sample hydra.run.dir=null", "hydra.run.dir"),
     ("sample hydra.run.dir=file", "hydra.run.dir=file", "another directory"),
+    ("sample hydra.job.chdir=true", "hydra.job.chdir=true", "leave the key out"),
+    ("train hydra.job.chdir=True", "hydra.job.chdir=True", "leave the key out"),
     ("sample hydra.run.dir=file/x", "hydra.run.dir=file/x", "another directory"),
     ("sample hydra.run.dir=/proc/nothing", "hydra.run.dir=/proc/nothing", "another directory"),
     ("sample hydra.run.dir=[a]", "hydra.run.dir"),
@@ -297,6 +299,15 @@ PATHS: list[Row] = [
     ("sample hydra.run.dir=config_folder", "config_folder", "delete"),
     ("calibrate hydra.run.dir=config_tag", "config_tag", "delete"),
     ("train hydra.run.dir=config_tag", "config_tag", "delete"),
+    ("sample metrics=none hydra.run.dir=metrics_braces", "metrics_braces", "delete"),
+    ("sample metrics=none hydra.run.dir=metrics_garbage", "metrics_garbage", "delete"),
+    ("sample metrics=none hydra.run.dir=metrics_folder", "metrics_folder", "delete"),
+    ("report metrics_empty", "metrics_empty", "delete"),
+    ("report metrics_braces", "metrics_braces", "delete"),
+    ("report metrics_garbage", "metrics_garbage", "delete"),
+    ("report metrics_folder", "metrics_folder", "delete"),
+    ("evaluate metrics_garbage images.npz", "metrics_garbage"),
+    ("upload metrics_garbage", "metrics_garbage"),
     ("sample checkpoint=nan.safetensors metrics=none seeds=0-3", "seeds 0-3", "precision"),
     ("calibrate checkpoint=nan.safetensors nfe=10 seeds=0-3", "finite", "checkpoint"),
 ]
@@ -515,7 +526,11 @@ def make_workplace(root: Path) -> Path:
     for name, text in configs.items():
         (root / f"config_{name}").mkdir()
         (root / f"config_{name}" / "config.yaml").write_text(text)
+    for name in ("empty", "braces", "garbage"):
+        (root / f"metrics_{name}").mkdir()
+        (root / f"metrics_{name}" / "metrics.json").write_text(configs[name])
     (root / "config_folder" / "config.yaml").mkdir(parents=True)
+    (root / "metrics_folder" / "metrics.json").mkdir(parents=True)
     return root
 
 

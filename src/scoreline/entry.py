@@ -6,6 +6,7 @@ Imports nothing heavier than Hydra, so that `--help` and mistakes answer at once
 import functools
 import logging
 import os
+import re
 import shlex
 import sys
 import traceback
@@ -129,8 +130,12 @@ OPTIONS = (
 
 
 def refuse_options(words: Sequence[str]) -> None:
-    """Raises InputError for options that Hydra does not have; its own complaint takes eight lines."""
+    """Raises InputError for options that Hydra does not have, whose own complaint takes eight lines, and for chdir."""
     for word in words:
+        if re.fullmatch(r"\+{0,2}hydra\.job\.chdir=(true|yes|on|1)", word, re.IGNORECASE):
+            raise InputError(
+                f"{word}: paths are relative to where the command was started, and jobs stay there; leave the key out"
+            )
         option = word.partition("=")[0]
         if option.startswith("-") and option not in OPTIONS:
             raise InputError(f"{word}: there is no such option{did_you_mean(option, OPTIONS)}")
