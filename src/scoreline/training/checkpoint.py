@@ -1,7 +1,6 @@
 """Files to resume from, and the model file that sampling loads; each is whole or not there."""
 
 import json
-import re
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -16,11 +15,21 @@ from scoreline import checks
 from scoreline.checkpoints import save_model
 from scoreline.errors import InputError
 from scoreline.files import write_atomically
-from scoreline.foreign import torch_files
 from scoreline.training.callbacks import WRITING_FAILED, say_not_written, the_callback
 from scoreline.training.ema import EMACallback, ema_of
 from scoreline.training.gradients import NotFiniteError
 from scoreline.training.module import DiffusionModule
+from scoreline.training.resume import images_seen, list_checkpoints, loadable, resume_from
+
+__all__ = [
+    "AtomicCheckpointIO",
+    "Checkpointing",
+    "checkpointing_of",
+    "images_seen",
+    "list_checkpoints",
+    "loadable",
+    "resume_from",
+]
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -46,16 +55,6 @@ def _save(checkpoint: dict[str, Any], path: Path) -> None:
         raise
     except RuntimeError as error:
         raise OSError(f"PyTorch's writer: {str(error).splitlines()[0]}") from error
-
-
-def images_seen(checkpoint: dict[str, Any], path: Path) -> int | None:
-    """Images behind a checkpoint; None where neither it nor its name tells: then they are steps * batch_size."""
-    if "images_seen" in checkpoint:
-        known: int = checkpoint["images_seen"]
-        return known
-    step, named = int(checkpoint["global_step"]), re.fullmatch(r"\d{10}", path.stem)
-    seen = int(path.stem) if named else None
-    return seen if seen is not None and seen % max(step, 1) == 0 and (seen > 0) == (step > 0) else None
 
 
 class Checkpointing(Callback):
@@ -187,25 +186,3 @@ def _is_of(path: Path, images: int) -> bool:
 def checkpointing_of(trainer: Trainer) -> Checkpointing:
     """The trainer's Checkpointing callback, of which it needs one."""
     return the_callback(trainer, Checkpointing)
-
-
-INERT = ("collections.Counter",)
-"""What torch admits in a checkpoint beyond tensors, and some schedulers of the learning rate keep."""
-
-
-def list_checkpoints(root: Path) -> list[Path]:
-    """Files to resume from in a run directory, newest first."""
-    return sorted((root / "checkpoints").glob("[0-9]*.ckpt"), reverse=True)
-
-
-def loadable(path: Path) -> bool:
-    """Whether a checkpoint file can be read back whole; no code of the file is run.
-
-    torch unpacks whatever a zip archive declares, and hashes and nests whatever a pickle asks for. A file comes to it
-    after our own reader, which maps the file and bounds all of that; torch then compares the checksums.
-    """
-    try:
-        torch_files.read(path, INERT)
-        return "state_dict" in torch.load(path, map_location="cpu", weights_only=True)
-    except Exception:
-        return False

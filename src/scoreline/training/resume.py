@@ -1,6 +1,8 @@
 """What a training goes on from, and what has to be the same for that."""
 
 import json
+import os
+import re
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -10,7 +12,7 @@ from typing import Any
 import torch
 
 from scoreline.errors import InputError
-from scoreline.training.checkpoint import images_seen, list_checkpoints, loadable
+from scoreline.foreign import torch_files
 from scoreline.training.module import DiffusionModule
 from scoreline.training.optimisers import held, kept_of
 
@@ -120,6 +122,38 @@ class Start:
         return "\n".join(lines)
 
 
+INERT = ("collections.Counter",)
+"""What torch admits in a checkpoint beyond tensors, and some schedulers of the learning rate keep."""
+
+
+def list_checkpoints(root: Path) -> list[Path]:
+    """Files to resume from in a run directory, newest first."""
+    return sorted((root / "checkpoints").glob("[0-9]*.ckpt"), reverse=True)
+
+
+def loadable(path: Path) -> bool:
+    """Whether a checkpoint file can be read back whole; no code of the file is run.
+
+    torch unpacks whatever a zip archive declares, and hashes and nests whatever a pickle asks for. A file comes to it
+    after our own reader, which maps the file and bounds all of that; torch then compares the checksums.
+    """
+    try:
+        torch_files.read(path, INERT)
+        return "state_dict" in torch.load(path, map_location="cpu", weights_only=True)
+    except Exception:
+        return False
+
+
+def images_seen(checkpoint: dict[str, Any], path: Path) -> int | None:
+    """Images behind a checkpoint; None where neither it nor its name tells: then they are steps * batch_size."""
+    if "images_seen" in checkpoint:
+        known: int = checkpoint["images_seen"]
+        return known
+    step, named = int(checkpoint["global_step"]), re.fullmatch(r"\d{10}", path.stem)
+    seen = int(path.stem) if named else None
+    return seen if seen is not None and seen % max(step, 1) == 0 and (seen > 0) == (step > 0) else None
+
+
 def resume_from(root: Path, resume: str, batch_size: int) -> Start:
     """The state that `resume=` stands for.
 
@@ -139,7 +173,7 @@ def resume_from(root: Path, resume: str, batch_size: int) -> Start:
     if resume in ("auto", "never"):
         return Start()
     _refuse_models(Path(resume))
-    if not Path(resume).is_file() or not loadable(Path(resume)):
+    if not os.path.isfile(resume) or not loadable(Path(resume)):
         raise InputError(f"resume={resume}: no loadable checkpoint there; use resume=auto or the path of a .ckpt file")
     return read_start(Path(resume), False, batch_size)
 
@@ -157,10 +191,11 @@ def _newest(present: list[Path]) -> Path:
 
 def _refuse_models(path: Path) -> None:
     """Raises InputError for a model file or a run directory, naming the state to go on from if one lies beside it."""
-    if path.suffix != ".safetensors" and not path.is_dir():
+    folder = os.path.isdir(path)
+    if path.suffix != ".safetensors" and not folder:
         return
-    states = list_checkpoints(path if path.is_dir() else path.parent)
-    what = "a directory" if path.is_dir() else "it holds averaged weights only, not the state of a training"
+    states = list_checkpoints(path if folder else path.parent)
+    what = "a directory" if folder else "it holds averaged weights only, not the state of a training"
     raise InputError(f"resume={path}: {what}; use {f'resume={states[0]}' if states else 'a file of checkpoints/'}")
 
 
