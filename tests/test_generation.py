@@ -182,9 +182,9 @@ def test_a_disk_that_fills_up_while_images_are_made(
         samples.finish(recipe(), shards(tmp_path), wanted(), Group())
     said = f"hydra.run.dir={tmp_path}: no space is left on its disk; 24 of 50 images are kept, free some space"
     assert str(error.value).startswith(said)
-    assert sorted(path.name for path in (tmp_path / "shards").iterdir()) == [
-        f"{first:09d}.safetensors" for first in (0, 8, 16)
-    ]
+    kept = {path.name for path in (tmp_path / "shards").iterdir()}
+    assert len(kept) == 3, "two threads write: which of the first four is cut short is left to them"
+    assert kept < {f"{first:09d}.safetensors" for first in (0, 8, 16, 24)}
     monkeypatch.undo()
     denoiser = Gaussian()
     assert finished(tmp_path, denoiser=denoiser, batch_size=16)["images_made"] == 26

@@ -271,11 +271,11 @@ def test_checkpoints_that_cannot_be_guided(workplace: Path) -> None:
 def test_a_guide_of_other_content_is_another_run(workplace: Path, tmp_path: Path) -> None:
     guide = save(tmp_path / "g.safetensors", 10)
     config = {"checkpoint": str(workplace / "main.safetensors"), "guidance": {"checkpoint": str(guide)}}
-    names = [run_names.run_digest(_root_=OmegaConf.create(config))]
+    names = [run_names.run_digest("sample", _root_=OmegaConf.create(config))]
     save(guide, 10, seed=7)
-    names.append(run_names.run_digest(_root_=OmegaConf.create(config)))
+    names.append(run_names.run_digest("sample", _root_=OmegaConf.create(config)))
     config["guidance"] = {"scale": 2.0}
-    names.append(run_names.run_digest(_root_=OmegaConf.create(config)))
+    names.append(run_names.run_digest("sample", _root_=OmegaConf.create(config)))
     assert len(set(names)) == 3
 
 

@@ -188,9 +188,7 @@ def test_code_in_a_file_never_runs(form: str, tmp_path: Path) -> None:
 
 def test_a_refused_global_is_named(tmp_path: Path) -> None:
     torch.save({"score_abs": Path("x"), "Ls": 1}, tmp_path / "s.pt")
-    with pytest.raises(
-        InputError, match=r"its pickle names pathlib\.\w+, which no checkpoint needs and which was not run"
-    ):
+    with pytest.raises(InputError, match=r"it asks for pathlib\.\w+, and code in a file is never run"):
         published_record(tmp_path / "s.pt", DiscreteVP(), "ab", {})
 
 

@@ -321,7 +321,7 @@ MISTAKES = [
     (
         "calibrate",
         [*SMALL, "calibration.solvers=[ddim]", "calibration.budgets=5"],
-        "calibration.budgets=5: give a list",
+        "calibration.budgets=5: must be a list",
     ),
 ]
 

@@ -227,7 +227,7 @@ def test_a_pipe_is_not_read(tmp_path: Path) -> None:
     """Nobody writes into it: opening would wait for ever."""
     (ran(tmp_path / "a") / "metrics.json").unlink()
     os.mkfifo(tmp_path / "a" / "metrics.json")
-    with pytest.raises(InputError, match="not a regular file"):
+    with pytest.raises(InputError, match="no regular file"):
         report.main([str(tmp_path)])
 
 

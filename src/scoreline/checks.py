@@ -92,7 +92,7 @@ def refuse_plain_mistakes(cfg: DictConfig) -> None:
     cores.refuse_unreadable()
     for key in RECORDED:
         refuse_recorded(key)
-    if HydraConfig.get().run.dir in (None, ""):
+    if HydraConfig.initialized() and HydraConfig.get().run.dir in (None, ""):
         raise InputError("hydra.run.dir: names no directory; choose another directory or leave the key out")
     for key, others in WHOLE.items():
         if key in cfg and cfg[key] not in others:
@@ -143,7 +143,8 @@ def _refuse_numbers(cfg: DictConfig) -> None:
 
 def refuse_recorded(key: str) -> None:
     """Raises InputError if the command line gives a key that a run fills in itself."""
-    for override in HydraConfig.get().overrides.task:
+    given = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
+    for override in given:
         if override.lstrip("+~").partition("=")[0] == key:
             raise InputError(f"{override}: {key} is recorded, not given; leave the key out")
 
