@@ -67,6 +67,8 @@ FROM_ZERO = {"workers": 1024, "seed": LARGEST_SEED}
 LARGEST_BATCH = 2**20
 """Images in a training step: the numbers of a larger one alone would fill the memory."""
 
+LARGEST_KIMG = 10**9
+
 KIMG = ("duration_kimg", "checkpoint_kimg", "preview_kimg", "fixed_loss_kimg", "log_kimg")
 """Keys of thousands of images, at least one image."""
 
@@ -205,9 +207,11 @@ def images(key: str, kimg: Any) -> int:
     """Thousands of images from the config as a whole number of images, at least 1.
 
     Raises:
-        InputError: naming the key if it is no such number.
+        InputError: naming the key if it is no such number, or more than `LARGEST_KIMG`.
     """
     found = round(number(key, kimg) * 1000)
+    if kimg > LARGEST_KIMG:
+        raise InputError(f"{key}={kimg}: must be at most {LARGEST_KIMG}, in thousands of images")
     if not found:
         raise InputError(f"{key}={kimg}: less than one image; give 0.001 at least, in thousands of images")
     return found

@@ -21,6 +21,10 @@ def fixed_class(rule: str) -> int | None:
     return int(found[1]) if found else None
 
 
+def _too_large(rule: str) -> bool:
+    return bool(re.fullmatch(r"fixed:[0-9]{19,}", rule))
+
+
 def label_file(rule: str) -> Path:
     """Raises: InputError if no file of this name is there."""
     path = reading.place(rule, "labels")
@@ -41,6 +45,8 @@ def check_rule(rule: object) -> str:
     if is_label_file(given):
         label_file(given)
         return given
+    if _too_large(plain):
+        raise InputError(f"labels={rule}: no model has so many classes; give one of the checkpoint's, from 0")
     if fixed_class(plain) is None and plain not in ("random", "balanced", "none"):
         raise InputError(f"labels={rule}: choose random, balanced, fixed:K, none or a file of classes (.txt, .csv, ..)")
     return plain

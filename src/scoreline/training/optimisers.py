@@ -47,7 +47,7 @@ def check_options(make: Make, parameters: list[nn.Parameter]) -> None:
         return
     except (TypeError, ValueError) as error:
         reason = str(error).partition("\n")[0]
-        raise InputError(f"optimiser{_blamed(make, parameters)}: {reason}") from error
+        raise InputError(f"optimiser{_blamed(make, parameters)}: {reason}; give another value") from error
     for group in optimiser.param_groups:
         for key, value in group.items():
             if isinstance(value, float) and not math.isfinite(value):
