@@ -32,10 +32,13 @@ def main(cfg: DictConfig) -> None:
 
 
 def publish(estimator, values, record, checkpoint) -> None:
+    from scoreline.files import write_atomically
+
     out = entry.output_dir()
     path = out / f"{record.kind}.safetensors"
     record.save(path)
-    estimator.plot(record, out / f"{record.kind}.png", noise_schedule=checkpoint.noise_schedule)
+    native = checkpoint.noise_schedule
+    write_atomically(out / f"{record.kind}.png", lambda part: estimator.plot(record, part, noise_schedule=native))
     print(f"{record.provenance['images']} images, NFE {record.provenance['nfe']} -> {path}")
     print(estimator.summary(values))
     if estimator.key is None:

@@ -128,17 +128,22 @@ OPTIONS = (
 )
 """Hydra's own, as its documentation lists them."""
 
+SHOWN = ("job", "hydra", "all")
+"""What `--cfg` takes."""
+
 
 def refuse_options(words: Sequence[str]) -> None:
     """Raises InputError for options that Hydra does not have, whose own complaint takes eight lines, and for chdir."""
-    for word in words:
+    for word, following in zip(words, [*words[1:], ""], strict=True):
         if re.fullmatch(r"\+{0,2}hydra\.job\.chdir=(true|yes|on|1)", word, re.IGNORECASE):
             raise InputError(
                 f"{word}: paths are relative to where the command was started, and jobs stay there; leave the key out"
             )
-        option = word.partition("=")[0]
+        option, _, value = word.partition("=")
         if option.startswith("-") and option not in OPTIONS:
             raise InputError(f"{word}: there is no such option{did_you_mean(option, OPTIONS)}")
+        if option in ("--cfg", "-c") and (value or following) not in SHOWN:
+            raise InputError(f"{option} {value or following}: choose from {', '.join(SHOWN)}")
 
 
 def _run(main: Callable[[], Any]) -> None:

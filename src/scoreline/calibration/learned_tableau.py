@@ -291,5 +291,5 @@ def _plot(record: Record, path: Path) -> None:
         rho = values[f"rho_{nfe}"]
         right.plot([nfe] * len(rho), rho, "o", markersize=3)
     right.set(xlabel="NFE", ylabel="learned noise levels", yscale="log")
-    figure.savefig(path, dpi=120)
+    figure.savefig(path, dpi=120, format="png")
     pyplot.close(figure)

@@ -54,7 +54,7 @@ def plot(record: Record, path: Path, noise_schedule: NoiseSchedule) -> None:
     for axis in axes[:, 0]:
         axis.legend(loc="lower right")
     figure.suptitle(_title(record))
-    figure.savefig(path, dpi=120)
+    figure.savefig(path, dpi=120, format="png")
     pyplot.close(figure)
 
 

@@ -359,5 +359,5 @@ def _plot(record: Record, path: Path) -> None:
     top.legend()
     bottom.step(rho[1:], density.numpy())
     bottom.set(xlabel="noise level rho", ylabel="length per ln rho: density of steps")
-    figure.savefig(path, dpi=120)
+    figure.savefig(path, dpi=120, format="png")
     pyplot.close(figure)

@@ -164,5 +164,5 @@ def _plot(record: Record, path: Path) -> None:
     axes.set_xticks(budgets := record.values["budgets"].tolist(), [str(nfe) for nfe in budgets])
     axes.minorticks_off()
     axes.set_title(f"finalists, {record.provenance['images']} images; the best named")
-    figure.savefig(path, dpi=120)
+    figure.savefig(path, dpi=120, format="png")
     pyplot.close(figure)

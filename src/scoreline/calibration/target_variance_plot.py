@@ -41,7 +41,7 @@ def plot(record: Record, path: Path) -> None:
     for axis in (top, middle, bottom):
         axis.grid(alpha=0.3)
     figure.suptitle(f"{made['dataset']['name']}: variance of training targets, {made['images']} noisy images")
-    figure.savefig(path, dpi=120)
+    figure.savefig(path, dpi=120, format="png")
     pyplot.close(figure)
 
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from scoreline import checks, entry
 from scoreline.commands.composition import built, composed, follow, refuse_blocked, split
+from scoreline.files import write_atomically
 from scoreline.solvers.tableau import Tableau, build_tableau
 
 OWN = {"out": "outputs/show"}
@@ -27,8 +28,7 @@ def main(words: list[str]) -> None:
     words = [word for word in words if not word.startswith("out=")]
     print(text(tableau))
     path = Path(own["out"]) / f"{','.join(sorted(words)).replace('/', '_') or 'default'}.png"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    picture(tableau, " ".join(words) or "default", path)
+    write_atomically(path, lambda part: picture(tableau, " ".join(words) or "default", part))
     print(f"\n-> {path}")
 
 
@@ -74,5 +74,5 @@ def picture(tableau: Tableau, title: str, path: Path) -> None:
         image = axis.imshow(part.numpy(), cmap="RdBu_r", vmin=-top, vmax=top, interpolation="nearest")
         axis.set(title=name, xlabel="state read", ylabel="row")
         figure.colorbar(image, ax=axis, shrink=0.8)
-    figure.savefig(path, dpi=120)
+    figure.savefig(path, dpi=120, format="png")
     pyplot.close(figure)
