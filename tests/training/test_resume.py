@@ -3,7 +3,6 @@
 import os
 import random
 import resource
-import shutil
 import signal
 import time
 import zipfile
@@ -13,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from bounded import refusal
-from runs import SILENT, assert_same_run, begun, records, state, train, wait_for
+from runs import assert_same_run, begun, records, state, train, wait_for
 from safetensors.torch import load_file
 
 from scoreline.checkpoints import load_model
@@ -136,32 +135,6 @@ def test_gradients_that_stay_infinite_stop_the_run_with_its_state(tmp_path: Path
     assert state(out)["global_step"] == 2
     assert state(out)["gradients"] == {"bad_steps": 3, "in_a_row": 3}
     load_model(out / "model.safetensors")
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(6000)
-def test_kill_9_at_fifty_moments(uninterrupted: Path) -> None:
-    """Each run is killed at a random moment of its training, within a step, a write or between, and resumed."""
-    choose, taken = random.Random(1), 0
-    for number in range(50):
-        out, after = uninterrupted.parent / f"fifty{number}", choose.randint(0, 9)
-        process = begun(out, "duration_kimg=3.2", **SILENT)
-        wait_for(lambda out=out, after=after: lines(out) >= after and (out / "checkpoints").exists(), process)
-        time.sleep(choose.uniform(0, 0.15))
-        taken += process.poll() is None
-        process.kill()
-        process.wait()
-        assert all(loadable(path) for path in list_checkpoints(out))
-        train(out, "duration_kimg=3.2")
-        assert_same_run(uninterrupted, out)
-        shutil.rmtree(out)
-    assert taken >= 40
-
-
-def lines(out: Path) -> int:
-    """Records so far."""
-    file = out / "metrics.jsonl"
-    return file.read_text().count("\n") if file.exists() else 0
 
 
 def test_a_checkpoint_that_would_run_code_is_not_loaded(tmp_path: Path) -> None:
