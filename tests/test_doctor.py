@@ -297,7 +297,7 @@ def test_files_and_bytes_are_those_of_a_run(choice: str, tmp_path: Path) -> None
     block = forecast.BLOCK if choice == "png" else 1
     size = sum(-(-path.stat().st_size // block) * block for path in images)
     expected = forecast.of_samples(choice, 70, shape, batch, labelled=False)
-    assert expected.files == len(images) + 5  # config.yaml, metrics.json and three files of Hydra
+    assert expected.files == len(images) + 3  # config.yaml, metrics.json and the lock
     assert size <= expected.bytes <= size + 20 * forecast.BLOCK + 70 * 2048
     assert kept <= expected.most - expected.bytes <= 1.5 * kept
     folders = {path.parent for path in images if path.parent != out}

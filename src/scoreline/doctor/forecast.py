@@ -118,7 +118,7 @@ def of_samples(
     files, size = made[choice]
     about = images * LINE + 16 * BLOCK + min(images, 64) * pixels
     kept = images * (pixels + ROW + features) + -(-images // batch) * HEADER
-    return Writing(files + 7, size + about, size + about + kept)
+    return Writing(files + 5, size + about, size + about + kept)
 
 
 def folders(choice: str, images: int) -> int:
@@ -168,4 +168,4 @@ def of_checkpoints(held: Training, model_files: int, snapshots: int) -> Writing:
     """The two newest states with a third while it is written, model files with one more, and snapshots."""
     state = held.weights + held.optimiser + held.averages
     stays = 2 * state + (model_files + snapshots) * held.weights
-    return Writing(2 + model_files + snapshots + 8, stays, stays + state + held.weights)
+    return Writing(2 + model_files + snapshots + 5, stays, stays + state + held.weights)
