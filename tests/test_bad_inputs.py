@@ -14,6 +14,7 @@ from omegaconf import OmegaConf
 
 from scoreline.annotations import refuse_wrong_types
 from scoreline.checks import whole
+from scoreline.entry import refuse_options
 from scoreline.errors import InputError
 from scoreline.seeds import MOST, parse_seeds
 
@@ -158,3 +159,16 @@ def test_so_many_seeds_are_refused_at_once() -> None:
 def test_a_whole_number_has_a_largest_value(key: str, value: int) -> None:
     with pytest.raises(InputError, match=f"^{key}={value}.*at most"):
         whole(key, value)
+
+
+@pytest.mark.parametrize("words", [[], ["nfe=5"], ["-m", "nfe=1,2"], ["--cfg", "job"], ["-c=all"], ["-h"], ["nfe=-1"]])
+def test_options_of_hydra_are_taken(words: list[str]) -> None:
+    refuse_options(words)
+
+
+@pytest.mark.parametrize(
+    "words", [["-x"], ["nfe=1", "--nfe", "5"], ["--cfg"], ["-c", "nosuch"], ["hydra.job.chdir=TRUE"]]
+)
+def test_other_options_are_refused(words: list[str]) -> None:
+    with pytest.raises(InputError):
+        refuse_options(words)

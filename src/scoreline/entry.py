@@ -134,7 +134,7 @@ SHOWN = ("job", "hydra", "all")
 
 def refuse_options(words: Sequence[str]) -> None:
     """Raises InputError for options that Hydra does not have, whose own complaint takes eight lines, and for chdir."""
-    for word, following in zip(words, [*words[1:], ""], strict=True):
+    for word, following in zip(words, [*words[1:], ""], strict=False):
         if re.fullmatch(r"\+{0,2}hydra\.job\.chdir=(true|yes|on|1)", word, re.IGNORECASE):
             raise InputError(
                 f"{word}: paths are relative to where the command was started, and jobs stay there; leave the key out"
