@@ -77,7 +77,10 @@ def _row(items: Any) -> dict[str, Any]:
 
 
 def _chunks(data: bytes) -> Iterator[bytes]:
-    """Records of a LevelDB log behind a header of 7 bytes: pieces of (crc, length, kind), padded to 32 KiB blocks."""
+    """Records of a LevelDB log behind a header of 7 bytes: pieces of (crc, length, kind), padded to 32 KiB blocks.
+
+    A last piece that is only half there, since wandb's own process is still writing, is left out.
+    """
     place, joined = HEADER, b""
     while place + HEADER <= len(data):
         left = BLOCK - place % BLOCK
@@ -85,6 +88,8 @@ def _chunks(data: bytes) -> Iterator[bytes]:
             place += left
             continue
         _, length, kind = struct.unpack_from("<IHB", data, place)
+        if place + HEADER + length > len(data):
+            return
         joined += data[place + HEADER : place + HEADER + length]
         place += HEADER + length
         if kind in (WHOLE, LAST):
