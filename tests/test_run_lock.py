@@ -287,11 +287,12 @@ def test_a_place_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
         RunLock(Path("/proc/run"))
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
-def test_a_read_only_place_is_one_line(tmp_path: Path) -> None:
-    tmp_path.chmod(0o500)
-    with pytest.raises(InputError, match=r"cannot be written to \(Permission denied\); choose another directory"):
-        RunLock(tmp_path)
+def test_a_place_that_cannot_be_written_to_is_one_line(tmp_path: Path) -> None:
+    """Root may write where permissions forbid it, but not below a file, nor in the kernel's own folder."""
+    (tmp_path / "file").touch()
+    for place in (tmp_path / "file" / "run", Path("/proc/run")):
+        with pytest.raises(InputError, match=r"cannot be written to \(.+\); choose another directory"):
+            RunLock(place)
 
 
 def test_a_disk_that_is_full_leaves_no_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,7 @@
 """Names of runs follow what results depend on, and nothing else."""
 
+import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -9,7 +11,7 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from scoreline import files, numerics, run_names
+from scoreline import numerics, run_names
 from scoreline.conf_folder import composed
 
 Named = Callable[..., str]
@@ -81,15 +83,35 @@ def test_a_users_own_code_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     first = named("sample", **config)
     assert named("sample", **config) == first
     source.write_text("ORDER = 3")
-    assert named("sample", **config) != first
+    edited = named("sample", **config)
+    assert edited != first
     (tmp_path / "bystander.py").write_text("x = 1")
-    assert named("sample", **config) == named("sample", **config)
+    assert named("sample", **config) == edited
 
 
-def test_sources_of_the_package_do_not_count_and_its_numerics_version_does(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sources_of_the_package_do_not_count(tmp_path: Path) -> None:
+    """The same config is named by the sources as they are, and by a copy with a comment more."""
+    package = Path(run_names.__file__).parent
+    shutil.copytree(package, tmp_path / "scoreline", ignore=shutil.ignore_patterns("__pycache__"))
+    with open(tmp_path / "scoreline/tables/latex.py", "a") as file:
+        file.write("# a comment\n")
+    code = """if True:
+        from omegaconf import OmegaConf
+        from scoreline import files, run_names
+        print(run_names.run_digest("sample", _root_=OmegaConf.create({"nfe": 5})), files.code_version())
+    """
+    told = []
+    for folder in (package.parent, tmp_path):
+        given = {**os.environ, "PYTHONPATH": str(folder)}
+        done = subprocess.run([sys.executable, "-c", code], env=given, capture_output=True, text=True, check=True)
+        told.append(done.stdout.split())
+    (name, version), (other_name, other_version) = told
+    assert name == other_name
+    assert version != other_version
+
+
+def test_numerics_version_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     first = named("sample", nfe=5)
-    monkeypatch.setattr(files, "code_version", lambda: "another")
-    assert named("sample", nfe=5) == first
     assert named("sample", nfe=6) != first
     monkeypatch.setattr(run_names, "NUMERICS_VERSION", numerics.NUMERICS_VERSION + 1)
     assert named("sample", nfe=5) != first

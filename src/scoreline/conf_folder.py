@@ -13,7 +13,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from scoreline.errors import InputError
+from scoreline.errors import InputError, printable
 
 QUIET_OPTIONS = ("hydra.run.dir=", "hydra.sweep.dir=", "hydra.sweep.subdir=", "hydra.output_subdir=")
 """Hydra's own keys of a command line that say nothing of a sweep."""
@@ -93,8 +93,9 @@ def choice(group: str, name: str, key: str, without: Collection[str] = ()) -> st
     """
     known = files(group)
     if name not in known or name in without:
-        shown = " ".join(name.split())[:60]
-        raise InputError(f"{key}: it names {group}={shown!r}, which is no choice of conf/{group}; make the file again")
+        raise InputError(
+            f"{key}: it names {group}='{printable(name)[:60]}', which is no choice of conf/{group}; make the file again"
+        )
     return next(known_name for known_name in known if known_name == name)
 
 

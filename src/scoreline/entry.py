@@ -21,7 +21,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from scoreline import checks, processes, run_config, startup
+from scoreline import checks, processes, run_config, run_lock, startup
 from scoreline.annotations import refuse_wrong_types
 from scoreline.conf_folder import (
     conf_dir,
@@ -35,7 +35,7 @@ from scoreline.conf_folder import (
 from scoreline.errors import InputError, did_you_mean
 from scoreline.files import code_version, sha256, write_atomically
 from scoreline.mistakes import explain
-from scoreline.run_lock import NAME, RunLock
+from scoreline.run_lock import RunLock
 from scoreline.run_names import model_path, register_resolvers, run_sha256
 
 HARMLESS = (
@@ -223,8 +223,9 @@ def claim(cfg: DictConfig, out: Path) -> None:
         InputError: if another process works there, or the directory holds another run, or one that cannot be read.
     """
     cfg.identity, cfg.code_version = cfg.identity, code_version()
-    problem = _problem(cfg, out) if leads() else None
-    problem = processes.current().told(problem)
+    from scoreline.generation.sharing import said_by_first
+
+    problem = said_by_first(_problem(cfg, out) if leads() else None, processes.current())
     if problem:
         raise InputError(problem)
 
@@ -267,10 +268,10 @@ def release() -> None:
 def give_up(folder: Path) -> None:
     """Remove a run directory that holds nothing, and its parents below the working directory that hold nothing else.
 
-    A config.yaml that this process wrote first counts as nothing if it is alone; it goes while nobody else works there.
+    A config.yaml that this process wrote first counts as nothing if it is alone; it is removed while the lock is held.
     """
     with suppress(OSError):
-        if {path.name for path in folder.iterdir()} <= {NAME, *(path.name for path in _first_written)}:
+        if {path.name for path in folder.iterdir()} <= {run_lock.NAME, *(path.name for path in _first_written)}:
             for path in _first_written:
                 path.unlink(missing_ok=True)
         release()

@@ -49,17 +49,6 @@ class Group:
 
             torch.distributed.barrier()
 
-    def told(self, sentence: str | None) -> str | None:
-        """What the first process says, in every process of a group that can hear it; else what this one says."""
-        import torch
-
-        if self.size == 1 or not torch.distributed.is_available() or not torch.distributed.is_initialized():
-            return sentence
-        from scoreline.generation.sharing import from_first
-
-        said = torch.tensor(list(f".{sentence or ''}".encode())) if self.first else None
-        return bytes(from_first(said, self).tolist()).decode()[1:] or None
-
 
 def current(environment: Mapping[str, str] = os.environ) -> Group:
     """This process among those that torchrun or srun started; one alone where neither did.

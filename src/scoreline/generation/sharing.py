@@ -35,6 +35,16 @@ def from_first(values: Tensor | None, group: Group) -> Tensor:
     return told
 
 
+def said_by_first(sentence: str | None, group: Group) -> str | None:
+    """What the first process says, in every process that has joined its group; else what this one says."""
+    import torch.distributed as dist
+
+    if group.size == 1 or not dist.is_available() or not dist.is_initialized():
+        return sentence
+    said = torch.tensor(list(f".{sentence or ''}".encode())) if group.first else None
+    return bytes(from_first(said, group).tolist()).decode()[1:] or None
+
+
 def largest(values: Tensor, group: Group) -> Tensor:
     """The largest of each of the values (n,) over all processes."""
     if group.size > 1:
