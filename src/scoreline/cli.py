@@ -19,7 +19,6 @@ scoreline upload RUN_DIR                                  a run, or a sweep, as 
 """
 
 import importlib
-import runpy
 import sys
 
 from scoreline import startup
@@ -42,8 +41,8 @@ def main() -> None:
             print(__doc__)
             return
         if words[0] in SCRIPTS:
-            sys.argv = [str(script(f"{words[0]}.py")), *words[1:]]
-            runpy.run_path(sys.argv[0], run_name="__main__")
+            sys.argv = [str(script(f"{words[0]}.py")), *words[1:]]  # named in messages, and what children start
+            importlib.import_module(f"scoreline.scripts.{words[0]}").main()
             return
         if words[0] not in VERBS:
             raise InputError(f"{words[0]}: there is no such command{did_you_mean(words[0], (*SCRIPTS, *VERBS))}")

@@ -1,15 +1,15 @@
 """Solvers and schedules from the same files as sample.py reads, for commands that are no Hydra scripts."""
 
 import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from scoreline import checks, conf_folder, entry, run_names
+from scoreline import conf_folder, run_names
 from scoreline.annotations import refuse_wrong_types
+from scoreline.config.model_source import bound, plain_model, read_source, replaced
 from scoreline.errors import InputError
 
 if TYPE_CHECKING:
@@ -55,15 +55,10 @@ def composed(overrides: Sequence[str]) -> DictConfig:
     Raises:
         InputError, HydraException: as sample.py does, explained by `mistakes.explain`.
     """
-    from omegaconf import open_dict
-
     cfg = plain_config(overrides)
-    checkpoint = open_checkpoint(cfg)
-    with open_dict(cfg):
-        entry.adopt_model(cfg, checkpoint.card.model, checkpoint.digest)
-        if cfg.record == "auto":
-            cfg.record = str(run_names.record_beside(checkpoint.path, "score_norm"))
-    return cfg
+    found = bound(cfg, open_checkpoint(cfg))
+    OmegaConf.set_struct(found, False)
+    return found
 
 
 def plain_config(overrides: Sequence[str], **values: Any) -> DictConfig:
@@ -89,29 +84,7 @@ def open_checkpoint(cfg: DictConfig) -> "Checkpoint":
     Raises:
         InputError: if it cannot be loaded, or `model` is given for a file that describes itself.
     """
-    from scoreline.checkpoints import load_model
-    from scoreline.foreign.conversion import Options, cached, is_url
-    from scoreline.foreign.families import is_diffusers, is_foreign
-
-    checks.refuse_absent_checkpoint(cfg.checkpoint)
-    word, trust = str(cfg.checkpoint), checks.names("trust", cfg.trust)
-    path = Path(word) if is_diffusers(Path(word)) else run_names.model_path(word)
-    ours = path.suffix == ".safetensors" and not is_foreign(path)
-    if not is_url(word) and (ours or not path.exists()):
-        if cfg.model is not None:
-            raise InputError(f"model: {path} describes itself; leave the key out")
-        return load_model(path, trust)
-    asked = cfg["import"]
-    source = word if is_url(word) else str(path)
-    options = Options(
-        asked["from"], plain_model(cfg), asked.weights, checks.names("import.allow", asked.allow), asked.sha256
-    )
-    try:
-        target = cached(source, options)
-    except InputError as error:
-        raise InputError(f"checkpoint={word}: {str(error).removeprefix(f'{source}: ')}") from error
-    print(f"checkpoint={word}: imported as {target}", file=sys.stderr)
-    return load_model(target, trust)
+    return read_source(cfg).load()
 
 
 def described_model(choice: str, overrides: Sequence[str]) -> "Spec":
@@ -124,15 +97,6 @@ def described_model(choice: str, overrides: Sequence[str]) -> "Spec":
     if found is None:
         raise InputError(f"model={choice}: give a choice of conf/model")
     return found
-
-
-def plain_model(cfg: DictConfig) -> "Spec | None":
-    """`model` with everything resolved, None where none was chosen."""
-    if cfg.model is None:
-        return None
-    whole = OmegaConf.to_container(OmegaConf.create({"model": cfg.model}), resolve=True)
-    assert isinstance(whole, dict)
-    return dict(whole["model"])
 
 
 def sample_config(overrides: Sequence[str]) -> DictConfig:
@@ -221,8 +185,8 @@ def _tried(node: DictConfig, optional: bool) -> Any:
         raise
 
 
-def follow(cfg: DictConfig, span: tuple[float, float], nfe: int) -> tuple[str, str] | None:
-    """Where solver= chooses among the others: put the files of its choice into the config, and tell their names.
+def followed(cfg: DictConfig, span: tuple[float, float], nfe: int) -> tuple[DictConfig, tuple[str, str] | None]:
+    """Where solver= chooses among the others: the config with the files of its choice, and their names.
 
     The record is a file that may be anybody's: it can only name choices that exist.
 
@@ -233,17 +197,21 @@ def follow(cfg: DictConfig, span: tuple[float, float], nfe: int) -> tuple[str, s
 
     recommendation = built(cfg.solver)
     if not isinstance(recommendation, Recommendation):
-        return None
+        return cfg, None
     names = zip(GROUPS, recommendation.at(nfe, span), strict=True)
     known = {group: conf_folder.choice(group, name, "solver.path", without=CHOOSERS) for group, name in names}
     chosen = sample_config([f"{group}={name}" for group, name in known.items()])
-    for group in known:
-        cfg[group] = OmegaConf.to_container(chosen[group], resolve=False)
-    return known["solver"], known["schedule"]
+    nodes = {group: OmegaConf.to_container(chosen[group], resolve=False) for group in known}
+    return replaced(cfg, **nodes), (known["solver"], known["schedule"])
 
 
-def built(node: DictConfig) -> Any:
-    """The object that a config node describes."""
+def built(node: DictConfig, plain: bool = False) -> Any:
+    """The object that a config node describes.
+
+    Args:
+        node: with a `_target_`.
+        plain: whether lists and mappings below it become plain ones.
+    """
     from hydra.utils import instantiate
 
-    return instantiate(node)
+    return instantiate(node, _convert_="all") if plain else instantiate(node)

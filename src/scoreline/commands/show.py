@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from scoreline import checks, entry
-from scoreline.commands.composition import built, composed, follow, refuse_blocked, split
+from scoreline.commands.composition import built, composed, followed, refuse_blocked, split
 from scoreline.files import write_atomically
 from scoreline.solvers.tableau import Tableau, build_tableau
 
@@ -21,7 +21,7 @@ def main(words: list[str]) -> None:
     cfg = composed(overrides)
     native = built(cfg.model.noise_schedule)
     span, nfe = entry.sigma_range(cfg, native), checks.whole("nfe", cfg.nfe)
-    recommended = follow(cfg, span, nfe - (cfg.final == "denoise"))
+    cfg, recommended = followed(cfg, span, nfe - (cfg.final == "denoise"))
     if recommended:
         print(f"{cfg.checkpoint}: {' on '.join(recommended)}")
     tableau = build_tableau(built(cfg.solver), built(cfg.schedule), span, nfe, cfg.final)

@@ -8,7 +8,7 @@ import torch
 
 from scoreline import checks, entry
 from scoreline.checkpoints import Checkpoint
-from scoreline.commands.composition import built, follow
+from scoreline.commands.composition import built, followed
 from scoreline.cores import threads_of
 from scoreline.denoiser import Denoising
 from scoreline.device import free_memory
@@ -65,7 +65,7 @@ def prepared(job: Job, checkpoint: Checkpoint) -> Run:
     span = entry.sigma_range(cfg, checkpoint.noise_schedule)
     if job.script == "sample":
         check_format(str(cfg.get("format", "npz")), card.shape)
-        follow(cfg, span, nfe - (final == "denoise"))
+        cfg, _ = followed(cfg, span, nfe - (final == "denoise"))
     run = build(built(cfg.solver), built(cfg.schedule), span, nfe, final)
     denoiser: Denoising = checkpoint.denoiser
     if job.script == "sample":

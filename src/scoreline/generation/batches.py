@@ -1,10 +1,7 @@
-"""Images of seeds: noise, units of a network call each, batches."""
+"""Sample batches of images: noise from seeds, network calls of a fixed size, several threads."""
 
-import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -14,10 +11,13 @@ from scoreline import noise
 from scoreline.copies import moved
 from scoreline.denoiser import Denoising
 from scoreline.errors import NotFiniteError
-from scoreline.in_order import in_order
-from scoreline.sampling import Calls, Progress, count_calls, integrate
+from scoreline.in_order import in_order, until_left
+from scoreline.sampling import Calls, Eps, Progress, count_calls, integrate
 from scoreline.solvers.adaptive import AdaptiveRun
 from scoreline.solvers.tableau import Tableau
+
+Record = Callable[[Callable[..., Tensor], Sequence[Tensor]], Callable[..., Tensor]]
+"""(function, examples of its arguments) -> a function of the same values."""
 
 
 class Batch(NamedTuple):
@@ -32,10 +32,55 @@ class Batch(NamedTuple):
     network_calls: int
 
 
+@dataclass(frozen=True)
+class Sampler:
+    """A model, the tableau that it is sampled with, and how many images are computed at a time.
+
+    Attributes:
+        denoiser: the model, on the device of its parameters.
+        tableau: a solver's rows at the noise levels of a schedule, or an adaptive run.
+        batch_size: images that are handed over at a time.
+        network_batch: images that the network is called on and whose states are held at a time; the last call is filled
+            up. With None it is `batch_size`, nothing is filled up, and images then depend on their batch by float32
+            rounding.
+        threads: network calls that are computed at a time, on a CPU; see `in_order` for the cores each of them takes.
+        record: makes a function of tensors into one that is replayed, such as `graphs.Replayed`; for tableaus that draw
+            no noise.
+    """
+
+    denoiser: Denoising
+    tableau: Tableau | AdaptiveRun
+    batch_size: int
+    network_batch: int | None
+    threads: int = 1
+    record: Record | None = None
+
+    @torch.inference_mode()
+    def batches(
+        self,
+        shape: tuple[int, int, int],
+        seeds: Sequence[int],
+        labels: Tensor | None = None,
+        progress: Progress = lambda images: None,
+    ) -> Iterator[Batch]:
+        """As `generate`, without waiting for the device or checking samples: a GPU may still compute a yielded batch.
+
+        Raises:
+            RuntimeError: as `generate`.
+        """
+        adaptive = isinstance(self.tableau, AdaptiveRun)
+        size = self.batch_size if adaptive or self.network_batch is None else self.network_batch
+        rows = (slice(start, start + size) for start in range(0, len(seeds), size))
+        units = (_Unit(list(seeds[part]), None if labels is None else labels[part]) for part in rows)
+        with count_calls(self.denoiser) as calls, until_left(progress) as report:
+            work = _Work(self, shape, next(self.denoiser.parameters()).device, calls, report)
+            yield from _regrouped(in_order(work, units, self.threads), self.batch_size)
+
+
 @torch.inference_mode()
 def generate(
     denoiser: Denoising,
-    run: Tableau | AdaptiveRun,
+    tableau: Tableau | AdaptiveRun,
     shape: tuple[int, int, int],
     seeds: Sequence[int],
     batch_size: int,
@@ -52,19 +97,18 @@ def generate(
     the steps of a batch together, so its images depend on the batch by the tolerance.
 
     Args:
-        shape, batch_size: (C, H, W); images that are handed over at a time.
+        denoiser: as `tableau`, `batch_size`, `network_batch` and `threads`, of `Sampler`.
+        shape: (C, H, W) of an image.
+        seeds: one for each image.
         labels: class labels (len(seeds),) int64 in the order of the seeds, or None.
-        network_batch: images of a unit, which the network is called on and whose states are held at a time; the last
-            unit is filled up. With None it is `batch_size`, nothing is filled up, and images then depend on their batch
-            by float32 rounding.
         progress: called after every evaluation with the images' worth of work it did.
-        threads: units that are computed at a time, on a CPU; see `in_order` for the cores each of them takes.
 
     Raises:
         RuntimeError: if the counts measured are not those of `Tableau.nfe` and `Denoising.calls`.
         NotFiniteError: if a sample is not finite.
     """
-    for batch in launch(denoiser, run, shape, seeds, batch_size, labels, network_batch, progress, threads):
+    sampler = Sampler(denoiser, tableau, batch_size, network_batch, threads)
+    for batch in sampler.batches(shape, seeds, labels, progress):
         check_finite(batch.seeds, batch.x.isfinite().all())
         yield batch
 
@@ -75,198 +119,122 @@ def check_finite(seeds: Sequence[int], finite: Tensor) -> None:
         raise NotFiniteError(f"seeds {seeds[0]}-{seeds[-1]}: their samples are")
 
 
-@torch.inference_mode()
-def launch(
-    denoiser: Denoising,
-    run: Tableau | AdaptiveRun,
-    shape: tuple[int, int, int],
-    seeds: Sequence[int],
-    batch_size: int,
-    labels: Tensor | None = None,
-    network_batch: int | None = 64,
-    progress: Progress = lambda images: None,
-    threads: int = 1,
-    record: "Record | None" = None,
-) -> Iterator[Batch]:
-    """As `generate`, without waiting for the device and looking at the samples: a GPU may still be at work on them.
-
-    Args:
-        record: makes a function of tensors into one that is replayed, such as `graphs.Replayed`; for tableaus without
-            noise of their own.
-
-    Raises:
-        RuntimeError: as `generate`.
-    """
-    size = batch_size if network_batch is None or isinstance(run, AdaptiveRun) else network_batch
-    device = next(denoiser.parameters()).device
-    starts = range(0, len(seeds), size)
-    with count_calls(denoiser) as calls, _progressing(progress) as told:
-        work = _Work(denoiser, run, shape, network_batch, device, calls, told, record)
-        units = (
-            _Unit(list(seeds[start : start + size]), None if labels is None else labels[start : start + size])
-            for start in starts
-        )
-        yield from _regrouped(in_order(work, units, threads), batch_size)
-
-
-Record = Callable[[Callable[..., Tensor], Sequence[Tensor]], Callable[..., Tensor]]
-"""(function, examples of its arguments) -> a function of the same values."""
-
-
 class _Unit(NamedTuple):
+    """The seeds of a network call and their labels (len(seeds),)."""
+
     seeds: list[int]
     label: Tensor | None
 
 
-class _AbandonedError(Exception):
-    """Nobody waits for this work any more."""
-
-
-@contextmanager
-def _progressing(progress: Progress) -> Iterator[Progress]:
-    """`progress` for several threads, which stops them at their next evaluation when the context is left."""
-    lock, left = threading.Lock(), threading.Event()
-
-    def told(images: float) -> None:
-        if left.is_set():
-            raise _AbandonedError
-        with lock:
-            progress(images)
-
-    try:
-        yield told
-    finally:
-        left.set()
-
-
 @dataclass
 class _Work:
-    """What is done with a unit; one object serves all threads."""
+    """Computes the samples of units; one object serves all threads."""
 
-    denoiser: Denoising
-    run: Tableau | AdaptiveRun
+    sampler: Sampler
     shape: tuple[int, int, int]
-    size: int | None
     device: torch.device
     calls: Calls
     progress: Progress
-    record: Record | None
-    recorded: "_Recorded | None" = None
+    recorded: tuple[Callable[..., Tensor], list[int]] | None = None
 
     @torch.inference_mode()
     def __call__(self, unit: _Unit) -> Batch:
-        if isinstance(self.run, AdaptiveRun):
-            x, nfe, calls = self._adaptive(unit, self.run)
-        elif self.record is None:
-            x, nfe, calls = self._tableau(unit, self.run)
-        else:
-            x, nfe, calls = self._replayed(unit, self.run, self.record)
-        return Batch(unit.seeds, x[: len(unit.seeds)], nfe, calls)
+        tableau = self.sampler.tableau
+        x, *counts = self._adaptive(unit, tableau) if isinstance(tableau, AdaptiveRun) else self._fixed(unit, tableau)
+        return Batch(unit.seeds, x[: len(unit.seeds)], *counts)
 
-    def _drawn(self, unit: _Unit, purpose: str, step: int = 0) -> Tensor:
-        """Noise of the unit, filled up with copies of its last image's."""
-        return self._filled(moved(noise.normal(unit.seeds, self.shape, purpose, step), self.device))
+    def _fixed(self, unit: _Unit, tableau: Tableau) -> tuple[Tensor, int, int]:
+        label = None if unit.label is None else self._filled(moved(unit.label, self.device))
 
-    def _filled(self, rows: Tensor) -> Tensor:
-        missing = (self.size or 0) - len(rows)
-        return torch.cat([rows, rows[-1:].expand(missing, *rows.shape[1:])]) if missing > 0 else rows
+        def initial() -> Tensor:
+            return self._filled(self._normal(unit, "initial")) * float(tableau.rho[0])
 
-    def _label(self, unit: _Unit) -> Tensor | None:
-        return None if unit.label is None else moved(unit.label, self.device)
-
-    def _tableau(self, unit: _Unit, run: Tableau) -> tuple[Tensor, int, int]:
-        label = self._label(unit)
-        label = None if label is None else self._filled(label)
-        start = partial(self._start, unit, run)
-        return self._integrated(run, start, label, len(unit.seeds), partial(self._drawn, unit, "solver"))
-
-    def _start(self, unit: _Unit, run: Tableau) -> Tensor:
-        return self._drawn(unit, "initial") * float(run.rho[0])
-
-    def _integrated(
-        self,
-        run: Tableau,
-        start: Callable[[], Tensor],
-        label: Tensor | None,
-        images: int,
-        draw: Callable[[int], Tensor],
-    ) -> tuple[Tensor, int, int]:
-        """`start` makes the initial state, which nobody keeps while the steps are made."""
-        levels: list[float] = []
-        before = self.calls.count
-
-        def eps(x: Tensor, rho: float) -> Tensor:
-            levels.append(rho)
-            estimate = self.denoiser.eps(x, rho, label=label)
-            self.progress(images / run.nfe)
-            return estimate
-
-        x = integrate(eps, start(), run, draw)
-        if len(levels) != run.nfe:
-            raise RuntimeError(f"the denoiser was evaluated {len(levels)} times, the tableau says {run.nfe}")
-        return x, len(levels), self._checked(self.calls.count - before, levels)
-
-    def _checked(self, network_calls: float, levels: list[float]) -> int:
-        expected = sum(map(self.denoiser.calls, levels))
-        if network_calls != expected:
-            raise RuntimeError(
-                f"networks were called {network_calls:g} times an image, {len(levels)} evaluations take {expected}"
-            )
-        return expected
-
-    def _replayed(self, unit: _Unit, run: Tableau, record: Record) -> tuple[Tensor, int, int]:
-        """All steps as one recorded function of the initial state; the counts are those of the recording."""
-        label = self._label(unit)
-        x = self._start(unit, run)
-        inputs = [x] if label is None else [x, self._filled(label)]
+        if self.sampler.record is None:
+            return self._integrated(tableau, initial, label, unit)
+        inputs = [initial()] if label is None else [initial(), label]
         if self.recorded is None:
-            self.recorded = self._recording(run, inputs, record)
-        found = self.recorded.function(*inputs)
+            self.recorded = self._record(tableau, inputs, self.sampler.record)
+        function, (nfe, network_calls) = self.recorded
+        x = function(*inputs)
         self.progress(len(unit.seeds))
-        return found, self.recorded.nfe, self.recorded.network_calls
+        return x, nfe, network_calls
 
-    def _recording(self, run: Tableau, inputs: Sequence[Tensor], record: Record) -> "_Recorded":
-        counts: list[tuple[int, int]] = []
+    def _record(
+        self, tableau: Tableau, inputs: Sequence[Tensor], record: Record
+    ) -> tuple[Callable[..., Tensor], list[int]]:
+        """All steps as one function of the initial state and the labels, and what it counted while it was recorded."""
+        counts: list[int] = []
 
-        def whole(x: Tensor, label: Tensor | None = None) -> Tensor:
-            found, nfe, network_calls = self._integrated(run, lambda: x, label, 0, _no_noise)
-            counts.append((nfe, network_calls))
+        def steps(x: Tensor, label: Tensor | None = None) -> Tensor:
+            found, *counts[:] = self._integrated(tableau, lambda: x, label)
             return found
 
-        return _Recorded(record(whole, inputs), *counts[-1])
+        return record(steps, inputs), counts
+
+    def _normal(self, unit: _Unit, purpose: str, step: int = 0) -> Tensor:
+        return moved(noise.normal(unit.seeds, self.shape, purpose, step), self.device)
+
+    def _filled(self, rows: Tensor) -> Tensor:
+        """Copies of the last row make a call of `network_batch` rows: kernels round differently for other shapes."""
+        missing = (self.sampler.network_batch or 0) - len(rows)
+        return torch.cat([rows, rows[-1:].expand(missing, *rows.shape[1:])]) if missing > 0 else rows
+
+    def _integrated(
+        self, tableau: Tableau, initial: Callable[[], Tensor], label: Tensor | None, unit: _Unit | None = None
+    ) -> tuple[Tensor, int, int]:
+        """The last state, from an `initial` one that nothing holds while the steps are made; `unit` draws the noise."""
+
+        def eps(x: Tensor, rho: float) -> Tensor:
+            estimate = self.sampler.denoiser.eps(x, rho, label=label)
+            self.progress(len(unit.seeds) / tableau.nfe if unit else 0)
+            return estimate
+
+        def draw(row: int) -> Tensor:
+            if unit is None:
+                raise ValueError(f"row {row} of the tableau draws noise, which a recording would repeat")
+            return self._filled(self._normal(unit, "solver", row))
+
+        x, nfe, network_calls = self._counted(eps, lambda counted: integrate(counted, initial(), tableau, draw))
+        if nfe != tableau.nfe:
+            raise RuntimeError(f"the denoiser was evaluated {nfe} times, the tableau says {tableau.nfe}")
+        return x, nfe, network_calls
 
     def _adaptive(self, unit: _Unit, run: AdaptiveRun) -> tuple[Tensor, int, int]:
         """A batch whose steps are chosen together, while the network is called on `size` images of it at a time."""
-        label, images = self._label(unit), len(unit.seeds)
-        x = moved(noise.normal(unit.seeds, self.shape, "initial"), self.device) * float(run.rho[0])
-        levels: list[float] = []
-        furthest, before, size = 0.0, self.calls.count, self.size or images
+        label = None if unit.label is None else moved(unit.label, self.device)
+        images, furthest = len(unit.seeds), 0.0
+        size = self.sampler.network_batch or images
 
         def eps(x: Tensor, rho: float) -> Tensor:
             nonlocal furthest
-            levels.append(rho)
-            estimate = _in_fixed_batches(self.denoiser, x, rho, label, size)
+            estimate = _in_fixed_batches(self.sampler.denoiser, x, rho, label, size)
             reached = max(furthest, run.covered(rho))
             self.progress(images * (reached - furthest))
             furthest = reached
             return estimate
 
-        x = integrate(eps, x, run)
-        return x, len(levels), self._checked((self.calls.count - before) / -(-images // size), levels)
+        x = self._normal(unit, "initial") * float(run.rho[0])
+        return self._counted(eps, lambda counted: integrate(counted, x, run), -(-images // size))
 
+    def _counted(self, eps: Eps, solve: Callable[[Eps], Tensor], calls_each: int = 1) -> tuple[Tensor, int, int]:
+        """What `solve` makes of `eps`, its evaluations, and its network calls, held to `Denoising.calls`."""
+        levels, before = list[float](), self.calls.count
 
-class _Recorded(NamedTuple):
-    function: Callable[..., Tensor]
-    nfe: int
-    network_calls: int
+        def counted(x: Tensor, rho: float) -> Tensor:
+            levels.append(rho)
+            return eps(x, rho)
 
-
-def _no_noise(row: int) -> Tensor:
-    raise ValueError(f"row {row} of the tableau draws noise, which a recording would repeat")
+        x = solve(counted)
+        calls, expected = (self.calls.count - before) / calls_each, sum(map(self.sampler.denoiser.calls, levels))
+        if calls != expected:
+            raise RuntimeError(
+                f"networks were called {calls:g} times an image, {len(levels)} evaluations take {expected}"
+            )
+        return x, len(levels), expected
 
 
 def _in_fixed_batches(denoiser: Denoising, x: Tensor, rho: float, label: Tensor | None, size: int) -> Tensor:
-    """eps of x (B, *) from calls on exactly `size` rows: matrix kernels round differently for other shapes."""
+    """eps of x (B, *) from calls on exactly `size` rows."""
     parts = []
     for start in range(0, len(x), size):
         rows = torch.arange(start, start + size, device=x.device).clamp(max=len(x) - 1)
@@ -283,16 +251,17 @@ def _regrouped(units: Iterator[Batch], batch_size: int) -> Iterator[Batch]:
         held.append(unit)
         while sum(len(part.seeds) for part in held) >= batch_size:
             whole = _joined(held)
-            yield Batch(whole.seeds[:batch_size], whole.x[:batch_size], whole.nfe, whole.network_calls)
-            rest = whole.seeds[batch_size:]
-            held = [Batch(rest, whole.x[batch_size:], whole.nfe, whole.network_calls)] if rest else []
+            yield _rows(whole, slice(batch_size))
+            held = [_rows(whole, slice(batch_size, None))] if len(whole.seeds) > batch_size else []
     if held:
         yield _joined(held)
+
+
+def _rows(batch: Batch, rows: slice) -> Batch:
+    return batch._replace(seeds=batch.seeds[rows], x=batch.x[rows])
 
 
 def _joined(parts: list[Batch]) -> Batch:
     if len(parts) == 1:
         return parts[0]
-    return parts[0]._replace(
-        seeds=[seed for part in parts for seed in part.seeds], x=torch.cat([part.x for part in parts])
-    )
+    return parts[0]._replace(seeds=[s for part in parts for s in part.seeds], x=torch.cat([part.x for part in parts]))

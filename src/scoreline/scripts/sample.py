@@ -1,0 +1,182 @@
+"""Draw images from a checkpoint with any solver on any schedule, and measure them.
+
+  python sample.py                                        64 digits, DEIS-tAB3, NFE 10
+  python sample.py checkpoint=outputs/train/NAME nfe=20   your own model
+  python sample.py solver=heun schedule=karras final=denoise nfe=35
+  python sample.py seeds=0-49999 batch_size=512 format=png    many images; killed, the same command goes on
+  torchrun --standalone --nproc_per_node=8 sample.py seeds=0-49999 batch_size=512    the same images on eight GPUs
+  python sample.py labels=classes.txt format=zip          one class for each seed; EDM's archive
+  python sample.py trajectories=0-3                       the runs of four seeds, step by step
+  python sample.py checkpoint=NAME guidance=classifier_free guidance.scale=2 threshold=dynamic
+  python sample.py -m solver=ddim,deis_tab3 nfe=5,10,20   a sweep, one directory per cell
+  python sample.py table=deis_sn_digits budget=small      a paper's table: all its cells, text and figure
+
+The run directory holds manifest.csv (index, seed, label, SHA-256 of each image), the images as samples.npz (arr_0:
+uint8 NHWC), images/, samples.zip or samples.tar, grid.png, config.yaml and, last, metrics.json. Image i belongs to
+seed i: its bytes do not depend on batch_size, on the number of processes, or on how often the run was stopped. Until
+all images are there, shards/ keeps those that are done; a restart, with any number of processes, makes the others.
+"""
+
+from typing import TYPE_CHECKING
+
+from omegaconf import DictConfig
+
+from scoreline import checks, entry, processes, run_config, run_results
+from scoreline.config import sample_config
+from scoreline.config.sample_config import SampleConfig, TableConfig
+from scoreline.run_results import Result
+
+if TYPE_CHECKING:
+    from scoreline.checkpoints import Checkpoint
+    from scoreline.generation.batches import Sampler
+    from scoreline.generation.run import Outputs
+    from scoreline.generation.shards import Shards
+
+
+@entry.script("sample")
+def main(cfg: DictConfig) -> float | None:
+    """Sample and evaluate the images of a run directory, or run a table; the first metric, for a sweeper."""
+    table = sample_config.read_table(cfg)
+    if table is not None:
+        return run_table(table)
+    config = sample_config.read(cfg)
+    from scoreline.generation import run
+
+    config.run.claim()
+    out, first = config.run.path, processes.current().first
+    result, again = run_results.finished(out)
+    if again and first:
+        run_results.reopen(out)
+        print(f"note: {again}: this run is made again")
+    if result is None:
+        result = sample(config)
+    elif first:
+        print("note: this run was finished before, what it found is shown; delete its directory to repeat it")
+    if first:
+        run.clear(out)
+        for warning in [] if entry.in_sweep() else result["warnings"]:
+            print(f"note: {warning}")
+        print(run_results.summary(result, out))
+    return next((metric["value"] for metric in result["metrics"].values()), None)
+
+
+def run_table(config: TableConfig) -> None:
+    """Run every cell of a table, then write the table."""
+    from scoreline.tables import run
+
+    options = run.Options(config.budget, config.jobs, config.on_error, config.wandb, config.lock)
+    run.main(config.name, config.data, run.of_cells(config.overrides), options, config.out)
+
+
+def sample(config: SampleConfig) -> Result:
+    """From seeds to metrics.json, in every process of the group."""
+    import torch
+
+    from scoreline.device import choose_device
+    from scoreline.execution import Execution
+    from scoreline.generation import run
+    from scoreline.generation.batches import Sampler
+    from scoreline.generation.shards import Shards
+    from scoreline.graphs import recorder
+    from scoreline.heap import keep_freed_memory
+    from scoreline.labels import describe_labels, plan_labels
+    from scoreline.solvers.tableau import build
+
+    group = processes.current()
+    torch.set_num_threads(1)
+    device = choose_device(config.device, group.local)
+
+    # 1. checkpoint, and what refers to it: solver, schedule, guidance, threshold
+    checkpoint = config.model.load()
+    card, components = checkpoint.card, config.components(checkpoint)
+
+    # 2. tableau: the coefficients of every step, at exactly nfe evaluations
+    tableau = build(components.solver, components.schedule, components.span, config.nfe, config.final)
+
+    # 3. shards: image i belongs to seed i and label i; those of an earlier start are found again
+    labels = plan_labels(config.labels, config.seeds, card.num_classes)
+    stamp = f"{config.run.identity} {checkpoint.digest}"
+    shards = Shards(config.run.path / run.SHARDS, stamp, config.seeds, labels, card.shape)
+    trajectories = (config.trajectories, config.trajectory_nfe)
+    outputs = run.Outputs(config.format, components.metrics, *trajectories, card.num_classes)
+    outputs.check(shards, tableau)
+
+    # 4. sampler: how many images the network is called on, on which device, in which precision
+    denoiser = components.denoiser.to(device)
+    Execution(config.precision, config.compile, config.channels_last).apply(denoiser)
+    threads = 1 if device.type == "cuda" else config.threads
+    record = recorder(config.graphs, device, tableau)
+    sampler = network_batch(config, Sampler(denoiser, tableau, config.batch_size, None, threads, record), shards)
+    if device.type == "cpu":
+        keep_freed_memory()
+    if group.first:
+        config.run.save_config(components.config_yaml(sampler.network_batch))
+        if components.recommended:
+            chosen = " on ".join(components.recommended)
+            print(f"solver={components.choices['solver']}: {chosen}, closest to the fine run at about this NFE")
+
+    # 5. images, their files and metrics, then metrics.json
+    found = run.finish(sampler, shards, outputs, group)
+    asked = {"final": config.final, "seeds": config.seeds_text, "labels": describe_labels(config.labels, labels)}
+    result = describe({**components.choices, **asked}, checkpoint, sampler, outputs, found)
+    if group.first:
+        run_results.write(config.run.path, result)
+    return result
+
+
+def network_batch(config: SampleConfig, sampler: "Sampler", shards: "Shards") -> "Sampler":
+    """The sampler with its `network_batch`, the same in every process.
+
+    With auto it is that of this run directory's first start, else the largest that fits into memory.
+    """
+    from dataclasses import replace
+
+    import torch
+
+    from scoreline.generation.auto_batch import largest_batch, memory_limit, one_call
+    from scoreline.generation.sharing import from_first
+
+    size, group = config.network_batch, processes.current()
+    if size == "auto":
+        former = (run_config.read(config.run.path) or {}).get("network_batch")
+        size = None if former is None else checks.whole("network_batch", former)
+        if size is None and group.first:
+            device = next(sampler.denoiser.parameters()).device
+            limit = memory_limit(config.memory_mib, device) / sampler.threads
+            call = one_call(sampler.denoiser, sampler.tableau, shards)
+            size = largest_batch(call, limit, device, len(shards.seeds))
+        size = int(from_first(torch.tensor([size]) if group.first else None, group))
+    return replace(sampler, network_batch=size)
+
+
+def describe(
+    choices: dict[str, str], checkpoint: "Checkpoint", sampler: "Sampler", outputs: "Outputs", found: Result
+) -> Result:
+    """The content of metrics.json.
+
+    Args:
+        choices: solver, schedule, guidance and the rest, as the user gave them.
+        checkpoint: the model.
+        sampler: how it was sampled.
+        outputs: what was made of the images.
+        found: what `generation.run.finish` returns.
+    """
+    from scoreline.files import code_version
+    from scoreline.numerics import NUMERICS_VERSION
+
+    count = found["images"]
+    return {
+        **choices,
+        **found,
+        "protocol": outputs.metrics.fingerprint(count),
+        "warnings": outputs.metrics.warnings(count),
+        "checkpoint": {"name": checkpoint.path.name, "sha256": checkpoint.digest},
+        "sigma_max": float(sampler.tableau.rho[0]),
+        "sigma_end": float(sampler.tableau.rho[-1]),
+        "numerics_version": NUMERICS_VERSION,
+        "code_version": code_version(),
+    }
+
+
+if __name__ == "__main__":
+    main()
