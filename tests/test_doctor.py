@@ -12,7 +12,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from scoreline import samples
 from scoreline.checkpoints import load_model, save_model
 from scoreline.commands import doctor
 from scoreline.commands.composition import built
@@ -20,9 +19,9 @@ from scoreline.doctor import assets, disk, forecast, measuring, sampling, traini
 from scoreline.doctor.findings import Finding, amount, duration, failed, table
 from scoreline.doctor.job import composed
 from scoreline.doctor.live import peak_bytes
-from scoreline.generation.batches import generate
+from scoreline.generation import run as generation_run
+from scoreline.generation.batches import Sampler, generate
 from scoreline.generation.formats import FORMATS
-from scoreline.generation.making import Recipe
 from scoreline.generation.shards import Shards
 from scoreline.guidance import Autoguidance
 from scoreline.metrics.no_metrics import NoMetrics
@@ -289,8 +288,10 @@ def test_files_and_bytes_are_those_of_a_run(choice: str, tmp_path: Path) -> None
     denoiser = load_model(model_path("digits_vp")).denoiser
     run = build(DDIM(), Power(7.0), (10.0, 0.1), 1, "none")
     out, shape, batch = tmp_path / "run", (1, 8, 8), 16
-    shards = Shards(out / samples.SHARDS, "stamp", list(range(70)), None, shape)
-    samples.finish(Recipe(denoiser, run, batch, batch), shards, samples.Wanted(choice, NoMetrics()), Group())
+    shards = Shards(out / generation_run.SHARDS, "stamp", list(range(70)), None, shape)
+    generation_run.finish(
+        Sampler(denoiser, run, batch, batch), shards, generation_run.Outputs(choice, NoMetrics()), Group()
+    )
     made = [path for path in out.rglob("*") if path.is_file()]
     kept = sum(path.stat().st_size for path in made if path.parent == shards.folder)
     images = [path for path in made if path.parent != shards.folder]

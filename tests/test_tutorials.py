@@ -196,7 +196,6 @@ def test_a_tutorial_as_written(name: str, where: Path) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_messages_that_are_quoted_are_ours(name: str) -> None:
     source = "".join(path.read_text() for path in (pages.ROOT / "src").rglob("*.py"))
-    source += (pages.ROOT / "sample.py").read_text()
     joined = re.sub(r'"\s*f?"', "", source)
     for quoted in re.findall(r'\*\*"([^"]+)"\*\*', page(name)):
         assert quoted in joined, quoted

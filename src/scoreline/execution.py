@@ -22,7 +22,7 @@ class Execution:
     """How every network of a denoiser is run while sampling; states stay float32 in each case.
 
     Images move by the rounding of what is chosen: the compiler and the layout by that of float32, the precisions by
-    what `generation.making.make` says.
+    what `generation.loop.sample_missing` says.
 
     Attributes:
         precision: one of `PRECISION`; weights keep their own, convolutions and matrix products are cast (autocast).

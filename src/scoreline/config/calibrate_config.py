@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from scoreline.checkpoints import Checkpoint
     from scoreline.datasets.base import ImageDataset
     from scoreline.schedules.base import Schedule
-    from scoreline.solvers.adaptive import Adaptive
     from scoreline.solvers.tableau import Solver
 
 
@@ -68,7 +67,7 @@ class CalibrateComponents:
         config_yaml: makes the content of config.yaml.
     """
 
-    solver: "Solver | Adaptive"
+    solver: "Solver"
     schedule: "Schedule"
     classes: dict[str, str]
     span: tuple[float, float]

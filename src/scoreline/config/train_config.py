@@ -128,7 +128,7 @@ def read(cfg: DictConfig) -> TrainConfig:
         channels_last=choices.check_switch("channels_last", cfg.channels_last),
         resume=str(cfg.resume),
         fixed_loss_kimg=cfg.fixed_loss_kimg,
-        model=dict(settings["model"]),
+        model=settings["model"],
         settings=settings,
         provenance=entry.provenance(cfg),
         trainer_name=entry.choices("trainer")["trainer"],

@@ -8,7 +8,7 @@ from typing import Any
 
 from scoreline import cache, entry, run_names
 from scoreline.checkpoints import Checkpoint, load_model
-from scoreline.commands.composition import plain_model
+from scoreline.config.model_source import plain_model
 from scoreline.downloads import cached_path
 from scoreline.foreign.conversion import REVISION, Options, digest, is_url
 from scoreline.foreign.families import is_foreign

@@ -16,7 +16,7 @@ from scoreline.doctor import disk, forecast
 from scoreline.doctor.findings import Finding, amount, duration
 from scoreline.doctor.job import Job, sentence
 from scoreline.doctor.measuring import Cost, measure
-from scoreline.generation.fitting import most_images
+from scoreline.generation.auto_batch import most_images
 from scoreline.generation.formats import check_format
 from scoreline.labels import plan_labels
 from scoreline.seeds import parse_seeds

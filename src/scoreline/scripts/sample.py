@@ -38,7 +38,8 @@ def main(cfg: DictConfig) -> float | None:
     """Sample and evaluate the images of a run directory, or run a table; the first metric, for a sweeper."""
     table = sample_config.read_table(cfg)
     if table is not None:
-        return run_table(table)
+        run_table(table)
+        return None
     config = sample_config.read(cfg)
     from scoreline.generation import run
 
@@ -136,16 +137,17 @@ def network_batch(config: SampleConfig, sampler: "Sampler", shards: "Shards") ->
     from scoreline.generation.auto_batch import largest_batch, memory_limit, one_call
     from scoreline.generation.sharing import from_first
 
-    size, group = config.network_batch, processes.current()
-    if size == "auto":
-        former = (run_config.read(config.run.path) or {}).get("network_batch")
-        size = None if former is None else checks.whole("network_batch", former)
-        if size is None and group.first:
-            device = next(sampler.denoiser.parameters()).device
-            limit = memory_limit(config.memory_mib, device) / sampler.threads
-            call = one_call(sampler.denoiser, sampler.tableau, shards)
-            size = largest_batch(call, limit, device, len(shards.seeds))
-        size = int(from_first(torch.tensor([size]) if group.first else None, group))
+    group = processes.current()
+    if isinstance(config.network_batch, int | None):
+        return replace(sampler, network_batch=config.network_batch)
+    former = (run_config.read(config.run.path) or {}).get("network_batch")
+    size = None if former is None else checks.whole("network_batch", former)
+    if size is None and group.first:
+        device = next(sampler.denoiser.parameters()).device
+        limit = memory_limit(config.memory_mib, device) / sampler.threads
+        call = one_call(sampler.denoiser, sampler.tableau, shards)
+        size = largest_batch(call, limit, device, len(shards.seeds))
+    size = int(from_first(torch.tensor([size]) if group.first else None, group))
     return replace(sampler, network_batch=size)
 
 

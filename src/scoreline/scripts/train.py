@@ -87,7 +87,7 @@ def build_module(config: TrainConfig, data: "DeviceData", start: "Start") -> "Di
         training={**config.provenance, **({"earlier": earlier} if earlier else {})},
     )
     objective = components.objective()
-    stable = objective.target.references > 0
+    target: Any = objective.target
     return DiffusionModule(
         denoiser,
         objective,
@@ -98,7 +98,7 @@ def build_module(config: TrainConfig, data: "DeviceData", start: "Start") -> "Di
         card,
         components.gradients(),
         components.augmentation(),
-        References(data, objective.target, config.batch_size, config.seed) if stable else None,
+        References(data, target, config.batch_size, config.seed) if target.references > 0 else None,
         config.micro_batch,
         config.loss_scale,
         config.settings,
@@ -140,11 +140,11 @@ def conclude(config: TrainConfig, trainer: "Trainer", module: "DiffusionModule")
     if not trainer.is_global_zero:
         return
     callbacks: list[Any] = getattr(trainer, "callbacks")  # noqa: B009
-    told = [callback for callback in callbacks if isinstance(callback, Preemption) and callback.told]
+    stopped = next((it for it in callbacks if isinstance(it, Preemption) and it.told), None)
     kimg, out = f"{module.images_seen / 1000:g} kimg", config.run.path
-    if told and module.global_step < trainer.max_steps:
-        print(f"{told[0].told.name}: stopped at {kimg}, state saved; the same command goes on from {out}")
-        told[0].hand_on()
+    if stopped and stopped.told and module.global_step < trainer.max_steps:
+        print(f"{stopped.told.name}: stopped at {kimg}, state saved; the same command goes on from {out}")
+        stopped.hand_on()
         sys.exit(REQUEUE)
     model = out / "model.safetensors"
     print(f"{kimg} -> {model if model.is_file() else 'no model: callbacks.checkpoint, which writes it, is left out'}")
