@@ -12,7 +12,7 @@ from scoreline.copies import moved
 from scoreline.denoiser import Denoising
 from scoreline.errors import NotFiniteError
 from scoreline.in_order import in_order, until_left
-from scoreline.sampling import Calls, Eps, Progress, count_calls, integrate
+from scoreline.sampling import Calls, Progress, count_calls, integrate
 from scoreline.solvers.adaptive import AdaptiveRun
 from scoreline.solvers.tableau import Tableau
 
@@ -139,129 +139,97 @@ class _Work:
 
     @torch.inference_mode()
     def __call__(self, unit: _Unit) -> Batch:
-        tableau = self.sampler.tableau
-        x, *counts = self._adaptive(unit, tableau) if isinstance(tableau, AdaptiveRun) else self._fixed(unit, tableau)
+        label = None if unit.label is None else self._rows(unit.label)
+        rho = float(self.sampler.tableau.rho[0])
+        if self.sampler.record is None:
+            found = self._integrated(lambda: self._normal(unit, "initial") * rho, label, unit)
+        else:
+            found = self._replayed(self._normal(unit, "initial") * rho, label, self.sampler.record)
+            self.progress(len(unit.seeds))
+        x, *counts = found
         return Batch(unit.seeds, x[: len(unit.seeds)], *counts)
 
-    def _fixed(self, unit: _Unit, tableau: Tableau) -> tuple[Tensor, int, int]:
-        label = None if unit.label is None else self._filled(moved(unit.label, self.device))
-
-        def initial() -> Tensor:
-            return self._filled(self._normal(unit, "initial")) * float(tableau.rho[0])
-
-        if self.sampler.record is None:
-            return self._integrated(tableau, initial, label, unit)
-        inputs = [initial()] if label is None else [initial(), label]
-        if self.recorded is None:
-            self.recorded = self._record(tableau, inputs, self.sampler.record)
-        function, (nfe, network_calls) = self.recorded
-        x = function(*inputs)
-        self.progress(len(unit.seeds))
-        return x, nfe, network_calls
-
-    def _record(
-        self, tableau: Tableau, inputs: Sequence[Tensor], record: Record
-    ) -> tuple[Callable[..., Tensor], list[int]]:
-        """All steps as one function of the initial state and the labels, and what it counted while it was recorded."""
-        counts: list[int] = []
-
-        def steps(x: Tensor, label: Tensor | None = None) -> Tensor:
-            found, *counts[:] = self._integrated(tableau, lambda: x, label)
-            return found
-
-        return record(steps, inputs), counts
-
     def _normal(self, unit: _Unit, purpose: str, step: int = 0) -> Tensor:
-        return moved(noise.normal(unit.seeds, self.shape, purpose, step), self.device)
+        return self._rows(noise.normal(unit.seeds, self.shape, purpose, step))
 
-    def _filled(self, rows: Tensor) -> Tensor:
-        """Copies of the last row make a call of `network_batch` rows: kernels round differently for other shapes."""
+    def _rows(self, rows: Tensor) -> Tensor:
+        """Rows on the device; for a tableau, copies of the last one fill up the network's batch."""
+        rows = moved(rows, self.device)
         missing = (self.sampler.network_batch or 0) - len(rows)
-        return torch.cat([rows, rows[-1:].expand(missing, *rows.shape[1:])]) if missing > 0 else rows
+        if missing <= 0 or isinstance(self.sampler.tableau, AdaptiveRun):
+            return rows
+        return torch.cat([rows, rows[-1:].expand(missing, *rows.shape[1:])])
 
     def _integrated(
-        self, tableau: Tableau, initial: Callable[[], Tensor], label: Tensor | None, unit: _Unit | None = None
+        self, initial: Callable[[], Tensor], label: Tensor | None, unit: _Unit | None = None
     ) -> tuple[Tensor, int, int]:
-        """The last state, from an `initial` one that nothing holds while the steps are made; `unit` draws the noise."""
+        """The sample, from an `initial` state that nothing holds while the steps are made; `unit` draws fresh noise.
+
+        Evaluations and network calls are counted, and must be those of `Tableau.nfe` and `Denoising.calls`.
+        """
+        denoiser, tableau, images = self.sampler.denoiser, self.sampler.tableau, len(unit.seeds) if unit else 0
+        levels, before, furthest = list[float](), self.calls.count, 0.0
 
         def eps(x: Tensor, rho: float) -> Tensor:
-            estimate = self.sampler.denoiser.eps(x, rho, label=label)
-            self.progress(len(unit.seeds) / tableau.nfe if unit else 0)
+            nonlocal furthest
+            levels.append(rho)
+            estimate = _in_fixed_batches(denoiser, x, rho, label, self.sampler.network_batch or len(x))
+            adaptive = isinstance(tableau, AdaptiveRun)
+            reached = max(furthest, tableau.covered(rho)) if adaptive else len(levels) / tableau.nfe
+            self.progress(images * (reached - furthest))
+            furthest = reached
             return estimate
 
         def draw(row: int) -> Tensor:
             if unit is None:
                 raise ValueError(f"row {row} of the tableau draws noise, which a recording would repeat")
-            return self._filled(self._normal(unit, "solver", row))
+            return self._normal(unit, "solver", row)
 
-        x, nfe, network_calls = self._counted(eps, lambda counted: integrate(counted, initial(), tableau, draw))
-        if nfe != tableau.nfe:
-            raise RuntimeError(f"the denoiser was evaluated {nfe} times, the tableau says {tableau.nfe}")
-        return x, nfe, network_calls
-
-    def _adaptive(self, unit: _Unit, run: AdaptiveRun) -> tuple[Tensor, int, int]:
-        """A batch whose steps are chosen together, while the network is called on `size` images of it at a time."""
-        label = None if unit.label is None else moved(unit.label, self.device)
-        images, furthest = len(unit.seeds), 0.0
-        size = self.sampler.network_batch or images
-
-        def eps(x: Tensor, rho: float) -> Tensor:
-            nonlocal furthest
-            estimate = _in_fixed_batches(self.sampler.denoiser, x, rho, label, size)
-            reached = max(furthest, run.covered(rho))
-            self.progress(images * (reached - furthest))
-            furthest = reached
-            return estimate
-
-        x = self._normal(unit, "initial") * float(run.rho[0])
-        return self._counted(eps, lambda counted: integrate(counted, x, run), -(-images // size))
-
-    def _counted(self, eps: Eps, solve: Callable[[Eps], Tensor], calls_each: int = 1) -> tuple[Tensor, int, int]:
-        """What `solve` makes of `eps`, its evaluations, and its network calls, held to `Denoising.calls`."""
-        levels, before = list[float](), self.calls.count
-
-        def counted(x: Tensor, rho: float) -> Tensor:
-            levels.append(rho)
-            return eps(x, rho)
-
-        x = solve(counted)
-        calls, expected = (self.calls.count - before) / calls_each, sum(map(self.sampler.denoiser.calls, levels))
+        x = integrate(eps, initial(), tableau, draw)
+        if isinstance(tableau, Tableau) and len(levels) != tableau.nfe:
+            raise RuntimeError(f"the denoiser was evaluated {len(levels)} times, the tableau says {tableau.nfe}")
+        calls = (self.calls.count - before) / -(-len(x) // (self.sampler.network_batch or len(x)))
+        expected = sum(map(denoiser.calls, levels))
         if calls != expected:
             raise RuntimeError(
                 f"networks were called {calls:g} times an image, {len(levels)} evaluations take {expected}"
             )
         return x, len(levels), expected
 
+    def _replayed(self, x: Tensor, label: Tensor | None, record: Record) -> tuple[Tensor, int, int]:
+        """All steps as one recorded function of the initial state; the counts are those of the recording."""
+        inputs = [x] if label is None else [x, label]
+        if self.recorded is None:
+            counts: list[int] = []
+
+            def steps(x: Tensor, label: Tensor | None = None) -> Tensor:
+                found, *counts[:] = self._integrated(lambda: x, label)
+                return found
+
+            self.recorded = record(steps, inputs), counts
+        function, (nfe, network_calls) = self.recorded
+        return function(*inputs), nfe, network_calls
+
 
 def _in_fixed_batches(denoiser: Denoising, x: Tensor, rho: float, label: Tensor | None, size: int) -> Tensor:
-    """eps of x (B, *) from calls on exactly `size` rows."""
+    """eps of x (B, *) from calls on exactly `size` rows: kernels round differently for other shapes."""
+    if len(x) == size:
+        return denoiser.eps(x, rho, label=label)
     parts = []
     for start in range(0, len(x), size):
         rows = torch.arange(start, start + size, device=x.device).clamp(max=len(x) - 1)
-        whole = size == len(x)
-        state, condition = (x, label) if whole else (x[rows], None if label is None else label[rows])
-        parts.append(denoiser.eps(state, rho, label=condition)[: len(x) - start])
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
+        parts.append(denoiser.eps(x[rows], rho, label=None if label is None else label[rows])[: len(x) - start])
+    return torch.cat(parts)
 
 
 def _regrouped(units: Iterator[Batch], batch_size: int) -> Iterator[Batch]:
     """The same images, `batch_size` at a time."""
-    held: list[Batch] = []
+    held: Batch | None = None
     for unit in units:
-        held.append(unit)
-        while sum(len(part.seeds) for part in held) >= batch_size:
-            whole = _joined(held)
-            yield _rows(whole, slice(batch_size))
-            held = [_rows(whole, slice(batch_size, None))] if len(whole.seeds) > batch_size else []
-    if held:
-        yield _joined(held)
-
-
-def _rows(batch: Batch, rows: slice) -> Batch:
-    return batch._replace(seeds=batch.seeds[rows], x=batch.x[rows])
-
-
-def _joined(parts: list[Batch]) -> Batch:
-    if len(parts) == 1:
-        return parts[0]
-    return parts[0]._replace(seeds=[s for part in parts for s in part.seeds], x=torch.cat([part.x for part in parts]))
+        held = unit if held is None else held._replace(seeds=held.seeds + unit.seeds, x=torch.cat([held.x, unit.x]))
+        while held is not None and len(held.seeds) >= batch_size:
+            yield held._replace(seeds=held.seeds[:batch_size], x=held.x[:batch_size])
+            rest = held._replace(seeds=held.seeds[batch_size:], x=held.x[batch_size:])
+            held = rest if rest.seeds else None
+    if held is not None:
+        yield held

@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,14 +20,7 @@ WRITERS = 2
 """Threads that write finished batches while the next ones are computed: so many batches are held at most."""
 
 
-class Throughput(NamedTuple):
-    """Images that all processes of one start sampled together, and the seconds they took."""
-
-    images: int
-    seconds: float
-
-
-def sample_missing(sampler: Sampler, shards: Shards, group: Group) -> Throughput:
+def sample_missing(sampler: Sampler, shards: Shards, group: Group) -> tuple[int, float]:
     """Sample every image that is in no shard yet, together with the other processes of the group.
 
     Image i is what `generation.batches.generate` makes of seed i on the device of the denoiser's parameters: to the
@@ -37,10 +29,8 @@ def sample_missing(sampler: Sampler, shards: Shards, group: Group) -> Throughput
     adaptive solver, images depend on their batch by rounding or by the tolerance. A kill loses the batches in flight
     and nothing else: a finished batch becomes a shard at once, written beside the computing of the next ones.
 
-    Noise and labels are drawn on the CPU, so that devices differ in the network's arithmetic alone. What that moves is
-    the distance between the shipped model's images (NFE 10, in [-1, 1]) and those of its network in float64: float32
-    rms 8e-7, at most 4e-5, no uint8 value in 16,000 changed; float16 rms 2e-3, at most 0.05 (TF32 has as short a
-    mantissa); bfloat16 rms 1e-2, at most 0.3, where an image falls towards another mode.
+    Returns:
+        Images that all processes sampled in this call together, and the seconds they took.
     """
     # 1. the first process tells which images are missing, each process takes its share
     missing = from_first(shards.find().missing if group.first else None, group)
@@ -55,7 +45,7 @@ def sample_missing(sampler: Sampler, shards: Shards, group: Group) -> Throughput
         batches = sampler.batches(shards.shape, seeds, labels, lambda images: progress.update(images * whole))
         _write_shards(shards, own, batches)
     group.barrier()
-    return Throughput(len(missing), time.perf_counter() - began)
+    return len(missing), time.perf_counter() - began
 
 
 def _write_shards(shards: Shards, indices: Sequence[int], batches: Iterator[Batch]) -> None:

@@ -4,7 +4,6 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -15,7 +14,7 @@ from scoreline.generation.batches import Sampler
 from scoreline.generation.formats import check_format, write_format, write_manifest
 from scoreline.generation.images import ShardImages
 from scoreline.generation.interruptions import report_kept
-from scoreline.generation.loop import Throughput, find_all, sample_missing
+from scoreline.generation.loop import find_all, sample_missing
 from scoreline.generation.memory import peak_memory
 from scoreline.generation.shards import Shards
 from scoreline.generation.sharing import largest
@@ -74,37 +73,27 @@ def finish(sampler: Sampler, shards: Shards, outputs: Outputs, group: Group) -> 
     out = shards.folder.parent
     with report_kept(shards, group.first):
         # seeds to images, shard by shard
-        throughput = sample_missing(sampler, shards, group)
+        count, seconds = sample_missing(sampler, shards, group)
         images = ShardImages(shards, find_all(shards, group), outputs.num_classes)
         # images to files
         if group.first:
-            _write(out, images, outputs.format)
+            write_atomically(out / MANIFEST, lambda path: write_manifest(path, images))
+            save_png(out / "grid.png", sheet(images.read(range(min(64, len(images))))[0]))
+            with ImageProgress(len(images), "writing") as progress:
+                write_format(outputs.format, out, images, progress.update)
             if outputs.trajectories:
                 shown = trajectories.record(sampler, shards, outputs.trajectories, outputs.trajectory_nfe)
                 trajectories.save(out, shown)
         # images to numbers
-        scores = _measure(images, outputs.metrics, shards, group)
-    about = {"format": outputs.format, "manifest": sha256(out / MANIFEST), "files": _files(out, outputs, group)}
-    return {**_counts(images, throughput, group), **about, "metrics": scores}
+        scores = _measure(images, outputs.metrics, out / FEATURES, group)
+    kept = filter(None, [OUTPUTS.get(outputs.format), trajectories.NAME if outputs.trajectories else None])
+    files = run_results.described(out, kept) if group.first else {}
+    about = {"format": outputs.format, "manifest": sha256(out / MANIFEST), "files": files}
+    return {**_counts(images, count, seconds, group), **about, "metrics": scores}
 
 
-def _files(out: Path, outputs: Outputs, group: Group) -> dict[str, dict[str, Any]]:
-    """The files whose digests a finished run keeps, beside the manifest; pictures only show what is there."""
-    if not group.first:
-        return {}
-    names = [*filter(None, [OUTPUTS.get(outputs.format)]), *([trajectories.NAME] if outputs.trajectories else [])]
-    return run_results.described(out, names)
-
-
-def _write(out: Path, images: ShardImages, choice: str) -> None:
-    write_atomically(out / MANIFEST, lambda path: write_manifest(path, images))
-    save_png(out / "grid.png", sheet(images.read(range(min(64, len(images))))[0]))
-    with ImageProgress(len(images), "writing") as progress:
-        write_format(choice, out, images, progress.update)
-
-
-def _measure(images: ShardImages, metrics: Metrics, shards: Shards, group: Group) -> dict[str, Score]:
-    parts = Parts(shards.folder.parent / FEATURES, "", group.rank, group.size, group.barrier)
+def _measure(images: ShardImages, metrics: Metrics, folder: Path, group: Group) -> dict[str, Score]:
+    parts = Parts(folder, "", group.rank, group.size, group.barrier)
     with ImageProgress(len(images), "measuring", enabled=group.first) as progress:
         scores = metrics(images, parts, lambda done: progress.update(done * group.size))
     group.barrier()
@@ -113,7 +102,7 @@ def _measure(images: ShardImages, metrics: Metrics, shards: Shards, group: Group
     return scores
 
 
-def _counts(images: ShardImages, throughput: Throughput, group: Group) -> Result:
+def _counts(images: ShardImages, count: int, seconds: float, group: Group) -> Result:
     """Counts are means over images, which differ for adaptive solvers only."""
     means = images.found.counts.double().mean(0).tolist()
     nfe, network_calls = (round(mean) if mean == round(mean) else round(mean, 1) for mean in means)
@@ -123,10 +112,10 @@ def _counts(images: ShardImages, throughput: Throughput, group: Group) -> Result
         "nfe": nfe,
         "network_calls": network_calls,
         "images": len(images),
-        "images_made": throughput.images,
+        "images_made": count,
         "processes": group.size,
-        "seconds": round(throughput.seconds, 4),
-        "images_per_second": round(throughput.images / throughput.seconds, 2),
+        "seconds": round(seconds, 4),
+        "images_per_second": round(count / seconds, 2),
         "peak_memory_mib": dict(zip(memory, [round(peak, 1) for peak in peaks.tolist()], strict=True)),
     }
 

@@ -138,7 +138,8 @@ class Shards:
                 fields = {name: file.get_tensor(name) for name in FIELDS}
         except (SafetensorError, OSError):
             return None
-        return fields if self._fits(fields) and (not check or _intact(fields)) else None
+        whole = self._fits(fields) and (not check or torch.equal(image_digests(fields["images"]), fields["sha256"]))
+        return fields if whole else None
 
     def _fits(self, fields: Fields) -> bool:
         count = len(fields["index"])
@@ -150,7 +151,3 @@ class Shards:
         if not count or int(index.min()) < 0 or int(index.max()) >= len(self.seeds) or len(set(index.tolist())) < count:
             return False
         return torch.equal(fields["seed"], self._seeds(index)) and torch.equal(fields["label"], self.label(index))
-
-
-def _intact(fields: Fields) -> bool:
-    return torch.equal(image_digests(fields["images"]), fields["sha256"])
