@@ -68,8 +68,7 @@ class Sampler:
         Raises:
             RuntimeError: as `generate`.
         """
-        adaptive = isinstance(self.tableau, AdaptiveRun)
-        size = self.batch_size if adaptive or self.network_batch is None else self.network_batch
+        size = self.batch_size if isinstance(self.tableau, AdaptiveRun) else self.network_batch or self.batch_size
         rows = (slice(start, start + size) for start in range(0, len(seeds), size))
         units = (_Unit(list(seeds[part]), None if labels is None else labels[part]) for part in rows)
         with count_calls(self.denoiser) as calls, until_left(progress) as report:
@@ -174,8 +173,8 @@ class _Work:
             nonlocal furthest
             levels.append(rho)
             estimate = _in_fixed_batches(denoiser, x, rho, label, self.sampler.network_batch or len(x))
-            adaptive = isinstance(tableau, AdaptiveRun)
-            reached = max(furthest, tableau.covered(rho)) if adaptive else len(levels) / tableau.nfe
+            covered = tableau.covered(rho) if isinstance(tableau, AdaptiveRun) else len(levels) / tableau.nfe
+            reached = max(furthest, covered)
             self.progress(images * (reached - furthest))
             furthest = reached
             return estimate

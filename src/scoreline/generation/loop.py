@@ -40,8 +40,8 @@ def sample_missing(sampler: Sampler, shards: Shards, group: Group) -> tuple[int,
 
     # 2. batches of images on the device, copied to the host while the next ones are computed, then shards
     began, whole = time.perf_counter(), len(missing) / max(1, len(own))
-    done = len(shards.seeds) - len(missing)
-    with ImageProgress(len(shards.seeds), "sampling", done=done, enabled=group.first) as progress:
+    total, done = len(shards.seeds), len(shards.seeds) - len(missing)
+    with ImageProgress(total, "sampling", done=done, enabled=group.first) as progress:
         batches = sampler.batches(shards.shape, seeds, labels, lambda images: progress.update(images * whole))
         _write_shards(shards, own, batches)
     group.barrier()

@@ -88,8 +88,8 @@ def finish(sampler: Sampler, shards: Shards, outputs: Outputs, group: Group) -> 
         scores = _measure(images, outputs.metrics, out / FEATURES, group)
     kept = filter(None, [OUTPUTS.get(outputs.format), trajectories.NAME if outputs.trajectories else None])
     files = run_results.described(out, kept) if group.first else {}
-    about = {"format": outputs.format, "manifest": sha256(out / MANIFEST), "files": files}
-    return {**_counts(images, count, seconds, group), **about, "metrics": scores}
+    about = {"format": outputs.format, "manifest": sha256(out / MANIFEST), "files": files, "metrics": scores}
+    return {**_counts(images, count, seconds, group), **about}
 
 
 def _measure(images: ShardImages, metrics: Metrics, folder: Path, group: Group) -> dict[str, Score]:

@@ -94,9 +94,8 @@ class Shards:
             "network_calls": torch.full((len(images),), network_calls),
             "images": images.contiguous(),
         }
-        path = self.folder / f"{indices[0]:09d}.safetensors"
-        content = save(fields, {"stamp": self.stamp})
-        write_atomically(path, lambda temporary: temporary.write_bytes(content))
+        content, name = save(fields, {"stamp": self.stamp}), f"{indices[0]:09d}.safetensors"
+        write_atomically(self.folder / name, lambda temporary: temporary.write_bytes(content))
 
     def label(self, index: Tensor) -> Tensor:
         """Labels int64 of the images at `index`, -1 where there is none."""
