@@ -56,14 +56,17 @@ Job = Callable[[DictConfig], Any]
 Launch = Callable[[Callable[[], None]], None]
 
 
-def script(config_name: str, launch: Launch = processes.run) -> Callable[[Job], Callable[[], None]]:
+def script(
+    config_name: str, check: Job | None = None, launch: Launch = processes.run
+) -> Callable[[Job], Callable[[], None]]:
     """Decorate a job as a script: Hydra around it, and a mistake of the user's becomes one line and exit code 2.
 
     A sweep prints the line of a failed job at once, goes on with the others and leaves with exit code 2 at its end.
     With HYDRA_FULL_ERROR=1 in the environment every error keeps its traceback.
 
     Args:
-        config_name: `train`, `sample` or `calibrate`.
+        config_name: of the script's file in conf/.
+        check: raises InputError for what is wrong with the script's own keys, before torch is imported.
         launch: calls the script as one process among those that torchrun or srun started.
     """
 
@@ -73,6 +76,8 @@ def script(config_name: str, launch: Launch = processes.run) -> Callable[[Job], 
             try:
                 refuse_appended_keys()
                 checks.refuse_plain_mistakes(cfg)
+                if check is not None:
+                    check(cfg)
                 startup.load_torch()
                 refuse_wrong_types(OmegaConf.to_container(cfg, resolve=False))
                 return job(cfg)

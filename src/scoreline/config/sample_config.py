@@ -144,7 +144,7 @@ def read_table(cfg: DictConfig) -> TableConfig | None:
         data=OmegaConf.to_container(cfg.table, resolve=False),
         overrides=list(HydraConfig.get().overrides.task),
         out=output_dir(),
-        budget=cfg.budget,
+        budget=str(cfg.budget),
         jobs=None if cfg.jobs is None else checks.whole("jobs", cfg.jobs),
         on_error=choices.check_on_error(cfg.sweep.on_error),
         wandb=choices.check_wandb(cfg.wandb),

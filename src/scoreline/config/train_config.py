@@ -110,7 +110,7 @@ def read(cfg: DictConfig) -> TrainConfig:
         InputError: naming the key whose value is wrong.
     """
     run = read_directory(cfg)
-    settings = {
+    settings: dict[str, Any] = {
         group: OmegaConf.to_container(cfg[group], resolve=True) for group in ("model", "objective", "optimiser")
     }
     return TrainConfig(

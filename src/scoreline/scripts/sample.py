@@ -25,6 +25,7 @@ from scoreline import checks, entry, processes, run_config, run_results
 from scoreline.config import sample_config
 from scoreline.config.sample_config import SampleConfig, TableConfig
 from scoreline.run_results import Result
+from scoreline.tables import schema
 
 if TYPE_CHECKING:
     from scoreline.checkpoints import Checkpoint
@@ -33,7 +34,14 @@ if TYPE_CHECKING:
     from scoreline.generation.shards import Shards
 
 
-@entry.script("sample")
+def check_table(cfg: DictConfig) -> None:
+    """Raises: InputError for a mistake in the file of a table, or an unknown budget."""
+    table = sample_config.read_table(cfg)
+    if table is not None:
+        schema.parse(table.name, table.data).ranges(table.budget)
+
+
+@entry.script("sample", check_table)
 def main(cfg: DictConfig) -> float | None:
     """Sample and evaluate the images of a run directory, or run a table; the first metric, for a sweeper."""
     table = sample_config.read_table(cfg)
