@@ -25,7 +25,14 @@ from scoreline.files import code_version, learn_digests
 from scoreline.tables import framing
 from scoreline.tables.framing import Message
 
-MODULES = ("samples", "commands.composition", "foreign.conversion", "foreign.families", "calibration.search", "device")
+MODULES = (
+    "scripts.sample",
+    "commands.composition",
+    "foreign.conversion",
+    "foreign.families",
+    "calibration.search",
+    "device",
+)
 PACKAGES = ("schedules", "solvers", "networks", "metrics", "generation")
 LIBRARIES = ("hydra.utils", "numpy.random", "PIL.Image", "PIL.PngImagePlugin", "safetensors.torch")
 
