@@ -10,10 +10,20 @@ from torch import Tensor, nn
 from scoreline.ema import PowerFunctionEMA
 from scoreline.errors import InputError
 from scoreline.files import order_metadata, write_atomically
-from scoreline.schemas import MOST_STEPS, SNAPSHOT, parse_entries, shown
+from scoreline.schemas import Number, Rule, parse_entries, shown, whole
 from scoreline.tensor_files import Header, read_header, read_tensors
 
 FORMAT = "scoreline/ema-snapshot/1"
+
+SNAPSHOT: dict[str, Rule] = {
+    "sigma_rel": Number(1e-4, 0.288676),
+    "images": whole(1, 10**12),
+    "batch": whole(1, 10**8),
+}
+"""Entries of the metadata of a snapshot of an average beside `format`."""
+
+MOST_STEPS = 2 * 10**7
+"""Of the training that a snapshot is of; profiles of averages have a number for each."""
 
 
 @dataclass(frozen=True)
