@@ -24,7 +24,7 @@ from torch import Tensor
 from scoreline import checkpoints, ema_snapshots, specs
 from scoreline.calibration import record
 from scoreline.calibration.record import load_record
-from scoreline.calibration.score_norm import load_scale
+from scoreline.calibration.score_scale import load_scale
 from scoreline.calibration.search import load_recommendation
 from scoreline.checkpoints import Card, load_model, save_model
 from scoreline.commands import inspect
