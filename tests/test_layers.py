@@ -52,9 +52,7 @@ PURE += [
     "reading",
     "npy",
     "checkpoints",
-    "cache",
     "downloads",
-    "transfers",
 ]
 BLOCKED = [
     "lightning",
@@ -66,6 +64,9 @@ BLOCKED = [
     "PIL",
     "matplotlib",
     "sklearn",
+    "pooch",
+    "requests",
+    "huggingface_hub",
 ]
 
 

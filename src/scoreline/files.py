@@ -49,6 +49,17 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def cache_folder(*parts: str) -> Path:
+    """Return a folder of the cache: in $SCORELINE_CACHE, else $XDG_CACHE_HOME/scoreline, else ~/.cache/scoreline.
+
+    It need not exist. A relative XDG_CACHE_HOME counts as unset, as its specification demands.
+    """
+    own, shared = os.environ.get("SCORELINE_CACHE"), Path(os.environ.get("XDG_CACHE_HOME", ""))
+    if own:
+        return Path(own).expanduser().joinpath(*parts)
+    return (shared if shared.is_absolute() else Path.home() / ".cache").joinpath("scoreline", *parts)
+
+
 def part_beside(path: Path, apart: str = "") -> Path:
     """Where this process puts together what becomes `path`; `apart` tells one part of it from another one."""
     return path.with_name(f".{path.name}{apart}.{_host()}.{os.getpid()}.part")
@@ -88,7 +99,7 @@ def remove_parts(folder: Path) -> None:
             match, path = pattern.fullmatch(name), Path(above, name)
             with suppress(OSError):
                 if match and _left_behind(path, match[1], int(match[2])):
-                    _remove(path)
+                    remove(path)
 
 
 def _left_behind(path: Path, host: str, process: int) -> bool:
@@ -97,7 +108,8 @@ def _left_behind(path: Path, host: str, process: int) -> bool:
     return time.time() - path.lstat().st_mtime > FORGOTTEN
 
 
-def _remove(path: Path) -> None:
+def remove(path: Path) -> None:
+    """Remove a file, a link or a whole folder."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
