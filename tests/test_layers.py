@@ -22,7 +22,6 @@ PURE = [
 PURE += [
     "ema",
     "exact",
-    "pixels",
     "labels",
     "seeds",
     "errors",
@@ -43,7 +42,6 @@ PURE += [
     "history",
     "verification",
     "generation",
-    "label_files",
     "label_rules",
     "choices",
     "parts",

@@ -1,6 +1,7 @@
-"""The one place where a device is chosen, and asked."""
+"""Choice of a device, and asynchronous transfers between host and device."""
 
 import torch
+from torch import Tensor
 
 from scoreline.errors import InputError
 
@@ -40,3 +41,45 @@ def free_memory(device: torch.device) -> int | None:
         return int(rows["MemAvailable"].split()[0]) * 1024
     except (OSError, KeyError, ValueError):
         return None
+
+
+def computes_apart(device: torch.device) -> bool:
+    """Whether a device works off a queue, so that reading a number from it waits for all that was asked of it."""
+    return device.type == "cuda"
+
+
+def moved(tensor: Tensor, device: torch.device | str) -> Tensor:
+    """A tensor on a device. From the CPU to a GPU by way of pinned memory, without waiting for the GPU."""
+    device = torch.device(device)
+    if tensor.device.type == "cpu" and device.type == "cuda":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
+
+
+class LateNumber:
+    """A number that a GPU computes at every step, read a step later.
+
+    By then it has been computed, while what the step has asked for since is still waiting: the GPU never runs idle for
+    it. All processes of a training read the same number at the same step. On the CPU it is read at once.
+    """
+
+    def __init__(self) -> None:
+        self._copy: Tensor | None = None
+        self._ready: torch.cuda.Event | None = None
+
+    def swap(self, number: Tensor) -> int | None:
+        """Hand in this step's number (): that of the step before is given back, None at the first."""
+        if not computes_apart(number.device):
+            return int(number)
+        former = self._read()
+        self._copy = torch.empty_like(number, device="cpu", pin_memory=number.is_cuda)
+        self._copy.copy_(number, non_blocking=True)
+        if number.is_cuda:
+            self._ready = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._ready.record()
+        return former
+
+    def _read(self) -> int | None:
+        if self._ready is not None:
+            self._ready.synchronize()
+        return None if self._copy is None else int(self._copy)

@@ -7,7 +7,7 @@ from scoreline import reading
 from scoreline.errors import InputError
 
 SUFFIXES = (".txt", ".csv", ".npy", ".json")
-"""Of a file of classes; see `label_files.read_label_file`."""
+"""Of a file of classes; see `labels.read_label_file`."""
 
 
 def is_label_file(rule: str) -> bool:
