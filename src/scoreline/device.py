@@ -7,11 +7,12 @@ from scoreline.errors import InputError
 
 
 def choose_device(name: str, local: int = 0) -> torch.device:
-    """`auto` is a CUDA GPU where there is one, else the CPU.
+    """Return the device of a name; `auto` is a CUDA GPU if there is one, else the CPU.
 
     Args:
-        local: number of this process on its machine; with `auto` and `cuda` each takes the GPU of that number, and
-            processes beyond the last GPU share those there are.
+        name: `auto` or a name of torch, such as `cpu` or `cuda:1`.
+        local: rank of this process on its machine. `auto` and `cuda` take the GPU of that number; if there are more
+            processes than GPUs, they share them.
 
     Raises:
         InputError: for an unknown device or one that this machine lacks.
@@ -32,7 +33,7 @@ def choose_device(name: str, local: int = 0) -> torch.device:
 
 
 def free_memory(device: torch.device) -> int | None:
-    """Bytes that a job can have on a device; None where the system does not tell."""
+    """Return the bytes that are free on a device, or None if the system does not tell."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     try:
@@ -44,12 +45,12 @@ def free_memory(device: torch.device) -> int | None:
 
 
 def computes_apart(device: torch.device) -> bool:
-    """Whether a device works off a queue, so that reading a number from it waits for all that was asked of it."""
+    """Return whether a device works through a queue, so that reading a number from it waits for all queued work."""
     return device.type == "cuda"
 
 
 def moved(tensor: Tensor, device: torch.device | str) -> Tensor:
-    """A tensor on a device. From the CPU to a GPU by way of pinned memory, without waiting for the GPU."""
+    """Return a tensor on a device; from the CPU to a GPU it goes through pinned memory, without waiting for the GPU."""
     device = torch.device(device)
     if tensor.device.type == "cpu" and device.type == "cuda":
         return tensor.pin_memory().to(device, non_blocking=True)
@@ -57,10 +58,10 @@ def moved(tensor: Tensor, device: torch.device | str) -> Tensor:
 
 
 class LateNumber:
-    """A number that a GPU computes at every step, read a step later.
+    """A number that a GPU computes at every step and the host reads one step later.
 
-    By then it has been computed, while what the step has asked for since is still waiting: the GPU never runs idle for
-    it. All processes of a training read the same number at the same step. On the CPU it is read at once.
+    By then the number is ready while later work is still queued, so the GPU never idles. All processes of a training
+    read the same number at the same step. On the CPU the number is read at once.
     """
 
     def __init__(self) -> None:
@@ -68,7 +69,7 @@ class LateNumber:
         self._ready: torch.cuda.Event | None = None
 
     def swap(self, number: Tensor) -> int | None:
-        """Hand in this step's number (): that of the step before is given back, None at the first."""
+        """Take this step's number (a scalar tensor) and return that of the step before; None at the first step."""
         if not computes_apart(number.device):
             return int(number)
         former = self._read()

@@ -1,4 +1,4 @@
-"""Which class each image is asked to be."""
+"""Class labels of the images of a run: by a rule, or from a file."""
 
 import csv
 import io
@@ -16,28 +16,29 @@ from scoreline.files import sha256
 from scoreline.label_rules import check_rule, fixed_class, is_label_file, label_file
 
 LONGEST = 2**25
-"""Bytes of a list in .txt or .json: some ten million labels; .npy holds more."""
+"""Largest .txt or .json file in bytes, some ten million labels; .npy holds more."""
 
 LONGEST_TABLE, LONGEST_LINE = 2**28, 2**16
-"""Bytes of a .csv file, and characters of a line, which holds one image."""
+"""Largest .csv file in bytes, and its longest line in characters; a line holds one image."""
 
 ROWS = 2**22
-"""Rows of a table, or values of a list, beyond the seeds that are asked for."""
+"""Rows of a table, or values of a list, that a file may hold beyond the requested seeds."""
 
 WHOLE = re.compile("-?[0-9]{1,18}")
 
 
 def plan_labels(rule: str | None, seeds: Sequence[int], num_classes: int) -> Tensor | None:
-    """Class labels (len(seeds),) int64, or None for an unconditional run.
+    """Return class labels (len(seeds),) int64, or None for an unconditional run.
 
     Args:
         rule: `random` draws from the image's own seed, `balanced` is seed modulo classes, `fixed:k` is class k,
-            `none` leaves the condition out, a name that ends as in `label_rules.SUFFIXES` is a file of classes
+            `none` leaves the condition out, a name with one of `label_rules.SUFFIXES` is a label file
             (`read_label_file`). An unconditional model ignores `random`.
+        seeds: of the images.
+        num_classes: of the model; 0 if it is unconditional.
 
     Raises:
-        InputError: for an unknown rule, a file that does not serve, a class out of range, or a class asked of an
-            unconditional model.
+        InputError: for an unknown rule, an unusable file, a class out of range, or a class for an unconditional model.
     """
     rule = check_rule(rule)
     if num_classes == 0:
@@ -57,25 +58,25 @@ def plan_labels(rule: str | None, seeds: Sequence[int], num_classes: int) -> Ten
 
 
 def describe_labels(rule: str | None, labels: Tensor | None) -> str:
-    """How the rule stands in results: `none` where no image has a label, a file by name and digest."""
+    """Return the rule as results record it: `none` if no image has a label, a file by name and digest."""
     if labels is None:
         return "none"
     return file_mark(str(rule)) if is_label_file(str(rule)) else str(rule)
 
 
 def file_mark(rule: str) -> str:
-    """`classes.txt:0123456789abcdef`: how a file of labels stands in results, by its content and no path."""
+    """Return `classes.txt:0123456789abcdef`, which identifies a label file by its content, without its folder."""
     return f"{Path(rule).name}:{sha256(label_file(rule))[:16]}"
 
 
 def read_label_file(rule: str, seeds: Sequence[int], num_classes: int) -> list[int]:
-    """The class of each seed, from a file of one of these kinds:
+    """Read the class of each seed from a file of one of these kinds.
 
-    .txt   whole numbers set apart by blanks or line ends, one for each seed in the order of the seeds
+    .txt   whole numbers separated by blanks or line ends, one for each seed in the order of the seeds
     .json  a list of them
     .npy   a one-dimensional array of integers
-    .csv   a column of them; or columns under the header `seed,label`, others are not read: a class then belongs to
-           its seed, and there may be more seeds than are asked for, as in the manifest.csv of another run
+    .csv   a column of them; or columns `seed` and `label` under a header, further columns are ignored: each class then
+           belongs to its seed, and the file may hold further seeds, as the manifest.csv of another run does
 
     Raises:
         InputError: for a missing or damaged file, a number of classes that is not the number of seeds, a seed without
@@ -105,7 +106,7 @@ def _check_count(rule: str | Path, count: int, seeds: Sequence[int]) -> None:
 
 
 def _whole(text: str) -> int:
-    """A number in plain digits; `int` would take 1_000 and the digits of every script, too."""
+    """Parse plain digits; `int` would accept 1_000 and the digits of other scripts, too."""
     if not WHOLE.fullmatch(text.strip()):
         raise ValueError(f"{text!r:.40} is no whole number")
     return int(text)
@@ -138,17 +139,17 @@ def _table(path: Path, seeds: Sequence[int]) -> list[int]:
         rows = _rows(text, ROWS + len(seeds))
         header = next(rows, [])
         if "label" not in header:
-            return [_alone(row) for row in [header] * bool(header) + list(rows)]
+            return [_only_column(row) for row in [header] * bool(header) + list(rows)]
         if len(set(header)) < len(header):
             raise ValueError("its header names a column twice")
         label = header.index("label")
         if "seed" not in header:
-            return [_whole(_fitting(row, header)[label]) for row in rows]
+            return [_whole(_full_row(row, header)[label]) for row in rows]
         return _by_seed(rows, header, seeds)
 
 
 def _rows(text: IO[str], most: int) -> Iterator[list[str]]:
-    """The rows of a table, a line each; empty lines are skipped."""
+    """Yield the rows of a table, one for each line; empty lines are skipped."""
     while line := text.readline(LONGEST_LINE):
         most -= 1
         if most < 0 or len(line) == LONGEST_LINE:
@@ -156,13 +157,13 @@ def _rows(text: IO[str], most: int) -> Iterator[list[str]]:
         yield from filter(None, csv.reader([line], strict=True))
 
 
-def _alone(row: list[str]) -> int:
+def _only_column(row: list[str]) -> int:
     if len(row) != 1:
         raise ValueError("several columns need a header with seed and label")
     return _whole(row[0])
 
 
-def _fitting(row: list[str], header: list[str]) -> list[str]:
+def _full_row(row: list[str], header: list[str]) -> list[str]:
     if len(row) != len(header):
         raise ValueError(f"a line has {len(row)} columns, its header {len(header)}")
     return row
@@ -172,7 +173,7 @@ def _by_seed(rows: Iterable[list[str]], header: list[str], seeds: Sequence[int])
     wanted, classes = set(seeds), dict[int, str]()
     seed_at, label_at = header.index("seed"), header.index("label")
     for row in rows:
-        seed, label = _whole(_fitting(row, header)[seed_at]), row[label_at].strip()
+        seed, label = _whole(_full_row(row, header)[seed_at]), row[label_at].strip()
         if seed in wanted and label and classes.setdefault(seed, label) != label:
             raise InputError(f"gives seed {seed} the classes {classes[seed]:.20} and {label:.20}; keep the right one")
     without = [seed for seed in seeds if seed not in classes]

@@ -10,7 +10,7 @@ from scoreline.files import write_atomically
 
 
 def to_unit(images: Tensor) -> Tensor:
-    """uint8 in 0..255 -> float32 in [-1, 1]: x / 127.5 - 1. Any shape.
+    """Map uint8 values 0..255 to float32 in [-1, 1]: x / 127.5 - 1. Any shape.
 
     Source: Karras et al. (2022), arXiv:2206.00364, reference training recipe.
     """
@@ -18,18 +18,18 @@ def to_unit(images: Tensor) -> Tensor:
 
 
 def to_uint8(x: Tensor) -> Tensor:
-    """[-1, 1] -> uint8: floor(clip(127.5 x + 128, 0, 255)), round-half-up of 127.5 (x + 1). Any shape.
+    """Map [-1, 1] to uint8: floor(clip(127.5 x + 128, 0, 255)), round-half-up of 127.5 (x + 1). Any shape.
 
-    The rounding rule of EDM's published protocol; another rule changes FID.
+    This is the rounding rule of EDM's published protocol; another rule changes the FID.
     """
     return (x.to(torch.float32) * 127.5 + 128).clip(0, 255).to(torch.uint8)
 
 
 def sheet(images: Tensor, columns: int = 8, scale: int | None = None) -> Tensor:
-    """Contact sheet: uint8 (N, C, H, W) -> (C, rows * s, columns * s'), row by row, white where nothing is left.
+    """Arrange images uint8 (N, C, H, W) in a contact sheet (C, rows * s, columns * s'), row by row on white.
 
-    Pixels are repeated `scale` times, by default to about 48 a side, so that 8x8 digits can be seen; tiles are
-    set apart by one white line of pixels.
+    Pixels are repeated `scale` times, by default to about 48 a side, so that 8x8 digits are visible; one white line of
+    pixels separates the tiles.
     """
     scale = scale or max(1, 48 // max(images.shape[2:]))
     framed = torch.nn.functional.pad(images, (0, 1, 0, 1), value=255)
@@ -42,7 +42,7 @@ def sheet(images: Tensor, columns: int = 8, scale: int | None = None) -> Tensor:
 
 
 def png_bytes(picture: Tensor) -> bytes:
-    """uint8 (C, H, W), one or three channels, as the content of a PNG file."""
+    """Encode a picture uint8 (C, H, W) of one or three channels as a PNG file."""
     from PIL import Image
 
     array = picture.permute(1, 2, 0).contiguous().numpy()
@@ -52,5 +52,5 @@ def png_bytes(picture: Tensor) -> bytes:
 
 
 def save_png(path: Path, picture: Tensor) -> None:
-    """The same as a file, atomically."""
+    """Write a picture uint8 (C, H, W) of one or three channels as a PNG file, atomically."""
     write_atomically(path, lambda temporary: temporary.write_bytes(png_bytes(picture)))
