@@ -19,7 +19,7 @@ class Header(NamedTuple):
 
     Attributes:
         path: of the file.
-        told: the file's name in messages, such as `checkpoint=model.safetensors`.
+        name: the file's name in messages, such as `checkpoint=model.safetensors`.
         remedy: the end of each message.
         metadata: text by name.
         shapes: of each tensor.
@@ -27,7 +27,7 @@ class Header(NamedTuple):
     """
 
     path: Path
-    told: str
+    name: str
     remedy: str
     metadata: dict[str, str]
     shapes: dict[str, list[int]]
@@ -35,10 +35,10 @@ class Header(NamedTuple):
 
     def refuse(self, complaint: str | Exception) -> InputError:
         """Return the error for this file, in one line."""
-        return InputError(printable(f"{self.told}: {complaint!s:.400}; {self.remedy}"))
+        return InputError(printable(f"{self.name}: {complaint!s:.400}; {self.remedy}"))
 
 
-def read_header(path: Path, told: str, remedy: str) -> Header:
+def read_header(path: Path, name: str, remedy: str) -> Header:
     """Read the header of a file that exists.
 
     Raises:
@@ -53,9 +53,9 @@ def read_header(path: Path, told: str, remedy: str) -> Header:
             slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
             shapes = {name: list(part.get_shape()) for name, part in slices.items()}
             types = {name: str(part.get_dtype()) for name, part in slices.items()}
-            found = Header(path, told, remedy, file.metadata() or {}, shapes, types)
+            found = Header(path, name, remedy, file.metadata() or {}, shapes, types)
     except (SafetensorError, OSError, ValueError) as error:
-        raise InputError(printable(f"{told}: not a readable safetensors file ({error!s:.200}); {remedy}")) from error
+        raise InputError(printable(f"{name}: not a readable safetensors file ({error!s:.200}); {remedy}")) from error
     if len(shapes) > MOST_TENSORS:
         raise found.refuse(f"it holds {len(shapes):,} tensors, more than {MOST_TENSORS:,}")
     return found
