@@ -107,8 +107,8 @@ def how_networks_are_called(cfg: DictConfig):
     from scoreline.cores import threads_of
     from scoreline.execution import Execution
     from scoreline.generation.making import Recipe
+    from scoreline.generation.memory import keep_freed_memory
     from scoreline.graphs import recorder
-    from scoreline.heap import keep_freed_memory
 
     batch_size, threads = checks.whole("batch_size", cfg.batch_size), threads_of(cfg.threads)
     execution = Execution(cfg.precision, cfg.compile, cfg.channels_last)

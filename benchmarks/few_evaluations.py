@@ -36,7 +36,7 @@ from scoreline.metrics.features import DigitFeatures
 from scoreline.metrics.frechet import GaussianStatistics, frechet_replicates
 from scoreline.metrics.jackknife import assign_groups, delete_each_group
 from scoreline.networks.gaussian_mixture import GaussianMixtureScore
-from scoreline.pixels import to_uint8
+from scoreline.pictures import to_uint8
 from scoreline.schedules.spacings import Power
 from scoreline.solvers.tableau import Tableau, build_tableau
 from scoreline.solvers.unipc import UniPC

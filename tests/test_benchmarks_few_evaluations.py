@@ -22,7 +22,7 @@ from scoreline.errors import InputError
 from scoreline.generation.batches import generate
 from scoreline.metrics.fidelity import Fidelity
 from scoreline.metrics.frechet import GaussianStatistics, frechet_distance
-from scoreline.pixels import to_uint8
+from scoreline.pictures import to_uint8
 from scoreline.run_names import record_beside
 from scoreline.schedules.spacings import LogSNR, Power
 from scoreline.solvers.ddim import DDIM

@@ -26,7 +26,7 @@ from scoreline.files import sha256
 from scoreline.generation.images import Entry
 from scoreline.metrics.statistics import FORMAT as STATISTICS
 from scoreline.metrics.statistics import read_statistics
-from scoreline.pixels import to_uint8
+from scoreline.pictures import to_uint8
 from scoreline.run_names import ASSETS
 from scoreline.sampling import integrate
 from scoreline.solvers.tableau import Tableau

@@ -373,7 +373,7 @@ def test_kept_memory_is_not_mapped_again(monkeypatch: pytest.MonkeyPatch) -> Non
     """Page faults of the same work in a process of its own; a threshold that is set does not adapt."""
     program = """
 import resource, torch
-from scoreline.heap import keep_freed_memory
+from scoreline.generation.memory import keep_freed_memory
 torch.set_num_threads(1)
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

@@ -22,7 +22,6 @@ PURE = [
 PURE += [
     "ema",
     "exact",
-    "pixels",
     "labels",
     "seeds",
     "errors",
@@ -43,7 +42,6 @@ PURE += [
     "history",
     "verification",
     "generation",
-    "label_files",
     "label_rules",
     "choices",
     "parts",
@@ -52,9 +50,7 @@ PURE += [
     "reading",
     "npy",
     "checkpoints",
-    "cache",
     "downloads",
-    "transfers",
 ]
 BLOCKED = [
     "lightning",
@@ -66,6 +62,9 @@ BLOCKED = [
     "PIL",
     "matplotlib",
     "sklearn",
+    "pooch",
+    "requests",
+    "huggingface_hub",
 ]
 
 

@@ -21,8 +21,8 @@ from peers.timing import forward, seconds
 from scoreline.denoiser import Denoiser
 from scoreline.generation.batches import launch
 from scoreline.generation.making import Fetched, fetched
+from scoreline.generation.memory import keep_freed_memory
 from scoreline.graphs import Replayed
-from scoreline.heap import keep_freed_memory
 from scoreline.in_order import in_order
 
 LAST_SEED = 2**31

@@ -7,7 +7,7 @@ import torch
 from torch import Generator, Tensor
 from torch.nn.functional import grid_sample
 
-from scoreline.copies import moved
+from scoreline.device import moved
 from scoreline.errors import InputError
 from scoreline.wavelets import CENTRE, HISTORY, downsample, upsample
 

@@ -134,7 +134,7 @@ def load_model(path: str | Path, trust: tuple[str, ...] = ()) -> Checkpoint:
     try:
         return _load(header, card, trust)
     except InputError as error:
-        raise InputError(printable(f"{header.told}: {str(error).removeprefix('checkpoint: ')}")) from error
+        raise InputError(printable(f"{header.name}: {str(error).removeprefix('checkpoint: ')}")) from error
 
 
 def _load(header: Header, card: Card, trust: tuple[str, ...]) -> Checkpoint:

@@ -31,8 +31,7 @@ from scoreline.generation.trajectory_pictures import save_film, save_strip
 from scoreline.metrics.base import Metrics, Score
 from scoreline.numerics import NUMERICS_VERSION
 from scoreline.parts import Parts
-from scoreline.pictures import save_png, sheet
-from scoreline.pixels import to_uint8
+from scoreline.pictures import save_png, sheet, to_uint8
 from scoreline.processes import Group
 from scoreline.progress import ImageProgress
 from scoreline.run_results import MANIFEST, OUTPUTS, Result

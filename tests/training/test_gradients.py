@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from scoreline import copies
+from scoreline import device
 from scoreline.errors import InputError
 from scoreline.training import gradients
 from scoreline.training.gradients import Gradients, NotFiniteError
@@ -66,7 +66,7 @@ def test_many_bad_steps_in_a_row_stop_the_training() -> None:
 
 @pytest.fixture
 def as_on_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (copies, gradients):
+    for module in (device, gradients):
         monkeypatch.setattr(module, "computes_apart", lambda device: True)
 
 

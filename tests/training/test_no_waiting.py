@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from scoreline import copies, run_names
+from scoreline import device, run_names
 from scoreline.calibration.online_length import step_costs
 from scoreline.datasets.base import ArrayDataset
 from scoreline.denoiser import Denoiser
@@ -75,9 +75,9 @@ def test_a_step(model: str, objective: str, target: str, monkeypatch: pytest.Mon
             None,
             Reference(torch.empty(8, 3, 32, 32, dtype=torch.uint8), torch.empty(4, dtype=torch.int64)),
         )
-    for module in (copies, gradients):
+    for module in (device, gradients):
         monkeypatch.setattr(module, "computes_apart", lambda device: device == META)
-    monkeypatch.setattr(copies.LateNumber, "swap", lambda self, number: late.append(number.device))
+    monkeypatch.setattr(device.LateNumber, "swap", lambda self, number: late.append(number.device))
     clip._bad, clip._row = clip._bad.to(META), clip._row.to(META)
     with Copies() as made:
         loss, rho = rule(Denoiser(network, instantiate(cfg.model.parameterisation)), batch)

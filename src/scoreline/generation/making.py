@@ -14,7 +14,7 @@ from scoreline.generation.batches import Batch, Record, check_finite, launch
 from scoreline.generation.shards import Counts, Found, Shards
 from scoreline.generation.sharing import from_first, share
 from scoreline.in_order import beside
-from scoreline.pixels import to_uint8
+from scoreline.pictures import to_uint8
 from scoreline.processes import Group
 from scoreline.progress import ImageProgress
 from scoreline.sampling import Progress

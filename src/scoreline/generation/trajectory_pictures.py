@@ -7,8 +7,7 @@ from torch import Tensor
 
 from scoreline.files import write_atomically
 from scoreline.generation.trajectories import Trajectories
-from scoreline.pictures import save_png, sheet
-from scoreline.pixels import to_uint8
+from scoreline.pictures import save_png, sheet, to_uint8
 
 COLUMNS = 16
 FRAME_MS = 250

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from scoreline.copies import moved
 from scoreline.datasets.base import ArrayDataset, ImageDataset
+from scoreline.device import moved
 from scoreline.errors import InputError
 
 

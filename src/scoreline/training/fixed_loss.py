@@ -11,7 +11,7 @@ from scoreline import checks
 from scoreline.denoiser import Denoiser
 from scoreline.noise import seeded
 from scoreline.objective import Batch, DenoisingObjective
-from scoreline.pixels import to_unit
+from scoreline.pictures import to_unit
 from scoreline.targets import Denoising
 from scoreline.training.ema import ema_of
 from scoreline.training.levels import LossSums, described

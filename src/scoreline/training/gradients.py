@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from scoreline.copies import LateNumber, computes_apart
+from scoreline.device import LateNumber, computes_apart
 from scoreline.errors import InputError
 from scoreline.shards import own_part
 

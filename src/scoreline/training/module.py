@@ -19,12 +19,12 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from scoreline.augmentation import Augmentation, Parameters
 from scoreline.checkpoints import Card
-from scoreline.copies import moved
 from scoreline.denoiser import Denoiser
+from scoreline.device import moved
 from scoreline.errors import InputError
 from scoreline.noise import seed_default, seeded
 from scoreline.objective import Batch, DenoisingObjective
-from scoreline.pixels import to_unit
+from scoreline.pictures import to_unit
 from scoreline.shards import blank, shard
 from scoreline.targets import Reference
 from scoreline.training.data import share_of

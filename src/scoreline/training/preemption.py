@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from scoreline.copies import LateNumber, computes_apart, moved
+from scoreline.device import LateNumber, computes_apart, moved
 from scoreline.training.checkpoint import checkpointing_of
 
 REQUEUE = 75

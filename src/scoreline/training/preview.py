@@ -9,8 +9,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from scoreline import checks
 from scoreline.denoiser import Denoiser
 from scoreline.generation.batches import generate
-from scoreline.pictures import save_png, sheet
-from scoreline.pixels import to_uint8
+from scoreline.pictures import save_png, sheet, to_uint8
 from scoreline.schedules.base import NoiseSchedule
 from scoreline.schedules.spacings import Power
 from scoreline.solvers.deis import DEIS
