@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -136,15 +135,14 @@ def _picture(path: Path) -> Any:
         raise InputError(f"{path}: not a readable picture; delete it") from error
 
 
-def upload(root: Path, names: Names, config: dict[str, Any], axis: str, rows: Iterable[Row], offline: bool) -> str:
+def upload(root: Path, names: Names, config: dict[str, Any], axis: str, rows: list[Row], offline: bool) -> str:
     """Send all rows of a run directory as one run, which replaces a former one; returns a line that says so.
 
     Raises:
         InputError: as `begin` and `log`; the run then ends as failed.
     """
-    count = 0
     with begin(root, names, config, axis, offline) as run:
-        for count, row in enumerate(rows, 1):
+        for row in rows:
             log(run, row)
         where = root / Path(run.dir).parent.relative_to(root.resolve()) if run.offline else run.url
-    return f"{root}: run {names['id']}, {count} rows -> {where}"
+    return f"{root}: run {names['id']}, {len(rows)} rows -> {where}"

@@ -28,7 +28,7 @@ from scoreline.schedules.vp import LinearVP
 from scoreline.targets import Denoising
 from scoreline.training.checkpoint import AtomicCheckpointIO, Checkpointing, list_checkpoints
 from scoreline.training.data import ImageDataModule
-from scoreline.training.ema import EMACallback, ema_of
+from scoreline.training.ema_callback import EMACallback, ema_of
 from scoreline.training.module import DiffusionModule
 
 VP = LinearVP()

@@ -21,7 +21,7 @@ from scoreline.schedules.vp import LinearVP
 from scoreline.targets import Denoising
 from scoreline.training.checkpoint import AtomicCheckpointIO, Checkpointing
 from scoreline.training.data import EndlessBatches, ImageDataModule
-from scoreline.training.ema import EMACallback
+from scoreline.training.ema_callback import EMACallback
 from scoreline.training.fixed_loss import FixedLoss
 from scoreline.training.module import DiffusionModule, step_key
 from scoreline.training.preemption import Preemption

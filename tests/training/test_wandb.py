@@ -179,7 +179,7 @@ class Fake(SimpleNamespace):
 def test_a_resumed_online_run_gets_once_what_it_lacks(
     start: int, known: float, sent: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The directory holds steps 1 to 3. W&B is ahead of the state that continues, or a kill took its last rows along."""
+    """The directory holds steps 1 to 3. W&B is ahead of the state that continues, or a kill cost it its last rows."""
     fake = Fake(resumed=True, summary={"kimg": known}, sent=[])
     asked: dict[str, Any] = {}
     monkeypatch.setattr(wandb, "init", lambda **options: asked.update(options) or fake)
@@ -227,7 +227,7 @@ def test_a_missing_package_or_a_bad_id_is_refused(tmp_path: Path, monkeypatch: p
         WandbRun(str(tmp_path), "1234abcd", id="a/b")
     assert WandbRun(str(tmp_path), "1234abcd", id="mine").version == "mine"
     monkeypatch.setitem(sys.modules, "wandb", None)
-    with pytest.raises(InputError, match="logger=wandb: .*pip install 'wandb"):
+    with pytest.raises(InputError, match=r"logger=wandb: .*pip install 'wandb"):
         WandbRun(str(tmp_path), "1234abcd")
 
 

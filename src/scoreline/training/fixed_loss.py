@@ -13,7 +13,7 @@ from scoreline.noise import seeded
 from scoreline.objective import Batch, DenoisingObjective
 from scoreline.pixels import to_unit
 from scoreline.targets import Denoising
-from scoreline.training.ema import ema_of
+from scoreline.training.ema_callback import ema_of
 from scoreline.training.levels import LossSums, described
 from scoreline.training.module import DiffusionModule, step_key
 from scoreline.training.progress import write_record

@@ -17,7 +17,7 @@ from scoreline.solvers.deis import DEIS
 from scoreline.solvers.tableau import build_tableau
 from scoreline.specs import rebuild
 from scoreline.training.callbacks import dispensable
-from scoreline.training.ema import ema_of
+from scoreline.training.ema_callback import ema_of
 from scoreline.training.module import DiffusionModule
 from scoreline.training.online_schedule import online_schedule_of
 from scoreline.training.wandb_run import WandbRun

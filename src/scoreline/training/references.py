@@ -9,8 +9,7 @@ from torch import Tensor
 
 from scoreline.errors import InputError
 from scoreline.targets import StableTarget
-from scoreline.training.data import EndlessBatches, share_of
-from scoreline.training.device_data import DeviceData
+from scoreline.training.data import DeviceData, EndlessBatches, share_of
 
 Indices = Sequence[int]
 

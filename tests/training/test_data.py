@@ -14,8 +14,7 @@ from torch.utils.data import DataLoader
 from scoreline.datasets.base import ArrayDataset, ImageDataset
 from scoreline.errors import InputError
 from scoreline.targets import StableTarget
-from scoreline.training.data import DeviceBatches, EndlessBatches, ImageDataModule
-from scoreline.training.device_data import DeviceData
+from scoreline.training.data import DeviceBatches, DeviceData, EndlessBatches, ImageDataModule
 from scoreline.training.references import References
 
 CPU = torch.device("cpu")
