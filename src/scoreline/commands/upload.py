@@ -8,7 +8,7 @@ scoreline upload RUN_DIR id=ID                       replaces the derived id
 Each directory becomes one run of its config, metrics.jsonl, online_schedule.jsonl, previews, or metrics.json and
 grid.png. A run of the same id is replaced, so a second upload leaves no duplicates. A table becomes one run for each
 finished cell and one for its values and figure, in one group. What logger=wandb recorded offline is sent by
-`wandb sync RUN_DIR/wandb/offline-run-*`.
+`wandb sync` of the newest RUN_DIR/wandb/offline-run-*, which holds the whole run.
 """
 
 from pathlib import Path
