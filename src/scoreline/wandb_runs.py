@@ -44,7 +44,7 @@ def names(root: Path, identity: str, **given: Any) -> Names:
     if table is not None:
         below = root.relative_to(table).parts[1:]
         parts, name, group = 3 if below else 2, " ".join(below) or name, table.name
-    found = {"id": run_id(identity, root, parts), "project": PROJECT, "name": name, "group": group}
+    found: Names = {"id": run_id(identity, root, parts), "project": PROJECT, "name": name, "group": group}
     found |= {key: value for key, value in given.items() if value}
     if set(found["id"]) & set("/\\#?%:"):
         raise InputError(f"id={found['id']}: W&B takes none of / \\ # ? % : in an id; leave them out")

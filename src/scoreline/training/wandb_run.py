@@ -25,8 +25,9 @@ class WandbRun(WandbLogger):
       `wandb sync` of the newest one sends the whole run;
     - online, the start sends the records that W&B lacks, and skips those that it has.
 
-    An error of W&B becomes one warning: the training continues without it, its files hold everything, and
-    `scoreline upload` sends them later.
+    An error of W&B becomes one warning: the training continues without it. The files of the run directory hold
+    everything in any case, also after a kill, which costs wandb its last rows; a resumed training or `scoreline upload`
+    sends them.
 
     Args:
         save_dir: the run directory.
