@@ -27,8 +27,7 @@ from scoreline import checks, entry, processes
 def main(cfg: DictConfig) -> float | None:
     from hydra.utils import instantiate
 
-    from scoreline.training.data import ImageDataModule, share_of
-    from scoreline.training.device_data import DeviceData
+    from scoreline.training.data import DeviceData, ImageDataModule, share_of
     from scoreline.training.resume import resume_from
 
     entry.quieten()

@@ -104,9 +104,10 @@ def run_planned(drafted: Plan, out: Path, options: Options) -> None:
     counts = run_cells(drafted, out, options)
     print(report.write(drafted, out))
     if options.wandb != "off" and counts.get("finished"):
-        from scoreline.commands import upload
+        from scoreline.tables import summary
 
-        upload.new(out, offline=options.wandb == "offline")
+        for line in summary.upload_new(out, offline=options.wandb == "offline"):
+            print(line)
     tell_end(drafted, out, counts)
 
 

@@ -28,9 +28,8 @@ from scoreline.pictures import to_unit
 from scoreline.shards import blank, shard
 from scoreline.targets import Reference
 from scoreline.training.data import share_of
-from scoreline.training.gradients import Gradients
+from scoreline.training.gradients import Gradients, check_options, take_options, with_fast_step
 from scoreline.training.network_clock import NetworkClock, timed
-from scoreline.training.optimisers import check_options, take_options, with_fast_step
 from scoreline.training.references import References
 
 
