@@ -14,7 +14,6 @@ import pytest
 import torch
 
 from scoreline.checkpoints import Card, save_model
-from scoreline.conf_folder import mode_is_unset
 from scoreline.networks.unet import UNet
 from scoreline.run_names import _safe
 
@@ -220,59 +219,6 @@ def test_a_compiler_that_is_missing_is_told(workplace: Path) -> None:
     )
     sentence = "compile: torch.compile found no C++ compiler; install g++, name yours in CXX, or use compile=none"
     assert (done.returncode, done.stderr.splitlines()[-1]) == (2, f"sample.py: {sentence}"), done.stderr
-
-
-COUNT = """
-from hydra._internal.config_loader_impl import ConfigLoaderImpl
-former, calls = ConfigLoaderImpl.load_configuration, []
-def counted(*given, **named):
-    calls.append(named["overrides"])
-    return former(*given, **named)
-ConfigLoaderImpl.load_configuration = counted
-atexit.register(lambda: print("compositions:", len(calls)))
-"""
-
-
-@pytest.mark.parametrize(
-    ("words", "compositions", "files"),
-    [
-        ((), 1, 1),
-        (("hydra.mode=RUN",), 2, 1),
-        (("-m",), 3, 1),
-        (("-m", "nfe=1,2"), 5, 2),
-        (("hydra.mode=MULTIRUN", "nfe=1,2"), 6, 2),
-    ],
-)
-def test_a_config_is_composed_once(
-    words: tuple[str, ...], compositions: int, files: int, workplace: Path, tmp_path: Path
-) -> None:
-    """And twice, as Hydra does it, where the command line may set hydra.mode; a sweep twice more for each job."""
-    given = [*words, "checkpoint=digits_vp", "metrics=none", "seeds=0-1", "format=none"]
-    code = f"import atexit, runpy, sys\n{COUNT}\nsys.argv = [sys.argv[0], *{given!r}]\n{of_script('sample')}"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, timeout=120)
-    assert f"compositions: {compositions}\n" in done.stdout, done.stderr
-    assert len(list(tmp_path.rglob("metrics.json"))) == files
-
-
-@pytest.mark.parametrize(
-    ("words", "text", "unset"),
-    [
-        ((), "a: 1", True),
-        (("-m", "nfe=1,2", "hydra.run.dir=x", "hydra.output_subdir=null"), "a: 1", True),
-        (("hydra.mode=MULTIRUN",), "a: 1", False),
-        (("+hydra.mode=MULTIRUN",), "a: 1", False),
-        (("hydra/launcher=local",), "a: 1", False),
-        (("--config-dir", "x"), "a: 1", False),
-        (("-cd", "x"), "a: 1", False),
-        (("hydra.searchpath=[x]",), "a: 1", False),
-        ((), "hydra:\n  mode: MULTIRUN", False),
-        ((), "callback:\n  mode: min", True),
-    ],
-)
-def test_what_may_set_the_mode_of_hydra(words: tuple[str, ...], text: str, unset: bool, tmp_path: Path) -> None:
-    (tmp_path / "group").mkdir()
-    (tmp_path / "group" / "own.yaml").write_text(text)
-    assert mode_is_unset(words, tmp_path) is unset
 
 
 def test_sampling_writes_what_it_says_and_never_twice(workplace: Path) -> None:

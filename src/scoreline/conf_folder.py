@@ -15,7 +15,6 @@ from omegaconf import DictConfig, OmegaConf
 
 from scoreline.errors import InputError, printable
 
-QUIET_OPTIONS = ("hydra.run.dir=", "hydra.sweep.dir=", "hydra.sweep.subdir=", "hydra.output_subdir=")
 """Hydra's own keys of a command line that say nothing of a sweep."""
 
 OWN_FOLDER = "SCORELINE_CONFIG_DIR"
@@ -141,15 +140,6 @@ def quoted(text: str) -> str:
     """A text as one value of Hydra's command line."""
     escaped = text.replace("\\", "\\\\").replace("'", "\\'")
     return f"'{escaped}'"
-
-
-def mode_is_unset(words: Sequence[str], conf: Path) -> bool:
-    """Whether neither the command line nor any config of `conf` can set hydra.mode."""
-    chosen = [word for word in words if not word.startswith(QUIET_OPTIONS)]
-    if any(word.lstrip("+~").startswith(("hydra", "--config", "-c")) for word in chosen):
-        return False
-    setting = re.compile(rb"^\s+mode:\s*['\"]?(RUN|MULTIRUN)", re.M)
-    return not any(setting.search(path.read_bytes()) for path in conf.rglob("*.yaml"))
 
 
 def help_text(about: str, config_name: str) -> str:

@@ -22,7 +22,7 @@ from scoreline.networks.song_unet import SongUNet
 from scoreline.networks.unet import UNet
 from scoreline.shards import assembled, blank, divided, own_part, shard, sharded
 from scoreline.training.gradients import Gradients
-from scoreline.training.sharded import Sharded, _divided_state
+from scoreline.training.strategies import Sharded, _divided_state
 
 FSDP = ["trainer=fsdp", "trainer.accelerator=cpu", "trainer.devices=2"]
 COMMON = ["model.network.blocks=1", "checkpoint_kimg=0.32", "log_kimg=0.16", "ema.half_life_kimg=[1,50]"]

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from scoreline import compat
 from scoreline.copies import LateNumber, computes_apart, moved
 from scoreline.training.checkpoint import checkpointing_of
 
@@ -56,7 +57,7 @@ class Preemption(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._agreement = Agreement()
-        trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = _nothing  # type: ignore[method-assign]
+        compat.skip_sigterm_exchange(trainer)
         for number in SIGNALS:
             self._former[number] = signal.signal(number, self._ignore if SUBMITIT in os.environ else self._notice)
         if SUBMITIT in os.environ:
@@ -88,7 +89,3 @@ class Preemption(Callback):
         """Let submitit, where it runs this job, send it again; it then leaves the process."""
         if callable(self._requeue) and self.told is not None:
             self._requeue(self.told, self._frame)
-
-
-def _nothing() -> None:
-    """What Lightning does about signals here."""
