@@ -48,7 +48,7 @@ def main(words: list[str]) -> None:
         return
     roots, own = arguments(words)
     sources = [source(root, own) for root in roots]
-    with ImageProgress(sum(len(it.rows) for it in sources), "uploading", delay=5.0, unit="record") as progress:
+    with ImageProgress(sum(len(it.rows) for it in sources), "uploading", unit="record") as progress:
         for it in sources:
             print(upload(it, own["offline"] == "true", progress))
 
