@@ -15,7 +15,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from scoreline.errors import InputError, printable
 
-"""Hydra's own keys of a command line that say nothing of a sweep."""
+NO_NAME = re.compile(r"null|true|false|[-+.\d]+")
+"""Values that Hydra reads as something else than a name of a choice."""
 
 OWN_FOLDER = "SCORELINE_CONFIG_DIR"
 """Where processes of this one find the folder that `--config-dir` named."""
@@ -111,7 +112,7 @@ def refuse_lost_choices(words: Sequence[str]) -> None:
         if word.startswith("~") and "." not in word:
             raise InputError(f"{word}: every script reads this key; drop the word, or give the key a value")
         known = files(key) if key.isidentifier() else {}
-        if known and (name == "null" or ".." in Path(name).parts):
+        if known and (NO_NAME.fullmatch(name) or ".." in Path(name).parts):
             raise InputError(f"{word}: there is no such choice; leave the key out, or choose one of {', '.join(known)}")
 
 
