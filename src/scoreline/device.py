@@ -1,4 +1,4 @@
-"""The choice of a device, and its free memory."""
+"""The one place where a device is chosen, and asked."""
 
 import torch
 
@@ -6,12 +6,11 @@ from scoreline.errors import InputError
 
 
 def choose_device(name: str, local: int = 0) -> torch.device:
-    """The torch device of a name; `auto` is a CUDA GPU if there is one, else the CPU.
+    """`auto` is a CUDA GPU where there is one, else the CPU.
 
     Args:
-        name: `auto`, or a name that torch.device takes.
-        local: number of this process on its machine; with `auto` and `cuda` each process takes the GPU of its number,
-            and processes beyond the last GPU share them.
+        local: number of this process on its machine; with `auto` and `cuda` each takes the GPU of that number, and
+            processes beyond the last GPU share those there are.
 
     Raises:
         InputError: for an unknown device or one that this machine lacks.
@@ -32,7 +31,7 @@ def choose_device(name: str, local: int = 0) -> torch.device:
 
 
 def free_memory(device: torch.device) -> int | None:
-    """Free memory of a device in bytes; None if the system does not report it."""
+    """Bytes that a job can have on a device; None where the system does not tell."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     try:
