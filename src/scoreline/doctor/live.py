@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-
-from scoreline.compat import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 
 class _Live(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -29,7 +29,7 @@ class _Live(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _meet(self, tensor: Tensor, size: int) -> None:
         storage = tensor.untyped_storage()
-        name = id(storage)
+        name = storage._cdata
         if name not in self.known:
             self.known.add(name)
             self.bytes += size
@@ -41,10 +41,7 @@ class _Live(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def _tensors(tree: Any) -> list[Tensor]:
-    if isinstance(tree, Tensor):
-        return [tree]
-    parts = tree.values() if isinstance(tree, dict) else tree if isinstance(tree, list | tuple) else ()
-    return [tensor for part in parts for tensor in _tensors(part)]
+    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
 
 
 def peak_bytes(compute: Callable[[], object], device: torch.device) -> int:
