@@ -56,7 +56,7 @@ class RunningAverage(ABC):
                 ends.append(own_part(value).to(own.dtype))
             else:
                 own.copy_(value)
-        get_ema_multi_avg_fn(self.beta(images, batch))(averages, ends, None)
+        get_ema_multi_avg_fn(self.beta(images, batch))(averages, ends, None)  # type: ignore[no-untyped-call]
 
 
 def _is_averaged(value: Tensor) -> bool:

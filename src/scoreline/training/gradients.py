@@ -54,8 +54,8 @@ class Gradients:
         Raises:
             NotFiniteError: after `patience` bad steps in a row.
         """
-        parameters = [parameter for parameter in parameters if parameter.grad is not None]
-        gradients = [parameter.grad for parameter in parameters]
+        parameters = list(parameters)
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
         total = torch.nn.utils.get_total_norm(gradients)
         self.norm = _whole(total)
         finite = self.norm.isfinite()
