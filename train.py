@@ -78,8 +78,8 @@ def build_module(cfg: DictConfig, data, start):
 
     from scoreline.checkpoints import Card
     from scoreline.denoiser import Denoiser
+    from scoreline.execution import execute
     from scoreline.noise import seed_default
-    from scoreline.training.execution import execute
     from scoreline.training.module import DiffusionModule
     from scoreline.training.references import References
 

@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from scoreline.errors import InputError
 from scoreline.shards import own_part
@@ -55,7 +56,7 @@ class RunningAverage(ABC):
                 ends.append(own_part(value).to(own.dtype))
             else:
                 own.copy_(value)
-        torch._foreach_lerp_(averages, ends, 1 - self.beta(images, batch))
+        get_ema_multi_avg_fn(self.beta(images, batch))(averages, ends, None)  # type: ignore[no-untyped-call]
 
 
 def _is_averaged(value: Tensor) -> bool:

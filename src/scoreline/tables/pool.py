@@ -204,10 +204,5 @@ def run_once(words: Sequence[str], log: Path, environment: Mapping[str, str] | N
 
 
 def say(line: str) -> None:
-    """A line between those of a progress bar."""
-    if sys.stderr.isatty():
-        from tqdm import tqdm
-
-        tqdm.write(line, file=sys.stderr)
-    else:
-        print(line, file=sys.stderr, flush=True)
+    """Print a line to standard error; a progress bar stays below it."""
+    print(line, file=sys.stderr, flush=True)

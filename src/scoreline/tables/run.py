@@ -174,7 +174,7 @@ def run_cells(drafted: Plan, out: Path, options: Options) -> dict[str, int]:
         script = str(conf_folder.script("sample.py"))
         return [sys.executable, script, *cell.overrides, f"hydra.run.dir={folder}"]
 
-    with ImageProgress(len(states), f"table {drafted.table.name}", done, delay=0.0, every=0.0, unit="cell") as progress:
+    with ImageProgress(len(states), f"table {drafted.table.name}", done, every=0.0, unit="cell") as progress:
 
         def tell(cell: Cell, found: Outcome) -> None:
             states[cell] = found

@@ -57,18 +57,19 @@ class Gradients:
         Raises:
             NotFiniteError: after `patience` bad steps in a row.
         """
+        parameters = list(parameters)
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-        self.norm = _norm(gradients)
-        parts = [own_part(gradient) for gradient in gradients]
+        total = torch.nn.utils.get_total_norm(gradients)
+        self.norm = _whole(total)
         finite = self.norm.isfinite()
         known_finite = not computes_apart(finite.device) and bool(finite)
         self._count(~finite)
         if not known_finite:
-            for part in parts:
-                part.nan_to_num_(nan=0.0, posinf=LARGEST, neginf=-LARGEST)
+            for gradient in gradients:
+                own_part(gradient).nan_to_num_(nan=0.0, posinf=LARGEST, neginf=-LARGEST)
         if self.clip is not None:
-            norm = self.norm if known_finite else _norm(gradients)
-            torch._foreach_mul_(parts, (self.clip / (norm + 1e-6)).clamp(max=1.0))
+            total = total if known_finite else torch.nn.utils.get_total_norm(gradients)
+            torch.nn.utils.clip_grads_with_norm_(parameters, self.clip, total)
 
     def _count(self, bad: Tensor) -> None:
         self._bad, self._row = self._bad.to(bad.device), self._row.to(bad.device)
@@ -98,8 +99,8 @@ class Gradients:
         self._late = LateNumber()
 
 
-def _norm(gradients: list[Tensor]) -> Tensor:
-    norm: Tensor = torch.nn.utils.get_total_norm(gradients)
+def _whole(norm: Tensor) -> Tensor:
+    """The norm of the whole gradient where every process holds a part of it."""
     return norm.full_tensor() if hasattr(norm, "full_tensor") else norm
 
 
