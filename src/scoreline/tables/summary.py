@@ -5,7 +5,7 @@ from pathlib import Path
 from scoreline.history import Row
 from scoreline.tables import plan
 from scoreline.tables.grid import Grid
-from scoreline.tables.layout import pages
+from scoreline.tables.render import pages
 from scoreline.wandb_runs import Sheet
 
 AXIS = "column"
