@@ -66,7 +66,7 @@ def start(words: Sequence[str], log: IO[bytes], environment: Mapping[str, str], 
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload([__name__])
         with suppress(OSError, EOFError), _inherited(OMP_NUM_THREADS=threads, **{SERVER: "1"}):
-            process: BaseProcess = context.Process(target=run, args=given)  # type: ignore[attr-defined]
+            process: BaseProcess = context.Process(target=run, args=given)
             process.start()
             return process
     with _inherited(OMP_NUM_THREADS=threads):
@@ -151,8 +151,11 @@ def preload() -> None:
         sys.argv = [str(conf_folder.script("sample.py"))]
         composition.plain_config([])
     import numpy
+    import torch
 
+    # Numbers that no seed determines differ from cell to cell, as between interpreters.
     os.register_at_fork(after_in_child=numpy.random.seed)
+    os.register_at_fork(after_in_child=torch.default_generator.seed)
 
 
 def _serve() -> None:
