@@ -17,12 +17,25 @@ seed i: its bytes do not depend on batch_size, on the number of processes, or on
 all images are there, shards/ keeps those that are done; a restart, with any number of processes, makes the others.
 """
 
-from omegaconf import DictConfig
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
 
 from scoreline import checks, entry, processes, run_config, run_names
+from scoreline.tables import schema
 
 
-@entry.script("sample")
+def check_table(cfg: DictConfig) -> None:
+    if cfg.table is not None:
+        schema.parse(*table_of(cfg)).ranges(str(cfg.budget))
+
+
+def table_of(cfg: DictConfig) -> tuple[str, Any]:
+    """Its name, and the plain content of its file."""
+    return entry.choices("table")["table"], OmegaConf.to_container(cfg.table, resolve=False)
+
+
+@entry.script("sample", check_table)
 def main(cfg: DictConfig) -> float | None:
     from scoreline import samples
 
@@ -48,14 +61,13 @@ def main(cfg: DictConfig) -> float | None:
 
 def run_table(cfg: DictConfig) -> None:
     from hydra.core.hydra_config import HydraConfig
-    from omegaconf import OmegaConf
 
     from scoreline.errors import InputError
     from scoreline.tables import run
 
     if entry.in_sweep():
         raise InputError("table: a table is a sweep of its own; leave out -m")
-    name, data = entry.choices("table")["table"], OmegaConf.to_container(cfg.table, resolve=False)
+    name, data = table_of(cfg)
     options = run.Options(cfg.budget, cfg.jobs, cfg.sweep.on_error, cfg.wandb, cfg.lock)
     run.main(name, data, run.of_cells(HydraConfig.get().overrides.task), options, entry.output_dir())
 

@@ -56,11 +56,15 @@ LARGEST = 4096
 Job = Callable[[DictConfig], Any]
 
 
-def script(config_name: str) -> Callable[[Job], Callable[[], None]]:
+def script(config_name: str, check: Job | None = None) -> Callable[[Job], Callable[[], None]]:
     """Decorate a job as a script: Hydra around it, and a mistake of the user's becomes one line and exit code 2.
 
     A sweep prints the line of a failed job at once, goes on with the others and leaves with exit code 2 at its end.
     With HYDRA_FULL_ERROR=1 in the environment every error keeps its traceback.
+
+    Args:
+        config_name: of the script's file in conf/.
+        check: raises InputError for what is wrong with the script's own keys, before torch is imported.
     """
 
     def decorate(job: Job) -> Callable[[], None]:
@@ -69,6 +73,8 @@ def script(config_name: str) -> Callable[[Job], Callable[[], None]]:
             try:
                 refuse_appended_keys()
                 checks.refuse_plain_mistakes(cfg)
+                if check is not None:
+                    check(cfg)
                 startup.load_torch()
                 refuse_wrong_types(OmegaConf.to_container(cfg, resolve=False))
                 return job(cfg)

@@ -15,7 +15,7 @@ from scoreline import checks, choices, conf_folder, processes, run_config
 from scoreline.errors import InputError
 from scoreline.progress import ImageProgress
 from scoreline.run_lock import RunLock
-from scoreline.tables import forked, identity, plan, pool, report
+from scoreline.tables import identity, plan, pool, report, worker
 from scoreline.tables.plan import Cell, Outcome, Plan
 from scoreline.tables.schema import Command, Table, parse
 
@@ -188,9 +188,8 @@ def run_cells(drafted: Plan, out: Path, options: Options) -> dict[str, int]:
         if todo and done:
             pool.say(f"{done} of {len(states)} runs were finished before, {len(todo)} are missing")
         places = pool.slots(options.jobs, devices(drafted.overrides))
-        conf, environment = str(conf_folder.conf_dir()), pool.Slot(None, places[0].threads).environment()
-        with forked.starter(conf, environment, len(todo)) as start:
-            pool.Pool(out, command, places, options.on_error, tell, start).run(todo)
+        warm = len(todo) > 1 and worker.can_fork()  # the server costs more than it saves one cell
+        pool.Pool(out, command, places, options.on_error, tell, warm).run(todo)
     found = [it.state for it in states.values()]
     return {state: found.count(state) for state in found}
 

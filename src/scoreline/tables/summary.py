@@ -10,7 +10,7 @@ from scoreline.errors import InputError
 from scoreline.history import Row, history, sampled
 from scoreline.tables import plan
 from scoreline.tables.grid import Grid
-from scoreline.tables.layout import pages
+from scoreline.tables.render import pages
 
 
 @dataclass(frozen=True)
