@@ -41,7 +41,7 @@ from scoreline.metrics.frechet import GaussianStatistics, frechet_distance, frec
 from scoreline.metrics.inception_features import BATCH, InceptionFeatures, unfused
 from scoreline.metrics.jackknife import assign_groups
 from scoreline.parts import Parts
-from scoreline.pixels import to_unit
+from scoreline.pictures import to_unit
 
 WORKS = ("features", "frechet")
 FEATURES = 2048

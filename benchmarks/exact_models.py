@@ -20,7 +20,7 @@ from scoreline.datasets.digits import Digits
 from scoreline.errors import InputError
 from scoreline.exact import FullGaussianMixture, GaussianMixture
 from scoreline.networks.gaussian_mixture import GaussianMixtureScore
-from scoreline.pixels import to_unit
+from scoreline.pictures import to_unit
 
 Mixture = GaussianMixture | FullGaussianMixture
 

@@ -29,7 +29,7 @@ from scoreline.certification import SPAN
 from scoreline.checkpoints import load_model
 from scoreline.commands.certify import maker
 from scoreline.generation.batches import generate
-from scoreline.heap import keep_freed_memory
+from scoreline.generation.memory import keep_freed_memory
 from scoreline.schedules.spacings import Polynomial
 from scoreline.schedules.vp import LinearVP
 

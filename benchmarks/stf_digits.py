@@ -30,7 +30,7 @@ from scoreline.files import code_version, write_atomically
 from scoreline.metrics.features import DigitFeatures
 from scoreline.metrics.frechet import GaussianStatistics, frechet_distance
 from scoreline.objective import EDMWeight
-from scoreline.pixels import to_uint8, to_unit
+from scoreline.pictures import to_uint8, to_unit
 from scoreline.schedules.spacings import Power
 from scoreline.solvers.deis import DEIS
 from scoreline.solvers.tableau import build_tableau

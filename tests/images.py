@@ -8,7 +8,7 @@ from torch import Tensor
 from scoreline.checkpoints import Checkpoint
 from scoreline.denoiser import Denoising
 from scoreline.generation.batches import generate
-from scoreline.pixels import to_uint8
+from scoreline.pictures import to_uint8
 from scoreline.solvers.tableau import Tableau
 
 

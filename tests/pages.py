@@ -61,9 +61,7 @@ except SystemExit as leaving:
 
 
 def script(words: list[str]) -> list[str]:
-    """`python train.py ..`, `python -m scoreline.tables ..` or `scoreline ..` as a file of Python and its arguments."""
-    if words[:2] == ["python", "-m"]:
-        return [str(ROOT / "src" / words[2].replace(".", "/") / "__main__.py"), *words[3:]]
+    """`python train.py ..` or `scoreline ..` as a file of Python and its arguments."""
     if words[0] == "python":
         return [str(ROOT / words[1]), *words[2:]]
     assert words[0] == "scoreline", words

@@ -22,13 +22,13 @@ from scoreline.errors import InputError
 from scoreline.generation.batches import generate
 from scoreline.metrics.fidelity import Fidelity
 from scoreline.metrics.frechet import GaussianStatistics, frechet_distance
-from scoreline.pixels import to_uint8
+from scoreline.pictures import to_uint8
 from scoreline.run_names import record_beside
 from scoreline.schedules.spacings import LogSNR, Power
 from scoreline.solvers.ddim import DDIM
 from scoreline.solvers.runge_kutta import heun
 from scoreline.solvers.tableau import Tableau, build_tableau
-from scoreline.tables.numbers import with_error
+from scoreline.tables.render import with_error
 
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 import exact_models

@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from scoreline.calibration.medians import median
 from scoreline.calibration.record import Record, load_record
-from scoreline.calibration.score_norm import ScoreNorm, ScoreScale, load_scale
+from scoreline.calibration.score_norm import ScoreNorm, median
 from scoreline.calibration.score_norm_plot import _clipped, _title, plot
+from scoreline.calibration.score_scale import ScoreScale, load_scale
 from scoreline.calibration.subject import Subject
 from scoreline.datasets.base import ArrayDataset
 from scoreline.denoiser import Denoiser

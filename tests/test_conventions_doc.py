@@ -14,7 +14,7 @@ from torch import Tensor
 from scoreline import parameterisations, sample
 from scoreline.exact import GaussianMixture
 from scoreline.parameterisations import EDMPreconditioning, NoisePrediction, VarianceExploding
-from scoreline.pixels import to_uint8, to_unit
+from scoreline.pictures import to_uint8, to_unit
 from scoreline.schedules import base, discrete, sub_vp, ve, vp
 from scoreline.schedules.base import Schedule, grid
 from scoreline.schedules.discrete import DiscreteVP

@@ -14,9 +14,9 @@ from scipy.interpolate import PchipInterpolator
 from scoreline import cli
 from scoreline.calibration.published_statistics import published_record
 from scoreline.calibration.record import load_record
-from scoreline.calibration.score_norm import load_scale
 from scoreline.calibration.score_norm_plot import plot
 from scoreline.calibration.score_norm_published import load_published_scale
+from scoreline.calibration.score_scale import load_scale
 from scoreline.checkpoints import Card, Checkpoint, load_model, save_model
 from scoreline.commands import import_statistics, inspect
 from scoreline.errors import InputError

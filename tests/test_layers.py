@@ -22,7 +22,6 @@ PURE = [
 PURE += [
     "ema",
     "exact",
-    "pixels",
     "labels",
     "seeds",
     "errors",
@@ -42,7 +41,6 @@ PURE += [
     "history",
     "verification",
     "generation",
-    "label_files",
     "label_rules",
     "choices",
     "parts",
@@ -51,9 +49,7 @@ PURE += [
     "reading",
     "npy",
     "checkpoints",
-    "cache",
     "downloads",
-    "transfers",
 ]
 BLOCKED = [
     "lightning",
@@ -65,6 +61,9 @@ BLOCKED = [
     "PIL",
     "matplotlib",
     "sklearn",
+    "pooch",
+    "requests",
+    "huggingface_hub",
 ]
 
 

@@ -24,7 +24,7 @@ from scoreline.likelihood import (
     native_prior_variance,
 )
 from scoreline.networks.unet import UNet
-from scoreline.pixels import to_uint8, to_unit
+from scoreline.pictures import to_uint8, to_unit
 from scoreline.run_names import model_path
 from scoreline.schedules.discrete import DiscreteVP
 from scoreline.schedules.ve import EDM

@@ -139,7 +139,7 @@ def publish_cifar10(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         np.save(path.with_suffix(".npy"), np.zeros(3))
         tar.add(path.with_suffix(".npy"), "cifar-10-batches-py/data_batch_1")
     monkeypatch.setattr(cifar10, "URL", path.as_uri())
-    monkeypatch.setattr(cifar10, "MD5", hashlib.md5(path.read_bytes()).hexdigest())
+    monkeypatch.setattr(cifar10, "SHA256", hashlib.sha256(path.read_bytes()).hexdigest())
     monkeypatch.setattr(cifar10, "read_batch", lambda content, where: (np.zeros((2, 3072), np.uint8), [0, 1]))
     monkeypatch.setattr(cifar10, "BATCHES", {"train": ["data_batch_1"], "test": ["test_batch"]})
 

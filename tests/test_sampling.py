@@ -10,7 +10,7 @@ from scoreline.exact import GaussianMixture
 from scoreline.generation.batches import generate
 from scoreline.noise import integers, normal
 from scoreline.parameterisations import NoisePrediction
-from scoreline.pixels import to_uint8, to_unit
+from scoreline.pictures import to_uint8, to_unit
 from scoreline.sampling import integrate, trajectory
 from scoreline.schedules.spacings import Polynomial, Power
 from scoreline.schedules.vp import LinearVP

@@ -21,9 +21,10 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from scoreline import schemas
+from scoreline import checkpoints, ema_snapshots, specs
+from scoreline.calibration import record
 from scoreline.calibration.record import load_record
-from scoreline.calibration.score_norm import load_scale
+from scoreline.calibration.score_scale import load_scale
 from scoreline.calibration.search import load_recommendation
 from scoreline.checkpoints import Card, load_model, save_model
 from scoreline.commands import inspect
@@ -577,7 +578,7 @@ def test_any_record_loads_or_is_refused_in_one_line(
 @HOSTILE
 @given(ODD | st.lists(ODD) | st.dictionaries(st.text(), ODD))
 def test_every_rule_says_what_it_refuses_in_one_line(value: Any) -> None:
-    for name, rule in {**schemas.CARD, **schemas.ARGUMENTS, **schemas.SNAPSHOT, **schemas.PROVENANCE}.items():
+    for name, rule in {**checkpoints.CARD, **specs.ARGUMENTS, **ema_snapshots.SNAPSHOT, **record.PROVENANCE}.items():
         said = complaint(lambda rule=rule, name=name: rule(name, value))
         assert said is None or said.startswith(name)
         assert len(said or "") < 300

@@ -25,7 +25,7 @@ from scoreline.files import sha256
 from scoreline.generation.batches import generate
 from scoreline.networks.gaussian_mixture import GaussianMixtureScore
 from scoreline.parameterisations import VarianceExploding
-from scoreline.pixels import to_uint8
+from scoreline.pictures import to_uint8
 from scoreline.sampling import integrate
 from scoreline.schedules.spacings import LogSNR, Power
 from scoreline.schedules.ve import VE

@@ -5,7 +5,7 @@ import torch
 from images import images_of
 
 from scoreline.calibration.record import load_record
-from scoreline.calibration.score_norm import load_scale
+from scoreline.calibration.score_scale import load_scale
 from scoreline.calibration.subject import Subject
 from scoreline.checkpoints import Checkpoint, load_model
 from scoreline.datasets.base import ArrayDataset

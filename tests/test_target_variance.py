@@ -30,7 +30,7 @@ from scoreline.errors import InputError
 from scoreline.files import sha256
 from scoreline.parameterisations import VarianceExploding
 from scoreline.parts import Parts
-from scoreline.pixels import to_unit
+from scoreline.pictures import to_unit
 from scoreline.run_names import ASSETS
 from scoreline.schedules.spacings import Power
 from scoreline.solvers.ddim import DDIM

@@ -26,7 +26,7 @@ from scoreline.parameterisations import (
     VarianceExploding,
     VelocityPrediction,
 )
-from scoreline.pixels import to_unit
+from scoreline.pictures import to_unit
 from scoreline.schedules.densities import LogNormal
 from scoreline.schedules.vp import LinearVP
 from scoreline.targets import (

@@ -108,7 +108,7 @@ def check_toy(where: Path, said: dict[str, str], short: bool) -> None:
     record = load_record(model.with_name("model.score_norm.safetensors"), "score_norm", sha256(model))
     assert len(record.values["rho"]) == (10 if short else 100)
     text = (where / "outputs/toy/sweep/table.md").read_text()
-    assert text.strip() in said["python -m scoreline.tables outputs/toy/sweep"]
+    assert text.strip() in said["scoreline report outputs/toy/sweep"]
     printed = [row[0] for row in pages.table(page("toy"))]
     assert [row[0] for row in pages.table(text)] == printed
     losses = [json.loads(line) for line in (where / "outputs/toy/model/metrics.jsonl").read_text().splitlines()]

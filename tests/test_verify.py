@@ -31,7 +31,7 @@ from scoreline.parameterisations import (
     VarianceExploding,
     VelocityPrediction,
 )
-from scoreline.pixels import to_unit
+from scoreline.pictures import to_unit
 from scoreline.run_names import model_path
 from scoreline.schedules.base import NoiseSchedule
 from scoreline.schedules.discrete import DiscreteVP

@@ -22,8 +22,8 @@ from peers.timing import forward, seconds
 from scoreline.denoiser import Denoiser
 from scoreline.generation.batches import Sampler
 from scoreline.generation.loop import images_on_host
+from scoreline.generation.memory import keep_freed_memory
 from scoreline.graphs import Replayed
-from scoreline.heap import keep_freed_memory
 from scoreline.in_order import in_order
 
 LAST_SEED = 2**31

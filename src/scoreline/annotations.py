@@ -1,4 +1,4 @@
-"""Values of a config or of a file, held to the annotations of the classes and functions that take them."""
+"""Check values of a config or a file against the type annotations of the code that receives them."""
 
 import collections.abc
 import dataclasses
@@ -14,7 +14,7 @@ from typing import Any
 from scoreline.errors import InputError
 
 OWN = "scoreline."
-"""What the targets begin with that are looked at."""
+"""Prefix of the targets that are checked."""
 
 PLAIN = {
     float: "a number",
@@ -24,18 +24,18 @@ PLAIN = {
     Path: "a path",
     types.NoneType: "null",
 }
-"""Annotations of plain values, in words."""
+"""Annotations of plain values, as messages name them."""
 
 LISTS = (list, tuple, collections.abc.Sequence, collections.abc.Iterable, collections.abc.Collection)
 
 
 def refuse_wrong_types(config: Any, key: str = "") -> None:
-    """Hold every value below a `_target_` of this package to its annotation.
+    """Check every value below a `_target_` of this package against its annotation.
 
-    A number must be one, and not NaN; what annotations do not say, such as a range, is left to the code that is called.
+    A number must be one, and not NaN. Whatever annotations do not express, such as a range, the called code checks.
 
     Args:
-        config: plain dictionaries and lists, in which interpolations are still text: those are not looked at.
+        config: plain dictionaries and lists; interpolations in them are still text and are not checked.
         key: of `config` itself.
 
     Raises:
@@ -55,7 +55,7 @@ def refuse_wrong_types(config: Any, key: str = "") -> None:
 
 
 def _hints(target: object) -> dict[str, Any]:
-    """Annotations of the arguments of a class or function of this package; nothing for others."""
+    """Return the annotations of the arguments of a class or function of this package; none for others."""
     if not isinstance(target, str) or not target.startswith(OWN):
         return {}
     module, _, name = target.rpartition(".")
@@ -63,12 +63,12 @@ def _hints(target: object) -> dict[str, Any]:
         found = getattr(importlib.import_module(module), name)
         plain_class = isinstance(found, type) and not dataclasses.is_dataclass(found)
         return typing.get_type_hints(found.__init__ if plain_class else found)
-    except (ImportError, AttributeError, NameError, TypeError):  # told by what calls it
+    except (ImportError, AttributeError, NameError, TypeError):  # the caller of the target reports these
         return {}
 
 
 def _open(value: Any) -> bool:
-    """Whether a value of a config, or of a list in it, is not known yet."""
+    """Return whether a value, or one in a list, is still an interpolation or missing."""
     if isinstance(value, list):
         return any(map(_open, value))
     return isinstance(value, str) and ("${" in value or value == "???")
@@ -80,9 +80,9 @@ def _members(hint: Any) -> tuple[Any, ...]:
 
 
 def fits(value: Any, hint: Any) -> bool:
-    """Whether a value, whose sequences are lists, may be given where the annotation stands.
+    """Return whether a value, whose sequences are lists, matches an annotation.
 
-    In place of an object of a class may stand what describes it, a dictionary.
+    A dictionary that describes an object matches the object's class.
     """
     return any(_fits_one(value, member) for member in _members(hint))
 
@@ -118,7 +118,7 @@ def _fits_plain(value: Any, hint: Any) -> bool:
 
 
 def _words(hint: Any) -> list[str]:
-    """What fits an annotation, in words."""
+    """Return the values that match an annotation, in words."""
     found = []
     for member in _members(hint):
         origin = typing.get_origin(member) or member

@@ -14,12 +14,35 @@ from scoreline.errors import InputError, printable
 from scoreline.files import order_metadata, sha256, write_atomically
 from scoreline.parameterisations import Parameterisation
 from scoreline.schedules.base import NoiseSchedule
-from scoreline.schemas import CARD, CLASSES, IN_SHAPE, MOST_PIXELS, WEIGHTS, parse_entries, shown
+from scoreline.schemas import PLAIN, Anything, ListOf, Object, Rule, Text, parse_entries, shown, whole
 from scoreline.skeletons import Shapes, SizeError, build, tensors
 from scoreline.specs import Spec, is_ours
 from scoreline.tensor_files import Header, read_header, read_tensors
 
 FORMAT = "scoreline/model/1"
+
+MOST_PIXELS = 2**28
+"""Numbers in an image."""
+
+SPEC = Object({"_target_": Text()}, Anything())
+
+CARD: dict[str, Rule] = {
+    "model": Object({"network": SPEC, "noise_schedule": SPEC, "parameterisation": SPEC}),
+    "shape": ListOf(whole(1, 2**16), 3, 3),
+    "num_classes": whole(0, 10**7),
+    "data": PLAIN,
+    "training": PLAIN,
+}
+"""Entries of the metadata of model.safetensors beside `format`."""
+
+WEIGHTS = ("F64", "F32", "F16", "BF16", "C64", "I64", "I32", "I16", "I8", "U64", "U32", "U16", "U8", "BOOL")
+"""Types that weights may have: those that torch computes with."""
+
+IN_SHAPE = {"channels": 0, "in_channels": 0, "resolution": 1, "sample_size": 1}
+"""Arguments of our networks that the shape of the images says too, and where."""
+
+CLASSES = ("num_classes", "num_class_embeds")
+"""Arguments of our networks that `num_classes` says too."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +117,7 @@ def load_model(path: str | Path, trust: tuple[str, ...] = ()) -> Checkpoint:
     machine share them, and what is written to them never reaches the file. The file may be replaced or removed
     meanwhile (by a rename, as `save_model` does), not written into.
 
-    Nothing is built before the card was checked against `schemas.CARD`, and nothing larger than the weights.
+    Nothing is built before the card was checked against `CARD`, and nothing larger than the weights.
 
     Args:
         trust: packages outside scoreline whose networks the card may name (`specs.rebuild`).
@@ -111,7 +134,7 @@ def load_model(path: str | Path, trust: tuple[str, ...] = ()) -> Checkpoint:
     try:
         return _load(header, card, trust)
     except InputError as error:
-        raise InputError(printable(f"{header.told}: {str(error).removeprefix('checkpoint: ')}")) from error
+        raise InputError(printable(f"{header.name}: {str(error).removeprefix('checkpoint: ')}")) from error
 
 
 def _load(header: Header, card: Card, trust: tuple[str, ...]) -> Checkpoint:
@@ -128,7 +151,7 @@ def read_card(header: Header) -> Card:
     """The card of a model file.
 
     Raises:
-        InputError: if it is no model of ours, or its card or the types of its weights are against `schemas`.
+        InputError: if it is no model of ours, or its card or the types of its weights are against `CARD`.
     """
     if header.metadata.get("format") != FORMAT:
         remedy = "give a model.safetensors written by train.py (not last.ckpt)"

@@ -1,81 +1,73 @@
-"""Named choices of the config; without torch, so that a mistake is told at once."""
+"""Named choices of the config, checked without torch so that a mistake is reported at once."""
 
 from collections.abc import Collection
+from functools import partial
 from typing import Any
 
 from scoreline.errors import InputError, did_you_mean
 
 PRECISION: dict[str, str | None] = {"32-true": None, "bf16-mixed": "bfloat16", "16-mixed": "float16"}
-"""torch's name of what matrix products and convolutions are computed in, None for the network's own; as Lightning's."""
+"""Lightning's name -> torch's type of matrix products and convolutions; None keeps the network's own."""
 
 COMPILE: dict[str, dict[str, Any] | None] = {
     "none": None,
     "default": {"dynamic": False},
     "max-autotune": {"dynamic": False, "mode": "max-autotune"},
 }
-"""Options of torch.compile; None for a network that is run as it is written."""
+"""Options of torch.compile; None runs the network without it."""
 
 FINAL = ("none", "denoise")
-"""How a run ends: at sigma_min, or with a last evaluation, to clean data."""
+"""Final denoising step: none (stop at sigma_min), or one more evaluation, to clean data."""
 
 FORMAT = ("npz", "png", "zip", "webdataset", "none")
-"""What the images of a run end in; `none` keeps the manifest alone."""
+"""Output formats of images; `none` writes the manifest alone."""
 
 ON_ERROR = ("continue", "stop", "retry")
-"""What a table does after a cell that failed: go on with the others, stop, or try it once more at the end."""
+"""What a table does after a failed cell: continue with the others, stop, or retry the cell once at the end."""
 
 LOCK = ("refuse", "wait")
-"""What a job does where another process works in its run directory."""
+"""What a job does if another process works in its run directory."""
 
 WANDB = ("off", "offline", "online")
 
 
-def check_precision(value: object) -> str:
-    """Raises: InputError unless it is one of `PRECISION`."""
-    return _one_of("precision", value, PRECISION)
+def check_choice(key: str, choices: Collection[str], value: object) -> str:
+    """Return the value if it is one of the choices.
+
+    Raises:
+        InputError: naming the key and the choices, or the nearest of them.
+    """
+    if not isinstance(value, str) or value not in choices:
+        hint = did_you_mean(str(value), list(choices)) or f"; choose from {', '.join(choices)}"
+        raise InputError(f"{key}={value}: there is no such choice{hint}")
+    return value
 
 
-def check_compile(value: object) -> str:
-    """Raises: InputError unless it is one of `COMPILE`."""
-    return _one_of("compile", value, COMPILE)
+check_precision = partial(check_choice, "precision", PRECISION)
+check_compile = partial(check_choice, "compile", COMPILE)
+check_format = partial(check_choice, "format", FORMAT)
+check_lock = partial(check_choice, "lock", LOCK)
+check_on_error = partial(check_choice, "sweep.on_error", ON_ERROR)
+check_wandb = partial(check_choice, "wandb", WANDB)
 
 
 def check_final(value: object) -> str:
-    """Raises: InputError unless it is one of `FINAL`."""
+    """Return the value if it is one of `FINAL`.
+
+    Raises:
+        InputError: saying what each of them means.
+    """
     if value not in FINAL:
         raise InputError(f"final={value}: choose none (stop at sigma_min) or denoise (one more call, to clean data)")
     return str(value)
 
 
-def check_format(value: object) -> str:
-    """Raises: InputError unless it is one of `FORMAT`."""
-    return _one_of("format", value, FORMAT)
-
-
-def check_lock(value: object) -> str:
-    """Raises: InputError unless it is one of `LOCK`."""
-    return _one_of("lock", value, LOCK)
-
-
-def check_on_error(value: object) -> str:
-    """Raises: InputError unless it is one of `ON_ERROR`."""
-    return _one_of("sweep.on_error", value, ON_ERROR)
-
-
-def check_wandb(value: object) -> str:
-    """Raises: InputError unless it is one of `WANDB`."""
-    return _one_of("wandb", value, WANDB)
-
-
 def check_switch(key: str, value: object) -> bool:
-    """Raises: InputError naming the key unless it is true or false."""
+    """Return the value if it is true or false.
+
+    Raises:
+        InputError: naming the key.
+    """
     if not isinstance(value, bool):
         raise InputError(f"{key}={value}: must be true or false")
-    return value
-
-
-def _one_of(key: str, value: object, choices: Collection[str]) -> str:
-    if not isinstance(value, str) or value not in choices:
-        hint = did_you_mean(str(value), list(choices)) or f"; choose from {', '.join(choices)}"
-        raise InputError(f"{key}={value}: there is no such choice{hint}")
     return value

@@ -15,7 +15,7 @@ scoreline prefetch table=deis_cifar10                     fetch now what a job w
 scoreline evaluate SAMPLES REFERENCE                      measure a folder, zip, npz or run against another
 scoreline reference dataset=digits OUT.npz                mean and covariance of a data set's features
 scoreline report DIR                                      a table and its figure, from finished runs
-scoreline upload RUN_DIR                                  a run, or a sweep, as W&B runs, rebuilt from its files
+scoreline upload RUN_DIR                                  sends a run or a sweep to W&B from its files
 """
 
 import importlib

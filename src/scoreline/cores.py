@@ -1,4 +1,4 @@
-"""CPU cores that a process may use."""
+"""Number of CPU cores that a process may use."""
 
 import os
 import re
@@ -7,34 +7,37 @@ from collections.abc import Mapping
 from scoreline.errors import InputError
 
 MOST = 1024
-"""Threads of a process."""
+"""Largest number of threads of a process."""
 
 
 def usable_cores(environment: Mapping[str, str] = os.environ) -> int:
-    """OMP_NUM_THREADS if it is set, else the cores that the system lets this process run on.
+    """Return OMP_NUM_THREADS if it is set, else the number of cores that the system lets this process run on.
 
-    torchrun sets the variable to 1 where it starts several processes, and so do a sweep's and a table's jobs that share
-    a machine to their part.
+    torchrun sets the variable to 1 if it starts several processes; sweeps and tables set it to each job's share.
     """
-    told = environment.get("OMP_NUM_THREADS", "")
-    if told.isdecimal() and len(told) < 10 and int(told):
-        return min(int(told), MOST)
+    setting = environment.get("OMP_NUM_THREADS", "")
+    if setting.isdecimal() and len(setting) < 10 and int(setting):
+        return min(int(setting), MOST)
     allowed = getattr(os, "sched_getaffinity", None)
     return len(allowed(0)) if allowed else os.cpu_count() or 1
 
 
 def refuse_unreadable(environment: Mapping[str, str] = os.environ) -> None:
-    """Raises InputError for an OMP_NUM_THREADS of which OpenMP, when torch is imported, would complain by itself."""
-    told = environment.get("OMP_NUM_THREADS", "")
-    if told and not re.fullmatch(r"\s*[0-9]{1,9}(\s*,\s*[0-9]{1,9})*\s*", told):
-        raise InputError(f"OMP_NUM_THREADS={told}: must be a whole number; unset it, or give one")
+    """Refuse an OMP_NUM_THREADS that OpenMP would complain about when torch is imported.
+
+    Raises:
+        InputError: naming the variable.
+    """
+    setting = environment.get("OMP_NUM_THREADS", "")
+    if setting and not re.fullmatch(r"\s*[0-9]{1,9}(\s*,\s*[0-9]{1,9})*\s*", setting):
+        raise InputError(f"OMP_NUM_THREADS={setting}: must be a whole number; unset it, or give one")
 
 
 def threads_of(value: object, key: str = "threads") -> int:
-    """A number of threads from the config; auto is one for every usable core.
+    """Return the number of threads that a config asks for; `auto` means one for every usable core.
 
     Raises:
-        InputError: naming the key if it is neither, or more than `MOST`.
+        InputError: naming the key if the value is neither `auto` nor a whole number from 1 to `MOST`.
     """
     if value == "auto":
         return usable_cores()

@@ -35,8 +35,8 @@ def main() -> None:
         *("seeds=0-511", "batch_size=512", f"hydra.sweep.dir={sweep}"),
     )
     print("\n--- Frechet distance (features of the shipped digits network; lower is better)\n")
-    print(report.files(grid(sweep, METRIC), sweep, picture=f"{METRIC}.png"))
-    print(f"figure: {sweep / 'frechet_distance.png'}; samples: {sweep}/*/grid.png")
+    print(report.files(grid(sweep, METRIC), sweep))
+    print(f"figure: {sweep / 'table.png'}; samples: {sweep}/*/grid.png")
 
 
 if __name__ == "__main__":

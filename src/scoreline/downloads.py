@@ -1,125 +1,167 @@
-"""Published files on this machine: fetched once, whole and unaltered, or not at all."""
+"""Download published files: each one once, whole, and with the right checksum."""
 
+import glob
 import hashlib
-import json
 import os
-from dataclasses import asdict, dataclass
+import re
+import shutil
+import sys
+import time
 from pathlib import Path, PurePosixPath
-from urllib.parse import unquote, urlsplit
+from typing import Any
+from urllib.parse import unquote, urljoin, urlsplit
+from urllib.request import url2pathname
 
-from scoreline.cache import folder
 from scoreline.errors import InputError
-from scoreline.files import write_atomically
-from scoreline.transfers import Job, check, digest, transfer
+from scoreline.files import cache_folder, remove, write_atomically
+from scoreline.files import sha256 as sha256_of
 
 OFFLINE = "SCORELINE_OFFLINE"
 
+PAUSES = (1.0, 2.0, 4.0, 8.0)  # seconds before each further attempt
+PASSING = (408, 425, 429, 500, 502, 503, 504)  # HTTP answers that may change a moment later
+TIMEOUT = 60.0  # seconds without an answer, after which an attempt fails
 
-def fetch(
-    url: str, target: Path | None = None, sha256: str | None = None, md5: str | None = None, remedy: str | None = None
-) -> Path:
-    """The file at `url`, fetched unless it is there already.
 
-    An interrupted fetch leaves `NAME.part`, and the next one asks for the rest, if the server tells by ETag or
-    Last-Modified that the file is still the same; without either a part is used only towards a checksum. Broken
-    connections are tried again. Of several processes one fetches and the others wait. The file appears by a rename
-    once its length and checksums are right; one with other checksums is removed.
+def fetch(url: str, target: Path | None = None, sha256: str | None = None, remedy: str | None = None) -> Path:
+    """Download the file at `url` unless it is there already. Use it for every file that comes from the network.
+
+    The file appears under its name by a rename, once its length and checksum are right; a download that is
+    interrupted leaves nothing under that name, and the next one starts from the beginning. If several processes ask
+    for a file at once, one downloads it and the others wait. A file that exists is never overwritten.
 
     Args:
-        url: https or file; http only with a checksum, or from this machine itself.
-        target: where to put it; None is `cached_path(url)`, with its size and SHA-256 beside it in `NAME.json`. Its
-            size is compared whenever it is used, its content by `verify`.
-        sha256, md5: what its content must have, hexadecimal.
-        remedy: what a user can do when it cannot be fetched; None is to put the file there by hand.
+        url: an https or file address; an http address needs a checksum, unless it is on this machine. A file of the
+            Hugging Face hub (`https://huggingface.co/OWNER/NAME/resolve/REVISION/FILE`) comes through huggingface_hub,
+            which knows the user's token.
+        target: the path to write; None means `cached_path(url)`.
+        sha256: the expected SHA-256, hexadecimal.
+        remedy: what the user can do if the download fails; None names `scoreline prefetch` and the path.
+
+    Returns:
+        The path of the file.
 
     Raises:
-        InputError: when it cannot be fetched or written, or is not there and SCORELINE_OFFLINE is set (and not 0);
-            when it is not the published file, as it arrives or where it lies.
+        InputError: if the file cannot be downloaded or written, if it is missing and SCORELINE_OFFLINE is set (and
+            not 0), or if its checksum is wrong.
     """
-    wanted = {name: value.lower() for name, value in (("sha256", sha256), ("md5", md5)) if value is not None}
     place = cached_path(url) if target is None else target
-    job = Job(url, place, wanted, remedy or f"fetch it by other means and put it at {place}")
+    remedy = remedy or f"run `scoreline prefetch` with network access, or fetch it by other means and put it at {place}"
     try:
         if not place.exists():
-            _refuse_offline(job)
-            transfer(job)
-        elif target is not None:
-            check(place, wanted, f"{place} is there, but has", f"remove it, or {job.remedy}")
-        if target is None:
-            _compare(job)
+            if os.environ.get(OFFLINE, "") not in ("", "0") and urlsplit(url).scheme != "file":
+                raise InputError(f"{place} is not there, and {OFFLINE} forbids to fetch {url}; {remedy}")
+            _download_once(url, place, sha256, remedy)
+        _check(place, sha256, f"{place} (of {url}) is there, but has", f"remove it, or {remedy}")
     except OSError as error:
-        raise InputError(f"{url} could not be fetched to {place} ({error}); {job.remedy}") from error
+        raise InputError(f"{url} could not be fetched to {place} ({error}); {remedy}") from error
     return place
 
 
 def cached_path(url: str) -> Path:
-    """Where `fetch` keeps a file: a folder of the cache for each URL, since names repeat.
+    """Return the path where `fetch` keeps a file: one cache folder for each URL, since file names repeat.
 
     Raises:
-        InputError: for a URL that does not end in the name of a file.
+        InputError: if the URL does not end in the name of a file.
     """
     name = PurePosixPath(unquote(urlsplit(url).path)).name
     if not name or name == "..":
         raise InputError(f"{url}: does not end in the name of a file; give the address of a file")
-    return folder("downloads", hashlib.sha256(url.encode()).hexdigest()[:16]) / name
+    return cache_folder("downloads", hashlib.sha256(url.encode()).hexdigest()[:16]) / name
 
 
-def verify(path: Path) -> str:
-    """Read a file of the cache anew; its SHA-256.
+def check_url(url: str, sha256: str | None = None) -> None:
+    """Refuse addresses whose content could be altered on the way without notice.
 
     Raises:
-        InputError: if its content is not what had arrived, or what had arrived is not on record.
+        InputError: for http without a checksum, except from this machine, and for any scheme but https, http and file.
     """
-    known = _known(path)
-    if known is None:
-        raise InputError(f"{path}: what had arrived is not on record; {_anew(path)}")
-    check(path, {"sha256": known.sha256}, f"{path} has changed since it arrived: it has", _anew(path))
-    return known.sha256
+    parts = urlsplit(url)
+    if parts.scheme not in ("https", "http", "file"):
+        raise InputError(f"{url}: only https, http and file addresses can be fetched")
+    if parts.scheme == "http" and sha256 is None and parts.hostname not in ("127.0.0.1", "localhost", "::1"):
+        raise InputError(f"{url}: over http anybody on the way can alter a file; give its SHA-256, or an https address")
 
 
-@dataclass(frozen=True)
-class _Arrival:
-    url: str
-    bytes: int
-    sha256: str
+def _check(path: Path, sha256: str | None, what: str, remedy: str) -> None:
+    if sha256 is not None and (found := sha256_of(path)) != sha256.lower():
+        raise InputError(f"{what} SHA-256 {found} instead of {sha256.lower()}; {remedy}")
 
 
-def _record(path: Path) -> Path:
-    return path.with_name(f"{path.name}.json")
+def _download_once(url: str, place: Path, sha256: str | None, remedy: str) -> None:
+    from filelock import FileLock, Timeout
 
-
-def _known(path: Path) -> _Arrival | None:
-    if not _record(path).is_file():
-        return None
+    place.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(place.with_name(f".{place.name}.lock"))
     try:
-        return _Arrival(**json.loads(_record(path).read_text()))
-    except (ValueError, TypeError) as error:
-        raise InputError(f"{_record(path)} is damaged ({error}); {_anew(path)}") from error
+        held = lock.acquire(timeout=0)
+    except Timeout:
+        print(f"waiting for another process that fetches {url}", file=sys.stderr, flush=True)
+        held = lock.acquire()
+    with held:
+        try:
+            if not place.exists():
+                _download(url, place, sha256, remedy)
+        finally:  # while the lock is held: whoever waits notices that the file is gone, and makes another one
+            Path(lock.lock_file).unlink(missing_ok=True)
 
 
-def _anew(path: Path) -> str:
-    return f"remove the folder {path.parent} to fetch it anew"
+def _download(url: str, place: Path, sha256: str | None, remedy: str) -> None:
+    def write(part: Path) -> None:
+        _transfer(url, part, sha256)
+        _check(part, sha256, f"{url} arrived with", f"try again, or {remedy}")
+
+    check_url(url, sha256)
+    for leftover in place.parent.glob(f".{glob.escape(place.name)}.*.part"):  # of a process that was killed
+        remove(leftover)
+    print(f"fetching {url}", file=sys.stderr, flush=True)
+    write_atomically(place, write)
 
 
-def _refuse_offline(job: Job) -> None:
-    if os.environ.get(OFFLINE, "") not in ("", "0") and urlsplit(job.url).scheme != "file":
-        raise InputError(f"{job.target} is not there, and {OFFLINE} forbids to fetch {job.url}; {job.remedy}")
+def _transfer(url: str, part: Path, sha256: str | None) -> None:
+    hub = os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
+    on_hub = re.fullmatch(rf"{re.escape(hub)}/([\w.-]+/[\w.-]+)/resolve/([^/?]+)/([^?]+)(\?.*)?", url)
+    if urlsplit(url).scheme == "file":
+        shutil.copyfile(url2pathname(urlsplit(url).path), part)
+    elif on_hub and ".." not in unquote(url):
+        _from_hub(hub, on_hub[1], unquote(on_hub[2]), unquote(on_hub[3]), part)
+    else:
+        _from_server(url, part, sha256)
 
 
-def _compare(job: Job) -> None:
-    """A file of the cache with its record; one that has just come, or was put there by hand, gets its record."""
-    path, known = job.target, _known(job.target)
-    if known is None:
-        check(path, job.wanted, f"{path} is there, but has", _anew(path))
-        arrival = _Arrival(job.url, path.stat().st_size, digest(path, "sha256"))
-        write_atomically(_record(path), lambda temporary: temporary.write_text(json.dumps(asdict(arrival), indent=1)))
-        return
-    if path.stat().st_size != known.bytes:
-        raise InputError(
-            f"{path} has {path.stat().st_size} bytes where {known.bytes} had arrived; it is damaged: {_anew(path)}"
-        )
-    wanted = job.wanted.get("sha256", known.sha256)
-    if wanted != known.sha256:
-        raise InputError(f"{path} arrived with SHA-256 {known.sha256} instead of {wanted}; {_anew(path)}")
-    if "md5" in job.wanted:
-        check(path, {"md5": job.wanted["md5"]}, f"{path} has", _anew(path))
+def _from_hub(endpoint: str, repository: str, revision: str, name: str, part: Path) -> None:
+    from huggingface_hub import hf_hub_download
+
+    folder = part.with_suffix(".hub.part")
+    try:
+        found = hf_hub_download(repository, name, revision=revision, local_dir=folder, endpoint=endpoint)
+        os.replace(found, part)
+    except Exception as error:  # of several families, httpx's among them
+        raise OSError(" ".join(str(error).split())) from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _from_server(url: str, part: Path, sha256: str | None) -> None:
+    from pooch import HTTPDownloader
+    from requests import RequestException, Response
+    from requests.exceptions import SSLError
+
+    def refuse(response: Response, **_: Any) -> None:
+        if response.is_redirect:
+            check_url(urljoin(response.url, response.headers["Location"]), sha256)
+        elif response.ok and response.status_code != 200:  # requests raises an error for those that are not ok
+            raise InputError(f"{url}: the server answers {response.status_code}; give the address of a file")
+
+    options = {"timeout": TIMEOUT, "headers": {"Accept-Encoding": "identity"}, "hooks": {"response": refuse}}
+    download = HTTPDownloader(progressbar=sys.stderr.isatty(), chunk_size=2**20, **options)
+    for pause in (*PAUSES, None):
+        try:
+            download(url, str(part), None)
+            return
+        except RequestException as error:
+            answered = error.response is not None and error.response.status_code not in PASSING
+            if pause is None or answered or isinstance(error, SSLError):
+                raise
+            print(f"{error}; trying again", file=sys.stderr, flush=True)
+            time.sleep(pause)

@@ -11,8 +11,7 @@ import shlex
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -26,7 +25,6 @@ from scoreline.annotations import refuse_wrong_types
 from scoreline.conf_folder import (
     conf_dir,
     help_text,
-    mode_is_unset,
     own_folder,
     quoted,
     refuse_lost_choices,
@@ -112,23 +110,6 @@ def script(
     return decorate
 
 
-@contextmanager
-def composed_once(words: Sequence[str]) -> Iterator[None]:
-    """Hydra composes the config of every job twice, first only to look up hydra.mode: without, where nothing sets it.
-
-    What it does then is the same: with -m a sweep, else a single run.
-    """
-    from hydra._internal.hydra import Hydra
-
-    look_up = Hydra.get_mode
-    if mode_is_unset(words, conf_dir()):
-        Hydra.get_mode = lambda self, config_name, overrides: None  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        Hydra.get_mode = look_up  # type: ignore[method-assign]
-
-
 OPTIONS = (
     *("--help", "-h", "--hydra-help", "--version", "--cfg", "-c", "--resolve", "--package", "-p", "--run", "-r"),
     *("--multirun", "-m", "--shell-completion", "-sc", "--config-path", "-cp", "--config-name", "-cn"),
@@ -161,8 +142,7 @@ def _run(main: Callable[[], Any]) -> None:
     os.environ.setdefault(KEEP_TRACEBACKS, os.environ.get("HYDRA_FULL_ERROR", ""))
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
-        with composed_once(sys.argv[1:]):
-            main()
+        main()
     except KeyboardInterrupt:
         sys.exit(130)
     except Exception as error:

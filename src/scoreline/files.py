@@ -1,4 +1,4 @@
-"""Files that are either whole or not there."""
+"""Atomic writes, locks, digests and temporary files."""
 
 import errno
 import hashlib
@@ -16,18 +16,18 @@ from pathlib import Path
 from typing import IO
 
 Stamp = tuple[int, ...]
-"""What changes when a file does: device, inode, size, times of change in ns."""
+"""Device, inode, size, and times of the last changes in ns; it differs once a file has changed."""
 
 SETTLED = 2.0
-"""Seconds after which another change of a file is sure to get another time, on every file system."""
+"""Seconds after which a further change certainly gets another timestamp, on every file system."""
 
 FORGOTTEN = 3600.0
-"""Seconds without a write after which a temporary file of another host counts as left behind."""
+"""Seconds without a write after which a temporary file of another host counts as abandoned."""
 
 NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
-"""What locking a file raises on a file system that has no locks."""
+"""Error numbers of a file system that has no locks."""
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-"""A full disk, a quota that is used up, a file above the size that this process may write (`ulimit -f`)."""
+"""Error numbers of a full disk, an exhausted quota, or a file beyond the limit of this process (`ulimit -f`)."""
 
 _digests: dict[tuple[str, Stamp], str] = {}
 
@@ -35,7 +35,8 @@ _digests: dict[tuple[str, Stamp], str] = {}
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` fill a temporary file beside `path`, flush it to the disk, then rename it over `path`.
 
-    A process killed at any moment leaves the former file or the new one, never a part.
+    Use it for every file that another process or a restart may read: a process killed at any moment leaves the former
+    file or the new one, never a part of it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = part_beside(path)
@@ -49,15 +50,26 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def cache_folder(*parts: str) -> Path:
+    """Return a folder of the cache: in $SCORELINE_CACHE, else $XDG_CACHE_HOME/scoreline, else ~/.cache/scoreline.
+
+    It need not exist. A relative XDG_CACHE_HOME counts as unset, as its specification demands.
+    """
+    own, shared = os.environ.get("SCORELINE_CACHE"), Path(os.environ.get("XDG_CACHE_HOME", ""))
+    if own:
+        return Path(own).expanduser().joinpath(*parts)
+    return (shared if shared.is_absolute() else Path.home() / ".cache").joinpath("scoreline", *parts)
+
+
 def part_beside(path: Path, apart: str = "") -> Path:
-    """Where this process puts together what becomes `path`; `apart` tells one part of it from another one."""
+    """Return the temporary name under which this process writes `path`; `apart` distinguishes several of them."""
     return path.with_name(f".{path.name}{apart}.{_host()}.{os.getpid()}.part")
 
 
 def order_metadata(path: Path) -> None:
-    """Sort the metadata of a safetensors file, whose library writes it in an order that changes from call to call.
+    """Sort the metadata of a safetensors file, so that equal tensors and metadata give equal bytes.
 
-    The same tensors and metadata then make the same bytes.
+    The library itself writes metadata in an order that changes from call to call.
     """
     with open(path, "r+b") as file:
         size = int.from_bytes(file.read(8), "little")
@@ -71,24 +83,24 @@ def order_metadata(path: Path) -> None:
 
 
 def without_space(error: BaseException) -> bool:
-    """Whether a file could not be written for `NO_SPACE`; safetensors tells the system's number in words."""
-    told = {f"(os error {number})" for number in NO_SPACE}
-    return getattr(error, "errno", None) in NO_SPACE or any(words in str(error) for words in told)
+    """Return whether an error means `NO_SPACE`; safetensors gives the error number only in its message."""
+    phrases = [f"(os error {number})" for number in NO_SPACE]
+    return getattr(error, "errno", None) in NO_SPACE or any(phrase in str(error) for phrase in phrases)
 
 
 def remove_parts(folder: Path) -> None:
-    """Remove temporary files and folders below a folder that processes of this host left behind when they ended.
+    """Remove temporary files and folders that ended processes of this host left below a folder.
 
-    Those of this process count: it has the number of one that ended, and has not begun to write there. Those of other
-    hosts go once they have not been written to for `FORGOTTEN` seconds.
+    Files with this process's own number are removed too: call it before this process writes there. Those of other hosts
+    are removed once nobody has written to them for `FORGOTTEN` seconds.
     """
     pattern = re.compile(r"\..+\.([\w-]+)\.(\d+)\.part")
-    for above, folders, names in os.walk(folder):  # others may work below: what is gone meanwhile is no error
+    for above, folders, names in os.walk(folder):  # other processes may remove files meanwhile
         for name in (*folders, *names):
             match, path = pattern.fullmatch(name), Path(above, name)
             with suppress(OSError):
                 if match and _left_behind(path, match[1], int(match[2])):
-                    _remove(path)
+                    remove(path)
 
 
 def _left_behind(path: Path, host: str, process: int) -> bool:
@@ -97,7 +109,8 @@ def _left_behind(path: Path, host: str, process: int) -> bool:
     return time.time() - path.lstat().st_mtime > FORGOTTEN
 
 
-def _remove(path: Path) -> None:
+def remove(path: Path) -> None:
+    """Remove a file, a link or a whole folder."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
@@ -115,7 +128,7 @@ def _runs(process: int) -> bool:
 
 
 def process_status(process: int) -> list[str]:
-    """The fields of /proc/PID/stat from its state on; none where it cannot be read. One in state Z or X has ended."""
+    """Return the fields of /proc/PID/stat from the state on, none if it cannot be read; Z and X mean ended."""
     try:
         return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
     except OSError:
@@ -123,29 +136,29 @@ def process_status(process: int) -> list[str]:
 
 
 def _host() -> str:
-    """This machine's name as part of a file's."""
+    """Return the machine's name in a form that fits into a file name."""
     return re.sub(r"[^\w-]", "-", socket.gethostname())[:60] or "host"
 
 
 def _umask() -> int:
-    """Libraries write files that only their owner may read; ours follow the user's umask like any other file."""
+    """Return the user's umask, which our files follow; some libraries write files that only their owner may read."""
     mask = os.umask(0)
     os.umask(mask)
     return mask
 
 
 def locked(path: Path) -> IO[bytes] | None:
-    """A file opened for writing at its end and locked until it is closed; None where another process holds it.
+    """Open a file for appending and lock it until it is closed; return None if another process holds the lock.
 
-    On a file system that has no locks everybody gets the file.
+    On a file system without locks every process gets the file.
 
     Raises:
-        OSError: if it cannot be written to, is a link or no regular file.
+        OSError: if the file cannot be written, or is a link or not a regular file.
     """
     import fcntl
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    # no link is followed, and no pipe waited for
+    # follow no link, and do not wait for the reader of a pipe
     way = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK
     handle = open(path, "ab", buffering=0, opener=lambda name, _: os.open(name, way, 0o666))  # noqa: SIM115
     try:
@@ -163,7 +176,7 @@ def locked(path: Path) -> IO[bytes] | None:
 
 
 def content_digest(path: Path) -> str:
-    """SHA-256 of a file's content, or of the names and contents of all files below a folder, but for hidden ones."""
+    """Return the SHA-256 of a file, or of the names and contents of all files below a folder except hidden ones."""
     if not path.is_dir():
         return sha256(path)
     sha = hashlib.sha256()
@@ -177,9 +190,10 @@ def content_digest(path: Path) -> str:
 
 
 def sha256(path: Path) -> str:
-    """SHA-256 of a file's content, hexadecimal; read once in a process as long as the file is not changed.
+    """Return the SHA-256 of a file, hexadecimal.
 
-    A file that was changed within the last `SETTLED` seconds is read each time.
+    A process reads each file once, until it changes; a file that changed within the last `SETTLED` seconds is read
+    every time.
     """
     with open(path, "rb") as handle:
         found = os.fstat(handle.fileno())
@@ -195,20 +209,20 @@ def sha256(path: Path) -> str:
 
 
 def known_digests() -> dict[tuple[str, Stamp], str]:
-    """What `sha256` need not read again, for another process of ours."""
+    """Return the digests that `sha256` remembers, to be passed to a child process."""
     return dict(_digests)
 
 
 def learn_digests(known: Mapping[tuple[str, Stamp], str]) -> None:
-    """Take over the `known_digests` of another process of ours."""
+    """Adopt the `known_digests` of the parent process."""
     _digests.update(known)
 
 
 @cache
 def code_version() -> str:
-    """First 12 hexadecimal digits of a SHA-256 over the package's own Python sources, in order of their names.
+    """Return the first 12 hexadecimal digits of a SHA-256 over the package's Python sources, in order of their names.
 
-    Read once: sources edited while a sweep runs are not what it runs.
+    They are read once, since a running sweep does not run sources that are edited meanwhile.
     """
     root = Path(__file__).parent
     sha = hashlib.sha256()

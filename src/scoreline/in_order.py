@@ -1,4 +1,4 @@
-"""Work of several threads."""
+"""Map a function over items in several threads."""
 
 import threading
 from collections import deque
@@ -14,12 +14,12 @@ R = TypeVar("R")
 
 
 def in_order(function: Callable[[T], R], items: Iterable[T], threads: int) -> Iterator[R]:
-    """function(item) of every item in order, of up to `threads` items at a time; with one thread as plain calls.
+    """Yield function(item) for every item in order, computing up to `threads` of them at a time.
 
-    Items are taken from the iterable as threads get free, and one more, so that no thread idles while the caller works;
-    results are held until those before them are taken. What `function` raises is raised in the place of its result.
-    Each thread computes its tensors with as many cores as the caller's thread does now (torch.set_num_threads), which
-    is one, if they are to share the cores.
+    Unlike `Executor.map` it takes items lazily: one for each free thread and one more, so that no thread idles while
+    the caller works. An exception of `function` is raised in the place of its result. One thread means plain calls.
+    Each thread uses as many cores as the caller's thread (torch.set_num_threads); set one if the threads are to share
+    the cores.
     """
     if threads == 1:
         yield from map(function, items)
@@ -38,9 +38,9 @@ def in_order(function: Callable[[T], R], items: Iterable[T], threads: int) -> It
 
 
 def beside(function: Callable[[T], object], items: Iterable[T], threads: int) -> None:
-    """function(item) of every item, beside the making of the next ones; up to `threads` items are held.
+    """Call function(item) for every item while the next ones are being produced; hold up to `threads` items.
 
-    What was begun is finished, also where the making of an item ends in an exception.
+    Calls that have begun are finished even if producing an item raises an exception.
     """
     begun: deque[Future[object]] = deque()
     with ThreadPoolExecutor(threads, "scoreline") as pool:

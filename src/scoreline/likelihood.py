@@ -183,8 +183,8 @@ def native_prior_variance(noise_schedule: NoiseSchedule, sigma_max: float) -> fl
 def dequantise(images: Tensor, seeds: Sequence[int]) -> Tensor:
     """uint8 (B, *) -> float64: x = (pixel + u - 1/2) / 127.5 - 1 with u uniform on (0, 1), keyed by the image's seed.
 
-    These are the x that `pixels.to_uint8` takes back to the pixel (before it clips), and their mean is
-    `pixels.to_unit` of it. u is the normal distribution function of `noise.normal`.
+    These are the x that `pictures.to_uint8` takes back to the pixel (before it clips), and their mean is
+    `pictures.to_unit` of it. u is the normal distribution function of `noise.normal`.
 
     Source: Theis et al. (2016), arXiv:1511.01844.
     """

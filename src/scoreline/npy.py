@@ -1,7 +1,7 @@
-"""Arrays of numbers or text in npy and npz files, whose declared size is compared with what the file holds.
+"""A safe reader of npy and npz files: it compares the size that a header declares with the size of the file.
 
-NumPy's own reader makes room for whatever the header says, and hands the header to Python's parser, which deep brackets
-make raise other errors than those of a damaged file.
+NumPy's own reader allocates whatever the header declares, and gives the header to Python's parser, where deeply nested
+brackets raise unexpected errors.
 """
 
 import math
@@ -22,22 +22,22 @@ LONGEST_HEADER = 10_000
 VALUE = rb"""(?:['"]([<>|=]?[?biufcU][0-9]{0,9})['"]|(True|False)|\(([0-9L,]{0,999})\))"""
 ITEM = rb"""['"](descr|fortran_order|shape)['"]:""" + VALUE
 ITEMS, HEADER = re.compile(ITEM), re.compile(rb"\{(?:" + ITEM + rb",?){3}\}")
-"""A literal of Python, without its blanks, of type, order and shape; those of structures and objects do not fit."""
+"""The header as a Python literal without blanks; headers of structures and objects do not match."""
 
 LOCAL_HEADER = 30
-"""Bytes of a zip entry's own header before its name; the lengths of name and extra field are its last four bytes."""
+"""Bytes of a zip entry's local header before its name; the last four are the lengths of name and extra field."""
 
 UNPACKED = 2**28
-"""Bytes that a compressed array may always unpack to."""
+"""Bytes up to which a compressed array is always unpacked."""
 
 RATIO = 50
-"""Beyond them, how much larger than its compressed content an array may be; pictures are 1 to 10 times larger."""
+"""Largest compression ratio of an array of more than `UNPACKED` bytes; images have ratios of 1 to 10."""
 
 CHUNK = 2**20
 
 
 class Header(NamedTuple):
-    """What an npy file says of itself."""
+    """Type, order and shape of an array, as an npy file declares them."""
 
     dtype: np.dtype[Any]
     fortran: bool
@@ -49,10 +49,10 @@ class Header(NamedTuple):
 
 
 def header(file: IO[bytes]) -> Header:
-    """Read the header, after which the numbers follow.
+    """Read the header; the file is then positioned at the numbers.
 
     Raises:
-        ValueError: if it is none, or of objects or structures.
+        ValueError: if there is no such header, or it declares objects or structures.
     """
     start = file.read(8)
     if len(start) < 8 or not start.startswith(MAGIC) or start[6] not in (1, 2, 3):
@@ -85,10 +85,10 @@ def _shape(text: bytes) -> tuple[int, ...]:
 
 
 def array(file: IO[bytes], held: int) -> NDArray[Any]:
-    """The array of an npy file that has `held` bytes, header included.
+    """Read the array of an npy file that has `held` bytes, header included.
 
     Raises:
-        ValueError: if it is none, or declares more than it holds.
+        ValueError: if it is no npy file, or declares more bytes than it holds.
     """
     found = header(file)
     if found.nbytes > held:
@@ -113,10 +113,11 @@ def _excess(found: Header, held: int) -> str:
 
 
 def read(path: Path) -> NDArray[Any]:
-    """The array of an npy file, in memory.
+    """Read the array of an npy file into memory.
 
     Raises:
-        OSError, ValueError: if there is none, or the file has more than `UNPACKED` bytes.
+        OSError: if the file cannot be opened.
+        ValueError: if it is no npy file, or has more than `UNPACKED` bytes.
     """
     with reading.regular(path) as file:
         if reading.size(file) > UNPACKED:
@@ -125,10 +126,12 @@ def read(path: Path) -> NDArray[Any]:
 
 
 def member(path: Path, name: str) -> NDArray[Any] | None:
-    """An array of an npz file, mapped from the disk where it is not compressed; None if it is not there.
+    """Return an array of an npz file, or None if there is none of this name.
+
+    An array that is not compressed is mapped from the disk, so that it may be larger than the memory.
 
     Raises:
-        reading.DAMAGE: if the file or the array is none, or the array is far larger than its compressed content.
+        reading.DAMAGE: if the file or the array is damaged, or the array is far larger than its compressed content.
     """
     with reading.regular(path) as file, zipfile.ZipFile(file) as archive:
         if f"{name}.npy" not in archive.namelist():

@@ -1,4 +1,4 @@
-"""Work cut into numbered parts, so that several processes share it and a restart goes on."""
+"""Work in numbered parts, which several processes share and a restart resumes."""
 
 import shutil
 from collections.abc import Callable, Sequence
@@ -16,22 +16,23 @@ T = TypeVar("T")
 
 
 def _alone() -> None:
-    """One process waits for nobody."""
+    """Do nothing: a single process has nobody to wait for."""
 
 
 @dataclass(frozen=True)
 class Parts:
-    """Parts 0 .. count - 1 of a piece of work, each made once, by one of `size` processes, and kept in a file.
+    """Parts 0 .. count - 1 of a piece of work; one of `size` processes computes each part once and keeps it in a file.
 
-    Every process gets all parts in order: what is computed from them does not depend, to the bit, on the number of
-    processes nor on how often the work was killed and started again.
+    Use it for long computations whose result is a reduction over parts. Every process gets all parts in order, so that
+    the result does not depend, to the bit, on the number of processes or on restarts.
 
     Attributes:
-        folder: where parts are kept, 000000.safetensors and so on; it must be shared by the processes. None keeps them
-            in memory, and every process makes all of them.
-        stamp: what else a part depends on; one with another stamp counts as missing.
-        rank, size: this process makes the parts rank, rank + size, .. that are missing.
-        barrier: waits for the other processes.
+        folder: where parts are kept, as 000000.safetensors and so on; the processes share it. None keeps the parts in
+            memory, and every process computes all of them.
+        stamp: text for everything else that a part depends on; a part with another stamp counts as missing.
+        rank: of this process, which computes the missing ones of the parts rank, rank + size, ..
+        size: number of processes.
+        barrier: a function that waits for the other processes.
     """
 
     folder: Path | None = None
@@ -41,13 +42,14 @@ class Parts:
     barrier: Callable[[], object] = _alone
 
     def __call__(self, count: int, make: Callable[[int], Tensors]) -> list[Tensors]:
-        """All parts in order.
+        """Return all parts in order.
 
         Args:
-            make: makes one; a part that was found is not made again.
+            count: number of parts.
+            make: computes the part of a number; it is called for missing parts only.
 
         Raises:
-            InputError: if a part of another process is not in the folder when all are done.
+            InputError: if a part of another process is not in the folder after the barrier.
         """
         parts = list(self.lazily(count, make))
         if self.folder is not None:
@@ -55,9 +57,9 @@ class Parts:
         return parts
 
     def lazily(self, count: int, make: Callable[[int], Tensors]) -> Sequence[Tensors]:
-        """All parts in order, each read from its file whenever it is asked for.
+        """Return all parts in order as a sequence that reads a part from its file at each access.
 
-        Without a folder they are in memory. The folder may go when every process has read what it needs.
+        Without a folder the parts are in memory. Remove the folder only after every process has read what it needs.
 
         Raises:
             InputError: on reading a part of another process that is not in the folder.
@@ -71,22 +73,22 @@ class Parts:
         return _Kept(self, count)
 
     def at(self, folder: Path | None, stamp: str) -> "Parts":
-        """The same processes with other parts."""
+        """Return the same processes with other parts."""
         return replace(self, folder=folder, stamp=stamp)
 
     def found(self, count: int) -> list[int]:
-        """Numbers of the parts that need not be made."""
+        """Return the numbers of the parts that exist."""
         return [number for number in range(count) if self._has(number)]
 
     def share(self, count: int) -> float:
-        """All missing parts per missing part of this process: what a unit of its work says of the whole."""
+        """Return the ratio of all missing parts to those of this process, which scales its progress to the whole."""
         if self.folder is None:
             return 1.0
         missing = set(range(count)) - set(self.found(count))
         return len(missing) / max(1, len(missing & set(range(self.rank, count, self.size))))
 
     def remove(self) -> None:
-        """Delete the folder; call it in one process, when what became of the parts is safe."""
+        """Delete the folder; call it in one process, after the result is saved."""
         if self.folder is not None:
             shutil.rmtree(self.folder, ignore_errors=True)
 
@@ -95,11 +97,11 @@ class Parts:
         return self.folder / f"{number:06d}.safetensors"
 
     def _has(self, number: int) -> bool:
-        """Whether a part is there, whole and of this stamp, told by its header and length."""
+        """Return whether a complete part of this stamp exists, by its header and length."""
         return self._open(number, lambda file: True) is not None
 
     def _read(self, number: int) -> Tensors | None:
-        """None for a part that is missing, truncated or of another stamp."""
+        """Return a part, or None if it is missing, truncated or of another stamp."""
         return self._open(number, lambda file: {name: file.get_tensor(name).clone() for name in file.keys()})  # noqa: SIM118
 
     def _open(self, number: int, read: Callable[[Any], T]) -> T | None:

@@ -1,6 +1,6 @@
-"""Files that somebody gave, read with a bound: no device, no pipe, no more bytes and values than the reader asks for.
+"""Bounded reading of untrusted files: no device, no pipe, and no more bytes or values than the caller allows.
 
-A reader turns these exceptions into an `InputError` that names its key and the remedy.
+Callers turn the exceptions into an `InputError` that names the key and the remedy.
 """
 
 import errno
@@ -16,14 +16,18 @@ from typing import IO, Any
 from scoreline.errors import InputError
 
 DAMAGE = (OSError, ValueError, RuntimeError, EOFError, KeyError, zipfile.BadZipFile, zlib.error, struct.error)
-"""What a file raises that is missing, damaged, encrypted or not of its kind, here and in `zipfile`."""
+"""Exceptions for a file that is missing, damaged, encrypted or of another kind, here and in `zipfile`."""
 
 
 def place(path: str, key: str) -> Path:
-    """The path that a user gave, with ~ for a home; whether anything is there is not asked.
+    """Return the path that a user gave, with ~ expanded; the file need not exist.
+
+    Args:
+        path: as given.
+        key: of the config, for the message.
 
     Raises:
-        InputError: if nothing can be there, since no file system takes such a name.
+        InputError: if no file system accepts such a name.
     """
     found = os.path.expanduser(path)
     try:
@@ -38,11 +42,11 @@ def place(path: str, key: str) -> Path:
 
 
 def regular(path: Path) -> IO[bytes]:
-    """The file, opened for reading.
+    """Open a regular file for reading.
 
     Raises:
         OSError: if it cannot be opened.
-        ValueError: if it is a directory, or a device or pipe, which may have no end or never answer.
+        ValueError: if it is a directory, or a device or pipe, which may never end or never answer.
     """
     handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     mode = os.fstat(handle).st_mode
@@ -53,15 +57,16 @@ def regular(path: Path) -> IO[bytes]:
 
 
 def size(file: IO[bytes]) -> int:
-    """Bytes of an open file."""
+    """Return the size of an open file in bytes."""
     return os.fstat(file.fileno()).st_size
 
 
 def content(path: Path, longest: int) -> bytes:
-    """The bytes of a file.
+    """Return the bytes of a file.
 
     Raises:
-        OSError, ValueError: as `regular`, or if there are more than `longest`.
+        OSError: if it cannot be opened.
+        ValueError: if it is not a regular file, or has more than `longest` bytes.
     """
     with regular(path) as file:
         if size(file) > longest:
@@ -70,13 +75,11 @@ def content(path: Path, longest: int) -> bytes:
 
 
 def json_value(text: bytes, most: int) -> Any:
-    """The value of a JSON text of at most `most` values.
-
-    One takes up to 72 bytes, so that `{},{},..` becomes 24 times as large.
+    """Parse a JSON text of at most `most` values; the text alone is no bound, since `{},{},..` grows 24-fold.
 
     Raises:
-        ValueError: if it is no JSON, nested too deeply, or may hold more values, of which commas, colons and brackets
-            tell an upper bound.
+        ValueError: if it is not JSON, nested too deeply, or may hold more values; commas, colons and opening brackets
+            give an upper bound.
     """
     if 1 + sum(map(text.count, (b",", b":", b"[", b"{"))) > most:
         raise ValueError(f"it holds more than {most:,} values")

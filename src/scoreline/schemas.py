@@ -8,7 +8,7 @@ import math
 import re
 import reprlib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from torch import Tensor
@@ -21,9 +21,6 @@ DEEPEST = 32
 
 MOST_NUMBERS = 2**24
 """In one tensor of a record."""
-
-MOST_PIXELS = 2**28
-"""Numbers in an image."""
 
 
 class Rule(Protocol):
@@ -249,157 +246,4 @@ def whole(least: float, most: float) -> Number:
     return Number(least, most, whole=True)
 
 
-SNAPSHOT: dict[str, Rule] = {
-    "sigma_rel": Number(1e-4, 0.288676),
-    "images": whole(1, 10**12),
-    "batch": whole(1, 10**8),
-}
-"""Entries of the metadata of a snapshot of an average beside `format`."""
-
-MOST_STEPS = 2 * 10**7
-"""Of the training that a snapshot is of; profiles of averages have a number for each."""
-
 PLAIN = Object(others=Anything())
-SPEC = Object({"_target_": Text()}, Anything())
-
-CARD: dict[str, Rule] = {
-    "model": Object({"network": SPEC, "noise_schedule": SPEC, "parameterisation": SPEC}),
-    "shape": ListOf(whole(1, 2**16), 3, 3),
-    "num_classes": whole(0, 10**7),
-    "data": PLAIN,
-    "training": PLAIN,
-}
-"""Entries of the metadata of model.safetensors beside `format`."""
-
-WEIGHTS = ("F64", "F32", "F16", "BF16", "C64", "I64", "I32", "I16", "I8", "U64", "U32", "U16", "U8", "BOOL")
-"""Types that weights may have: those that torch computes with."""
-
-SIDE, WIDTH, POSITIVE = whole(1, 2**16), whole(1, 2**20), Number(0, 1e6, above=True)
-
-ARGUMENTS: dict[str, Rule] = {
-    "channels": SIDE,
-    "in_channels": SIDE,
-    "out_channels": SIDE,
-    "resolution": SIDE,
-    "sample_size": SIDE,
-    "width": WIDTH,
-    "multipliers": ListOf(Number(0, 4096, above=True), 1, 16),
-    "block_out_channels": ListOf(WIDTH, 1, 16),
-    "blocks": whole(1, 1000),
-    "layers_per_block": whole(1, 1000),
-    "attention": ListOf(whole(0, 2**16), 0, 64),
-    "head_channels": whole(0, 2**20),
-    "heads": whole(0, 2**16),
-    "decoder_heads": whole(0, 2**16),
-    "resample_filter": ListOf(Number(-1e6, 1e6), 1, 64),
-    "dropout": Number(0, 1),
-    "label_dropout": Number(0, 1),
-    "num_classes": whole(0, 10**7),
-    "augment_dim": whole(0, 2**16),
-    "output_factor": whole(1, 64),
-    "components": whole(1, 2**31),
-    "steps": whole(1, 10**6),
-    "M": whole(1, 10**6),
-    "beta_min": Number(0, 1e6),
-    "beta_max": Number(0, 1e6),
-    "scale_min": POSITIVE,
-    "scale_max": POSITIVE,
-    "t_min": Number(-1, 1e6),
-    "t_max": Number(-1, 1e6),
-    "s": Number(0, 1),
-    "sigma_data": POSITIVE,
-    "label_scale": Number(-1e9, 1e9),
-    "label_shift": Number(-1e9, 1e9),
-    "C_1": Number(0, 1),
-    "C_2": Number(0, 1),
-}
-"""Arguments of our networks, schedules and parameterisations, beyond what their annotations say."""
-
-IN_SHAPE = {"channels": 0, "in_channels": 0, "resolution": 1, "sample_size": 1}
-"""Arguments of our networks that the shape of the images says too, and where."""
-
-CLASSES = ("num_classes", "num_class_embeds")
-"""Arguments of our networks that `num_classes` says too."""
-
-NAME = Text(r"\w[\w.+-]*(/\w[\w.+-]*)*", "a plain name")
-"""Of a solver or a schedule."""
-
-PAIR = ListOf(NAME, 2, 2)
-SPAN = ListOf(Number(0, 1e30), 2, 2)
-PROVENANCE: dict[str, Rule] = {
-    "search": Object({"candidates": ListOf(ListOf(ListOf(PAIR, 1), 1), 1), "span": SPAN}, Anything()),
-}
-"""Keys of a record's provenance that readers rely on beside `checkpoint`; others are told, not read."""
-
-RISING = Values(("K",), 0, above=True, order=1)
-MAP = replace(RISING, fewest=2)
-MEASURED = Values(("K",), 0, above=True)
-ERROR = Values(("K",), 0, unknown=True, optional=True)
-BUDGETS = Values(("B",), 1, whole=True)
-HELD_OUT = Values(("B",), unknown=True, optional=True)
-BY_CHANNEL = Values(("K", "C"), 0, unknown=True, optional=True)
-BY_PASS = Values(("P",), 0, unknown=True, fewest=0, optional=True)
-FINALISTS = Values(("B", "F"), 0, unknown=True, optional=True)
-PAIRS = Values(("J", "K"), 0, unknown=True)
-
-RECORDS: dict[str, dict[str, Values]] = {
-    "score_norm": {
-        "rho": MAP,
-        "mean_abs_eps": MEASURED,
-        "standard_error": ERROR,
-        "mean_abs_eps_by_channel": BY_CHANNEL,
-        "standard_error_by_channel": BY_CHANNEL,
-    },
-    "score_optimal": {
-        "rho": MAP,
-        "length": Values(("K",), order=1),
-        "standard_error": ERROR,
-        "cost": Values(("K-1",), 0, unknown=True, optional=True),
-        "spread": BY_PASS,
-        "lowest": BY_PASS,
-        "change": Values(("Q",), 0, unknown=True, fewest=0, optional=True),
-    },
-    "search": {
-        "budgets": BUDGETS,
-        "mean": FINALISTS,
-        "standard_error": FINALISTS,
-    },
-    "tableau": {
-        "budgets": BUDGETS,
-        "start": HELD_OUT,
-        "start_error": HELD_OUT,
-        "learned": HELD_OUT,
-        "learned_error": HELD_OUT,
-        "ratio_of_medians": HELD_OUT,
-    },
-    "target_variance": {
-        "rho": RISING,
-        "references": Values(("J",), 1, whole=True, order=1),
-        "effective_size": Values(("K",), 0, unknown=True),
-        "effective_size_error": ERROR,
-        "dsm": Values(("K",), 0, unknown=True),
-        "dsm_error": Values(("K",), 0, unknown=True),
-        "stf": PAIRS,
-        "stf_error": PAIRS,
-        "ratio": PAIRS,
-        "ratio_error": PAIRS,
-        "limit": Values(("J",), 0, unknown=True, optional=True),
-    },
-}
-"""Tensors of each kind of record; those of a tableau's budgets come from `tables_of`."""
-
-LARGEST_BUDGET = 4096
-
-
-def tables_of(budgets: Tensor) -> dict[str, Values]:
-    """The tensors of a tableau record for its budgets: levels, and weights below the diagonal.
-
-    Raises:
-        ValueError: for budgets that repeat, or are too large.
-    """
-    BUDGETS.check_values("budgets", budgets)
-    counts = budgets.tolist()
-    if len(set(counts)) < len(counts) or max(counts) > LARGEST_BUDGET:
-        raise ValueError(f"tensor budgets is {shown(counts)}, not different numbers from 1 to {LARGEST_BUDGET}")
-    levels = {f"rho_{n}": Values((n + 1,), 0, order=-1) for n in counts}
-    return {**levels, **{f"N_{n}": Values((n, n), triangular=True) for n in counts}}

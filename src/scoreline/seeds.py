@@ -1,4 +1,4 @@
-"""`seeds=0-63`: the images asked for."""
+"""Parse `seeds=0-63`."""
 
 import re
 from collections.abc import Iterable
@@ -7,18 +7,19 @@ from itertools import pairwise
 from scoreline.errors import InputError
 
 MOST = 10_000_000
-"""Images of a run; more of them are several runs, each with seeds of its own."""
+"""Largest number of images of a run."""
 
 
 def parse_seeds(text: str | int | Iterable[int], key: str = "seeds") -> list[int]:
-    """Image seeds from `7`, `0-63`, `0-9,20,30-39` or a list; order kept.
+    """Return the image seeds of `7`, `0-63`, `0-9,20,30-39` or a list, in the given order.
 
     Args:
-        key: how errors name it.
+        text: as given.
+        key: its name in messages.
 
     Raises:
-        InputError: if there is none, a part is not a number or a range, a range runs backwards, a seed occurs twice, or
-            there are more than `MOST`.
+        InputError: if there is no seed, a part is not a number or a range, a range runs backwards, a seed occurs twice,
+            or there are more than `MOST` seeds.
     """
     found = spans(text, key)
     total = sum(last - first + 1 for first, last in found)
@@ -32,10 +33,10 @@ def parse_seeds(text: str | int | Iterable[int], key: str = "seeds") -> list[int
 
 
 def spans(text: str | int | Iterable[int], key: str = "seeds") -> list[tuple[int, int]]:
-    """First and last seed of each part, as `parse_seeds` reads them: no memory but for the text.
+    """Return the first and last seed of each part, without expanding the ranges.
 
     Raises:
-        InputError: if there is none, a part is not a number or a range, or a range runs backwards.
+        InputError: if there is no seed, a part is not a number or a range, or a range runs backwards.
     """
     if not isinstance(text, Iterable):
         text = str(text)
@@ -57,10 +58,10 @@ def _span(given: str, part: str) -> tuple[int, int]:
 
 
 def count(text: str) -> int:
-    """How many seeds a text asks for."""
+    """Return the number of seeds that a text asks for."""
     return sum(last - first + 1 for first, last in spans(text))
 
 
 def shared(found: Iterable[tuple[int, int]]) -> bool:
-    """Whether a seed is in two of these spans."""
+    """Return whether two of these spans overlap."""
     return any(later[0] <= former[1] for former, later in pairwise(sorted(found)))

@@ -9,16 +9,57 @@ from typing import Any, get_type_hints
 import torch
 from torch import nn
 
-from scoreline import schemas
 from scoreline.annotations import fits
 from scoreline.errors import InputError, printable
 from scoreline.parameterisations import Parameterisation
 from scoreline.schedules.base import NoiseSchedule, Schedule
+from scoreline.schemas import ListOf, Number, Rule, shown, whole
 
 Spec = dict[str, Any]
 """{"_target_": "package.module.Class", argument: number | string | list | Spec}."""
 
 PACKAGES = ("scoreline.networks", "scoreline.parameterisations", "scoreline.schedules")
+
+SIDE, WIDTH, POSITIVE = whole(1, 2**16), whole(1, 2**20), Number(0, 1e6, above=True)
+
+ARGUMENTS: dict[str, Rule] = {
+    "channels": SIDE,
+    "in_channels": SIDE,
+    "out_channels": SIDE,
+    "resolution": SIDE,
+    "sample_size": SIDE,
+    "width": WIDTH,
+    "multipliers": ListOf(Number(0, 4096, above=True), 1, 16),
+    "block_out_channels": ListOf(WIDTH, 1, 16),
+    "blocks": whole(1, 1000),
+    "layers_per_block": whole(1, 1000),
+    "attention": ListOf(whole(0, 2**16), 0, 64),
+    "head_channels": whole(0, 2**20),
+    "heads": whole(0, 2**16),
+    "decoder_heads": whole(0, 2**16),
+    "resample_filter": ListOf(Number(-1e6, 1e6), 1, 64),
+    "dropout": Number(0, 1),
+    "label_dropout": Number(0, 1),
+    "num_classes": whole(0, 10**7),
+    "augment_dim": whole(0, 2**16),
+    "output_factor": whole(1, 64),
+    "components": whole(1, 2**31),
+    "steps": whole(1, 10**6),
+    "M": whole(1, 10**6),
+    "beta_min": Number(0, 1e6),
+    "beta_max": Number(0, 1e6),
+    "scale_min": POSITIVE,
+    "scale_max": POSITIVE,
+    "t_min": Number(-1, 1e6),
+    "t_max": Number(-1, 1e6),
+    "s": Number(0, 1),
+    "sigma_data": POSITIVE,
+    "label_scale": Number(-1e9, 1e9),
+    "label_shift": Number(-1e9, 1e9),
+    "C_1": Number(0, 1),
+    "C_2": Number(0, 1),
+}
+"""Arguments of our networks, schedules and parameterisations, beyond what their annotations say."""
 
 SAME_TIME = 1e-3
 """Share of a process's time by which a time may differ after it became a noise level and a time again."""
@@ -29,7 +70,7 @@ def rebuild(spec: Spec, kind: type, trust: Sequence[str] = ()) -> Any:
 
     Only classes are called, and only networks, parameterisations and schedules that are defined in scoreline itself
     or in a package named in `trust`; arguments are plain values or descriptions of such objects. Those of scoreline's
-    own classes are checked against the annotations of the constructor and the ranges in `schemas.ARGUMENTS` before.
+    own classes are checked against the annotations of the constructor and the ranges in `ARGUMENTS` before.
 
     Args:
         kind: class that the object must be an instance of.
@@ -77,7 +118,7 @@ def _argument(name: str, value: Any, hint: Any, trust: Sequence[str]) -> Any:
         return rebuild(value, hint, trust)
     plain = all(isinstance(part, str | int | float | None) for part in (value if isinstance(value, list) else [value]))
     if not plain or name.startswith("_") or "${" in str(value):
-        raise InputError(f"checkpoint: its description holds {name}={schemas.shown(value)}, which is no plain value")
+        raise InputError(f"checkpoint: its description holds {name}={shown(value)}, which is no plain value")
     return value
 
 
@@ -88,9 +129,9 @@ def _check_arguments(target: str, hints: Mapping[str, Any], arguments: Mapping[s
         try:
             if _large(value) or not fits(value, hints[name]):
                 wanted = inspect.formatannotation(hints[name]).replace("collections.abc.", "")
-                raise ValueError(f"{name} is {schemas.shown(value)}, not {wanted}")
-            if name in schemas.ARGUMENTS and value is not None:
-                schemas.ARGUMENTS[name](name, value)
+                raise ValueError(f"{name} is {shown(value)}, not {wanted}")
+            if name in ARGUMENTS and value is not None:
+                ARGUMENTS[name](name, value)
         except ValueError as error:
             raise InputError(
                 f"checkpoint: {target} refuses its arguments: {error}; was it made by another version?"

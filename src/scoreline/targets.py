@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from scoreline.errors import InputError, did_you_mean
-from scoreline.pixels import to_unit
+from scoreline.pictures import to_unit
 
 ELEMENTS = 2**22
 """Pixels of the data that are held in float64 at a time: 32 MiB, whatever the number of images."""

@@ -1,4 +1,4 @@
-"""Safetensors files whose header is read, and bounded, before any of their numbers."""
+"""A safe reader of safetensors files: it checks the header's size before it reads any tensor."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -15,28 +15,35 @@ MOST_TENSORS = 2**13
 
 
 class Header(NamedTuple):
-    """A safetensors file without its numbers: metadata, and shape and type (as F32) of each tensor.
+    """Header of a safetensors file.
 
-    `told` is what messages call the file, as `checkpoint=model.safetensors`; `remedy` is how they end.
+    Attributes:
+        path: of the file.
+        name: the file's name in messages, such as `checkpoint=model.safetensors`.
+        remedy: the end of each message.
+        metadata: text by name.
+        shapes: of each tensor.
+        types: of each tensor, such as F32.
     """
 
     path: Path
-    told: str
+    name: str
     remedy: str
     metadata: dict[str, str]
     shapes: dict[str, list[int]]
     types: dict[str, str]
 
     def refuse(self, complaint: str | Exception) -> InputError:
-        """The error for this file, in one line."""
-        return InputError(printable(f"{self.told}: {complaint!s:.400}; {self.remedy}"))
+        """Return the error for this file, in one line."""
+        return InputError(printable(f"{self.name}: {complaint!s:.400}; {self.remedy}"))
 
 
-def read_header(path: Path, told: str, remedy: str) -> Header:
-    """The header of a file that exists.
+def read_header(path: Path, name: str, remedy: str) -> Header:
+    """Read the header of a file that exists.
 
     Raises:
-        InputError: if it is not readable as safetensors, or longer than any honest one.
+        InputError: if it is not a readable safetensors file, its header is longer than `LONGEST_HEADER`, or it has more
+            than `MOST_TENSORS` tensors.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -46,9 +53,9 @@ def read_header(path: Path, told: str, remedy: str) -> Header:
             slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
             shapes = {name: list(part.get_shape()) for name, part in slices.items()}
             types = {name: str(part.get_dtype()) for name, part in slices.items()}
-            found = Header(path, told, remedy, file.metadata() or {}, shapes, types)
+            found = Header(path, name, remedy, file.metadata() or {}, shapes, types)
     except (SafetensorError, OSError, ValueError) as error:
-        raise InputError(printable(f"{told}: not a readable safetensors file ({error!s:.200}); {remedy}")) from error
+        raise InputError(printable(f"{name}: not a readable safetensors file ({error!s:.200}); {remedy}")) from error
     if len(shapes) > MOST_TENSORS:
         raise found.refuse(f"it holds {len(shapes):,} tensors, more than {MOST_TENSORS:,}")
     return found
@@ -62,10 +69,10 @@ def _check_length(path: Path) -> None:
 
 
 def read_tensors(header: Header) -> dict[str, Tensor]:
-    """The tensors of a file, which are its own pages, mapped privately.
+    """Return the tensors of a file; they are its pages, mapped privately, and take no further memory until written to.
 
     Raises:
-        InputError: if the file was damaged or removed since its header was read.
+        InputError: if the file was damaged or removed after its header was read.
     """
     from safetensors import SafetensorError, safe_open
 

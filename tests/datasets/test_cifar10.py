@@ -234,7 +234,7 @@ def published(tmp_path, monkeypatch):
     """A stand-in for the authors' server."""
     path = write_archive(tmp_path / "server.tar.gz")
     monkeypatch.setattr(cifar10, "URL", path.as_uri())
-    monkeypatch.setattr(cifar10, "MD5", hashlib.md5(path.read_bytes()).hexdigest())
+    monkeypatch.setattr(cifar10, "SHA256", hashlib.sha256(path.read_bytes()).hexdigest())
     return path
 
 
@@ -249,8 +249,8 @@ def test_download(published, tmp_path, place, capfd):
 
 
 def test_download_with_another_checksum_leaves_nothing(published, tmp_path, monkeypatch):
-    monkeypatch.setattr(cifar10, "MD5", "0" * 32)
-    with pytest.raises(InputError, match=r"arrived with MD5 \w{32} instead of 0{32}"):
+    monkeypatch.setattr(cifar10, "SHA256", "0" * 64)
+    with pytest.raises(InputError, match=r"arrived with SHA-256 \w{64} instead of 0{64}"):
         Cifar10(str(tmp_path / "d" / "c.tar.gz"), download=True)
     assert list((tmp_path / "d").iterdir()) == []
 
@@ -264,7 +264,7 @@ def test_download_that_fails_says_what_to_do(published, tmp_path):
 
 def test_the_published_address_and_checksum():
     assert cifar10.URL == "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz"
-    assert cifar10.MD5 == "c58f30108f718f92721af3b95e74349a"
+    assert cifar10.SHA256 == "6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce"
 
 
 LAUGHS = b"\x80\x04)\x94" + b"".join(b"(" + (b"h" + bytes([i])) * 10 + b"t\x94" for i in range(20)) + b"}h\x14K\x01s."

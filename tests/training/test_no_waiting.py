@@ -14,15 +14,16 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from scoreline import copies, run_names
+from scoreline import device, run_names
 from scoreline.calibration.online_length import step_costs
 from scoreline.datasets.base import ArrayDataset
 from scoreline.denoiser import Denoiser
 from scoreline.ema import EMA
 from scoreline.objective import Batch
 from scoreline.targets import Reference
-from scoreline.training import device_data, gradients
-from scoreline.training.device_data import DeviceData
+from scoreline.training import data as loading
+from scoreline.training import gradients
+from scoreline.training.data import DeviceData
 from scoreline.training.gradients import Gradients
 from scoreline.training.levels import LossSums
 
@@ -75,9 +76,9 @@ def test_a_step(model: str, objective: str, target: str, monkeypatch: pytest.Mon
             None,
             Reference(torch.empty(8, 3, 32, 32, dtype=torch.uint8), torch.empty(4, dtype=torch.int64)),
         )
-    for module in (copies, gradients):
+    for module in (device, gradients):
         monkeypatch.setattr(module, "computes_apart", lambda device: device == META)
-    monkeypatch.setattr(copies.LateNumber, "swap", lambda self, number: late.append(number.device))
+    monkeypatch.setattr(device.LateNumber, "swap", lambda self, number: late.append(number.device))
     clip._bad, clip._row = clip._bad.to(META), clip._row.to(META)
     with Copies() as made:
         loss, rho = rule(Denoiser(network, instantiate(cfg.model.parameterisation)), batch)
@@ -115,7 +116,7 @@ def test_a_batch_takes_one_copy_that_nobody_waits_for(monkeypatch: pytest.Monkey
         asked.append(tuple(tensor.shape))
         return torch.empty_like(tensor, device=device)
 
-    monkeypatch.setattr(device_data, "moved", noted)
+    monkeypatch.setattr(loading, "moved", noted)
     with Copies() as made:
         images, labels = data.read([3, 1, 2], META)
     assert (tuple(images.shape), tuple(labels.shape), asked) == ((3, 1, 2, 2), (3,), [(3,)])

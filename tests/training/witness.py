@@ -8,7 +8,7 @@ import torch
 from hydra.experimental.callback import Callback as HydraCallback
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from scoreline import copies
+from scoreline import device
 from scoreline.training import gradients, preemption
 
 
@@ -43,7 +43,7 @@ class AsOnGPU(Callback):
     """The CPU is taken for a device that works off a queue: numbers of a step are read a step later."""
 
     def __init__(self) -> None:
-        for module in (copies, gradients, preemption):
+        for module in (device, gradients, preemption):
             module.computes_apart = lambda device: True  # type: ignore[attr-defined]
 
 

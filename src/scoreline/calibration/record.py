@@ -3,7 +3,7 @@
 import json
 import math
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,21 +12,105 @@ from torch import Tensor
 from scoreline.errors import InputError
 from scoreline.files import order_metadata, write_atomically
 from scoreline.schemas import (
-    BUDGETS,
     MOST_NUMBERS,
     PLAIN,
-    PROVENANCE,
-    RECORDS,
+    Anything,
+    ListOf,
+    Number,
+    Object,
     Rule,
+    Text,
     Values,
     check_tensors,
     parse_entries,
     shown,
-    tables_of,
 )
 from scoreline.tensor_files import Header, read_header, read_tensors
 
 FORMAT = "scoreline/record/1"
+
+NAME = Text(r"\w[\w.+-]*(/\w[\w.+-]*)*", "a plain name")
+"""Of a solver or a schedule."""
+
+PAIR = ListOf(NAME, 2, 2)
+SPAN = ListOf(Number(0, 1e30), 2, 2)
+PROVENANCE: dict[str, Rule] = {
+    "search": Object({"candidates": ListOf(ListOf(ListOf(PAIR, 1), 1), 1), "span": SPAN}, Anything()),
+}
+"""Keys of a record's provenance that readers rely on beside `checkpoint`; others are told, not read."""
+
+RISING = Values(("K",), 0, above=True, order=1)
+MAP = replace(RISING, fewest=2)
+MEASURED = Values(("K",), 0, above=True)
+ERROR = Values(("K",), 0, unknown=True, optional=True)
+BUDGETS = Values(("B",), 1, whole=True)
+HELD_OUT = Values(("B",), unknown=True, optional=True)
+BY_CHANNEL = Values(("K", "C"), 0, unknown=True, optional=True)
+BY_PASS = Values(("P",), 0, unknown=True, fewest=0, optional=True)
+FINALISTS = Values(("B", "F"), 0, unknown=True, optional=True)
+PAIRS = Values(("J", "K"), 0, unknown=True)
+
+RECORDS: dict[str, dict[str, Values]] = {
+    "score_norm": {
+        "rho": MAP,
+        "mean_abs_eps": MEASURED,
+        "standard_error": ERROR,
+        "mean_abs_eps_by_channel": BY_CHANNEL,
+        "standard_error_by_channel": BY_CHANNEL,
+    },
+    "score_optimal": {
+        "rho": MAP,
+        "length": Values(("K",), order=1),
+        "standard_error": ERROR,
+        "cost": Values(("K-1",), 0, unknown=True, optional=True),
+        "spread": BY_PASS,
+        "lowest": BY_PASS,
+        "change": Values(("Q",), 0, unknown=True, fewest=0, optional=True),
+    },
+    "search": {
+        "budgets": BUDGETS,
+        "mean": FINALISTS,
+        "standard_error": FINALISTS,
+    },
+    "tableau": {
+        "budgets": BUDGETS,
+        "start": HELD_OUT,
+        "start_error": HELD_OUT,
+        "learned": HELD_OUT,
+        "learned_error": HELD_OUT,
+        "ratio_of_medians": HELD_OUT,
+    },
+    "target_variance": {
+        "rho": RISING,
+        "references": Values(("J",), 1, whole=True, order=1),
+        "effective_size": Values(("K",), 0, unknown=True),
+        "effective_size_error": ERROR,
+        "dsm": Values(("K",), 0, unknown=True),
+        "dsm_error": Values(("K",), 0, unknown=True),
+        "stf": PAIRS,
+        "stf_error": PAIRS,
+        "ratio": PAIRS,
+        "ratio_error": PAIRS,
+        "limit": Values(("J",), 0, unknown=True, optional=True),
+    },
+}
+"""Tensors of each kind of record; those of a tableau's budgets come from `tables_of`."""
+
+LARGEST_BUDGET = 4096
+
+
+def tables_of(budgets: Tensor) -> dict[str, Values]:
+    """The tensors of a tableau record for its budgets: levels, and weights below the diagonal.
+
+    Raises:
+        ValueError: for budgets that repeat, or are too large.
+    """
+    BUDGETS.check_values("budgets", budgets)
+    counts = budgets.tolist()
+    if len(set(counts)) < len(counts) or max(counts) > LARGEST_BUDGET:
+        raise ValueError(f"tensor budgets is {shown(counts)}, not different numbers from 1 to {LARGEST_BUDGET}")
+    levels = {f"rho_{n}": Values((n + 1,), 0, order=-1) for n in counts}
+    return {**levels, **{f"N_{n}": Values((n, n), triangular=True) for n in counts}}
 
 
 @dataclass(frozen=True)
@@ -61,7 +145,7 @@ def load_record(path: str | Path, kind: str, checkpoint: str, key: str = "record
     """A record of the given kind for the checkpoint with that SHA-256.
 
     Names, types and shapes of its tensors, their values, and what readers rely on of its provenance are those of
-    `schemas.RECORDS` and `schemas.PROVENANCE`.
+    `RECORDS` and `PROVENANCE`.
 
     Args:
         key: by which the user names the file.
@@ -116,7 +200,7 @@ def read_values(header: Header) -> dict[str, Tensor]:
 
 
 def _checked_values(header: Header, kind: str) -> dict[str, Tensor]:
-    """The tensors of a record by `schemas.RECORDS`; those of a kind that is not there may be any."""
+    """The tensors of a record by `RECORDS`; those of a kind that is not there may be any."""
     if kind not in RECORDS:
         return read_values(header)
     rules = RECORDS[kind] | (_tables(header) if kind == "tableau" else {})

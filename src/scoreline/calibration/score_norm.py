@@ -1,56 +1,42 @@
-"""Mean |eps| per noise level: the scale of DEIS-SN."""
+"""Measure mean |eps| per noise level, which DEIS-SN divides the score by."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from scoreline import noise
-from scoreline.calibration.medians import median
-from scoreline.calibration.record import Record, load_record
+from scoreline.calibration.record import Record
 from scoreline.calibration.subject import Part, Subject
 from scoreline.errors import InputError, NotFiniteError, did_you_mean
 from scoreline.sampling import Progress, trajectory
 from scoreline.schedules.base import NoiseSchedule
 
 
-@dataclass(frozen=True)
-class ScoreScale:
-    """w(rho) = mean |eps| at noise level rho, linear in ln rho between the measured levels, constant outside.
+def median(per_image: Tensor) -> tuple[Tensor, Tensor]:
+    """Median over the images, (.., n) -> (..), and its bootstrap standard error without resampling.
 
-    Source: Xia et al. (2023), arXiv:2311.00157, where K_t = sigma_t / w.
+    The median of a resample is the i-th smallest image's value x_(i) with probability
+
+        w_i = I_{i/n}(a, a) - I_{(i-1)/n}(a, a),   a = (n + 1) / 2,
+
+    I the regularised incomplete beta function; the error is the standard deviation of x_(i) under w. For odd n it is
+    that of infinitely many bootstrap resamples; for even n, where the median is the mean of the middle two, it is an
+    approximation (under 5 % off at n = 100). It needs no density f, unlike the asymptotic 1 / (2 f sqrt(n)).
+
+    Source: Maritz & Jarrett (1978), A note on estimating the variance of the sample median, JASA 73:194; Efron (1979),
+    Bootstrap methods, Annals of Statistics 7:1, Sec. 3.
     """
+    from scipy.special import betainc
 
-    levels: tuple[float, ...]
-    values: tuple[float, ...]
-
-    def __post_init__(self) -> None:
-        alike = len(self.levels) == len(self.values) >= 2
-        if not alike or min(self.values) <= 0 or not all(map(float.__lt__, self.levels, self.levels[1:])):
-            raise InputError("calibration: a score scale needs increasing noise levels and positive values")
-
-    @cached_property
-    def _table(self) -> tuple[Tensor, Tensor, Tensor]:
-        levels, values = (torch.tensor(part, dtype=torch.float64) for part in (self.levels, self.values))
-        return levels, levels.log(), values
-
-    def __call__(self, rho: Tensor) -> Tensor:
-        log, value = (part.to(rho.dtype) for part in self._table[1:])
-        at = rho.clamp(self.levels[0], self.levels[-1]).log()
-        right = torch.searchsorted(log, at.contiguous()).clamp(1, len(log) - 1)
-        return torch.lerp(value[right - 1], value[right], (at - log[right - 1]) / (log[right] - log[right - 1]))
-
-    def knots(self) -> Tensor:
-        return self._table[0]
-
-
-def load_scale(path: str | Path, checkpoint: str) -> ScoreScale:
-    """The scale in a `score_norm` record; see `load_record` for what is refused."""
-    values = load_record(path, "score_norm", checkpoint).values
-    return ScoreScale(tuple(values["rho"].tolist()), tuple(values["mean_abs_eps"].tolist()))
+    ordered, count = per_image.sort(dim=-1).values, per_image.shape[-1]
+    edges = torch.arange(count + 1, dtype=torch.float64) / count
+    probability = torch.from_numpy(betainc((count + 1) / 2, (count + 1) / 2, edges.numpy())).diff()
+    off = ordered - (ordered * probability).sum(-1, keepdim=True)
+    middle = ordered[..., (count - 1) // 2 : count // 2 + 1].mean(-1)
+    return middle, (off**2 * probability).sum(-1).sqrt()
 
 
 def _moments(per_image: Tensor) -> dict[str, Tensor]:
@@ -132,7 +118,7 @@ class ScoreNorm:
         statistic: `mean` over the images, as published, of which count, mean and scatter are kept for each batch, so
             that any number of images fits; or their `median`, which a few diverging images cannot move and which
             needs the values of all images at once, 8 bytes each at every level. Within an image it is the mean either
-            way. See `medians` for the standard error of a median.
+            way. See `median` for the standard error of a median.
         per_channel: whether each channel's own values are recorded too.
         states: `trajectory`, the model's own run from noise, as published; or `noised`, x_k = x_0 + rho_k z with real
             images x_0. An image's z is the same at all levels: only ratios of w enter DEIS-SN, and their errors are

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from scoreline.calibration.record import load_record
-from scoreline.calibration.score_norm import ScoreScale
+from scoreline.calibration.score_scale import ScoreScale
 from scoreline.errors import InputError
 from scoreline.schedules.base import NoiseSchedule
 from scoreline.schedules.deis_sn_times import relative_ends, relative_time

@@ -12,7 +12,7 @@ from scoreline.denoiser import Denoising
 from scoreline.errors import InputError
 from scoreline.generation.batches import Batch, generate
 from scoreline.parts import Parts
-from scoreline.pixels import to_unit
+from scoreline.pictures import to_unit
 from scoreline.sampling import Progress
 from scoreline.solvers.tableau import Tableau
 

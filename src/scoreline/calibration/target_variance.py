@@ -15,7 +15,7 @@ from scoreline.calibration.subject import Part, Subject
 from scoreline.calibration.target_variance_table import table
 from scoreline.datasets.base import ImageDataset
 from scoreline.errors import InputError
-from scoreline.pixels import to_unit
+from scoreline.pictures import to_unit
 from scoreline.sampling import Progress
 from scoreline.schedules.base import NoiseSchedule, grid
 from scoreline.schedules.spacings import LogSNR

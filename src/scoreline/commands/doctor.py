@@ -17,13 +17,13 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
-from scoreline import cache
 from scoreline.conf_folder import SCRIPTS
 from scoreline.doctor import assets, disk, sampling, training, versions
 from scoreline.doctor.findings import Finding, failed, table
 from scoreline.doctor.job import Job, composed, sentence
 from scoreline.doctor.model import loaded
 from scoreline.errors import InputError, did_you_mean
+from scoreline.files import cache_folder
 
 QUICK = "--quick"
 
@@ -73,7 +73,7 @@ def examined(job: Job, quick: bool) -> Iterator[Finding]:
     without = assets.named_reference(job)
     if without is not None:
         yield without
-    yield disk.judged("cache", cache.folder())
+    yield disk.judged("cache", cache_folder())
     try:
         yield from (of_training if job.script == "train" else of_sampling)(job, device, quick)
     except Exception as error:

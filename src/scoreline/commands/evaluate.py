@@ -19,12 +19,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from scoreline import cache
 from scoreline.commands.reference import Asked, build, node, parse
 from scoreline.datasets import given
 from scoreline.datasets.base import ImageDataset
 from scoreline.errors import InputError
-from scoreline.files import code_version, write_atomically
+from scoreline.files import cache_folder, code_version, write_atomically
 from scoreline.metrics.base import HIGHER_IS_BETTER, Metrics, Score
 from scoreline.metrics.references import images_of
 from scoreline.parts import Parts
@@ -106,7 +105,7 @@ def parts_for(place: Path, metrics: Metrics) -> Parts:
     """Where the features of the samples are kept."""
     if not metrics.keeps_features:
         return Parts()
-    return Parts(place / "features" if place.is_dir() and given.is_run(place) else cache.folder("features"))
+    return Parts(place / "features" if place.is_dir() and given.is_run(place) else cache_folder("features"))
 
 
 def report(images: ImageDataset, metrics: Metrics, scores: Mapping[str, Score]) -> str:

@@ -19,7 +19,7 @@ from scoreline.calibration import record, target_variance_table
 from scoreline.errors import InputError, did_you_mean, printable
 from scoreline.files import sha256
 from scoreline.foreign import description, families
-from scoreline.schemas import CARD, parse_entries
+from scoreline.schemas import parse_entries
 from scoreline.tensor_files import Header, read_header
 
 LEVELS = 10
@@ -99,7 +99,7 @@ def foreign_lines(path: Path) -> Iterator[str]:
 
 def checkpoint_lines(header: Header) -> Iterator[str]:
     """The card of a model."""
-    card = parse_entries(header.metadata, CARD, ("format",))
+    card = parse_entries(header.metadata, checkpoints.CARD, ("format",))
     numbers = sum(map(math.prod, header.shapes.values()))
     yield from _first("model checkpoint", header)
     for part in ("network", "parameterisation", "noise_schedule"):

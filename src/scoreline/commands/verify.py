@@ -36,7 +36,7 @@ from scoreline.device import choose_device
 from scoreline.errors import InputError, did_you_mean
 from scoreline.files import code_version, write_atomically
 from scoreline.labels import plan_labels
-from scoreline.pixels import to_unit
+from scoreline.pictures import to_unit
 from scoreline.progress import ImageProgress
 from scoreline.seeds import parse_seeds
 from scoreline.verification.channels import judge_channels, measure_reversed

@@ -14,12 +14,12 @@ import torch
 from scoreline import reading
 from scoreline.datasets.base import ArrayDataset
 from scoreline.datasets.cifar_pickle import read_batch
-from scoreline.datasets.download import download as fetch
+from scoreline.downloads import fetch
 from scoreline.errors import InputError
 
 ARCHIVE = "cifar-10-python.tar.gz"
 URL = f"https://www.cs.toronto.edu/~kriz/{ARCHIVE}"
-MD5 = "c58f30108f718f92721af3b95e74349a"
+SHA256 = "6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce"
 FOLDER = "cifar-10-batches-py"
 BATCHES = {"train": [f"data_batch_{number}" for number in range(1, 6)], "test": ["test_batch"]}
 MAX_BYTES = 2**27  # a batch has 31 MB
@@ -36,7 +36,7 @@ class Cifar10(ArrayDataset):
         path: `cifar-10-python.tar.gz`, the folder it unpacks to, or a folder that holds either.
         split: `train` or `test`.
         download: fetch the archive (170 MB) to `path` from www.cs.toronto.edu when nothing is there, and check its
-            MD5.
+            SHA-256.
 
     Source: Krizhevsky (2009), Learning Multiple Layers of Features from Tiny Images, technical report, Toronto.
 
@@ -49,7 +49,8 @@ class Cifar10(ArrayDataset):
             raise InputError(f"dataset.split={split}: choose from {', '.join(BATCHES)}")
         place = reading.place(path, "dataset.path")
         if download and _find(place) is None:
-            fetch(URL, place if place.suffix in (".gz", ".tgz") else place / ARCHIVE, MD5)
+            target = place if place.suffix in (".gz", ".tgz") else place / ARCHIVE
+            fetch(URL, target, SHA256, "fetch it by other means and give dataset.path=")
         files = _read_files(place, BATCHES[split])
         parts = [read_batch(files[name], f"dataset.path={path}: {name}") for name in BATCHES[split]]
         pixels = np.concatenate([pixels for pixels, _ in parts]).reshape(-1, 3, 32, 32)

@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from scoreline import cache, entry, reading, run_names
+from scoreline import entry, reading, run_names
 from scoreline.doctor.findings import Finding
 from scoreline.doctor.job import Job
 from scoreline.downloads import OFFLINE, cached_path
 from scoreline.errors import InputError
+from scoreline.files import cache_folder
 from scoreline.foreign.conversion import is_url
 from scoreline.label_rules import is_label_file
 
@@ -176,7 +177,7 @@ def judged(found: Iterable[Asset]) -> Iterator[Finding]:
         elif asset.there is None:
             yield Finding("warn", "asset", f"{name}: kept by the Hugging Face library, not looked for; {asset.remedy}")
         elif fetched:
-            yield Finding("warn", "asset", f"{name}: not in the cache {cache.folder()} yet; {asset.remedy}")
+            yield Finding("warn", "asset", f"{name}: not in the cache {cache_folder()} yet; {asset.remedy}")
         else:
             why = f"{OFFLINE} forbids to fetch it; " if asset.way == "url" else ""
             yield Finding("fail", "asset", f"{name}: not there; {why}{asset.remedy}")

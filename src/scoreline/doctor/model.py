@@ -6,10 +6,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from scoreline import cache, entry, run_names
+from scoreline import entry, run_names
 from scoreline.checkpoints import Checkpoint, load_model
 from scoreline.config.model_source import plain_model
 from scoreline.downloads import cached_path
+from scoreline.files import cache_folder
 from scoreline.foreign.conversion import REVISION, Options, digest, is_url
 from scoreline.foreign.families import is_foreign
 
@@ -24,7 +25,7 @@ def imported_place(source: Path, how: Options) -> Path:
     """Where `foreign.conversion.cached` keeps what it makes of a file or folder."""
     identity = {**asdict(how), "revision": REVISION, "source": digest(source)}
     name = hashlib.sha256(json.dumps(identity, sort_keys=True, default=list).encode()).hexdigest()[:16]
-    return cache.folder("imported", f"{source.resolve().stem}-{name}") / "model.safetensors"
+    return cache_folder("imported", f"{source.resolve().stem}-{name}") / "model.safetensors"
 
 
 def source_of(word: str) -> Path:

@@ -6,11 +6,10 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from scoreline.cache import folder
 from scoreline.checkpoints import Card, save_model
 from scoreline.downloads import fetch
 from scoreline.errors import InputError
-from scoreline.files import sha256
+from scoreline.files import cache_folder, sha256
 from scoreline.foreign.families import is_ours, load
 from scoreline.foreign.imported import Imported
 from scoreline.specs import Spec
@@ -93,7 +92,7 @@ def cached(word: str, options: Options) -> Path:
     path = located(word, options.sha256)
     identity = {**asdict(options), "revision": REVISION, "source": digest(path)}
     name = hashlib.sha256(json.dumps(identity, sort_keys=True, default=list).encode()).hexdigest()[:16]
-    target = folder("imported", f"{path.resolve().stem}-{name}") / "model.safetensors"
+    target = cache_folder("imported", f"{path.resolve().stem}-{name}") / "model.safetensors"
     if not target.is_file():
         family, imported = load(path, options.family, options.model, options.weights, options.allow)
         save_model(target, imported.weights, card(word, path, family, imported, options.weights))

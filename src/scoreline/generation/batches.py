@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from scoreline import noise
-from scoreline.copies import moved
 from scoreline.denoiser import Denoising
+from scoreline.device import moved
 from scoreline.errors import NotFiniteError
 from scoreline.in_order import in_order, until_left
 from scoreline.sampling import Calls, Progress, count_calls, integrate

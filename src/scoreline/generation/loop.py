@@ -6,13 +6,13 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from scoreline.copies import to_host
+from scoreline.device import to_host
 from scoreline.errors import InputError
 from scoreline.generation.batches import Batch, Sampler, check_finite
 from scoreline.generation.shards import Found, Shards
 from scoreline.generation.sharing import from_first, share
 from scoreline.in_order import beside
-from scoreline.pixels import to_uint8
+from scoreline.pictures import to_uint8
 from scoreline.processes import Group
 from scoreline.progress import ImageProgress
 

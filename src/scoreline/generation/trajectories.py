@@ -17,8 +17,7 @@ from scoreline.files import write_atomically
 from scoreline.generation import npz
 from scoreline.generation.batches import Sampler, generate
 from scoreline.generation.shards import Shards
-from scoreline.pictures import save_png, sheet
-from scoreline.pixels import to_uint8
+from scoreline.pictures import save_png, sheet, to_uint8
 from scoreline.sampling import trajectory
 from scoreline.schedules.spacings import Power
 from scoreline.solvers.runge_kutta import heun

@@ -16,7 +16,7 @@ import scoreline
 from scoreline.datasets.base import ArrayDataset
 from scoreline.datasets.digits import Digits
 from scoreline.noise import seed_default, seeded
-from scoreline.pixels import to_unit
+from scoreline.pictures import to_unit
 
 SEED, EPOCHS, BATCH = 0, 60, 50
 LEARNING_RATE, WEIGHT_DECAY = 3e-3, 1e-2

@@ -9,9 +9,9 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from scoreline import cache
 from scoreline.datasets.base import ImageDataset
 from scoreline.errors import InputError, did_you_mean
+from scoreline.files import cache_folder
 from scoreline.metrics import protocols
 from scoreline.metrics.base import ALONE, Metrics, Score
 from scoreline.metrics.feature_pass import Features, extract, shared
@@ -208,7 +208,7 @@ class Inception(Metrics):
     ) -> Statistics:
         self.extractor.check(images.shape)
         spatial = "sfid" in self.scores and self.extractor.no_spatial is None
-        kept = parts.at(cache.folder("features"), "") if parts.folder is None else parts
+        kept = parts.at(cache_folder("features"), "") if parts.folder is None else parts
         found = self._pass(images, kept, progress, spatial)
         about = {
             "extractor": self.extractor.name,
@@ -234,7 +234,7 @@ class Inception(Metrics):
         data, known = self._images, self._statistics
         if data is None or (known is not None and not set(OF_IMAGES) & set(self.scores)):
             return None
-        kept = parts.at(cache.folder("features"), "")
+        kept = parts.at(cache_folder("features"), "")
         shown = parts.rank == 0
         with ImageProgress(len(data), "features of the reference", enabled=shown) as progress:
             return self._pass(data, kept, progress.update, spatial and known is None)

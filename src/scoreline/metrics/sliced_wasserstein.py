@@ -6,7 +6,7 @@ from torch import Tensor
 
 from scoreline.metrics.jackknife import Replicates
 from scoreline.metrics.one_core import one_core_each
-from scoreline.pixels import to_unit
+from scoreline.pictures import to_unit
 
 CHUNK = 4096
 

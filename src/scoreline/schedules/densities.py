@@ -7,7 +7,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from scoreline.copies import moved
+from scoreline.device import moved
 from scoreline.errors import InputError
 from scoreline.parameterisations import IDDPM
 from scoreline.schedules.base import NoiseSchedule, Schedule

@@ -8,7 +8,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from scoreline.copies import moved
+from scoreline.device import moved
 from scoreline.errors import InputError
 from scoreline.schedules.base import VariancePreserving
 

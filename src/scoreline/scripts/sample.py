@@ -85,9 +85,9 @@ def sample(config: SampleConfig) -> Result:
     from scoreline.execution import Execution
     from scoreline.generation import run
     from scoreline.generation.batches import Sampler
+    from scoreline.generation.memory import keep_freed_memory
     from scoreline.generation.shards import Shards
     from scoreline.graphs import recorder
-    from scoreline.heap import keep_freed_memory
     from scoreline.labels import describe_labels, plan_labels
     from scoreline.solvers.tableau import build
 

@@ -28,7 +28,7 @@ from scoreline.config.train_config import TrainConfig
 if TYPE_CHECKING:
     from lightning import Trainer
 
-    from scoreline.training.device_data import DeviceData
+    from scoreline.training.data import DeviceData
     from scoreline.training.module import DiffusionModule
     from scoreline.training.resume import Start
 
@@ -36,8 +36,7 @@ if TYPE_CHECKING:
 @entry.script("train", launch=processes.alike)
 def main(cfg: DictConfig) -> float | None:
     """Train a model, or go on training it; its last validation loss, for a sweeper."""
-    from scoreline.training.data import ImageDataModule, share_of
-    from scoreline.training.device_data import DeviceData
+    from scoreline.training.data import DeviceData, ImageDataModule, share_of
     from scoreline.training.resume import resume_from
 
     entry.quieten()
@@ -68,8 +67,8 @@ def build_module(config: TrainConfig, data: "DeviceData", start: "Start") -> "Di
     """The denoiser with its objective and optimiser."""
     from scoreline.checkpoints import Card
     from scoreline.denoiser import Denoiser
+    from scoreline.execution import execute
     from scoreline.noise import seed_default
-    from scoreline.training.execution import execute
     from scoreline.training.module import DiffusionModule
     from scoreline.training.references import References
 

@@ -13,19 +13,19 @@ from torch import Tensor
 from scoreline.calibration.online_length import KEY, Adaptation, LengthDensity, OnlineLength, step_costs
 from scoreline.calibration.record import Record, load_record
 from scoreline.calibration.score_optimal import spread_of
-from scoreline.copies import moved
 from scoreline.denoiser import Denoiser
+from scoreline.device import moved
 from scoreline.errors import InputError
 from scoreline.files import code_version, sha256, write_atomically
 from scoreline.history import row
 from scoreline.noise import seeded
-from scoreline.pixels import to_unit
+from scoreline.pictures import to_unit
 from scoreline.schedules.base import NoiseSchedule
 from scoreline.schedules.score_optimal import ScoreOptimal
 from scoreline.specs import rebuild
 from scoreline.training.callbacks import dispensable
 from scoreline.training.data import EndlessBatches
-from scoreline.training.ema import ema_of
+from scoreline.training.ema_callback import ema_of
 from scoreline.training.module import DiffusionModule, step_key
 from scoreline.training.progress import append, keep_until
 

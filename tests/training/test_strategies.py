@@ -1,8 +1,10 @@
-"""Weights divided over two processes (gloo) train as whole ones do, and any trainer goes on from either's files."""
+"""Sharded weights on two processes (gloo) train as whole ones do, and any trainer continues from either's files."""
 
 import math
 import os
 import signal
+import subprocess
+import sys
 from copy import deepcopy
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,7 +24,7 @@ from scoreline.networks.song_unet import SongUNet
 from scoreline.networks.unet import UNet
 from scoreline.shards import assembled, blank, divided, own_part, shard, sharded
 from scoreline.training.gradients import Gradients
-from scoreline.training.sharded import Sharded, _divided_state
+from scoreline.training.strategies import Sharded, _divided_state
 
 FSDP = ["trainer=fsdp", "trainer.accelerator=cpu", "trainer.devices=2"]
 COMMON = ["model.network.blocks=1", "checkpoint_kimg=0.32", "log_kimg=0.16", "ema.half_life_kimg=[1,50]"]
@@ -226,6 +228,26 @@ def test_weights_that_are_whole_stay_as_they_are() -> None:
     assert not any(parameter.is_meta for parameter in network.parameters())
     assert not empty.embed.frequencies.is_meta
     assert deepcopy(empty).stem is not empty.stem
+
+
+FAILING = """
+import sys, time
+from types import SimpleNamespace
+from lightning.pytorch.plugins.environments import LightningEnvironment
+from scoreline.training import strategies
+
+strategies.PAUSE = 0.05
+command = [sys.executable, "-c", "raise SystemExit(3)"]
+strategy = SimpleNamespace(cluster_environment=LightningEnvironment(), num_processes=2, num_nodes=1, command=command)
+strategies.Launcher(strategy).launch(time.sleep, 100)
+"""
+
+
+def test_a_process_that_fails_ends_all() -> None:
+    """The first process sleeps here as it would wait in a collective."""
+    done = subprocess.run([sys.executable, "-c", FAILING], capture_output=True, text=True, timeout=100)
+    assert done.returncode == -signal.SIGKILL
+    assert "exit code 3" in done.stderr
 
 
 def test_what_cannot_be_had_is_refused() -> None:

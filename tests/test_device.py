@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from scoreline import copies
-from scoreline.copies import LateNumber, computes_apart, moved
+from scoreline import device
+from scoreline.device import LateNumber, computes_apart, moved
 
 
 def test_a_gpu_computes_apart_and_the_cpu_does_not() -> None:
@@ -18,7 +18,7 @@ def test_a_number_of_the_cpu_is_read_at_once() -> None:
 
 
 def test_a_number_of_a_gpu_is_that_of_the_step_before(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(copies, "computes_apart", lambda device: True)
+    monkeypatch.setattr(device, "computes_apart", lambda _: True)
     late, number, read = LateNumber(), torch.tensor(0), []
     for _ in range(4):
         read.append(late.swap(number))

@@ -1,4 +1,4 @@
-"""Averages of the weights as a callback with its own named state."""
+"""The EMA callback: averages of the weights, under their own key in a checkpoint."""
 
 import math
 from collections.abc import Sequence
@@ -20,23 +20,23 @@ Average = TypeVar("Average", bound=RunningAverage)
 
 
 class EMACallback(Callback):
-    """Keeps averages of the network; saved under its own key, never mixed with the weights that resume loads.
+    """Average the network's weights after every step.
 
-    Resuming takes every average from the checkpoint by its name. A half-life that the checkpoint does not hold goes on
+    Resuming takes every average from the checkpoint by its name. A half-life that the checkpoint does not hold starts
     from the checkpoint's main average.
 
     Args:
-        half_life_kimg: of one EMA or several; the first is the main one, which is sampled from.
+        half_life_kimg: half-life of one EMA, or of several; samples are drawn from the first, the main one.
         rampup: ratio of half-lives to the images seen during the ramp.
-        post_hoc: sigma_rel of power-function averages for `scoreline ema`, which are kept as snapshots only.
+        post_hoc: sigma_rel of the power-function averages that are saved as snapshots for `scoreline ema`.
 
     Attributes:
         averages: every EMA by the suffix of its model file: "" for the main one, "-ema50kimg" for another.
         powers: the power-function averages.
 
     Raises:
-        InputError: for a half-life or ramp that is not above 0, a width out of range, or one given twice; when
-            resuming, if power functions are asked for that the checkpoint has not averaged from its first step.
+        InputError: for a half-life or ramp that is not above 0, a width out of range, or a value given twice; when
+            resuming, if the checkpoint has not averaged a power function from its first step on.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class EMACallback(Callback):
             }
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Snapshots of steps that will be repeated go; those of this step are made up for if a kill came first."""
+        """Drop snapshots of steps that are repeated, and save those of this step if a kill came before them."""
         assert isinstance(pl_module, DiffusionModule)
         whole = self.whole() if self.powers else self
         if self.powers and trainer.is_global_zero:
@@ -102,37 +102,37 @@ class EMACallback(Callback):
             self.step = pl_module.global_step
 
     def averaged(self, module: DiffusionModule) -> Denoiser | None:
-        """On the first process a copy of the denoiser with the main average's weights, in evaluation mode.
+        """Copy the denoiser with the main average's weights, in evaluation mode; None but on the first process.
 
-        All processes have to ask at once.
+        All processes must call it together.
         """
         weights = assembled(self.ema.weights)
         return module.copy_with(weights) if module.trainer.is_global_zero else None
 
     def whole(self) -> "EMACallback":
-        """Averages as on one process, in the first one; all have to ask at once. Weights that are whole are shared."""
+        """Gather sharded averages on the first process; whole weights are shared. All processes must call it."""
         found = copy(self)
         found.averages = {suffix: _whole(average) for suffix, average in self.averages.items()}
         found.powers = [_whole(power) for power in self.powers]
         return found
 
     def save_snapshots(self, root: Path, images: int) -> None:
-        """Write ema/0000064000-0.05.safetensors of every power-function average, once a step was made."""
+        """Write ema/0000064000-0.05.safetensors of every power-function average, if a step was made."""
         for power in self.powers if images else []:
             save_snapshot(root, power, images, self.batch)
 
     def has_snapshots(self, root: Path, images: int) -> bool:
-        """Whether `save_snapshots` has been here."""
+        """Whether `save_snapshots` wrote its files."""
         return all(snapshot_path(root, power, images).exists() for power in self.powers)
 
     def state_dict(self) -> dict[str, Any]:
-        """`averages` by name; `weights` is the main one again, at no cost in a file."""
+        """Return `averages` by name; `weights` is the main one again, which takes no space in a file."""
         whole = self.whole()
         averages = {average.name: average.weights for average in whole._all}
         return {"weights": whole.ema.weights, "step": self.step, "averages": averages}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from a state, also one of version 0.3 and before, which holds one average without a name."""
+        """Load a state, also one of version 0.3 and before, which holds one average without a name."""
         self.step, held = state_dict["step"], state_dict.get("averages", {})
         for average in self.averages.values():
             weights = held.get(average.name, state_dict["weights"])
@@ -158,7 +158,7 @@ def _real(value: Any) -> bool:
 
 
 def _numbers(key: str, given: Any, low: float, high: float) -> list[float]:
-    """One number or several different ones, from `low` to `high`, neither 0 nor infinity."""
+    """Check one number or several different ones, from `low` to `high`, neither 0 nor infinity."""
     several = isinstance(given, Sequence) and not isinstance(given, str)
     values = list(given) if several else [given]
     for value in values:
@@ -172,5 +172,5 @@ def _numbers(key: str, given: Any, low: float, high: float) -> list[float]:
 
 
 def ema_of(trainer: Trainer) -> EMACallback:
-    """The trainer's EMA callback, of which it needs one."""
+    """Find the trainer's only EMA callback."""
     return the_callback(trainer, EMACallback)

@@ -1,0 +1,47 @@
+"""The scale of DEIS-SN: mean |eps| as a function of the noise level."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from scoreline.calibration.record import load_record
+from scoreline.errors import InputError
+
+
+@dataclass(frozen=True)
+class ScoreScale:
+    """w(rho) = mean |eps| at noise level rho, linear in ln rho between the measured levels, constant outside.
+
+    Source: Xia et al. (2023), arXiv:2311.00157, where K_t = sigma_t / w.
+    """
+
+    levels: tuple[float, ...]
+    values: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        alike = len(self.levels) == len(self.values) >= 2
+        if not alike or min(self.values) <= 0 or not all(map(float.__lt__, self.levels, self.levels[1:])):
+            raise InputError("calibration: a score scale needs increasing noise levels and positive values")
+
+    @cached_property
+    def _table(self) -> tuple[Tensor, Tensor, Tensor]:
+        levels, values = (torch.tensor(part, dtype=torch.float64) for part in (self.levels, self.values))
+        return levels, levels.log(), values
+
+    def __call__(self, rho: Tensor) -> Tensor:
+        log, value = (part.to(rho.dtype) for part in self._table[1:])
+        at = rho.clamp(self.levels[0], self.levels[-1]).log()
+        right = torch.searchsorted(log, at.contiguous()).clamp(1, len(log) - 1)
+        return torch.lerp(value[right - 1], value[right], (at - log[right - 1]) / (log[right] - log[right - 1]))
+
+    def knots(self) -> Tensor:
+        return self._table[0]
+
+
+def load_scale(path: str | Path, checkpoint: str) -> ScoreScale:
+    """The scale in a `score_norm` record; see `load_record` for what is refused."""
+    values = load_record(path, "score_norm", checkpoint).values
+    return ScoreScale(tuple(values["rho"].tolist()), tuple(values["mean_abs_eps"].tolist()))
