@@ -30,7 +30,8 @@ class Parts:
         folder: where parts are kept, 000000.safetensors and so on; it must be shared by the processes. None keeps them
             in memory, and every process makes all of them.
         stamp: what else a part depends on; one with another stamp counts as missing.
-        rank, size: this process makes the parts rank, rank + size, .. that are missing.
+        rank: this process makes the parts rank, rank + size, .. that are missing.
+        size: number of processes.
         barrier: waits for the other processes.
     """
 
