@@ -76,7 +76,7 @@ def _meanings(keys: dict[str, list[catalogue.Key]]) -> str:
 
 
 def _code(text: str) -> str:
-    return f"`{text}`" if text else ""
+    return f"`{text}`" if text and not text.startswith("${hydra:") else ""
 
 
 def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
