@@ -30,8 +30,7 @@ class Parts:
         folder: where parts are kept, 000000.safetensors and so on; it must be shared by the processes. None keeps them
             in memory, and every process makes all of them.
         stamp: what else a part depends on; one with another stamp counts as missing.
-        rank: this process makes the parts rank, rank + size, .. that are missing.
-        size: number of processes.
+        rank, size: this process makes the parts rank, rank + size, .. that are missing.
         barrier: waits for the other processes.
     """
 

@@ -52,8 +52,7 @@ def generate(
     the steps of a batch together, so its images depend on the batch by the tolerance.
 
     Args:
-        shape: (C, H, W).
-        batch_size: images that are handed over at a time.
+        shape, batch_size: (C, H, W); images that are handed over at a time.
         labels: class labels (len(seeds),) int64 in the order of the seeds, or None.
         network_batch: images of a unit, which the network is called on and whose states are held at a time; the last
             unit is filled up. With None it is `batch_size`, nothing is filled up, and images then depend on their batch

@@ -29,9 +29,7 @@ class Sharded(ModelParallelStrategy):
 
     Args:
         command: what starts a further process of this job; train.py gives it.
-        precision: the script's key; this and the next two are refused here, before any process starts.
-        compile: the script's key.
-        channels_last: the script's key.
+        precision, compile, channels_last: the script's keys, to say before anything starts what cannot be had.
 
     Raises:
         InputError: for a precision other than 32-true and bf16-mixed, a compiled network, and weights that lie in
