@@ -23,8 +23,7 @@ class Parameters:
     """What happens to every image of a batch of n, in this order, numbers in float64; zero everywhere is nothing.
 
     Args:
-        x_flip: bool (n,), swaps left and right.
-        y_flip: bool (n,), swaps top and bottom.
+        x_flip, y_flip: bool (n,), left with right, top with bottom.
         scale: (n,), in standard deviations of log2.
         angle: (n,), in radians, counter-clockwise as seen.
         stretch: (n,), in standard deviations of log2.
@@ -75,8 +74,7 @@ class Augmentation:
 
     Args:
         probability: of each operation but x_flip; the y-flip then takes every second image.
-        x_flip: whether to flip left and right.
-        y_flip: whether to flip top and bottom.
+        x_flip, y_flip: whether to flip at all.
         scale: by 2^(scale w), w ~ N(0, 1). 0 switches an operation off, here and below.
         rotation: by an angle uniform in +-pi rotation.
         anisotropy: by 2^(anisotropy w) along one direction and the inverse across, w ~ N(0, 1); the direction is that
