@@ -14,6 +14,7 @@ from scoreline.errors import InputError
 
 if TYPE_CHECKING:
     from scoreline.checkpoints import Checkpoint
+    from scoreline.foreign.conversion import Options
     from scoreline.specs import Spec
 
 
@@ -55,14 +56,8 @@ def composed(overrides: Sequence[str]) -> DictConfig:
     Raises:
         InputError, HydraException: as sample.py does, explained by `mistakes.explain`.
     """
-    from omegaconf import open_dict
-
     cfg = plain_config(overrides)
-    checkpoint = open_checkpoint(cfg)
-    with open_dict(cfg):
-        entry.adopt_model(cfg, checkpoint.card.model, checkpoint.digest)
-        if cfg.record == "auto":
-            cfg.record = str(run_names.record_beside(checkpoint.path, "score_norm"))
+    adopt(cfg, open_checkpoint(cfg))
     return cfg
 
 
@@ -76,7 +71,7 @@ def plain_config(overrides: Sequence[str], **values: Any) -> DictConfig:
 
     GlobalHydra.instance().clear()
     run_names.register_resolvers()
-    cfg = sample_config(overrides)
+    cfg = conf_folder.composed("sample", overrides)
     for key, value in values.items():
         cfg[key] = value
     refuse_wrong_types(OmegaConf.to_container(cfg, resolve=False))
@@ -90,28 +85,69 @@ def open_checkpoint(cfg: DictConfig) -> "Checkpoint":
         InputError: if it cannot be loaded, or `model` is given for a file that describes itself.
     """
     from scoreline.checkpoints import load_model
-    from scoreline.foreign.conversion import Options, cached, is_url
-    from scoreline.foreign.families import is_diffusers, is_foreign
+    from scoreline.foreign.conversion import cached, is_url
 
     checks.refuse_absent_checkpoint(cfg.checkpoint)
     word, trust = str(cfg.checkpoint), checks.names("trust", cfg.trust)
-    path = Path(word) if is_diffusers(Path(word)) else run_names.model_path(word)
-    ours = path.suffix == ".safetensors" and not is_foreign(path)
-    if not is_url(word) and (ours or not path.exists()):
+    path, is_import = _source(word)
+    if not is_import:
         if cfg.model is not None:
             raise InputError(f"model: {path} describes itself; leave the key out")
         return load_model(path, trust)
-    asked = cfg["import"]
     source = word if is_url(word) else str(path)
-    options = Options(
-        asked["from"], plain_model(cfg), asked.weights, checks.names("import.allow", asked.allow), asked.sha256
-    )
     try:
-        target = cached(source, options)
+        target = cached(source, import_options(cfg))
     except InputError as error:
         raise InputError(f"checkpoint={word}: {str(error).removeprefix(f'{source}: ')}") from error
     print(f"checkpoint={word}: imported as {target}", file=sys.stderr)
     return load_model(target, trust)
+
+
+def local_checkpoint(cfg: DictConfig) -> "Checkpoint | None":
+    """The model that `checkpoint` names, None where it would have to be downloaded or imported first.
+
+    Raises:
+        InputError: if it is damaged.
+    """
+    from scoreline.checkpoints import load_model
+    from scoreline.foreign.conversion import cached_place
+
+    path, is_import = _source(str(cfg.checkpoint))
+    if is_import and path.exists():
+        path = cached_place(path, import_options(cfg))
+    return load_model(path, checks.names("trust", cfg.trust)) if path.is_file() else None
+
+
+def _source(word: str) -> tuple[Path, bool]:
+    """Where the file behind `checkpoint=` lies, a URL's in the cache; and whether it has to be imported."""
+    from scoreline.downloads import cached_path
+    from scoreline.foreign.conversion import is_url
+    from scoreline.foreign.families import is_diffusers, is_foreign
+
+    if is_url(word):
+        return cached_path(word), True
+    path = Path(word) if is_diffusers(Path(word)) else run_names.model_path(word)
+    is_ours = path.suffix == ".safetensors" and not is_foreign(path)
+    return path, path.exists() and not is_ours
+
+
+def import_options(cfg: DictConfig) -> "Options":
+    """How `import.*` and `model` say that a checkpoint of another project is read."""
+    from scoreline.foreign.conversion import Options
+
+    asked = cfg["import"]
+    allow = checks.names("import.allow", asked.allow)
+    return Options(asked["from"], plain_model(cfg), asked.weights, allow, asked.sha256)
+
+
+def adopt(cfg: DictConfig, checkpoint: "Checkpoint") -> None:
+    """Put the checkpoint's model and the place of its record into the config, as sample.py does."""
+    from omegaconf import open_dict
+
+    with open_dict(cfg):
+        entry.adopt_model(cfg, checkpoint.card.model, checkpoint.digest)
+        if cfg.get("record") == "auto":
+            cfg.record = str(run_names.record_beside(checkpoint.path, "score_norm"))
 
 
 def described_model(choice: str, overrides: Sequence[str]) -> "Spec":
@@ -133,11 +169,6 @@ def plain_model(cfg: DictConfig) -> "Spec | None":
     whole = OmegaConf.to_container(OmegaConf.create({"model": cfg.model}), resolve=True)
     assert isinstance(whole, dict)
     return dict(whole["model"])
-
-
-def sample_config(overrides: Sequence[str]) -> DictConfig:
-    """The config of sample.py; within a script that runs, from that script's search path."""
-    return conf_folder.composed("sample", overrides)
 
 
 def script_config(script: str, overrides: Sequence[str]) -> DictConfig:
@@ -205,7 +236,7 @@ def _named(group: str, asked: Any) -> list[str]:
 def _nodes(names: dict[str, list[str]]) -> Any:
     """The content of config files, all in one composition."""
     chosen = [f"+{group}@families.{group}.{name}={name}" for group in names for name in names[group]]
-    return sample_config(chosen).families
+    return conf_folder.composed("sample", chosen).families
 
 
 def _tried(node: DictConfig, optional: bool) -> Any:
@@ -236,7 +267,7 @@ def follow(cfg: DictConfig, span: tuple[float, float], nfe: int) -> tuple[str, s
         return None
     names = zip(GROUPS, recommendation.at(nfe, span), strict=True)
     known = {group: conf_folder.choice(group, name, "solver.path", without=CHOOSERS) for group, name in names}
-    chosen = sample_config([f"{group}={name}" for group, name in known.items()])
+    chosen = conf_folder.composed("sample", [f"{group}={name}" for group, name in known.items()])
     for group in known:
         cfg[group] = OmegaConf.to_container(chosen[group], resolve=False)
     return known["solver"], known["schedule"]
