@@ -150,10 +150,3 @@ def test_mistakes_are_one_line_and_exit_code_two(
     assert left.value.code == 2
     assert sentence in error
     assert error.count("\n") == 1
-
-
-def test_help_names_the_verbs(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "argv", ["scoreline"])
-    cli.main()
-    printed = capsys.readouterr().out
-    assert all(f"scoreline {verb}" in printed for verb in cli.VERBS)

@@ -1,6 +1,5 @@
 """Solvers and schedules from the same files as sample.py reads, for commands that are no Hydra scripts."""
 
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,38 +15,6 @@ if TYPE_CHECKING:
     from scoreline.checkpoints import Checkpoint
     from scoreline.foreign.conversion import Options
     from scoreline.specs import Spec
-
-
-def split(words: Sequence[str], own: dict[str, str]) -> tuple[dict[str, str], list[str]]:
-    """key=value words: a command's own keys with their defaults filled in, and the overrides for the config.
-
-    Raises:
-        InputError: for a word without `=`.
-    """
-    values, overrides = dict(own), []
-    for word in words:
-        key, equals, value = word.partition("=")
-        if not equals:
-            raise InputError(f"{word}: not of the form key=value")
-        if key in own:
-            values[key] = value
-        else:
-            overrides.append(word)
-    return values, overrides
-
-
-def refuse_blocked(given: str, folder: Path) -> None:
-    """Refuse a folder to write to that cannot be, before anybody spends time.
-
-    Args:
-        given: how the user named it.
-
-    Raises:
-        InputError: if a file stands in its way.
-    """
-    there = next(path for path in (folder, *folder.parents, Path()) if os.path.lexists(path))
-    if not there.is_dir():
-        raise InputError(f"{given}: {there} is a file, no folder; choose another place")
 
 
 def composed(overrides: Sequence[str]) -> DictConfig:

@@ -1,9 +1,17 @@
-"""`scoreline show [solver=..] [schedule=..] [nfe=..]`: a tableau as text and as a picture."""
+"""scoreline show [solver=NAME] [schedule=NAME] [nfe=N] [OVERRIDES] [out=DIR]
+Print the tableau that sample.py would run with these overrides, and draw it.
+
+  scoreline show solver=deis_tab3 schedule=karras nfe=8
+
+Each row is a sum of earlier states and noise estimates; a star marks a row
+that calls the network. The picture goes to DIR (default: outputs/show).
+"""
 
 from pathlib import Path
 
 from scoreline import checks, entry
-from scoreline.commands.composition import built, composed, follow, refuse_blocked, split
+from scoreline.commands.composition import built, composed, follow
+from scoreline.commands.words import keys_and_overrides, refuse_blocked
 from scoreline.files import write_atomically
 from scoreline.solvers.tableau import Tableau, build_tableau
 
@@ -16,7 +24,7 @@ def main(words: list[str]) -> None:
     Raises:
         InputError: for a solver that has no tableau.
     """
-    own, overrides = split(words, OWN)
+    own, overrides = keys_and_overrides(words, OWN)
     refuse_blocked(f"out={own['out']}", Path(own["out"]))
     cfg = composed(overrides)
     native = built(cfg.model.noise_schedule)

@@ -149,7 +149,8 @@ def _on_hub(target: str, path: str) -> bool:
 
 def _metrics(node: Any) -> Iterator[Asset]:
     """The reference and the extractor of `metrics=`."""
-    reference, extractor = node.get("reference"), node.get("extractor") or {}
+    reference: Any = node.get("reference")
+    extractor: Any = node.get("extractor") or {}
     if isinstance(reference, str):
         remedy = "scoreline reference dataset=NAME OUT.npz writes one, or give a file of the literature"
         yield _given("metrics.reference", reference, remedy)
