@@ -19,7 +19,7 @@ from typing import Any
 from scoreline import conf_folder
 from scoreline.certification import Certificate, certify, markdown
 from scoreline.commands.composition import built, composed
-from scoreline.commands.words import keys_and_overrides, refuse_blocked
+from scoreline.commands.words import refuse_blocked, split
 from scoreline.errors import InputError
 from scoreline.files import write_atomically
 from scoreline.progress import ImageProgress
@@ -40,7 +40,7 @@ def main(words: list[str]) -> int:
     import torch
 
     torch.set_num_threads(1)
-    own, overrides = keys_and_overrides(words, OWN)
+    own, overrides = split(words, OWN)
     refuse_blocked(f"out={own['out']}", Path(own["out"]))
     names = named(own["solver"])
     found = []

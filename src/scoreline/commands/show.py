@@ -11,7 +11,7 @@ from pathlib import Path
 
 from scoreline import checks, entry
 from scoreline.commands.composition import built, composed, follow
-from scoreline.commands.words import keys_and_overrides, refuse_blocked
+from scoreline.commands.words import refuse_blocked, split
 from scoreline.files import write_atomically
 from scoreline.solvers.tableau import Tableau, build_tableau
 
@@ -24,7 +24,7 @@ def main(words: list[str]) -> None:
     Raises:
         InputError: for a solver that has no tableau.
     """
-    own, overrides = keys_and_overrides(words, OWN)
+    own, overrides = split(words, OWN)
     refuse_blocked(f"out={own['out']}", Path(own["out"]))
     cfg = composed(overrides)
     native = built(cfg.model.noise_schedule)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from scoreline.commands.composition import split
+from scoreline.commands.words import split
 from scoreline.errors import InputError, did_you_mean
 from scoreline.history import Row, history, sampled
 from scoreline.progress import ImageProgress

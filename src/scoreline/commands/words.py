@@ -41,7 +41,7 @@ def parse(words: Sequence[str], own: Mapping[str, str], groups: Collection[str] 
     return found
 
 
-def keys_and_overrides(words: Sequence[str], own: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:
+def split(words: Sequence[str], own: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:
     """The same for a command that takes no paths and any override.
 
     Raises:
