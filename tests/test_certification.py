@@ -55,7 +55,7 @@ class Faulty:
 
 @pytest.mark.parametrize(
     ("fault", "convergence", "sentence"),
-    [("budget", 1.0, "NFE 2 where 1 were asked"), ("residual", 1.0, "residual"), ("order", 2.0, "order 1.00 on")],
+    [("budget", 1.0, "NFE 2 where 1 were requested"), ("residual", 1.0, "residual"), ("order", 2.0, "order 1.00 on")],
 )
 def test_each_kind_of_breach_is_found(fault: str, convergence: float, sentence: str) -> None:
     found = certify(fault, lambda native: Faulty(fault, convergence))

@@ -48,7 +48,7 @@ HELP = {"-h", "--help"}
 
 @startup.reader_may_leave
 def main() -> None:
-    """Run a verb. A mistake becomes one line and exit code 2; a verb's own failure is its exit code."""
+    """Run a verb. A mistake becomes one line and exit code 2; otherwise the verb decides the exit code."""
     try:
         words = use_own_folder(sys.argv[1:])
         if not words or words[0] in HELP:

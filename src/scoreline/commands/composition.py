@@ -1,4 +1,4 @@
-"""Solvers and schedules from the same files as sample.py reads, for commands that are no Hydra scripts."""
+"""Configs composed as the scripts compose them, for commands that are no Hydra scripts."""
 
 import sys
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def composed(overrides: Sequence[str]) -> DictConfig:
-    """The config of sample.py with these overrides and its checkpoint's model filled in.
+    """The config of sample.py with these overrides and the model of its checkpoint.
 
     Raises:
         InputError, HydraException: as sample.py does, explained by `mistakes.explain`.
@@ -29,7 +29,7 @@ def composed(overrides: Sequence[str]) -> DictConfig:
 
 
 def plain_config(overrides: Sequence[str], **values: Any) -> DictConfig:
-    """The config of sample.py with these overrides and values, before any checkpoint is looked at.
+    """The config of sample.py with these overrides and values, without the model of its checkpoint.
 
     Raises:
         HydraException: as sample.py does, explained by `mistakes.explain`.
@@ -139,7 +139,7 @@ def plain_model(cfg: DictConfig) -> "Spec | None":
 
 
 def script_config(script: str, overrides: Sequence[str]) -> DictConfig:
-    """The config of a script with Hydra's part, as the script itself sees it when it runs.
+    """The config of a script with Hydra's part, as the running script sees it.
 
     Raises:
         HydraException: as the script does, explained by `mistakes.explain`.
@@ -156,9 +156,10 @@ def script_config(script: str, overrides: Sequence[str]) -> DictConfig:
 
 
 def families(cfg: DictConfig, checkpoint: Path) -> dict[str, dict[str, Any]]:
-    """What `calibration.solvers` and `calibration.schedules` name, built for the checkpoint of a running script.
+    """Solvers and schedules that `calibration.solvers` and `calibration.schedules` name, built for a checkpoint.
 
-    With `all`, what this checkpoint cannot have (a record or a file is missing) is left out; what is named must work.
+    With `all`, those that this checkpoint cannot have (a record or a file is missing) are left out; one that is named
+    has to work.
 
     Raises:
         InputError: if a named one cannot be built.
@@ -183,8 +184,8 @@ CHOOSERS = ("auto",)
 """Files of conf/solver that choose among the others."""
 
 BOUND = (*CHOOSERS, "learned")
-"""Files of conf/solver that `all` leaves out: a learned table exists at its own NFE only, and on the seeds that made it
-it would win unfairly."""
+"""Files of conf/solver that `all` leaves out. A learned table exists at its own NFE only, and it would win unfairly on
+the seeds that it was learned on."""
 
 
 def _named(group: str, asked: Any) -> list[str]:
@@ -220,12 +221,12 @@ def _tried(node: DictConfig, optional: bool) -> Any:
 
 
 def follow(cfg: DictConfig, span: tuple[float, float], nfe: int) -> tuple[str, str] | None:
-    """Where solver= chooses among the others: put the files of its choice into the config, and tell their names.
+    """If solver= chooses among the others, put its choice into the config and return the names of both files.
 
-    The record is a file that may be anybody's: it can only name choices that exist.
+    The record may come from anybody, so it can only name choices that exist.
 
     Raises:
-        InputError: if what it chooses from was measured on another range, or names no choice of conf/.
+        InputError: if its record was measured on another range, or names no choice of conf/.
     """
     from scoreline.calibration.search import Recommendation
 

@@ -34,10 +34,10 @@ from scoreline.post_hoc_ema import PowerProfile, Profile, exponential, fit, trac
 OWN = {"sigma_rel": "", "half_life_kimg": "", "rampup": "", "kimg": "", "trust": ""}
 
 MOST = 0.05
-"""Greatest residual of a fit that is used."""
+"""Largest residual of a fit that is accepted."""
 
 TRIED = 40
-"""Widths that are tried, evenly in their logarithm, to say which work."""
+"""Widths, uniform in their logarithm, that are tried to find which ones work."""
 
 
 class Asked(NamedTuple):
@@ -148,13 +148,13 @@ def target_of(keys: dict[str, str], images: int, batch: int) -> Target:
 
 
 def until(images: int, snapshots: Sequence[Snapshot]) -> list[Snapshot]:
-    """Those up to the moment and the first after it, without which the last stretch before it is unknown."""
+    """The snapshots up to `images` and the next one, which covers the last stretch before it."""
     last = min(snapshot.images for snapshot in snapshots if snapshot.images >= images)
     return [snapshot for snapshot in snapshots if snapshot.images <= last]
 
 
 def profiles(snapshots: Sequence[Snapshot]) -> list[PowerProfile]:
-    """What each snapshot is an average with."""
+    """The profile of each snapshot's average."""
     return [PowerProfile(gamma_of(snapshot.sigma_rel), snapshot.images) for snapshot in snapshots]
 
 

@@ -44,7 +44,7 @@ FORMAT = "scoreline/evaluate/1"
 
 
 def main(words: list[str]) -> None:
-    """Print a table of scores with their errors, on what they depend, and what to know before trusting them.
+    """Print a table of scores with their errors, the protocol, and warnings.
 
     Raises:
         InputError: for what cannot be used, as one sentence.
@@ -99,7 +99,7 @@ def check_sizes(images: ImageDataset, metrics: Metrics) -> None:
 
 
 def parts_for(place: Path, metrics: Metrics) -> Parts:
-    """Where the features of the samples are kept."""
+    """The place where the features of the samples are kept."""
     if not metrics.keeps_features:
         return Parts()
     return Parts(place / "features" if place.is_dir() and given.is_run(place) else cache.folder("features"))
@@ -119,7 +119,7 @@ def report(images: ImageDataset, metrics: Metrics, scores: Mapping[str, Score]) 
 
 
 def record(place: str, images: ImageDataset, metrics: Metrics, scores: Mapping[str, Score]) -> dict[str, Any]:
-    """What out= keeps."""
+    """The content of the JSON file."""
     shape: Sequence[int] = images.shape
     return {
         "format": FORMAT,

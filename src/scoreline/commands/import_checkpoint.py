@@ -39,7 +39,7 @@ OWN = {"from": "", "model": "", "weights": "ema", "allow": "", "sha256": ""}
 
 
 def main(words: list[str]) -> None:
-    """Import, write, and say what the file is taken for.
+    """Import, write, and print the conventions that the file is read with.
 
     Raises:
         InputError: for what cannot be imported, as one sentence.
@@ -84,7 +84,7 @@ def arguments(words: Sequence[str]) -> tuple[list[str], dict[str, str], list[str
 
 
 def conventions(imported: "Imported") -> list[str]:
-    """What the checkpoint is taken for, in words a reader can check against its paper."""
+    """The conventions that the checkpoint is read with, to compare with its paper."""
     weights, model = imported.weights, imported.model
     numbers = sum(weight.numel() for weight in weights.values())
     size, classes = "x".join(map(str, imported.shape)), imported.num_classes or "no"

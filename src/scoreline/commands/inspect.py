@@ -31,13 +31,13 @@ LEVELS = 10
 """Rows of the table of a score_norm record."""
 
 ROWS = 10_000
-"""Levels or budgets of a record of which there is no table."""
+"""A record with more levels or budgets than this is printed without a table."""
 
 BEST = 3
-"""Candidates of each budget of a search record."""
+"""Candidates that are printed for each budget of a search record."""
 
 LONGEST = 200
-"""Characters of a value that are shown."""
+"""Characters of a value that are printed."""
 
 
 def main(words: list[str]) -> None:

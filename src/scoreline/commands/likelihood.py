@@ -59,8 +59,8 @@ MOST_PROBES = 10_000
 """Probes of an image; each takes as long as a pass over it, and memory."""
 
 
-DEFAULTS: dict[str, str | int | float] = {
-    **{"checkpoint": "digits_vp", "data": "digits-test", "images": 64, "batch-size": 64, "divergence": "rademacher"},
+OWN: dict[str, str | int | float] = {
+    **{"checkpoint": "digits_vp", "data": "digits-test", "images": 64, "batch_size": 64, "divergence": "rademacher"},
     **{"probes": 1, "seed": 0, "method": "RK45", "rtol": 1e-5, "atol": 1e-5, "nfe": 5000, "device": "auto"},
 }
 
@@ -111,8 +111,8 @@ def _as_option(word: str) -> str:
 def parser() -> Parser:
     """The options and their defaults."""
     it = Parser("scoreline likelihood", allow_abbrev=False, add_help=False)
-    for name, default in DEFAULTS.items():
-        it.add_argument(f"--{name}", type=type(default), default=default)
+    for name, default in OWN.items():
+        it.add_argument(f"--{name.replace('_', '-')}", type=type(default), default=default)
     for name in ("sigma-min", "sigma-max", "prior-variance"):
         it.add_argument(f"--{name}", type=float)
     it.add_argument("--conditional", action="store_true")

@@ -42,7 +42,7 @@ SMALL = (1, 8, 8)
 
 
 def main(words: list[str]) -> None:
-    """Write the statistics and say what they are of.
+    """Write the statistics and print what they describe.
 
     Raises:
         InputError: for what cannot be used, as one sentence.

@@ -111,7 +111,7 @@ def _passed(verdicts: Sequence[Verdict]) -> str:
 
 
 def split(words: Sequence[str]) -> tuple[dict[str, str], list[str], list[str]]:
-    """The command's own keys with defaults filled in, those of the data set (`dataset.path=..`), and of the import.
+    """The command's own keys, overrides of the data set (`dataset.path=..`), and those of the import.
 
     Raises:
         InputError: for a key that there is not, two checkpoints or none.
@@ -137,7 +137,7 @@ def destination(out: str) -> Path | None:
 
 
 def prepare(own: dict[str, str], dataset_words: list[str], import_words: list[str]) -> Plan:
-    """Everything that the checks need, each key checked before any work is done."""
+    """Check every key and build what the checks need."""
     whole = {key: _whole(key, own[key], least) for key, least in LEAST.items()}
     if whole["nfe"] % 2:
         raise InputError(f"nfe={whole['nfe']}: the reference spends two evaluations a step; use an even number")
@@ -162,7 +162,7 @@ def _whole(key: str, text: str, least: int) -> int:
 
 
 def dataset(choice: str, words: list[str], card: Card) -> tuple[ImageDataset | None, str]:
-    """The data set that was asked for, else the digits if the card names them; or None and the reason.
+    """The data set of dataset=, by default the digits if the card names them; or None and the reason.
 
     Raises:
         InputError: for keys of a data set without dataset=, and as the data set.

@@ -1,4 +1,4 @@
-"""What is verified, on which images, at which levels, and how much work that is."""
+"""A checkpoint with the images, seeds and levels on which it is verified, and the work that this takes."""
 
 from dataclasses import dataclass
 
@@ -64,7 +64,7 @@ def real_images(data: ImageDataset, count: int, card: Card, rule: str) -> RealIm
 
 
 def evaluations(plan: Plan) -> dict[str, int]:
-    """Network evaluations of one image that each part takes."""
+    """Network evaluations of one image, by part."""
     images, seeds, span = (0 if plan.real is None else len(plan.real.clean)), len(plan.runs.seeds), plan.runs.span
     pairs = sum(in_range(level, f, span) for level in plan.rho.tolist() for f in FACTORS)
     pairs += len(plan.rho) * (plan.runs.shape[0] == 3) + len(small_levels(plan)) * len(SHIFTS)
@@ -79,7 +79,7 @@ def small_levels(plan: Plan) -> list[float]:
 
 
 def header(plan: Plan) -> str:
-    """What is verified, on what, and how much work it is."""
+    """The model, the images and the number of evaluations, as text."""
     card, counts = plan.checkpoint.card, evaluations(plan)
     names = [str(card.model[part]["_target_"]).rpartition(".")[2] for part in ("network", "parameterisation")]
     schedule = type(plan.runs.process).__name__

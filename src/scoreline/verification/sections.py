@@ -46,7 +46,7 @@ def loss_section(plan: Plan) -> Section:
         judge_losses(found, lambda rho: _mended(plan, rho)),
         judge_labels(found),
     ]
-    verdicts += [] if flipped is None else [judge_channels(found.told[0], flipped)]
+    verdicts += [] if flipped is None else [judge_channels(found.by_factor[0], flipped)]
     texts = [loss_table(found), label_table(found)] + ([] if shifted is None else [shift_table(small, shifted)])
     return Section("\n\n".join(texts), verdicts, loss_values(found, flipped, shifted))
 
@@ -59,8 +59,8 @@ def _mended(plan: Plan, rho: Tensor) -> list[str]:
 
 def loss_table(found: Losses) -> str:
     """A line for each level."""
-    own, linear, rho = mean(found.told[0]), found.linear.mean(-1), found.rho
-    wrong = failing(found.told[0], found.linear, rho, found.variance)
+    own, linear, rho = mean(found.by_factor[0]), found.linear.mean(-1), found.rho
+    wrong = failing(found.by_factor[0], found.linear, rho, found.variance)
     marks = ["fail" if w else "above linear" * a for w, a in zip(wrong, above_linear(found), strict=True)]
     lines = ["Loss E|D - x0|^2 / d, beside the best linear denoiser and D = x"]
     lines += [f"{'rho':>9} {'loss':>10} {'+-':>8} {'linear':>10} {'D = x':>10} {'of linear':>10}"]
@@ -74,11 +74,11 @@ def loss_table(found: Losses) -> str:
 
 
 def label_table(found: Losses) -> str:
-    """Change of the loss with the label, one line for each level."""
+    """Change of the loss with the label, a line for each level."""
     order = sorted(range(1, len(FACTORS)), key=lambda f: FACTORS[f])
-    change = (found.told / found.told[0].mean(-1)[:, None]).mean(-1) - 1
+    change = (found.by_factor / found.by_factor[0].mean(-1)[:, None]).mean(-1) - 1
     best = best_factors(found)
-    lines = ["Change of the loss if the network is told f rho (the state still has noise rho)"]
+    lines = ["Change of the loss with the label of f rho (the state still has noise rho)"]
     lines += [f"{'rho':>9} " + " ".join(f"{f'f = {FACTORS[f]:g}':>9}" for f in order) + f" {'best f':>7}"]
     for k, level in enumerate(found.rho.tolist()):
         cells = [_change(float(change[f, k])) for f in order]
@@ -87,7 +87,7 @@ def label_table(found: Losses) -> str:
 
 
 def _change(share: float) -> str:
-    """`+3.20%`, and `x 45.2` where that has become long; nothing for a label out of range."""
+    """`+3.20%`, from 1000 % on `x 45.2`; `-` for a label out of range."""
     if not math.isfinite(share):
         return f"{'-':>9}"
     return f"{share:+9.2%}" if share < 10 else f"{f'x {1 + share:.3g}':>9}"
@@ -108,7 +108,7 @@ def shift_table(rho: Sequence[float], shifted: Tensor) -> str:
 
 def loss_values(found: Losses, flipped: Tensor | None, shifted: Tensor | None) -> dict[str, Any]:
     """Means and standard errors over images; null where a label leaves the range."""
-    own = mean(found.told)
+    own = mean(found.by_factor)
     values = {
         "rho": found.rho.tolist(),
         "factors": list(FACTORS),
