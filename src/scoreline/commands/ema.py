@@ -40,7 +40,7 @@ TRIED = 40
 """Widths, uniform in their logarithm, that are tried to find which ones work."""
 
 
-class Asked(NamedTuple):
+class Arguments(NamedTuple):
     """The words of the command line."""
 
     run: Path
@@ -65,23 +65,23 @@ def main(words: list[str]) -> None:
     Raises:
         InputError: for what cannot be used, and a profile that the snapshots miss by more than 5 %.
     """
-    asked = arguments(words)
-    checkpoint = load_model(asked.run / "model.safetensors", names(asked.keys["trust"]))
-    snapshots = list_snapshots(asked.run)
-    images = moment(asked.keys["kimg"], snapshots)
-    target, used = target_of(asked.keys, images, snapshots[0].batch), until(images, snapshots)
+    given = arguments(words)
+    checkpoint = load_model(given.run / "model.safetensors", names(given.keys["trust"]))
+    snapshots = list_snapshots(given.run)
+    images = moment(given.keys["kimg"], snapshots)
+    target, used = target_of(given.keys, images, snapshots[0].batch), until(images, snapshots)
     found = fit(target.profile(target.value), profiles(used))
     if not found.residual <= MOST:
         raise InputError(refusal(target, images, used, found.residual))
     weights = combine(used, found.coefficients.tolist(), checkpoint.denoiser.network)
-    save_model(asked.destination, weights, described(checkpoint.card, target, images, used, found.residual))
+    save_model(given.destination, weights, described(checkpoint.card, target, images, used, found.residual))
     print(
         f"{target.key}={target.value:g} at {images / 1000:g} kimg from {len(used)} snapshots, "
-        f"residual {100 * found.residual:.2g} % -> {asked.destination}"
+        f"residual {100 * found.residual:.2g} % -> {given.destination}"
     )
 
 
-def arguments(words: list[str]) -> Asked:
+def arguments(words: list[str]) -> Arguments:
     """RUN, DEST and the keys.
 
     Raises:
@@ -95,7 +95,7 @@ def arguments(words: list[str]) -> Asked:
         raise InputError(f"{run}: no such directory; give the run directory of train.py first, then DEST.safetensors")
     if destination.suffix != ".safetensors":
         raise InputError(f"{destination}: must end in .safetensors")
-    return Asked(run, new_file(str(destination), destination), found.own)
+    return Arguments(run, new_file(str(destination), destination), found.own)
 
 
 def _number(key: str, text: str) -> float:
@@ -173,7 +173,7 @@ def refusal(target: Target, images: int, snapshots: Sequence[Snapshot], residual
 
 
 def working_range(target: Target, snapshots: Sequence[Snapshot]) -> tuple[float, float] | None:
-    """Least and greatest of the widths nearest to the asked one, of those tried, that the snapshots represent."""
+    """Least and greatest of the widths nearest to `target.value`, of those tried, that the snapshots represent."""
     known = profiles(snapshots)
     tried = sorted({target.value, *(float(f"{width:.3g}") for width in np.geomspace(*target.limits, TRIED))})
     works = [fit(target.profile(width), known).residual <= MOST for width in tried]
