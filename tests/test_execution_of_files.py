@@ -45,7 +45,6 @@ LISTED = {
     ("tables/worker.py", "run_path"): "the script of a cell, which the table's own process names",
     ("run_names.py", "find_spec"): "looks for a file of a top-level name and imports nothing",
     ("launching.py", "find_spec"): "the constant PLUGIN",
-    ("doctor/versions.py", "find_spec"): "constants",
     ("datasets/digits.py", "find_spec"): "a constant",
 }
 

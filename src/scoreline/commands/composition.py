@@ -1,6 +1,5 @@
-"""Solvers and schedules from the same files as sample.py reads, for commands that are no Hydra scripts."""
+"""Configs composed as the scripts compose them, for commands that are no Hydra scripts."""
 
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,60 +13,23 @@ from scoreline.errors import InputError
 
 if TYPE_CHECKING:
     from scoreline.checkpoints import Checkpoint
+    from scoreline.foreign.conversion import Options
     from scoreline.specs import Spec
 
 
-def split(words: Sequence[str], own: dict[str, str]) -> tuple[dict[str, str], list[str]]:
-    """key=value words: a command's own keys with their defaults filled in, and the overrides for the config.
-
-    Raises:
-        InputError: for a word without `=`.
-    """
-    values, overrides = dict(own), []
-    for word in words:
-        key, equals, value = word.partition("=")
-        if not equals:
-            raise InputError(f"{word}: not of the form key=value")
-        if key in own:
-            values[key] = value
-        else:
-            overrides.append(word)
-    return values, overrides
-
-
-def refuse_blocked(given: str, folder: Path) -> None:
-    """Refuse a folder to write to that cannot be, before anybody spends time.
-
-    Args:
-        given: how the user named it.
-
-    Raises:
-        InputError: if a file stands in its way.
-    """
-    there = next(path for path in (folder, *folder.parents, Path()) if os.path.lexists(path))
-    if not there.is_dir():
-        raise InputError(f"{given}: {there} is a file, no folder; choose another place")
-
-
 def composed(overrides: Sequence[str]) -> DictConfig:
-    """The config of sample.py with these overrides and its checkpoint's model filled in.
+    """The config of sample.py with these overrides and the model of its checkpoint.
 
     Raises:
         InputError, HydraException: as sample.py does, explained by `mistakes.explain`.
     """
-    from omegaconf import open_dict
-
     cfg = plain_config(overrides)
-    checkpoint = open_checkpoint(cfg)
-    with open_dict(cfg):
-        entry.adopt_model(cfg, checkpoint.card.model, checkpoint.digest)
-        if cfg.record == "auto":
-            cfg.record = str(run_names.record_beside(checkpoint.path, "score_norm"))
+    adopt(cfg, open_checkpoint(cfg))
     return cfg
 
 
 def plain_config(overrides: Sequence[str], **values: Any) -> DictConfig:
-    """The config of sample.py with these overrides and values, before any checkpoint is looked at.
+    """The config of sample.py with these overrides and values, without the model of its checkpoint.
 
     Raises:
         HydraException: as sample.py does, explained by `mistakes.explain`.
@@ -76,7 +38,7 @@ def plain_config(overrides: Sequence[str], **values: Any) -> DictConfig:
 
     GlobalHydra.instance().clear()
     run_names.register_resolvers()
-    cfg = sample_config(overrides)
+    cfg = conf_folder.composed("sample", overrides)
     for key, value in values.items():
         cfg[key] = value
     refuse_wrong_types(OmegaConf.to_container(cfg, resolve=False))
@@ -90,28 +52,69 @@ def open_checkpoint(cfg: DictConfig) -> "Checkpoint":
         InputError: if it cannot be loaded, or `model` is given for a file that describes itself.
     """
     from scoreline.checkpoints import load_model
-    from scoreline.foreign.conversion import Options, cached, is_url
-    from scoreline.foreign.families import is_diffusers, is_foreign
+    from scoreline.foreign.conversion import cached, is_url
 
     checks.refuse_absent_checkpoint(cfg.checkpoint)
     word, trust = str(cfg.checkpoint), checks.names("trust", cfg.trust)
-    path = Path(word) if is_diffusers(Path(word)) else run_names.model_path(word)
-    ours = path.suffix == ".safetensors" and not is_foreign(path)
-    if not is_url(word) and (ours or not path.exists()):
+    path, is_import = _source(word)
+    if not is_import:
         if cfg.model is not None:
             raise InputError(f"model: {path} describes itself; leave the key out")
         return load_model(path, trust)
-    asked = cfg["import"]
     source = word if is_url(word) else str(path)
-    options = Options(
-        asked["from"], plain_model(cfg), asked.weights, checks.names("import.allow", asked.allow), asked.sha256
-    )
     try:
-        target = cached(source, options)
+        target = cached(source, import_options(cfg))
     except InputError as error:
         raise InputError(f"checkpoint={word}: {str(error).removeprefix(f'{source}: ')}") from error
     print(f"checkpoint={word}: imported as {target}", file=sys.stderr)
     return load_model(target, trust)
+
+
+def local_checkpoint(cfg: DictConfig) -> "Checkpoint | None":
+    """The model that `checkpoint` names, None where it would have to be downloaded or imported first.
+
+    Raises:
+        InputError: if it is damaged.
+    """
+    from scoreline.checkpoints import load_model
+    from scoreline.foreign.conversion import cached_place
+
+    path, is_import = _source(str(cfg.checkpoint))
+    if is_import and path.exists():
+        path = cached_place(path, import_options(cfg))
+    return load_model(path, checks.names("trust", cfg.trust)) if path.is_file() else None
+
+
+def _source(word: str) -> tuple[Path, bool]:
+    """Where the file behind `checkpoint=` lies, a URL's in the cache; and whether it has to be imported."""
+    from scoreline.downloads import cached_path
+    from scoreline.foreign.conversion import is_url
+    from scoreline.foreign.families import is_diffusers, is_foreign
+
+    if is_url(word):
+        return cached_path(word), True
+    path = Path(word) if is_diffusers(Path(word)) else run_names.model_path(word)
+    is_ours = path.suffix == ".safetensors" and not is_foreign(path)
+    return path, path.exists() and not is_ours
+
+
+def import_options(cfg: DictConfig) -> "Options":
+    """How `import.*` and `model` say that a checkpoint of another project is read."""
+    from scoreline.foreign.conversion import Options
+
+    asked = cfg["import"]
+    allow = checks.names("import.allow", asked.allow)
+    return Options(asked["from"], plain_model(cfg), asked.weights, allow, asked.sha256)
+
+
+def adopt(cfg: DictConfig, checkpoint: "Checkpoint") -> None:
+    """Put the checkpoint's model and the place of its record into the config, as sample.py does."""
+    from omegaconf import open_dict
+
+    with open_dict(cfg):
+        entry.adopt_model(cfg, checkpoint.card.model, checkpoint.digest)
+        if cfg.get("record") == "auto":
+            cfg.record = str(run_names.record_beside(checkpoint.path, "score_norm"))
 
 
 def described_model(choice: str, overrides: Sequence[str]) -> "Spec":
@@ -135,13 +138,8 @@ def plain_model(cfg: DictConfig) -> "Spec | None":
     return dict(whole["model"])
 
 
-def sample_config(overrides: Sequence[str]) -> DictConfig:
-    """The config of sample.py; within a script that runs, from that script's search path."""
-    return conf_folder.composed("sample", overrides)
-
-
 def script_config(script: str, overrides: Sequence[str]) -> DictConfig:
-    """The config of a script with Hydra's part, as the script itself sees it when it runs.
+    """The config of a script with Hydra's part, as the running script sees it.
 
     Raises:
         HydraException: as the script does, explained by `mistakes.explain`.
@@ -158,9 +156,10 @@ def script_config(script: str, overrides: Sequence[str]) -> DictConfig:
 
 
 def families(cfg: DictConfig, checkpoint: Path) -> dict[str, dict[str, Any]]:
-    """What `calibration.solvers` and `calibration.schedules` name, built for the checkpoint of a running script.
+    """Solvers and schedules that `calibration.solvers` and `calibration.schedules` name, built for a checkpoint.
 
-    With `all`, what this checkpoint cannot have (a record or a file is missing) is left out; what is named must work.
+    With `all`, those that this checkpoint cannot have (a record or a file is missing) are left out; one that is named
+    has to work.
 
     Raises:
         InputError: if a named one cannot be built.
@@ -185,8 +184,8 @@ CHOOSERS = ("auto",)
 """Files of conf/solver that choose among the others."""
 
 BOUND = (*CHOOSERS, "learned")
-"""Files of conf/solver that `all` leaves out: a learned table exists at its own NFE only, and on the seeds that made it
-it would win unfairly."""
+"""Files of conf/solver that `all` leaves out. A learned table exists at its own NFE only, and it would win unfairly on
+the seeds that it was learned on."""
 
 
 def _named(group: str, asked: Any) -> list[str]:
@@ -205,7 +204,7 @@ def _named(group: str, asked: Any) -> list[str]:
 def _nodes(names: dict[str, list[str]]) -> Any:
     """The content of config files, all in one composition."""
     chosen = [f"+{group}@families.{group}.{name}={name}" for group in names for name in names[group]]
-    return sample_config(chosen).families
+    return conf_folder.composed("sample", chosen).families
 
 
 def _tried(node: DictConfig, optional: bool) -> Any:
@@ -222,12 +221,12 @@ def _tried(node: DictConfig, optional: bool) -> Any:
 
 
 def follow(cfg: DictConfig, span: tuple[float, float], nfe: int) -> tuple[str, str] | None:
-    """Where solver= chooses among the others: put the files of its choice into the config, and tell their names.
+    """If solver= chooses among the others, put its choice into the config and return the names of both files.
 
-    The record is a file that may be anybody's: it can only name choices that exist.
+    The record may come from anybody, so it can only name choices that exist.
 
     Raises:
-        InputError: if what it chooses from was measured on another range, or names no choice of conf/.
+        InputError: if its record was measured on another range, or names no choice of conf/.
     """
     from scoreline.calibration.search import Recommendation
 
@@ -236,7 +235,7 @@ def follow(cfg: DictConfig, span: tuple[float, float], nfe: int) -> tuple[str, s
         return None
     names = zip(GROUPS, recommendation.at(nfe, span), strict=True)
     known = {group: conf_folder.choice(group, name, "solver.path", without=CHOOSERS) for group, name in names}
-    chosen = sample_config([f"{group}={name}" for group, name in known.items()])
+    chosen = conf_folder.composed("sample", [f"{group}={name}" for group, name in known.items()])
     for group in known:
         cfg[group] = OmegaConf.to_container(chosen[group], resolve=False)
     return known["solver"], known["schedule"]
