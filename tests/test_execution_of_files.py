@@ -34,6 +34,7 @@ LISTED = {
         f"{CONFIG}; a card in it was accepted by specs.rebuild before, names out of a record pass conf_folder.choice"
     ),
     ("conf_folder.py", "compose"): "overrides of the command line, of conf/table, or names from conf_folder.choice",
+    ("__init__.py", "import_module"): "a module of _MODULES, a constant",
     ("annotations.py", "import_module"): f"modules of scoreline that {CONFIG} names, for their annotations",
     ("cli.py", "import_module"): "a script of SCRIPTS or a verb of VERBS",
     ("foreign/families.py", "import_module"): "a value of FAMILIES",
@@ -42,7 +43,6 @@ LISTED = {
     ("tables/worker.py", "run_path"): "the script of a cell, which the table's own process names",
     ("run_names.py", "find_spec"): "looks for a file of a top-level name and imports nothing",
     ("launching.py", "find_spec"): "the constant PLUGIN",
-    ("doctor/versions.py", "find_spec"): "constants",
     ("datasets/digits.py", "find_spec"): "a constant",
 }
 

@@ -20,11 +20,10 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from scoreline import checks, processes, startup
+from scoreline import catalogue, checks, processes, startup
 from scoreline.annotations import refuse_wrong_types
 from scoreline.conf_folder import (
     conf_dir,
-    help_text,
     own_folder,
     quoted,
     refuse_lost_choices,
@@ -99,7 +98,7 @@ def script(
             except InputError as error:
                 leave(error)
             if {"--help", "-h"} & set(words):
-                print(help_text(str(sys.modules[job.__module__].__doc__), config_name))
+                print(catalogue.help_text(str(sys.modules[job.__module__].__doc__), config_name))
                 return
             own = own_folder()
             sys.argv[1:] = [*(["--config-dir", str(own)] if own else []), *words]
@@ -186,12 +185,6 @@ def guide(cfg: DictConfig) -> dict[str, str]:
 def apply(node: DictConfig, *arguments: Any, **options: Any) -> Any:
     """What the function of a `_partial_` group returns; wrong options are told as those of other groups are."""
     return hydra.utils.instantiate(node, *arguments, **options, _partial_=False)
-
-
-def adopt_model(cfg: DictConfig, model: dict[str, Any], digest: str) -> None:
-    """Put the description of a loaded (hence verified) checkpoint where solvers and schedules refer to it."""
-    cfg.model = {name: model[name] for name in ("network", "noise_schedule", "parameterisation")}
-    cfg.digest = digest
 
 
 def command_of_this_job(out: Path) -> list[str]:

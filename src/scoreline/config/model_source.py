@@ -12,6 +12,7 @@ from scoreline import checks, run_names
 
 if TYPE_CHECKING:
     from scoreline.checkpoints import Checkpoint
+    from scoreline.foreign.conversion import Options
 
 
 @dataclass(frozen=True)
@@ -37,39 +38,67 @@ class ModelSource:
     sha256: str | None
 
     def load(self) -> "Checkpoint":
-        """The model, on the CPU.
+        """The model, on the CPU; one of another project is imported first.
 
         Raises:
             InputError: if it cannot be loaded, or `model` is given for a file that describes itself.
         """
         from scoreline.checkpoints import load_model
         from scoreline.errors import InputError
-        from scoreline.foreign.conversion import Options, cached, is_url
-        from scoreline.foreign.families import is_diffusers, is_foreign
+        from scoreline.foreign.conversion import cached, is_url
 
-        path = Path(self.word) if is_diffusers(Path(self.word)) else run_names.model_path(self.word)
-        ours = path.suffix == ".safetensors" and not is_foreign(path)
-        if not is_url(self.word) and (ours or not path.exists()):
+        checks.refuse_absent_checkpoint(self.word)
+        path, is_import = self._file()
+        if not is_import:
             if self.model is not None:
                 raise InputError(f"model: {path} describes itself; leave the key out")
             return load_model(path, self.trust)
         source = self.word if is_url(self.word) else str(path)
-        options = Options(self.family, self.model, self.weights, self.allow, self.sha256)
         try:
-            target = cached(source, options)
+            target = cached(source, self._options())
         except InputError as error:
             raise InputError(f"checkpoint={self.word}: {str(error).removeprefix(f'{source}: ')}") from error
         print(f"checkpoint={self.word}: imported as {target}", file=sys.stderr)
         return load_model(target, self.trust)
+
+    def load_local(self) -> "Checkpoint | None":
+        """The model, None where it would have to be downloaded or imported first.
+
+        Raises:
+            InputError: if it is damaged.
+        """
+        from scoreline.checkpoints import load_model
+        from scoreline.foreign.conversion import cached_place
+
+        path, is_import = self._file()
+        if is_import and path.exists():
+            path = cached_place(path, self._options())
+        return load_model(path, self.trust) if path.is_file() else None
+
+    def _file(self) -> tuple[Path, bool]:
+        """Where the file behind `checkpoint=` lies, a URL's in the cache; and whether it has to be imported."""
+        from scoreline.downloads import cached_path
+        from scoreline.foreign.conversion import is_url
+        from scoreline.foreign.families import is_diffusers, is_foreign
+
+        if is_url(self.word):
+            return cached_path(self.word), True
+        path = Path(self.word) if is_diffusers(Path(self.word)) else run_names.model_path(self.word)
+        is_ours = path.suffix == ".safetensors" and not is_foreign(path)
+        return path, path.exists() and not is_ours
+
+    def _options(self) -> "Options":
+        from scoreline.foreign.conversion import Options
+
+        return Options(self.family, self.model, self.weights, self.allow, self.sha256)
 
 
 def read_source(cfg: DictConfig) -> ModelSource:
     """`checkpoint`, `trust`, `model` and `import` of a composed config.
 
     Raises:
-        InputError: naming a key that is no list of names, or a checkpoint that is not there.
+        InputError: naming a key that is no list of names.
     """
-    checks.refuse_absent_checkpoint(cfg.checkpoint)
     asked = cfg["import"]
     return ModelSource(
         word=str(cfg.checkpoint),

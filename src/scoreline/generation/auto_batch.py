@@ -7,9 +7,8 @@ from torch import Tensor
 
 from scoreline.denoiser import Denoising
 from scoreline.device import free_memory
-from scoreline.doctor.forecast import held
-from scoreline.doctor.live import peak_bytes
 from scoreline.errors import InputError
+from scoreline.generation.memory import peak_bytes
 from scoreline.generation.shards import Shards
 from scoreline.solvers.adaptive import AdaptiveRun
 from scoreline.solvers.tableau import Tableau
@@ -58,7 +57,7 @@ def most_images(device: torch.device, images: int) -> int:
 def one_call(denoiser: Denoising, tableau: Tableau | AdaptiveRun, shards: Shards) -> Callable[[int], object]:
     """n -> an evaluation on n images at the first noise level, beside the states that the tableau holds."""
     device, level = next(denoiser.parameters()).device, float(tableau.rho[0])
-    states = held(tableau)
+    states = tableau.peak_tensors
 
     @torch.inference_mode()
     def call(images: int) -> Tensor:
