@@ -93,7 +93,7 @@ def test_a_reader_may_leave(words: list[str], tmp_path: Path) -> None:
         "calibrate checkpoint=small.safetensors nfe=20 seeds=0-7",
     ],
 )
-def test_a_file_above_the_quota_is_told_as_a_full_disk(line: str, workplace: Path, tmp_path: Path) -> None:
+def test_file_above_the_quota_is_a_full_disk(line: str, workplace: Path, tmp_path: Path) -> None:
     where = tmp_path / "quota"
     shutil.copytree(workplace, where)
     found = bad_inputs.run(line, where, file_kib=8)
@@ -103,7 +103,7 @@ def test_a_file_above_the_quota_is_told_as_a_full_disk(line: str, workplace: Pat
     assert "ulimit -f" in last
 
 
-def test_every_config_fits_the_annotations_of_what_it_names() -> None:
+def test_every_config_fits_its_annotations() -> None:
     configs = sorted((bad_inputs.ROOT / "conf").rglob("*.yaml"))
     assert len(configs) > 100
     for path in configs:

@@ -154,7 +154,7 @@ def test_a_recommended_pair_is_the_one_that_runs(finished: Plan) -> None:
     torch.testing.assert_close(chosen.run.rho, build_tableau(DDIM(), Power(7), span, 5, "none").rho)
 
 
-def test_exact_samples_have_the_moments_that_they_are_judged_by(finished: Plan) -> None:
+def test_exact_samples_have_the_reference_moments(finished: Plan) -> None:
     """Noised draws of the mixture: a distance that falls as 1/n, and 64 s^2 more for a shift of s."""
     bench, few, many = bench_of(finished, "digits_classes"), 1000, 16_000
     mixture = exact_models.mixture_of(bench.checkpoint)
@@ -169,7 +169,7 @@ def test_exact_samples_have_the_moments_that_they_are_judged_by(finished: Plan) 
     assert apart(x + 0.5) - apart(x) == pytest.approx(64 * 0.25, rel=0.02)
 
 
-def test_the_shipped_model_is_judged_as_by_the_metric(tmp_path: Path) -> None:
+def test_shipped_model_is_judged_by_the_metric(tmp_path: Path) -> None:
     plan = Plan(tmp_path, 40, (5,))
     bench = bench_of(plan, "digits_vp")
     assert record_beside(bench.checkpoint.path, "score_norm").exists()
@@ -216,9 +216,7 @@ def ring(taught: Path) -> learned.Lesson:
     return learned.Lesson(checkpoint, FAMILIES, {}, subject, fresh)
 
 
-def test_the_plain_recipe_lowers_its_loss_and_keeps_the_ends(
-    ring: learned.Lesson, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_plain_recipe_lowers_loss_and_keeps_ends(ring: learned.Lesson, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its loss at the start is the mean distance that the package's own loop finds."""
     monkeypatch.setattr(learned, "STEPS", 60)
     some, start = ring.training, ring.table(("ddim", "log_snr"), 4)
@@ -276,7 +274,7 @@ def test_modes_of_trained_models_are_the_classes_seen(tmp_path: Path) -> None:
     assert int((modes(images.float() / 127.5 - 1) == labels).sum()) >= 98
 
 
-def test_errors_of_ratios_are_those_of_the_delta_method() -> None:
+def test_ratio_errors_follow_the_delta_method() -> None:
     """(sd of a / mean a - b / mean b) / sqrt(n) for a ratio of means."""
     b = torch.rand(2000, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) + 0.2
     a = 0.5 * b + torch.rand(2000, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
@@ -287,7 +285,7 @@ def test_errors_of_ratios_are_those_of_the_delta_method() -> None:
     assert found["error"] == pytest.approx(expected, rel=0.1)
 
 
-def test_the_fine_run_is_the_configuration_of_that_name(ring: learned.Lesson) -> None:
+def test_fine_run_equals_its_configuration(ring: learned.Lesson) -> None:
     chosen = few_evaluations.choose(ring.checkpoint, few_evaluations.REFERENCE, few_evaluations.FINE)
     assert torch.equal(chosen.run.rho, few_evaluations.subject_of(ring.checkpoint, range(1)).run.rho)
     assert torch.equal(chosen.run.N, few_evaluations.subject_of(ring.checkpoint, range(1)).run.N)

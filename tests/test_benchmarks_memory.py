@@ -23,7 +23,7 @@ def test_the_table_of_states(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_sampling_takes_a_few_states_more_than_a_forward_pass(capsys: pytest.CaptureFixture[str]) -> None:
+def test_sampling_holds_few_states_beyond_forward(capsys: pytest.CaptureFixture[str]) -> None:
     """The allocator's count is exact: at most order + 2 states of the batch beside the network's own."""
     memory.main(["network", "--self-check", "--batch", "8"])
     (alone, _, ratio, none, _), (sampling, *_, more, process) = cells(capsys.readouterr().out)
@@ -43,7 +43,7 @@ def test_memory_does_not_grow_with_the_images(capsys: pytest.CaptureFixture[str]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_a_process_is_watched_from_where_it_is_ready() -> None:
+def test_process_is_watched_once_ready() -> None:
     program = """
 import sys
 first = bytearray(40_000_000)

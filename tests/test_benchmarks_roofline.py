@@ -28,12 +28,12 @@ class Convolution(nn.Module):
         return self.back(self.layer(x))
 
 
-def test_operations_of_a_call_are_those_of_a_hand_count() -> None:
+def test_operation_count_equals_a_hand_count() -> None:
     model = Model("two", Denoiser(Convolution(), EDMPreconditioning()), EDM(), (3, 8, 8), Power(7))
     assert roofline.flops(model) == 2 * 64 * (3 * 5 * 9 + 5 * 3)
 
 
-def test_the_self_check_prints_a_row_for_every_mode(capsys: pytest.CaptureFixture[str]) -> None:
+def test_self_check_prints_every_mode(capsys: pytest.CaptureFixture[str]) -> None:
     roofline.main(["--self-check", "--model", "unet32", "--profile"])
     said = capsys.readouterr().out
     rows = [

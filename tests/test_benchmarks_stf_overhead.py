@@ -37,7 +37,7 @@ def test_memory_of_known_work() -> None:
     assert stf_overhead.memory(work) == (24_000, 32_000)
 
 
-def test_memory_of_a_target_is_that_of_a_piece(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_target_memory_is_one_piece(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same for 16 times the references, and never the pixels of all pairs."""
     monkeypatch.setattr(targets, "ELEMENTS", 2**14)
     monkeypatch.setattr(stf_overhead, "HELD", [(256, 192), (4096, 192)])

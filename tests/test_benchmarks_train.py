@@ -62,7 +62,7 @@ def tiny(bench: ModuleType, **more: Any) -> Any:
     return bench.Plan(bench.TINY | {"width": 8}, torch.device("cpu"), **plan)
 
 
-def test_one_runs_at_a_time_and_every_step_counts_once(bench: ModuleType) -> None:
+def test_one_run_at_a_time_counts_steps(bench: ModuleType) -> None:
     plan = tiny(bench)
     turns, order, running = bench.Turns(plan), [], []
 
@@ -112,7 +112,7 @@ def test_work_is_counted_without_numbers(bench: ModuleType) -> None:
     assert bench.gflop(bench.replace(whole, network=bench.DDPMPP)) == pytest.approx(127.1, abs=0.2)
 
 
-def test_on_a_gpu_it_is_ddpmpp_in_every_mode(bench: ModuleType) -> None:
+def test_gpu_default_is_ddpmpp_in_every_mode(bench: ModuleType) -> None:
     options = bench.argparse.Namespace(device="cuda", batch=None, turns=15, quick=False, self_check=False)
     plan, modes = bench.plan_of(options)
     assert (plan.network, plan.batch, plan.references, plan.device) == (bench.DDPMPP, 64, 1024, torch.device("cuda:0"))

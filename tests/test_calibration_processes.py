@@ -61,9 +61,7 @@ def equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
 
 
 @pytest.mark.parametrize("statistic", ["mean", "median"])
-def test_killed_and_resumed_by_other_processes_is_equal_to_the_bit(
-    statistic: str, checkpoint: Checkpoint, tmp_path: Path
-) -> None:
+def test_calibration_resumed_elsewhere_is_bitwise_equal(statistic: str, checkpoint: Checkpoint, tmp_path: Path) -> None:
     """Of three processes the first is done, the second was stopped in its second part; one process goes on alone."""
     estimator = ScoreNorm(statistic, per_channel=True)
     alone = estimator(subject(checkpoint, Parts()))
@@ -204,11 +202,11 @@ def mistake() -> None:
     leave(InputError("nfe=0: must be a whole number"))
 
 
-def test_a_mistake_of_all_is_said_once_and_all_leave_with_2(tmp_path: Path) -> None:
+def test_mistake_of_all_processes_is_reported_once(tmp_path: Path) -> None:
     assert group_of(3, mistake, tmp_path) == [(2, "calibrate.py: nfe=0: must be a whole number\n"), (2, ""), (2, "")]
 
 
-def test_a_mistake_of_one_is_said_and_nobody_waits_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mistake_of_one_process_ends_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(processes, "MOMENT", timedelta(seconds=0.5))
 
     def main() -> None:
@@ -231,7 +229,7 @@ def test_kill_9_of_one_process_ends_the_others(tmp_path: Path) -> None:
     assert [code for code, _ in group_of(2, main, tmp_path)] == [1, -9]
 
 
-def test_only_the_first_process_prints_and_writes_for_hydra(tmp_path: Path) -> None:
+def test_only_first_process_prints_and_writes(tmp_path: Path) -> None:
     def main() -> None:
         group = current()
         (tmp_path / f"{group.rank}.json").write_text(json.dumps([group.first, sys.argv[1:]]))
@@ -244,7 +242,7 @@ def test_only_the_first_process_prints_and_writes_for_hydra(tmp_path: Path) -> N
     assert group_of(2, lambda: print("help"), tmp_path, "--help") == [(0, "help\n"), (0, "")]
 
 
-def test_kill_9_then_two_processes_of_torchrun_go_on(tmp_path: Path, checkpoint: Checkpoint) -> None:
+def test_torchrun_resumes_after_kill_9(tmp_path: Path, checkpoint: Checkpoint) -> None:
     """To the bit what one process measures that nobody kills, on the checkpoint that ships with the package."""
     kept, record = tmp_path / "run/parts", tmp_path / "run/score_norm.safetensors"
     child = forked(lambda: runpy.run_path(SCRIPT, run_name="__main__") and None, tmp_path / "said", {}, *ASKED)
@@ -320,7 +318,7 @@ def test_labels_of_real_images_are_their_own() -> None:
         data("random", 3)
 
 
-def test_each_process_of_a_machine_takes_its_own_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_process_takes_its_own_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch, "empty", lambda *size, device: None)

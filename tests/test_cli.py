@@ -215,7 +215,7 @@ def test_verbs_that_do_not_train_never_import_lightning(words: tuple[str, ...], 
 
 
 @pytest.mark.parametrize("verb", sorted({*VERBS} - {"report", "upload"}))
-def test_help_of_a_verb_fits_a_terminal_and_names_its_keys(
+def test_help_of_a_verb_names_its_keys(
     verb: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["scoreline", verb, "--help"])
@@ -276,7 +276,7 @@ def test_sampling_writes_what_it_says_and_never_twice(workplace: Path) -> None:
     assert kept == stamps
 
 
-def test_a_finished_run_whose_files_are_gone_is_made_again(workplace: Path) -> None:
+def test_run_without_its_files_starts_again(workplace: Path) -> None:
     arguments = ("checkpoint=small.safetensors", "nfe=4", "seeds=0-3", "metrics=none", "hydra.run.dir=again")
     out = workplace / "again"
     assert call("sample", *arguments, cwd=workplace).returncode == 0
@@ -345,7 +345,7 @@ def test_conditional_labels_are_recorded(workplace: Path) -> None:
     assert np.load(workplace / "labels/samples.npz")["arr_1"].tolist() == list(range(10))
 
 
-def test_a_sweep_leaves_one_directory_per_cell_and_survives_a_bad_one(workplace: Path) -> None:
+def test_sweep_survives_a_bad_cell(workplace: Path) -> None:
     arguments = ("-m", "checkpoint=small.safetensors", "solver=ddim,heun", "nfe=1,2", "seeds=0-7")
     done = call("sample", *arguments, "hydra.sweep.dir=sweep", cwd=workplace)
     assert done.returncode == 0, done.stderr
@@ -409,7 +409,7 @@ def test_defects_keep_their_traceback(workplace: Path, monkeypatch: pytest.Monke
     assert "Traceback" in done.stderr
 
 
-def test_a_failed_job_of_a_sweep_leaves_its_traceback_and_a_later_start_removes_it(workplace: Path) -> None:
+def test_failed_job_leaves_a_traceback_until_it_succeeds(workplace: Path) -> None:
     words = ("-m", "checkpoint=small.safetensors", "metrics=none", "seeds=0-3", "nfe=4", "solver=heun,ddim")
     failing = (*words, "network_batch=0", "hydra.sweep.dir=told")
     done = call("sample", *failing, cwd=workplace)

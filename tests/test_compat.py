@@ -58,7 +58,7 @@ def private_names(cls: type) -> set[str]:
     return {name for name in {*vars(cls), *used} if is_private(name)}
 
 
-def test_no_class_uses_private_parts_of_its_foreign_bases() -> None:
+def test_no_class_uses_private_foreign_attributes() -> None:
     """What the syntax cannot tell: self._x may be the base's."""
     found = {}
     for module in pkgutil.walk_packages(scoreline.__path__, "scoreline."):

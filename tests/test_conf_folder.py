@@ -52,7 +52,7 @@ def test_a_folder_that_is_none_is_refused(own: Path, words: list[str]) -> None:
 @pytest.mark.parametrize(
     "name", ["mine/../mine", "../solver/mine", "mine ", "", "mine,ddim", "{a: 1}", "mine\n", "auto"]
 )
-def test_only_the_name_of_a_file_is_a_choice(own: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+def test_only_file_names_are_choices(own: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setenv(conf_folder.OWN_FOLDER, str(own))
     assert conf_folder.choice("solver", "mine", "solver.path") == "mine"
     with pytest.raises(InputError, match=r"solver\.path: it names") as refused:

@@ -103,7 +103,7 @@ def spacings(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Any, t
 
 
 @pytest.mark.parametrize("name", [c for g, c in CHOICES if g == "solver"])
-def test_every_solver_on_every_schedule_spends_its_budget_exactly(name: str, spacings: dict, tmp_path: Path) -> None:
+def test_every_solver_and_schedule_spends_its_budget(name: str, spacings: dict, tmp_path: Path) -> None:
     cfg = composed("sample", f"solver={name}", out=tmp_path)
     adopt(cfg)
     native = instantiate(cfg.model.noise_schedule)

@@ -62,9 +62,7 @@ def only(found: dict[str, list[Finding]], topic: str) -> Finding:
     return finding
 
 
-def test_a_job_that_can_be_done_is_ok_and_nothing_is_written(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_feasible_job_is_ok_and_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert doctor.main(["sample", "nfe=4", "seeds=0-9", "device=cpu"]) == 0
     printed = capsys.readouterr().out
     assert {line.split()[0] for line in printed.splitlines()} == {"ok"}
@@ -120,7 +118,7 @@ def test_a_missing_file_fails(words: list[str], reason: str, capsys: pytest.Capt
     assert any(reason in line for line in failures)
 
 
-def test_a_record_that_the_solver_needs_is_named_with_its_command(tmp_path: Path) -> None:
+def test_missing_record_is_named_with_its_command(tmp_path: Path) -> None:
     checkpoint = load_model(model_path("digits_vp"))
     path = tmp_path / "own" / "model.safetensors"
     save_model(path, checkpoint.denoiser.network.state_dict(), checkpoint.card)
@@ -130,7 +128,7 @@ def test_a_record_that_the_solver_needs_is_named_with_its_command(tmp_path: Path
     assert missing.text.endswith(f"python calibrate.py checkpoint={path.parent} calibration=score_optimal")
 
 
-def test_what_the_job_fetches_itself_is_a_warning_unless_that_is_forbidden(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_downloadable_file_is_a_warning_unless_forbidden(monkeypatch: pytest.MonkeyPatch) -> None:
     words = ("sample", "--quick", f"checkpoint={GONE}", "model=cifar10_ddpm")
     found = lines(*words)
     assert only(found, "asset").status == "warn"
@@ -241,7 +239,7 @@ def test_peak_bytes_are_those_of_a_hand_count() -> None:
     assert peak_bytes(lambda: [x + k for k in range(5)], CPU) == 5 * x.nbytes
 
 
-def test_the_timed_call_is_as_large_as_its_time_allows(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_timed_call_is_as_large_as_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
     clock, sizes = SimpleNamespace(now=0.0), list[int]()
     monkeypatch.setattr(timing.time, "perf_counter", lambda: clock.now)
     monkeypatch.setattr(timing, "SECONDS", 0.5)
@@ -284,7 +282,7 @@ def test_sizes_on_disk_are_those_of_a_run(choice: str, tmp_path: Path) -> None:
         (partial(torch.optim.SGD, lr=1e-3, momentum=0.9), 1),
     ],
 )
-def test_the_state_of_an_optimiser_is_that_of_one_step(optimiser: Callable[..., object], share: float) -> None:
+def test_optimiser_state_is_that_of_one_step(optimiser: Callable[..., object], share: float) -> None:
     assert optimiser_share(optimiser) == share
 
 
@@ -294,7 +292,7 @@ def train_job(network: nn.Module, **changes: int) -> TrainJob:
     return TrainJob(network, (1, 8, 8), labelled=False, level=1.0, optimiser_share=2, **sizes)  # type: ignore[arg-type]
 
 
-def test_a_training_holds_and_writes_what_its_state_weighs() -> None:
+def test_training_size_is_that_of_its_state() -> None:
     network = nn.Linear(400, 400, bias=False)
     optimiser = torch.optim.Adam(network.parameters())
     network(torch.ones(1, 400)).sum().backward()
@@ -340,7 +338,7 @@ def test_averages_and_processes_of_a_training_are_counted() -> None:
     assert (job.processes, job.micro_batch) == (2, 20)
 
 
-def test_a_calibration_that_is_more_than_a_run_is_not_forecast() -> None:
+def test_calibration_beyond_a_run_is_not_forecast() -> None:
     assert only(lines("calibrate", "--quick", "calibration=search"), "forecast").status == "warn"
     assert "1,000 network calls" in only(lines("calibrate", "--quick"), "network").text
 

@@ -67,7 +67,7 @@ def test_a_run_directory_is_its_images(place):
     assert scores("run", "dataset=digits")["images"] == 297
 
 
-def test_features_that_take_long_are_kept_in_the_run_or_the_cache(place):
+def test_slow_features_are_cached(place):
     class Slow(Fidelity):
         keeps_features = True
 

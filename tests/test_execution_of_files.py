@@ -65,7 +65,7 @@ def sources() -> dict[str, Path]:
     return found | {name: ROOT / name for name in ("train.py", "sample.py", "calibrate.py")}
 
 
-def test_every_place_that_makes_code_of_text_is_listed() -> None:
+def test_every_execution_of_text_is_listed() -> None:
     found = {(name, call) for name, path in sources().items() for call in calls(path)}
     assert found == set(LISTED)
 
@@ -201,7 +201,7 @@ def run(words: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize("make", HOSTILE, ids=lambda make: make.__name__)
-def test_a_hostile_file_is_refused_in_one_line_and_runs_nothing(hostile: Path, make: Callable[..., list[str]]) -> None:
+def test_hostile_file_is_refused_and_runs_nothing(hostile: Path, make: Callable[..., list[str]]) -> None:
     words = make(hostile)
     done = run([sys.executable, str(ROOT / "sample.py"), *words, "seeds=0-7", "metrics=none"], hostile)
     assert done.returncode == 2, done.stderr
@@ -210,7 +210,7 @@ def test_a_hostile_file_is_refused_in_one_line_and_runs_nothing(hostile: Path, m
     assert not (hostile / "outputs").exists()
 
 
-def test_what_a_record_says_beside_its_numbers_is_never_looked_at(hostile: Path) -> None:
+def test_only_numbers_of_a_record_are_read(hostile: Path) -> None:
     done = run([sys.executable, str(ROOT / "sample.py"), *target_in_provenance(hostile), "seeds=0-7"], hostile)
     assert "Traceback" not in done.stderr
     assert not (hostile / "canary").exists()

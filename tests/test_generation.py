@@ -168,7 +168,7 @@ def large_file(*_: object) -> None:
 
 
 @pytest.mark.parametrize("fail", [full_disk, full_quota, large_file])
-def test_a_disk_that_fills_up_while_images_are_made(
+def test_disk_full_during_sampling(
     fail: Callable[..., None], whole: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real, written = Path.write_bytes, []
@@ -196,7 +196,7 @@ def test_a_disk_that_fills_up_while_images_are_made(
 
 
 @pytest.mark.parametrize("name", ["manifest.csv", "samples.npz"])
-def test_a_disk_that_fills_up_while_files_are_written(
+def test_disk_full_during_export(
     name: str, whole: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = files.os.replace
@@ -218,7 +218,7 @@ def test_a_disk_that_fills_up_while_files_are_written(
     assert contents(tmp_path) == whole
 
 
-def test_a_disk_that_fills_up_while_features_are_kept(tmp_path: Path) -> None:
+def test_disk_full_during_feature_storage(tmp_path: Path) -> None:
     error = SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
     with pytest.raises(InputError, match="50 of 50 images are kept"):
         run.finish(sampler(), shards(tmp_path), outputs(metrics=Witness(error)), Group())
@@ -260,7 +260,7 @@ def test_damaged_images_are_made_again(whole: dict[str, bytes], tmp_path: Path) 
     assert contents(tmp_path) == whole
 
 
-def test_an_image_that_another_process_kept_elsewhere_is_missed(tmp_path: Path) -> None:
+def test_shard_of_another_process_is_missed(tmp_path: Path) -> None:
     kept = shards(tmp_path)
     sample_missing(sampler(), kept, Group())
     (tmp_path / "shards" / "000000008.safetensors").unlink()
@@ -288,7 +288,7 @@ def test_processes_one_after_the_other_make_all_once(
     assert contents(tmp_path) == whole
 
 
-def test_metrics_see_the_images_in_the_order_of_the_seeds(tmp_path: Path) -> None:
+def test_metrics_see_images_in_seed_order(tmp_path: Path) -> None:
     witness = Witness()
     found = run.finish(sampler(batch_size=9), shards(tmp_path), outputs(metrics=witness), Group())
     arrays = np.load(tmp_path / "samples.npz")
@@ -341,7 +341,7 @@ def test_what_is_said_of_a_run(tmp_path: Path) -> None:
     assert run_results.finished(tmp_path / "elsewhere") == (None, "")
 
 
-def test_counts_of_adaptive_solvers_are_means_over_all_images(tmp_path: Path) -> None:
+def test_adaptive_counts_are_means_over_all_images(tmp_path: Path) -> None:
     """Also over those of an earlier start."""
     solver = Adaptive("RK45", rtol=1e-3, atol=1e-3)
     result = finished(tmp_path / "whole", solver=solver, batch_size=50)
@@ -357,7 +357,7 @@ def test_counts_of_adaptive_solvers_are_means_over_all_images(tmp_path: Path) ->
     assert 5 < result["nfe"] < 200
 
 
-def test_peak_memory_is_not_that_of_the_process_which_started_this_one() -> None:
+def test_peak_memory_excludes_the_parent_process() -> None:
     """getrusage gives a program the memory of the process that forked it."""
     ballast = np.ones(60 * 2**20)
     code = "from scoreline.generation.memory import peak_memory; print(peak_memory()['cpu'])"

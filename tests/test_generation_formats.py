@@ -189,7 +189,7 @@ def test_the_folder_of_a_dead_writer_is_removed(tmp_path: Path) -> None:
     alive.communicate()
 
 
-def test_zip_is_read_as_a_data_set_of_edm(labelled: Made, plain: Made, tmp_path: Path) -> None:
+def test_zip_is_an_edm_data_set(labelled: Made, plain: Made, tmp_path: Path) -> None:
     for images, pixels in (labelled, plain):
         write_format("zip", tmp_path, images)
         read = ZipArchive(str(tmp_path / "samples.zip"), labels="file" if images.labelled else "auto")
@@ -247,7 +247,7 @@ def tree(root: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("choice", FORMATS)
-def test_bytes_do_not_know_the_time_nor_how_images_lie_in_shards(
+def test_bytes_are_independent_of_time_and_shards(
     choice: str, labelled: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     images, pixels = labelled
@@ -268,7 +268,7 @@ def test_none_writes_nothing(labelled: Made, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_names_are_in_the_order_of_the_images_beyond_a_million(tmp_path: Path) -> None:
+def test_names_keep_image_order_beyond_a_million(tmp_path: Path) -> None:
     from scoreline.generation.formats import _stem
 
     class Many:
@@ -324,7 +324,7 @@ def peak(count: int) -> int:
         tracemalloc.stop()
 
 
-def test_memory_of_the_npz_writer_does_not_grow_with_the_images(tmp_path: Path) -> None:
+def test_npz_writer_memory_is_constant(tmp_path: Path) -> None:
     """50,000 images of 64x64 in colour are 614 MB; of 4,500 more of them, those of five are the most that is held."""
     peak(1)  # what a first call leaves for later ones
     few = peak(500)
@@ -332,5 +332,5 @@ def test_memory_of_the_npz_writer_does_not_grow_with_the_images(tmp_path: Path) 
     assert peak(5_000) - few < 5 * 64 * 64 * 3
 
 
-def test_choices_of_the_config_are_the_formats_there_are() -> None:
+def test_config_choices_are_the_existing_formats() -> None:
     assert (*FORMATS, NONE) == choices.FORMAT

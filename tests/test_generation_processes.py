@@ -120,7 +120,7 @@ KILLS = [(1, 48, 1), (2, 16, 3), (1, 20, 2)]
 """Processes, batch size, and how many new shards there are when all are killed."""
 
 
-def test_killed_three_times_by_one_and_two_processes_the_bytes_are_the_same(workplace: Path) -> None:
+def test_three_kills_leave_the_same_bytes(workplace: Path) -> None:
     [alone] = forks.start(SCRIPT, workplace, *ASKED, "batch_size=64", "hydra.run.dir=alone")
     assert forks.ended(alone) == 0, (workplace / "said-0").read_text()
     assert len(calls(workplace)) == NFE * sum(math.ceil(n / UNIT) for n in (64, 64, 64, 64, 44))
@@ -179,7 +179,7 @@ def check_manifest(run: Path, seeds: list[int], labels: list[int] | None) -> Non
     ]
 
 
-def test_ctrl_c_says_what_is_kept_and_the_same_command_goes_on(workplace: Path) -> None:
+def test_ctrl_c_keeps_images_and_resumes(workplace: Path) -> None:
     run = workplace / "run"
     children = forks.start(SCRIPT, workplace, *ASKED, "batch_size=16", "hydra.run.dir=run")
     wait(lambda: whole_shards(run) >= 2, children, workplace)
@@ -230,7 +230,7 @@ def test_two_processes_measure_what_one_measures(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_five_thousand_digits_by_one_and_two_processes_killed_three_times(tmp_path: Path) -> None:
+def test_five_thousand_digits_survive_three_kills(tmp_path: Path) -> None:
     asked = ("seeds=0-4999", "metrics=none", "device=cpu")
     [alone] = forks.start(SCRIPT, tmp_path, *asked, "batch_size=64", "hydra.run.dir=alone")
     assert forks.ended(alone, 900) == 0

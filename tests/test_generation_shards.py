@@ -37,7 +37,7 @@ def filled(folder: Path, count: int = 10, size: int = 4, labels: bool = True) ->
     return kept, images
 
 
-def test_a_digest_is_that_of_the_bytes_in_adms_order() -> None:
+def test_digest_is_over_adms_byte_order() -> None:
     image = pictures(2)[1]
     hwc = np.ascontiguousarray(image.numpy().transpose(1, 2, 0))
     assert image_digests(pictures(2))[1].numpy().tobytes() == hashlib.sha256(hwc.tobytes()).digest()

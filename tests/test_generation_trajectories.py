@@ -76,7 +76,7 @@ SOLVERS = {"ddim": DDIM(), "heun": heun(), "dpmpp": DPMMultistep(2, "data"), "un
 
 @pytest.mark.parametrize("final", ["none", "denoise"])
 @pytest.mark.parametrize("name", SOLVERS)
-def test_states_denoised_and_errors_are_those_of_the_closed_form(name: str, final: str) -> None:
+def test_trajectory_equals_the_closed_form(name: str, final: str) -> None:
     labels = torch.arange(9) % 5
     run = table(SOLVERS[name], nfe=8 + (final == "denoise"), final=final)
     seeds, label = [38, 31, 33, 34, 37], torch.tensor([3, 1, 3, 4, 2])
@@ -103,7 +103,7 @@ def test_states_denoised_and_errors_are_those_of_the_closed_form(name: str, fina
     assert float(found.error[:, 1:].min()) > 1e-4, "the run is coarse enough for its errors to be seen"
 
 
-def test_the_last_state_is_the_sample_to_the_bit() -> None:
+def test_last_state_is_the_sample_exactly() -> None:
     for run in (table(heun(), 8), table(EulerAncestral(), 7)):
         found = shown(run, [34, 30, 38, 31, 32])
         batches = list(generate(Gaussian(), run, SHAPE, list(range(30, 39)), 5, None, 4))
@@ -123,7 +123,7 @@ def test_stochastic_methods_have_no_error() -> None:
     assert found.labels.tolist() == [-1, -1]
 
 
-def test_the_fine_run_is_of_second_order_through_any_levels() -> None:
+def test_fine_run_is_of_second_order() -> None:
     exact, x = Gaussian(), noise.normal(range(4), SHAPE, "initial").double() * 20
     gaps = []
     for nfe in (200, 400, 800):

@@ -118,7 +118,7 @@ def test_published_rows_and_coefficients_come_out(
     assert C.tolist() == pytest.approx(row, rel=2e-4)
 
 
-def test_a_constant_statistic_is_plain_deis_and_images_are_drawn(tmp_path: Path, checkpoint: Checkpoint) -> None:
+def test_constant_statistic_gives_plain_deis(tmp_path: Path, checkpoint: Checkpoint) -> None:
     torch.save(statistics(0.8 / SIGMA), tmp_path / "s.pt")
     scale = load_scale(imported(tmp_path / "s.pt", checkpoint), checkpoint.digest)
     process = checkpoint.noise_schedule
@@ -130,7 +130,7 @@ def test_a_constant_statistic_is_plain_deis_and_images_are_drawn(tmp_path: Path,
     assert int(images.max()) > int(images.min())
 
 
-def test_provenance_says_what_it_is_and_what_is_unknown(source: Path, checkpoint: Checkpoint, tmp_path: Path) -> None:
+def test_provenance_names_known_and_unknown(source: Path, checkpoint: Checkpoint, tmp_path: Path) -> None:
     record = load_record(imported(source, checkpoint), "score_norm", checkpoint.digest)
     assert record.provenance["imported_sha256"] == sha256(source)
     assert record.provenance["imported_from"] == "normalizer.pt"
@@ -146,7 +146,7 @@ def test_provenance_says_what_it_is_and_what_is_unknown(source: Path, checkpoint
 
 @pytest.mark.parametrize("zipped", [True, False])
 @pytest.mark.parametrize("location", ["cpu", "cuda:0"])
-def test_both_formats_of_torch_and_storages_of_a_gpu(
+def test_torch_formats_and_gpu_storages_are_read(
     zipped: bool, location: str, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "other.pt"
@@ -265,7 +265,7 @@ def test_a_record_is_never_overwritten(source: Path, checkpoint: Checkpoint, tmp
     assert load_scale(out, checkpoint.digest) == load_scale(beside, checkpoint.digest)
 
 
-def test_a_file_may_have_an_equals_sign_in_its_name(source: Path, checkpoint: Checkpoint, tmp_path: Path) -> None:
+def test_file_name_may_hold_an_equals_sign(source: Path, checkpoint: Checkpoint, tmp_path: Path) -> None:
     name = tmp_path / "data=cifar.pt"
     source.rename(name)
     assert imported(name, checkpoint).is_file()

@@ -197,7 +197,7 @@ def test_mistakes_are_one_line_and_exit_code_two(
         assert error.count("\n") == 1
 
 
-def test_a_search_record_shows_the_three_best_of_every_budget(tmp_path: Path) -> None:
+def test_search_record_shows_three_best_per_budget(tmp_path: Path) -> None:
     values = {
         "budgets": torch.tensor([5, 20]),
         "mean": torch.tensor([[0.1234567, 0.2, 0.3, 0.4], [0.01, torch.nan, torch.nan, torch.nan]]).double(),

@@ -54,7 +54,7 @@ def found(tmp_path: Path, count: int) -> list[list[str]]:
     return [(tmp_path / f"{number}.txt").read_text().split() for number in range(count)]
 
 
-def test_each_process_has_one_device_of_its_own_for_all_its_jobs(tmp_path: Path) -> None:
+def test_each_worker_keeps_one_device(tmp_path: Path) -> None:
     done = sweep(tmp_path, ["GPU-a", "GPU-b"], "+x=0,1,2,3")
     assert done.returncode == 0, done.stderr
     rows = found(tmp_path, 4)
@@ -66,7 +66,7 @@ def test_each_process_has_one_device_of_its_own_for_all_its_jobs(tmp_path: Path)
     assert not overlapping
 
 
-def test_jobs_on_the_cpu_get_no_device_and_share_the_threads(tmp_path: Path) -> None:
+def test_cpu_jobs_share_threads_without_a_device(tmp_path: Path) -> None:
     done = sweep(tmp_path, ["GPU-a"], "+x=0,1", "+device=cpu", "hydra.launcher.n_jobs=2")
     assert done.returncode == 0, done.stderr
     import joblib
@@ -93,7 +93,7 @@ def test_processes_beyond_the_devices_share_them_evenly(monkeypatch: pytest.Monk
     assert callback.names == ["3", "5", "3", "5", "3"]
 
 
-def test_a_place_is_kept_and_no_other_process_gets_it(tmp_path: Path) -> None:
+def test_place_belongs_to_one_process(tmp_path: Path) -> None:
     own = place(str(tmp_path), 2)
     assert place(str(tmp_path), 2) == own == 0
     code = f"from scoreline.launching import place; print(place({str(tmp_path)!r}, 2))"
@@ -140,7 +140,7 @@ def test_the_launcher_composes_for_every_script(script: str, monkeypatch: pytest
     assert cfg.hydra.callbacks.one_device_each._target_ == "scoreline.launching.OneDeviceEach"
 
 
-def test_devices_are_named_as_cuda_visible_devices_names_them(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_devices_follow_cuda_visible_devices(monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)

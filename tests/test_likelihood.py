@@ -53,7 +53,7 @@ def log_density(model: GaussianMixture, x: Tensor, rho: float) -> Tensor:
 
 
 @pytest.mark.parametrize("dimensions", [1, 2, 5])
-def test_a_centred_gaussian_with_its_own_prior_is_exact(dimensions: int) -> None:
+def test_centred_gaussian_with_own_prior_is_exact(dimensions: int) -> None:
     model, x = gaussian(0.0, 0.5, dimensions), points(6, dimensions)
     found = log_likelihood(model.eps, x, FINE.between(80.0, 0.3, 2000), 0.25 + 80.0**2)
     torch.testing.assert_close(found.values, log_density(model, x, 0.3), rtol=0, atol=1e-6)
@@ -125,7 +125,7 @@ def test_hutchinson_likelihood_is_unbiased_within_its_error(mixture: GaussianMix
     torch.testing.assert_close(found.by_probe.mean(1), found.values)
 
 
-def test_rademacher_probes_are_exact_where_the_jacobian_is_a_multiple_of_one() -> None:
+def test_rademacher_probes_are_exact_for_scalar_jacobians() -> None:
     model, x = gaussian(0.4, 0.5, 5), points(3, 5)
     run = FINE.between(50.0, 0.3, 2000)
     truth = log_likelihood(model.eps, x, run, 2500.0).values
@@ -152,7 +152,7 @@ def test_prior_of_a_process() -> None:
     assert native_prior_variance(EDM(), 80.0) == 6400.0
 
 
-def test_dequantised_pixels_fill_the_cell_that_rounds_to_them() -> None:
+def test_dequantised_pixels_fill_their_rounding_cell() -> None:
     images = torch.arange(256, dtype=torch.uint8).reshape(1, 1, 16, 16).expand(50, 1, 16, 16)
     x = dequantise(images, range(50))
     assert to_uint8(x).equal(images)
@@ -170,7 +170,7 @@ def test_uniform_noise_costs_eight_bits() -> None:
     torch.testing.assert_close(bits_per_dim(density, 12), torch.tensor([8.0], dtype=torch.float64))
 
 
-def test_bits_of_a_known_density_are_those_of_its_cells() -> None:
+def test_bits_of_known_density_equal_its_cells() -> None:
     """A wide normal density barely changes within a cell: the bound meets -log2 of the cells' exact masses."""
     normal = torch.distributions.Normal(torch.tensor(0.1).double(), torch.tensor(0.4).double())
     images = to_uint8(normal.mean + normal.stddev * noise.normal(range(64), (1, 8, 8), "data").double())
@@ -239,9 +239,7 @@ def test_command_on_a_file_of_images(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "2 images of noise.npz" in printed[2]
 
 
-def test_command_gives_a_conditional_model_the_labels_of_the_data(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_command_passes_labels_to_a_conditional_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     torch.manual_seed(0)
     shape = {"channels": 1, "resolution": 8, "width": 16, "blocks": 1, "num_classes": 10}
     weights = {name: 0.1 * torch.randn_like(weight) for name, weight in UNet(**shape).state_dict().items()}

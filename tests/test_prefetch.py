@@ -67,7 +67,7 @@ def run(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, list[str]
     return code, capsys.readouterr().out.splitlines()
 
 
-def test_a_checkpoint_is_fetched_imported_and_then_serves_without_the_network(
+def test_fetched_checkpoint_serves_offline(
     tmp_path: Path, server: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = publish_model(tmp_path)
@@ -135,7 +135,7 @@ def publish_cifar10(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cifar10, "BATCHES", {"train": ["data_batch_1"], "test": ["test_batch"]})
 
 
-def test_a_data_set_that_can_be_downloaded_goes_where_its_path_says(
+def test_data_set_download_goes_to_its_path(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     publish_cifar10(tmp_path / "published.tar.gz", monkeypatch)
@@ -187,7 +187,7 @@ def toy(tmp_path: Path, server: str, monkeypatch: pytest.MonkeyPatch) -> str:
     return server
 
 
-def test_a_table_is_fetched_as_far_as_it_can_be(toy: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_table_is_fetched_as_far_as_possible(toy: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "public" / "i.pt").write_bytes(b"i")
     digest = hashlib.sha256(b"i").hexdigest()
     words = ["table=toy", f"metrics.extractor.url={toy}/i.pt", f"metrics.extractor.sha256={digest}"]
@@ -231,7 +231,7 @@ def test_what_is_no_job_is_refused(words: list[str], reason: str) -> None:
     assert reason in str(explain(refused.value))
 
 
-def test_every_distinct_file_of_a_real_table_is_named_once() -> None:
+def test_each_file_of_a_table_appears_once() -> None:
     chosen = prefetch.read_table("deis_cifar10")
     found = prefetch.unique(prefetch.of_table(chosen, []))
     assert [one.asset.key for one in found] == ["checkpoint", "metrics.reference", "metrics.extractor.url"]

@@ -35,7 +35,7 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("kind", HOSTILE)
-def test_what_is_no_config_is_refused_in_one_line(tmp_path: Path, kind: str) -> None:
+def test_non_config_is_refused_in_one_line(tmp_path: Path, kind: str) -> None:
     (tmp_path / "config.yaml").write_bytes(HOSTILE[kind])
     with pytest.raises(InputError, match=r"config\.yaml: not a readable config") as refused:
         run_config.read(tmp_path)

@@ -87,7 +87,7 @@ def said(path: Path) -> dict[str, Any]:
     return found
 
 
-def test_a_lock_says_who_holds_it_and_goes_with_its_release(tmp_path: Path) -> None:
+def test_lock_names_its_holder_until_release(tmp_path: Path) -> None:
     folder = tmp_path / "new" / "run"
     lock = RunLock(folder)
     found = said(folder / NAME)
@@ -103,7 +103,7 @@ def test_a_lock_says_who_holds_it_and_goes_with_its_release(tmp_path: Path) -> N
     assert not again.path.exists()
 
 
-def test_a_living_process_is_named_and_nothing_is_touched(tmp_path: Path) -> None:
+def test_living_holder_is_named_and_left_alone(tmp_path: Path) -> None:
     process = holder(tmp_path)
     before = (tmp_path / NAME).read_bytes()
     try:
@@ -135,7 +135,7 @@ def test_a_killed_process_is_replaced_with_a_line(tmp_path: Path, capsys: pytest
     process.communicate()
 
 
-def test_what_the_holder_forked_does_not_keep_the_lock(tmp_path: Path) -> None:
+def test_fork_of_the_holder_does_not_keep_lock(tmp_path: Path) -> None:
     """Nor does it give it free while the holder lives."""
     process = holder(tmp_path, "fork")
     try:
@@ -148,7 +148,7 @@ def test_what_the_holder_forked_does_not_keep_the_lock(tmp_path: Path) -> None:
         end(process)
 
 
-def test_waiting_says_so_once_and_ends_with_the_lock(
+def test_waiting_is_announced_once_and_ends(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(run_lock, "POLL", 0.02)
@@ -163,7 +163,7 @@ def test_waiting_says_so_once_and_ends_with_the_lock(
     assert told.count("\n") == 1
 
 
-def test_the_dead_and_those_of_the_same_number_are_replaced(
+def test_locks_of_dead_or_reused_pids_are_replaced(
     tmp_path: Path, dead: int, other: "subprocess.Popen[str]", capsys: pytest.CaptureFixture[str]
 ) -> None:
     started = run_lock._started(other.pid)
@@ -175,7 +175,7 @@ def test_the_dead_and_those_of_the_same_number_are_replaced(
         assert f"process {pid} on {HOST}, since 2026-01-01 00:00:00, left it unfinished" in capsys.readouterr().err
 
 
-def test_a_living_process_is_believed_where_the_file_system_has_no_locks(
+def test_living_process_counts_without_file_system_locks(
     tmp_path: Path, other: "subprocess.Popen[str]", monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import fcntl
@@ -192,9 +192,7 @@ def test_a_living_process_is_believed_where_the_file_system_has_no_locks(
 
 
 @pytest.mark.parametrize("age", [0, 0.9, 1.1, 50])
-def test_a_lock_of_another_host_is_replaced_once_it_is_old(
-    age: float, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_old_lock_of_another_host_is_replaced(age: float, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Its process cannot be asked; `age` in units of what counts as stale."""
     path = left(tmp_path, host="elsewhere", pid=os.getpid())
     changed = time.time() - age * run_lock.STALE
@@ -277,7 +275,7 @@ def test_what_is_no_file_is_refused(kind: str, tmp_path: Path) -> None:
     assert victim.read_text() == "precious"
 
 
-def test_a_place_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
+def test_impossible_run_directory_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     for place, why in ((tmp_path / "file", "File exists"), (tmp_path / "file" / "run", "Not a directory")):
         with pytest.raises(InputError) as caught:
@@ -287,7 +285,7 @@ def test_a_place_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
         RunLock(Path("/proc/run"))
 
 
-def test_a_place_that_cannot_be_written_to_is_one_line(tmp_path: Path) -> None:
+def test_read_only_run_directory_is_one_line(tmp_path: Path) -> None:
     """Root may write where permissions forbid it, but not below a file, nor in the kernel's own folder."""
     (tmp_path / "file").touch()
     for place in (tmp_path / "file" / "run", Path("/proc/run")):
@@ -386,9 +384,7 @@ def part(folder: Path, process: int, host: str | None = None, name: str = "model
     return path
 
 
-def test_parts_of_dead_processes_go_with_the_next_start(
-    tmp_path: Path, dead: int, other: "subprocess.Popen[str]"
-) -> None:
+def test_parts_of_dead_processes_are_removed(tmp_path: Path, dead: int, other: "subprocess.Popen[str]") -> None:
     gone = [part(tmp_path, dead), part(tmp_path / "checkpoints", dead), part(tmp_path, os.getpid())]
     folder = tmp_path / f".images.{files._host()}.{dead}.part"
     part(folder / "00000", 1, "x", "000000.png")
@@ -406,7 +402,7 @@ def test_parts_of_dead_processes_go_with_the_next_start(
         assert (tmp_path / "checkpoints" / "kept.ckpt").exists()
 
 
-def test_parts_of_a_process_that_nobody_waited_for_go(tmp_path: Path) -> None:
+def test_parts_of_a_zombie_process_are_removed(tmp_path: Path) -> None:
     """A killed process is listed until its parent has taken note of its end."""
     process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     path = part(tmp_path, process.pid)
@@ -419,7 +415,7 @@ def test_parts_of_a_process_that_nobody_waited_for_go(tmp_path: Path) -> None:
     process.communicate()
 
 
-def test_a_part_has_the_name_that_is_looked_for(tmp_path: Path) -> None:
+def test_part_has_the_expected_name(tmp_path: Path) -> None:
     seen: list[Path] = []
     write_atomically(tmp_path / "a b.json", lambda path: (seen.append(path), path.write_text("x")))
     seen[0].write_text("half")

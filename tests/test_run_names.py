@@ -21,7 +21,7 @@ def named(script: str, **config: Any) -> str:
     return run_names.run_digest(script, _root_=OmegaConf.create({"solver": None, "guidance": {}, **config}))
 
 
-def test_a_folder_of_another_project_is_named_by_what_is_in_it(tmp_path: Path) -> None:
+def test_folder_of_another_project_is_named(tmp_path: Path) -> None:
     folder = tmp_path / "pipeline"
     (folder / "unet").mkdir(parents=True)
     names = [named("sample", checkpoint=str(folder))]
@@ -46,7 +46,7 @@ def test_a_folder_of_another_project_is_named_by_what_is_in_it(tmp_path: Path) -
         ("calibrate", {"dataset": {"path": "HERE"}}),
     ],
 )
-def test_a_file_that_a_key_names_counts_by_its_content(tmp_path: Path, script: str, config: dict[str, Any]) -> None:
+def test_file_in_a_key_counts_by_content(tmp_path: Path, script: str, config: dict[str, Any]) -> None:
     def at(node: Any) -> Any:
         if isinstance(node, dict):
             return {key: at(value) for key, value in node.items()}
@@ -60,7 +60,7 @@ def test_a_file_that_a_key_names_counts_by_its_content(tmp_path: Path, script: s
     assert named(script, **at(config)) != first
 
 
-def test_where_a_training_starts_counts_and_how_it_is_told_to_go_on_does_not(tmp_path: Path) -> None:
+def test_training_start_counts_but_resuming_does_not(tmp_path: Path) -> None:
     (tmp_path / "x.ckpt").write_text("1")
     (tmp_path / "y.ckpt").write_text("1")
     fresh, never, one, same = (named("train", resume=way) for way in ("auto", "never", str(tmp_path / "x.ckpt"), "z"))
@@ -136,7 +136,7 @@ def test_a_word_is_no_path_whatever_lies_there(tmp_path: Path, monkeypatch: pyte
     assert named("sample", labels="random") == first
 
 
-def test_modules_that_are_no_packages_and_names_that_are_none() -> None:
+def test_non_packages_and_missing_names_are_handled() -> None:
     config = {"a": [{"_target_": "no.such.module"}, {"_target_": "torch.optim.Adam"}, {"_target_": "pathlib.Path"}]}
     assert run_names.own_code(config) == []
     assert run_names.own_code({"trust": ["../x", "a b", ""]}) == []

@@ -61,7 +61,7 @@ def test_what_is_missing_or_changed_is_named(damage: Callable[[Path], object], a
     assert run_results.finished(run) == (None, again)
 
 
-def test_results_without_files_are_held_to_manifest_and_presence(run: Path) -> None:
+def test_results_without_files_need_their_manifest(run: Path) -> None:
     rewrite(run, files=None)
     (run / "images/00000/000000.png").unlink()
     assert run_results.finished(run).result is not None
@@ -69,7 +69,7 @@ def test_results_without_files_are_held_to_manifest_and_presence(run: Path) -> N
     assert run_results.finished(run).again == "manifest.csv is not what the run wrote"
 
 
-def test_a_result_that_was_cut_short_is_made_again(run: Path) -> None:
+def test_result_cut_short_is_made_again(run: Path) -> None:
     """Anywhere, as a full disk leaves it; or filled with zeros, as a lost power does."""
     whole = (json.dumps(json.loads((run / "metrics.json").read_text()), indent=2) + "\n").encode()
     for length in [*range(20), *range(20, len(whole) - 2, 23)]:

@@ -124,7 +124,7 @@ def test_a_pickle_of_classes_is_not_loaded(tmp_path: Path) -> None:
         plan_labels(str(tmp_path / "a.npy"), SEEDS, 4)
 
 
-def test_a_file_that_is_not_there_or_not_wanted(tmp_path: Path) -> None:
+def test_missing_or_unwanted_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"labels=nowhere\.txt: no such file"):
         plan_labels("nowhere.txt", SEEDS, 4)
     with pytest.raises(InputError, match="this checkpoint is unconditional"):

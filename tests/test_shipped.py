@@ -36,7 +36,7 @@ def test_card_and_size(checkpoint: Checkpoint) -> None:
     assert checkpoint.card.data == {"images": 1500, "name": "digits-train", "sha256": Digits("train").digest}
 
 
-def test_record_belongs_to_it_and_looks_like_noise_at_the_noisy_end(checkpoint: Checkpoint) -> None:
+def test_shipped_record_tends_to_noise(checkpoint: Checkpoint) -> None:
     record = load_record(record_beside(checkpoint.path, "score_norm"), "score_norm", checkpoint.digest)
     rho, mean, error = (record.values[name] for name in ("rho", "mean_abs_eps", "standard_error"))
     assert len(rho) == record.provenance["nfe"] == 1000
@@ -46,7 +46,7 @@ def test_record_belongs_to_it_and_looks_like_noise_at_the_noisy_end(checkpoint: 
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, 64])
-def test_images_are_equal_to_the_byte_for_any_batch_size(batch_size: int, checkpoint: Checkpoint) -> None:
+def test_images_ignore_the_batch_size(batch_size: int, checkpoint: Checkpoint) -> None:
     seeds = list(range(20))
     reference = images_of(checkpoint, table(checkpoint, 5), seeds, None, 20)
     assert torch.equal(images_of(checkpoint, table(checkpoint, 5), seeds, None, batch_size), reference)
@@ -73,12 +73,12 @@ def test_deis_sn_reads_its_record(checkpoint: Checkpoint) -> None:
 
 
 @pytest.mark.parametrize("kind", ["score_norm", "score_optimal", "search", "tableau"])
-def test_its_records_are_its_own_and_say_where_they_come_from(checkpoint: Checkpoint, kind: str) -> None:
+def test_shipped_records_name_their_origin(checkpoint: Checkpoint, kind: str) -> None:
     record = load_record(record_beside(checkpoint.path, kind), kind, checkpoint.digest)
     assert {"images", "seeds", "nfe", "estimator", "code_version"} <= set(record.provenance)
 
 
-def test_its_learned_tables_come_closer_than_the_default_solver_on_noise_that_they_never_saw(
+def test_learned_tables_beat_default_on_unseen_noise(
     checkpoint: Checkpoint,
 ) -> None:
     """At NFE 6 on seeds 5000-5031, from the same noise; the fine run is Heun's with 200 evaluations."""

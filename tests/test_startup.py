@@ -13,7 +13,7 @@ from scoreline import files, startup
 from scoreline.files import known_digests, learn_digests, sha256
 
 
-def test_importing_freezes_what_it_made_and_leaves_the_collector_as_it_was() -> None:
+def test_import_freezes_objects_and_keeps_the_collector() -> None:
     frozen = gc.get_freeze_count()
     try:
         with startup.importing():

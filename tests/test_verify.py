@@ -99,7 +99,7 @@ def run(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, dict[str,
     return code, verdicts, printed
 
 
-def test_the_shipped_model_passes_with_the_evaluations_that_it_announces(
+def test_shipped_model_passes_with_the_announced_evaluations(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, shipped: Checkpoint
 ) -> None:
     seen = 0
@@ -141,7 +141,7 @@ def test_a_negated_output_is_named(make: Make, shipped: Checkpoint, capsys: pyte
     assert "loss, labels, scale failed; begin with the first" in printed
 
 
-def test_labels_in_0_to_1_for_0_to_999_are_named(make: Make, capsys: pytest.CaptureFixture[str]) -> None:
+def test_labels_0_to_1_are_named(make: Make, capsys: pytest.CaptureFixture[str]) -> None:
     code, verdicts, _ = run(capsys, make(parameterisation={"label_scale": 1.0}), *FEW)
     assert code == 1
     assert verdicts["loss"][0] == "fail"
@@ -172,16 +172,14 @@ def test_swapped_weights_are_no_mistake_of_convention(
     assert "look at the weights" in verdicts["loss"][1]
 
 
-def test_a_card_whose_two_noise_schedules_disagree_is_found_by_ddim(
-    make: Make, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_ddim_finds_disagreeing_noise_schedules(make: Make, capsys: pytest.CaptureFixture[str]) -> None:
     code, verdicts, _ = run(capsys, make(noise_schedule={"beta_max": 19.0}), *FEW)
     assert code == 1
     assert verdicts["ddim"][0] == "fail"
     assert "the noise schedule of the card and that of its parameterisation disagree" in verdicts["ddim"][1]
 
 
-def test_without_real_images_the_loss_is_skipped_and_says_why(make: Make, capsys: pytest.CaptureFixture[str]) -> None:
+def test_loss_without_real_images_is_skipped(make: Make, capsys: pytest.CaptureFixture[str]) -> None:
     place = make(data={"name": "cifar10-train"})
     code, verdicts, printed = run(capsys, place, *FEW)
     assert code == 0
@@ -209,7 +207,7 @@ def test_results_are_written_once(tmp_path: Path, capsys: pytest.CaptureFixture[
         verify.main([*words])
 
 
-def test_a_conditional_model_gets_the_labels_of_its_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_conditional_model_gets_its_images_labels(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     torch.manual_seed(0)
     shape = {"channels": 1, "resolution": 8, "width": 8, "blocks": 1, "num_classes": 10}
     model = {
@@ -241,7 +239,7 @@ def test_a_conditional_model_gets_the_labels_of_its_images(tmp_path: Path, capsy
     assert verdicts["loss"][0] == "fail"
 
 
-def test_colour_images_and_discrete_time_get_their_own_checks(
+def test_colour_and_discrete_time_have_own_checks(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An untrained network with a last layer of zeros: D = x, so channels and labels make no difference."""
@@ -309,7 +307,7 @@ def test_bad_input_is_refused(words: tuple[str, ...], message: str, monkeypatch:
     assert message in str(explain(caught.value))
 
 
-def test_images_of_another_shape_or_other_classes_are_refused(shipped: Checkpoint) -> None:
+def test_images_of_other_shape_or_classes_are_refused(shipped: Checkpoint) -> None:
     card = replace(shipped.card, shape=(3, 8, 8))
     with pytest.raises(InputError, match="images of digits-train are 1x8x8, the checkpoint's are 3x8x8"):
         real_images(Digits("train"), 8, card, "random")
@@ -426,7 +424,7 @@ def test_a_wrong_convention_fails_and_is_named(name: str, digits: GaussianMixtur
     assert named in verdict.text
 
 
-def test_a_model_of_images_in_0_to_1_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_model_of_0_to_1_images_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A checkpoint of VE with its means in [0, 1], as score_sde trains them, imported as if they were in [-1, 1]."""
     points = (to_unit(Digits("train").images[::10]).flatten(1).double() + 1) / 2
     network = GaussianMixtureScore(len(points), 1, 8)
@@ -449,7 +447,7 @@ def test_a_model_of_images_in_0_to_1_is_named(tmp_path: Path, capsys: pytest.Cap
     assert "the images' mean is not the data's" in verdicts["scale"][1]
 
 
-def test_the_linear_baseline_is_the_loss_of_the_linear_denoiser() -> None:
+def test_linear_baseline_is_the_linear_denoisers_loss() -> None:
     """Brute force: k (x - m) + m on many draws of noise, and no other k does better."""
     clean = 0.3 * torch.randn(6, 2, 4, 4, generator=torch.Generator().manual_seed(0)) + 0.2
     scatter = RealImages(clean, clean).scatter()
@@ -466,7 +464,7 @@ def test_the_linear_baseline_is_the_loss_of_the_linear_denoiser() -> None:
     assert min(error, key=lambda k: float(error[k].mean())) == 1.0
 
 
-def test_limits_of_the_loss_are_those_of_the_docstring() -> None:
+def test_loss_limits_are_those_documented() -> None:
     """Constant losses around the limit: s = 1, two levels, 5 % of eps above the linear denoiser and 2 rho^2."""
     rho = torch.tensor([2.0, 0.5], dtype=torch.float64)
     linear = (rho**2 / (1 + rho**2))[:, None].expand(2, 8)
@@ -545,7 +543,7 @@ class Restless(nn.Module):
         return self.network(x, noise, label=label) + self.size * wild.to(x.dtype)
 
 
-def test_a_network_with_a_random_layer_does_not_pass(digits: GaussianMixture) -> None:
+def test_network_with_a_random_layer_fails(digits: GaussianMixture) -> None:
     """Errors that are random from step to step leave a slope of about -1/2."""
     right = model(digits, "vp")
     process = LinearVP()
@@ -618,7 +616,7 @@ class Broken(nn.Module):
         return x * self.value
 
 
-def test_values_that_are_not_finite_fail_without_a_traceback(digits: GaussianMixture) -> None:
+def test_values_not_finite_fail_without_a_traceback(digits: GaussianMixture) -> None:
     denoiser, images = Denoiser(Broken(math.nan), NoisePrediction(LinearVP())), real(digits, (1, 8, 8), 16)
     found = measured(denoiser, "vp", images, 4)
     assert judge_losses(found, lambda rho: []).status == "fail"
