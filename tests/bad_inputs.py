@@ -11,10 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
-
-from scoreline.checkpoints import Card, save_model
-from scoreline.networks.unet import UNet
+from small_models import save_small
 
 ROOT = Path(__file__).parents[1]
 
@@ -23,9 +20,6 @@ SCRIPTS = ("sample", "calibrate", "train")
 HUGE = "9" * 20
 
 LONG = "a" * 5000
-
-VP = {"_target_": "scoreline.schedules.vp.LinearVP", "beta_min": 0.1, "beta_max": 20.0}
-NETWORK = {"_target_": "scoreline.networks.unet.UNet", "channels": 1, "resolution": 8, "width": 8, "blocks": 1}
 
 PROGRESS = re.compile(r"^[a-z ]+: \d+/\d+ (img|solver)")
 """A line of a progress bar, which is there before what goes wrong later."""
@@ -506,16 +500,8 @@ ALL = [*NUMBERS, *SEEDS, *CHOICES, *PATHS, *GRAMMAR, *COMMANDS]
 
 def make_workplace(root: Path) -> Path:
     """A directory with small untrained models, one that overflows, and files and folders that are no models."""
-    for name, classes in (("small", 0), ("conditional", 10), ("nan", 0)):
-        torch.manual_seed(0)
-        net = UNet(1, 8, width=8, blocks=1, num_classes=classes)
-        torch.nn.init.constant_(net.head.weight, 0.05 if name != "nan" else 3e38)
-        model = {
-            "network": {**NETWORK, "num_classes": classes},
-            "noise_schedule": VP,
-            "parameterisation": {"_target_": "scoreline.parameterisations.NoisePrediction", "noise_schedule": VP},
-        }
-        save_model(root / f"{name}.safetensors", net.state_dict(), Card(model, (1, 8, 8), classes, {}, {}))
+    for name, classes, head in (("small", 0, 0.05), ("conditional", 10, 0.05), ("nan", 0, 3e38)):
+        save_small(root / f"{name}.safetensors", classes, head)
     for name in ("junk.safetensors", "junk.pt", "junk.npz", "file"):
         (root / name).write_bytes(b"junk")
     (root / "empty.safetensors").touch()

@@ -8,6 +8,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from forks import call
 
 from scoreline import conf_folder
 from scoreline.errors import InputError
@@ -25,11 +26,6 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     shutil.copy(ROOT / "conf/solver/heun.yaml", folder / "solver/mine.yaml")
     (folder / "solver/ddim.yaml").write_text("_target_: no.such.module\n")
     return folder
-
-
-def run(words: list[str], folder: Path, **environment: str) -> "subprocess.CompletedProcess[str]":
-    given = {name: value for name, value in os.environ.items() if name != conf_folder.OWN_FOLDER} | environment
-    return subprocess.run(words, cwd=folder, env=given, capture_output=True, text=True, timeout=120, check=False)
 
 
 @pytest.mark.parametrize("form", [["--config-dir", "HERE"], ["--config-dir=HERE"], ["-cd", "HERE"]])
@@ -63,13 +59,13 @@ def test_only_file_names_are_choices(own: Path, monkeypatch: pytest.MonkeyPatch,
 def test_every_program_takes_it(own: Path) -> None:
     folder = ["--config-dir", str(own)]
     for words in (["show", "solver=mine", "nfe=4"], ["certify", "solver=mine"]):
-        done = run([*COMMAND, *folder, *words], own.parent)
+        done = call("scoreline", *folder, *words, cwd=own.parent)
         assert done.returncode == 0, done.stderr
-        assert run([*COMMAND, *words], own.parent).returncode == 2
+        assert call("scoreline", *words, cwd=own.parent).returncode == 2
     words = ["solver=mine", "nfe=4", "seeds=0-3", "metrics=none"]
-    done = run([sys.executable, str(ROOT / "sample.py"), *folder, "-m", *words], own.parent)
+    done = call("sample", *folder, "-m", *words, cwd=own.parent)
     assert done.returncode == 0, done.stderr
-    assert "  mine" in run([*COMMAND, *folder, "show", "solver"], own.parent).stdout
+    assert "  mine" in call("scoreline", *folder, "show", "solver", cwd=own.parent).stdout
 
 
 def test_an_installed_package_has_configs_and_scripts(tmp_path: Path) -> None:
@@ -81,11 +77,12 @@ def test_an_installed_package_has_configs_and_scripts(tmp_path: Path) -> None:
     for source, place in more.items():
         (site / place).parent.mkdir(exist_ok=True)
         (shutil.copytree if (ROOT / source).is_dir() else shutil.copy)(ROOT / source, site / place)
+    environment = {**os.environ, "PYTHONPATH": str(site)}
     for words in (
         ["show", "solver=ddim", "nfe=4"],
         ["sample", "nfe=4", "seeds=0-3", "metrics=none"],
         ["sample", "--help"],
     ):
-        done = run([*COMMAND, *words], tmp_path, PYTHONPATH=str(site))
+        done = subprocess.run([*COMMAND, *words], cwd=tmp_path, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
     assert len(list((tmp_path / "outputs/sample").glob("*/samples.npz"))) == 1

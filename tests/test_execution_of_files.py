@@ -4,13 +4,12 @@ import ast
 import hashlib
 import json
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from forks import call
 from safetensors import safe_open
 from safetensors.torch import save_file
 
@@ -193,17 +192,10 @@ HOSTILE = (
 )
 
 
-COMMAND = (sys.executable, "-P", "-c", "from scoreline.cli import main; main()")
-
-
-def run(words: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(words, cwd=folder, capture_output=True, text=True, timeout=120, check=False)
-
-
 @pytest.mark.parametrize("make", HOSTILE, ids=lambda make: make.__name__)
 def test_hostile_file_is_refused_and_runs_nothing(hostile: Path, make: Callable[..., list[str]]) -> None:
     words = make(hostile)
-    done = run([sys.executable, str(ROOT / "sample.py"), *words, "seeds=0-7", "metrics=none"], hostile)
+    done = call("sample", *words, "seeds=0-7", "metrics=none", cwd=hostile)
     assert done.returncode == 2, done.stderr
     assert len(done.stderr.splitlines()) == 1
     assert not (hostile / "canary").exists()
@@ -211,7 +203,7 @@ def test_hostile_file_is_refused_and_runs_nothing(hostile: Path, make: Callable[
 
 
 def test_only_numbers_of_a_record_are_read(hostile: Path) -> None:
-    done = run([sys.executable, str(ROOT / "sample.py"), *target_in_provenance(hostile), "seeds=0-7"], hostile)
+    done = call("sample", *target_in_provenance(hostile), "seeds=0-7", cwd=hostile)
     assert "Traceback" not in done.stderr
     assert not (hostile / "canary").exists()
 
@@ -219,11 +211,11 @@ def test_only_numbers_of_a_record_are_read(hostile: Path) -> None:
 @pytest.mark.parametrize("words", [["show", "solver=ddim", "nfe=4"], ["certify", "solver=ddim"]])
 def test_commands_read_no_conf_of_the_working_directory(hostile: Path, words: list[str]) -> None:
     conf_of_the_working_directory(hostile)
-    done = run([*COMMAND, *words], hostile)
+    done = call("scoreline", *words, cwd=hostile)
     assert done.returncode == 0, done.stderr
     assert not (hostile / "canary").exists()
     words[1] = "solver=evil"
-    assert run([*COMMAND, *words], hostile).returncode == 2
+    assert call("scoreline", *words, cwd=hostile).returncode == 2
     assert not (hostile / "canary").exists()
 
 
@@ -233,7 +225,7 @@ def test_a_plan_of_a_stranger_runs_nothing(hostile: Path) -> None:
     for directory in ("../../elsewhere", "/tmp", "a"):
         plan = {"table": "x", "budget": "small", "overrides": ["solver=x"], "data": target()}
         (hostile / "hostile/plan.json").write_text(json.dumps({**plan, "cells": [{**cell, "directory": directory}]}))
-        done = run([*COMMAND, "report", "hostile"], hostile)
+        done = call("scoreline", "report", "hostile", cwd=hostile)
         assert done.returncode == 2, done.stderr
         assert "plan.json" in done.stderr
         assert len(done.stderr.splitlines()) == 1

@@ -1,18 +1,15 @@
 """`network_batch=auto`: found once for a run directory, whatever the memory is when it goes on."""
 
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from forks import call
 from omegaconf import OmegaConf
 
-ROOT = Path(__file__).parents[1]
 
-
-def started(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(ROOT / "sample.py"), f"hydra.run.dir={folder}", "network_batch=auto", *words]
-    return subprocess.run(command, cwd=folder.parent, capture_output=True, text=True, timeout=300)
+def started(folder: Path, *words: str) -> "subprocess.CompletedProcess[str]":
+    return call("sample", f"hydra.run.dir={folder}", "network_batch=auto", *words, cwd=folder.parent)
 
 
 def test_the_first_start_fixes_it(tmp_path: Path) -> None:
