@@ -63,13 +63,13 @@ def run_table(cfg: DictConfig) -> None:
     from hydra.core.hydra_config import HydraConfig
 
     from scoreline.errors import InputError
-    from scoreline.tables import run
+    from scoreline.tables import table_run
 
     if entry.in_sweep():
         raise InputError("table: a table is a sweep of its own; leave out -m")
     name, data = table_of(cfg)
-    options = run.Options(cfg.budget, cfg.jobs, cfg.sweep.on_error, cfg.wandb, cfg.lock)
-    run.main(name, data, run.of_cells(HydraConfig.get().overrides.task), options, entry.output_dir())
+    options = table_run.Options(cfg.budget, cfg.jobs, cfg.sweep.on_error, cfg.wandb, cfg.lock)
+    table_run.main(name, data, table_run.of_cells(HydraConfig.get().overrides.task), options, entry.output_dir())
 
 
 def draw(cfg: DictConfig) -> dict:

@@ -56,7 +56,7 @@ def build_trainer(cfg: DictConfig, out, steps: int):
     from lightning.fabric.utilities.exceptions import MisconfigurationException
 
     from scoreline.errors import InputError
-    from scoreline.training.checkpoint import AtomicCheckpointIO
+    from scoreline.training.training_state import AtomicCheckpointIO
 
     options = instantiate(cfg.trainer, _convert_="all")
     if hasattr(options.get("strategy"), "command"):

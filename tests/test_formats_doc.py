@@ -33,7 +33,7 @@ from scoreline.solvers.tableau import Tableau
 from scoreline.tables import plan
 from scoreline.tables.render import FIELDS
 from scoreline.tensor_files import Header, read_header
-from scoreline.training.checkpoint import list_checkpoints
+from scoreline.training.training_state import list_checkpoints
 
 
 def header_of(path: Path) -> Header:

@@ -12,7 +12,7 @@ import pytest
 
 from scoreline.errors import InputError
 from scoreline.files import locked
-from scoreline.tables import pool, run
+from scoreline.tables import pool, table_run
 from scoreline.tables.plan import Cell, Outcome, outcome
 from scoreline.tables.pool import Pool, Slot, slots
 from scoreline.tables.schema import Command
@@ -190,7 +190,7 @@ def test_devices_in_turn_and_threads_divided(monkeypatch: pytest.MonkeyPatch, be
 )
 def test_options_are_checked(options: dict[str, Any], sentence: str) -> None:
     with pytest.raises(InputError) as caught:
-        run.Options(**options)
+        table_run.Options(**options)
     assert str(caught.value) == sentence
 
 
@@ -204,46 +204,50 @@ def test_what_of_a_command_line_goes_to_the_cells() -> None:
         "hydra.run.dir=a",
         "table.title=b",
     ]
-    assert run.of_cells([*task, "device=cpu", "+solver.order=2"]) == ["device=cpu", "+solver.order=2"]
+    assert table_run.of_cells([*task, "device=cpu", "+solver.order=2"]) == ["device=cpu", "+solver.order=2"]
 
 
 def test_preparation_runs_once_and_tells_what_failed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(run, "words_of", lambda command: [sys.executable, "-c", command.run])
+    monkeypatch.setattr(table_run, "words_of", lambda command: [sys.executable, "-c", command.run])
     good = Command("print('made'); open('a', 'a').write('x')", "a")
-    assert run.prepare([good], Path("logs"))
-    assert not run.prepare([good], Path("logs"))
+    assert table_run.prepare([good], Path("logs"))
+    assert not table_run.prepare([good], Path("logs"))
     assert (tmp_path / "a").read_text() == "x"
     assert (tmp_path / "logs/0.log").read_text() == "made\n"
     assert capsys.readouterr().err.startswith("preparing a: print")
     with pytest.raises(InputError, match=r"NameError: name 'b' is not defined; see logs/1\.log"):
-        run.prepare([good, Command("b", "b")], Path("logs"))
+        table_run.prepare([good, Command("b", "b")], Path("logs"))
     with pytest.raises(InputError, match="it ended without c; see"):
-        run.prepare([Command("pass", "c")], Path("logs"))
+        table_run.prepare([Command("pass", "c")], Path("logs"))
 
 
 def test_what_prepares_is_one_of_ours() -> None:
     root = Path(__file__).parents[1]
-    assert run.words_of(Command("train.py a='b c'", "x")) == [
+    assert table_run.words_of(Command("train.py a='b c'", "x")) == [
         sys.executable,
         str(root / "train.py"),
         "a=b c",
         "lock=wait",
     ]
-    assert run.words_of(Command("python calibrate.py a=b", "x"))[1:] == [str(root / "calibrate.py"), "a=b", "lock=wait"]
-    assert run.words_of(Command("scoreline import a b", "x"))[4:] == ["import", "a", "b"]
+    assert table_run.words_of(Command("python calibrate.py a=b", "x"))[1:] == [
+        str(root / "calibrate.py"),
+        "a=b",
+        "lock=wait",
+    ]
+    assert table_run.words_of(Command("scoreline import a b", "x"))[4:] == ["import", "a", "b"]
     for line in ("rm -rf x", "", "../train.py a=b"):
         with pytest.raises(InputError, match=r"must begin with train\.py, sample\.py, calibrate\.py or scoreline"):
-            run.words_of(Command(line, "x"))
+            table_run.words_of(Command(line, "x"))
 
 
 def test_sigterm_ends_a_sweep_as_ctrl_c_does() -> None:
     former = signal.getsignal(signal.SIGTERM)
 
     def work() -> None:
-        with run.ended_by_sigterm():
+        with table_run.ended_by_sigterm():
             os.kill(os.getpid(), signal.SIGTERM)
             time.sleep(5)
 

@@ -12,7 +12,7 @@ from wandb_files import no_account, offline_runs
 from scoreline.commands import report, upload
 from scoreline.errors import InputError
 from scoreline.files import sha256
-from scoreline.tables import plan, run, summary
+from scoreline.tables import plan, table_run, wandb_summary
 from scoreline.tables.plan import Plan
 
 __all__ = ["no_account"]
@@ -64,11 +64,11 @@ def test_cells_and_summary_share_a_group(table: tuple[Path, Plan], capsys: pytes
 
 def test_only_what_is_new_is_sent_again(table: tuple[Path, Plan]) -> None:
     root, made = table
-    assert len(list(summary.upload_new(root, offline=True))) == 3
-    assert not list(summary.upload_new(root, offline=True))
+    assert len(list(wandb_summary.upload_new(root, offline=True))) == 3
+    assert not list(wandb_summary.upload_new(root, offline=True))
     finish(root, made.cells[2], 9.0)
     report.main([str(root)])
-    lines = list(summary.upload_new(root, offline=True))
+    lines = list(wandb_summary.upload_new(root, offline=True))
     assert [line.partition(": run ")[0] for line in lines] == [str(root / made.cells[2].directory), str(root)]
     assert "fid/Heun" in offline_runs(root)[-1].rows[1]
     ids = [offline_runs(root / cell.directory)[0].id for cell in made.cells[1:3]]
@@ -80,8 +80,8 @@ def test_the_same_from_the_command_of_the_table(
 ) -> None:
     root, made = table
     finish(root, made.cells[2], 9.0)
-    monkeypatch.setattr(run.identity, "identities", lambda _, ranges: [f"{k:08x}" for k in range(len(ranges))])
-    run.main("toy", made.data, [], run.Options("paper", 1, wandb="offline"), root)
+    monkeypatch.setattr(table_run.identity, "identities", lambda _, ranges: [f"{k:08x}" for k in range(len(ranges))])
+    table_run.main("toy", made.data, [], table_run.Options("paper", 1, wandb="offline"), root)
     lines = capsys.readouterr().out.splitlines()
     assert sum(": run " in line for line in lines) == 4
     assert lines[-1] == f"3 runs -> {root}"
@@ -92,7 +92,7 @@ def test_a_missing_package_is_told_before_anything_is_run(monkeypatch: pytest.Mo
     monkeypatch.setitem(__import__("sys").modules, "wandb", None)
     data = plan.load(draft_of(tmp_path)).data
     with pytest.raises(InputError, match="the package wandb is not installed"):
-        run.main("toy", data, [], run.Options("paper", 1, wandb="offline"), tmp_path / "out")
+        table_run.main("toy", data, [], table_run.Options("paper", 1, wandb="offline"), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 

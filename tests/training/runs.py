@@ -13,7 +13,7 @@ import forks
 import torch
 from safetensors.torch import load_file
 
-from scoreline.training.checkpoint import list_checkpoints
+from scoreline.training.training_state import list_checkpoints
 
 ROOT = Path(__file__).parents[2]
 SMALL = [

@@ -26,10 +26,10 @@ from scoreline.parameterisations import NoisePrediction
 from scoreline.schedules.densities import UniformTime
 from scoreline.schedules.vp import LinearVP
 from scoreline.targets import Denoising
-from scoreline.training.checkpoint import AtomicCheckpointIO, Checkpointing, list_checkpoints
 from scoreline.training.data import ImageDataModule
 from scoreline.training.ema_callback import EMACallback, ema_of
 from scoreline.training.module import DiffusionModule
+from scoreline.training.training_state import AtomicCheckpointIO, Checkpointing, list_checkpoints
 
 VP = LinearVP()
 SPEC = {"_target_": "scoreline.schedules.vp.LinearVP"}

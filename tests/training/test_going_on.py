@@ -22,12 +22,12 @@ from scoreline.checkpoints import load_model
 from scoreline.datasets.digits import Digits
 from scoreline.errors import InputError
 from scoreline.training.callbacks import dispensable
-from scoreline.training.checkpoint import Checkpointing, images_seen, list_checkpoints
 from scoreline.training.data import EndlessBatches, ImageDataModule
 from scoreline.training.fixed_loss import FixedLoss
 from scoreline.training.preview import Preview
-from scoreline.training.progress import TrainingProgress, append
 from scoreline.training.resume import Start, read_start, resume_from
+from scoreline.training.training_log import TrainingProgress, append
+from scoreline.training.training_state import Checkpointing, images_seen, list_checkpoints
 
 SHORT = ["checkpoint_kimg=0.128", "log_kimg=0.064", "lr_rampup_kimg=0.3", "fixed_loss_kimg=0.128"]
 

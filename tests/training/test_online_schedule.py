@@ -38,13 +38,13 @@ from scoreline.schedules.spacings import Power
 from scoreline.schedules.vp import LinearVP
 from scoreline.targets import Denoising
 from scoreline.training import preview
-from scoreline.training.checkpoint import AtomicCheckpointIO, Checkpointing, list_checkpoints
 from scoreline.training.data import ImageDataModule
 from scoreline.training.ema_callback import EMACallback, ema_of
 from scoreline.training.module import DiffusionModule
 from scoreline.training.online_schedule import OnlineSchedule, _places, online_schedule_of
 from scoreline.training.preview import Preview
-from scoreline.training.progress import TrainingProgress
+from scoreline.training.training_log import TrainingProgress
+from scoreline.training.training_state import AtomicCheckpointIO, Checkpointing, list_checkpoints
 
 ROOT = Path(__file__).parents[2]
 C, HIGH, LOW = 0.5, 80.0, 0.002

@@ -17,8 +17,8 @@ from safetensors.torch import load_file
 
 from scoreline.checkpoints import load_model
 from scoreline.errors import InputError
-from scoreline.training.checkpoint import list_checkpoints, loadable
 from scoreline.training.resume import Start, resume_from
+from scoreline.training.training_state import list_checkpoints, loadable
 
 
 @pytest.fixture(scope="module")

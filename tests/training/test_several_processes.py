@@ -11,7 +11,7 @@ import torch
 from runs import SILENT, SMALL, assert_same_run, begun, command, environment, records, state, train, wait_for
 from safetensors.torch import load_file
 
-from scoreline.training.checkpoint import list_checkpoints, loadable
+from scoreline.training.training_state import list_checkpoints, loadable
 
 WITNESS = {"PYTHONPATH": os.pathsep.join(filter(None, [str(Path(__file__).parent), os.environ.get("PYTHONPATH")]))}
 TWO = ["trainer=ddp_cpu", "model.network.dropout=0"]

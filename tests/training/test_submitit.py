@@ -12,7 +12,7 @@ from hydra import compose, initialize_config_dir
 from runs import PARTS, ROOT, SMALL, environment, flat, state
 from safetensors.torch import load_file
 
-from scoreline.training.checkpoint import list_checkpoints
+from scoreline.training.training_state import list_checkpoints
 
 LOCAL = ["-m", *SMALL, "hydra/launcher=submitit_local", "hydra.launcher.timeout_min=10", "hydra.sweep.dir=sweep"]
 

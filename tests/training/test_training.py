@@ -19,14 +19,14 @@ from scoreline.parameterisations import EDMPreconditioning, NoisePrediction
 from scoreline.schedules.densities import LogNormal, UniformTime
 from scoreline.schedules.vp import LinearVP
 from scoreline.targets import Denoising
-from scoreline.training.checkpoint import AtomicCheckpointIO, Checkpointing
 from scoreline.training.data import EndlessBatches, ImageDataModule
 from scoreline.training.ema_callback import EMACallback
 from scoreline.training.fixed_loss import FixedLoss
 from scoreline.training.module import DiffusionModule, step_key
 from scoreline.training.preemption import Preemption
 from scoreline.training.preview import Preview
-from scoreline.training.progress import TrainingProgress, keep_until
+from scoreline.training.training_log import TrainingProgress, keep_until
+from scoreline.training.training_state import AtomicCheckpointIO, Checkpointing
 
 VP = LinearVP()
 SPEC = {"_target_": "scoreline.schedules.vp.LinearVP"}

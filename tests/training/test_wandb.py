@@ -24,7 +24,7 @@ from scoreline.commands import upload
 from scoreline.errors import InputError
 from scoreline.files import sha256
 from scoreline.history import history, row
-from scoreline.training.progress import keep_until
+from scoreline.training.training_log import keep_until
 from scoreline.training.wandb_run import WandbRun
 from scoreline.wandb_runs import public, run_id
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from scoreline.commands.composition import split
 from scoreline.errors import InputError, did_you_mean
-from scoreline.tables import plan, report
+from scoreline.tables import plan, table_files
 from scoreline.tables.grid import Grid, collect, of_sweep, over_seed_ranges
 
 OWN = {"metric": "", "over": ""}
@@ -41,7 +41,7 @@ def main(words: list[str]) -> None:
         raise InputError(f"{len(roots)} directories: give one, as in outputs/table/NAME-small")
     root = Path(roots[0])
     text = "\n" + ratios(root, own["metric"], own["over"]) if own["over"] else ""
-    print(report.files(grid(root, own["metric"]), root) + text, end="")
+    print(table_files.files(grid(root, own["metric"]), root) + text, end="")
 
 
 def grid(root: Path, metric: str) -> Grid:
@@ -63,7 +63,7 @@ def ratios(root: Path, metric: str, base: str) -> str:
     """
     if not (root / plan.PLAN).is_file():
         raise InputError(f"over={base}: {root} is a sweep; ratios are made of sample.py table=NAME")
-    return report.ratios(measured(root, metric), root, base)
+    return table_files.ratios(measured(root, metric), root, base)
 
 
 def measured(root: Path, metric: str) -> plan.Plan:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from scoreline.commands.composition import split
 from scoreline.errors import InputError, did_you_mean
-from scoreline.tables import plan, summary
+from scoreline.tables import plan, wandb_summary
 
 OWN = {"project": "", "entity": "", "offline": "false", "id": ""}
 
@@ -31,7 +31,7 @@ def main(words: list[str]) -> None:
         return
     roots, own = arguments(words)
     offline = own.pop("offline") == "true"
-    for source in [summary.source(root) for root in roots]:
+    for source in [wandb_summary.source(root) for root in roots]:
         print(source.upload(offline, **own))
 
 
@@ -63,7 +63,7 @@ def runs(root: Path) -> list[Path]:
         InputError: if it holds no run.
     """
     if (root / plan.PLAN).is_file():
-        return summary.directories(root)
+        return wandb_summary.directories(root)
     cells = sorted(path.parent for path in root.glob("*/config.yaml")) if (root / "multirun.yaml").is_file() else []
     if not cells and not (root / "config.yaml").is_file():
         raise InputError(f"{root}: no run directory, config.yaml is missing; give one of train.py or sample.py")

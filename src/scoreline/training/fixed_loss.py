@@ -16,7 +16,7 @@ from scoreline.targets import Denoising
 from scoreline.training.ema_callback import ema_of
 from scoreline.training.levels import LossSums, described
 from scoreline.training.module import DiffusionModule, step_key
-from scoreline.training.progress import write_record
+from scoreline.training.training_log import write_record
 
 SEED = 0
 """Seeds images, noise and levels in every run, whatever its own seed, so that validation losses compare."""

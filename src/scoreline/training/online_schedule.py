@@ -27,7 +27,7 @@ from scoreline.training.callbacks import dispensable
 from scoreline.training.data import EndlessBatches
 from scoreline.training.ema_callback import ema_of
 from scoreline.training.module import DiffusionModule, step_key
-from scoreline.training.progress import append, keep_until
+from scoreline.training.training_log import append, keep_until
 
 
 class OnlineSchedule(Callback):

@@ -10,7 +10,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from scoreline import compat
 from scoreline.device import LateNumber, computes_apart, moved
-from scoreline.training.checkpoint import checkpointing_of
+from scoreline.training.training_state import checkpointing_of
 
 REQUEUE = 75
 """Exit code EX_TEMPFAIL of sysexits.h: the same command continues where this one stopped."""

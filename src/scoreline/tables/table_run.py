@@ -15,7 +15,7 @@ from scoreline import checks, choices, conf_folder, processes, run_config
 from scoreline.errors import InputError
 from scoreline.progress import ImageProgress
 from scoreline.run_lock import RunLock
-from scoreline.tables import identity, plan, pool, report, worker
+from scoreline.tables import identity, plan, pool, table_files, worker
 from scoreline.tables.plan import Cell, Outcome, Plan
 from scoreline.tables.schema import Command, Table, parse
 
@@ -102,11 +102,11 @@ def run_planned(drafted: Plan, out: Path, options: Options) -> None:
     """
     plan.save(drafted, out)
     counts = run_cells(drafted, out, options)
-    print(report.write(drafted, out))
+    print(table_files.write(drafted, out))
     if options.wandb != "off" and counts.get("finished"):
-        from scoreline.tables import summary
+        from scoreline.tables import wandb_summary
 
-        for line in summary.upload_new(out, offline=options.wandb == "offline"):
+        for line in wandb_summary.upload_new(out, offline=options.wandb == "offline"):
             print(line)
     tell_end(drafted, out, counts)
 
