@@ -1,17 +1,16 @@
 """Measure a trained model and write a calibration record, bound to its checkpoint.
 
-  python calibrate.py checkpoint=outputs/train/NAME       mean |eps| per noise level, for solver=deis_sn
+  python calibrate.py checkpoint=outputs/train/NAME       mean |eps|, for solver=deis_sn
   python calibrate.py nfe=200 seeds=0-255                 fewer levels, more images
-  python calibrate.py calibration=score_optimal           cumulative length, for schedule=score_optimal
-  python calibrate.py calibration=search                  every solver on every schedule, for solver=auto
-  python calibrate.py calibration=tableau                 nodes and weights of its own, for solver=learned
-  python calibrate.py calibration.states=noised dataset=digits     score_norm at real images plus noise
-  python calibrate.py calibration=target_variance dataset=digits   variance of training targets, DSM and stable ones
-  torchrun --standalone --nproc_per_node=4 calibrate.py seeds=0-1023      score_norm in several processes, one GPU each
+  python calibrate.py calibration=score_optimal           for schedule=score_optimal
+  python calibrate.py calibration=search                  best solver and schedule, for solver=auto
+  python calibrate.py calibration=tableau                 learned tableaus, for solver=learned
+  python calibrate.py calibration.states=noised dataset=digits         score_norm on real images
+  python calibrate.py calibration=target_variance dataset=digits       variance of training targets
+  torchrun --standalone --nproc_per_node=4 calibrate.py seeds=0-1023   score_norm on four GPUs
 
-The run directory holds the record (safetensors), its plot and config.yaml; a copy of one that sample.py reads goes
-beside the checkpoint, where it is found, unless one is there already. A score_norm or target_variance that was killed
-goes on where it stopped.
+A run writes the record, its plot and config.yaml, and copies the record beside the checkpoint,
+where sample.py finds it. An interrupted score_norm or target_variance run continues.
 """
 
 from omegaconf import DictConfig

@@ -1,20 +1,18 @@
-"""Draw images from a checkpoint with any solver on any schedule, and measure them.
+"""Sample images from a checkpoint with any solver on any schedule, and evaluate them.
 
   python sample.py                                        64 digits, DEIS-tAB3, NFE 10
   python sample.py checkpoint=outputs/train/NAME nfe=20   your own model
   python sample.py solver=heun schedule=karras final=denoise nfe=35
-  python sample.py seeds=0-49999 batch_size=512 format=png    many images; killed, the same command goes on
-  torchrun --standalone --nproc_per_node=8 sample.py seeds=0-49999 batch_size=512    the same images on eight GPUs
+  python sample.py seeds=0-49999 format=png               the same command continues after a stop
+  torchrun --standalone --nproc_per_node=8 sample.py seeds=0-49999     the same, on eight GPUs
   python sample.py labels=classes.txt format=zip          one class for each seed; EDM's archive
-  python sample.py trajectories=0-3                       the runs of four seeds, step by step
+  python sample.py trajectories=0-3                       the steps of the runs of four seeds
   python sample.py checkpoint=NAME guidance=classifier_free guidance.scale=2 threshold=dynamic
   python sample.py -m solver=ddim,deis_tab3 nfe=5,10,20   a sweep, one directory per cell
-  python sample.py table=deis_sn_digits budget=small      a paper's table: all its cells, text and figure
+  python sample.py table=deis_sn_digits budget=small      all cells of a paper's table, a figure
 
-The run directory holds manifest.csv (index, seed, label, SHA-256 of each image), the images as samples.npz (arr_0:
-uint8 NHWC), images/, samples.zip or samples.tar, grid.png, config.yaml and, last, metrics.json. Image i belongs to
-seed i: its bytes do not depend on batch_size, on the number of processes, or on how often the run was stopped. Until
-all images are there, shards/ keeps those that are done; a restart, with any number of processes, makes the others.
+A run writes images, manifest.csv, grid.png, config.yaml and metrics.json. Image i depends on seed
+i, not on batch_size, the number of processes or restarts.
 """
 
 from typing import Any

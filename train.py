@@ -1,19 +1,17 @@
-"""Train a score model: data -> target -> loss -> checkpoint {weights, EMA, model description}.
+"""Train a score model: data, training target, loss, checkpoint with averaged weights.
 
-  python train.py                               digits, DSM, linear VP: under 3 minutes on 2 CPU cores
-  python train.py experiment=digits_edm         EDM's preconditioning, density and weight
-  python train.py experiment=digits_edm_stf     the same with stable targets
+  python train.py                               digits, DSM, linear VP: 3 minutes on 2 CPU cores
+  python train.py experiment=digits_edm_stf     EDM's recipe with stable targets
   python train.py target=stf target.references=1024
   python train.py duration_kimg=512 seed=1      any key below
-  python train.py resume=RUN/checkpoints/0000064000.ckpt optimiser.lr=1e-4   a new run from another one's state
-  python train.py trainer=ddp trainer.devices=4 the same training on four GPUs: batch_size stays the whole batch
+  python train.py resume=RUN/checkpoints/0000064000.ckpt optimiser.lr=1e-4
+  python train.py trainer=ddp trainer.devices=4   on four GPUs; batch_size stays the whole batch
   python train.py logger=wandb                  csv | wandb (offline) | tensorboard
-  python train.py callbacks=online_schedule     learn score-optimal steps on the way, for schedule=score_optimal
+  python train.py callbacks=online_schedule     learn a schedule for schedule=score_optimal
   python train.py -m seed=0,1,2                 one run directory per cell
 
-The run directory (outputs/train/NAME-DIGEST) holds config.yaml, metrics.jsonl, previews, checkpoints/ and
-model.safetensors, which sample.py and calibrate.py load. The same command again goes on where it stopped; told by
-SIGTERM or SIGUSR1 it saves its state and leaves with exit code 75, so that a scheduler may send it again.
+A run writes config.yaml, metrics.jsonl, previews, checkpoints/ and model.safetensors. The same
+command continues an interrupted run. On SIGTERM or SIGUSR1 it saves its state and exits with 75.
 """
 
 import sys

@@ -155,7 +155,9 @@ def test_help_is_written_for_a_person_and_quick(script: str, tmp_path: Path) -> 
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, timeout=60)
     assert done.returncode == 0, done.stderr
     assert f"python {script}.py" in done.stdout
-    assert "Groups (default first):" in done.stdout
+    assert re.search(r"^  (solver|model)=\w+ +\d+ choices: +scoreline show \1$", done.stdout, re.M)
+    assert max(map(len, done.stdout.splitlines())) <= 100
+    assert len(done.stdout.splitlines()) <= 60
     assert done.stdout.rstrip().endswith("[]"), "heavy imports wait"
     assert list(tmp_path.iterdir()) == []
 

@@ -35,6 +35,7 @@ LISTED = {
     ("entry.py", "instantiate"): f"{CONFIG}: guidance and threshold",
     ("commands/composition.py", "instantiate"): f"{CONFIG}; names out of a record pass conf_folder.choice",
     ("conf_folder.py", "compose"): "overrides of the command line, of conf/table, or names from conf_folder.choice",
+    ("__init__.py", "import_module"): "a module of _MODULES, a constant",
     ("annotations.py", "import_module"): f"modules of scoreline that {CONFIG} names, for their annotations",
     ("cli.py", "import_module"): "a verb of VERBS",
     ("cli.py", "run_path"): "a script of SCRIPTS",

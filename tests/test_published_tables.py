@@ -358,21 +358,6 @@ def test_a_wrong_cell_is_found() -> None:
     assert len({frozenset(row.overrides) for row in twice.rows}) < len(twice.rows)
 
 
-@pytest.mark.parametrize("page", ["deis", "deis_sn", "scire", "stf", "score_optimal"])
-def test_pages_name_their_tables_and_no_others(page: str) -> None:
-    text = (CONF.parent / "docs" / "papers" / f"{page}.md").read_text()
-    named = set(re.findall(r"table=(\w+)", text))
-    assert named <= set(NAMES)
-    assert named >= {name for name in NAMES if name == f"{page}_digits"}
-    assert "## What we measured here" in text
-
-
-def test_every_table_is_on_a_page() -> None:
-    pages = " ".join(path.read_text() for path in (CONF.parent / "docs" / "papers").glob("*.md"))
-    missing = [name for name in NAMES if f"table={name}" not in pages and name != "solvers_digits"]
-    assert not missing
-
-
 @pytest.mark.parametrize("name", PAPERS)
 def test_references_come_from_a_command(name: str) -> None:
     """`scoreline reference` takes the words that `needs` gives, and writes the file that the cells read."""

@@ -3,6 +3,7 @@
 scoreline train | sample | calibrate KEY=VALUE ..         as python train.py and so on, from anywhere
 scoreline certify                    measured order, consistency, NFE and set-up time of every solver
 scoreline certify solver=ddim,heun   of some
+scoreline show solver                     the choices of a group: solver, schedule, model, table, ..
 scoreline show solver=deis_tab3 schedule=karras nfe=8     a tableau: nodes, weights, picture
 scoreline likelihood checkpoint=digits_vp images=32       bits per dimension; --help lists the keys
 scoreline inspect digits_vp model.score_norm.safetensors  what checkpoints and calibration records are

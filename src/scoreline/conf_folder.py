@@ -1,4 +1,4 @@
-"""The folder conf/ of the package and a folder of the user's own: their choices, keys, and the help made of them.
+"""The folder conf/ of the package and a folder of the user's own: their choices and keys.
 
 Nothing else says which code a config may name: the working directory's conf/ is read where `--config-dir` names it,
 and only there.
@@ -141,23 +141,6 @@ def quoted(text: str) -> str:
     """A text as one value of Hydra's command line."""
     escaped = text.replace("\\", "\\\\").replace("'", "\\'")
     return f"'{escaped}'"
-
-
-def help_text(about: str, config_name: str) -> str:
-    """What a script's `--help` prints: its docstring, the choices of its groups, and its keys with their comments.
-
-    Hydra's own help deep-copies every config of every group and takes seconds.
-    """
-    conf = conf_dir()
-    defaults, _, rest = (conf / f"{config_name}.yaml").read_text().partition("\n\n")
-    chosen = dict(re.findall(r"- (\w+): (\S+)", defaults))
-    groups = [f"  {group + '=':14}{_choices(group, default)}" for group, default in chosen.items()]
-    keys = [f"  {line}" for line in rest.partition("\nhydra:")[0].splitlines()]
-    return "\n".join([about, "Groups (default first):", *groups, "", "Keys:", *keys])
-
-
-def _choices(group: str, default: str) -> str:
-    return " | ".join(sorted(files(group), key=lambda name: (name != default, name)))
 
 
 def known_keys() -> set[str]:

@@ -21,11 +21,10 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from scoreline import checks, processes, run_config, run_lock, startup
+from scoreline import catalogue, checks, processes, run_config, run_lock, startup
 from scoreline.annotations import refuse_wrong_types
 from scoreline.conf_folder import (
     conf_dir,
-    help_text,
     own_folder,
     quoted,
     refuse_lost_choices,
@@ -98,7 +97,7 @@ def script(config_name: str, check: Job | None = None) -> Callable[[Job], Callab
             except InputError as error:
                 leave(error)
             if {"--help", "-h"} & set(words):
-                print(help_text(str(sys.modules[job.__module__].__doc__), config_name))
+                print(catalogue.help_text(str(sys.modules[job.__module__].__doc__), config_name))
                 return
             own = own_folder()
             sys.argv[1:] = [*(["--config-dir", str(own)] if own else []), *words]

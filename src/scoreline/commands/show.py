@@ -1,8 +1,8 @@
-"""`scoreline show [solver=..] [schedule=..] [nfe=..]`: a tableau as text and as a picture."""
+"""`scoreline show [solver=..] [schedule=..] [nfe=..]`: a tableau as text and picture; `show GROUP`: its choices."""
 
 from pathlib import Path
 
-from scoreline import checks, entry
+from scoreline import catalogue, checks, entry
 from scoreline.commands.composition import built, composed, follow, refuse_blocked, split
 from scoreline.files import write_atomically
 from scoreline.solvers.tableau import Tableau, build_tableau
@@ -13,9 +13,14 @@ OWN = {"out": "outputs/show"}
 def main(words: list[str]) -> None:
     """Print nodes and weights of the tableau that sample.py would run with these overrides, and draw it.
 
+    The name of a group in place of overrides prints the choices of the group.
+
     Raises:
         InputError: for a solver that has no tableau.
     """
+    if len(words) == 1 and words[0] in catalogue.groups():
+        print(catalogue.listing(words[0]))
+        return
     own, overrides = split(words, OWN)
     refuse_blocked(f"out={own['out']}", Path(own["out"]))
     cfg = composed(overrides)

@@ -34,7 +34,8 @@ class Adaptive:
 
     Attributes:
         method: `RK45` (Dormand & Prince, order 5(4)) or `DOP853` (order 8(5,3)).
-        rtol, atol: error allowed per step, relative and absolute, in unit-signal units.
+        rtol: relative error allowed per step.
+        atol: absolute error allowed per step, in unit-signal units.
         convergence: NaN: an error falls with the tolerance, not with a grid, so there is no order in NFE to hold the
             method to.
 

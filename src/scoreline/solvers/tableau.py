@@ -172,7 +172,8 @@ class Solver(Protocol):
 
         Args:
             schedule: where the steps are uniform.
-            sigma_max, sigma_min: noise levels of the first and last state.
+            sigma_max: noise level of the first state.
+            sigma_min: noise level of the last state.
             nfe: network evaluations per image, at least 1.
 
         Raises:

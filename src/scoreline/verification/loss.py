@@ -26,7 +26,8 @@ class RealImages:
     """Real images and the noise that is put on them, the same at every level and for every change of a convention.
 
     Attributes:
-        clean, eps: (n, C, H, W) float32; images in [-1, 1] and standard normal noise.
+        clean: images in [-1, 1], (n, C, H, W) float32.
+        eps: standard normal noise, (n, C, H, W) float32.
         labels: (n,) or None.
     """
 

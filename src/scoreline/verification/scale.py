@@ -19,7 +19,9 @@ class Scale:
     Attributes:
         eps_size: root mean square of eps(sigma_max z, sigma_max) over images and pixels, in units of that of z.
         denoised: mean of D there, by channel (C,).
-        mean, std: of the final images, by channel (C,), and of each image alone (B, C).
+        mean: of the final images, by channel (C,).
+        std: of the final images, by channel (C,).
+        by_image: mean of each image, (B, C).
         outside: share of pixels beyond +-(1 + `OUTSIDE`).
         negative: share of pixels below -`OUTSIDE`.
         finite: whether all final images are.
