@@ -1,7 +1,7 @@
 """`scoreline upload RUN_DIR ...`: send run directories to W&B that trained or sampled without it.
 
 scoreline upload RUN_DIR                             a directory of train.py or sample.py, of a sweep or of a table
-scoreline upload RUN_DIR RUN_DIR project=NAME        several; project= and entity= are those of the config otherwise
+scoreline upload RUN_DIR RUN_DIR project=NAME        several; project= is scoreline otherwise, entity= your own
 scoreline upload RUN_DIR offline=true                sends nothing: writes RUN_DIR/wandb/offline-run-* for `wandb sync`
 scoreline upload RUN_DIR id=ID                       replaces the derived id
 
@@ -13,6 +13,7 @@ finished cell and one for its values and figure, in one group. What logger=wandb
 
 from pathlib import Path
 
+from scoreline import wandb_runs
 from scoreline.commands.composition import split
 from scoreline.errors import InputError, did_you_mean
 from scoreline.tables import plan, wandb_summary
@@ -31,8 +32,8 @@ def main(words: list[str]) -> None:
         return
     roots, own = arguments(words)
     offline = own.pop("offline") == "true"
-    for source in [wandb_summary.source(root) for root in roots]:
-        print(source.upload(offline, **own))
+    for root, found in [(root, wandb_summary.recorded(root)) for root in roots]:
+        print(wandb_runs.upload(root, *found, offline=offline, **own))
 
 
 def arguments(words: list[str]) -> tuple[list[Path], dict[str, str]]:

@@ -104,10 +104,11 @@ def run_planned(drafted: Plan, out: Path, options: Options) -> None:
     counts = run_cells(drafted, out, options)
     print(table_files.write(drafted, out))
     if options.wandb != "off" and counts.get("finished"):
-        from scoreline.tables import wandb_summary
+        from scoreline import wandb_runs
+        from scoreline.tables.wandb_summary import directories, recorded
 
-        for line in wandb_summary.upload_new(out, offline=options.wandb == "offline"):
-            print(line)
+        for folder in directories(out):
+            print(wandb_runs.upload(folder, *recorded(folder), offline=options.wandb == "offline"))
     tell_end(drafted, out, counts)
 
 

@@ -1,35 +1,19 @@
-"""A table as W&B runs: one for each finished cell, and one with its values over the columns, its table and figure."""
+"""Run directories and tables as rows for W&B: a table is a run for each finished cell and one of its values."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from scoreline import run_config, wandb_runs
+from scoreline import run_config
 from scoreline.errors import InputError
 from scoreline.history import Row, history, sampled
 from scoreline.tables import plan
 from scoreline.tables.grid import Grid
-from scoreline.tables.render import pages
+
+Recorded = tuple[dict[str, Any], str, list[Row]]
+"""The config of a run directory, the axis of its rows, and the rows."""
 
 
-@dataclass(frozen=True)
-class Source:
-    """The rows of a run directory, over an axis, and its config."""
-
-    root: Path
-    config: dict[str, Any]
-    axis: str
-    rows: list[Row]
-
-    def upload(self, offline: bool, **given: Any) -> str:
-        """Send the rows as `wandb_runs.upload`, under the names given, trained with, or derived."""
-        chosen = wandb_runs.names_in(self.config) | {key: value for key, value in given.items() if value}
-        names = wandb_runs.names(self.root, str(self.config.get("identity", "")), **chosen)
-        return wandb_runs.upload(self.root, names, self.config, self.axis, self.rows, offline)
-
-
-def source(root: Path) -> Source:
+def recorded(root: Path) -> Recorded:
     """Read a run directory of train.py or sample.py, or that of a table.
 
     Raises:
@@ -37,11 +21,10 @@ def source(root: Path) -> Source:
     """
     config = run_config.read(root) or {}
     if (root / plan.PLAN).is_file():
-        return Source(root, config, "column", rows(root))
-    if found := history(root):
-        return Source(root, config, "kimg", found)
-    if found := sampled(root):
-        return Source(root, config, "nfe", found)
+        return config, "column", table_rows(root)
+    for axis, rows in (("kimg", history(root)), ("nfe", sampled(root))):
+        if rows:
+            return config, axis, rows
     raise InputError(f"{root}: neither metrics.jsonl nor metrics.json holds a record; upload it when it has begun")
 
 
@@ -51,44 +34,23 @@ def directories(root: Path) -> list[Path]:
     return [*(root / cell.directory for cell in cells if plan.outcome(cell, root).state == "finished"), root]
 
 
-def upload_new(root: Path, offline: bool) -> Iterator[str]:
-    """Upload a table that has just run, except for the cells that were uploaded before; yields a line for each run."""
-    for it in [source(path) for path in directories(root) if not _is_uploaded(path)]:
-        yield it.upload(offline)
-
-
-def _is_uploaded(root: Path) -> bool:
-    sent = [path.stat().st_mtime for path in root.glob("wandb/*run-*")]
-    results = [path for name in ("metrics.json", "table.csv") if (path := root / name).is_file()]
-    return bool(sent) and all(path.stat().st_mtime < max(sent) for path in results)
-
-
-def rows(root: Path) -> list[Row]:
-    """One row per column, at its number or else its place, `METRIC/ROW` to value; the last holds table and figure."""
+def table_rows(root: Path) -> list[Row]:
+    """One row per column, at its number or else its place, of `METRIC/ROW` to value; the last has the figure."""
     grid = plan.grid(plan.load(root), root)
     try:
         places = [float(column) for column in grid.columns]
     except ValueError:
         places = [float(k) for k in range(len(grid.columns))]
-    found = [{"column": place, **_column(grid, column)} for place, column in zip(places, grid.columns, strict=True)]
-    figure = {"figure": root / "table.png"} if (root / "table.png").is_file() else {}
-    return [*found, {"column": places[-1], **_tables(grid), **figure}]
+    rows = [{"column": place, **_values(grid, column)} for place, column in zip(places, grid.columns, strict=True)]
+    if (root / "table.png").is_file():
+        rows[-1]["figure"] = root / "table.png"
+    return rows
 
 
-def _column(grid: Grid, column: str) -> Row:
-    found: Row = {}
+def _values(grid: Grid, column: str) -> Row:
+    values: Row = {}
     for entry in grid.entries():
         if entry.column == column and (score := entry.score(grid.metric)) is not None:
-            found[f"{grid.metric}/{entry.row}"] = score["value"]
-            found[f"{grid.metric}_error/{entry.row}"] = score["error"]
-    return found
-
-
-def _tables(grid: Grid) -> Row:
-    """The printed tables, as text: `table`, `table_2`, .."""
-    found: Row = {}
-    for number, page in enumerate(pages(grid), 1):
-        lines = [[line.name, *(text.plain() for text in line.fields)] for line in page.lines]
-        name = f"table_{number}" if number > 1 else "table"
-        found[name] = wandb_runs.imported().Table(columns=list(page.heading), data=lines)
-    return found
+            values[f"{grid.metric}/{entry.row}"] = score["value"]
+            values[f"{grid.metric}_error/{entry.row}"] = score["error"]
+    return values
