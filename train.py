@@ -119,13 +119,13 @@ def conclude(trainer, module, out) -> None:
     from scoreline.training.online_schedule import OnlineSchedule
     from scoreline.training.preemption import REQUEUE, Preemption
 
-    told = [callback for callback in trainer.callbacks if isinstance(callback, Preemption) and callback.told]
+    told = [callback for callback in trainer.callbacks if isinstance(callback, Preemption) and callback.received]
     kimg = f"{module.images_seen / 1000:g} kimg"
     if not trainer.is_global_zero:
         return
     if told and module.global_step < trainer.max_steps:
-        print(f"{told[0].told.name}: stopped at {kimg}, state saved; the same command goes on from {out}")
-        told[0].hand_on()
+        print(f"{told[0].received.name}: stopped at {kimg}, state saved; the same command goes on from {out}")
+        told[0].hand_over()
         sys.exit(REQUEUE)
     model = out / "model.safetensors"
     print(f"{kimg} -> {model if model.is_file() else 'no model: callbacks.checkpoint, which writes it, is left out'}")

@@ -15,7 +15,7 @@ import pytest
 from scoreline.errors import InputError
 from scoreline.files import sha256
 from scoreline.run_lock import RunLock
-from scoreline.tables import identity, plan, table_run
+from scoreline.tables import plan, table_run
 
 ROOT = Path(__file__).parents[1]
 
@@ -54,7 +54,7 @@ def stamps(folder: Path) -> dict[str, tuple[int, str]]:
     return {str(path.relative_to(folder)): (path.stat().st_mtime_ns, sha256(path)) for path in files}
 
 
-def test_a_killed_table_goes_on_where_it_was(tmp_path: Path) -> None:
+def test_killed_table_continues_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """kill -9 once the first cell is finished: its files stay, the others are made, one is refused by sample.py."""
     out = tmp_path / "out"
     process = subprocess.Popen(words(DATA, 1), cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
@@ -91,8 +91,8 @@ def test_a_killed_table_goes_on_where_it_was(tmp_path: Path) -> None:
         assert shown == pytest.approx(value["value"], rel=0.05)
     assert all((out / f"table.{form}").is_file() for form in ("tex", "csv", "png"))
     before = stamps(out)
-    again = subprocess.run(words(DATA, 1), cwd=tmp_path, capture_output=True, text=True, timeout=250)
-    assert again.returncode == 0, again.stderr
+    monkeypatch.chdir(tmp_path)
+    table_run.main("toy", DATA, ["network_batch=4"], table_run.Options("smoke", 1), Path("out"))
     changed = {name for name, stamp in stamps(out).items() if before.get(name) != stamp}
     assert not [name for name in changed if name.startswith("cells/") and "learned_ours_/4/" not in name]
 
@@ -164,10 +164,10 @@ def test_the_lock_of_a_table_is_not_that_of_its_cells() -> None:
 
 
 def test_the_identity_is_that_of_the_run_and_knows_the_seeds() -> None:
-    found = identity.identities(["solver=ddim", "nfe=5"], ["0-3", "4-7"])
+    found = table_run.identities(["solver=ddim", "nfe=5"], ["0-3", "4-7"])
     assert len(set(found)) == 2
-    assert found == identity.identities(["solver=ddim", "nfe=5", "batch_size=9"], ["0-3", "4-7"])
-    assert found[0] not in identity.identities(["solver=ddim", "nfe=6"], ["0-3"])
+    assert found == table_run.identities(["solver=ddim", "nfe=5", "batch_size=9"], ["0-3", "4-7"])
+    assert found[0] not in table_run.identities(["solver=ddim", "nfe=6"], ["0-3"])
 
 
 class Fake:
@@ -176,8 +176,8 @@ class Fake:
     def __init__(self, states: dict[str, str]) -> None:
         self.states = states
 
-    def __call__(self, root: Path, command: Any, places: Any, on_error: str, tell: Any, start: Any) -> Any:
-        self.root, self.tell = root, tell
+    def __call__(self, root: Path, command: Any, places: Any, on_error: str, report: Any, start: Any) -> Any:
+        self.root, self.report = root, report
         return self
 
     def run(self, cells: Any) -> None:
@@ -186,7 +186,7 @@ class Fake:
             found = plan.Outcome(state, "why it is so")  # type: ignore[arg-type]
             if state != "missing":
                 plan.record(cell, self.root, found)
-                self.tell(cell, found)
+                self.report(cell, found)
 
 
 PLACES = ("DDIM 4", "DDIM 5", "learned (ours) 4", "learned (ours) 5")
@@ -197,7 +197,7 @@ PLACES = ("DDIM 4", "DDIM 5", "learned (ours) 4", "learned (ours) 5")
     [
         (
             {"DDIM 4": "refused", "DDIM 5": "failed"},
-            "table=toy: 1 of 4 runs failed, 2 were not begun; OUT/table.md has the rest, the same command runs what is",
+            "table=toy: 1 of 4 runs failed, 2 did not start; OUT/table.md has the rest, the same command runs what is",
         ),
         (dict.fromkeys(PLACES, "failed"), "table=toy: 4 of 4 runs failed; OUT/table.md has the rest, the same command"),
         (dict.fromkeys(PLACES, "refused"), "no cell can be run: why it is so; table=toy needs the toy model"),

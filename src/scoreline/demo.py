@@ -35,7 +35,7 @@ def main() -> None:
         *("seeds=0-511", "batch_size=512", f"hydra.sweep.dir={sweep}"),
     )
     print("\n--- Frechet distance (features of the shipped digits network; lower is better)\n")
-    print(table_files.files(grid(sweep, METRIC), sweep))
+    print(table_files.write(grid(sweep, METRIC), sweep))
     print(f"figure: {sweep / 'table.png'}; samples: {sweep}/*/grid.png")
 
 

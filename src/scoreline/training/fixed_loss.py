@@ -14,7 +14,7 @@ from scoreline.objective import Batch, DenoisingObjective
 from scoreline.pictures import to_unit
 from scoreline.targets import Denoising
 from scoreline.training.ema_callback import ema_of
-from scoreline.training.levels import LossSums, described
+from scoreline.training.levels import LossSums, loss_summary
 from scoreline.training.module import DiffusionModule, step_key
 from scoreline.training.training_log import write_record
 
@@ -50,7 +50,7 @@ class FixedLoss(Callback):
         denoiser = ema_of(trainer).averaged(pl_module)
         if denoiser is not None:
             record = {"step": pl_module.global_step, "kimg": pl_module.images_seen / 1000}
-            write_record(trainer, record | described(self.measure(denoiser, self.batch(trainer, pl_module)), "fixed_"))
+            write_record(trainer, record | loss_summary(self.measure(denoiser, self.batch(trainer, pl_module)), "fixed_"))
 
     def batch(self, trainer: Trainer, module: DiffusionModule) -> Batch:
         """Read the images and draw their noise, once."""

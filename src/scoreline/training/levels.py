@@ -26,7 +26,7 @@ class LossSums:
         self.sums.index_add_(0, place, torch.stack([torch.ones_like(loss), loss, loss.square()], 1))
 
 
-def described(sums: Tensor, prefix: str = "") -> dict[str, object]:
+def loss_summary(sums: Tensor, prefix: str = "") -> dict[str, object]:
     """Describe losses as `loss`, its standard error `loss_error` (None for one image), `images` and `loss_bins`.
 
     Args:

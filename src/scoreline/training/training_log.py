@@ -18,7 +18,7 @@ from scoreline.files import write_atomically
 from scoreline.history import history, row
 from scoreline.progress import ImageProgress
 from scoreline.training.callbacks import dispensable
-from scoreline.training.levels import LossSums, described
+from scoreline.training.levels import LossSums, loss_summary
 from scoreline.training.module import DiffusionModule
 
 
@@ -66,7 +66,7 @@ class TrainingProgress(Callback):
         self.on_train_end(trainer, pl_module)
 
     def _record(self, trainer: Trainer, module: DiffusionModule) -> dict[str, Any]:
-        losses = described(trainer.strategy.reduce(self.losses.sums, reduce_op="sum"))  # waits for the device
+        losses = loss_summary(trainer.strategy.reduce(self.losses.sums, reduce_op="sum"))  # waits for the device
         now = time.perf_counter()
         rate = round(self.steps * module.batch_size / (now - self.last), 1)
         outside = 1 - module.clock.take() / (now - self.last)
