@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -39,34 +40,68 @@ def environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name not in ("RANK", "LOCAL_RANK", "WORLD_SIZE")}
 
 
-def begun(out: Path, *arguments: str, **options: Any) -> "subprocess.Popen[str]":
+def group(out: Path, *arguments: str) -> "subprocess.Popen[str]":
     """train.py at work, in a process group of its own."""
-    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "start_new_session": True}
-    return subprocess.Popen(command(out, *arguments), cwd=out.parent, env=environment(), **(streams | options))
+    return subprocess.Popen(
+        command(out, *arguments),
+        cwd=out.parent,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
 
 
-SILENT = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+class Child:
+    """A script of ours at work in a process that forks from this one, which spares the imports."""
+
+    def __init__(self, script: str, where: Path, *arguments: str) -> None:
+        (self.number,) = forks.start(str(ROOT / script), where, *arguments)
+        self.output, self.code = where / "said-0", None
+
+    def poll(self) -> int | None:
+        if self.code is None:
+            number, status = os.waitpid(self.number, os.WNOHANG)
+            self.code: int | None = os.waitstatus_to_exitcode(status) if number else None
+        return self.code
+
+    def end(self, by: signal.Signals | None = None, patience: float = 240) -> tuple[int, str]:
+        """Exit code and output, after a signal if one is given; a process that hangs fails the test."""
+        if by is not None and self.poll() is None:
+            os.kill(self.number, by)
+        limit = time.monotonic() + patience
+        while self.poll() is None:
+            if time.monotonic() > limit:
+                os.kill(self.number, signal.SIGKILL)
+            time.sleep(0.01)
+        assert time.monotonic() < limit, "a process hangs"
+        return self.code or 0, self.output.read_text()
 
 
-def wait_for(what: Callable[[], bool], process: "subprocess.Popen[str]") -> None:
+def start(out: Path, *arguments: str) -> Child:
+    """train.py at work."""
+    return Child("train.py", out.parent, *SMALL, f"hydra.run.dir={out}", *arguments)
+
+
+def wait_for(what: Callable[[], bool], process: "subprocess.Popen[str] | Child") -> None:
     """Until `what()` is true, while the process lives."""
     limit = time.monotonic() + 240
     while not what() and process.poll() is None and time.monotonic() < limit:
         time.sleep(0.005)
 
 
-def train(out: Path, *arguments: str, code: int = 0) -> "subprocess.CompletedProcess[str]":
-    done = subprocess.run(
-        command(out, *arguments), capture_output=True, text=True, cwd=out.parent, timeout=250, env=environment()
-    )
-    assert done.returncode == code, done.stderr
-    return done
+def train(out: Path, *arguments: str, code: int = 0) -> str:
+    """Everything that train.py prints."""
+    return script("train.py", out.parent, *SMALL, f"hydra.run.dir={out}", *arguments, code=code)
 
 
-def forked(out: Path, *arguments: str) -> tuple[int, str]:
-    """Exit code of train.py and what it says, in a process that forks from this one so as to start at once."""
-    (child,) = forks.start(str(ROOT / "train.py"), out.parent, *SMALL, f"hydra.run.dir={out}", *arguments)
-    return forks.ended(child), (out.parent / "said-0").read_text()
+def script(name: str, where: Path, *arguments: str, code: int = 0) -> str:
+    """Everything that a script prints in a directory."""
+    found, output = Child(name, where, *arguments).end()
+    assert found == code, output
+    assert "Traceback" not in output
+    return output
 
 
 def state(out: Path) -> dict[str, Any]:

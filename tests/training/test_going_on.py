@@ -14,7 +14,8 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 from PIL import Image
-from runs import assert_same_run, forked, records, state
+from runs import assert_same_run, records, state
+from runs import train as trained
 from safetensors.torch import load_file
 
 from scoreline import checks
@@ -33,16 +34,12 @@ SHORT = ["checkpoint_kimg=0.128", "log_kimg=0.064", "lr_rampup_kimg=0.3", "fixed
 
 
 def train(out: Path, *arguments: str) -> str:
-    code, said = forked(out, *SHORT, *arguments)
-    assert code == 0, said
-    return said
+    return trained(out, *SHORT, *arguments)
 
 
 def refused(out: Path, *arguments: str) -> str:
-    code, said = forked(out, *SHORT, *arguments)
-    assert code == 2, said
-    assert "Traceback" not in said
-    (line,) = [line for line in said.splitlines() if line.startswith("train.py: ")]
+    output = trained(out, *SHORT, *arguments, code=2)
+    (line,) = [line for line in output.splitlines() if line.startswith("train.py: ")]
     return line
 
 
@@ -272,7 +269,7 @@ def test_other_pictures_are_refused_or_told(tmp_path: Path) -> None:
     assert f"(shown {former['sha256'][:12]}, now shown " in line
     said = train(tmp_path / "other", "duration_kimg=0.256", *given, f"resume={state_file}")
     card = load_model(tmp_path / "other/model.safetensors").card
-    assert f"trained on shown {former['sha256'][:12]}, goes on with shown {card.data['sha256'][:12]}" in said
+    assert f"trained on shown {former['sha256'][:12]}, continues with shown {card.data['sha256'][:12]}" in said
     assert [it["data"] for it in card.training["earlier"]] == [former]
     assert card.data["sha256"] != former["sha256"]
     train(tmp_path / "other", "duration_kimg=0.288", *given, f"resume={state_file}")

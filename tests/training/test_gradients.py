@@ -13,7 +13,7 @@ from scoreline.training.gradients import (
     Gradients,
     NotFiniteError,
     check_options,
-    kept_of,
+    moments_of,
     take_options,
     with_fast_step,
 )
@@ -223,8 +223,8 @@ def test_options_that_are_refused_are_named(kind: type, given: dict[str, object]
 
 
 def test_what_an_optimiser_keeps_is_told_by_a_step() -> None:
-    assert kept_of(partial(torch.optim.Adam, lr=0.1)) == {"step", "exp_avg", "exp_avg_sq"}
-    assert kept_of(partial(torch.optim.Adam, amsgrad=True)) == {"step", "exp_avg", "exp_avg_sq", "max_exp_avg_sq"}
-    assert kept_of(partial(torch.optim.SGD, lr=0.1)) == set()
-    assert kept_of(partial(torch.optim.SGD, lr=0.1, momentum=0.9)) == {"momentum_buffer"}
-    assert kept_of(partial(torch.optim.Adam, capturable=True)) is None
+    assert moments_of(partial(torch.optim.Adam, lr=0.1)) == {"step", "exp_avg", "exp_avg_sq"}
+    assert moments_of(partial(torch.optim.Adam, amsgrad=True)) == {"step", "exp_avg", "exp_avg_sq", "max_exp_avg_sq"}
+    assert moments_of(partial(torch.optim.SGD, lr=0.1)) == set()
+    assert moments_of(partial(torch.optim.SGD, lr=0.1, momentum=0.9)) == {"momentum_buffer"}
+    assert moments_of(partial(torch.optim.Adam, capturable=True)) is None

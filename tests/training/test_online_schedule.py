@@ -15,6 +15,7 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from lightning import Trainer
+from runs import script
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -517,15 +518,10 @@ def test_two_processes_hold_the_same_levels(tmp_path: Path) -> None:
 
 
 def test_the_scripts_train_then_sample(tmp_path: Path) -> None:
-    def call(script: str, *arguments: str) -> str:
-        command = [sys.executable, str(ROOT / f"{script}.py"), *arguments]
-        done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=200)
-        assert done.returncode == 0, done.stderr
-        return done.stdout
-
     few = [f"callbacks.online_schedule.{k}={v}" for k, v in {**FEW, "burn_in_kimg": 0.8}.items()]
     small = ("model.network.width=8", "batch_size=16", "duration_kimg=2.4", "lr_rampup_kimg=0.5", "checkpoint_kimg=1.2")
-    told = call("train", "callbacks=online_schedule", *few, *small, "preview_kimg=100", "hydra.run.dir=run")
+    more = ("callbacks=online_schedule", "preview_kimg=100", "hydra.run.dir=run")
+    told = script("train.py", tmp_path, *few, *small, *more)
     assert "online schedule: 33 updates" in told
     assert "0 of 800 images dropped -> model.score_optimal.safetensors" in told
     assert 10 < lines(tmp_path / "run")[-1]["length"] < 300
@@ -533,5 +529,7 @@ def test_the_scripts_train_then_sample(tmp_path: Path) -> None:
     assert {f"online_schedule/{name}" for name in ("length", "spread", "updates", "sigma_10", "sigma_90")} <= set(
         columns
     )
-    told = call("sample", "checkpoint=run", "schedule=score_optimal", "nfe=5", "seeds=0-3", "metrics=none")
+    told = script(
+        "sample.py", tmp_path, "checkpoint=run", "schedule=score_optimal", "nfe=5", "seeds=0-3", "metrics=none"
+    )
     assert "4 images, NFE 5" in told

@@ -118,7 +118,7 @@ def test_out_of_memory_halves_the_micro_batch_and_repeats_the_step(
     fit(tmp_path / "plain", 10, plain)
     fit(tmp_path / "scarce", 10, scarce)
     assert scarce.micro_batch == 8
-    assert "out of memory with 32 images at a time; going on with micro_batch=16" in capsys.readouterr().err
+    assert "out of memory with 32 images at a time; continuing with micro_batch=16" in capsys.readouterr().err
     for one, other in zip(plain.parameters(), scarce.parameters(), strict=True):
         torch.testing.assert_close(other, one, rtol=0, atol=2e-4)
     monkeypatch.setattr(Scarce, "room", 0)

@@ -1,4 +1,4 @@
-"""Means of the loss by noise level."""
+"""The mean of the loss, its standard error, and its means by noise level."""
 
 import math
 from itertools import pairwise
@@ -27,7 +27,7 @@ class LossSums:
 
 
 def loss_summary(sums: Tensor, prefix: str = "") -> dict[str, object]:
-    """Describe losses as `loss`, its standard error `loss_error` (None for one image), `images` and `loss_bins`.
+    """Summarise losses as `loss`, its standard error `loss_error` (None for one image), `images` and `loss_bins`.
 
     Args:
         sums: (L, 3) of `LossSums`, summed over processes.

@@ -1,4 +1,4 @@
-"""Progress of a training: the bar, metrics.jsonl, and metrics.csv made from it."""
+"""The log of a training: the progress bar, metrics.jsonl, and metrics.csv."""
 
 import csv
 import errno
@@ -23,7 +23,7 @@ from scoreline.training.module import DiffusionModule
 
 
 class TrainingProgress(Callback):
-    """Show a bar in images and write one record to metrics.jsonl and the loggers every `log_kimg` thousand images.
+    """Show a progress bar, and write a record to metrics.jsonl and the loggers every `log_kimg` thousand images.
 
     A record holds step and kimg; the mean loss since the last record with its standard error over images and its mean
     by noise level, over all processes; learning rate, norm of the gradient, number of steps whose gradient was not
