@@ -50,9 +50,8 @@ class FixedLoss(Callback):
         denoiser = ema_of(trainer).averaged(pl_module)
         if denoiser is not None:
             record = {"step": pl_module.global_step, "kimg": pl_module.images_seen / 1000}
-            write_record(
-                trainer, record | loss_summary(self.measure(denoiser, self.batch(trainer, pl_module)), "fixed_")
-            )
+            sums = self.measure(denoiser, self.batch(trainer, pl_module))
+            write_record(trainer, record | loss_summary(sums, "fixed_"))
 
     def batch(self, trainer: Trainer, module: DiffusionModule) -> Batch:
         """Read the images and draw their noise, once."""

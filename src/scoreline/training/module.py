@@ -165,11 +165,7 @@ class DiffusionModule(LightningModule):
         if size == 1 or self.trainer.world_size > 1:
             remedy = f"micro_batch={half}" if size > 1 else "precision=bf16-mixed, model.network.checkpointing=true"
             raise InputError(f"micro_batch={size}: so many images at a time do not fit in memory; use {remedy}")
-        print(
-            f"out of memory with {size} images at a time; continuing with micro_batch={half}",
-            file=sys.stderr,
-            flush=True,
-        )
+        print(f"out of memory with {size} images at a time; continuing with micro_batch={half}", file=sys.stderr)
         self.micro_batch = half
         torch.cuda.empty_cache()
 
