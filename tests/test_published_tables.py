@@ -161,7 +161,7 @@ def record_over(span: tuple[float, float]) -> str:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_cell_is_a_run_or_says_why_not(name: str) -> None:
+def test_every_cell_runs_or_says_why_not(name: str) -> None:
     for row, column, chosen in runs(table(name)):
         place = f"{name}: {row.name}, {column.name}"
         try:
@@ -217,7 +217,7 @@ def test_commands_of_prepare_compose(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_what_is_prepared_lies_where_its_command_puts_it(name: str) -> None:
+def test_prepare_names_the_product_of_its_command(name: str) -> None:
     for command in table(name).prepare:
         program, *words = command.run.split()
         folder = value_of("hydra.run.dir", words) or value_of("checkpoint", words)

@@ -79,7 +79,7 @@ def bench(tmp_path: Path) -> Bench:
     return Bench(tmp_path)
 
 
-def test_each_end_of_a_run_is_told_with_its_last_line(bench: Bench) -> None:
+def test_each_end_is_reported_with_its_last_line(bench: Bench) -> None:
     ends = ("well", "die", "killed", "empty", "refuse")
     bench.run(*(bench.cell(how, how) for how in ends))
     assert bench.told == [
@@ -100,7 +100,7 @@ def test_stop_begins_nothing_more(bench: Bench) -> None:
     assert bench.starts("c") == 0
 
 
-def test_continue_tries_once_and_retry_once_more_at_the_end(bench: Bench) -> None:
+def test_continue_tries_once_and_retry_twice(bench: Bench) -> None:
     bench.run(bench.cell("a", "once"), bench.cell("b"))
     assert [state for _, state, _ in bench.told] == ["failed", "finished"]
     bench.told.clear()
@@ -117,7 +117,7 @@ def test_changed_code_stops_the_sweep(bench: Bench) -> None:
     assert "(feed0000, not 0000aaaa)" in bench.told[0][2]
 
 
-def test_a_refused_place_is_not_run_at_its_other_seeds(bench: Bench) -> None:
+def test_refused_cell_is_not_run_at_other_seeds(bench: Bench) -> None:
     bench.run(*(bench.cell(name, "refuse", seeds, row="r") for name, seeds in (("a", "0-9"), ("b", "10-19"))))
     assert [(name, state) for name, state, _ in bench.told] == [("a", "refused"), ("b", "refused")]
     assert (bench.starts("a"), bench.starts("b")) == (1, 0)
@@ -130,7 +130,7 @@ def test_two_jobs_run_at_once(bench: Bench) -> None:
     assert {(name, state) for name, state, _ in bench.told} == {("a", "finished"), ("b", "finished")}
 
 
-def test_a_run_that_a_killed_sweep_left_behind_is_waited_for(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_run_of_a_killed_table_is_awaited(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SLOW", "1")
     cell = bench.cell("a", "slow")
     log = locked(bench.root / cell.directory / pool.LOG)
@@ -194,7 +194,7 @@ def test_options_are_checked(options: dict[str, Any], sentence: str) -> None:
     assert str(caught.value) == sentence
 
 
-def test_what_of_a_command_line_goes_to_the_cells() -> None:
+def test_cells_get_their_part_of_the_command() -> None:
     task = [
         "table=x",
         "budget=small",

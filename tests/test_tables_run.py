@@ -126,7 +126,7 @@ def test_a_table_is_run_by_one_process(monkeypatch: pytest.MonkeyPatch, tmp_path
         table_run.main("toy", DATA, [], table_run.Options("smoke"), tmp_path / "out")
 
 
-def test_a_table_is_run_by_one_command_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_command_at_a_time_runs_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A second one is refused, or waits, and plans anew then: what was prepared meanwhile is there."""
     out, planned = tmp_path / "out", []
     whole = table_run.plan.planned
@@ -157,13 +157,13 @@ def test_the_directory_of_another_run_is_left_alone(tmp_path: Path, former: str)
     assert (tmp_path / "config.yaml").read_text() == former
 
 
-def test_the_lock_of_a_table_is_not_that_of_its_cells() -> None:
+def test_cells_do_not_get_the_lock_key() -> None:
     assert table_run.of_cells(["table=toy", "lock=wait", "solver.order=2", "hydra.run.dir=x"]) == ["solver.order=2"]
     with pytest.raises(InputError, match="lock=maybe: there is no such choice"):
         table_run.Options(lock="maybe")
 
 
-def test_the_identity_is_that_of_the_run_and_knows_the_seeds() -> None:
+def test_identity_follows_overrides_and_seeds() -> None:
     found = table_run.identities(["solver=ddim", "nfe=5"], ["0-3", "4-7"])
     assert len(set(found)) == 2
     assert found == table_run.identities(["solver=ddim", "nfe=5", "batch_size=9"], ["0-3", "4-7"])

@@ -90,7 +90,7 @@ def test_several_are_each_what_it_is_alone(tmp_path: Path) -> None:
     assert len({float(weight.double().sum()) for weight in every}) == 5, "all differ"
 
 
-def test_a_step_without_an_optimiser_step_is_not_averaged(tmp_path: Path) -> None:
+def test_step_without_optimiser_step_is_not_averaged(tmp_path: Path) -> None:
     module, callback = Walking(), EMACallback(1, 0.2)
     walk(callback, module, 3, tmp_path)
     former = {name: value.clone() for name, value in callback.ema.weights.items()}
@@ -121,7 +121,7 @@ def test_resuming_is_exact(tmp_path: Path) -> None:
     assert rest.step == whole.step == 30
 
 
-def test_the_main_average_twice_in_the_state_costs_nothing(tmp_path: Path) -> None:
+def test_main_average_is_stored_once(tmp_path: Path) -> None:
     callback = walk(EMACallback(1, 0.2), Walking(), 1, tmp_path)
     written(callback, tmp_path / "twice")
     torch.save({"weights": callback.ema.weights, "step": 1}, tmp_path / "once")
@@ -165,7 +165,7 @@ def test_power_functions_cannot_begin_in_the_middle(tmp_path: Path) -> None:
     assert same(later.powers[0].weights, walk(EMACallback(1, 0.2, 0.1), Walking(), 5, tmp_path).powers[0].weights)
 
 
-def test_snapshots_of_steps_that_are_repeated_go_and_missing_ones_come(tmp_path: Path) -> None:
+def test_repeated_snapshots_go_and_missing_ones_come(tmp_path: Path) -> None:
     module, callback = Walking(), EMACallback(1, 0.2, [0.05, 0.1])
     walk(callback, module, 0, tmp_path)
     callback.save_snapshots(tmp_path, 0)
@@ -189,7 +189,7 @@ def test_snapshots_of_steps_that_are_repeated_go_and_missing_ones_come(tmp_path:
     assert not list((tmp_path / "ema").iterdir()), "a run that begins anew"
 
 
-def test_a_process_that_is_not_the_first_touches_no_file(tmp_path: Path) -> None:
+def test_other_processes_touch_no_file(tmp_path: Path) -> None:
     module, callback = Walking(), EMACallback(1, 0.2, [0.05])
     walk(callback, module, 2, tmp_path)
     callback.save_snapshots(tmp_path, 128 * 9)
@@ -254,7 +254,7 @@ def fit(root: Path, steps: int) -> EMACallback:
 
 
 @pytest.mark.filterwarnings("ignore:.*num_workers.*", "ignore:.*does not have many workers.*")
-def test_training_n_steps_and_n_more_is_2n_down_to_every_file(tmp_path: Path) -> None:
+def test_n_and_n_steps_equal_2n_in_files(tmp_path: Path) -> None:
     whole = fit(tmp_path / "whole", 50)
     fit(tmp_path / "halves", 23)
     kill = sorted((tmp_path / "halves/checkpoints").glob("*.ckpt"))[-1]

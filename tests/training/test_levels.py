@@ -23,7 +23,7 @@ def test_losses_by_level_are_means_with_their_error() -> None:
         assert found["fixed_loss_bins"][name] == pytest.approx(float(losses[inside].mean()))
 
 
-def test_one_loss_has_no_error_and_empty_levels_no_mean() -> None:
+def test_one_loss_has_no_error() -> None:
     sums = LossSums(torch.device("cpu"))
     sums.add(torch.tensor([2.0]), torch.tensor([0.5]))
     found = loss_summary(sums.sums)

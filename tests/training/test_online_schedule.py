@@ -115,7 +115,7 @@ def settled(levels: int) -> tuple[np.ndarray, float]:
     return rho, float(length[-1])
 
 
-def test_levels_converge_to_the_closed_form_of_a_gaussian() -> None:
+def test_levels_converge_to_a_gaussians_closed_form() -> None:
     length = adapted(Adaptation(gamma=0.1, levels=101, visits=4), 60)
     even = torch.linspace(0, 1, 101, dtype=torch.float64)
     assert float((closed(length.rho) - even).abs().max()) < 0.015, "0.007 of it is that of 100 finite steps"
@@ -151,7 +151,7 @@ def test_the_published_weight_drifts_as_its_docstring_says() -> None:
     }
 
 
-def test_an_update_waits_for_every_interval_and_averages_before_the_root() -> None:
+def test_update_waits_for_every_interval() -> None:
     rule = Adaptation(gamma=1.0, levels=4, visits=2, velocity=0)
     length = OnlineLength.even(rule, 8.0, 1.0)
     length.add(torch.tensor([0, 0, 1, 1, 2, 1]), torch.tensor([1.0, 7.0, 16.0, 16.0, 64.0, 16.0]))
@@ -168,7 +168,7 @@ def test_an_update_waits_for_every_interval_and_averages_before_the_root() -> No
 
 
 @pytest.mark.parametrize("gamma", [0.05, 1.0])
-def test_levels_stay_apart_pinned_and_finite_whatever_is_measured(gamma: float) -> None:
+def test_levels_stay_apart_and_finite_for_any_costs(gamma: float) -> None:
     """Zeros, one huge interval again and again (a collapse), NaN, infinity, denormal numbers, random scales."""
     generator = torch.Generator().manual_seed(0)
     scales = 10 ** (600 * torch.rand(60, 30, generator=generator, dtype=torch.float64) - 320)
@@ -200,7 +200,7 @@ def test_levels_stay_apart_pinned_and_finite_whatever_is_measured(gamma: float) 
             assert float(length.rho.log().diff().max()) > 20 * width, "it did collapse"
 
 
-def test_an_image_that_is_not_finite_is_dropped_and_its_interval_waits() -> None:
+def test_non_finite_image_is_dropped() -> None:
     length = OnlineLength.even(Adaptation(0.5, levels=4, visits=1), 8.0, 1.0)
     length.add(torch.arange(3), torch.tensor([1.0, math.nan, 4.0]))
     assert not length.update()
@@ -316,7 +316,7 @@ def test_n_steps_and_n_more_are_2n(tmp_path: Path) -> None:
 
 
 @QUIET
-def test_an_update_at_the_step_of_a_checkpoint_is_told_once(tmp_path: Path) -> None:
+def test_update_at_a_checkpoint_is_recorded_once(tmp_path: Path) -> None:
     """Checkpoints come before updates of the same step: their lines are written again, and stand there once."""
     fit(tmp_path, 10, online(), every=0.016)
     former = lines(tmp_path)
@@ -329,7 +329,7 @@ def test_an_update_at_the_step_of_a_checkpoint_is_told_once(tmp_path: Path) -> N
 
 
 @QUIET
-def test_the_record_is_bound_to_the_last_model_and_kept_when_another_made_it(tmp_path: Path) -> None:
+def test_record_is_bound_to_the_last_model(tmp_path: Path) -> None:
     trainer = fit(tmp_path, 22, online(), classes=10)
     path, digest = tmp_path / "model.score_optimal.safetensors", sha256(tmp_path / "model.safetensors")
     record = load_record(path, "score_optimal", digest)
@@ -357,7 +357,7 @@ def test_the_record_is_bound_to_the_last_model_and_kept_when_another_made_it(tmp
 
 
 @QUIET
-def test_the_averaged_weights_are_measured_and_training_is_left_alone(tmp_path: Path) -> None:
+def test_averaged_weights_are_measured_and_training_unchanged(tmp_path: Path) -> None:
     trainer = fit(tmp_path / "on", 12, online())
     shadow = trainer.callbacks[-1]._shadow(trainer, trainer.lightning_module)
     assert trainer.lightning_module.objective.density == UniformTime(VP)
@@ -372,7 +372,7 @@ def test_the_averaged_weights_are_measured_and_training_is_left_alone(tmp_path: 
 
 
 @QUIET
-def test_a_burn_in_that_is_not_over_leaves_no_record(tmp_path: Path) -> None:
+def test_unfinished_burn_in_leaves_no_record(tmp_path: Path) -> None:
     callback = fit(tmp_path, 2, online(burn_in_kimg=100)).callbacks[-1]
     assert callback.summary().startswith("online schedule: no update, hence no record: 0 of 24 images measured")
     assert "callbacks.online_schedule.burn_in_kimg" in callback.summary()
@@ -380,7 +380,7 @@ def test_a_burn_in_that_is_not_over_leaves_no_record(tmp_path: Path) -> None:
 
 
 @QUIET
-def test_no_burn_in_pulls_levels_to_an_end_and_they_survive(tmp_path: Path) -> None:
+def test_levels_survive_without_a_burn_in(tmp_path: Path) -> None:
     """An untrained score that is pure noise in every pixel: undamped updates at once, to a valid schedule."""
     it = online(burn_in_kimg=0, gamma=1.0, visits=1)
     fit(tmp_path, 4, it)
@@ -440,7 +440,7 @@ def test_refuses_settings_that_mean_nothing(given: dict[str, Any], sentence: str
     assert sentence in str(refused.value)
 
 
-def test_refuses_more_images_than_a_batch_or_a_process_can_share(tmp_path: Path) -> None:
+def test_too_many_images_per_step_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"images_per_step=17: a batch has 16 images; choose at most batch_size=16"):
         fit(tmp_path, 1, online(images_per_step=17))
     with pytest.raises(InputError, match=r"images_per_step=7: must be a multiple of the 2 processes"):

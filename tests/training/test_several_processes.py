@@ -57,7 +57,7 @@ def checkpoints(one: Path, two: Path) -> tuple[Path, Path, Path]:
     return list_checkpoints(one)[-1], list_checkpoints(one)[0], list_checkpoints(two)[0]
 
 
-def test_stopped_and_killed_two_processes_end_in_the_same_bits(two: Path) -> None:
+def test_stopped_and_killed_processes_end_equal(two: Path) -> None:
     """A signal to the first process stops both with a checkpoint; SIGKILL leaves the last one loadable."""
     out = two.parent / "stopped"
     arguments = ["duration_kimg=1.92", *TWO, "micro_batch=5", "target=stf", "target.references=96"]
@@ -110,7 +110,7 @@ def test_processes_share_weights_but_no_noise(scope: str, tmp_path: Path, monkey
         assert len(set(rank["memory"])) < len(rank["memory"]) / 10
 
 
-def test_a_sweep_of_two_processes_stays_in_its_directories(tmp_path: Path) -> None:
+def test_sweep_of_processes_stays_in_its_directories(tmp_path: Path) -> None:
     """Lightning's own launcher would run the whole sweep in the second process, elsewhere."""
     words = ["-m", *SMALL, *TWO, "duration_kimg=0.16", f"hydra.sweep.dir={tmp_path}/sweep", "seed=0,1"]
     output = script("train.py", tmp_path, *words)

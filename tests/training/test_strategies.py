@@ -154,7 +154,7 @@ def process(rank: int, folder: str) -> None:
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     folder = tmp_path_factory.mktemp("parts")
-    torch.multiprocessing.spawn(process, (str(folder),), nprocs=2)
+    torch.multiprocessing.start_processes(process, (str(folder),), nprocs=2, start_method="fork")
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
 
 
@@ -183,7 +183,7 @@ def test_each_process_holds_half(ranks: list[dict[str, Any]]) -> None:
         assert max(held) < 0.51 * copies * total
 
 
-def test_clipping_mending_steps_and_averages_are_those_of_one_process(ranks: list[dict[str, Any]]) -> None:
+def test_sharded_steps_equal_those_of_one_process(ranks: list[dict[str, Any]]) -> None:
     """Also where one process alone sees that a gradient is not finite."""
     network = networks()["unet"]
     optimiser, average, rule = torch.optim.Adam(network.parameters(), 1e-2), PowerFunctionEMA(0.1), Gradients(clip=0.1)
@@ -207,7 +207,7 @@ def test_clipping_mending_steps_and_averages_are_those_of_one_process(ranks: lis
     assert ranks[1]["average"] == {}
 
 
-def test_an_optimiser_s_state_is_saved_whole_and_read_back(ranks: list[dict[str, Any]]) -> None:
+def test_optimiser_state_is_saved_whole(ranks: list[dict[str, Any]]) -> None:
     network = networks()["unet"]
     optimiser = torch.optim.Adam(network.parameters(), 1)
     optimiser.load_state_dict(ranks[0]["optimiser"])
@@ -317,7 +317,7 @@ def test_another_trainer_goes_on(one: Path, two: Path, begun: str, trainer: list
 
 
 @pytest.mark.slow
-def test_killed_and_gone_on_it_ends_in_the_same_bits(two: Path) -> None:
+def test_killed_sharded_run_ends_equal(two: Path) -> None:
     out = two.parent / "killed"
     arguments = [*RUN, *FSDP, "micro_batch=8", "preview_kimg=0.64"]
     process = group(out, *arguments)
@@ -361,7 +361,7 @@ def test_online_schedules_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_gradients_that_stay_infinite_stop_both_with_their_state(tmp_path: Path) -> None:
+def test_infinite_gradients_stop_both_processes(tmp_path: Path) -> None:
     out = tmp_path / "bad"
     output = train(out, *RUN, *FSDP, "loss_scale=1e40", "gradients.patience=3", code=2)
     assert "train.py: gradients.patience=3: " in output

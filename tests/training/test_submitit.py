@@ -21,7 +21,7 @@ def sweep(*arguments: str) -> list[str]:
     return [sys.executable, str(ROOT / "train.py"), *LOCAL, *arguments]
 
 
-def test_jobs_leave_their_models_in_the_directories_of_the_sweep(tmp_path: Path) -> None:
+def test_jobs_leave_models_in_the_sweep(tmp_path: Path) -> None:
     script("train.py", tmp_path, *LOCAL, "duration_kimg=0.064", "seed=0,1")
     models = [load_file(path) for path in sorted(tmp_path.rglob("model.safetensors"))]
     assert [path.parent.parent.name for path in tmp_path.rglob("model.safetensors")] == ["sweep", "sweep"]
@@ -40,7 +40,7 @@ def test_the_slurm_launcher_composes(name: str) -> None:
 
 
 @pytest.mark.slow
-def test_a_job_that_is_preempted_is_sent_again_and_ends_as_if_it_had_not_been(tmp_path: Path) -> None:
+def test_preempted_job_is_requeued_and_ends_equal(tmp_path: Path) -> None:
     whole = subprocess.run(
         sweep("duration_kimg=6.4", "seed=0", "hydra.sweep.dir=whole"),
         capture_output=True,

@@ -109,7 +109,7 @@ class Scarce(DenoisingObjective):
 
 
 @pytest.mark.filterwarnings("ignore:.*num_workers.*", "ignore:.*does not have many workers.*")
-def test_out_of_memory_halves_the_micro_batch_and_repeats_the_step(
+def test_out_of_memory_halves_the_micro_batch(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plain, scarce, least = module(), module(), module()
