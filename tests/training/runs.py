@@ -1,6 +1,7 @@
-"""Short trainings of a tiny network by train.py itself, and how two of them are compared."""
+"""Short trainings of a tiny network, by train.py or in this process, and how two of them are compared."""
 
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -12,9 +13,21 @@ from typing import Any
 
 import forks
 import torch
+from lightning import Callback, Trainer
 from safetensors.torch import load_file
 
-from scoreline.training.training_state import list_checkpoints
+from scoreline.checkpoints import Card
+from scoreline.datasets.digits import Digits
+from scoreline.denoiser import Denoiser
+from scoreline.networks.unet import UNet
+from scoreline.objective import DenoisingObjective, InverseVariance
+from scoreline.parameterisations import NoisePrediction
+from scoreline.schedules.densities import UniformTime
+from scoreline.schedules.vp import LinearVP
+from scoreline.targets import Denoising
+from scoreline.training.data import ImageDataModule
+from scoreline.training.module import DiffusionModule
+from scoreline.training.training_state import AtomicCheckpointIO, list_checkpoints
 
 ROOT = Path(__file__).parents[2]
 SMALL = [
@@ -130,3 +143,47 @@ def assert_same_run(a: Path, b: Path) -> None:
         assert same, name
     model_a, model_b = (load_file(run / "model.safetensors") for run in (a, b))
     assert all(torch.equal(value, model_b[name]) for name, value in model_a.items())
+
+
+def tiny_module(
+    kind: type[DiffusionModule] = DiffusionModule,
+    batch_size: int = 16,
+    rampup_kimg: float = 0.25,
+    classes: int = 0,
+    dropout: float = 0.0,
+) -> DiffusionModule:
+    """A module for the digits, with noise prediction under the linear VP process."""
+    torch.manual_seed(0)
+    process = {"_target_": "scoreline.schedules.vp.LinearVP"}
+    sizes = {"channels": 1, "resolution": 8, "width": 8, "blocks": 1, "dropout": dropout, "num_classes": classes}
+    model = {
+        "network": {"_target_": "scoreline.networks.unet.UNet", **sizes},
+        "noise_schedule": process,
+        "parameterisation": {"_target_": "scoreline.parameterisations.NoisePrediction", "noise_schedule": process},
+    }
+    denoiser = Denoiser(UNet(**sizes), NoisePrediction(LinearVP()))  # type: ignore[arg-type]
+    objective = DenoisingObjective(UniformTime(LinearVP()), InverseVariance(), Denoising())
+    card = Card(model, (1, 8, 8), classes, {"name": "digits-train"}, {})
+    return kind(denoiser, objective, lambda p: torch.optim.Adam(p, 2e-3), batch_size, rampup_kimg, 0, card)
+
+
+def tiny_fit(root: Path, steps: int, module: DiffusionModule, callbacks: list[Callback]) -> Trainer:
+    """Train in this process from the newest checkpoint of `root` on, if there is one."""
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    trainer = Trainer(
+        accelerator="cpu",
+        max_steps=steps,
+        max_epochs=-1,
+        logger=False,
+        callbacks=callbacks,
+        plugins=[AtomicCheckpointIO()],
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        default_root_dir=root,
+    )
+    data = ImageDataModule(Digits("train"), module.batch_size, seed=0)
+    trainer.fit(module, data, ckpt_path=next(iter(list_checkpoints(root)), None), weights_only=True)
+    return trainer

@@ -1,7 +1,6 @@
 """Score-optimal levels learnt while training: the update, the callback, resuming, processes, the record."""
 
 import json
-import logging
 import math
 import subprocess
 import sys
@@ -15,7 +14,7 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from lightning import Trainer
-from runs import script
+from runs import script, tiny_fit, tiny_module
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -23,29 +22,22 @@ from scoreline import run_names
 from scoreline.calibration.online_length import Adaptation, LengthDensity, OnlineLength, step_costs
 from scoreline.calibration.record import Record, load_record
 from scoreline.calibration.score_cost import corrector
-from scoreline.checkpoints import Card
 from scoreline.commands import inspect
-from scoreline.datasets.digits import Digits
 from scoreline.denoiser import Denoiser
 from scoreline.errors import InputError
 from scoreline.files import sha256
-from scoreline.networks.unet import UNet
-from scoreline.objective import DenoisingObjective, InverseVariance
-from scoreline.parameterisations import NoisePrediction, VarianceExploding
+from scoreline.parameterisations import VarianceExploding
 from scoreline.schedules.base import grid
 from scoreline.schedules.densities import UniformTime
 from scoreline.schedules.score_optimal import load_schedule
 from scoreline.schedules.spacings import Power
 from scoreline.schedules.vp import LinearVP
-from scoreline.targets import Denoising
 from scoreline.training import preview
-from scoreline.training.data import ImageDataModule
 from scoreline.training.ema_callback import EMACallback, ema_of
-from scoreline.training.module import DiffusionModule
 from scoreline.training.online_schedule import OnlineSchedule, _places, online_schedule_of
 from scoreline.training.preview import Preview
 from scoreline.training.training_log import TrainingProgress
-from scoreline.training.training_state import AtomicCheckpointIO, Checkpointing, list_checkpoints
+from scoreline.training.training_state import Checkpointing, list_checkpoints
 
 ROOT = Path(__file__).parents[2]
 C, HIGH, LOW = 0.5, 80.0, 0.002
@@ -241,22 +233,7 @@ def test_a_density_even_in_length() -> None:
 
 
 VP = LinearVP()
-SPEC = {"_target_": "scoreline.schedules.vp.LinearVP"}
 FEW: dict[str, Any] = {"gamma": 0.2, "levels": 9, "visits": 3}
-
-
-def module(classes: int = 0) -> DiffusionModule:
-    torch.manual_seed(0)
-    sizes = {"channels": 1, "resolution": 8, "width": 8, "blocks": 1, "dropout": 0.1, "num_classes": classes}
-    model = {
-        "network": {"_target_": "scoreline.networks.unet.UNet", **sizes},
-        "noise_schedule": SPEC,
-        "parameterisation": {"_target_": "scoreline.parameterisations.NoisePrediction", "noise_schedule": SPEC},
-    }
-    objective = DenoisingObjective(UniformTime(VP), InverseVariance(), Denoising())
-    denoiser = Denoiser(UNet(1, 8, width=8, blocks=1, dropout=0.1, num_classes=classes), NoisePrediction(VP))
-    card = Card(model, (1, 8, 8), classes, {"name": "digits-train"}, {})
-    return DiffusionModule(denoiser, objective, lambda p: torch.optim.Adam(p, 2e-3), 16, 0.25, 0, card)
 
 
 def online(burn_in_kimg: float = 0.064, images_per_step: int = 8, **options: Any) -> OnlineSchedule:
@@ -266,25 +243,9 @@ def online(burn_in_kimg: float = 0.064, images_per_step: int = 8, **options: Any
 def fit(
     root: Path, steps: int, schedule: OnlineSchedule, classes: int = 0, every: float = 0.08, preview_kimg: float = 100
 ) -> Trainer:
-    for name in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.ERROR)
     callbacks = [EMACallback(1, 0.2), TrainingProgress(steps * 0.016, 0.16), Preview(preview_kimg)]
-    trainer = Trainer(
-        accelerator="cpu",
-        max_steps=steps,
-        max_epochs=-1,
-        logger=False,
-        callbacks=[*callbacks, Checkpointing(every), schedule],
-        plugins=[AtomicCheckpointIO()],
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
-        default_root_dir=root,
-    )
-    data = ImageDataModule(Digits("train"), 16, seed=0)
-    trainer.fit(module(classes), data, ckpt_path=next(iter(list_checkpoints(root)), None), weights_only=True)
-    return trainer
+    module = tiny_module(classes=classes, dropout=0.1)
+    return tiny_fit(root, steps, module, [*callbacks, Checkpointing(every), schedule])
 
 
 def lines(root: Path) -> list[dict[str, Any]]:
@@ -410,7 +371,7 @@ def test_previews_use_the_schedule_once_it_has_moved(tmp_path: Path, monkeypatch
 
 
 def test_intervals_come_in_shuffled_rounds() -> None:
-    it = module()
+    it = tiny_module()
     steps = []
     for step in range(50):
         stand = SimpleNamespace(seed=it.seed, global_step=step)
@@ -484,6 +445,9 @@ PROCESSES = """
 import sys, torch
 sys.path.insert(0, sys.argv[1])
 import test_online_schedule as t
+from scoreline.datasets.digits import Digits
+from scoreline.training.data import ImageDataModule
+from scoreline.training.training_state import AtomicCheckpointIO
 from lightning import Callback, Trainer
 
 class Keep(Callback):
@@ -495,11 +459,11 @@ if __name__ == "__main__":
     callback = t.online()
     trainer = Trainer(
         accelerator="cpu", devices=2, strategy="ddp_fork", max_steps=16, max_epochs=-1, logger=False,
-        callbacks=[t.EMACallback(1, 0.2), t.Checkpointing(0.08), callback, Keep()], plugins=[t.AtomicCheckpointIO()],
+        callbacks=[t.EMACallback(1, 0.2), t.Checkpointing(0.08), callback, Keep()], plugins=[AtomicCheckpointIO()],
         enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
         use_distributed_sampler=False, default_root_dir=sys.argv[2],
     )
-    trainer.fit(t.module(), t.ImageDataModule(t.Digits("train"), 16, seed=0))
+    trainer.fit(t.tiny_module(dropout=0.1), ImageDataModule(Digits("train"), 16, seed=0))
 """
 
 
