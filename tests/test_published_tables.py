@@ -1,5 +1,6 @@
 """Every file of conf/table: its figures, what it needs, and that each of its cells is a run that can be built."""
 
+import copy
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -82,9 +83,14 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def config(script: str, words: list[str]) -> DictConfig:
+    return copy.deepcopy(composed(script, *words))
+
+
+@cache
+def composed(script: str, *words: str) -> DictConfig:
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        cfg = compose(script, words)
+        cfg = compose(script, list(words))
     OmegaConf.set_struct(cfg, False)
     return cfg
 
