@@ -67,34 +67,36 @@ def group(out: Path, *arguments: str) -> "subprocess.Popen[str]":
 
 
 class Child:
-    """A script of ours at work in a process that forks from this one, which spares the imports."""
+    """A script of ours at work in processes that fork from this one, which spares the imports."""
 
-    def __init__(self, script: str, where: Path, *arguments: str) -> None:
-        (self.number,) = forks.start(str(ROOT / script), where, *arguments)
-        self.output, self.code = where / "said-0", None
+    def __init__(self, script: str, where: Path, *arguments: str, size: int = 1) -> None:
+        self.codes: dict[int, int | None] = dict.fromkeys(forks.start(str(ROOT / script), where, *arguments, size=size))
+        self.output = where / "said-0"
 
     def poll(self) -> int | None:
-        if self.code is None:
-            number, status = os.waitpid(self.number, os.WNOHANG)
-            self.code: int | None = os.waitstatus_to_exitcode(status) if number else None
-        return self.code
+        """The exit code once all have ended, of one that failed if there is one."""
+        for child in [child for child, code in self.codes.items() if code is None]:
+            number, status = os.waitpid(child, os.WNOHANG)
+            self.codes[child] = os.waitstatus_to_exitcode(status) if number else None
+        codes = [code for code in self.codes.values() if code is not None]
+        return max(codes, key=abs) if len(codes) == len(self.codes) else None
 
     def end(self, by: signal.Signals | None = None, patience: float = 240) -> tuple[int, str]:
-        """Exit code and output, after a signal if one is given; a process that hangs fails the test."""
+        """Exit code and output, after a signal to the first process; one that hangs fails the test."""
         if by is not None and self.poll() is None:
-            os.kill(self.number, by)
+            os.kill(next(iter(self.codes)), by)
         limit = time.monotonic() + patience
-        while self.poll() is None:
+        while (code := self.poll()) is None:
             if time.monotonic() > limit:
-                os.kill(self.number, signal.SIGKILL)
+                forks.killed([child for child, code in self.codes.items() if code is None])
+                raise AssertionError("a process hangs")
             time.sleep(0.01)
-        assert time.monotonic() < limit, "a process hangs"
-        return self.code or 0, self.output.read_text()
+        return code, self.output.read_text()
 
 
-def start(out: Path, *arguments: str) -> Child:
-    """train.py at work."""
-    return Child("train.py", out.parent, *SMALL, f"hydra.run.dir={out}", *arguments)
+def start(out: Path, *arguments: str, size: int = 1) -> Child:
+    """train.py at work, in so many processes."""
+    return Child("train.py", out.parent, *SMALL, f"hydra.run.dir={out}", *arguments, size=size)
 
 
 def wait_for(what: Callable[[], bool], process: "subprocess.Popen[str] | Child") -> None:
@@ -104,14 +106,14 @@ def wait_for(what: Callable[[], bool], process: "subprocess.Popen[str] | Child")
         time.sleep(0.005)
 
 
-def train(out: Path, *arguments: str, code: int = 0) -> str:
+def train(out: Path, *arguments: str, code: int = 0, size: int = 1) -> str:
     """Everything that train.py prints."""
-    return script("train.py", out.parent, *SMALL, f"hydra.run.dir={out}", *arguments, code=code)
+    return script("train.py", out.parent, *SMALL, f"hydra.run.dir={out}", *arguments, code=code, size=size)
 
 
-def script(name: str, where: Path, *arguments: str, code: int = 0) -> str:
+def script(name: str, where: Path, *arguments: str, code: int = 0, size: int = 1) -> str:
     """Everything that a script prints in a directory."""
-    found, output = Child(name, where, *arguments).end()
+    found, output = Child(name, where, *arguments, size=size).end()
     assert found == code, output
     assert "Traceback" not in output
     return output

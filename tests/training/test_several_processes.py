@@ -13,7 +13,6 @@ from safetensors.torch import load_file
 
 from scoreline.training.training_state import list_checkpoints, loadable
 
-WITNESS = os.pathsep.join(filter(None, [str(Path(__file__).parent), os.environ.get("PYTHONPATH")]))
 TWO = ["trainer=ddp_cpu", "model.network.dropout=0"]
 
 
@@ -28,7 +27,8 @@ def one(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def two(one: Path) -> Path:
     """Two processes, each in micro-batches of 5 of its 16 images."""
     out = one.parent / "two"
-    output = train(out, "duration_kimg=1.92", *TWO, "micro_batch=5", "target=stf", "target.references=96")
+    stf = ["micro_batch=5", "target=stf", "target.references=96"]
+    output = train(out, "duration_kimg=1.92", *TWO, *stf, size=2)
     assert output.count("kimg ->") == 1
     return out
 
@@ -74,32 +74,30 @@ def test_stopped_and_killed_processes_end_equal(two: Path) -> None:
     process.communicate()
     assert all(loadable(path) for path in list_checkpoints(out))
     assert stopped < state(out)["global_step"] < 60
-    train(out, *arguments)
+    train(out, *arguments, size=2)
     assert_same_run(two, out)
 
 
-def test_gpus_agree_a_step_later(two: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gpus_agree_a_step_later(two: Path) -> None:
     """Nothing is read from the device in a step; the CPU stands in for one."""
     out = two.parent / "late"
     arguments = ["duration_kimg=1.92", *TWO, "micro_batch=5", "target=stf", "target.references=96"]
     arguments.append("+callbacks.late._target_=witness.AsOnGPU")
-    monkeypatch.setenv("PYTHONPATH", WITNESS)
-    process = start(out, *arguments)
+    process = start(out, *arguments, size=2)
     wait_for(lambda: (out / "metrics.jsonl").exists(), process)
     code, output = process.end(signal.SIGUSR1)
     assert code == 75, output
     assert "SIGUSR1: stopped at" in output
-    train(out, *arguments)
+    train(out, *arguments, size=2)
     assert_same_run(two, out)
 
 
 @pytest.mark.parametrize("scope", ["all", "process"])
-def test_processes_share_weights_but_no_noise(scope: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_processes_share_weights_but_no_noise(scope: str, tmp_path: Path) -> None:
     """As released, references are drawn by every process for itself; by default all have the same."""
     out = tmp_path / "ranks"
     stf = ["target=stf", "target.references=96", f"target.scope={scope}"]
-    monkeypatch.setenv("PYTHONPATH", WITNESS)
-    train(out, "duration_kimg=0.16", *TWO, *stf, "+callbacks.witness._target_=witness.Witness")
+    train(out, "duration_kimg=0.16", *TWO, *stf, "+callbacks.witness._target_=witness.Witness", size=2)
     first, second = (torch.load(out / f"rank{rank}.pt", weights_only=True) for rank in (0, 1))
     assert all(torch.equal(value, second["weights"][name]) for name, value in first["weights"].items())
     assert torch.equal(first["reference"], second["reference"]) == (scope == "all")

@@ -273,7 +273,7 @@ def one(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def two(one: Path) -> Path:
     """Two processes, each in two micro-batches of 8 of its 16 images."""
     out = one.parent / "two"
-    output = train(out, *RUN, *FSDP, "micro_batch=8", "preview_kimg=0.64")
+    output = train(out, *RUN, *FSDP, "micro_batch=8", "preview_kimg=0.64", size=2)
     assert output.count("kimg ->") == 1
     return out
 
@@ -308,10 +308,10 @@ def test_losses_and_files_are_those_of_one_process(one: Path, two: Path) -> None
     assert (two / "previews" / "000000kimg.png").is_file()
 
 
-@pytest.mark.parametrize(("begun", "trainer"), [("two", []), ("one", FSDP)], ids=["to_one", "to_two"])
-def test_another_trainer_goes_on(one: Path, two: Path, begun: str, trainer: list[str]) -> None:
-    out = one.parent / f"{begun}_goes_on"
-    train(out, *RUN, *trainer, f"resume={one.parent / begun / HALFWAY}")
+@pytest.mark.parametrize(("start", "trainer"), [("two", []), ("one", FSDP)], ids=["to_one", "to_two"])
+def test_another_trainer_resumes(one: Path, two: Path, start: str, trainer: list[str]) -> None:
+    out = one.parent / f"{start}_resumed"
+    train(out, *RUN, *trainer, f"resume={one.parent / start / HALFWAY}", size=2 if trainer else 1)
     assert [r["step"] for r in records(out)] == [15, 20, 20]
     assert_close_runs(one, out, 20)
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from scoreline import checks
 from scoreline.device import LateNumber, computes_apart
 from scoreline.errors import InputError
 from scoreline.shards import own_part
@@ -40,12 +41,8 @@ class Gradients:
     """
 
     def __init__(self, clip: float | None = None, patience: int = 30) -> None:
-        real = isinstance(clip, int | float) and not isinstance(clip, bool)
-        if clip is not None and not (real and 0 < clip < math.inf):
-            raise InputError(f"gradients.clip={clip}: must be a number greater than 0, or null for no limit")
-        if isinstance(patience, bool) or not isinstance(patience, int) or patience < 1:
-            raise InputError(f"gradients.patience={patience}: must be a whole number, at least 1")
-        self.clip, self.patience = clip, patience
+        self.clip = None if clip is None else checks.number("gradients.clip", clip)
+        self.patience = checks.whole("gradients.patience", patience)
         self.norm = torch.zeros(())
         self._bad, self._row = torch.tensor(0), torch.tensor(0)
         self._late = LateNumber()

@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
+from scoreline import checks
 from scoreline.calibration.online_length import KEY, Adaptation, LengthDensity, OnlineLength, step_costs
 from scoreline.calibration.record import Record, load_record
 from scoreline.calibration.score_optimal import spread_of
@@ -65,8 +66,7 @@ class OnlineSchedule(Callback):
     def __init__(self, burn_in_kimg: float, images_per_step: int, as_density: bool = False, **adaptation: Any) -> None:
         if not burn_in_kimg >= 0:
             raise InputError(f"{KEY}.burn_in_kimg={burn_in_kimg}: must be 0 or more thousand images")
-        if not isinstance(images_per_step, int) or images_per_step < 1:
-            raise InputError(f"{KEY}.images_per_step={images_per_step}: must be a whole number, at least 1")
+        checks.whole(f"{KEY}.images_per_step", images_per_step)
         if not isinstance(as_density, bool):
             raise InputError(f"{KEY}.as_density={as_density}: must be true or false")
         self.burn_in, self.images_per_step, self.as_density = burn_in_kimg * 1000, images_per_step, as_density
