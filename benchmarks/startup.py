@@ -53,11 +53,11 @@ def loaded():
     mark()
     load()
     mark()
-    from scoreline import samples
-    from scoreline.commands import composition
+    from scoreline.config.model_source import ModelSource
+    from scoreline.generation import run
     from scoreline.metrics.fidelity import Fidelity
-    around(composition, "open_checkpoint", True, True)
-    around(samples, "make", True, True)
+    around(ModelSource, "load", True, True)
+    around(run, "sample_missing", True, True)
     around(Fidelity, "__call__", True, True)
 startup.load_torch = loaded
 sys.path.insert(0, os.path.dirname(sys.argv[1]))

@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 from torch import Tensor
 
 from scoreline.parameterisations import EDMPreconditioning, NoisePrediction, VarianceExploding
-from scoreline.pixels import to_uint8, to_unit
+from scoreline.pictures import to_uint8, to_unit
 from scoreline.schedules.base import grid
 from scoreline.schedules.discrete import DiscreteVP
 from scoreline.schedules.spacings import Polynomial, Power

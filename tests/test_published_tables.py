@@ -128,7 +128,8 @@ def method(found: Table, overrides: list[str], made: dict[str, Any]) -> Method:
     if name != "digits_vp":
         Path(name).mkdir(parents=True, exist_ok=True)
     cfg = config("sample", ["metrics=none", *(word for word in overrides if not word.startswith("metrics"))])
-    entry.adopt_model(cfg, shipped().card.model, shipped().digest)
+    cfg.model = {name: shipped().card.model[name] for name in ("network", "noise_schedule", "parameterisation")}
+    cfg.digest = shipped().digest
     cfg.model.noise_schedule = made.get(name, cfg.model.noise_schedule)
     assert cfg.record == "auto"
     cfg.record = str(run_names.ASSETS / "digits_vp.score_norm.safetensors")

@@ -53,7 +53,7 @@ class Bench:
     """A directory with the program, its cells by how they end, and what the pool told of them."""
 
     def __init__(self, root: Path) -> None:
-        self.root, self.told = root, list[tuple[str, str, str]]()
+        self.root, self.reports = root, list[tuple[str, str, str]]()
         (root / "program.py").write_text(PROGRAM)
 
     def cell(self, name: str, how: str = "well", seeds: str = "0-9", row: str = "") -> Cell:
@@ -65,7 +65,7 @@ class Bench:
 
     def run(self, *cells: Cell, jobs: int = 1, on_error: Any = "continue") -> None:
         def tell(cell: Cell, found: Outcome) -> None:
-            self.told.append((cell.directory.removeprefix("cells/"), found.state, found.sentence))
+            self.reports.append((cell.directory.removeprefix("cells/"), found.state, found.sentence))
 
         Pool(self.root, self.command, slots(jobs, []), on_error, tell).run(cells)
 
@@ -82,30 +82,30 @@ def bench(tmp_path: Path) -> Bench:
 def test_each_end_is_reported_with_its_last_line(bench: Bench) -> None:
     ends = ("well", "die", "killed", "empty", "refuse")
     bench.run(*(bench.cell(how, how) for how in ends))
-    assert bench.told == [
+    assert bench.reports == [
         ("well", "finished", ""),
         ("die", "failed", "exit code 1: Traceback: it broke"),
         ("killed", "failed", "signal SIGKILL: hello"),
         ("empty", "failed", "it ended without metrics.json"),
         ("refuse", "refused", "nfe=5: needs an even NFE"),
     ]
-    for (name, state, sentence), how in zip(bench.told, ends, strict=True):
+    for (name, state, sentence), how in zip(bench.reports, ends, strict=True):
         assert outcome(bench.cell(name, how), bench.root) == Outcome(state, sentence)  # type: ignore[arg-type]
     assert (bench.root / "cells/die" / pool.LOG).read_text() == "hello\nTraceback: it broke\n"
 
 
 def test_stop_begins_nothing_more(bench: Bench) -> None:
     bench.run(bench.cell("a"), bench.cell("b", "die"), bench.cell("c"), on_error="stop")
-    assert [name for name, *_ in bench.told] == ["a", "b"]
+    assert [name for name, *_ in bench.reports] == ["a", "b"]
     assert bench.starts("c") == 0
 
 
 def test_continue_tries_once_and_retry_twice(bench: Bench) -> None:
     bench.run(bench.cell("a", "once"), bench.cell("b"))
-    assert [state for _, state, _ in bench.told] == ["failed", "finished"]
-    bench.told.clear()
+    assert [state for _, state, _ in bench.reports] == ["failed", "finished"]
+    bench.reports.clear()
     bench.run(bench.cell("c", "once"), bench.cell("d", "die"), bench.cell("e"), on_error="retry")
-    assert [(name, state) for name, state, _ in bench.told] == [
+    assert [(name, state) for name, state, _ in bench.reports] == [
         *(("c", "missing"), ("d", "missing"), ("e", "finished"), ("c", "finished"), ("d", "failed"))
     ]
     assert [bench.starts(name) for name in "acde"] == [1, 2, 2, 1]
@@ -113,13 +113,13 @@ def test_continue_tries_once_and_retry_twice(bench: Bench) -> None:
 
 def test_changed_code_stops_the_sweep(bench: Bench) -> None:
     bench.run(bench.cell("a", "changed"), bench.cell("b"))
-    assert [(name, state) for name, state, _ in bench.told] == [("a", "changed")]
-    assert "(feed0000, not 0000aaaa)" in bench.told[0][2]
+    assert [(name, state) for name, state, _ in bench.reports] == [("a", "changed")]
+    assert "(feed0000, not 0000aaaa)" in bench.reports[0][2]
 
 
 def test_refused_cell_is_not_run_at_other_seeds(bench: Bench) -> None:
     bench.run(*(bench.cell(name, "refuse", seeds, row="r") for name, seeds in (("a", "0-9"), ("b", "10-19"))))
-    assert [(name, state) for name, state, _ in bench.told] == [("a", "refused"), ("b", "refused")]
+    assert [(name, state) for name, state, _ in bench.reports] == [("a", "refused"), ("b", "refused")]
     assert (bench.starts("a"), bench.starts("b")) == (1, 0)
 
 
@@ -127,7 +127,7 @@ def test_two_jobs_run_at_once(bench: Bench) -> None:
     (bench.root / "cells/a").mkdir(parents=True)
     (bench.root / "cells/b").mkdir()
     bench.run(bench.cell("a", "together"), bench.cell("b", "together"), jobs=2)
-    assert {(name, state) for name, state, _ in bench.told} == {("a", "finished"), ("b", "finished")}
+    assert {(name, state) for name, state, _ in bench.reports} == {("a", "finished"), ("b", "finished")}
 
 
 def test_run_of_a_killed_table_is_awaited(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -138,7 +138,7 @@ def test_run_of_a_killed_table_is_awaited(bench: Bench, monkeypatch: pytest.Monk
     left = subprocess.Popen(bench.command(cell), stdout=log, stderr=log, env=slots(1, [])[0].environment())
     log.close()
     bench.run(cell)
-    assert bench.told == [("a", "finished", "")]
+    assert bench.reports == [("a", "finished", "")]
     assert bench.starts("a") == 1
     assert left.wait(20) == 0
 

@@ -13,7 +13,7 @@ their own; runs that differ in nothing but disjoint seeds are one figure, with t
 from dataclasses import replace
 from pathlib import Path
 
-from scoreline.commands.composition import split
+from scoreline.commands.words import split
 from scoreline.errors import InputError, did_you_mean
 from scoreline.tables import plan, ratios, table_files
 from scoreline.tables.grid import Grid, collect, of_sweep, over_seed_ranges

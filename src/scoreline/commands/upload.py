@@ -14,7 +14,7 @@ finished cell and one for its values and figure, in one group. What logger=wandb
 from pathlib import Path
 
 from scoreline import wandb_runs
-from scoreline.commands.composition import split
+from scoreline.commands.words import split
 from scoreline.errors import InputError, did_you_mean
 from scoreline.tables import plan, wandb_summary
 

@@ -12,7 +12,6 @@ from types import FrameType
 from typing import Any
 
 from scoreline import checks, choices, conf_folder, mistakes, processes, run_config, run_names
-from scoreline.commands import composition
 from scoreline.errors import InputError
 from scoreline.progress import ImageProgress
 from scoreline.run_lock import RunLock
@@ -106,7 +105,7 @@ def identities(overrides: Sequence[str], ranges: Sequence[str]) -> list[str]:
 
 def _composed(overrides: Sequence[str]) -> Any:
     try:
-        return composition.sample_config(overrides)
+        return conf_folder.composed("sample", overrides)
     except Exception as error:
         sentence = mistakes.explain(error)
         if sentence is None:

@@ -24,7 +24,14 @@ FRESH = "SCORELINE_FRESH"
 SERVER = "SCORELINE_FORK_SERVER"
 """Set for the fork server alone, which imports this module and then preloads."""
 
-MODULES = ("samples", "commands.composition", "foreign.conversion", "foreign.families", "calibration.search", "device")
+MODULES = (
+    "scripts.sample",
+    "commands.composition",
+    "foreign.conversion",
+    "foreign.families",
+    "calibration.search",
+    "device",
+)
 PACKAGES = ("schedules", "solvers", "networks", "metrics", "generation")
 LIBRARIES = ("hydra.utils", "numpy.random", "PIL.Image", "PIL.PngImagePlugin", "safetensors.torch")
 

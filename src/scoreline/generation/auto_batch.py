@@ -1,4 +1,4 @@
-"""How many images a network is called on, from the memory that is there."""
+"""`network_batch=auto`: how many images the network is called on, from the memory that is free."""
 
 from collections.abc import Callable
 
@@ -7,9 +7,8 @@ from torch import Tensor
 
 from scoreline.denoiser import Denoising
 from scoreline.device import free_memory
-from scoreline.doctor.forecast import held
-from scoreline.doctor.live import peak_bytes
 from scoreline.errors import InputError
+from scoreline.generation.memory import peak_bytes
 from scoreline.generation.shards import Shards
 from scoreline.solvers.adaptive import AdaptiveRun
 from scoreline.solvers.tableau import Tableau
@@ -23,7 +22,7 @@ USUAL = 64
 """Images of a call that a small job may fill up to, as with the default of network_batch."""
 
 
-def fitting(call: Callable[[int], object], limit: float, device: torch.device, images: int) -> int:
+def largest_batch(call: Callable[[int], object], limit: float, device: torch.device, images: int) -> int:
     """The largest power of two n, at most `MOST`, with which `call(n)` holds at most `limit` bytes.
 
     The last call of a job is filled up, so n is at most `USUAL` or a quarter of the job's `images`. Bytes are taken as
@@ -55,10 +54,10 @@ def most_images(device: torch.device, images: int) -> int:
     return 1 << (largest.bit_length() - 1)
 
 
-def one_call(denoiser: Denoising, run: Tableau | AdaptiveRun, shards: Shards) -> Callable[[int], object]:
-    """n -> an evaluation on n images at the first noise level, beside the states that the run holds."""
-    device, level = next(denoiser.parameters()).device, float(run.rho[0])
-    states = held(run)
+def one_call(denoiser: Denoising, tableau: Tableau | AdaptiveRun, shards: Shards) -> Callable[[int], object]:
+    """n -> an evaluation on n images at the first noise level, beside the states that the tableau holds."""
+    device, level = next(denoiser.parameters()).device, float(tableau.rho[0])
+    states = tableau.peak_tensors
 
     @torch.inference_mode()
     def call(images: int) -> Tensor:
