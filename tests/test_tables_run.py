@@ -15,7 +15,7 @@ import pytest
 from scoreline.errors import InputError
 from scoreline.files import sha256
 from scoreline.run_lock import RunLock
-from scoreline.tables import plan, table_run
+from scoreline.tables import identity, plan, table_run
 
 ROOT = Path(__file__).parents[1]
 
@@ -164,10 +164,10 @@ def test_cells_do_not_get_the_lock_key() -> None:
 
 
 def test_identity_follows_overrides_and_seeds() -> None:
-    found = table_run.identities(["solver=ddim", "nfe=5"], ["0-3", "4-7"])
+    found = identity.identities(["solver=ddim", "nfe=5"], ["0-3", "4-7"])
     assert len(set(found)) == 2
-    assert found == table_run.identities(["solver=ddim", "nfe=5", "batch_size=9"], ["0-3", "4-7"])
-    assert found[0] not in table_run.identities(["solver=ddim", "nfe=6"], ["0-3"])
+    assert found == identity.identities(["solver=ddim", "nfe=5", "batch_size=9"], ["0-3", "4-7"])
+    assert found[0] not in identity.identities(["solver=ddim", "nfe=6"], ["0-3"])
 
 
 class Fake:

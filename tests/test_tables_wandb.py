@@ -60,7 +60,7 @@ def test_command_of_a_table_uploads_it(
 ) -> None:
     root, plan = table
     finish(root, plan.cells[2], 9.0)
-    monkeypatch.setattr(table_run, "identities", lambda _, ranges: [f"{k:08x}" for k in range(len(ranges))])
+    monkeypatch.setattr(table_run.identity, "identities", lambda _, ranges: [f"{k:08x}" for k in range(len(ranges))])
     table_run.main("toy", plan.data, [], table_run.Options("paper", 1, wandb="offline"), root)
     lines = capsys.readouterr().out.splitlines()
     assert sum(": run " in line for line in lines) == 4

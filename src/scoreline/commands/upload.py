@@ -32,8 +32,8 @@ def main(words: list[str]) -> None:
         return
     roots, own = arguments(words)
     offline = own.pop("offline") == "true"
-    for root, found in [(root, wandb_summary.recorded(root)) for root in roots]:
-        print(wandb_runs.upload(root, *found, offline=offline, **own))
+    for root, (config, axis, rows) in [(root, wandb_summary.recorded(root)) for root in roots]:
+        print(wandb_runs.upload(root, config, axis, rows, offline, **own))
 
 
 def arguments(words: list[str]) -> tuple[list[Path], dict[str, str]]:

@@ -38,7 +38,7 @@ def figure(grid: Grid, path: Path) -> None:
     else:
         axes[0][0].legend(handles.values(), handles.keys())
     if grid.watermark:
-        place = {"ha": "center", "va": "center", "rotation": 25}
+        place: dict[str, Any] = {"ha": "center", "va": "center", "rotation": 25}
         chart.text(0.5, 0.5, grid.watermark, fontsize=20, alpha=0.25, color="red", **place)
     chart.savefig(path, dpi=120, format="png")
     pyplot.close(chart)

@@ -14,7 +14,7 @@ from scoreline.files import write_atomically
 from scoreline.run_results import Result
 from scoreline.tables.grid import Entry, Grid, of_table
 from scoreline.tables.protocol import merged
-from scoreline.tables.schema import Table, parse
+from scoreline.tables.schema import Column, Row, Table, parse
 
 PLAN = "plan.json"
 OUTCOME = "outcome.json"
@@ -96,7 +96,8 @@ def planned(table: Table, data: Any, budget: str, overrides: Sequence[str], iden
 def refuse_varied(table: Table, overrides: Iterable[str]) -> None:
     """Raises InputError where the user would make cells equal that the table tells apart."""
     varied: dict[str, str] = {}
-    for it in (*table.rows, *table.columns):
+    axes: list[Row | Column] = [*table.rows, *table.columns]
+    for it in axes:
         for word in it.overrides:
             varied.setdefault(word.partition("=")[0], it.name)
     for override in overrides:

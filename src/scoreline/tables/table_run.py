@@ -11,11 +11,11 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from scoreline import checks, choices, conf_folder, mistakes, processes, run_config, run_names
+from scoreline import checks, choices, conf_folder, processes, run_config, run_names
 from scoreline.errors import InputError
 from scoreline.progress import ImageProgress
 from scoreline.run_lock import RunLock
-from scoreline.tables import plan, pool, table_files, worker
+from scoreline.tables import identity, plan, pool, table_files, worker
 from scoreline.tables.plan import Cell, Outcome, Plan
 from scoreline.tables.schema import Command, Table, parse
 
@@ -78,45 +78,21 @@ def main(name: str, data: Any, overrides: Sequence[str], options: Options, out: 
         from scoreline import wandb_runs
 
         wandb_runs.imported()
-    draft = plan.planned(table, data, options.budget, overrides, identities)
+    draft = plan.planned(table, data, options.budget, overrides, identity.identities)
     if not unprepared(table.prepare):
         refuse_absent(draft)
     with ended_by_sigterm(), RunLock(out, options.lock) as lock:
         refuse_other_runs(out, draft)
         if prepare(table.prepare, out / "prepare") or lock.waited:
-            draft = plan.planned(table, data, options.budget, overrides, identities)
+            draft = plan.planned(table, data, options.budget, overrides, identity.identities)
         refuse_absent(draft)
         run_planned(draft, out, options)
-
-
-def identities(overrides: Sequence[str], ranges: Sequence[str]) -> list[str]:
-    """The `identity` that sample.py gives a run with these overrides, for each seed range, known before it starts.
-
-    Raises:
-        InputError: for overrides that sample.py does not take, in its words.
-    """
-    run_names.register_resolvers()
-    cfg, identities = _composed(overrides), []
-    for seeds in ranges:
-        cfg.seeds = seeds
-        identities.append(str(cfg.identity))
-    return identities
-
-
-def _composed(overrides: Sequence[str]) -> Any:
-    try:
-        return conf_folder.composed("sample", overrides)
-    except Exception as error:
-        sentence = mistakes.explain(error)
-        if sentence is None:
-            raise
-        raise InputError(sentence) from error
 
 
 def refuse_absent(draft: Plan) -> None:
     """Raises InputError, with what the table needs, if no cell has its checkpoint."""
     overrides = {tuple(word for word in cell.overrides if word.startswith("checkpoint=")): 0 for cell in draft.cells}
-    checkpoints = [str(_composed(words).checkpoint) for words in overrides]
+    checkpoints = [identity.checkpoint(words) for words in overrides]
     if checkpoints and all("://" not in it and not run_names.model_path(it).exists() for it in checkpoints):
         raise InputError(f"checkpoint={checkpoints[0]}: no such file{_needs(draft.table)}")
 

@@ -1,0 +1,36 @@
+"""The identity that sample.py gives a run, known before the run starts."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from scoreline import conf_folder, mistakes, run_names
+from scoreline.errors import InputError
+
+
+def identities(overrides: Sequence[str], ranges: Sequence[str]) -> list[str]:
+    """The `identity` of sample.py with these overrides, for each seed range.
+
+    Raises:
+        InputError: for overrides that sample.py does not take, in its words.
+    """
+    run_names.register_resolvers()
+    cfg, identities = _composed(overrides), []
+    for seeds in ranges:
+        cfg.seeds = seeds
+        identities.append(str(cfg.identity))
+    return identities
+
+
+def checkpoint(overrides: Sequence[str]) -> str:
+    """The checkpoint that these overrides name."""
+    return str(_composed(overrides).checkpoint)
+
+
+def _composed(overrides: Sequence[str]) -> Any:
+    try:
+        return conf_folder.composed("sample", overrides)
+    except Exception as error:
+        sentence = mistakes.explain(error)
+        if sentence is None:
+            raise
+        raise InputError(sentence) from error
