@@ -1,4 +1,4 @@
-"""How networks are run: precision, compiler, memory layout. None of it changes what a network is."""
+"""How networks run while sampling: precision, compiler and memory layout."""
 
 import threading
 from collections.abc import Callable
@@ -14,21 +14,21 @@ from scoreline.denoiser import Denoiser
 DTYPES: dict[str, torch.dtype | None] = {
     name: None if dtype is None else getattr(torch, dtype) for name, dtype in PRECISION.items()
 }
-"""What convolutions and matrix products are computed in, None for the network's own precision."""
+"""The dtype of convolutions and matrix products; None is the network's own precision."""
 
 
 @dataclass(frozen=True)
 class Execution:
-    """How every network of a denoiser is run while sampling; states stay float32 in each case.
+    """How every network of a denoiser runs while sampling; states stay float32 in each case.
 
-    Images move by the rounding of what is chosen: the compiler and the layout by that of float32, the precisions by
-    what `generation.making.make` says.
+    Images change by rounding: the compiler and the layout by float32's, a lower precision by its own. Use
+    `channels_last` on most devices and `compile` for many images, to sample faster.
 
     Attributes:
         precision: one of `PRECISION`; weights keep their own, convolutions and matrix products are cast (autocast).
         compile: one of `COMPILE`; the first call then takes long. `max-autotune` chooses kernels by timing them, so its
             bits may differ between processes and starts.
-        channels_last: weights and activations lie in memory channel by channel for each pixel.
+        channels_last: whether the channels of a pixel are adjacent in the memory of weights and activations.
 
     Raises:
         InputError: for an unknown choice, naming the key.
@@ -44,11 +44,11 @@ class Execution:
         check_switch("channels_last", self.channels_last)
 
     def apply(self, denoisers: nn.Module) -> None:
-        """Run the networks of all `Denoiser`s in `denoisers` in this way from now on."""
-        found = [module for module in denoisers.modules() if isinstance(module, Denoiser)]
-        for denoiser in found:
+        """Change the networks of all `Denoiser`s in `denoisers` so that they run in this way."""
+        parts = [module for module in denoisers.modules() if isinstance(module, Denoiser)]
+        for denoiser in parts:
             denoiser.autocast = DTYPES[self.precision]
-        for network in {denoiser.network for denoiser in found}:
+        for network in {denoiser.network for denoiser in parts}:
             if self.channels_last:
                 network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
             if self.compile != "none":
@@ -57,7 +57,7 @@ class Execution:
 
 
 def _options(name: str, network: nn.Module) -> dict[str, Any]:
-    """Of torch.compile. On a CPU kernels are called from C++, without Python's lock, for which threads would wait."""
+    """Return torch.compile's options. On a CPU, C++ calls the kernels, so that threads need no Python lock."""
     options = dict(COMPILE[name] or {})
     parameter = next(network.parameters(), None)
     if parameter is None or parameter.device.type != "cpu":
@@ -67,15 +67,15 @@ def _options(name: str, network: nn.Module) -> dict[str, Any]:
 
 
 def first_alone(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """The same function, other threads waiting until its first call is done: it is compiled once, not by each."""
+    """Wrap a function so that other threads wait for its first call: it is compiled once, not by each thread."""
     lock, done = threading.Lock(), threading.Event()
 
     def call(*arguments: Any, **options: Any) -> Tensor:
         if done.is_set():
             return function(*arguments, **options)
         with lock:
-            found = function(*arguments, **options)
+            output = function(*arguments, **options)
             done.set()
-        return found
+        return output
 
     return call
