@@ -21,7 +21,7 @@ from scoreline.calibration import target_variance
 from scoreline.calibration.record import Record, load_record
 from scoreline.calibration.subject import Part, Subject
 from scoreline.calibration.target_variance import TargetVariance, moments
-from scoreline.calibration.target_variance_table import table
+from scoreline.calibration.target_variance_plot import table
 from scoreline.commands import inspect
 from scoreline.datasets.base import ArrayDataset
 from scoreline.datasets.digits import Digits
