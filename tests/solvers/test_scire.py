@@ -373,7 +373,7 @@ def test_scire_ei_with_phi_one_is_the_exponential_rule_for_a_line() -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: SciRE(4), r"solver\.order=4.*1, 2 and 3"),
+        (lambda: SciRE(4), r"solver\.order=4.*1, 2, 3"),
         (lambda: SciRE(0), r"solver\.order=0"),
         (lambda: SciRE(2, "nois"), r"solver\.prediction=nois.*did you mean 'noise'"),
         (lambda: SciRE(2, m=0), r"solver\.m=0"),
@@ -384,7 +384,7 @@ def test_scire_ei_with_phi_one_is_the_exponential_rule_for_a_line() -> None:
         (lambda: SciRE(2, budget="agil"), r"solver\.budget=agil.*'agile'"),
         (lambda: SciRE(2, inner="fix"), r"solver\.inner=fix.*'fixed'"),
         (lambda: SciRE(2, stage="taylor"), r"solver\.stage=taylor.*consistent, published"),
-        (lambda: SciREMultistep(1), r"solver\.order=1.*2 and 3"),
+        (lambda: SciREMultistep(1), r"solver\.order=1.*2, 3"),
         (lambda: SciREMultistep(4), r"solver\.order=4"),
         (lambda: SciREMultistep(2, "x"), r"solver\.prediction=x"),
         (lambda: SciREMultistep(2, m=5), r"solver\.m=5.*per_step=false"),

@@ -74,7 +74,7 @@ def test_unknown_final_names_the_choices() -> None:
         ([[0, 1], [0, 1]], [[1, 0], [0, 1]], "does not exist yet"),
         ([[1, 0], [0, 1]], [[1, 2], [0, 1]], "does not exist yet"),
         ([[1, 0], [0, 1]], [[float("nan"), 0], [0, 1]], "finite"),
-        ([[1]], [[1]], "asked for by rho"),
+        ([[1]], [[1]], "rho has"),
     ],
 )
 def test_an_impossible_table_is_refused(S: list, N: list, message: str) -> None:
