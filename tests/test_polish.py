@@ -36,7 +36,7 @@ def distance(eps, x: Tensor, end: Tensor, rho: Tensor, N: Tensor) -> Tensor:
     return (x - end).square().mean(1).sqrt().sum()
 
 
-def test_derivatives_are_those_of_differentiation_through_the_whole_run() -> None:
+def test_adjoint_derivatives_agree_with_autograd() -> None:
     denoiser = subject(range(3)).denoiser
     generator = torch.Generator().manual_seed(2)
     x = SPAN[0] * torch.randn(7, 3, 1, 1, dtype=torch.float64, generator=generator)
@@ -52,7 +52,7 @@ def test_derivatives_are_those_of_differentiation_through_the_whole_run() -> Non
     assert float(found.rho.abs().max()) > 1e-3
 
 
-def test_the_gradient_is_that_of_central_differences_of_the_mean_distance() -> None:
+def test_the_gradient_agrees_with_central_differences() -> None:
     train, _ = sides()
     near = Neighbourhood(begin(), 4)
     theta = 0.02 * torch.randn(near.size, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
@@ -78,7 +78,7 @@ def test_an_end_that_is_met_has_no_slope() -> None:
     assert not bool(met.rho.any() | met.N.any())
 
 
-def test_steps_lower_the_distance_on_seeds_that_make_none() -> None:
+def test_steps_lower_the_held_out_distance() -> None:
     train, held = sides(60)
     first = Trial(begin(), held.mean(begin()))
     told: list[float] = []

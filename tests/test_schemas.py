@@ -243,7 +243,7 @@ def test_a_long_header_is_not_read(tmp_path: Path) -> None:
         assert "its header has 8,388,609 bytes, more than 8,388,608" in (refusal(path, load) or "")
 
 
-def test_networks_of_other_packages_are_bounded_by_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_packages_are_bounded_by_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever their constructor makes of the card's numbers; in hollow networks and in others."""
     (tmp_path / "others.py").write_text(
         "import torch\nfrom torch import nn\n\n\nclass Net(nn.Module):\n"
@@ -545,7 +545,7 @@ def text(entry: Any, odd: str | None) -> str:
     weights=mutated_tensors(WEIGHTS),
     odd=st.one_of(st.none(), st.none(), st.none(), st.tuples(st.sampled_from(sorted(ENTRIES)), ODD_TEXTS)),
 )
-def test_any_model_file_loads_or_is_refused_in_one_line(
+def test_any_model_file_loads_or_is_refused(
     entries: dict[str, Any],
     weights: dict[str, Tensor],
     odd: tuple[str, str] | None,
@@ -561,9 +561,7 @@ def test_any_model_file_loads_or_is_refused_in_one_line(
 
 @settings(HOSTILE, max_examples=200)
 @given(data=st.data())
-def test_any_record_loads_or_is_refused_in_one_line(
-    data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
-) -> None:
+def test_any_record_loads_or_is_refused(data: st.DataObject, tmp_path_factory: pytest.TempPathFactory) -> None:
     kind = data.draw(st.sampled_from(sorted(LOADERS)))
     values, provenance = RECORDS[kind]
     small = {**provenance, **({"candidates": [finalists[:1] for finalists in CANDIDATES]} if kind == "search" else {})}
@@ -577,7 +575,7 @@ def test_any_record_loads_or_is_refused_in_one_line(
 
 @HOSTILE
 @given(ODD | st.lists(ODD) | st.dictionaries(st.text(), ODD))
-def test_every_rule_says_what_it_refuses_in_one_line(value: Any) -> None:
+def test_every_rule_refuses_in_one_line(value: Any) -> None:
     for name, rule in {**checkpoints.CARD, **specs.ARGUMENTS, **ema_snapshots.SNAPSHOT, **record.PROVENANCE}.items():
         said = complaint(lambda rule=rule, name=name: rule(name, value))
         assert said is None or said.startswith(name)
@@ -592,7 +590,7 @@ def complaint(check: Callable[[], None]) -> str | None:
     return None
 
 
-def test_what_a_card_only_tells_may_be_any_text(tmp_path: Path) -> None:
+def test_informative_entries_may_be_any_text(tmp_path: Path) -> None:
     card = Card(MODEL, (1, 8, 8), 0, {"name": "a\nb\x1b[2J \x00"}, {"loss": math.nan})
     save_model(tmp_path / "model.safetensors", WEIGHTS, card)
     loaded = load_model(tmp_path / "model.safetensors").card

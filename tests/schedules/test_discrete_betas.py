@@ -69,7 +69,7 @@ def test_scaled_linear_is_linear_in_the_square_root() -> None:
 
 
 @pytest.mark.parametrize("steps", [1000, 4000])
-def test_cosine_telescopes_to_the_closed_form_until_it_is_cut_off(steps: int) -> None:
+def test_cosine_is_the_closed_form_until_its_cut(steps: int) -> None:
     """Products of ratios f(t) / f(t') leave f(t) / f(0); only the last beta is above 0.999, namely 1."""
     t = (torch.arange(steps, dtype=torch.float64) + 1) / steps
     closed = (torch.cos((t + 0.008) / 1.008 * torch.pi / 2) / math.cos(0.008 / 1.008 * math.pi / 2)) ** 2

@@ -92,7 +92,7 @@ UNROLLED = [
 
 @pytest.mark.parametrize("name", UNROLLED)
 @pytest.mark.parametrize("nfe", [6, 9])
-def test_unrolled_is_the_same_method_with_one_row_a_call(name: str, nfe: int, mixture: GaussianMixture) -> None:
+def test_unrolled_is_the_same_method(name: str, nfe: int, mixture: GaussianMixture) -> None:
     final = "none" if name == "edm" else "denoise"
     table = build(maker(name, [])(LinearVP()), Power(7), (20.0, 0.05), nfe, final)
     plain = table.unrolled()
