@@ -25,7 +25,7 @@ class Execution:
     `channels_last` on most devices and `compile` for many images, to sample faster.
 
     Attributes:
-        precision: one of `PRECISION`; weights keep their own, convolutions and matrix products are cast (autocast).
+        precision: one of `PRECISION`; weights keep their type, autocast casts convolutions and matrix products.
         compile: one of `COMPILE`; the first call then takes long. `max-autotune` chooses kernels by timing them, so its
             bits may differ between processes and starts.
         channels_last: whether the channels of a pixel are adjacent in the memory of weights and activations.
@@ -62,7 +62,7 @@ def _options(name: str, network: nn.Module) -> dict[str, Any]:
     parameter = next(network.parameters(), None)
     if parameter is None or parameter.device.type != "cpu":
         return options
-    mode = torch._inductor.list_mode_options(options.pop("mode", "default"), options["dynamic"])
+    mode = MODES[options.pop("mode", "default")]  # torch.compile takes either a mode or options
     return {**options, "options": {**mode, "cpp_wrapper": True}}
 
 
@@ -79,3 +79,23 @@ def first_alone(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
         return output
 
     return call
+
+
+def execute(network: nn.Module, compile: str, channels_last: bool) -> None:
+    """Compile a network for training and lay its weights out, in place; names and shapes of its state stay.
+
+    Args:
+        network: the network to train; its hooks are compiled too.
+        compile: one of `COMPILE`.
+        channels_last: whether the channels of a pixel lie side by side.
+
+    Raises:
+        InputError: for an unknown choice, naming the key.
+    """
+    check_switch("channels_last", channels_last)
+    options = COMPILE[check_compile(compile)]
+    if channels_last:
+        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if options is not None:
+        mode = {"mode": WITHOUT_GRAPHS[options["mode"]]} if "mode" in options else {}
+        network.compile(**{**options, **mode})

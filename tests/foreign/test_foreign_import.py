@@ -9,7 +9,6 @@ import pytest
 import torch
 from filled import filled_state, image
 
-from scoreline import cli
 from scoreline.checkpoints import load_model
 from scoreline.commands import import_checkpoint, inspect, verify
 from scoreline.errors import InputError
@@ -210,14 +209,6 @@ def test_inspect_names_what_it_refuses_and_runs_nothing(
     assert not (tmp_path / "canary").exists()
     with pytest.raises(InputError, match=r"evil\.pth.* posix\.system"):
         load(Path("evil.pth"), None, None, "ema")
-
-
-def test_the_command_line_knows_the_verb(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(sys, "argv", ["scoreline", "import", "--help"])
-    with pytest.raises(SystemExit) as left:
-        cli.main()
-    assert left.value.code in (None, 0)
-    assert "--from" in capsys.readouterr().out
 
 
 def test_verify_takes_the_foreign_file_as_it_is(source: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -23,7 +23,9 @@ class ZipArchive(LazyDataset):
 
     Args:
         path: the archive, compressed or not.
-        resolution, labels, cache_mib: as for `image_folder.ImageFolder`.
+        resolution: as for `image_folder.ImageFolder`.
+        labels: as for `image_folder.ImageFolder`.
+        cache_mib: as for `image_folder.ImageFolder`.
 
     Source: layout of Karras et al. (2022), arXiv:2206.00364, reference data set tool.
 

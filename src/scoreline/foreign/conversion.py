@@ -90,13 +90,18 @@ def cached(word: str, options: Options) -> Path:
         InputError: as `convert` does.
     """
     path = located(word, options.sha256)
-    identity = {**asdict(options), "revision": REVISION, "source": digest(path)}
-    name = hashlib.sha256(json.dumps(identity, sort_keys=True, default=list).encode()).hexdigest()[:16]
-    target = cache_folder("imported", f"{path.resolve().stem}-{name}") / "model.safetensors"
+    target = cached_place(path, options)
     if not target.is_file():
         family, imported = load(path, options.family, options.model, options.weights, options.allow)
         save_model(target, imported.weights, card(word, path, family, imported, options.weights))
     return target
+
+
+def cached_place(path: Path, options: Options) -> Path:
+    """The file in the cache to which `cached` converts the source at `path`; it need not exist yet."""
+    identity = {**asdict(options), "revision": REVISION, "source": digest(path)}
+    name = hashlib.sha256(json.dumps(identity, sort_keys=True, default=list).encode()).hexdigest()[:16]
+    return cache_folder("imported", f"{path.resolve().stem}-{name}") / "model.safetensors"
 
 
 def digest(path: Path) -> str:

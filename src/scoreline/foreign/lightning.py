@@ -116,7 +116,7 @@ def _average(tree: Mapping[str, Any], network: nn.Module) -> tuple[str, dict[str
 
 
 def _own(tree: Mapping[str, Any], network: nn.Module) -> dict[str, dict[str, Tensor]]:
-    """What `training.ema.EMACallback` keeps: the main average, by the network's own names."""
+    """What `training.ema_callback.EMACallback` keeps: the main average, by the network's own names."""
     callbacks = tree.get("callbacks")
     for key, state in callbacks.items() if isinstance(callbacks, dict) else ():
         if isinstance(key, str) and key.startswith("EMACallback") and isinstance(state, dict):

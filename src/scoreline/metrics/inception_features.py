@@ -185,7 +185,7 @@ class InceptionFeatures:
 
 def unfused() -> AbstractContextManager[None]:
     """TorchScript as written: its optimiser fuses operations after the first calls, whose rounding then changes."""
-    context: AbstractContextManager[None] = torch.jit._fuser.optimized_execution(False)
+    context: AbstractContextManager[None] = torch.jit.optimized_execution(False)  # type: ignore[attr-defined]
     return context
 
 

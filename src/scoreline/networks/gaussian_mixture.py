@@ -20,7 +20,8 @@ class GaussianMixtureScore(nn.Module):
 
     Args:
         components: M.
-        channels, resolution: of the images, which are square.
+        channels: channels of the images.
+        resolution: height and width of the images.
         full_covariance: a covariance matrix for each component in place of one standard deviation.
 
     Raises:

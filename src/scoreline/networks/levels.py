@@ -56,7 +56,8 @@ class Kinds:
 
     Attributes:
         block: (inputs, outputs, attends) -> residual block.
-        down, up: channels -> layer to half or twice the resolution.
+        down: channels -> layer to half the resolution.
+        up: channels -> layer to twice the resolution.
         decoder_block: as `block`, for the levels of the decoder, if it differs there.
     """
 

@@ -129,6 +129,14 @@ class AdaptiveRun:
         """Return the same run followed by the final denoising step E[x_0 | x], one more evaluation."""
         return replace(self, rho=torch.nn.functional.pad(self.rho, (0, 1)))
 
+    @property
+    def peak_tensors(self) -> int:
+        """As `Tableau.peak_tensors`: SciPy's stages and five more states, which are float64 and count twice."""
+        from scipy.integrate import DOP853, RK45
+
+        stages = int({"RK45": RK45.n_stages + 1, "DOP853": DOP853.n_stages + 4}[self.solver.method])
+        return 2 * (stages + 5)
+
     def _refuse_more_than(self, calls: int) -> None:
         if calls == self.nfe:
             raise InputError(f"nfe={self.nfe}: the adaptive solver needs more; raise nfe or solver.rtol")

@@ -101,6 +101,22 @@ class Tableau:
             rows.append(Sum(terms, noise, self.calls[k], dead[k]))
         return tuple(rows)
 
+    @cached_property
+    def peak_tensors(self) -> int:
+        """The most tensors of a batch's shape that the sampling loop holds at once, outside of the network.
+
+        These are the states and estimates that this row or a later one reads, memory that waits to be used again, and
+        fresh noise.
+        """
+        alive, spare, most = {(True, 0)}, 0, 1
+        for k, row in enumerate(self.sums):
+            alive |= {(False, k)} if row.call else set()
+            free = spare + sum(is_state and j > 0 for is_state, j in row.dead)
+            most = max(most, len(alive) + spare + bool(row.noise) + (free == 0))
+            alive = (alive - set(row.dead)) | {(True, k + 1)}
+            spare = min(1, max(0, free - 1))
+        return most
+
     def unrolled(self) -> "Tableau":
         """Return the same method with one row a call, x_{k+1} = x_k + sum_j N_kj eps_j.
 
