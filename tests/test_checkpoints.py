@@ -101,7 +101,7 @@ def test_trusted_packages_are_named_by_the_user(tmp_path: Path, monkeypatch: pyt
     assert rebuild(spec, torch.nn.Module, ("mynets",)).out_features == 2
     with pytest.raises(InputError, match="no network"):
         rebuild({"_target_": "mynets.Cellar"}, torch.nn.Module, ("mynets",))
-    with pytest.raises(InputError, match="not a NoiseSchedule"):
+    with pytest.raises(InputError, match="not of type NoiseSchedule"):
         rebuild(NETWORK, NoiseSchedule)
     with pytest.raises(InputError, match="refuses its arguments"):
         rebuild({**NETWORK, "depth": 3}, torch.nn.Module)

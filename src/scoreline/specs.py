@@ -85,7 +85,7 @@ def rebuild(spec: Spec, kind: type, trust: Sequence[str] = ()) -> Any:
         raise InputError(f"checkpoint: a description without a class: {spec!r:.80}")
     described = _find(target, (*PACKAGES, *trust))
     if not issubclass(described, kind):
-        raise InputError(f"checkpoint: {target} is not a {kind.__name__}")
+        raise InputError(f"checkpoint: {target} is not of type {kind.__name__}")
     hints = _hints(described.__init__) if is_ours(spec) else {}
     given = {name: value for name, value in spec.items() if name != "_target_"}
     arguments = {name: _argument(name, value, hints.get(name, object), trust) for name, value in given.items()}
