@@ -24,8 +24,8 @@ from scoreline.checkpoints import load_model
 from scoreline.commands import evaluate, reference, verify
 from scoreline.files import sha256
 from scoreline.generation.images import Entry
-from scoreline.metrics.statistics import FORMAT as STATISTICS
-from scoreline.metrics.statistics import read_statistics
+from scoreline.metrics.reference_statistics import FORMAT as STATISTICS
+from scoreline.metrics.reference_statistics import read_statistics
 from scoreline.pictures import to_uint8
 from scoreline.run_names import ASSETS
 from scoreline.sampling import integrate

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from scoreline.denoiser import Denoiser
 from scoreline.errors import InputError
-from scoreline.foreign.ddpm import INERT, MODELS, imported, recognises, table
-from scoreline.foreign.imported import skeleton
+from scoreline.foreign.ddpm import INERT, MODELS, read_model, recognises, table
 from scoreline.foreign.torch_files import read
+from scoreline.foreign.translation import skeleton
 from scoreline.networks.ddpm_unet import DDPMUNet
 from scoreline.parameterisations import NoisePrediction, Parameterisation
 from scoreline.schedules.discrete import DiscreteVP
@@ -50,7 +50,7 @@ def saved(path: Path, content: Any) -> Any:
 def test_outputs_of_the_original(state: dict[str, Tensor], tmp_path: Path) -> None:
     tree = saved(tmp_path / "model-790000.ckpt", state)
     assert recognises(tree)
-    model = imported(tree, narrow(), "ema")
+    model = read_model(tree, narrow(), "ema")
     assert (model.shape, model.num_classes) == ((3, 16, 16), 0)
     net = rebuild(model.model["network"], nn.Module).eval()
     net.load_state_dict(model.weights)
@@ -64,7 +64,7 @@ def test_outputs_of_the_original(state: dict[str, Tensor], tmp_path: Path) -> No
 
 
 def test_q_k_and_v_are_interleaved(state: dict[str, Tensor]) -> None:
-    weights = imported(state, narrow(), "raw").weights
+    weights = read_model(state, narrow(), "raw").weights
     for ours, theirs in (
         ("enc.8x8_block0", "down.1.attn.0"),
         ("dec.8x8_in0", "mid.attn_1"),
@@ -100,7 +100,7 @@ def test_choice_of_the_average_in_a_list(state: dict[str, Tensor], tmp_path: Pat
     average = {name: value + 1 for name, value in state.items()}
     tree = saved(tmp_path / "ckpt.pth", listed(state, average))
     assert recognises(tree)
-    raw, ema = imported(tree, narrow(), "raw"), imported(tree, narrow(), "ema")
+    raw, ema = read_model(tree, narrow(), "raw"), read_model(tree, narrow(), "ema")
     assert torch.equal(raw.weights["map_layer0.weight"], state["temb.dense.0.weight"])
     assert torch.equal(ema.weights["map_layer0.weight"], state["temb.dense.0.weight"] + 1)
     assert raw.notes == {"weights": "raw", "epoch": 3, "step": 5}
@@ -108,18 +108,18 @@ def test_choice_of_the_average_in_a_list(state: dict[str, Tensor], tmp_path: Pat
 
 
 def test_a_list_without_an_average(state: dict[str, Tensor]) -> None:
-    assert torch.equal(imported(listed(state), narrow(), "raw").weights["out_conv.bias"], state["conv_out.bias"])
+    assert torch.equal(read_model(listed(state), narrow(), "raw").weights["out_conv.bias"], state["conv_out.bias"])
     with pytest.raises(InputError, match=r"^weights=ema: the file holds no averaged weights; give weights=raw"):
-        imported(listed(state), narrow(), "ema")
+        read_model(listed(state), narrow(), "ema")
 
 
 def test_a_single_set_is_taken_as_stored_and_noted(state: dict[str, Tensor]) -> None:
     for weights in ("ema", "raw"):
-        assert imported(state, narrow(), weights).notes["weights"].startswith("as stored")
+        assert read_model(state, narrow(), weights).notes["weights"].startswith("as stored")
 
 
 def test_half_precision_becomes_float32(state: dict[str, Tensor]) -> None:
-    weights = imported({name: value.half() for name, value in state.items()}, narrow(), "raw").weights
+    weights = read_model({name: value.half() for name, value in state.items()}, narrow(), "raw").weights
     assert {value.dtype for value in weights.values()} == {torch.float32}
     assert torch.equal(weights["out_conv.weight"], state["conv_out.weight"].half().float())
 
@@ -152,7 +152,7 @@ def test_other_content_is_not_recognised(state: dict[str, Tensor]) -> None:
     for content in ({}, [], [{}, {}, 0, 0], {"state_dict": state}, "text", None, [state], {1: 2}):
         assert not recognises(content)
     with pytest.raises(InputError, match=r"^holds no U-Net of pytorch_diffusion, DDIM or PNDM"):
-        imported({"state_dict": state}, narrow(), "raw")
+        read_model({"state_dict": state}, narrow(), "raw")
 
 
 GUIDED = {"_target_": "scoreline.networks.adm.DhariwalUNet", "channels": 3, "resolution": 64, "width": 128}
@@ -191,17 +191,17 @@ GUIDED = {"_target_": "scoreline.networks.adm.DhariwalUNet", "channels": 3, "res
 )
 def test_a_wrong_model_gives_one_sentence(model: Any, sentence: str, state: dict[str, Tensor]) -> None:
     with pytest.raises(InputError, match=sentence) as caught:
-        imported(state, model, "raw")
+        read_model(state, model, "raw")
     assert "\n" not in str(caught.value)
 
 
 def test_left_over_damaged_and_foreign_entries(state: dict[str, Tensor]) -> None:
     with pytest.raises(InputError, match=r"^weight logvar has no place in this network; give the model="):
-        imported({**state, "logvar": torch.zeros(1000)}, narrow(), "raw")
+        read_model({**state, "logvar": torch.zeros(1000)}, narrow(), "raw")
     with pytest.raises(InputError, match=r"^weight conv_out\.bias is not finite"):
-        imported({**state, "conv_out.bias": torch.tensor([0, float("nan"), 0])}, narrow(), "raw")
+        read_model({**state, "conv_out.bias": torch.tensor([0, float("nan"), 0])}, narrow(), "raw")
     with pytest.raises(InputError, match=r"^weight config is no tensor but a dict; give a file of weights only"):
-        imported({**state, "config": {}}, narrow(), "raw")
+        read_model({**state, "config": {}}, narrow(), "raw")
 
 
 def test_fractional_labels_reach_the_network_as_they_are() -> None:

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from scoreline.denoiser import Denoiser
 from scoreline.errors import InputError
-from scoreline.foreign.guided_diffusion import INERT, MODELS, imported, recognises, table
-from scoreline.foreign.imported import skeleton
+from scoreline.foreign.guided_diffusion import INERT, MODELS, read_model, recognises, table
 from scoreline.foreign.torch_files import read
+from scoreline.foreign.translation import skeleton
 from scoreline.networks.adm import DhariwalUNet
 from scoreline.parameterisations import Parameterisation
 from scoreline.specs import rebuild
@@ -57,7 +57,7 @@ def test_outputs_of_the_original(case: str, tmp_path: Path) -> None:
     torch.save(filled_state(golden["shapes"]), tmp_path / "ema_0.9999_001234.pt")
     tree = read(tmp_path / "ema_0.9999_001234.pt", INERT)
     assert recognises(tree)
-    model = imported(tree, narrow(case), "ema")
+    model = read_model(tree, narrow(case), "ema")
     assert (model.shape, model.num_classes) == ((3, 16, 16), 7 if golden["classes"] else 0)
     assert model.notes["weights"].startswith("as stored")
     label = torch.tensor(golden["classes"]) if golden["classes"] else None
@@ -73,19 +73,19 @@ def test_the_golden_outputs_tell_the_orders_of_qkv_and_the_classes_apart(state: 
     golden = GOLDEN[FULL]
     noise, label = torch.tensor(golden["labels"]), torch.tensor(golden["classes"])
     for options, classes in (({"qkv_order": "heads_first"}, label), ({}, None)):
-        net = network_of(imported(state, narrow(FULL, **options), "raw"))
+        net = network_of(read_model(state, narrow(FULL, **options), "raw"))
         found = net(image(2, 3, 16), noise, classes).flatten()[golden["at"]].tolist()
         assert found != pytest.approx(golden["entries"], abs=1e-3 * golden["largest"])
 
 
 def test_the_class_embedding_is_transposed(state: dict[str, Tensor]) -> None:
-    weights = imported(state, narrow(FULL), "raw").weights
+    weights = read_model(state, narrow(FULL), "raw").weights
     assert torch.equal(weights["map_label.weight"][:, 6], state["label_emb.weight"][6])
     assert weights["map_label.weight"].shape == (512, 7)
 
 
 def test_the_channels_of_the_learned_variance_are_dropped(state: dict[str, Tensor]) -> None:
-    model = imported(state, narrow(FULL), "raw")
+    model = read_model(state, narrow(FULL), "raw")
     net = network_of(model)
     denoiser = Denoiser(net, rebuild(model.model["parameterisation"], Parameterisation))
     alpha2 = torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64), 0)
@@ -100,7 +100,7 @@ def test_the_channels_of_the_learned_variance_are_dropped(state: dict[str, Tenso
 
 
 def test_half_precision_becomes_float32(state: dict[str, Tensor]) -> None:
-    weights = imported({name: value.half() for name, value in state.items()}, narrow(FULL), "raw").weights
+    weights = read_model({name: value.half() for name, value in state.items()}, narrow(FULL), "raw").weights
     assert {value.dtype for value in weights.values()} == {torch.float32}
     assert torch.equal(weights["out_conv.weight"], state["out.2.weight"].half().float())
 
@@ -140,7 +140,7 @@ def test_other_content_is_not_recognised(state: dict[str, Tensor]) -> None:
     for content in ({}, [], [state], {"model": state}, "text", None, {1: 2}):
         assert not recognises(content)
     with pytest.raises(InputError, match=r"^holds no U-Net of guided-diffusion or improved-diffusion"):
-        imported({"model": state}, narrow(FULL), "raw")
+        read_model({"model": state}, narrow(FULL), "raw")
 
 
 DDPM = {"_target_": "scoreline.networks.ddpm_unet.DDPMUNet", "channels": 3, "resolution": 32}
@@ -179,12 +179,12 @@ LAYER = r"input_blocks\.1\.0\.emb_layers\.1\.weight"
 )
 def test_a_wrong_model_gives_one_sentence(model: Any, sentence: str, state: dict[str, Tensor]) -> None:
     with pytest.raises(InputError, match=sentence) as caught:
-        imported(state, model, "raw")
+        read_model(state, model, "raw")
     assert "\n" not in str(caught.value)
 
 
 def test_left_over_and_damaged_weights(state: dict[str, Tensor]) -> None:
     with pytest.raises(InputError, match=r"^weight out_extra has no place in this network; give the model="):
-        imported({**state, "out_extra": torch.zeros(3)}, narrow(FULL), "raw")
+        read_model({**state, "out_extra": torch.zeros(3)}, narrow(FULL), "raw")
     with pytest.raises(InputError, match=r"^weight out\.2\.bias is not finite"):
-        imported({**state, "out.2.bias": torch.full((6,), float("inf"))}, narrow(FULL), "raw")
+        read_model({**state, "out.2.bias": torch.full((6,), float("inf"))}, narrow(FULL), "raw")

@@ -20,7 +20,7 @@ from scoreline.metrics.inception_score import inception_score
 from scoreline.metrics.jackknife import assign_groups
 from scoreline.metrics.kid import kernel_distance
 from scoreline.metrics.precision_recall import support_replicates
-from scoreline.metrics.statistics import Statistics, write_statistics
+from scoreline.metrics.reference_statistics import Statistics, write_statistics
 from scoreline.parts import Parts
 
 CONF = Path(__file__).parents[2] / "conf" / "metrics"

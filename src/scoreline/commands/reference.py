@@ -19,13 +19,13 @@ from pathlib import Path
 from typing import Any
 
 from scoreline.commands.composition import built, composed, refuse_blocked
-from scoreline.datasets import given
+from scoreline.datasets import generated_images
 from scoreline.datasets.base import ImageDataset
 from scoreline.errors import InputError, did_you_mean
 from scoreline.files import code_version
 from scoreline.metrics.base import Metrics
-from scoreline.metrics.references import split_of
-from scoreline.metrics.statistics import write_statistics
+from scoreline.metrics.reference_set import split_of
+from scoreline.metrics.reference_statistics import write_statistics
 from scoreline.progress import ImageProgress
 
 OWN = ("dataset", "metrics", "device", "out")
@@ -103,7 +103,7 @@ def images_and_out(asked: Asked) -> tuple[ImageDataset, Path]:
     if out.exists():
         raise InputError(f"{out} is there already and is not overwritten; choose another name")
     refuse_blocked(str(out), out.parent)
-    return (dataset(asked) if wanted == 1 else given.images(asked.places[0])), out
+    return (dataset(asked) if wanted == 1 else generated_images.images(asked.places[0])), out
 
 
 def dataset(asked: Asked) -> ImageDataset:

@@ -189,7 +189,7 @@ def named_reference(job: Job) -> Finding | None:
     if node is None or "reference" not in node or node.reference is not None:
         return None
     try:
-        from scoreline.metrics.references import images_of
+        from scoreline.metrics.reference_set import images_of
 
         images_of(None)
     except InputError as error:

@@ -11,7 +11,7 @@ from scoreline.downloads import fetch
 from scoreline.errors import InputError
 from scoreline.files import cache_folder, sha256
 from scoreline.foreign.families import is_ours, load
-from scoreline.foreign.imported import Imported
+from scoreline.foreign.translation import ForeignModel
 from scoreline.specs import Spec
 
 REVISION = 1
@@ -55,7 +55,7 @@ def located(word: str, digest: str | None = None) -> Path:
     return path
 
 
-def convert(word: str, target: Path, options: Options) -> tuple[str, Imported]:
+def convert(word: str, target: Path, options: Options) -> tuple[str, ForeignModel]:
     """Import a source and write it to `target`, which must not exist.
 
     Raises:
@@ -71,7 +71,7 @@ def convert(word: str, target: Path, options: Options) -> tuple[str, Imported]:
     return family, imported
 
 
-def card(word: str, path: Path, family: str, imported: Imported, weights: str) -> Card:
+def card(word: str, path: Path, family: str, imported: ForeignModel, weights: str) -> Card:
     """What our file says of the source: its name, never its folder, and its SHA-256."""
     source = {
         "family": family,

@@ -12,9 +12,18 @@ from typing import Any
 from torch import Tensor, nn
 
 from scoreline.errors import InputError
-from scoreline.foreign.given import check_groups, float_weights, given_network
-from scoreline.foreign.imported import Imported, Rule, interleaved, translate
-from scoreline.foreign.layers import layer, layers, level_and_kind
+from scoreline.foreign.translation import (
+    ForeignModel,
+    Rule,
+    check_groups,
+    described_network,
+    float_weights,
+    interleaved,
+    layer,
+    layers,
+    level_and_kind,
+    translate,
+)
 from scoreline.networks.ddpm_unet import DDPMUNet
 from scoreline.networks.residual_block import ResidualBlock
 from scoreline.specs import Spec
@@ -38,7 +47,7 @@ def recognises(tree: Any) -> bool:
     return isinstance(state, dict) and {str(name).removeprefix(PREFIX) for name in state} >= KNOWN_BY
 
 
-def imported(tree: Any, model: Spec | None, weights: str) -> Imported:
+def read_model(tree: Any, model: Spec | None, weights: str) -> ForeignModel:
     """The model of such a file.
 
     A file that is one set of weights does not say whether they are an average: it is taken as stored for `ema` and
@@ -47,14 +56,14 @@ def imported(tree: Any, model: Spec | None, weights: str) -> Imported:
     Raises:
         InputError: without a description, for one of another network, and without the weights that were asked for.
     """
-    network = given_network(model, DDPMUNet, "ddpm", MODELS, without=("num_classes", "augment_dim"))
+    network = described_network(model, DDPMUNet, "ddpm", MODELS, without=("num_classes", "augment_dim"))
     assert model is not None
     check_groups(network, "ddpm")
     if not recognises(tree):
         raise InputError("holds no U-Net of pytorch_diffusion, DDIM or PNDM; name another family")
     state, notes = _chosen(tree, weights)
     shape = (int(model["network"]["channels"]), network.resolution, network.resolution)
-    return Imported(model, translate(state, table(network), network), shape, 0, notes)
+    return ForeignModel(model, translate(state, table(network), network), shape, 0, notes)
 
 
 def table(network: DDPMUNet) -> dict[str, Rule]:

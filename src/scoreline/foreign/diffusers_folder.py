@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from scoreline.errors import InputError, did_you_mean
 from scoreline.foreign.diffusers_files import read_json, tensors, weight_files, word
-from scoreline.foreign.imported import INCOMPLETE, Imported, Rule, skeleton, translate
+from scoreline.foreign.translation import INCOMPLETE, ForeignModel, Rule, skeleton, translate
 from scoreline.networks.diffusers_unet import DiffusersUNet
 from scoreline.parameterisations import Parameterisation
 from scoreline.schedules.discrete import DiscreteVP
@@ -78,7 +78,7 @@ def recognises(tree: Any) -> bool:
     return isinstance(tree, Path) and any((tree / name).is_file() for name in ("model_index.json", "config.json"))
 
 
-def imported(folder: Path, model: Spec | None, weights: str) -> Imported:
+def read_model(folder: Path, model: Spec | None, weights: str) -> ForeignModel:
     """The UNet2DModel of a pipeline's folder, or in a folder of its own, with the process of its scheduler.
 
     Time labels are whole numbers in training and in all of diffusers' schedulers. Here they are fractional wherever a
@@ -109,7 +109,7 @@ def imported(folder: Path, model: Spec | None, weights: str) -> Imported:
     found = translate(state, table(network, state), network, remedy=INCOMPLETE)
     channels, size = int(config.get("in_channels", 3)), int(described["network"]["sample_size"])
     notes = _notes(places, config, scheduler, files, state, weights)
-    return Imported(described, found, (channels, size, size), int(config.get("num_class_embeds") or 0), notes)
+    return ForeignModel(described, found, (channels, size, size), int(config.get("num_class_embeds") or 0), notes)
 
 
 def table(network: nn.Module, names: Collection[str]) -> dict[str, Rule]:

@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from scoreline.errors import InputError, did_you_mean
-from scoreline.foreign.imported import INCOMPLETE, Imported, Rule, skeleton, translate
+from scoreline.foreign.translation import INCOMPLETE, ForeignModel, Rule, skeleton, translate
 from scoreline.safe_pickle.machine import Record
 from scoreline.specs import Spec
 
@@ -135,7 +135,7 @@ def recognises(tree: Any) -> bool:
     return isinstance(tree, dict) and any(_is_object(tree.get(key)) for key in STORED.values())
 
 
-def imported(tree: Any, model: Spec | None, weights: str) -> Imported:
+def read_model(tree: Any, model: Spec | None, weights: str) -> ForeignModel:
     """The network of such a file with the preconditioning around it.
 
     Raises:
@@ -149,7 +149,7 @@ def imported(tree: Any, model: Spec | None, weights: str) -> Imported:
     process = preconditioning(wrapper)
     network = description(inner, factor=2 if wrapper.name == "iDDPMPrecond" else 1)
     bare = skeleton(network)
-    return Imported(
+    return ForeignModel(
         {"network": network, **process},
         translate(dict(_tensors(inner.state)), table(bare), bare, remedy=INCOMPLETE),
         (network["channels"], network["resolution"], network["resolution"]),

@@ -7,8 +7,8 @@ from types import ModuleType
 from typing import Any
 
 from scoreline.errors import InputError, did_you_mean
-from scoreline.foreign.imported import Imported
 from scoreline.foreign.torch_files import read
+from scoreline.foreign.translation import ForeignModel
 from scoreline.reading import json_value
 from scoreline.specs import Spec
 
@@ -35,7 +35,7 @@ LARGEST_HEADER, MOST_VALUES = 2**25, 2**22
 
 def load(
     path: Path, family: str | None, model: Spec | None, weights: str, allow: Sequence[str] = ()
-) -> tuple[str, Imported]:
+) -> tuple[str, ForeignModel]:
     """The family and the model of a foreign file or folder. Nothing in it is run.
 
     Args:
@@ -56,7 +56,7 @@ def load(
     content = content_of(path, family, allow)
     family = family or recognised(path, content)
     try:
-        return family, module(family).imported(content, model, weights)
+        return family, module(family).read_model(content, model, weights)
     except InputError as error:
         raise InputError(f"{path} (read as {family}): {error}") from error
 

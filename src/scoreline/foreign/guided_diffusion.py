@@ -9,12 +9,19 @@ from typing import Any
 from torch import Tensor, nn
 
 from scoreline.errors import InputError
-from scoreline.foreign.given import check_groups, float_weights, given_network
-from scoreline.foreign.imported import Imported, Rule, translate
-from scoreline.foreign.layers import layer, layers
+from scoreline.foreign.translation import (
+    ForeignModel,
+    Rule,
+    check_groups,
+    described_network,
+    float_weights,
+    layer,
+    layers,
+    translate,
+)
 from scoreline.networks.adm import DhariwalUNet
-from scoreline.networks.conv_resampling import Down, Up
 from scoreline.networks.fir_resampling import Resample, ResampledConv, fir_kernel
+from scoreline.networks.layers import Down, Up
 from scoreline.networks.residual_block import ResidualBlock
 from scoreline.specs import Spec
 
@@ -45,7 +52,7 @@ def recognises(tree: Any) -> bool:
     return isinstance(tree, dict) and set(tree) >= KNOWN_BY
 
 
-def imported(tree: Any, model: Spec | None, weights: str) -> Imported:
+def read_model(tree: Any, model: Spec | None, weights: str) -> ForeignModel:
     """The model of such a file.
 
     The file does not say whether its weights are an average: they are taken as stored for `ema` and `raw` alike, and
@@ -56,7 +63,7 @@ def imported(tree: Any, model: Spec | None, weights: str) -> Imported:
         InputError: without a description, for one of another network or with another order of its channels, and for
             one that does not say everywhere whether a variance was learned.
     """
-    network = given_network(model, DhariwalUNet, "guided_diffusion", MODELS, without=("augment_dim",))
+    network = described_network(model, DhariwalUNet, "guided_diffusion", MODELS, without=("augment_dim",))
     assert model is not None
     check_groups(network, "guided_diffusion")
     _check_conventions(model)
@@ -64,7 +71,7 @@ def imported(tree: Any, model: Spec | None, weights: str) -> Imported:
         raise InputError("holds no U-Net of guided-diffusion or improved-diffusion; name another family")
     found = translate(float_weights(tree), table(network), network)
     shape = (int(model["network"]["channels"]), network.resolution, network.resolution)
-    return Imported(model, found, shape, network.num_classes, {"weights": "as stored: one set, average or not"})
+    return ForeignModel(model, found, shape, network.num_classes, {"weights": "as stored: one set, average or not"})
 
 
 def table(network: DhariwalUNet) -> dict[str, Rule]:

@@ -11,8 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from scoreline.errors import InputError
-from scoreline.foreign.given import given_network
-from scoreline.foreign.imported import Imported, Rule, translate
+from scoreline.foreign.translation import ForeignModel, Rule, described_network, translate
 from scoreline.specs import Spec
 
 INERT = frozenset(
@@ -57,7 +56,7 @@ def recognises(tree: Any) -> bool:
     return isinstance(tree, dict) and isinstance(tree.get("state_dict"), dict) and "pytorch-lightning_version" in tree
 
 
-def imported(tree: Any, model: Spec | None, weights: str) -> Imported:
+def read_model(tree: Any, model: Spec | None, weights: str) -> ForeignModel:
     """The described network from the module's state dict, under the one prefix that has all of its names.
 
     Averages are those of this package's `EMACallback`; of Lightning's `WeightAveraging`, which swaps them with the
@@ -68,7 +67,7 @@ def imported(tree: Any, model: Spec | None, weights: str) -> Imported:
         InputError: without a model, if none or several prefixes fit, and if the average that is asked for is not there
             or there are several.
     """
-    network = given_network(model, nn.Module, "Lightning", CHOICES)
+    network = described_network(model, nn.Module, "Lightning", CHOICES)
     assert model is not None
     if weights == "raw":
         place, state = _raw(tree, network)
@@ -78,7 +77,7 @@ def imported(tree: Any, model: Spec | None, weights: str) -> Imported:
     described = {name: model[name] for name in ("network", "noise_schedule", "parameterisation")}
     channels = int(model["network"].get("channels", model["network"].get("in_channels", 3)))
     size, classes = (int(getattr(network, name)) for name in ("resolution", "num_classes"))
-    return Imported(described, found, (channels, size, size), classes, {"place": place, **_notes(tree)})
+    return ForeignModel(described, found, (channels, size, size), classes, {"place": place, **_notes(tree)})
 
 
 def table(network: nn.Module) -> dict[str, Rule]:

@@ -15,8 +15,15 @@ import torch
 from torch import Tensor, nn
 
 from scoreline.errors import InputError
-from scoreline.foreign.given import float_weights, given_network
-from scoreline.foreign.imported import Imported, Rule, as_it_is, interleaved, translate
+from scoreline.foreign.translation import (
+    ForeignModel,
+    Rule,
+    described_network,
+    float_weights,
+    interleaved,
+    translate,
+    unchanged,
+)
 from scoreline.networks.embeddings import Fourier
 from scoreline.networks.fir_resampling import ConvThenHalve, Resample, ResampledConv, fir_kernel
 from scoreline.networks.residual_block import ResidualBlock
@@ -52,7 +59,7 @@ def recognises(tree: Any) -> bool:
     return isinstance(weights, dict) and any("all_modules." in str(name) for name in weights)
 
 
-def imported(tree: Any, model: Spec | None, weights: str) -> Imported:
+def read_model(tree: Any, model: Spec | None, weights: str) -> ForeignModel:
     """The described model with the weights of a file.
 
     A VE network returns minus eps. Where the description says that it predicts eps (discrete VE), the last convolution
@@ -62,14 +69,14 @@ def imported(tree: Any, model: Spec | None, weights: str) -> Imported:
         InputError: if no model is named or the file cannot be of it, for weights that the file does not hold, and for
             files of other networks of that project.
     """
-    network = given_network(model, SongUNet, "score_sde", MODELS, without=("num_classes", "augment_dim"))
+    network = described_network(model, SongUNet, "score_sde", MODELS, without=("num_classes", "augment_dim"))
     assert model is not None
     if not recognises(tree):
         raise InputError("holds no DDPM++ or NCSN++ of score_sde; name another family")
     state = _named(tree["model"])
     _check_levels(state, model)
     chosen = state if weights == "raw" else _averaged(tree, state)
-    return Imported(
+    return ForeignModel(
         model,
         translate(chosen, table(network, _turned(model)), network, ignored=(LEVELS,)),
         (int(model["network"]["channels"]), network.resolution, network.resolution),
@@ -108,7 +115,7 @@ def _layer(name: str, layer: nn.Module, places: Iterator[int], turned: bool) -> 
     elif name.endswith("_aux_skip"):
         yield from _same(name, f"{_at(places)}.Conv_0")
     else:
-        yield from _same(name, _at(places), torch.neg if turned and name.endswith("_aux_conv") else as_it_is)
+        yield from _same(name, _at(places), torch.neg if turned and name.endswith("_aux_conv") else unchanged)
 
 
 def _block(name: str, block: ResidualBlock, places: Iterator[int]) -> Rules:
@@ -133,7 +140,7 @@ def _attention(name: str, at: str) -> Rules:
     yield f"{name}.proj.bias", Rule((f"{at}.NIN_3.b",))
 
 
-def _same(name: str, at: str, make: Any = as_it_is) -> Rules:
+def _same(name: str, at: str, make: Any = unchanged) -> Rules:
     for kind in ("weight", "bias"):
         yield f"{name}.{kind}", Rule((f"{at}.{kind}",), make)
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from scoreline.errors import InputError
-from scoreline.foreign import formats, survey, torch_legacy, torch_zip, trees
+from scoreline.foreign import file_kinds, survey, torch_legacy, torch_zip, trees
 from scoreline.foreign.rebuild import Rebuild
 from scoreline.safe_pickle.limits import Budget, FileError, shown
 from scoreline.safe_pickle.machine import Machine, no_persistent
@@ -39,8 +39,8 @@ def read(path: Path, inert: Collection[str] = ()) -> Any:
         InputError: for a file that is none of these, damaged, excessive, or that names anything else.
     """
     with _named(path):
-        view = formats.mapped(path)
-        return trees.check(_loader(formats.kind(view))(path, view, frozenset(inert)))
+        view = file_kinds.mapped(path)
+        return trees.check(_loader(file_kinds.kind(view))(path, view, frozenset(inert)))
 
 
 def names(path: Path) -> list[str]:
@@ -50,13 +50,13 @@ def names(path: Path) -> list[str]:
         InputError: for a file that is none of those of `read`, or is damaged.
     """
     with _named(path):
-        view = formats.mapped(path)
-        found = formats.kind(view)
-        if found == formats.SAFETENSORS:
+        view = file_kinds.mapped(path)
+        found = file_kinds.kind(view)
+        if found == file_kinds.SAFETENSORS:
             return []
-        if found == formats.ZIP:
+        if found == file_kinds.ZIP:
             view = torch_zip.pickled(torch_zip.entries(view))
-        return sorted(survey.names(view, Budget.of(len(view)), survey.FILE if found == formats.LEGACY else 1))
+        return sorted(survey.names(view, Budget.of(len(view)), survey.FILE if found == file_kinds.LEGACY else 1))
 
 
 def kind(path: Path) -> str:
@@ -66,7 +66,7 @@ def kind(path: Path) -> str:
         InputError: for anything else.
     """
     with _named(path):
-        return formats.kind(formats.mapped(path))
+        return file_kinds.kind(file_kinds.mapped(path))
 
 
 @contextmanager
@@ -81,9 +81,9 @@ def _named(path: Path) -> Iterator[None]:
 
 
 def _loader(found: str) -> Callable[[Path, memoryview, frozenset[str]], Any]:
-    if found == formats.SAFETENSORS:
+    if found == file_kinds.SAFETENSORS:
         return _safetensors
-    load = {formats.ZIP: torch_zip.load, formats.LEGACY: torch_legacy.load, formats.PICKLE: _plain}[found]
+    load = {file_kinds.ZIP: torch_zip.load, file_kinds.LEGACY: torch_legacy.load, file_kinds.PICKLE: _plain}[found]
 
     def loader(_: Path, view: memoryview, inert: frozenset[str]) -> Any:
         budget = Budget.of(len(view))

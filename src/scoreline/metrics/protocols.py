@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from scoreline.errors import InputError, did_you_mean
+from scoreline.choices import check_choice
 
 
 @dataclass(frozen=True)
@@ -28,14 +28,14 @@ NAMES = ("edm", "adm", "clean")
 IMAGES = 50_000
 
 
-def known(protocol: str | None) -> None:
-    """Refuse an unknown name.
+def check(protocol: str | None) -> None:
+    """Check the name of a protocol.
 
     Raises:
-        InputError: naming those there are.
+        InputError: for an unknown name.
     """
-    if protocol is not None and protocol not in NAMES:
-        raise InputError(f"metrics.protocol={protocol}: there is no such protocol{did_you_mean(protocol, NAMES)}")
+    if protocol is not None:
+        check_choice("metrics.protocol", NAMES, protocol)
 
 
 def verdict(protocol: str, facts: Facts) -> str:

@@ -5,14 +5,13 @@ from collections.abc import Callable, Sequence
 from torch import nn
 
 from scoreline.errors import InputError
-from scoreline.networks.checks import check_choice, check_sizes
-from scoreline.networks.conv_resampling import Down, Up
+from scoreline.networks.arguments import check_choice, check_sizes
 from scoreline.networks.embeddings import Sinusoidal
 from scoreline.networks.fir_resampling import Resample
-from scoreline.networks.initialisation import zeroed
-from scoreline.networks.levels import Kinds, Plan
+from scoreline.networks.layers import Down, Up, zeroed
 from scoreline.networks.plain_unet import PlainUNet
 from scoreline.networks.residual_block import ResidualBlock, Style
+from scoreline.networks.unet_levels import Kinds, Plan
 
 RESAMPLING = ("residual", "convolution", "plain")
 

@@ -7,8 +7,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
-from scoreline.networks.initialisation import zeroed
-from scoreline.networks.normalisation import group_norm
+from scoreline.networks.layers import group_norm, zeroed
 
 
 class Attention(nn.Module):

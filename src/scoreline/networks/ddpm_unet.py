@@ -3,13 +3,12 @@
 import math
 from collections.abc import Sequence
 
-from scoreline.networks.checks import check_sizes
-from scoreline.networks.conv_resampling import Down, Up
+from scoreline.networks.arguments import check_sizes
 from scoreline.networks.embeddings import Sinusoidal
-from scoreline.networks.initialisation import xavier
-from scoreline.networks.levels import Kinds, Plan
+from scoreline.networks.layers import Down, Up, xavier
 from scoreline.networks.plain_unet import PlainUNet
 from scoreline.networks.residual_block import ResidualBlock, Style
+from scoreline.networks.unet_levels import Kinds, Plan
 
 SCALES = {"conv1": 1e-5, "proj": 1e-5, "out_conv": 1e-5, "qkv": math.sqrt(2)}
 """Nearly zero where a branch ends; q, k and v as three layers of their own."""

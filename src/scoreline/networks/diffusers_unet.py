@@ -7,8 +7,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from scoreline.errors import InputError
-from scoreline.networks.checks import check_choice, check_probability
-from scoreline.networks.conditions import indices
+from scoreline.networks.arguments import check_choice, check_probability
+from scoreline.networks.embeddings import indices
 
 REFUSED = (ValueError, TypeError, RuntimeError, KeyError, IndexError, AttributeError, ZeroDivisionError, OverflowError)
 """What its constructor raises for values that do not go together."""

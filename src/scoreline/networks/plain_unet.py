@@ -3,12 +3,11 @@
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
-from scoreline.networks.checks import check_probability
-from scoreline.networks.conditions import one_hot, or_zeros
-from scoreline.networks.initialisation import zeroed
-from scoreline.networks.levels import Kinds, Plan, decode, decoder_layers, encode, encoder_layers
-from scoreline.networks.normalisation import group_norm
+from scoreline.networks.arguments import check_probability
+from scoreline.networks.embeddings import one_hot, or_zeros
+from scoreline.networks.layers import group_norm, zeroed
 from scoreline.networks.residual_block import run
+from scoreline.networks.unet_levels import Kinds, Plan, decode, decoder_layers, encode, encoder_layers
 
 
 class PlainUNet(nn.Module):

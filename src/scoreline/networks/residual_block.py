@@ -8,11 +8,10 @@ from torch import Tensor, nn
 from torch.nn.functional import silu
 from torch.utils.checkpoint import checkpoint
 
+from scoreline.networks.arguments import check_choice, check_probability
 from scoreline.networks.attention import QKV_ORDERS, may_be_differentiated_twice, qkv_attention
-from scoreline.networks.checks import check_choice, check_probability
 from scoreline.networks.fir_resampling import Direction, Resample, ResampledConv
-from scoreline.networks.initialisation import zeroed
-from scoreline.networks.normalisation import group_norm
+from scoreline.networks.layers import group_norm, zeroed
 
 
 @dataclass(frozen=True)

@@ -8,14 +8,12 @@ from torch import Tensor, nn
 from torch.nn.functional import silu
 
 from scoreline.errors import InputError
-from scoreline.networks.checks import check_choice, check_probability, check_sizes
-from scoreline.networks.conditions import one_hot, or_zeros
-from scoreline.networks.embeddings import Fourier, Sinusoidal
+from scoreline.networks.arguments import check_choice, check_probability, check_sizes
+from scoreline.networks.embeddings import Fourier, Sinusoidal, one_hot, or_zeros
 from scoreline.networks.fir_resampling import ConvThenHalve, Resample
-from scoreline.networks.initialisation import xavier
-from scoreline.networks.levels import Kinds, Plan, Step, decoder_layers, encoder_layers
-from scoreline.networks.normalisation import group_norm
+from scoreline.networks.layers import group_norm, xavier
 from scoreline.networks.residual_block import ResidualBlock, Style, run
+from scoreline.networks.unet_levels import Kinds, Plan, Step, decoder_layers, encoder_layers
 
 EMBEDDINGS = ("positional", "fourier")
 ENCODERS = ("standard", "residual", "skip")

@@ -6,13 +6,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
+from scoreline.networks.arguments import check_choice, check_probability, check_sizes
 from scoreline.networks.attention import Attention
-from scoreline.networks.checks import check_choice, check_probability, check_sizes
-from scoreline.networks.conditions import indices, or_zeros
-from scoreline.networks.conv_resampling import Down, Up
-from scoreline.networks.embeddings import Fourier, Sinusoidal
-from scoreline.networks.initialisation import zeroed
-from scoreline.networks.normalisation import group_norm
+from scoreline.networks.embeddings import Fourier, Sinusoidal, indices, or_zeros
+from scoreline.networks.layers import Down, Up, group_norm, zeroed
 from scoreline.networks.residual_block import ResidualBlock, Style, run
 
 EMBEDDINGS = {"sinusoidal": Sinusoidal, "fourier": Fourier}

@@ -1,8 +1,8 @@
 """What a foreign checkpoint becomes, and the tables by which its weights find their places in our networks."""
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -11,9 +11,11 @@ from scoreline.errors import InputError, did_you_mean
 from scoreline.safe_pickle.limits import shown
 from scoreline.specs import Spec, rebuild
 
+Network = TypeVar("Network", bound=nn.Module)
+
 
 @dataclass(frozen=True)
-class Imported:
+class ForeignModel:
     """A model of another project, ready to be saved as ours.
 
     Attributes:
@@ -31,7 +33,7 @@ class Imported:
     notes: dict[str, Any] = field(default_factory=dict)
 
 
-def as_it_is(weight: Tensor) -> Tensor:
+def unchanged(weight: Tensor) -> Tensor:
     return weight
 
 
@@ -40,7 +42,7 @@ class Rule:
     """Where one weight of ours comes from: `make` of the named tensors of the source."""
 
     sources: tuple[str, ...]
-    make: Callable[..., Tensor] = as_it_is
+    make: Callable[..., Tensor] = unchanged
 
 
 def skeleton(network: Spec) -> nn.Module:
@@ -114,3 +116,78 @@ def _made(name: str, rule: Rule, state: Mapping[str, Tensor], shape: torch.Size,
 def interleaved(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Rows of q, k and v (C, *) as our attention wants them: row 3 c + (0, 1, 2) is row c of (q, k, v); (3 C, *)."""
     return torch.stack([q, k, v], dim=1).flatten(0, 1)
+
+
+def layer(ours: str, theirs: str) -> dict[str, Rule]:
+    """Weight and bias as they are."""
+    return {f"{ours}.{kind}": Rule((f"{theirs}.{kind}",)) for kind in ("weight", "bias")}
+
+
+def layers(ours: str, theirs: str, parts: Mapping[str, str]) -> dict[str, Rule]:
+    """The same for parts of a block, our name -> its name there."""
+    rules: dict[str, Rule] = {}
+    for mine, other in parts.items():
+        rules |= layer(f"{ours}.{mine}", f"{theirs}.{other}")
+    return rules
+
+
+def level_and_kind(name: str, resolution: int) -> tuple[int, str]:
+    """Of a layer called {R}x{R}_{kind}: how often the images were halved there, and the kind."""
+    size, _, kind = name.partition("_")
+    return (resolution // int(size.partition("x")[0])).bit_length() - 1, kind
+
+
+def described_network(
+    model: Spec | None, kind: type[Network], family: str, choices: Sequence[str], without: Collection[str] = ()
+) -> Network:
+    """The network of a description as in conf/model, without memory for its weights.
+
+    Args:
+        kind: class of all networks of the family.
+        choices: of conf/model that fit.
+        without: arguments of the network that must be 0, since no file of the family has such weights.
+
+    Raises:
+        InputError: without a description, or if it is of another network.
+    """
+    known = ", ".join(choices)
+    if model is None:
+        raise InputError(f"model: a file of {family} does not say what network it holds; give model= one of {known}")
+    network = skeleton(model["network"])
+    if not isinstance(network, kind):
+        raise InputError(
+            f"model.network: files of {family} hold a {kind.__name__}, not a {type(network).__name__}; "
+            f"give model= one of {known}"
+        )
+    for key in without:
+        if value := model["network"].get(key):
+            raise InputError(f"model.network.{key}={value}: files of {family} have no weights for it; use 0")
+    return network
+
+
+def check_groups(network: nn.Module, family: str, groups: int = 32) -> None:
+    """Every normalisation has the family's number of groups, which its weights do not tell.
+
+    Raises:
+        InputError: for a network so narrow that ours has fewer.
+    """
+    for layer in network.modules():
+        if isinstance(layer, nn.GroupNorm) and layer.num_groups != groups:
+            raise InputError(
+                f"model.network: normalises {layer.num_channels} channels in {layer.num_groups} groups and {family} "
+                f"in {groups}; only networks with at least {4 * groups} channels at every level can be imported"
+            )
+
+
+def float_weights(state: Mapping[str, Any]) -> dict[str, Tensor]:
+    """A state dict in float32.
+
+    Raises:
+        InputError: for an entry that is no tensor.
+    """
+    for name, value in state.items():
+        if not isinstance(value, Tensor):
+            raise InputError(
+                f"weight {shown(name)} is no tensor but a {type(value).__name__}; give a file of weights only"
+            )
+    return {name: value.float() for name, value in state.items()}
