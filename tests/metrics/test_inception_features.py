@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny_inception import FEATURES, Bare, Shifted, load, write
+from tiny_inception import FEATURES, SIDE, Bare, Shifted, load, write
 
 from scoreline.errors import InputError
 from scoreline.files import sha256
@@ -57,9 +57,9 @@ def test_spatial_features_are_seven_channels_of_mixed_6_conv_channels_last(extra
     layers = extractor.network.layers
     with torch.no_grad():
         inside = layers.mixed_6.conv(layers.conv((tf_bilinear(x.float(), 299) - 128) / 128))
-    assert inside.shape == (2, 8, 17, 17)
-    assert spatial.shape == (2, 7 * 17 * 17)
-    torch.testing.assert_close(spatial.reshape(2, 17, 17, 7)[1, 3, 5], inside[1, :7, 3, 5], rtol=1e-4, atol=1e-5)
+    assert inside.shape == (2, 8, SIDE, SIDE)
+    assert spatial.shape == (2, 7 * SIDE * SIDE)
+    torch.testing.assert_close(spatial.reshape(2, SIDE, SIDE, 7)[1, 3, 5], inside[1, :7, 3, 5], rtol=1e-4, atol=1e-5)
 
 
 def test_features_of_an_image_have_the_same_bits_in_any_set_whose_calls_are_filled_up(extractor):
@@ -85,7 +85,7 @@ def test_grey_images_become_three_equal_channels(extractor):
         extractor.check((4, 8, 8))
 
 
-@pytest.mark.parametrize(("height", "width"), [(1, 1), (8, 8), (32, 17), (64, 64), (299, 299), (400, 310)])
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (32, 17), (400, 310)])
 def test_the_resize_is_tensorflows_written_pixel_by_pixel(height, width):
     x = images(1, (1, height, width)).double()
     found = tf_bilinear(x, 299)[0, 0]
@@ -126,7 +126,7 @@ def test_another_resize_is_another_extractor(file, extractor):
     own = extractor.network(clean_resize(x), return_features=True)
     torch.testing.assert_close(clean(x, spatial=False)["features"], own.detach(), rtol=1e-4, atol=1e-5)
     assert not torch.allclose(clean(x, spatial=False)["features"], extractor(x, spatial=False)["features"], rtol=1e-3)
-    with pytest.raises(InputError, match=r"metrics\.extractor\.resize=claen: .*did you mean 'clean'"):
+    with pytest.raises(InputError, match=r"metrics\.extractor\.resize=claen.*clean"):
         InceptionFeatures(str(file), resize="claen")
 
 

@@ -66,12 +66,8 @@ class Fidelity(Metrics):
     ) -> None:
         self.reference, self.extractor = reference, DigitFeatures() if extractor is None else extractor
         self.neighbours, self.groups, self.projections = neighbours, groups, projections
-        for key, value, least in (
-            ("neighbours", neighbours, 1),
-            ("projections", projections, 1),
-            ("groups", groups, 2),
-        ):
-            check_least(key, value, least)
+        for key, least in {"neighbours": 1, "projections": 1, "groups": 2}.items():
+            check_least(key, getattr(self, key), least)
         self._set = ReferenceSet.open(reference)
         self._directions = directions(math.prod(self.extractor.shape), projections, PROJECTION_SEED)
         if self._set.statistics is not None:

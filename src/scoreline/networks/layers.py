@@ -10,7 +10,7 @@ Layer = TypeVar("Layer", nn.Conv2d, nn.Linear)
 
 
 def zeroed(layer: Layer) -> Layer:
-    """The layer, with zeros for weights and biases."""
+    """Set weights and biases of the layer to zero and return it."""
     nn.init.zeros_(layer.weight)
     if layer.bias is not None:
         nn.init.zeros_(layer.bias)
@@ -18,10 +18,11 @@ def zeroed(layer: Layer) -> Layer:
 
 
 def xavier(network: nn.Module, scales: Mapping[str, float]) -> None:
-    """Weights uniform on +-s sqrt(6 / (fan in + fan out)), biases zero, of all convolutions and linear layers.
+    """Draw weights uniform on +-s sqrt(6 / (fan in + fan out)), biases zero, in all convolutions and linear layers.
 
     Args:
-        scales: ending of a layer's name -> s, 1 for other layers.
+        network: the network.
+        scales: ending of a layer's name -> s; 1 for other layers.
 
     Source: Glorot & Bengio (2010), Eq. 16.
     """
@@ -34,7 +35,7 @@ def xavier(network: nn.Module, scales: Mapping[str, float]) -> None:
 
 
 def group_norm(channels: int, eps: float = 1e-5) -> nn.GroupNorm:
-    """min(32, channels // 4) groups, or the next smaller number that divides the channels.
+    """Group normalisation with min(32, channels // 4) groups, or the next smaller number that divides the channels.
 
     Source: Wu & He (2018), arXiv:1803.08494; this number: Karras et al. (2022), arXiv:2206.00364.
     """
@@ -46,7 +47,8 @@ class Down(nn.Module):
     """3x3 convolution of stride 2.
 
     Args:
-        one_sided: a row of zeros below and a column to the right, in the place of one on every side.
+        channels: number of channels.
+        one_sided: pad below and to the right only, instead of on every side.
     """
 
     def __init__(self, channels: int, one_sided: bool = False) -> None:
@@ -60,7 +62,7 @@ class Down(nn.Module):
 
 
 class Up(nn.Module):
-    """Nearest neighbour twice as large, then a 3x3 convolution."""
+    """Nearest-neighbour doubling, then a 3x3 convolution."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
