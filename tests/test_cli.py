@@ -76,9 +76,9 @@ BAD = [
     ("train", "batch_size=none", "batch_size=none: must be a whole number"),
     ("train", "duration_kimg=0", "duration_kimg=0: must be a number greater than 0"),
     ("train", "resume=nowhere.ckpt", "resume=nowhere.ckpt: no loadable checkpoint there"),
-    ("train", "dataset.split=tran", "dataset.split=tran: choose from train, test, all"),
+    ("train", "dataset.split=tran", "dataset.split=tran: there is no such choice; did you mean 'train'"),
     ("train", "model.network.resolution=9", "model.network.resolution=9: digits-train has 8; set the key to 8"),
-    ("train", "model.network.embedding=sin", "model.network.embedding=sin: choose from fourier, sinusoidal"),
+    ("train", "model.network.embedding=sin", "model.network.embedding=sin: there is no such choice"),
     ("train", "optimiser.lrr=1", "optimiser.lrr: there is no such key; did you mean 'optimiser.lr'?"),
 ]
 

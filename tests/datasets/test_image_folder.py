@@ -199,7 +199,7 @@ def test_unusable_label_files(tmp_path, text, message):
 
 def test_unusable_label_rules(tmp_path):
     write(tmp_path)
-    with pytest.raises(InputError, match="did you mean 'folders'"):
+    with pytest.raises(InputError, match=r"dataset\.labels=folder: .*folders"):
         ImageFolder(str(tmp_path), labels="folder")
     with pytest.raises(InputError, match=r"labels=file: there is no dataset\.json"):
         ImageFolder(str(tmp_path), labels="file")

@@ -102,8 +102,8 @@ def test_mistakes_are_one_sentence_and_leave_nothing(source: Path, tmp_path: Pat
     cases += [
         (given, r"model: a file of ddpm does not say what network it holds; give model= one of cifar10_ddpm"),
         ([*given, "model=cifar10_ddpm"], r"the model=\.\.\. that it was trained as"),
-        ([*given, "--from", "ddmp", "model=cifar10_ddpm"], r"from=ddmp: no family .*did you mean 'ddpm'"),
-        ([*given, "weights=average", "model=cifar10_ddpm"], r"weights=average: choose ema or raw"),
+        ([*given, "--from", "ddmp", "model=cifar10_ddpm"], r"from=ddmp: .*ddpm"),
+        ([*given, "weights=average", "model=cifar10_ddpm"], r"weights=average: .*raw"),
         ([*given, "modle=cifar10_ddpm"], r"modle: there is no such key; did you mean 'model'"),
         ([*given, "model.network.width=32"], r"changes a model; give model=\.\.\. of conf/model first"),
         ([*given, "sha256=00", "model=cifar10_ddpm"], r"its SHA-256 is [0-9a-f]{64}, not 00"),

@@ -231,6 +231,11 @@ def test_the_exact_score_takes_and_ignores_labels(full: bool) -> None:
     assert torch.equal(net(x, noise, torch.zeros(3, dtype=torch.int64), torch.ones(3, 9)), net(x, noise))
 
 
+def test_an_unknown_embedding_is_refused() -> None:
+    with pytest.raises(InputError, match=r"embedding=fourrier.*fourier"):
+        UNet(1, 8, embedding="fourrier")
+
+
 @pytest.mark.parametrize("network", [SongUNet, DhariwalUNet, DDPMUNet, UNet])
 @pytest.mark.parametrize(
     ("wrong", "sentence"),

@@ -179,9 +179,9 @@ def test_fourier_frequencies_have_a_standard_deviation_of_16() -> None:
 @pytest.mark.parametrize(
     ("key", "value", "sentence"),
     [
-        ("embedding", "sinusoidal", "model.network.embedding=sinusoidal: choose from fourier, positional"),
-        ("encoder", "skips", "model.network.encoder=skips: choose from residual, skip, standard"),
-        ("decoder", "residual", "model.network.decoder=residual: choose from skip, standard"),
+        ("embedding", "sinusoidal", "model.network.embedding=sinusoidal: .*positional"),
+        ("encoder", "skips", "model.network.encoder=skips: .*skip"),
+        ("decoder", "residual", "model.network.decoder=residual: .*skip, standard"),
         ("output_factor", 0, "model.network.output_factor=0: must be 1, or 2 with a learned variance"),
         ("resample_filter", (1, 2, 1), r"model.network.resample_filter=\[1, 2, 1\]: give an even number of taps"),
         ("resample_filter", (), r"model.network.resample_filter=\[\]: give an even number"),

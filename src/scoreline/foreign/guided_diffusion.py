@@ -48,20 +48,20 @@ PAIR = (1.0, 1.0)
 
 
 def recognises(tree: Any) -> bool:
-    """Whether this is the content of such a file."""
+    """Return whether this is the content of such a file."""
     return isinstance(tree, dict) and set(tree) >= KNOWN_BY
 
 
 def read_model(tree: Any, model: Spec | None, weights: str) -> ForeignModel:
-    """The model of such a file.
+    """Translate the content of such a file.
 
-    The file does not say whether its weights are an average: they are taken as stored for `ema` and `raw` alike, and
-    the notes say so. They become float32. `model.network.qkv_order` is heads_first, or qkv_first for a network with
-    use_new_attention_order, which no weight tells.
+    The file does not say whether its weights are an average: they serve for `ema` and `raw` alike, and the notes say
+    so. They become float32. `model.network.qkv_order` is heads_first, or qkv_first for a network with
+    use_new_attention_order; no weight tells the two apart.
 
     Raises:
-        InputError: without a description, for one of another network or with another order of its channels, and for
-            one that does not say everywhere whether a variance was learned.
+        InputError: without a description, for one of another network or another order of the channels, and if its
+            parts disagree on a learned variance.
     """
     network = described_network(model, DhariwalUNet, "guided_diffusion", MODELS, without=("augment_dim",))
     assert model is not None
@@ -75,7 +75,7 @@ def read_model(tree: Any, model: Spec | None, weights: str) -> ForeignModel:
 
 
 def table(network: DhariwalUNet) -> dict[str, Rule]:
-    """Our names -> theirs."""
+    """Map the names of our weights to rules over theirs."""
     rules = layer("map_layer0", "time_embed.0") | layer("map_layer1", "time_embed.2")
     rules |= layer("out_norm", "out.0") | layer("out_conv", "out.2")
     if network.map_label is not None:
@@ -97,7 +97,7 @@ def _encoder(network: DhariwalUNet) -> dict[str, Rule]:
 
 
 def _decoder(network: DhariwalUNet) -> dict[str, Rule]:
-    """A layer that doubles the resolution is the last part of the block before it."""
+    """Rules of the decoder, where a layer that doubles the resolution is the last part of the block before it."""
     rules: dict[str, Rule] = {}
     index, parts = -1, 0
     for name, found in network.dec.items():
@@ -147,7 +147,7 @@ def _filter(ours: str) -> dict[str, Rule]:
 
 
 def _over_images(weight: Tensor) -> Tensor:
-    """(C', C, 1) of a convolution over positions -> (C', C, 1, 1)."""
+    """Reshape a convolution over positions (C', C, 1) to (C', C, 1, 1)."""
     return weight.unsqueeze(-1)
 
 

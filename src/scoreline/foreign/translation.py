@@ -1,4 +1,4 @@
-"""What a foreign checkpoint becomes, and the tables by which its weights find their places in our networks."""
+"""Translation of foreign weights: the model that an import returns, and rules from their names to ours."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,14 +16,14 @@ Network = TypeVar("Network", bound=nn.Module)
 
 @dataclass(frozen=True)
 class ForeignModel:
-    """A model of another project, ready to be saved as ours.
+    """A model of another project, ready to be saved as a file of this package.
 
     Attributes:
         model: descriptions of `network`, `noise_schedule` and `parameterisation`, as in a `Card`.
-        weights: of that network, by the names of its state dict; they may be views of the mapped source file.
+        weights: state dict of that network; the tensors may be views of the mapped source file.
         shape: (C, H, W) of the images.
         num_classes: 0 for an unconditional network.
-        notes: what the file says of itself besides (class names, arguments, step, which weights), plain JSON values.
+        notes: further facts of the file (class names, arguments, step, which weights), plain JSON values.
     """
 
     model: Spec
@@ -39,14 +39,14 @@ def unchanged(weight: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Rule:
-    """Where one weight of ours comes from: `make` of the named tensors of the source."""
+    """The origin of one weight: `make` of the named tensors of the source."""
 
     sources: tuple[str, ...]
     make: Callable[..., Tensor] = unchanged
 
 
 def skeleton(network: Spec) -> nn.Module:
-    """The described network without memory for its weights: names and shapes only.
+    """Build the described network without memory for its weights: names and shapes only.
 
     Raises:
         InputError: for a description that `specs.rebuild` refuses.
@@ -67,21 +67,23 @@ def translate(
     ignored: Collection[str] = (),
     remedy: str = TRAINED_AS,
 ) -> dict[str, Tensor]:
-    """The network's state dict from a foreign one, every weight accounted for.
+    """Translate a foreign state dict into the network's, with every weight accounted for.
 
     Args:
-        table: name of ours -> rule, for every name of the network's state dict.
-        ignored: names of the source that hold nothing of ours, such as constant buffers.
-        remedy: for weights that do not fit; INCOMPLETE for files that describe their own network.
+        state: the foreign state dict.
+        table: name of our weight -> rule, for every name of the network's state dict.
+        network: our network.
+        ignored: names of the source without a place in ours, such as constant buffers.
+        remedy: remedy for weights that do not fit; INCOMPLETE for files that describe their own network.
 
     Raises:
-        InputError: for a weight that is missing, left over, of another shape or not finite, named in one sentence.
+        InputError: for a weight that is missing, left over, of another shape or not finite; the message names it.
     """
     expected = network.state_dict()
     if set(table) != set(expected):
         raise AssertionError(f"key table and network differ: {sorted(set(table) ^ set(expected))[:4]}")
     _check_names(state, {source for rule in table.values() for source in rule.sources}, set(ignored), remedy)
-    return {name: _made(name, rule, state, expected[name].shape, remedy) for name, rule in table.items()}
+    return {name: _weight(name, rule, state, expected[name].shape, remedy) for name, rule in table.items()}
 
 
 def _check_names(state: Mapping[str, Tensor], wanted: set[str], ignored: set[str], remedy: str) -> None:
@@ -96,35 +98,35 @@ def _check_names(state: Mapping[str, Tensor], wanted: set[str], ignored: set[str
         raise InputError(f"weight {shown(left[0])} has no place in this network{others}; {remedy}")
 
 
-def _made(name: str, rule: Rule, state: Mapping[str, Tensor], shape: torch.Size, remedy: str) -> Tensor:
+def _weight(name: str, rule: Rule, state: Mapping[str, Tensor], shape: torch.Size, remedy: str) -> Tensor:
     parts = [state[source] for source in rule.sources]
     try:
-        made = rule.make(*parts)
+        weight = rule.make(*parts)
     except (RuntimeError, ValueError) as error:
         reason = str(error).splitlines()[0]
-        found = tuple(parts[0].shape)
-        raise InputError(f"weight {rule.sources[0]} of shape {found} does not fit ({reason})") from error
-    if made.shape != shape:
+        source = f"{rule.sources[0]} of shape {tuple(parts[0].shape)}"
+        raise InputError(f"weight {source} does not fit ({reason})") from error
+    if weight.shape != shape:
         raise InputError(
             f"weight {rule.sources[0]} has shape {tuple(parts[0].shape)}, our {name} needs {tuple(shape)}; {remedy}"
         )
-    if made.is_floating_point() and not bool(torch.isfinite(made).all()):
+    if weight.is_floating_point() and not bool(torch.isfinite(weight).all()):
         raise InputError(f"weight {rule.sources[0]} is not finite; use an earlier checkpoint")
-    return made
+    return weight
 
 
 def interleaved(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Rows of q, k and v (C, *) as our attention wants them: row 3 c + (0, 1, 2) is row c of (q, k, v); (3 C, *)."""
+    """Interleave rows of q, k and v (C, *) for our attention: row 3 c + (0, 1, 2) is row c of (q, k, v); (3 C, *)."""
     return torch.stack([q, k, v], dim=1).flatten(0, 1)
 
 
 def layer(ours: str, theirs: str) -> dict[str, Rule]:
-    """Weight and bias as they are."""
+    """Return the rules of a layer whose weight and bias stay unchanged."""
     return {f"{ours}.{kind}": Rule((f"{theirs}.{kind}",)) for kind in ("weight", "bias")}
 
 
 def layers(ours: str, theirs: str, parts: Mapping[str, str]) -> dict[str, Rule]:
-    """The same for parts of a block, our name -> its name there."""
+    """Return the rules of such parts of a block, our name -> their name."""
     rules: dict[str, Rule] = {}
     for mine, other in parts.items():
         rules |= layer(f"{ours}.{mine}", f"{theirs}.{other}")
@@ -132,7 +134,7 @@ def layers(ours: str, theirs: str, parts: Mapping[str, str]) -> dict[str, Rule]:
 
 
 def level_and_kind(name: str, resolution: int) -> tuple[int, str]:
-    """Of a layer called {R}x{R}_{kind}: how often the images were halved there, and the kind."""
+    """Parse {R}x{R}_{kind}, the name of a layer: how often the image was halved there, and the kind."""
     size, _, kind = name.partition("_")
     return (resolution // int(size.partition("x")[0])).bit_length() - 1, kind
 
@@ -140,11 +142,13 @@ def level_and_kind(name: str, resolution: int) -> tuple[int, str]:
 def described_network(
     model: Spec | None, kind: type[Network], family: str, choices: Sequence[str], without: Collection[str] = ()
 ) -> Network:
-    """The network of a description as in conf/model, without memory for its weights.
+    """Build the network of a user's description as in conf/model, without memory for its weights.
 
     Args:
+        model: the description.
         kind: class of all networks of the family.
-        choices: of conf/model that fit.
+        family: the family, for messages.
+        choices: files of conf/model that fit.
         without: arguments of the network that must be 0, since no file of the family has such weights.
 
     Raises:
@@ -166,7 +170,7 @@ def described_network(
 
 
 def check_groups(network: nn.Module, family: str, groups: int = 32) -> None:
-    """Every normalisation has the family's number of groups, which its weights do not tell.
+    """Check that every normalisation has the family's number of groups, which the weights do not show.
 
     Raises:
         InputError: for a network so narrow that ours has fewer.
@@ -180,7 +184,7 @@ def check_groups(network: nn.Module, family: str, groups: int = 32) -> None:
 
 
 def float_weights(state: Mapping[str, Any]) -> dict[str, Tensor]:
-    """A state dict in float32.
+    """Convert a state dict to float32.
 
     Raises:
         InputError: for an entry that is no tensor.
