@@ -57,7 +57,7 @@ def test_any_images_give_the_same_numbers():
         assert json.loads(str(other["about"]))["split"] == "unknown"
 
 
-def test_inception_is_the_choice_for_other_images_and_its_spatial_features_come_too(place):
+def test_other_images_get_inception_with_spatial_features(place):
     import sys
     from pathlib import Path
 

@@ -31,7 +31,7 @@ def test_reads_what_numpy_saved(tmp_path, save, labels):
     assert data.digest == want.digest
 
 
-def test_other_arrays_before_it_and_fortran_order_do_not_matter(tmp_path):
+def test_other_arrays_and_fortran_order_are_read(tmp_path):
     np.savez(tmp_path / "x.npz", mu=np.zeros(9), arr_0=np.asfortranarray(pixels()), sigma=np.eye(9))
     data = NpzArchive(str(tmp_path / "x.npz"))
     assert torch.equal(data.read(range(7))[0], torch.from_numpy(pixels()).permute(0, 3, 1, 2))

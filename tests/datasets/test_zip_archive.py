@@ -123,7 +123,7 @@ def test_declared_size_is_bounded(tmp_path, monkeypatch):
         ZipArchive(str(path))
 
 
-def test_a_size_that_lies_yields_no_more_than_it_says(tmp_path):
+def test_a_false_size_unpacks_no_more_bytes(tmp_path):
     """The directory says 64 bytes; the data unpack to 50 MB. They must not be made."""
     path = tmp_path / "liar.zip"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as handle:

@@ -7,28 +7,20 @@ from typing import Any
 import pytest
 import torch
 from filled import filled_state, image
-from omegaconf import OmegaConf
+from published import assert_golden, assert_half_precision, assert_refusal, described, network_of, sources
 from torch import Tensor, nn
 
 from scoreline.denoiser import Denoiser
 from scoreline.errors import InputError
 from scoreline.foreign.ddpm import INERT, MODELS, read_model, recognises, table
 from scoreline.foreign.torch_files import read
-from scoreline.foreign.translation import skeleton
 from scoreline.networks.ddpm_unet import DDPMUNet
 from scoreline.parameterisations import NoisePrediction, Parameterisation
 from scoreline.schedules.discrete import DiscreteVP
 from scoreline.specs import rebuild
 
-CONF = Path(__file__).parents[2] / "conf" / "model"
 GOLDEN = json.loads((Path(__file__).parent / "golden_ddpm.json").read_text())
 """Names and shapes of a narrow network of pytorch_diffusion, and what it made of filled weights."""
-
-
-def described(name: str) -> dict[str, Any]:
-    found = OmegaConf.to_container(OmegaConf.create({"model": OmegaConf.load(CONF / f"{name}.yaml")}), resolve=True)
-    model: dict[str, Any] = found["model"]
-    return model
 
 
 def narrow(**options: Any) -> dict[str, Any]:
@@ -52,15 +44,7 @@ def test_outputs_of_the_original(state: dict[str, Tensor], tmp_path: Path) -> No
     assert recognises(tree)
     model = read_model(tree, narrow(), "ema")
     assert (model.shape, model.num_classes) == ((3, 16, 16), 0)
-    net = rebuild(model.model["network"], nn.Module).eval()
-    net.load_state_dict(model.weights)
-    with torch.no_grad():
-        out = net(image(2, 3, 16), torch.tensor(GOLDEN["labels"]))
-    assert list(out.shape) == GOLDEN["output"]
-    tolerance = 1e-5 * GOLDEN["largest"]
-    assert float(out.abs().max()) == pytest.approx(GOLDEN["largest"], abs=tolerance)
-    assert out.flatten()[GOLDEN["at"]].tolist() == pytest.approx(GOLDEN["entries"], abs=tolerance)
-    assert float(out.double().sum()) == pytest.approx(GOLDEN["sum"], abs=tolerance * out.numel() ** 0.5)
+    assert_golden(network_of(model)(image(2, 3, 16), torch.tensor(GOLDEN["labels"])), GOLDEN)
 
 
 def test_q_k_and_v_are_interleaved(state: dict[str, Tensor]) -> None:
@@ -81,13 +65,8 @@ def test_q_k_and_v_are_interleaved(state: dict[str, Tensor]) -> None:
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_every_weight_of_the_published_networks_has_a_place(name: str) -> None:
-    network = skeleton(described(name)["network"])
-    assert isinstance(network, DDPMUNet)
-    rules = table(network)
-    assert set(rules) == set(network.state_dict())
-    sources = [source for rule in rules.values() for source in rule.sources]
-    assert len(sources) == len(set(sources))
+def test_every_published_weight_has_a_place(name: str) -> None:
+    assert sources(name, DDPMUNet, table)
 
 
 def listed(state: dict[str, Tensor], *rest: Any) -> list[Any]:
@@ -113,15 +92,13 @@ def test_a_list_without_an_average(state: dict[str, Tensor]) -> None:
         read_model(listed(state), narrow(), "ema")
 
 
-def test_a_single_set_is_taken_as_stored_and_noted(state: dict[str, Tensor]) -> None:
+def test_a_single_set_is_taken_as_stored(state: dict[str, Tensor]) -> None:
     for weights in ("ema", "raw"):
         assert read_model(state, narrow(), weights).notes["weights"].startswith("as stored")
 
 
 def test_half_precision_becomes_float32(state: dict[str, Tensor]) -> None:
-    weights = read_model({name: value.half() for name, value in state.items()}, narrow(), "raw").weights
-    assert {value.dtype for value in weights.values()} == {torch.float32}
-    assert torch.equal(weights["out_conv.weight"], state["conv_out.weight"].half().float())
+    assert_half_precision(read_model, state, narrow(), "conv_out.weight")
 
 
 class Listening(nn.Module):
@@ -190,9 +167,7 @@ GUIDED = {"_target_": "scoreline.networks.adm.DhariwalUNet", "channels": 3, "res
     ids=lambda value: str(value)[:40],
 )
 def test_a_wrong_model_gives_one_sentence(model: Any, sentence: str, state: dict[str, Tensor]) -> None:
-    with pytest.raises(InputError, match=sentence) as caught:
-        read_model(state, model, "raw")
-    assert "\n" not in str(caught.value)
+    assert_refusal(read_model, state, model, sentence)
 
 
 def test_left_over_damaged_and_foreign_entries(state: dict[str, Tensor]) -> None:

@@ -148,7 +148,7 @@ def test_published_size() -> None:
 
 
 @torch.no_grad()
-def test_no_class_is_zeros_in_the_place_of_its_embedding() -> None:
+def test_no_class_is_a_zero_embedding() -> None:
     theirs = unet({**TINY, "num_class_embeds": 3})
     ours = DiffusersUNet(**TINY, num_class_embeds=3).eval()
     ours.load_state_dict({f"model.{name}": value for name, value in theirs.state_dict().items()})
@@ -347,7 +347,7 @@ def test_learned_variance_of_velocities_is_refused(tiny: Path) -> None:
         read_model(tiny, None, "ema")
 
 
-def test_square_sizes_may_be_lists_and_any_scheduler_of_the_process_will_do(tiny: Path) -> None:
+def test_square_sizes_in_lists_and_other_schedulers_import(tiny: Path) -> None:
     changed(tiny, sample_size=[8, 8])(CONFIG)
     EulerDiscreteScheduler().save_pretrained(tiny / "scheduler")
     found = read_model(tiny, None, "ema")

@@ -216,7 +216,7 @@ def test_our_file_of_it(tmp_path: Path) -> None:
     assert torch.equal(loaded.denoiser(x, 0.5, label=label), denoiser(imported)(x, 0.5, label=label))
 
 
-def test_finite_ends_of_the_wrapper_and_arguments_by_place(tmp_path: Path) -> None:
+def test_finite_ends_and_arguments_by_place(tmp_path: Path) -> None:
     tree = pickled(tmp_path, snapshot(CASES["EDMPrecond"]))
     state = tree["ema"].arguments[0]["state"]
     state.update(sigma_min=0.01, sigma_max=70.0, sigma_data=0.7)

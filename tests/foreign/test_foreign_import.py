@@ -38,7 +38,7 @@ def run(*words: str) -> None:
     import_checkpoint.main([*words])
 
 
-def test_a_file_becomes_a_checkpoint_that_says_where_it_came_from(
+def test_an_imported_checkpoint_records_its_source(
     source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run(str(source), str(tmp_path / "ours"), "--from", "ddpm", "model=cifar10_ddpm", *NARROW)
@@ -61,7 +61,7 @@ def test_a_file_becomes_a_checkpoint_that_says_where_it_came_from(
 
 
 @pytest.mark.parametrize("asked", [["--from=ddpm"], ["from=ddpm"], []])
-def test_keys_are_spelled_in_three_ways_and_the_family_may_be_left_out(
+def test_keys_have_three_spellings_and_family_is_optional(
     source: Path, tmp_path: Path, asked: list[str]
 ) -> None:
     target = tmp_path / "named.safetensors"
@@ -129,7 +129,7 @@ def narrow_options(weights: str = "ema") -> Options:
     return Options("ddpm", import_checkpoint.described_model("cifar10_ddpm", NARROW), weights)
 
 
-def test_the_cache_converts_once_and_anew_for_another_content_or_option(source: Path) -> None:
+def test_the_cache_converts_once_per_content_and_option(source: Path) -> None:
     first = cached(str(source), narrow_options())
     stamp = first.stat().st_mtime_ns
     assert cached(str(source), narrow_options()) == first
@@ -149,7 +149,7 @@ def test_the_same_source_makes_the_same_bits(source: Path, tmp_path: Path) -> No
     assert sha256(tmp_path / "a" / "model.safetensors") == sha256(tmp_path / "b" / "model.safetensors")
 
 
-def test_the_digest_of_a_folder_follows_names_and_contents(tmp_path: Path) -> None:
+def test_folder_digests_follow_names_and_contents(tmp_path: Path) -> None:
     (tmp_path / "f" / "unet").mkdir(parents=True)
     (tmp_path / "f" / "unet" / "config.json").write_text("{}")
     before = digest(tmp_path / "f")

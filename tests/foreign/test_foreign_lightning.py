@@ -168,7 +168,7 @@ def test_the_prefix_is_found(prefix: str, tmp_path: Path) -> None:
 
 
 @torch.no_grad()
-def test_the_model_that_is_kept_denoises_as_the_module_did(tmp_path: Path) -> None:
+def test_the_saved_model_denoises_as_the_module(tmp_path: Path) -> None:
     found = through_file(tmp_path / "a.ckpt", "raw", state_dict=under("net.", weights()))
     target = tmp_path / "model.safetensors"
     save_model(target, found.weights, card("a.ckpt", tmp_path / "a.ckpt", "lightning", found, "raw"))

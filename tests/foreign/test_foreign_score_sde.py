@@ -8,18 +8,16 @@ from typing import Any
 import pytest
 import torch
 from filled import filled, image
-from omegaconf import OmegaConf
+from published import described, sources
 from torch import Tensor
 
 from scoreline.checkpoints import Card, load_model, save_model
 from scoreline.errors import InputError
 from scoreline.foreign import score_sde
 from scoreline.foreign.torch_files import read
-from scoreline.foreign.translation import skeleton
 from scoreline.networks.song_unet import SongUNet
 
 GOLDEN = json.loads((Path(__file__).parent / "golden_score_sde.json").read_text())
-CONF = Path(__file__).parents[2] / "conf" / "model"
 
 
 def saved(folder: Path, case: dict[str, Any], prefix: str = "module.") -> Any:
@@ -59,7 +57,7 @@ def test_what_the_original_returns(name: str, tmp_path: Path) -> None:
             assert float(found.sum()) == pytest.approx(row["sum"], abs=1e-5 * row["largest"] * len(found))
 
 
-def test_notes_and_files_without_the_prefix_of_data_parallel(tmp_path: Path) -> None:
+def test_notes_and_files_without_data_parallel_prefix(tmp_path: Path) -> None:
     case = GOLDEN["ncsnpp_ve"]
     (tmp_path / "plain").mkdir()
     plain = score_sde.read_model(saved(tmp_path / "plain", case, prefix=""), case["model"], "ema")
@@ -92,22 +90,12 @@ def kind(network: dict[str, Any]) -> str:
 
 @pytest.mark.parametrize("name", score_sde.MODELS)
 def test_the_published_models_use_every_weight_once(name: str) -> None:
-    model = described(name)
-    network = skeleton(model["network"])
-    assert isinstance(network, SongUNet)
-    rules = score_sde.table(network)
-    assert set(rules) == set(network.state_dict())
-    sources = [source for rule in rules.values() for source in rule.sources]
-    fourier = model["network"]["embedding"] == "fourier" and model["network"]["encoder"] == "residual"
-    assert len(sources) == len(set(sources)) == TENSORS[kind(model["network"])] + fourier
-    places = {int(source.split(".")[1]) for source in sources}
+    network = described(name)["network"]
+    names = sources(name, SongUNet, score_sde.table)
+    fourier = network["embedding"] == "fourier" and network["encoder"] == "residual"
+    assert len(names) == TENSORS[kind(network)] + fourier
+    places = {int(source.split(".")[1]) for source in names}
     assert places == set(range(len(places)))
-
-
-def described(name: str) -> dict[str, Any]:
-    found = OmegaConf.to_container(OmegaConf.create({"model": OmegaConf.load(CONF / f"{name}.yaml")}), resolve=True)
-    assert isinstance(found, dict)
-    return found["model"]
 
 
 def test_the_sign_of_discrete_ve_models(tmp_path: Path) -> None:

@@ -58,7 +58,7 @@ PUBLISHED: dict[str, tuple[int, int, float | None]] = {
     "ffhq256_ncsnpp_ve": (256, 65_574_421, math.log(348)),
     "ffhq1024_ncsnpp_ve": (1024, 105_785_880, math.log(1348)),
 }
-"""Resolution, number of parameters, and noise label of the noisiest images: the index 999 or its like (998 by PNDM, 3999
+"""Resolution, number of parameters, and noise label of the noisiest images: index 999 or its like (998 by PNDM, 3999
 or a quarter of that by iDDPM), 999 t at t = 1, ln(sigma_max / 2); None is EDM's ln(80) / 4."""
 
 

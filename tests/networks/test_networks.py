@@ -109,7 +109,7 @@ def test_classes(name: str, training: bool) -> None:
 
 
 @NETWORKS
-def test_no_class_is_what_the_network_makes_of_a_null_vector(name: str) -> None:
+def test_no_class_uses_the_null_vector(name: str) -> None:
     """The row of the null class in the compact network, no column of the matrix elsewhere."""
     net, (x, noise) = awake(name, num_classes=4), inputs()
     before, labelled = net(x, noise), net(x, noise, torch.tensor([0, 1, 2]))

@@ -30,7 +30,7 @@ def test_shapes_and_gradients_from_8_to_64_pixels(channels: int, resolution: int
     assert not missing
 
 
-def test_a_label_that_is_no_class_is_an_error() -> None:
+def test_an_unknown_class_is_an_error() -> None:
     net = UNet(1, 8, width=16, blocks=1, num_classes=4)
     with pytest.raises(IndexError):
         net(torch.zeros(1, 1, 8, 8), torch.zeros(1), torch.tensor([5]))
