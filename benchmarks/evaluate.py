@@ -34,7 +34,7 @@ from scoreline.cores import usable_cores
 from scoreline.datasets.digits import Digits
 from scoreline.files import sha256
 from scoreline.generation.images import ShardImages
-from scoreline.generation.shards import Counts, Shards
+from scoreline.generation.shards import Shards
 from scoreline.metrics.feature_pass import extract
 from scoreline.metrics.fidelity import Fidelity
 from scoreline.metrics.frechet import GaussianStatistics, frechet_distance, frechet_replicates
@@ -84,7 +84,7 @@ def shards(folder: Path, count: int, shape: tuple[int, int, int]) -> ShardImages
     kept = Shards(folder, "benchmark", range(count), None, shape)
     for start in range(0, count, 64):
         here = range(start, min(count, start + 64))
-        kept.write(here, images[start : start + 64], Counts(1, 1))
+        kept.write(here, images[start : start + 64], 1, 1)
     return ShardImages(kept, kept.find(check=False))
 
 

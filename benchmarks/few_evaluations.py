@@ -40,8 +40,8 @@ from scoreline.pictures import to_uint8
 from scoreline.schedules.spacings import Power
 from scoreline.solvers.tableau import Tableau, build_tableau
 from scoreline.solvers.unipc import UniPC
-from scoreline.tables import sweep
-from scoreline.tables.markdown import markdown
+from scoreline.tables.grid import Run, of_sweep, over_seed_ranges
+from scoreline.tables.render import markdown
 
 Row = dict[str, Any]
 
@@ -408,7 +408,7 @@ def report(rows: Sequence[Row]) -> str:
 
 def summed(rows: Sequence[Row]) -> tuple[list[Row], list[Row]]:
     """Means over seed ranges of the methods, and those of the fine run."""
-    found = sweep.over_seed_ranges([sweep.Run(Path(), row) for row in rows if "metrics" in row])
+    found = over_seed_ranges([Run(Path(), row) for row in rows if "metrics" in row])
     whole = [run.result for run in found]
     fine = [row for row in whole if "distance" not in row["metrics"]]
     return [row for row in whole if row not in fine], fine
@@ -416,7 +416,7 @@ def summed(rows: Sequence[Row]) -> tuple[list[Row], list[Row]]:
 
 def _table(rows: Sequence[Row], metric: str) -> str:
     cells, fine = summed(rows)
-    text = markdown(sweep.grid([sweep.Run(Path(), row) for row in cells], metric)).strip()
+    text = markdown(of_sweep([Run(Path(), row) for row in cells], metric)).strip()
     if metric != FRECHET or not fine:
         return text
     score = fine[0]["metrics"][FRECHET]

@@ -64,7 +64,7 @@ def batch_table(device: str, batches: Sequence[int], images: int, repeats: int) 
     denoiser = load_model(run_names.ASSETS / "digits_vp.safetensors").denoiser.to(device)
     shape = (1, 8, 8)
     run = maker("deis_tab3", [])(LinearVP())(Polynomial(LinearVP(), 2), *SPAN, NFE)
-    lines = ["| images a call | images/s | bare network, images/s | ratio of times |", "|--|--|--|--|"]
+    lines = ["| images per call | images/s | bare network, images/s | ratio of times |", "|--|--|--|--|"]
     for size in batches:
         count = size * max(1, images // size)
         x, noise = torch.zeros(size, *shape, device=device), torch.zeros(size, device=device)

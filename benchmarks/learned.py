@@ -21,7 +21,7 @@ import torch
 from few_evaluations import claim, place, span_of, stored, subject_of, whole_numbers, write_json
 from torch import Tensor
 
-from scoreline import conf_folder, entry, noise, run_names
+from scoreline import conf_folder, noise, run_names
 from scoreline.calibration.distances import fine_ends
 from scoreline.calibration.learned_tableau import HELD_OUT, LearnedTableau
 from scoreline.calibration.ranking import Families, candidates, rank
@@ -29,6 +29,7 @@ from scoreline.calibration.record import load_record
 from scoreline.calibration.subject import Subject
 from scoreline.checkpoints import Checkpoint, load_model
 from scoreline.commands.composition import families
+from scoreline.config.model_source import bound
 from scoreline.errors import InputError
 from scoreline.exact import GaussianMixture
 from scoreline.files import code_version, write_atomically
@@ -73,15 +74,12 @@ def families_of(checkpoint: Checkpoint) -> Families:
     """The solvers and schedules among which calibrate.py calibration=tableau looks for its starts."""
     from hydra import compose, initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
-    from omegaconf import open_dict
 
     GlobalHydra.instance().clear()
     run_names.register_resolvers()
     with initialize_config_dir(str(conf_folder.conf_dir()), version_base="1.3"):
         cfg = compose("calibrate", ["calibration=tableau", f"checkpoint={checkpoint.path}"])
-        with open_dict(cfg):
-            entry.adopt_model(cfg, checkpoint.card.model, checkpoint.digest)
-            found = families(cfg, checkpoint.path)
+        found = families(bound(cfg, checkpoint), checkpoint.path)
     return Families(found["solver"], found["schedule"])
 
 

@@ -243,7 +243,7 @@ def network_table(device: str, batch: int, tiny: bool) -> list[str]:
 
 def images_table(counts: Sequence[int]) -> list[str]:
     """Lines of Markdown; runs `sample.py` in a temporary folder."""
-    lines = ["| images | peak resident, MiB | peak anonymous, MiB | bytes more an image |", "|--|--|--|--|"]
+    lines = ["| images | peak resident, MiB | peak anonymous, MiB | more bytes per image |", "|--|--|--|--|"]
     before: tuple[int, int] | None = None
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     for count in counts:

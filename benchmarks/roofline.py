@@ -20,8 +20,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from scoreline import noise
 from scoreline.execution import DTYPES
-from scoreline.generation.batches import Batch, launch
-from scoreline.generation.making import fetched
+from scoreline.generation.batches import Batch, Sampler
+from scoreline.generation.loop import images_on_host
 from scoreline.graphs import Replayed
 from scoreline.in_order import beside
 from scoreline.sampling import integrate
@@ -68,12 +68,12 @@ def endless(model: Model, mode: Mode, run: Tableau, batch: int) -> Iterator[Batc
     """Batches of seeds 0, 1, 2, .. as `sample.py` makes them."""
     denoiser = mode.apply(model.denoiser)
     record = Replayed if mode.graphs else None
-    return launch(denoiser, run, model.shape, range(2**31), batch, None, batch, threads=mode.threads, record=record)
+    return Sampler(denoiser, run, batch, batch, mode.threads, record).batches(model.shape, range(2**31))
 
 
 def steady(batches: Iterator[Batch], device: str, length: float) -> float:
     """Images a second, as bytes on the host, over at least `length` seconds after the first batches."""
-    beside(lambda batch: batch.images(), map(fetched, islice(batches, 3)), 2)
+    beside(lambda images: images(), map(images_on_host, islice(batches, 3)), 2)
     made, began = 0, 0.0
 
     def until_time_is_up() -> Iterator[Batch]:
@@ -87,7 +87,7 @@ def steady(batches: Iterator[Batch], device: str, length: float) -> float:
             if time.perf_counter() - began > length:
                 return
 
-    beside(lambda batch: batch.images(), map(fetched, until_time_is_up()), 2)
+    beside(lambda images: images(), map(images_on_host, until_time_is_up()), 2)
     return made / (time.perf_counter() - began)
 
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from statistics import median
 from typing import NamedTuple
 
-from scoreline.tables import forked
+from scoreline.tables import worker
 
 ROOT = Path(__file__).parents[1]
 PHASES = ("interpreter and Hydra", "config", "import of torch", "our imports, run directory")
@@ -53,11 +53,11 @@ def loaded():
     mark()
     load()
     mark()
-    from scoreline import samples
-    from scoreline.commands import composition
+    from scoreline.config.model_source import ModelSource
+    from scoreline.generation import run
     from scoreline.metrics.fidelity import Fidelity
-    around(composition, "open_checkpoint", True, True)
-    around(samples, "make", True, True)
+    around(ModelSource, "load", True, True)
+    around(run, "sample_missing", True, True)
     around(Fidelity, "__call__", True, True)
 startup.load_torch = loaded
 sys.path.insert(0, os.path.dirname(sys.argv[1]))
@@ -150,50 +150,50 @@ def phases(repeats: int) -> dict[str, Cost]:
     return {name: medians([one[k] for one in found]) for k, name in enumerate(PHASES)}
 
 
-def one_by_one(start: forked.Start, where: Path, count: int, words: Sequence[str]) -> None:
-    """Run `count` cells.
+def one_by_one(where: Path, count: int, words: Sequence[str], warm: bool) -> Cost:
+    """Run `count` cells, forked if `warm`, and return what they take.
 
     Raises:
         RuntimeError: if one fails.
     """
+    began, server, before = so_far(), None, 0.0
     for k in range(count):
         out = where / str(k)
         out.mkdir(parents=True)
         with open(out / "cell.log", "ab") as log:
             command = [sys.executable, str(ROOT / "sample.py"), *words, f"hydra.run.dir='{out}'"]
-            code = start(command, log, environment(ROOT)).wait()
-        if code:
-            raise RuntimeError(f"{command}: exit code {code}: {(out / 'cell.log').read_text()}")
+            process = worker.start(command, log, environment(ROOT), warm)
+        if warm and server is None:
+            server = parent(process.pid)
+            before = of_server(server)
+        process.join()
+        if process.exitcode:
+            raise RuntimeError(f"{command}: exit code {process.exitcode}: {(out / 'cell.log').read_text()}")
+    spent = so_far() - began
+    return spent if server is None else Cost(spent.wall, spent.cpu + of_server(server) - before)
 
 
-def fresh_cells(count: int, words: Sequence[str]) -> Cost:
-    with folder() as where:
-        began = so_far()
-        one_by_one(forked.fresh, where, count, words)
-        return so_far() - began
+def parent(process: int | None) -> int:
+    """The number of the process that forked a process."""
+    return int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
 
 
-def forked_cells(count: int, words: Sequence[str]) -> Cost:
-    """With the start and the end of the process that forks."""
-    with folder() as where:
-        began = so_far()
-        server = forked.Server(str(ROOT / "conf"), environment(ROOT))
-        try:
-            one_by_one(server.start, where, count, words)
-        finally:
-            server.close()
-        return so_far() - began
+def of_server(process: int) -> float:
+    """CPU seconds of a process and of its children that ended."""
+    ticks = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[11:15]
+    return sum(map(int, ticks)) / os.sysconf("SC_CLK_TCK")
 
 
 def cells(repeats: int, count: int, words: Sequence[str] = ()) -> dict[str, Cost]:
-    """Of one of `count` cells one after another, and of what a table with forks takes once."""
+    """Of one of `count` cells one after another, each an interpreter or a fork of a server that runs already."""
     found: dict[str, list[Cost]] = {}
+    with folder() as where:
+        one_by_one(where, 1, words, warm=True)
     for _ in range(repeats):
-        alone, fresh, many = forked_cells(1, words), fresh_cells(count, words), forked_cells(1 + count, words)
-        each = Cost(*((many - alone)[k] / count for k in range(2)))
-        found.setdefault("a cell as an interpreter", []).append(Cost(*(one / count for one in fresh)))
-        found.setdefault("a cell as a fork", []).append(each)
-        found.setdefault("the process that forks, once a table", []).append(alone - each)
+        for name, warm in (("a cell as an interpreter", False), ("a cell as a fork", True)):
+            with folder() as where:
+                spent = one_by_one(where, count, words, warm)
+            found.setdefault(name, []).append(Cost(spent.wall / count, spent.cpu / count))
     return {name: medians(some) for name, some in found.items()}
 
 

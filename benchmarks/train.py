@@ -54,20 +54,18 @@ from scoreline.augmentation import Augmentation
 from scoreline.checkpoints import Card
 from scoreline.datasets.zip_archive import ZipArchive
 from scoreline.denoiser import Denoiser
-from scoreline.execution import DTYPES
+from scoreline.execution import DTYPES, execute
 from scoreline.foreign.edm import OURS
 from scoreline.networks.song_unet import SongUNet
 from scoreline.objective import DenoisingObjective, EDMWeight
 from scoreline.parameterisations import EDMPreconditioning
 from scoreline.schedules.densities import LogNormal
 from scoreline.targets import Denoising, StableTarget
-from scoreline.training.data import ImageDataModule
-from scoreline.training.device_data import DeviceData
-from scoreline.training.ema import EMACallback
-from scoreline.training.execution import execute
+from scoreline.training.data import DeviceData, ImageDataModule
+from scoreline.training.ema_callback import EMACallback
+from scoreline.training.gradients import with_fast_step
 from scoreline.training.module import DiffusionModule
 from scoreline.training.network_clock import NetworkClock
-from scoreline.training.optimisers import with_fast_step
 from scoreline.training.progress import TrainingProgress
 from scoreline.training.references import References
 

@@ -343,6 +343,8 @@ GRAMMAR: list[Row] = [
     ("sample nfe=1 nfe=0", "nfe=0", "at least 1"),
     ("sample hydra.nosuch=1", "hydra.nosuch"),
     ("sample hydra.mode=x", "hydra.mode"),
+    ("sample solver=5", "solver=5", "no such choice"),
+    ("sample +nfe=3", "+nfe", "without +"),
     ("sample hydra/launcher=nosuch", "hydra/launcher=nosuch", "no such choice"),
     ("sample -m nfe=[1", "nfe=[1", "quote"),
     ("sample --nosuch", "--nosuch", "--help"),

@@ -28,7 +28,7 @@ from scoreline.schedules.spacings import LogSNR, Power
 from scoreline.solvers.ddim import DDIM
 from scoreline.solvers.runge_kutta import heun
 from scoreline.solvers.tableau import Tableau, build_tableau
-from scoreline.tables.numbers import with_error
+from scoreline.tables.render import with_error
 
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 import exact_models

@@ -30,4 +30,4 @@ def test_a_process_that_fails_is_no_measurement(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match=r"exit code 2: sample\.py: nfee: there is no such key"):
         startup.cost([sys.executable, str(startup.ROOT / "sample.py"), "nfee=3"], tmp_path)
     with pytest.raises(RuntimeError, match=r"exit code 2: sample\.py: nfe=0: must be"):
-        startup.one_by_one(startup.forked.fresh, tmp_path, 1, ["nfe=0"])
+        startup.one_by_one(tmp_path, 1, ["nfe=0"], warm=False)

@@ -1,6 +1,5 @@
 """Calibration in parts: by several processes, killed and started again, always to the bit."""
 
-import importlib.util
 import json
 import os
 import runpy
@@ -14,7 +13,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
@@ -25,11 +23,11 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from scoreline import processes, run_names
-from scoreline.calibration.record import load_record
+from scoreline.calibration.record import Record, load_record
 from scoreline.calibration.score_norm import ScoreNorm
 from scoreline.calibration.subject import Subject
 from scoreline.checkpoints import Checkpoint, load_model
-from scoreline.datasets.base import ImageDataset
+from scoreline.config import calibrate_config
 from scoreline.datasets.digits import Digits
 from scoreline.device import choose_device
 from scoreline.entry import leave
@@ -39,6 +37,7 @@ from scoreline.processes import Group, current, refuse_sweep
 from scoreline.run_names import model_path
 from scoreline.sampling import count_calls
 from scoreline.schedules.spacings import Polynomial
+from scoreline.scripts import calibrate
 from scoreline.solvers.deis import DEIS
 
 ROOT = Path(__file__).parents[1]
@@ -268,17 +267,6 @@ def test_kill_9_then_two_processes_of_torchrun_go_on(tmp_path: Path, checkpoint:
     assert equal(load_record(record, "score_norm", checkpoint.digest).values, alone)
 
 
-@pytest.fixture(scope="module")
-def script() -> ModuleType:
-    """calibrate.py as a module."""
-    spec = importlib.util.spec_from_file_location("calibrate_script", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def composed(*overrides: str, out: Path) -> DictConfig:
     run_names.register_resolvers()
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
@@ -290,9 +278,23 @@ def composed(*overrides: str, out: Path) -> DictConfig:
     return cfg
 
 
-def test_noised_states_of_a_chosen_data_set(script: ModuleType, tmp_path: Path, checkpoint: Checkpoint) -> None:
+def measured(cfg: DictConfig, checkpoint: Checkpoint) -> Record:
+    config = calibrate_config.read(cfg)
+    components = config.components(checkpoint)
+    given, estimator = calibrate.build_subject(config, components, checkpoint), components.estimator()
+    values = calibrate.measure(estimator, given)
+    return calibrate.build_record(config, components, checkpoint, given, estimator, values)
+
+
+def done(cfg: DictConfig, checkpoint: Checkpoint) -> int:
+    """Images of the run directory that need not be measured again."""
+    config = calibrate_config.read(cfg)
+    return calibrate.build_subject(config, config.components(checkpoint), checkpoint).done
+
+
+def test_noised_states_of_a_chosen_data_set(tmp_path: Path, checkpoint: Checkpoint) -> None:
     asked = ("calibration.states=noised", "dataset=digits", "dataset.split=test", "device=cpu")
-    record = script.measure(composed(*ASKED[:3], *asked, out=tmp_path), checkpoint)[-1]
+    record = measured(composed(*ASKED[:3], *asked, out=tmp_path), checkpoint)
     data = Digits("test")
     assert record.provenance["states"] == "noised"
     assert record.provenance["dataset"] == {"name": "digits-test", "sha256": data.digest}
@@ -300,17 +302,18 @@ def test_noised_states_of_a_chosen_data_set(script: ModuleType, tmp_path: Path, 
     assert equal(record.values, ScoreNorm(states="noised")(given))
     assert len(list((tmp_path / "parts").iterdir())) == 8
     smaller = composed(*ASKED[:2], "batch_size=2", *asked, out=tmp_path)
-    assert script.prepare(smaller, checkpoint).done == 0, "parts of another batch size"
+    assert done(smaller, checkpoint) == 0, "parts of another batch size"
     trajectory = composed(*ASKED[:3], "device=cpu", out=tmp_path)
     assert trajectory.dataset is None
-    assert script.prepare(trajectory, checkpoint).done == 0, "parts of another config"
+    assert done(trajectory, checkpoint) == 0, "parts of another config"
 
 
-def test_labels_of_real_images_are_their_own(script: ModuleType, tmp_path: Path) -> None:
-    def data(rule: str, classes: int) -> ImageDataset:
-        return script.real_images(composed("dataset=digits", f"labels={rule}", out=tmp_path), classes)
+def test_labels_of_real_images_are_their_own() -> None:
+    def data(rule: str, classes: int) -> None:
+        calibrate.refuse_other_classes(Digits("train"), rule, classes)
 
-    assert data("random", 10).name == data("none", 3).name == data("fixed:3", 0).name == "digits-train"
+    for fine in (("random", 10), ("none", 3), ("fixed:3", 0)):
+        data(*fine)
     with pytest.raises(InputError, match=r"labels=fixed:3: images of digits-train have their own"):
         data("fixed:3", 10)
     with pytest.raises(InputError, match=r"digits-train has 10 classes, not the model's 3; labels=none"):

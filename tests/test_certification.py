@@ -55,7 +55,7 @@ class Faulty:
 
 @pytest.mark.parametrize(
     ("fault", "convergence", "sentence"),
-    [("budget", 1.0, "NFE 2 where 1 were asked"), ("residual", 1.0, "residual"), ("order", 2.0, "order 1.00 on")],
+    [("budget", 1.0, "NFE 2 where 1 were requested"), ("residual", 1.0, "residual"), ("order", 2.0, "order 1.00 on")],
 )
 def test_each_kind_of_breach_is_found(fault: str, convergence: float, sentence: str) -> None:
     found = certify(fault, lambda native: Faulty(fault, convergence))
@@ -150,10 +150,3 @@ def test_mistakes_are_one_line_and_exit_code_two(
     assert left.value.code == 2
     assert sentence in error
     assert error.count("\n") == 1
-
-
-def test_help_names_the_verbs(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "argv", ["scoreline"])
-    cli.main()
-    printed = capsys.readouterr().out
-    assert all(f"scoreline {verb}" in printed for verb in cli.VERBS)

@@ -2,21 +2,27 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 
+import forks
 import pytest
 import torch
 
+from scoreline import checks
 from scoreline.checkpoints import Card, save_model
-from scoreline.conf_folder import mode_is_unset
+from scoreline.cli import MODULES, VERBS, main
+from scoreline.conf_folder import composed
+from scoreline.errors import InputError
 from scoreline.networks.unet import UNet
-from scoreline.run_names import _safe
+from scoreline.run_names import _safe, register_resolvers
 
 ROOT = Path(__file__).parents[1]
 VP = {"_target_": "scoreline.schedules.vp.LinearVP", "beta_min": 0.1, "beta_max": 20.0}
@@ -47,52 +53,97 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-BAD = [
+BEFORE_TORCH = [
     ("sample", "nfee=3", "nfee: there is no such key; did you mean 'nfe'?"),
     ("sample", "sovler=ddim", "sovler: there is no such key; did you mean 'solver'?"),
     ("sample", "solver=deis_tab9", "solver=deis_tab9: there is no such choice; did you mean 'deis_tab"),
-    ("sample", "schedule=karas", "schedule=karas: there is no such choice; did you mean 'karras'?"),
     ("sample", "solver.ordre=3", "solver.ordre: there is no such key; did you mean 'solver.order'?"),
-    ("sample", "solver.order=7", "solver.order=7: DEIS has the orders 0, 1, 2 and 3"),
     ("sample", "+foo=1", "+foo: no script reads a new key 'foo'; drop it"),
+    ("sample", "+nfe=3", "+nfe: there is such a key already; write it without +"),
+    ("sample", "solver=5", "solver=5: there is no such choice"),
     ("sample", "nfe", "nfe: not of the form key=value"),
-    ("sample", "nfe=0", "nfe=0: must be a whole number, at least 1"),
     ("sample", "nfe=2.5", "nfe=2.5: must be a whole number"),
+    ("sample", "checkpoint=nowhere.safetensors", "checkpoint=nowhere.safetensors: no such file"),
+    ("sample", "table=deis_digts", "table=deis_digts: there is no such choice; did you mean 'deis_digits'?"),
+    ("sample", "table=deis_digits budget=smal", "budget=smal"),
+    (
+        "calibrate",
+        "calibration=score_nrm",
+        "calibration=score_nrm: there is no such choice; did you mean 'score_norm'",
+    ),
+    ("train", "experiment=digts_vp", "experiment=digts_vp: there is no such choice; did you mean 'digits_vp'?"),
+    ("train", "optimiser.lrr=1", "optimiser.lrr: there is no such key; did you mean 'optimiser.lr'?"),
+    ("train", "duration_kimg=0", "duration_kimg=0: must be a number greater than 0"),
+]
+
+PLAIN = [
+    ("sample", "nfe=0", "nfe=0: must be a whole number, at least 1"),
+    ("sample", "nfe=two", "nfe=two: must be a whole number"),
     ("sample", "batch_size=-4", "batch_size=-4: must be a whole number"),
+    ("sample", "network_batch=0", "network_batch=0"),
+    ("sample", "trajectory_nfe=0.5", "trajectory_nfe=0.5"),
+    ("sample", "jobs=0", "jobs=0"),
     ("sample", "seeds=3-1", "seeds=3-1: the range 3-1 runs backwards"),
     ("sample", "seeds=abc", "seeds=abc: 'abc' is neither a number nor a range such as 0-63"),
-    ("sample", "final=zero", "final=zero: choose none"),
-    ("sample", "sigma_max=0.001", "sigma_max=0.001: choose 0 <= sigma_min < sigma_max"),
+    ("sample", "trajectories=x", "trajectories=x"),
+    ("sample", "sigma_max=0", "sigma_max=0"),
     ("sample", "sigma_min=-1", "sigma_min=-1: must be a number greater than 0"),
+    ("sample", "sigma_min=small", "sigma_min=small"),
+    ("sample", "final=zero", "final=zero: choose none"),
+    ("sample", "format=pngs", "format=pngs"),
+    ("sample", "labels=fixd:3", "labels=fixd:3"),
+    ("sample", "labels=nowhere.txt", "labels=nowhere.txt"),
+    ("sample", "wandb=of", "wandb=of"),
+    ("sample", "sweep.on_error=go", "sweep.on_error=go"),
+    ("calibrate", "nfe=0", "nfe=0"),
+    ("calibrate", "seeds=abc", "seeds=abc"),
+    ("calibrate", "checkpoint=nowhere", "checkpoint=nowhere"),
+    ("train", "batch_size=none", "batch_size=none: must be a whole number"),
+]
+"""Values that are refused before torch is imported, as those above are."""
+
+AFTER_TORCH = [
+    ("sample", "solver.order=7", "solver.order=7: DEIS has the orders 0, 1, 2 and 3"),
+    ("sample", "sigma_max=0.001", "sigma_max=0.001: choose 0 <= sigma_min < sigma_max"),
     ("sample", "labels=fixed:3", "labels=fixed:3: this checkpoint is unconditional"),
     ("sample", "device=gpu0", "device=gpu0: not available here"),
-    ("sample", "checkpoint=nowhere.safetensors", "checkpoint=nowhere.safetensors: no such file"),
     ("sample", "checkpoint=junk.safetensors", "checkpoint=junk.safetensors: not a readable safetensors file"),
     ("sample", "solver=deis_sn", "small.score_norm.safetensors: no such record; make one with: python calibrate.py"),
     ("sample", "seeds=0-2", "metrics=fidelity: the generated images are 3, too few"),
     ("calibrate", "solver=heun", "score_norm needs strictly decreasing noise levels"),
     ("calibrate", "seeds=4", "seeds: a standard error needs at least two images"),
-    ("train", "experiment=digts_vp", "experiment=digts_vp: there is no such choice; did you mean 'digits_vp'?"),
-    ("train", "batch_size=none", "batch_size=none: must be a whole number"),
-    ("train", "duration_kimg=0", "duration_kimg=0: must be a number greater than 0"),
     ("train", "resume=nowhere.ckpt", "resume=nowhere.ckpt: no loadable checkpoint there"),
     ("train", "dataset.split=tran", "dataset.split=tran: there is no such choice; did you mean 'train'"),
     ("train", "model.network.resolution=9", "model.network.resolution=9: digits-train has 8; set the key to 8"),
     ("train", "model.network.embedding=sin", "model.network.embedding=sin: there is no such choice"),
-    ("train", "optimiser.lrr=1", "optimiser.lrr: there is no such key; did you mean 'optimiser.lr'?"),
 ]
 
 
-@pytest.mark.parametrize(("script", "argument", "sentence"), BAD, ids=lambda value: str(value)[:28])
-def test_a_mistake_gets_one_line_and_exit_code_2(script: str, argument: str, sentence: str, workplace: Path) -> None:
+@pytest.mark.parametrize(("script", "argument", "sentence"), BEFORE_TORCH, ids=lambda value: str(value)[:28])
+def test_a_mistake_is_one_line_before_torch(script: str, argument: str, sentence: str, workplace: Path) -> None:
+    done, modules = observed(of_script(script), argument.split(), workplace)
+    assert not modules & {"torch", "numpy", "lightning", "matplotlib"}
+    (line,) = done.stderr.splitlines()
+    assert done.returncode == 2
+    assert line.startswith(f"{script}.py: ")
+    assert sentence in line
+
+
+@pytest.mark.parametrize(("script", "argument", "sentence"), PLAIN, ids=lambda value: str(value)[:28])
+def test_plain_mistakes_are_refused(script: str, argument: str, sentence: str) -> None:
+    register_resolvers()
+    with pytest.raises(InputError, match=re.escape(sentence)):
+        checks.refuse_plain_mistakes(composed(script, [argument]))
+
+
+@pytest.mark.parametrize(("script", "argument", "sentence"), AFTER_TORCH, ids=lambda value: str(value)[:28])
+def test_a_mistake_is_one_line(script: str, argument: str, sentence: str, workplace: Path) -> None:
     given = [] if script == "train" or argument.startswith("checkpoint=") else ["checkpoint=small.safetensors"]
-    done = call(script, *given, argument, cwd=workplace)
-    assert done.returncode == 2, done.stderr
-    lines = [line for line in done.stderr.splitlines() if line]
-    assert len(lines) == 1, done.stderr
-    assert lines[0].startswith(f"{script}.py: ")
-    assert sentence in lines[0]
-    assert done.stdout == ""
+    (child,) = forks.start(str(ROOT / f"{script}.py"), workplace, *given, argument)
+    assert forks.ended(child) == 2
+    (line,) = (workplace / "said-0").read_text().splitlines()
+    assert line.startswith(f"{script}.py: ")
+    assert sentence in line
 
 
 @pytest.mark.parametrize("script", ["train", "sample", "calibrate"])
@@ -111,8 +162,8 @@ def test_help_is_written_for_a_person_and_quick(script: str, tmp_path: Path) -> 
     assert list(tmp_path.iterdir()) == []
 
 
-def imported(program: str, words: Sequence[str], cwd: Path) -> set[str]:
-    """Modules that are there when a program ends that runs with these words in place of sys.argv[1:]."""
+def observed(program: str, words: Sequence[str], cwd: Path) -> tuple[subprocess.CompletedProcess[str], set[str]]:
+    """A program with these words in place of sys.argv[1:], and the modules that are there when it ends."""
     code = (
         "import atexit, runpy, sys\n"
         "atexit.register(lambda: print('modules:', *sys.modules))\n"
@@ -121,7 +172,7 @@ def imported(program: str, words: Sequence[str], cwd: Path) -> set[str]:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=cwd, timeout=120)
     found = [line for line in done.stdout.splitlines() if line.startswith("modules: ")]
     assert len(found) == 1, done.stderr
-    return set(found[0].split()[1:])
+    return done, set(found[0].split()[1:])
 
 
 def of_script(script: str) -> str:
@@ -135,11 +186,11 @@ COMPILER = {"sympy", "torch._dynamo", "torch._inductor", "torch.distributed.fsdp
 
 def test_sample_and_calibrate_never_import_lightning(workplace: Path) -> None:
     words = ("checkpoint=small.safetensors", "nfe=3", "seeds=0-7", "hydra.run.dir=imports")
-    drawn = imported(of_script("sample"), words, workplace)
+    _, drawn = observed(of_script("sample"), words, workplace)
     assert (workplace / "imports/metrics.json").is_file()
     assert "torch" in drawn
     assert not drawn & {*HEAVY, *COMPILER, "matplotlib"}
-    measured = imported(of_script("calibrate"), (*words[:3], "hydra.run.dir=imports2"), workplace)
+    _, measured = observed(of_script("calibrate"), (*words[:3], "hydra.run.dir=imports2"), workplace)
     assert (workplace / "imports2/score_norm.safetensors").is_file()
     assert not measured & HEAVY
 
@@ -160,52 +211,28 @@ VERB = "from scoreline.cli import main; main()"
     ],
 )
 def test_verbs_that_do_not_train_never_import_lightning(words: tuple[str, ...], workplace: Path) -> None:
-    assert not imported(VERB, words, workplace) & {"lightning", "wandb", "torchmetrics", "sklearn"}
+    assert not observed(VERB, words, workplace)[1] & {"lightning", "wandb", "torchmetrics", "sklearn"}
 
 
-WITHOUT_TORCH = [
-    ("sample", "nfee=3"),
-    ("sample", "sovler=ddim"),
-    ("sample", "solver=deis_tab9"),
-    ("sample", "solver.ordre=3"),
-    ("sample", "+foo=1"),
-    ("sample", "nfe"),
-    ("sample", "nfe=0"),
-    ("sample", "nfe=two"),
-    ("sample", "batch_size=-4"),
-    ("sample", "network_batch=0"),
-    ("sample", "trajectory_nfe=0.5"),
-    ("sample", "seeds=3-1"),
-    ("sample", "trajectories=x"),
-    ("sample", "sigma_max=0"),
-    ("sample", "sigma_min=small"),
-    ("sample", "checkpoint=nowhere.safetensors"),
-    ("sample", "table=deis_digts"),
-    ("sample", "final=zero"),
-    ("sample", "format=pngs"),
-    ("sample", "labels=fixd:3"),
-    ("sample", "labels=nowhere.txt"),
-    ("sample", "wandb=of"),
-    ("sample", "jobs=0"),
-    ("sample", "sweep.on_error=go"),
-    ("sample", "table=deis_digits budget=smal"),
-    ("calibrate", "nfe=0"),
-    ("calibrate", "seeds=abc"),
-    ("calibrate", "checkpoint=nowhere"),
-    ("calibrate", "calibration=score_nrm"),
-    ("train", "optimiser.lrr=1"),
-    ("train", "batch_size=none"),
-    ("train", "duration_kimg=0"),
-]
+@pytest.mark.parametrize("verb", sorted({*VERBS} - {"report", "upload"}))
+def test_help_of_a_verb_fits_a_terminal_and_names_its_keys(
+    verb: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["scoreline", verb, "--help"])
+    main()
+    printed = capsys.readouterr().out
+    assert f"scoreline {verb}" in printed
+    assert max(map(len, printed.splitlines())) <= 80
+    module = import_module(f"scoreline.commands.{MODULES.get(verb, verb.replace('-', '_'))}")
+    assert not [key for key in getattr(module, "OWN", ()) if key not in printed.lower()]
 
 
-@pytest.mark.parametrize(("script", "argument"), WITHOUT_TORCH, ids=lambda value: str(value))
-def test_what_can_be_told_without_torch_is(script: str, argument: str, workplace: Path) -> None:
-    words = argument.split()
-    found = imported(of_script(script), words, workplace)
-    assert not found & {"torch", "numpy", "lightning", "matplotlib"}
-    done = call(script, *words, cwd=workplace)
-    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+def test_help_names_every_verb(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "argv", ["scoreline"])
+    main()
+    printed = capsys.readouterr().out.splitlines()
+    assert {*VERBS} <= {line.split()[0] for line in printed if line.startswith("  ")}
+    assert max(map(len, printed)) <= 80
 
 
 def test_a_compiler_that_is_missing_is_told(workplace: Path) -> None:
@@ -220,59 +247,6 @@ def test_a_compiler_that_is_missing_is_told(workplace: Path) -> None:
     )
     sentence = "compile: torch.compile found no C++ compiler; install g++, name yours in CXX, or use compile=none"
     assert (done.returncode, done.stderr.splitlines()[-1]) == (2, f"sample.py: {sentence}"), done.stderr
-
-
-COUNT = """
-from hydra._internal.config_loader_impl import ConfigLoaderImpl
-former, calls = ConfigLoaderImpl.load_configuration, []
-def counted(*given, **named):
-    calls.append(named["overrides"])
-    return former(*given, **named)
-ConfigLoaderImpl.load_configuration = counted
-atexit.register(lambda: print("compositions:", len(calls)))
-"""
-
-
-@pytest.mark.parametrize(
-    ("words", "compositions", "files"),
-    [
-        ((), 1, 1),
-        (("hydra.mode=RUN",), 2, 1),
-        (("-m",), 3, 1),
-        (("-m", "nfe=1,2"), 5, 2),
-        (("hydra.mode=MULTIRUN", "nfe=1,2"), 6, 2),
-    ],
-)
-def test_a_config_is_composed_once(
-    words: tuple[str, ...], compositions: int, files: int, workplace: Path, tmp_path: Path
-) -> None:
-    """And twice, as Hydra does it, where the command line may set hydra.mode; a sweep twice more for each job."""
-    given = [*words, "checkpoint=digits_vp", "metrics=none", "seeds=0-1", "format=none"]
-    code = f"import atexit, runpy, sys\n{COUNT}\nsys.argv = [sys.argv[0], *{given!r}]\n{of_script('sample')}"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, timeout=120)
-    assert f"compositions: {compositions}\n" in done.stdout, done.stderr
-    assert len(list(tmp_path.rglob("metrics.json"))) == files
-
-
-@pytest.mark.parametrize(
-    ("words", "text", "unset"),
-    [
-        ((), "a: 1", True),
-        (("-m", "nfe=1,2", "hydra.run.dir=x", "hydra.output_subdir=null"), "a: 1", True),
-        (("hydra.mode=MULTIRUN",), "a: 1", False),
-        (("+hydra.mode=MULTIRUN",), "a: 1", False),
-        (("hydra/launcher=local",), "a: 1", False),
-        (("--config-dir", "x"), "a: 1", False),
-        (("-cd", "x"), "a: 1", False),
-        (("hydra.searchpath=[x]",), "a: 1", False),
-        ((), "hydra:\n  mode: MULTIRUN", False),
-        ((), "callback:\n  mode: min", True),
-    ],
-)
-def test_what_may_set_the_mode_of_hydra(words: tuple[str, ...], text: str, unset: bool, tmp_path: Path) -> None:
-    (tmp_path / "group").mkdir()
-    (tmp_path / "group" / "own.yaml").write_text(text)
-    assert mode_is_unset(words, tmp_path) is unset
 
 
 def test_sampling_writes_what_it_says_and_never_twice(workplace: Path) -> None:

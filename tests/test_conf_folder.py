@@ -69,7 +69,7 @@ def test_every_program_takes_it(own: Path) -> None:
     words = ["solver=mine", "nfe=4", "seeds=0-3", "metrics=none"]
     done = run([sys.executable, str(ROOT / "sample.py"), *folder, "-m", *words], own.parent)
     assert done.returncode == 0, done.stderr
-    assert "| mine" in run([sys.executable, str(ROOT / "sample.py"), "--help", *folder], own.parent).stdout
+    assert "  mine" in run([*COMMAND, *folder, "show", "solver"], own.parent).stdout
 
 
 def test_an_installed_package_has_configs_and_scripts(tmp_path: Path) -> None:

@@ -72,7 +72,8 @@ def test_composes_and_resolves(group: str, choice: str, tmp_path: Path) -> None:
 
 def adopt(cfg: DictConfig) -> None:
     checkpoint = load_model(run_names.model_path(cfg.checkpoint))
-    entry.adopt_model(cfg, checkpoint.card.model, checkpoint.digest)
+    cfg.model = {name: checkpoint.card.model[name] for name in ("network", "noise_schedule", "parameterisation")}
+    cfg.digest = checkpoint.digest
     if "record" in cfg:
         cfg.record = str(run_names.ASSETS / "digits_vp.score_norm.safetensors")
 

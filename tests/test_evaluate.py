@@ -106,11 +106,6 @@ def test_mistakes_are_one_sentence(words, message):
     assert re.search(message, explain(caught.value) or "no sentence")
 
 
-def test_help(capsys):
-    main(["-h"])
-    assert "scoreline evaluate" in capsys.readouterr().out
-
-
 def test_sizes_are_compared_before_anything_is_fetched(monkeypatch):
     from scoreline.metrics import inception_features
 

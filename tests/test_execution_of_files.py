@@ -29,22 +29,20 @@ MAKERS = {
 CONFIG = "a config composed of the package's conf/, the folder of --config-dir and the command line"
 
 LISTED = {
-    ("train.py", "instantiate"): CONFIG,
-    ("sample.py", "instantiate"): f"{CONFIG}; a card in it was accepted by specs.rebuild before",
-    ("calibrate.py", "instantiate"): f"{CONFIG}; a card in it was accepted by specs.rebuild before",
     ("entry.py", "instantiate"): f"{CONFIG}: guidance and threshold",
-    ("commands/composition.py", "instantiate"): f"{CONFIG}; names out of a record pass conf_folder.choice",
+    ("commands/composition.py", "instantiate"): (
+        f"{CONFIG}; a card in it was accepted by specs.rebuild before, names out of a record pass conf_folder.choice"
+    ),
     ("conf_folder.py", "compose"): "overrides of the command line, of conf/table, or names from conf_folder.choice",
+    ("__init__.py", "import_module"): "a module of _MODULES, a constant",
     ("annotations.py", "import_module"): f"modules of scoreline that {CONFIG} names, for their annotations",
-    ("cli.py", "import_module"): "a verb of VERBS",
-    ("cli.py", "run_path"): "a script of SCRIPTS",
+    ("cli.py", "import_module"): "a script of SCRIPTS or a verb of VERBS",
     ("foreign/families.py", "import_module"): "a value of FAMILIES",
     ("specs.py", "import_module"): "a class of a card, in PACKAGES or in a package that the user trusts",
-    ("tables/cell_server.py", "import_module"): "modules of PACKAGES, MODULES and LIBRARIES",
-    ("tables/cell_server.py", "run_path"): "the script of a cell, which the table's own process names",
+    ("tables/worker.py", "import_module"): "modules of PACKAGES, MODULES and LIBRARIES",
+    ("tables/worker.py", "run_path"): "the script of a cell, which the table's own process names",
     ("run_names.py", "find_spec"): "looks for a file of a top-level name and imports nothing",
     ("launching.py", "find_spec"): "the constant PLUGIN",
-    ("doctor/versions.py", "find_spec"): "constants",
     ("datasets/digits.py", "find_spec"): "a constant",
 }
 

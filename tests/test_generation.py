@@ -11,16 +11,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from images import images_of
 from safetensors import SafetensorError
 from torch import Tensor
 
-from scoreline import files, samples
+from scoreline import files, run_results
 from scoreline.checkpoints import Card, Checkpoint
 from scoreline.datasets.base import ImageDataset
 from scoreline.denoiser import Denoiser, Denoising
 from scoreline.errors import InputError
-from scoreline.generation import interruptions, making
-from scoreline.generation.making import Recipe, complete, make
+from scoreline.generation import interruptions, loop, run
+from scoreline.generation.batches import Sampler
+from scoreline.generation.loop import find_all, sample_missing
 from scoreline.generation.memory import peak_memory
 from scoreline.generation.shards import Shards
 from scoreline.metrics.base import Metrics, Score
@@ -32,6 +34,7 @@ from scoreline.processes import Group
 from scoreline.sampling import Progress
 from scoreline.schedules.spacings import Power
 from scoreline.schedules.vp import LinearVP
+from scoreline.scripts.sample import describe
 from scoreline.solvers.adaptive import Adaptive
 from scoreline.solvers.ddim import DDIM
 from scoreline.solvers.tableau import build
@@ -93,28 +96,28 @@ class Witness(Metrics):
         return [f"{n} are few"]
 
 
-def recipe(denoiser: Denoising | None = None, batch_size: int = 8, solver: Any = None) -> Recipe:
-    run = build(solver or DDIM(), Power(7), SPAN, NFE if solver is None else 200, "none")
-    return Recipe(denoiser or Gaussian(), run, batch_size, 4)
+def sampler(denoiser: Denoising | None = None, batch_size: int = 8, solver: Any = None) -> Sampler:
+    tableau = build(solver or DDIM(), Power(7), SPAN, NFE if solver is None else 200, "none")
+    return Sampler(denoiser or Gaussian(), tableau, batch_size, 4)
 
 
 def shards(out: Path, labels: bool = True) -> Shards:
     chosen = torch.arange(COUNT) % 3 if labels else None
-    return Shards(out / samples.SHARDS, "stamp", list(range(COUNT)), chosen, SHAPE)
+    return Shards(out / run.SHARDS, "stamp", list(range(COUNT)), chosen, SHAPE)
 
 
-def wanted(choice: str = "npz", metrics: Metrics | None = None) -> samples.Wanted:
-    return samples.Wanted(choice, metrics or NoMetrics(), num_classes=3)
+def outputs(choice: str = "npz", metrics: Metrics | None = None) -> run.Outputs:
+    return run.Outputs(choice, metrics or NoMetrics(), num_classes=3)
 
 
 def contents(out: Path) -> dict[str, bytes]:
     return {p.relative_to(out).as_posix(): p.read_bytes() for p in sorted(out.rglob("*")) if p.is_file()}
 
 
-def finished(out: Path, choice: str = "npz", **options: Any) -> samples.Result:
+def finished(out: Path, choice: str = "npz", **options: Any) -> run_results.Result:
     """A whole run as sample.py does it."""
-    found = samples.finish(recipe(**options), shards(out), wanted(choice), Group())
-    samples.clear(out)
+    found = run.finish(sampler(**options), shards(out), outputs(choice), Group())
+    run.clear(out)
     return found
 
 
@@ -129,9 +132,9 @@ def test_images_are_those_that_are_drawn_in_memory(whole: dict[str, bytes], tmp_
     (tmp_path / "samples.npz").write_bytes(whole["samples.npz"])
     read = np.load(tmp_path / "samples.npz")
     checkpoint = Checkpoint(Path("x"), "", Card({}, SHAPE, 3, {}, {}), None, None)  # type: ignore[arg-type]
-    one = recipe()
-    drawn = samples.draw(checkpoint, one.run, range(COUNT), torch.arange(COUNT) % 3, (50, 4), one.denoiser)
-    assert np.array_equal(read["arr_0"], drawn.images.permute(0, 2, 3, 1).numpy())
+    one = sampler()
+    images = images_of(checkpoint, one.tableau, range(COUNT), torch.arange(COUNT) % 3, 50, one.denoiser)
+    assert np.array_equal(read["arr_0"], images.permute(0, 2, 3, 1).numpy())
     assert read["arr_1"].tolist() == [i % 3 for i in range(COUNT)]
     assert set(whole) == {"samples.npz", "manifest.csv", "grid.png"}
 
@@ -179,7 +182,7 @@ def test_a_disk_that_fills_up_while_images_are_made(
 
     monkeypatch.setattr(Path, "write_bytes", write_bytes)
     with pytest.raises(InputError) as error:
-        samples.finish(recipe(), shards(tmp_path), wanted(), Group())
+        run.finish(sampler(), shards(tmp_path), outputs(), Group())
     said = f"hydra.run.dir={tmp_path}: no space is left on its disk; 24 of 50 images are kept, free some space"
     assert str(error.value).startswith(said)
     kept = {path.name for path in (tmp_path / "shards").iterdir()}
@@ -205,7 +208,7 @@ def test_a_disk_that_fills_up_while_files_are_written(
 
     monkeypatch.setattr(files.os, "replace", replace)
     with pytest.raises(InputError, match="no space is left on its disk; 50 of 50 images are kept"):
-        samples.finish(recipe(), shards(tmp_path), wanted(), Group())
+        run.finish(sampler(), shards(tmp_path), outputs(), Group())
     assert not (tmp_path / name).exists()
     assert not list(tmp_path.glob(".*"))
     monkeypatch.undo()
@@ -218,13 +221,13 @@ def test_a_disk_that_fills_up_while_files_are_written(
 def test_a_disk_that_fills_up_while_features_are_kept(tmp_path: Path) -> None:
     error = SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
     with pytest.raises(InputError, match="50 of 50 images are kept"):
-        samples.finish(recipe(), shards(tmp_path), wanted(metrics=Witness(error)), Group())
+        run.finish(sampler(), shards(tmp_path), outputs(metrics=Witness(error)), Group())
 
 
 @pytest.mark.parametrize("error", [OSError(errno.EACCES, "no"), SafetensorError("a defect"), ValueError("a defect")])
 def test_other_failures_are_not_called_a_full_disk(error: Exception, tmp_path: Path) -> None:
     with pytest.raises(type(error)) as raised:
-        samples.finish(recipe(), shards(tmp_path), wanted(metrics=Witness(error)), Group())
+        run.finish(sampler(), shards(tmp_path), outputs(metrics=Witness(error)), Group())
     assert raised.value is error
 
 
@@ -236,7 +239,7 @@ def test_ctrl_c_leaves_what_can_go_on(
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        samples.finish(recipe(Gaussian(stop)), shards(tmp_path), wanted(), Group())
+        run.finish(sampler(Gaussian(stop)), shards(tmp_path), outputs(), Group())
     said = capsys.readouterr().err
     assert said == "\ninterrupted: 16 of 50 images are kept, the same command goes on from there\n"
     assert finished(tmp_path)["images_made"] == 34
@@ -244,13 +247,13 @@ def test_ctrl_c_leaves_what_can_go_on(
 
 
 def test_other_processes_stay_quiet_at_ctrl_c(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(KeyboardInterrupt), interruptions.told(shards(tmp_path), speaks=False):
+    with pytest.raises(KeyboardInterrupt), interruptions.report_kept(shards(tmp_path), speaks=False):
         raise KeyboardInterrupt
     assert capsys.readouterr().err == ""
 
 
 def test_damaged_images_are_made_again(whole: dict[str, bytes], tmp_path: Path) -> None:
-    make(recipe(), shards(tmp_path), Group())
+    sample_missing(sampler(), shards(tmp_path), Group())
     path = tmp_path / "shards" / "000000008.safetensors"
     path.write_bytes(path.read_bytes()[:-1] + b"?")
     assert finished(tmp_path)["images_made"] == 8
@@ -259,10 +262,10 @@ def test_damaged_images_are_made_again(whole: dict[str, bytes], tmp_path: Path) 
 
 def test_an_image_that_another_process_kept_elsewhere_is_missed(tmp_path: Path) -> None:
     kept = shards(tmp_path)
-    make(recipe(), kept, Group())
+    sample_missing(sampler(), kept, Group())
     (tmp_path / "shards" / "000000008.safetensors").unlink()
     with pytest.raises(InputError, match=r"8 of 50 images are missing or damaged when all should be there; start the"):
-        complete(kept, Group())
+        find_all(kept, Group())
 
 
 @pytest.mark.parametrize("size", [2, 3])
@@ -271,12 +274,12 @@ def test_processes_one_after_the_other_make_all_once(
 ) -> None:
     """Without waiting for one another: the first tells what is missing."""
     told = shards(tmp_path).find().missing
-    monkeypatch.setattr(making, "from_first", lambda values, group: told)
+    monkeypatch.setattr(loop, "from_first", lambda values, group: told)
     monkeypatch.setattr(Group, "barrier", lambda group: None)
     evaluated = []
     for rank in range(size):
         denoiser = Gaussian()
-        make(recipe(denoiser), shards(tmp_path), Group(rank, size))
+        sample_missing(sampler(denoiser), shards(tmp_path), Group(rank, size))
         evaluated.append(denoiser.rows)
     assert sum(evaluated) == NFE * 4 * 13, "50 images in calls of four"
     assert max(evaluated) - min(evaluated) <= NFE * 4
@@ -287,7 +290,7 @@ def test_processes_one_after_the_other_make_all_once(
 
 def test_metrics_see_the_images_in_the_order_of_the_seeds(tmp_path: Path) -> None:
     witness = Witness()
-    found = samples.finish(recipe(batch_size=9), shards(tmp_path), wanted(metrics=witness), Group())
+    found = run.finish(sampler(batch_size=9), shards(tmp_path), outputs(metrics=witness), Group())
     arrays = np.load(tmp_path / "samples.npz")
     assert witness.images is not None
     assert witness.labels is not None
@@ -305,15 +308,14 @@ def test_what_is_said_of_a_run(tmp_path: Path) -> None:
         *(Path("there/model.safetensors"), "abc", Card({}, SHAPE, 3, {}, {})),
         *(Denoiser(network, NoisePrediction(process)), process),
     )
-    asked, how = wanted(metrics=Witness()), recipe()
-    make(recipe(), shards(tmp_path), Group())
-    found = samples.finish(how, shards(tmp_path), asked, Group())
+    asked, how = outputs(metrics=Witness()), sampler()
+    sample_missing(sampler(), shards(tmp_path), Group())
+    found = run.finish(how, shards(tmp_path), asked, Group())
     choices = {"solver": "ddim", "schedule": "karras", "seeds": f"100-{99 + COUNT}", "labels": "random"}
-    result = samples.describe(choices, checkpoint, how, asked, found)
-    samples.write(tmp_path, result)
+    result = describe(choices, checkpoint, how, asked, found)
+    run_results.write(tmp_path, result)
     (tmp_path / "config.yaml").write_text("identity: '0'\n")
-    assert not (tmp_path / "shards").exists()
-    read, again = samples.finished(tmp_path)
+    read, again = run_results.finished(tmp_path)
     assert read is not None
     assert again == ""
     assert read == json.loads((tmp_path / "metrics.json").read_text()) == result
@@ -331,12 +333,12 @@ def test_what_is_said_of_a_run(tmp_path: Path) -> None:
     assert read["warnings"] == ["50 are few"]
     assert read["manifest"] == files.sha256(tmp_path / "manifest.csv")
     assert read["peak_memory_mib"]["cpu"] > 50
-    assert samples.line(read, tmp_path) == (
+    assert run_results.summary(read, tmp_path) == (
         "50 images, NFE 3 (0 network calls), all found, "
         f"mean {read['metrics']['mean']['value']:.4g} +- 0.5 -> {tmp_path}"
     )
     assert read["numerics_version"] == NUMERICS_VERSION
-    assert samples.finished(tmp_path / "elsewhere") == (None, "")
+    assert run_results.finished(tmp_path / "elsewhere") == (None, "")
 
 
 def test_counts_of_adaptive_solvers_are_means_over_all_images(tmp_path: Path) -> None:
@@ -346,10 +348,10 @@ def test_counts_of_adaptive_solvers_are_means_over_all_images(tmp_path: Path) ->
     enough = 1.5 * (20 / 4) * result["nfe"]
     denoiser = Gaussian(lambda calls: calls > enough and full_disk())
     with pytest.raises(InputError):
-        samples.finish(recipe(denoiser, 20, solver), shards(tmp_path), wanted(), Group())
+        run.finish(sampler(denoiser, 20, solver), shards(tmp_path), outputs(), Group())
     counts = shards(tmp_path).find().counts[:, 0]
     assert 0 < int((counts > 0).sum()) < COUNT
-    again = samples.finish(recipe(None, 20, solver), shards(tmp_path), wanted(), Group())
+    again = run.finish(sampler(None, 20, solver), shards(tmp_path), outputs(), Group())
     counts = shards(tmp_path).find().counts[:, 0].double()
     assert again["nfe"] == pytest.approx(float(counts.mean()), abs=0.06)
     assert 5 < result["nfe"] < 200

@@ -28,10 +28,9 @@ from scoreline.datasets.zip_archive import ZipArchive
 from scoreline.errors import InputError
 from scoreline.files import part_beside, remove_parts
 from scoreline.generation import npz
-from scoreline.generation.formats import FORMATS, NONE, check_format, write_format
+from scoreline.generation.formats import FORMATS, NONE, check_format, write_format, write_manifest
 from scoreline.generation.images import Entry, ShardImages, unwatched
-from scoreline.generation.manifest import write_manifest
-from scoreline.generation.shards import Counts, Shards
+from scoreline.generation.shards import Shards
 from scoreline.run_results import written
 from scoreline.sampling import Progress
 
@@ -47,7 +46,7 @@ def made(folder: Path, channels: int = 3, labels: bool = True, count: int = COUN
     shards = Shards(folder / "shards", "stamp", list(range(50, 50 + count)), chosen, (channels, 2, 3))
     for first in range(50):
         indices = list(range(first, count, 50))
-        shards.write(indices, images[indices], Counts(1, 1))
+        shards.write(indices, images[indices], 1, 1)
     return ShardImages(shards, shards.find(), 7 if labels else 0), images
 
 
@@ -254,7 +253,7 @@ def test_bytes_do_not_know_the_time_nor_how_images_lie_in_shards(
     images, pixels = labelled
     write_format(choice, tmp_path / "one", images)
     other = Shards(tmp_path / "shards", "stamp", images.shards.seeds, images.shards.labels, images.shape)
-    other.write(range(COUNT), pixels, Counts(3, 3))
+    other.write(range(COUNT), pixels, 3, 3)
     now = time.time()
     monkeypatch.setattr(time, "time", lambda: now + 1e6)
     monkeypatch.setattr(os, "getuid", lambda: 4321)

@@ -12,12 +12,12 @@ from torch import Tensor
 
 from scoreline.datasets.base import ArrayDataset
 from scoreline.generation.images import BLOCK, ShardImages
-from scoreline.generation.shards import Counts, Shards, image_digests
+from scoreline.generation.shards import Shards, image_digests
 from scoreline.generation.sharing import from_first, largest, share
 from scoreline.processes import Group
 
 SHAPE = (3, 4, 5)
-COUNTS = Counts(7, 14)
+COUNTS = (7, 14)
 
 
 def pictures(count: int) -> Tensor:
@@ -33,7 +33,7 @@ def filled(folder: Path, count: int = 10, size: int = 4, labels: bool = True) ->
     kept, images = shards(folder, count, labels), pictures(count)
     for start in range(0, count, size):
         rows = range(start, min(count, start + size))
-        kept.write(rows, images[start : start + size], COUNTS)
+        kept.write(rows, images[start : start + size], *COUNTS)
     return kept, images
 
 
@@ -131,8 +131,8 @@ def test_a_damaged_or_foreign_shard_counts_as_missing(damage: str, tmp_path: Pat
     assert kept.find().missing.tolist() == [], "the same once more is accepted"
     DAMAGES[damage](path)
     assert kept.find().missing.tolist() == [4, 5, 6, 7]
-    kept.write([4, 5], images[4:6], COUNTS)
-    kept.write([6, 7], images[6:8], COUNTS)
+    kept.write([4, 5], images[4:6], *COUNTS)
+    kept.write([6, 7], images[6:8], *COUNTS)
     again = ShardImages(kept, kept.find())
     assert torch.equal(again.read(range(10))[0], images)
 
@@ -147,7 +147,7 @@ def test_pixels_are_compared_on_request_only(tmp_path: Path) -> None:
 
 def test_of_two_copies_one_is_taken(tmp_path: Path) -> None:
     kept, images = filled(tmp_path)
-    kept.write(range(2, 7), images[2:7], Counts(9, 9))
+    kept.write(range(2, 7), images[2:7], 9, 9)
     found = kept.find()
     assert found.missing.tolist() == []
     assert found.counts[:, 0].tolist() == [7, 7, 7, 7, 9, 9, 9, 7, 7, 7]

@@ -12,12 +12,9 @@ from torch import Tensor
 from scoreline import noise
 from scoreline.denoiser import Denoising
 from scoreline.errors import InputError
-from scoreline.generation.batches import generate
-from scoreline.generation.making import Recipe
+from scoreline.generation.batches import Sampler, generate
 from scoreline.generation.shards import Shards
-from scoreline.generation.trajectories import Trajectories, check_trajectories, fine_states, record
-from scoreline.generation.trajectory_pictures import COLUMNS
-from scoreline.samples import write_trajectories
+from scoreline.generation.trajectories import COLUMNS, Trajectories, check_trajectories, fine_states, record, save
 from scoreline.schedules.spacings import Power
 from scoreline.solvers.adaptive import Adaptive, AdaptiveRun
 from scoreline.solvers.ancestral import EulerAncestral
@@ -71,7 +68,7 @@ def shards(labels: Tensor | None = None, count: int = 9) -> Shards:
 
 def shown(run: Tableau, seeds: Sequence[int], labels: Tensor | None = None, network_batch: int | None = 4,
           fine: int = 400) -> Trajectories:  # fmt: skip
-    return record(Recipe(Gaussian(), run, 3, network_batch), shards(labels), list(seeds), fine)
+    return record(Sampler(Gaussian(), run, 3, network_batch), shards(labels), list(seeds), fine)
 
 
 SOLVERS = {"ddim": DDIM(), "heun": heun(), "dpmpp": DPMMultistep(2, "data"), "unipc": UniPC(2)}
@@ -116,7 +113,7 @@ def test_the_last_state_is_the_sample_to_the_bit() -> None:
 
 def test_the_network_sees_its_usual_batch() -> None:
     denoiser = Gaussian()
-    record(Recipe(denoiser, table(nfe=2), 3, 4), shards(), [30, 31, 32, 33], 4)
+    record(Sampler(denoiser, table(nfe=2), 3, 4), shards(), [30, 31, 32, 33], 4)
     assert denoiser.shapes[:4] == [4, 4, 4, 4]
 
 
@@ -153,7 +150,7 @@ def test_what_cannot_be_shown_is_refused() -> None:
 @pytest.mark.parametrize(("nfe", "columns"), [(5, 6), (30, COLUMNS)])
 def test_files(nfe: int, columns: int, tmp_path: Path) -> None:
     found = shown(table(nfe=nfe), [33, 30])
-    write_trajectories(tmp_path, found)
+    save(tmp_path, found)
     assert {path.name for path in tmp_path.iterdir()} == {f"trajectories.{kind}" for kind in ("npz", "png", "gif")}
     first = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     with np.load(tmp_path / "trajectories.npz", allow_pickle=False) as arrays:
@@ -178,5 +175,5 @@ def test_files(nfe: int, columns: int, tmp_path: Path) -> None:
     with Image.open(tmp_path / "trajectories.gif") as film:
         assert film.n_frames == nfe + 1
         assert film.size == (2 * 5 * scale, 2 * 4 * scale)
-    write_trajectories(tmp_path, found)
+    save(tmp_path, found)
     assert first == {path.name: path.read_bytes() for path in tmp_path.iterdir()}

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from images import images_of
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
@@ -21,7 +22,6 @@ from scoreline.guidance import Autoguidance, ClassifierFree, autoguidance, class
 from scoreline.labels import plan_labels
 from scoreline.networks.unet import UNet
 from scoreline.parameterisations import EDMPreconditioning, NoisePrediction, VarianceExploding
-from scoreline.samples import draw
 from scoreline.schedules.spacings import Polynomial, Power
 from scoreline.schedules.vp import LinearVP
 from scoreline.solvers.ddim import DDIM
@@ -297,10 +297,10 @@ def test_guided_and_thresholded_from_the_command_line(workplace: Path) -> None:
     labels, span = plan_labels("random", range(16), 10), (VP.sigma_max, VP.sigma_min)
     table = build(DEIS(3, VP), Polynomial(VP, 2), span, 4, "none")
     denoiser = DynamicThreshold(ClassifierFree(checkpoint.denoiser, 3.0, high=50.0))
-    images = draw(checkpoint, table, range(16), labels, (16, 64), denoiser).images
+    images = images_of(checkpoint, table, range(16), labels, 16, denoiser)
     written = np.load(workplace / "guided/samples.npz")["arr_0"]
     assert np.array_equal(images.permute(0, 2, 3, 1).numpy(), written)
-    assert not torch.equal(images, draw(checkpoint, table, range(16), labels, (16, 64)).images)
+    assert not torch.equal(images, images_of(checkpoint, table, range(16), labels, 16))
 
 
 def test_autoguided_from_the_command_line(workplace: Path) -> None:

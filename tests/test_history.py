@@ -1,6 +1,5 @@
 """Rows of a run directory."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scoreline.errors import InputError
-from scoreline.history import history, picture_row, records, row, sampled
+from scoreline.history import history, picture_row, records, row
 
 NAMES = st.text("abc-<.1", min_size=1, max_size=4)
 VALUES = st.recursive(
@@ -46,10 +45,6 @@ def test_nested_records_become_flat_names_on_an_axis() -> None:
 )
 def test_a_list_is_named_by_the_percent_of_the_way(values: list[Any], expected: dict[str, float]) -> None:
     assert row({"s": {"sigma": values}}) == expected
-
-
-def test_no_number_of_a_long_list_is_lost() -> None:
-    assert sorted(row({"s": {"sigma": list(range(1000))}}).values()) == list(range(1000))
 
 
 @given(st.dictionaries(NAMES, VALUES, max_size=4), st.floats(0, 100))
@@ -93,33 +88,5 @@ def test_the_history_is_everything_in_order_of_kimg(tmp_path: Path) -> None:
 @pytest.mark.parametrize("line", ["{", "3", '{"loss": 1}', '{"kimg": "1"}', ""])
 def test_a_damaged_line_is_named(line: str, tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text(f'{{"kimg": 1}}\n{line}\n{{"kimg": 3}}\n')
-    with pytest.raises(InputError, match=r"metrics.jsonl: line 2 is no record with a kimg; delete that line"):
+    with pytest.raises(InputError, match=r"metrics.jsonl: line 2 .* delete that line"):
         records(tmp_path / "metrics.jsonl")
-
-
-def test_samples_are_one_row_over_nfe(tmp_path: Path) -> None:
-    assert sampled(tmp_path) == []
-    score = {"frechet_distance": {"value": 2.5, "error": 0.5, "n": 64}}
-    found = {
-        **{"solver": "ddim", "schedule": "karras", "seeds": "0-63", "nfe": 5, "images": 64, "protocol": {}},
-        **{"checkpoint": {"name": "m", "sha256": "ab"}, "metrics": score, "warnings": ["few images"], "files": {}},
-    }
-    (tmp_path / "metrics.json").write_text(json.dumps(found))
-    expected = {
-        "nfe": 5,
-        "sample/solver": "ddim",
-        "sample/schedule": "karras",
-        "sample/seeds": "0-63",
-        "sample/images": 64,
-        "sample/checkpoint/name": "m",
-        "sample/checkpoint/sha256": "ab",
-        "sample/metrics/frechet_distance/value": 2.5,
-        "sample/metrics/frechet_distance/error": 0.5,
-        "sample/metrics/frechet_distance/n": 64,
-    }
-    assert sampled(tmp_path) == [expected]
-    (tmp_path / "grid.png").touch()
-    assert sampled(tmp_path) == [{**expected, "grid": tmp_path / "grid.png"}]
-    (tmp_path / "metrics.json").write_text('{"nfe": ')
-    with pytest.raises(InputError, match=r"metrics.json: not the metrics of sample.py"):
-        sampled(tmp_path)

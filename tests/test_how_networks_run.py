@@ -17,9 +17,9 @@ from scoreline.choices import COMPILE, PRECISION
 from scoreline.cores import threads_of, usable_cores
 from scoreline.denoiser import Denoiser
 from scoreline.errors import InputError
-from scoreline.execution import Execution
-from scoreline.generation.batches import Batch, generate, launch
-from scoreline.generation.fitting import MOST, fitting, memory_limit
+from scoreline.execution import MODES, Execution
+from scoreline.generation.auto_batch import MOST, largest_batch, memory_limit
+from scoreline.generation.batches import Batch, Sampler, generate
 from scoreline.graphs import Replayed, recorder
 from scoreline.guidance import Autoguidance
 from scoreline.in_order import beside, in_order
@@ -277,7 +277,7 @@ def replayed(function: Callable[..., Tensor], examples: Sequence[Tensor]) -> Rep
 def test_a_recording_is_fed_and_read_by_copies_and_counts_once() -> None:
     seen: list[int] = []
     model, run = digits(), table(DEIS(3, Power(7.0)))
-    plain = list(launch(model, run, SHAPE, range(10), 4, None, 4))
+    plain = list(Sampler(model, run, 4, 4).batches(SHAPE, range(10)))
     handle = model.network.register_forward_pre_hook(lambda module, given: seen.append(1))
     made: list[int] = []
 
@@ -286,7 +286,7 @@ def test_a_recording_is_fed_and_read_by_copies_and_counts_once() -> None:
         return replayed(function, examples)
 
     told: list[float] = []
-    found = list(launch(model, run, SHAPE, range(10), 4, None, 4, progress=told.append, record=record))
+    found = list(Sampler(model, run, 4, 4, record=record).batches(SHAPE, range(10), progress=told.append))
     handle.remove()
     assert made == [1]
     assert sum(told) == pytest.approx(10)
@@ -303,12 +303,9 @@ def test_recordings_are_refused_where_they_would_lie() -> None:
             recorder(True, torch.device("cuda"), run)
     assert recorder(False, CPU, table()) is None
     assert recorder(True, torch.device("cuda"), table()) is Replayed
+    sampler = Sampler(digits(), table(EulerAncestral()), 2, 64, record=lambda f, given: Replayed(f, given, rerun))
     with pytest.raises(ValueError, match="draws noise"):
-        list(
-            launch(
-                digits(), table(EulerAncestral()), SHAPE, range(2), 2, record=lambda f, given: Replayed(f, given, rerun)
-            )
-        )
+        list(sampler.batches(SHAPE, range(2)))
 
 
 @pytest.mark.parametrize(
@@ -329,8 +326,9 @@ def test_unknown_choices_are_named(arguments: dict[str, object], words: str) -> 
 def test_choices_of_the_compiler_are_torchs() -> None:
     assert PRECISION["32-true"] is None
     assert COMPILE["none"] is None
-    assert COMPILE["max-autotune"] is not None
-    assert COMPILE["max-autotune"]["mode"] in torch._inductor.list_mode_options()
+    for mode, options in MODES.items():
+        of_torch = torch._inductor.list_mode_options(mode)
+        assert options == {key: value for key, value in of_torch.items() if "cudagraphs" not in key}
 
 
 def test_cores_are_those_that_were_allowed() -> None:
@@ -350,15 +348,15 @@ def test_the_largest_call_that_fits_is_a_power_of_two_of_what_it_holds() -> None
 
     each = 2000
     for limit, size in ((each * 33, 32), (each * 31.9, 16), (each * 1e6, MOST["cpu"]), (each, 1)):
-        assert fitting(call, limit, CPU, 50_000) == size
+        assert largest_batch(call, limit, CPU, 50_000) == size
     for images, size in ((1, 64), (64, 64), (511, 64), (512, 128), (1023, 128), (1024, 256), (50_000, 256)):
-        assert fitting(call, each * 1e6, CPU, images) == size
+        assert largest_batch(call, each * 1e6, CPU, images) == size
     with pytest.raises(InputError, match="network_batch=auto: one image takes 0 MiB of activations"):
-        fitting(call, each - 1, CPU, 50_000)
+        largest_batch(call, each - 1, CPU, 50_000)
 
 
 def test_a_limit_is_what_was_asked_for_or_most_of_what_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
-    from scoreline.generation import fitting as module
+    from scoreline.generation import auto_batch as module
 
     assert memory_limit(3.0, CPU) == 3 * 2**20
     monkeypatch.setattr(module, "free_memory", lambda device: 1000)

@@ -197,11 +197,6 @@ def test_mistakes_are_one_line_and_exit_code_two(
         assert error.count("\n") == 1
 
 
-def test_help(capsys: pytest.CaptureFixture) -> None:
-    inspect.main(["--help"])
-    assert "scoreline inspect PATH" in capsys.readouterr().out
-
-
 def test_a_search_record_shows_the_three_best_of_every_budget(tmp_path: Path) -> None:
     values = {
         "budgets": torch.tensor([5, 20]),

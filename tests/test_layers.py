@@ -33,7 +33,6 @@ PURE += [
     "certification",
     "thresholding",
     "guidance",
-    "samples",
     "augmentation",
     "wavelets",
     "post_hoc_ema",
@@ -68,6 +67,14 @@ BLOCKED = [
 ]
 
 
+AROUND_HYDRA = {
+    *("entry.py", "checks.py", "conf_folder.py", "mistakes.py", "run_config.py", "run_names.py"),
+    "commands/composition.py",
+}
+COMPOSING = ("config/", "scripts/", "commands/", "doctor/", "tables/identity.py")
+"""Where a config is composed or turned into a frozen dataclass."""
+
+
 def modules(name: str) -> list[str]:
     path = PACKAGE / name.replace(".", "/")
     files = sorted(path.glob("*.py")) if path.is_dir() else [path.with_suffix(".py")]
@@ -92,8 +99,26 @@ def test_only_the_scripts_and_what_they_share_touch_hydra() -> None:
             for line in path.read_text().splitlines()
         )
     }
-    around_hydra = {"entry.py", "checks.py", "conf_folder.py", "mistakes.py", "run_config.py", "run_names.py"}
-    assert users == {*around_hydra, "commands/composition.py"}
+    assert {name for name in users if not name.startswith(("config/", "scripts/"))} == AROUND_HYDRA
+
+
+def test_nothing_below_the_scripts_sees_the_composed_config() -> None:
+    """A script turns it into a frozen dataclass; run_config.py reads the plain data of a file with OmegaConf."""
+    names = {"cfg", "DictConfig", "ListConfig", "OmegaConf"}
+    seeing = {
+        path.relative_to(PACKAGE).as_posix()
+        for path in PACKAGE.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if names & {getattr(node, key, None) for key in ("id", "arg", "attr", "name")}
+    }
+    assert {name for name in seeing if not name.startswith(COMPOSING)} <= AROUND_HYDRA
+
+
+def test_nothing_writes_to_the_composed_config() -> None:
+    for path in [*PACKAGE.glob("config/*.py"), *PACKAGE.glob("scripts/*.py")]:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Attribute | ast.Subscript) and isinstance(node.ctx, ast.Store):
+                assert not ast.unparse(node).startswith("cfg"), (path, node.lineno)
 
 
 def test_nothing_loads_pickles() -> None:

@@ -40,9 +40,8 @@ from scoreline.solvers.ddim import DDIM
 from scoreline.solvers.learned import Learned
 from scoreline.solvers.tableau import build
 from scoreline.targets import StableTarget
-from scoreline.training.data import EndlessBatches, ImageDataModule
-from scoreline.training.device_data import DeviceData
-from scoreline.training.ema import EMACallback
+from scoreline.training.data import DeviceData, EndlessBatches, ImageDataModule
+from scoreline.training.ema_callback import EMACallback
 from scoreline.training.module import DiffusionModule, step_key
 from scoreline.training.references import References
 

@@ -17,13 +17,12 @@ import torch
 import yaml
 
 from scoreline.commands import doctor, prefetch
-from scoreline.commands.composition import open_checkpoint, plain_config
+from scoreline.commands.composition import plain_config
+from scoreline.commands.doctor import job_config
 from scoreline.conf_folder import OWN_FOLDER
+from scoreline.config.model_source import read_source
 from scoreline.datasets import cifar10
-from scoreline.doctor.job import composed
-from scoreline.doctor.model import imported_place, options
 from scoreline.errors import InputError
-from scoreline.foreign.conversion import cached
 from scoreline.mistakes import explain
 from scoreline.run_names import ASSETS
 
@@ -83,19 +82,11 @@ def test_a_checkpoint_is_fetched_imported_and_then_serves_without_the_network(
 
     source.unlink()
     monkeypatch.setenv("SCORELINE_OFFLINE", "1")
-    assert open_checkpoint(plain_config(words)).card.training["imported"]["family"] == "ddpm"
+    assert read_source(plain_config(words)).load().card.training["imported"]["family"] == "ddpm"
     assert doctor.main(["sample", "--quick", "device=cpu", "metrics=none", *words]) == 0
-    assert "not here or not imported" not in capsys.readouterr().out
+    assert "no forecast" not in capsys.readouterr().out
     code, told = run(capsys, "sample", *words)
     assert (code, told[0].split()[1]) == (0, "there")
-
-
-def test_the_doctor_knows_where_an_import_is_kept(tmp_path: Path) -> None:
-    (tmp_path / "public").mkdir()
-    source = publish_model(tmp_path)
-    how = options(plain_config([f"checkpoint={source}", *NARROW]))
-    assert not imported_place(source, how).exists()
-    assert cached(str(source), how) == imported_place(source, how)
 
 
 def test_what_the_server_lacks_or_alters_is_missing(
@@ -242,11 +233,11 @@ def test_what_is_no_job_is_refused(words: list[str], reason: str) -> None:
 
 def test_every_distinct_file_of_a_real_table_is_named_once() -> None:
     chosen = prefetch.read_table("deis_cifar10")
-    found = prefetch.unique(list(prefetch.of_table(chosen, [])))
+    found = prefetch.unique(prefetch.of_table(chosen, []))
     assert [one.asset.key for one in found] == ["checkpoint", "metrics.reference", "metrics.extractor.url"]
     assert all(one.need for one in found[:2])
 
 
 def test_overrides_may_refer_to_other_keys() -> None:
-    job = composed("sample", ["schedule=score_optimal", "schedule.path=${checkpoint}/own.safetensors"])
-    assert str(job.cfg.schedule.path) == "digits_vp/own.safetensors"
+    cfg = job_config("sample", ["schedule=score_optimal", "schedule.path=${checkpoint}/own.safetensors"])
+    assert str(cfg.schedule.path) == "digits_vp/own.safetensors"

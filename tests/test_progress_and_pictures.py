@@ -1,61 +1,66 @@
 import io
 import sys
-import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from PIL import Image
 
+from scoreline import progress
 from scoreline.pictures import save_png, sheet
 from scoreline.progress import ImageProgress
 
 
-def test_plain_lines_where_there_is_no_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
-    out = io.StringIO()
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """Time that passes when a test says so."""
+    found = SimpleNamespace(now=1000.0)
+    monkeypatch.setattr(progress.time, "monotonic", lambda: found.now)
+    return found
+
+
+def shown(out: io.StringIO, clock: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, **options: Any) -> str:
+    """Standard error of 100 images in 25 s, after 100 of an earlier start."""
     monkeypatch.setattr(sys, "stderr", out)
-    with ImageProgress(1000, "sampling", done=100, delay=0.0, every=0.05) as progress:
-        for _ in range(9):
-            time.sleep(0.02)
-            progress.update(100, "NFE 5")
-    lines = out.getvalue().splitlines()
-    assert 2 <= len(lines) <= 5
-    assert lines[-1].startswith("sampling: ")
-    assert "/1000 img, " in lines[-1]
-    assert lines[-1].endswith(", NFE 5")
-    assert "ETA 0:" in lines[-1]
+    with ImageProgress(200, "sampling", done=100, **options) as bar:
+        for _ in range(8):
+            clock.now += 3.125
+            bar.update(12.5, "NFE 5")
+    return out.getvalue()
 
 
-def test_short_work_and_other_ranks_show_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    out = io.StringIO()
-    monkeypatch.setattr(sys, "stderr", out)
-    for options in ({"delay": 5.0}, {"delay": 0.0, "enabled": False}):
-        with ImageProgress(10, "work", **options) as progress:
-            progress.update(10)
-    assert out.getvalue() == ""
+def test_a_log_gets_a_line_every_ten_seconds(clock: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = shown(io.StringIO(), clock, monkeypatch).splitlines()
+    assert lines == [
+        "sampling: 125/200 img, 4 img/s, ETA 0:18, NFE 5",
+        "sampling: 175/200 img, 4 img/s, ETA 0:06, NFE 5",
+    ]
+    assert len(shown(io.StringIO(), clock, monkeypatch, every=0.0).splitlines()) == 8
 
 
-def test_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Terminal(io.StringIO):
-        def isatty(self) -> bool:
-            return True
+def test_short_work_and_other_processes_show_nothing(clock: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    for out in (io.StringIO(), Terminal()):
+        assert shown(out, clock, monkeypatch, enabled=False) == ""
+        with ImageProgress(10, "work") as bar:
+            clock.now += 0.9
+            bar.update(10)
+        assert out.getvalue() == ""
 
-    out = Terminal()
-    monkeypatch.setattr(sys, "stderr", out)
+
+def test_a_terminal_gets_a_bar(clock: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", "100")
-    with ImageProgress(100, "sampling", delay=0.0) as progress:
-        for _ in range(4):
-            time.sleep(0.12)
-            progress.update(12.5)
-    assert "img/s" in out.getvalue()
-    assert "50.0/100" in out.getvalue()
-
-
-def test_rate_counts_only_what_was_done_here() -> None:
-    progress = ImageProgress(1000, "training", done=900, enabled=False)
-    progress.began -= 10
-    progress.update(50)
-    assert progress.line().startswith("training: 950/1000 img, 5 img/s, ETA 0:")
+    text = shown(Terminal(), clock, monkeypatch)
+    assert "sampling: 175/200 img, 4 img/s, ETA 0:06, NFE 5" in text
+    assert "\u2501" in text, "the bar"
+    assert text.endswith("\x1b[2K"), "the bar is removed"
 
 
 @pytest.mark.parametrize("channels", [1, 3])

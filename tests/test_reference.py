@@ -93,7 +93,7 @@ def test_other_images_get_inception_with_spatial_features(place):
         (["dataset=digits", "out.txt"], r"out\.txt: give images and where to write"),
         (["a", "b", "c.npz"], "give images and where to write"),
         (["nothing", "out.npz"], "nothing: nothing is there"),
-        (["dataset=digits", "there.npz"], r"there\.npz is there already and is not overwritten"),
+        (["dataset=digits", "there.npz"], r"there\.npz: is there already"),
         (["dataset=digits", "out.npz", "metrics=none"], "these have no features"),
         (["dataset=digits", "out.npz", "dataet.split=test"], r"dataet\.split: there is no such key"),
         (["there.npz", "out.npz", "dataset.split=test"], r"dataset\.split=test: give dataset= too"),
@@ -103,8 +103,3 @@ def test_mistakes_are_one_sentence(place, words, message):
     np.savez("there.npz", arr_0=np.zeros((9, 8, 8, 1), np.uint8))
     with pytest.raises(InputError, match=message):
         main(words)
-
-
-def test_help(capsys):
-    main(["--help"])
-    assert "scoreline reference dataset=digits digits.npz" in capsys.readouterr().out

@@ -93,7 +93,7 @@ def test_sources_of_the_package_do_not_count(tmp_path: Path) -> None:
     """The same config is named by the sources as they are, and by a copy with a comment more."""
     package = Path(run_names.__file__).parent
     shutil.copytree(package, tmp_path / "scoreline", ignore=shutil.ignore_patterns("__pycache__"))
-    with open(tmp_path / "scoreline/tables/latex.py", "a") as file:
+    with open(tmp_path / "scoreline/tables/render.py", "a") as file:
         file.write("# a comment\n")
     code = """if True:
         from omegaconf import OmegaConf

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from tables_files import ran
 
-from scoreline import run_results, samples
+from scoreline import run_results
 from scoreline.errors import InputError
 
 
@@ -35,7 +35,7 @@ def rewrite(run: Path, **changes: object) -> None:
 
 
 def test_a_whole_run_is_believed(run: Path) -> None:
-    found, again = samples.finished(run)
+    found, again = run_results.finished(run)
     assert again == ""
     assert found == json.loads((run / "metrics.json").read_text())
     assert found["files"]["images"]["bytes"] == 1
@@ -58,15 +58,15 @@ def test_a_whole_run_is_believed(run: Path) -> None:
 def test_what_is_missing_or_changed_is_named(damage: Callable[[Path], object], again: str, run: Path) -> None:
     damage(run)
     (run.parent / "a").touch()
-    assert samples.finished(run) == (None, again)
+    assert run_results.finished(run) == (None, again)
 
 
 def test_results_without_files_are_held_to_manifest_and_presence(run: Path) -> None:
     rewrite(run, files=None)
     (run / "images/00000/000000.png").unlink()
-    assert samples.finished(run).result is not None
+    assert run_results.finished(run).result is not None
     (run / "manifest.csv").write_text("x")
-    assert samples.finished(run).again == "manifest.csv is not what the run wrote"
+    assert run_results.finished(run).again == "manifest.csv is not what the run wrote"
 
 
 def test_a_result_that_was_cut_short_is_made_again(run: Path) -> None:
@@ -74,21 +74,21 @@ def test_a_result_that_was_cut_short_is_made_again(run: Path) -> None:
     whole = (json.dumps(json.loads((run / "metrics.json").read_text()), indent=2) + "\n").encode()
     for length in [*range(20), *range(20, len(whole) - 2, 23)]:
         (run / "metrics.json").write_bytes(whole[:length])
-        assert samples.finished(run) == (None, "metrics.json is cut short")
+        assert run_results.finished(run) == (None, "metrics.json is cut short")
     (run / "metrics.json").write_bytes(bytes(len(whole)))
-    assert samples.finished(run).again == "metrics.json is cut short"
-    samples.reopen(run)
-    assert samples.finished(run) == (None, "")
+    assert run_results.finished(run).again == "metrics.json is cut short"
+    run_results.reopen(run)
+    assert run_results.finished(run) == (None, "")
 
 
 @pytest.mark.parametrize("text", ["{}", "x", "[]", "null", '{"a": 1}', '{\n  "solver": 1}', "NaN"])
 def test_a_file_that_is_not_ours_is_refused(text: str, run: Path) -> None:
     (run / "metrics.json").write_text(text)
     with pytest.raises(InputError, match=r"metrics.json: not the metrics of sample.py"):
-        samples.finished(run)
+        run_results.finished(run)
 
 
 def test_a_result_without_its_config_is_refused(run: Path) -> None:
     (run / "config.yaml").unlink()
     with pytest.raises(InputError, match=r"metrics.json: it cannot be told of which run it is"):
-        samples.finished(run)
+        run_results.finished(run)

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from images import images_of
 
 from scoreline.calibration.record import load_record
 from scoreline.calibration.score_scale import load_scale
@@ -11,7 +12,6 @@ from scoreline.datasets.base import ArrayDataset
 from scoreline.datasets.digits import Digits
 from scoreline.metrics.fidelity import Fidelity
 from scoreline.run_names import model_path, record_beside
-from scoreline.samples import draw
 from scoreline.schedules.spacings import Polynomial, Power
 from scoreline.solvers.deis import DEIS
 from scoreline.solvers.learned import load_learned
@@ -48,17 +48,16 @@ def test_record_belongs_to_it_and_looks_like_noise_at_the_noisy_end(checkpoint: 
 @pytest.mark.parametrize("batch_size", [1, 7, 64])
 def test_images_are_equal_to_the_byte_for_any_batch_size(batch_size: int, checkpoint: Checkpoint) -> None:
     seeds = list(range(20))
-    reference = draw(checkpoint, table(checkpoint, 5), seeds, None, (20, 64)).images
-    assert torch.equal(draw(checkpoint, table(checkpoint, 5), seeds, None, (batch_size, 64)).images, reference)
-    alone = draw(checkpoint, table(checkpoint, 5), [13], None, (batch_size, 64)).images
+    reference = images_of(checkpoint, table(checkpoint, 5), seeds, None, 20)
+    assert torch.equal(images_of(checkpoint, table(checkpoint, 5), seeds, None, batch_size), reference)
+    alone = images_of(checkpoint, table(checkpoint, 5), [13], None, batch_size)
     assert torch.equal(alone[0], reference[13])
 
 
 def test_samples_are_digits(checkpoint: Checkpoint) -> None:
     """Real held-out digits score 0.35 +- 0.11 at n = 297, uniform noise 10.2; the bias falls with n."""
-    drawn = draw(checkpoint, table(checkpoint, 10), range(500), None, (500, 64))
-    assert drawn.nfe == 10
-    scores = Fidelity(Digits("train"))(ArrayDataset("drawn", drawn.images))
+    images = images_of(checkpoint, table(checkpoint, 10), range(500), None, 500)
+    scores = Fidelity(Digits("train"))(ArrayDataset("images", images))
     assert scores["frechet_distance"]["value"] < 0.5
     assert scores["precision"]["value"] > 0.7
     assert scores["recall"]["value"] > 0.8
@@ -68,8 +67,8 @@ def test_deis_sn_reads_its_record(checkpoint: Checkpoint) -> None:
     scale = load_scale(record_beside(checkpoint.path, "score_norm"), checkpoint.digest)
     plain, normalised = table(checkpoint, 5), table(checkpoint, 5, scale)
     assert float((plain.N - normalised.N).abs().max()) > 0.01
-    images = draw(checkpoint, normalised, range(16), None, (16, 64)).images
-    other = draw(checkpoint, plain, range(16), None, (16, 64)).images
+    images = images_of(checkpoint, normalised, range(16), None, 16)
+    other = images_of(checkpoint, plain, range(16), None, 16)
     assert 0 < float((images.float() - other.float()).abs().mean()) < 40
 
 

@@ -1,18 +1,14 @@
-"""Runs of a Hydra sweep as a table: `scoreline report`, `python -m scoreline.tables`."""
+"""Runs of a Hydra sweep as a table: `scoreline report`."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from scoreline.commands import report
 from scoreline.errors import InputError
-from scoreline.tables.__main__ import main
-from scoreline.tables.grid import Grid
-from scoreline.tables.markdown import markdown
-from scoreline.tables.sweep import Run, collect, grid, over_seed_ranges
+from scoreline.tables.grid import Grid, Run, collect, of_sweep, over_seed_ranges
+from scoreline.tables.render import markdown
 
 
 def row(solver: str, nfe: int, value: float, **changes) -> dict:
@@ -37,7 +33,7 @@ ROWS = [row("ddim", 5, 3.0), row("ddim", 10, 2.0), row("heun", 10, 1.5)]
 
 
 def printed(rows: list[dict], metric: str) -> str:
-    return markdown(grid([Run(Path("a"), row) for row in rows], metric))
+    return markdown(of_sweep([Run(Path("a"), row) for row in rows], metric))
 
 
 def test_rows_columns_bold_and_missing_cells() -> None:
@@ -104,24 +100,14 @@ def sweep(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_the_module_prints_and_writes(sweep: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    main([str(sweep)])
-    assert (sweep / "table.md").read_text().strip() == capsys.readouterr().out.strip()
-    assert (sweep / "frechet_distance.png").read_bytes()[:4] == b"\x89PNG"
-    with pytest.raises(InputError, match="metric=recal: not measured in these runs; did you mean 'recall'"):
-        main([str(sweep), "recal"])
-    done = subprocess.run(
-        [sys.executable, "-m", "scoreline.tables", str(sweep / "none")], capture_output=True, text=True, timeout=60
-    )
-    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
-    assert done.stderr.startswith(f"tables: {sweep / 'none'}: no finished run (metrics.json) below it")
-
-
 def test_the_verb_prints_and_writes_every_form(sweep: Path, capsys: pytest.CaptureFixture[str]) -> None:
     report.main([str(sweep), "metric=recall"])
     assert (sweep / "table.md").read_text() == capsys.readouterr().out
     assert {"table.md", "table.tex", "table.csv", "table.png"} < {path.name for path in sweep.iterdir()}
+    assert (sweep / "table.png").read_bytes()[:4] == b"\x89PNG"
     assert "| recall | NFE 5 | NFE 10 |" in (sweep / "table.md").read_text()
+    with pytest.raises(InputError, match=r"metric=recal\b.*'recall'"):
+        report.main([str(sweep), "metric=recal"])
     report.main(["--help"])
     told = capsys.readouterr().out
     assert all(f"{key}=" in told for key in report.OWN)
@@ -144,4 +130,4 @@ def test_mistakes_of_the_verb(words: list[str], sentence: str) -> None:
 
 def test_runs_are_read_in_order(sweep: Path) -> None:
     assert collect(sweep) == [Run(sweep / str(k), it) for k, it in enumerate(ROWS)]
-    assert isinstance(grid(collect(sweep), "recall"), Grid)
+    assert isinstance(of_sweep(collect(sweep), "recall"), Grid)

@@ -12,7 +12,7 @@ from tables_files import DATA, draft, finish
 
 from scoreline.commands import report
 from scoreline.errors import InputError
-from scoreline.tables import numbers, plan
+from scoreline.tables import plan, render
 from scoreline.tables.figure import figure
 from scoreline.tables.grid import watermark
 from scoreline.tables.plan import Outcome, record
@@ -334,11 +334,11 @@ def test_damaged_files_are_named(damage: str, table: Path) -> None:
     ],
 )
 def test_numbers_have_two_digits_of_their_error(value: float, error: float, shown: tuple[str, str]) -> None:
-    assert numbers.with_error(value, error) == shown
+    assert render.with_error(value, error) == shown
 
 
 def test_published_numbers_look_as_printed() -> None:
-    assert [numbers.as_published(value) for value in (4.1, 4.0, 26.9, 9.125, 153.0)] == [
+    assert [render.as_published(value) for value in (4.1, 4.0, 26.9, 9.125, 153.0)] == [
         *("4.10", "4.00", "26.90", "9.125", "153.00")
     ]
 

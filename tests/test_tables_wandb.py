@@ -1,6 +1,7 @@
 """A table as W&B runs, offline: one for each finished cell and one for the table, in one group."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from wandb_files import no_account, offline_runs
 from scoreline.commands import report, upload
 from scoreline.errors import InputError
 from scoreline.files import sha256
-from scoreline.tables import plan, run
+from scoreline.tables import plan, run, summary
 from scoreline.tables.plan import Plan
 
 __all__ = ["no_account"]
@@ -33,6 +34,11 @@ def table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> tuple[Path, Pla
 
 def test_cells_and_summary_share_a_group(table: tuple[Path, Plan], capsys: pytest.CaptureFixture[str]) -> None:
     root, made = table
+    alone = root / made.cells[0].directory
+    upload.main([str(alone), "offline=true"])
+    (first,) = offline_runs(alone)
+    shutil.rmtree(alone / "wandb")
+    capsys.readouterr()
     upload.main([str(root), "offline=true"])
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 3
@@ -42,6 +48,7 @@ def test_cells_and_summary_share_a_group(table: tuple[Path, Plan], capsys: pytes
     assert {run.group for run in (*cells, summary)} == {"toy-paper"}
     assert [run.name for run in (*cells, summary)] == ["DDIM 5 0-99-00000000", "DDIM 10 0-99-00000000", "toy-paper"]
     assert len({run.id for run in (*cells, summary)}) == 3
+    assert (first.id, first.group, first.name) == (cells[0].id, cells[0].group, cells[0].name)
     assert [run.axes["*"] for run in (*cells, summary)] == ["nfe", "nfe", "column"]
     assert [row["sample/metrics/fid/value"] for run in cells for row in run.rows] == [25.0, 11.0]
     assert (summary.config["table"], summary.config["budget"], summary.exit_code) == ("toy", "paper", 0)
@@ -55,19 +62,17 @@ def test_cells_and_summary_share_a_group(table: tuple[Path, Plan], capsys: pytes
     assert shown["data"][1] == ["published", "26.90 (-1.90)", "11.14\u2020 +- 0.02 (-0.14)"]
 
 
-def test_only_what_is_new_is_sent_again(table: tuple[Path, Plan], capsys: pytest.CaptureFixture[str]) -> None:
+def test_only_what_is_new_is_sent_again(table: tuple[Path, Plan]) -> None:
     root, made = table
-    upload.new(root, offline=True)
-    assert len(capsys.readouterr().out.splitlines()) == 3
-    upload.new(root, offline=True)
-    assert capsys.readouterr().out == ""
+    assert len(list(summary.upload_new(root, offline=True))) == 3
+    assert not list(summary.upload_new(root, offline=True))
     finish(root, made.cells[2], 9.0)
     report.main([str(root)])
-    capsys.readouterr()
-    upload.new(root, offline=True)
-    lines = capsys.readouterr().out.splitlines()
+    lines = list(summary.upload_new(root, offline=True))
     assert [line.partition(": run ")[0] for line in lines] == [str(root / made.cells[2].directory), str(root)]
     assert "fid/Heun" in offline_runs(root)[-1].rows[1]
+    ids = [offline_runs(root / cell.directory)[0].id for cell in made.cells[1:3]]
+    assert ids[0] != ids[1], "the rows differ although the last two folders and the identities are equal"
 
 
 def test_the_same_from_the_command_of_the_table(
@@ -81,24 +86,6 @@ def test_the_same_from_the_command_of_the_table(
     assert sum(": run " in line for line in lines) == 4
     assert lines[-1] == f"3 runs -> {root}"
     assert len(offline_runs(root)) == 1
-
-
-def test_a_cell_that_is_uploaded_alone_is_the_same_run(table: tuple[Path, Plan]) -> None:
-    root, made = table
-    cell = root / made.cells[0].directory
-    upload.main([str(cell), "offline=true"])
-    upload.main([str(root), "offline=true"])
-    first, second = offline_runs(cell)
-    assert (first.id, first.group, first.name) == (second.id, second.group, second.name)
-
-
-def test_rows_of_equal_runs_have_runs_of_their_own(table: tuple[Path, Plan]) -> None:
-    """The last two parts of their directories and their identities are equal."""
-    root, made = table
-    finish(root, made.cells[2], 11.0)
-    own = {**upload.OWN, "offline": "true"}
-    labels = [upload.source(root / cell.directory, own).label.id for cell in made.cells[1:3]]
-    assert labels[0] != labels[1]
 
 
 def test_a_missing_package_is_told_before_anything_is_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

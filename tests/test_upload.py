@@ -1,7 +1,6 @@
-"""`scoreline upload`: W&B runs rebuilt from the files of run directories, offline."""
+"""`scoreline upload`: W&B runs from the files of run directories, offline."""
 
 import json
-import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -34,18 +33,7 @@ def trained(root: Path, records: int = 3, logger: dict[str, Any] | None = None) 
     return root
 
 
-def drawn(root: Path) -> Path:
-    """A run directory of sample.py."""
-    root.mkdir(parents=True)
-    (root / "config.yaml").write_text(yaml.safe_dump({"identity": "feed0000", "nfe": 5}))
-    scores = {"frechet_distance": {"value": 2.5, "error": 0.25, "n": 64}}
-    found = {**result("0-63", 5, 2.5), "solver": "ddim", "metrics": scores}
-    (root / "metrics.json").write_text(json.dumps(found))
-    Image.new("L", (8, 8), 30).save(root / "grid.png")
-    return root
-
-
-def test_a_training_run_is_rebuilt(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_training_becomes_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root = trained(tmp_path / "train/toy", logger={"save_dir": str(tmp_path / "train/toy"), "name": "csv"})
     upload.main([str(root), "offline=true"])
     (run,) = offline_runs(root)
@@ -65,43 +53,48 @@ def test_a_training_run_is_rebuilt(tmp_path: Path, capsys: pytest.CaptureFixture
         {"kimg": 1.92, "train/step": 30, "train/loss": 1 / 3, "train/loss_bins/>30": 3},
     ]
     where = root / "wandb" / run.folder.name
-    assert capsys.readouterr().out == f"{root}: run {run.id}, 4 records, 1 images -> {where}\n"
+    assert capsys.readouterr().out == f"{root}: run {run.id}, 5 rows -> {where}\n"
 
 
-def test_samples_are_a_row_over_nfe_with_their_grid(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    root = drawn(tmp_path / "sample/ddim")
-    upload.main([str(root), "offline=true", "project=figures"])
+def test_samples_are_a_row_over_nfe_with_their_grid(tmp_path: Path) -> None:
+    root = tmp_path / "sample/ddim"
+    root.mkdir(parents=True)
+    (root / "config.yaml").write_text(yaml.safe_dump({"identity": "feed0000", "nfe": 5}))
+    scores = {"frechet_distance": {"value": 2.5, "error": 0.25, "n": 64}}
+    found = {**result("0-63", 5, 2.5), "solver": "ddim", "metrics": scores, "files": {}, "warnings": ["few images"]}
+    (root / "metrics.json").write_text(json.dumps(found))
+    Image.new("L", (8, 8), 30).save(root / "grid.png")
+    upload.main([str(root), "offline=true", "project=figures", "id=mine"])
     (run,) = offline_runs(root)
     (row,) = run.rows
     assert row.pop("grid")["sha256"] == sha256(root / "grid.png")
-    told = {key: value for key, value in result("0-63", 5, 2.5).items() if isinstance(value, str | int | float)}
+    plain = {key: value for key, value in found.items() if isinstance(value, str | int | float)}
     checkpoint = {"sample/checkpoint/name": "m", "sample/checkpoint/sha256": "ab" * 32}
     protocol = {"sample/protocol/extractor": "e", "sample/protocol/reference": "cifar10-train:0123"}
     assert row == {
-        **{f"sample/{key}": value for key, value in told.items() if key != "nfe"},
-        **{"nfe": 5, "sample/solver": "ddim", **checkpoint, **protocol},
+        **{f"sample/{key}": value for key, value in plain.items() if key != "nfe"},
+        **{"nfe": 5, **checkpoint, **protocol},
         **{f"sample/metrics/frechet_distance/{k}": v for k, v in (("value", 2.5), ("error", 0.25), ("n", 64))},
     }
-    assert (run.axes["*"], run.project, run.config) == ("nfe", "figures", {"identity": "feed0000", "nfe": 5})
-    assert "1 records, 1 images" in capsys.readouterr().out
+    assert (run.axes["*"], run.project, run.id) == ("nfe", "figures", "mine")
+    assert run.config == {"identity": "feed0000", "nfe": 5}
 
 
-def test_a_sweep_is_a_run_for_each_cell_of_one_group(tmp_path: Path) -> None:
+def test_cells_of_a_sweep_share_a_group(tmp_path: Path) -> None:
     sweep = tmp_path / "train-0123"
     cells = [trained(sweep / f"seed={seed}", seed + 1) for seed in (0, 1)]
     (sweep / "multirun.yaml").touch()
     (sweep / "table.md").touch()
     upload.main([str(sweep), str(cells[1]), "offline=true"])
     found = [offline_runs(cell) for cell in cells]
-    assert [(run.name, run.group, len(run.told("train/loss"))) for (run,) in found] == [
+    assert [(run.name, run.group, len(run.logged("train/loss"))) for (run,) in found] == [
         ("seed=0", "train-0123", 1),
         ("seed=1", "train-0123", 2),
     ]
     assert len({run.id for (run,) in found}) == 2
 
 
-def test_a_run_keeps_the_labels_that_it_trained_with_wherever_it_lies(tmp_path: Path) -> None:
-    """So uploading from another machine replaces the run instead of adding one."""
+def test_a_copied_run_replaces_the_run_it_trained_with(tmp_path: Path) -> None:
     labels = {"project": "toys", "entity": "team", "name": "first", "group": "g", "tags": ["x"], "id": None}
     logger = {**labels, "identity": "1234abcd", "save_dir": "/cluster/train/toy-1234abcd", "offline": True}
     root = trained(tmp_path / "copies" / "mine", logger=logger)
@@ -109,26 +102,17 @@ def test_a_run_keeps_the_labels_that_it_trained_with_wherever_it_lies(tmp_path: 
     (run,) = offline_runs(root)
     assert (run.project, run.name, run.group, run.tags) == ("toys", "first", "g", ["x"])
     assert run.id == run_id("1234abcd", Path("/elsewhere/train/toy-1234abcd"))
-    shutil.rmtree(root / "wandb")
-    upload.main([str(root), "offline=true", "project=others", "id=mine"])
-    (run,) = offline_runs(root)
-    assert (run.project, run.id) == ("others", "mine")
 
 
 MISTAKES = [
-    (["offline=true"], "no run directory: give one or more, as in outputs/train/NAME"),
-    (["nowhere"], "nowhere: no run directory, config.yaml is missing; give one of train.py or sample.py"),
-    (["run", "projct=a"], "projct: there is no such key; did you mean 'project'?"),
-    (["run", "offline=yes"], "offline=yes: must be true or false"),
-    (["run", "other", "id=a"], "id=a: names one run, and 2 directories are given; leave it out"),
-    (["run", "id=a/b", "offline=true"], "id=a/b: W&B takes none of / \\ # ? % : in an id; leave them out"),
-    (["empty"], "empty: neither metrics.jsonl nor metrics.json holds a record; upload it when it has begun"),
-    (["run", "damaged", "offline=true"], "damaged/metrics.jsonl: line 1 is no record with a kimg; delete that line"),
-    (["run", "broken", "offline=true"], "broken/config.yaml: not a readable config; restore the file that the run"),
-    (
-        ["run"],
-        "offline=false: W&B begins no run (No API key configured. Use `wandb login` to log in); run `wandb login`",
-    ),
+    (["offline=true"], ["no run directory"]),
+    (["run", "projct=a"], ["projct", "project"]),
+    (["run", "other", "id=a"], ["id=a"]),
+    (["run", "id=a/b", "offline=true"], ["id=a/b"]),
+    (["empty"], ["empty: ", "metrics.jsonl"]),
+    (["run", "damaged", "offline=true"], ["damaged/metrics.jsonl: line 1", "delete that line"]),
+    (["run", "broken", "offline=true"], ["broken/config.yaml", "restore"]),
+    (["run"], ["API key", "wandb login"]),
 ]
 
 
@@ -144,10 +128,10 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
-@pytest.mark.parametrize(("words", "sentence"), MISTAKES, ids=[words[-1] for words, _ in MISTAKES])
+@pytest.mark.parametrize(("words", "named"), MISTAKES, ids=[words[-1] for words, _ in MISTAKES])
 def test_a_mistake_is_one_line_before_anything_is_written(
     words: list[str],
-    sentence: str,
+    named: list[str],
     workplace: Path,
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
@@ -159,7 +143,7 @@ def test_a_mistake_is_one_line_before_anything_is_written(
     assert left.value.code == 2
     out, err = capfd.readouterr()
     assert out == ""
-    assert err.startswith(f"scoreline upload: {sentence}")
+    assert all(word in err for word in named)
     assert err.count("\n") == 1
     assert not list(workplace.glob("*/wandb/*"))
 
@@ -173,7 +157,7 @@ def test_a_damaged_picture_ends_the_run_as_failed(
     with pytest.raises(SystemExit) as left:
         cli.main()
     assert left.value.code == 2
-    assert "000001kimg.png: not a readable picture; delete it" in capsys.readouterr().err
+    assert "000001kimg.png: not a readable picture" in capsys.readouterr().err
     (run,) = offline_runs(root)
     assert run.exit_code == 1
     assert wandb.run is None

@@ -55,7 +55,9 @@ from scoreline.verification.loss import (
     measure_losses,
 )
 from scoreline.verification.mistakes import mending
+from scoreline.verification.plan import header, real_images
 from scoreline.verification.scale import Scale, judge_scale, measure_scale
+from scoreline.verification.sections import loss_section
 
 FEW = ("images=32", "levels=8", "seeds=0-3", "nfe=160", "device=cpu")
 
@@ -146,17 +148,17 @@ def test_labels_in_0_to_1_for_0_to_999_are_named(make: Make, capsys: pytest.Capt
     assert verdicts["loss"][1].endswith("it falls with labels times 999 (label_scale)")
     assert verdicts["labels"] == (
         "warn",
-        "the network hardly hears its label, at 0 of 8 levels; look at label_scale",
+        "the label hardly matters, at 0 of 8 levels; look at label_scale",
     )
 
 
 @pytest.mark.parametrize(("shift", "side"), [(30.0, "lower"), (-30.0, "higher"), (100.0, "lower")])
 def test_labels_that_are_off_are_found(shift: float, side: str, make: Make, capsys: pytest.CaptureFixture[str]) -> None:
-    """A network told t + 30 does better if told less; the loss alone does not show it."""
+    """A network that gets the label t + 30 does better with a lower one; the loss alone does not show it."""
     code, verdicts, _ = run(capsys, make(parameterisation={"label_shift": shift}), *FEW)
     assert code == 1
     assert verdicts["labels"][0] == "fail"
-    assert f"better if told a {side} rho" in verdicts["labels"][1]
+    assert f"better with that of a {side} rho" in verdicts["labels"][1]
     assert verdicts["loss"][0] == ("fail" if shift == 100 else "warn")
     assert verdicts["ddim"][0] == "pass"  # the label is off in both alike
 
@@ -187,11 +189,11 @@ def test_without_real_images_the_loss_is_skipped_and_says_why(make: Make, capsys
         assert verdicts[check][0] == "skip"
         assert "cifar10-train, which does not ship; give dataset=" in verdicts[check][1]
     assert printed.rstrip().endswith("2 skipped")
-    _, verdicts, printed = run(capsys, place, *FEW, "dataset=digits", "dataset.split=test")
-    assert verdicts["loss"][0] in ("pass", "warn")
-    assert "real images: 32 of digits-test" in printed
-    _, verdicts, _ = run(capsys, place, *FEW, "dataset=none")
-    assert verdicts["loss"] == ("skip", "no real images: dataset=none")
+    plan = verify.prepare(*verify.split([place, *FEW, "dataset=digits", "dataset.split=test"]))
+    assert "real images: 32 of digits-test" in header(plan)
+    plan = verify.prepare(*verify.split([place, *FEW, "dataset=none"]))
+    verdicts_of_none = {verdict.status: verdict.text for verdict in loss_section(plan).verdicts}
+    assert verdicts_of_none == {"skip": "no real images: dataset=none"}
 
 
 def test_results_are_written_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -203,7 +205,7 @@ def test_results_are_written_once(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert found["checkpoint"] == load_model(model_path("digits_vp")).digest
     assert (len(found["rho"]), found["nfe"], found["images"]) == (4, [10, 20], 32)
     assert found["loss"][FACTORS.index(2.0)][0] is None  # twice sigma_max is out of range
-    with pytest.raises(InputError, match=r"verify\.json is there already and is not overwritten"):
+    with pytest.raises(InputError, match=r"out=.*is there already"):
         verify.main([*words])
 
 
@@ -310,16 +312,10 @@ def test_bad_input_is_refused(words: tuple[str, ...], message: str, monkeypatch:
 def test_images_of_another_shape_or_other_classes_are_refused(shipped: Checkpoint) -> None:
     card = replace(shipped.card, shape=(3, 8, 8))
     with pytest.raises(InputError, match="images of digits-train are 1x8x8, the checkpoint's are 3x8x8"):
-        verify.real_images(Digits("train"), 8, card, "random")
+        real_images(Digits("train"), 8, card, "random")
     card = replace(shipped.card, num_classes=7)
     with pytest.raises(InputError, match=r"has 10 classes, the checkpoint 7.*labels=none"):
-        verify.real_images(Digits("train"), 8, card, "random")
-
-
-def test_help_lists_every_key(capsys: pytest.CaptureFixture[str]) -> None:
-    assert verify.main(["--help"]) == 0
-    printed = capsys.readouterr().out
-    assert all(f"{key}=" in printed or key == "checkpoint" for key in verify.OWN)
+        real_images(Digits("train"), 8, card, "random")
 
 
 class Exact(nn.Module):
@@ -579,13 +575,13 @@ def test_a_network_with_a_random_layer_does_not_pass(digits: GaussianMixture) ->
 )
 def test_verdicts_on_labels(lower: int, higher: int, deaf: int, status: str) -> None:
     """Of eight levels some prefer half or twice the noise level by 5 %, the last ones do not hear, the others lose."""
-    told = torch.full((len(FACTORS), 8, 16), 1.1).double()
-    told[0] = 1.0
-    told[FACTORS.index(0.5), :lower] = 0.95
-    told[FACTORS.index(2.0), lower : lower + higher] = 0.95
-    told[:, 8 - deaf :] = 1.0
+    by_factor = torch.full((len(FACTORS), 8, 16), 1.1).double()
+    by_factor[0] = 1.0
+    by_factor[FACTORS.index(0.5), :lower] = 0.95
+    by_factor[FACTORS.index(2.0), lower : lower + higher] = 0.95
+    by_factor[:, 8 - deaf :] = 1.0
     rho = torch.logspace(1, -2, 8, dtype=torch.float64)
-    verdict = judge_labels(Losses(rho, told, torch.ones(8, 16).double(), 1.0))
+    verdict = judge_labels(Losses(rho, by_factor, torch.ones(8, 16).double(), 1.0))
     assert verdict.status == status, verdict
 
 

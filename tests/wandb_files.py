@@ -1,4 +1,4 @@
-"""What wandb left offline, read from its own file by its own messages, and an environment that reaches nothing."""
+"""Offline runs read back from wandb's own files by its own messages, and an environment that reaches nothing."""
 
 import json
 import os
@@ -31,7 +31,7 @@ class Offline:
     rows: list[dict[str, Any]] = field(default_factory=list)
     exit_code: int | None = None
 
-    def told(self, part: str) -> list[tuple[float, Any]]:
+    def logged(self, part: str) -> list[tuple[float, Any]]:
         """(kimg, value) of a key, in the order of logging."""
         return [(row["kimg"], row[part]) for row in self.rows if part in row]
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from peers.chosen import pairs_of
 from peers.models import MODELS, Model
@@ -19,8 +20,8 @@ from peers.modes import MODES, Mode
 from peers.pairs import Pair
 from peers.timing import forward, seconds
 from scoreline.denoiser import Denoiser
-from scoreline.generation.batches import launch
-from scoreline.generation.making import Fetched, fetched
+from scoreline.generation.batches import Sampler
+from scoreline.generation.loop import images_on_host
 from scoreline.generation.memory import keep_freed_memory
 from scoreline.graphs import Replayed
 from scoreline.in_order import in_order
@@ -64,7 +65,7 @@ class Sides:
         self.denoiser: Denoiser = self.mode.apply(self.model.denoiser)
         self.batch, self.count = job.batch, 1
         self.latents = self.model.latents(list(range(job.batch)))
-        self.stream: Iterator[Fetched] = self._batches(range(LAST_SEED))
+        self.stream: Iterator[Callable[[], Tensor]] = self._batches(range(LAST_SEED))
         self.seed = 0
         if not job.tiny:
             self.bare()
@@ -97,21 +98,14 @@ class Sides:
         with self._shared():
             return Turn(seconds(lambda: list(self._batches(seeds))), images)
 
-    def _batches(self, seeds: range) -> Iterator[Fetched]:
+    def _batches(self, seeds: range) -> Iterator[Callable[[], Tensor]]:
         """Images as bytes on the host, checked; with a GPU, those of one batch arrive while it computes the next."""
-        found = launch(
-            self.denoiser,
-            self.pair.run,
-            self.model.shape,
-            seeds,
-            self.batch,
-            network_batch=self.batch,
-            threads=self.mode.threads,
-            record=Replayed if self.mode.graphs else None,
-        )
-        for before, batch in pairwise(chain([None], map(fetched, found), [None])):
+        record = Replayed if self.mode.graphs else None
+        sampler = Sampler(self.denoiser, self.pair.run, self.batch, self.batch, self.mode.threads, record)
+        found = sampler.batches(self.model.shape, seeds)
+        for before, batch in pairwise(chain([None], map(images_on_host, found), [None])):
             if before is not None:
-                before.images()
+                before()
             if batch is not None:
                 yield batch
 

@@ -1,15 +1,72 @@
-"""Fast, trustworthy sampling of score-based diffusion models."""
+"""Fast, trustworthy sampling of score-based diffusion models.
 
+`import scoreline` is instant: a public name is imported, with PyTorch, when it is first used.
+"""
+
+from importlib import import_module
 from typing import Any
 
 __version__ = "0.8.0"
-__all__ = ["__version__", "sample"]
+
+_MODULES = {
+    "scoreline.sampling": "sample integrate trajectory",
+    "scoreline.checkpoints": "load_model Checkpoint",
+    "scoreline.denoiser": "Denoiser",
+    "scoreline.certification": "certify",
+    "scoreline.exact": "GaussianMixture",
+    "scoreline.errors": "InputError",
+    "scoreline.calibration.record": "Record load_record",
+    "scoreline.calibration.subject": "Subject",
+    "scoreline.calibration.score_norm": "ScoreNorm",
+    "scoreline.calibration.score_scale": "ScoreScale load_scale",
+    "scoreline.calibration.score_optimal": "CumulativeLength",
+    "scoreline.calibration.search": "Search load_recommendation",
+    "scoreline.calibration.learned_tableau": "LearnedTableau",
+    "scoreline.calibration.target_variance": "TargetVariance",
+    "scoreline.schedules.base": "Schedule NoiseSchedule grid",
+    "scoreline.schedules.spacings": "Polynomial Power LogSNR NSRLog",
+    "scoreline.schedules.score_optimal": "ScoreOptimal load_schedule",
+    "scoreline.schedules.tabulated": "Tabulated",
+    "scoreline.schedules.integer_times": "IntegerTimes",
+    "scoreline.schedules.deis_sn_times": "DEISSNTimes",
+    "scoreline.schedules.vp": "LinearVP CosineVP",
+    "scoreline.schedules.sub_vp": "SubVP",
+    "scoreline.schedules.ve": "VE EDM",
+    "scoreline.schedules.discrete": "DiscreteVP",
+    "scoreline.parameterisations": "NoisePrediction VelocityPrediction VarianceExploding IDDPM EDMPreconditioning",
+    "scoreline.solvers.tableau": "Solver Tableau build_tableau",
+    "scoreline.solvers.rows": "Rows",
+    "scoreline.solvers.ddim": "DDIM",
+    "scoreline.solvers.deis": "DEIS",
+    "scoreline.solvers.rho_ab": "RhoAB",
+    "scoreline.solvers.ipndm": "IPNDM",
+    "scoreline.solvers.runge_kutta": "RungeKutta heun",
+    "scoreline.solvers.dpm_solver": "DPMSolver",
+    "scoreline.solvers.dpm_multistep": "DPMMultistep",
+    "scoreline.solvers.dpm_sde": "DPMSDE2M",
+    "scoreline.solvers.unipc": "UniPC",
+    "scoreline.solvers.scire": "SciRE",
+    "scoreline.solvers.scire_exponential": "SciREExponential",
+    "scoreline.solvers.scire_multistep": "SciREMultistep",
+    "scoreline.solvers.edm": "EDMHeun",
+    "scoreline.solvers.ancestral": "EulerAncestral",
+    "scoreline.solvers.adaptive": "Adaptive",
+    "scoreline.solvers.learned": "Learned load_learned",
+    "scoreline.datasets.base": "ImageDataset ArrayDataset",
+    "scoreline.metrics.base": "Metrics Score",
+}
+_HOMES = {name: module for module, names in _MODULES.items() for name in names.split()}
+
+__all__ = ["__version__", *_HOMES]
 
 
 def __getattr__(name: str) -> Any:
-    """`scoreline.sample`, imported with torch when it is first asked for: `import scoreline` stays instant."""
-    if name == "sample":
-        from scoreline.sampling import sample
+    """The public object of this name, kept for the next time."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    found = globals()[name] = getattr(import_module(_HOMES[name]), name)
+    return found
 
-        return sample
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,4 +1,4 @@
-"""Images flipped, scaled, turned, stretched and shifted at random, and the labels that tell a network so."""
+"""EDM's non-leaky augmentation: random geometric operations, and labels of them for the network."""
 
 import math
 from dataclasses import dataclass, fields
@@ -12,18 +12,19 @@ from scoreline.errors import InputError
 from scoreline.wavelets import CENTRE, HISTORY, downsample, upsample
 
 LABELS = 9
-"""Numbers in a label."""
+"""Length of a label."""
 
 CACHED = 64
-"""Images that a CPU resamples at a time: the padded, enlarged copies of more do not stay in its cache."""
+"""Number of images that a CPU resamples together; the enlarged copies of more do not fit in its cache."""
 
 
 @dataclass(frozen=True, eq=False)
 class Parameters:
-    """What happens to every image of a batch of n, in this order, numbers in float64; zero everywhere is nothing.
+    """The operations on every image of a batch of n, in their order, in float64; 0 leaves an image as it is.
 
     Args:
-        x_flip, y_flip: bool (n,), left with right, top with bottom.
+        x_flip: bool (n,), swaps left and right.
+        y_flip: bool (n,), swaps top and bottom.
         scale: (n,), in standard deviations of log2.
         angle: (n,), in radians, counter-clockwise as seen.
         stretch: (n,), in standard deviations of log2.
@@ -41,9 +42,9 @@ class Parameters:
 
     @property
     def labels(self) -> Tensor:
-        """(n, 9) float32: x_flip, y_flip, scale, cos(angle) - 1, sin(angle), stretch (cos, sin)(axis), shift.
+        """EDM's, (n, 9) float32: x_flip, y_flip, scale, cos(angle) - 1, sin(angle), stretch (cos, sin)(axis), shift.
 
-        Those of EDM. The stretches (s, axis) and (-s, axis + pi) are one label although one undoes the other.
+        The stretches (s, axis) and (-s, axis + pi) share a label although one is the inverse of the other.
         """
         turn = (self.angle.cos() - 1, self.angle.sin())
         stretch = (self.stretch * self.axis.cos(), self.stretch * self.axis.sin())
@@ -52,35 +53,36 @@ class Parameters:
 
     @property
     def resampled(self) -> Tensor:
-        """bool (n,): images that need more than flips."""
+        """bool (n,), True for images that need more than flips."""
         return (self.scale != 0) | (self.angle != 0) | (self.stretch != 0) | (self.shift != 0).any(1)
 
     def rows(self, index: slice | Tensor) -> "Parameters":
-        """Those of some images."""
+        """Select some images."""
         return Parameters(*(getattr(self, field.name)[index] for field in fields(self)))
 
     def to(self, device: torch.device | str) -> "Parameters":
-        """The same on a device."""
+        """Move to a device."""
         return Parameters(*(getattr(self, field.name).to(device) for field in fields(self)))
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """EDM's augmentation: each operation happens by itself with the same probability, x_flip to every second image.
+    """EDM's augmentation: independent operations of equal probability, apart from x_flip with probability 1/2.
 
-    The draw is separate from its application, so that processes that share a seed can draw for the whole batch and
-    apply their own rows. An image of which the draw asks nothing stays the same to the bit, and flips are exact; only
-    the other images (0.40 of them at probability 0.12) are resampled, where the released code filters every image.
+    `draw` is separate from the application, so that processes that share a seed draw for the whole batch and apply
+    their own rows. An image without operations stays the same to the bit, and flips are exact; the other images (0.40
+    of them at probability 0.12) are resampled, where the released code filters every image.
 
     Args:
         probability: of each operation but x_flip; the y-flip then takes every second image.
-        x_flip, y_flip: whether to flip at all.
-        scale: by 2^(scale w), w ~ N(0, 1). 0 switches an operation off, here and below.
-        rotation: by an angle uniform in +-pi rotation.
-        anisotropy: by 2^(anisotropy w) along one direction and the inverse across, w ~ N(0, 1); the direction is that
-            of the rows for half of the images, uniform for the others.
-        translation: by translation (width w, height w'), w, w' ~ N(0, 1).
-        told: whether the network is told, by labels. Untold flips are what older recipes train with.
+        x_flip: switches the swap of left and right on.
+        y_flip: switches the swap of top and bottom on.
+        scale: scales by 2^(scale w), w ~ N(0, 1). 0 switches the operation off, here and below.
+        rotation: rotates by an angle uniform in +-pi rotation.
+        anisotropy: stretches by 2^(anisotropy w) along one direction and the inverse across, w ~ N(0, 1); the direction
+            is that of the rows for half of the images, uniform for the others.
+        translation: shifts by translation (width w, height w'), w, w' ~ N(0, 1).
+        told: gives the network labels. Older recipes flip without labels.
 
     Raises:
         InputError: if the probability is outside [0, 1], a switch is no boolean, or a strength is negative.
@@ -99,7 +101,7 @@ class Augmentation:
 
     @property
     def dim(self) -> int:
-        """Numbers that the network is told of an image."""
+        """Length of the labels that the network takes."""
         return LABELS if self.told else 0
 
     def __post_init__(self) -> None:
@@ -114,10 +116,10 @@ class Augmentation:
                 raise InputError(f"augmentation.{key}={value}: must be a finite number, at least 0; 0 switches it off")
 
     def draw(self, count: int, generator: Generator, device: torch.device | str) -> Parameters:
-        """Parameters for `count` images, a function of the generator's state and `count`, moved to a device.
+        """Draw the parameters of `count` images, a function of the generator's state and `count`.
 
-        An operation that is switched off takes its random numbers all the same, so the others stay what they were.
-        Left on the CPU, they spare a CUDA device the wait for how many images are to be resampled.
+        An operation that is switched off consumes its random numbers, so the others do not change. Parameters on the
+        CPU avoid a synchronisation with a CUDA device over the number of images to resample.
         """
         where = generator.device
         uniform = torch.rand(10, count, dtype=torch.float64, device=where, generator=generator)
@@ -137,11 +139,11 @@ class Augmentation:
         return drawn.to(device)
 
     def __call__(self, images: Tensor, parameters: Parameters) -> Tensor:
-        """The augmented images, of the same shape and dtype, computed in float32 or their own float64.
+        """Apply the operations; shape and dtype stay, the computation is in float32, or float64 for float64 images.
 
         Args:
             images: (B, C, H, W) in [-1, 1]; the result overshoots at sharp edges, as any linear filter does.
-            parameters: of B images, on any device.
+            parameters: those of B images, on any device.
         """
         x_flip, y_flip = (
             moved(flip, images.device).reshape(-1, 1, 1, 1) for flip in (parameters.x_flip, parameters.y_flip)
@@ -174,10 +176,10 @@ def unaugmented() -> None:
 
 @torch.no_grad()
 def resample(images: Tensor, inverse: Tensor, shift: Tensor) -> Tensor:
-    """y(p) = x(A^-1 (p - t)), p in pixels from the centre of the image, x continued by reflection without end.
+    """y(p) = x(A^-1 (p - t)), p in pixels from the centre of the image, x continued periodically by reflection.
 
-    Twice the pixels by the sym6 low-pass, bilinear interpolation, and back by the reversed filter. What is interpolated
-    is one period of the reflected image, so there is no border, however far A and t reach.
+    The sym6 low-pass doubles the resolution, bilinear interpolation resamples one period of the reflected image, so
+    that no border is met however large A and t are, and the reversed filter halves the resolution.
 
     Args:
         images: x (n, C, H, W).
@@ -196,7 +198,7 @@ def resample(images: Tensor, inverse: Tensor, shift: Tensor) -> Tensor:
 
 
 def _one_period(size: int, device: torch.device) -> Tensor:
-    """Indices of the pixels at -HISTORY .. period of a line that is reflected about its first and last pixel."""
+    """Indices of the pixels at -HISTORY .. period of a line reflected about its first and last pixel."""
     period = _period(size)
     place = torch.arange(-HISTORY, period + 1, device=device) % period
     return torch.minimum(place, period - place)
@@ -207,7 +209,7 @@ def _period(size: int) -> int:
 
 
 def _sources(height: int, width: int, inverse: Tensor, shift: Tensor) -> Tensor:
-    """Where grid_sample finds the 2 H + 2 HISTORY by 2 W + 2 HISTORY fine pixels of the result: (n, *, *, 2)."""
+    """Coordinates for grid_sample of the 2 H + 2 HISTORY by 2 W + 2 HISTORY fine pixels of the result: (n, *, *, 2)."""
     size = inverse.new_tensor([width, height])
     period = inverse.new_tensor([2 * _period(width), 2 * _period(height)])
     columns, rows = (torch.arange(2 * (side + HISTORY), device=inverse.device) for side in (width, height))
@@ -219,7 +221,7 @@ def _sources(height: int, width: int, inverse: Tensor, shift: Tensor) -> Tensor:
 
 
 def _rotation(angle: Tensor) -> Tensor:
-    """(n, 2, 2), counter-clockwise as seen, on columns (x to the right, y down)."""
+    """Rotation matrices (n, 2, 2), counter-clockwise as seen, on columns (x to the right, y down)."""
     cos, sin = angle.cos(), angle.sin()
     return torch.stack([torch.stack([cos, sin], -1), torch.stack([-sin, cos], -1)], -2)
 

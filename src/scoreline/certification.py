@@ -1,4 +1,4 @@
-"""What a solver promises, measured on models whose score is exact."""
+"""Measure what a solver promises, on models whose score is exact."""
 
 import math
 import statistics
@@ -28,7 +28,9 @@ SPACING = Power(7)
 BUDGETS = (400, 800)
 """NFE between which a slope is measured: past the transient, before round-off (error 2e-8 for the best)."""
 SLACK = 0.15
+"""Largest difference of a measured order from the declared one."""
 ROUND_OFF = 1e-10
+"""Largest consistency residual that counts as round-off."""
 SPREAD = 0.5
 """Standard deviation of the Gaussian on which weak orders are measured."""
 
@@ -52,15 +54,15 @@ MODELS: dict[str, Callable[[], GaussianMixture]] = {"mixture 2-D": mixture_2d, "
 
 @dataclass(frozen=True)
 class Certificate:
-    """What was measured of one solver.
+    """The measurements of one solver.
 
     Attributes:
         theory: the order it declares (`Solver.convergence`).
         orders: measured order, by model; the weak order of a stochastic method is that of the variance.
         residual: consistency residual, relative.
-        nfe: (asked, counted) for every budget that was tried.
+        nfe: (requested, counted) for every budget that was tried.
         setup_ms: milliseconds to build a tableau of NFE 50 on discrete betas, the slowest case; median of 5.
-        breaches: sentences; empty if the solver keeps its promises.
+        breaches: a sentence for each broken promise.
     """
 
     name: str
@@ -76,12 +78,13 @@ def certify(name: str, make: Callable[[Schedule], Any]) -> Certificate:
     """Measure one solver.
 
     The range is EDM's, 80 to 0.002, on the Karras grid. The order is that of the error at 0.002 between NFE 400 and
-    800, against SciPy's DOP853 at 1e-13. A solver with a measured scale is given a smooth one for its order, because
-    kinks between measured levels would show instead, and S_noise is 1. An adaptive method has no order: its error must
-    be below 100 rtol.
+    800, against SciPy's DOP853 at 1e-13. A solver with a measured scale gets a smooth one instead, because the kinks
+    between measured levels would show in the order, and S_noise is 1. An adaptive method has no order: its error must
+    be below 100 rtol. Use it to test a solver of your own, as `scoreline certify` tests those that ship.
 
     Args:
-        make: the solver, given the noise schedule in whose time it may interpolate.
+        name: of the solver.
+        make: returns the solver for the noise schedule in whose time it may interpolate.
     """
     solver = make(LinearVP())
     if isinstance(solver, Adaptive):
@@ -97,7 +100,7 @@ def certify(name: str, make: Callable[[Schedule], Any]) -> Certificate:
 
 
 def _nominal(solver: Any) -> Any:
-    """The method itself, without what is measured or tuned: a smooth scale instead of a record's, S_noise 1."""
+    """The bare method: a smooth scale instead of a record's, and S_noise 1."""
     changes: dict[str, Any] = {}
     if getattr(solver, "scale", None) is not None:
         changes["scale"] = GaussianScale(SPREAD)
@@ -128,11 +131,11 @@ def _breaches(found: Certificate, fixed: bool) -> list[str]:
     if not found.residual <= ROUND_OFF:
         breaches.append(f"residual {found.residual:.1e}")
     wrong = [pair for pair in found.nfe if pair[1] > pair[0] or (pair[1] != pair[0] and not fixed)]
-    return breaches + [f"NFE {counted} where {asked} were asked" for asked, counted in wrong]
+    return breaches + [f"NFE {counted} where {asked} were requested" for asked, counted in wrong]
 
 
 def _spent(solver: Solver) -> list[tuple[int, int]]:
-    """Budgets asked for and calls counted; those below one step of the method are refused and left out."""
+    """Requested budgets and counted calls, without the budgets that the method refuses as below one step."""
     pairs = []
     for nfe in (1, 2, 3, 5, 6, 7, 10, 20):
         try:
@@ -192,7 +195,7 @@ def _weak_order(solver: Solver) -> dict[str, float]:
 
 
 def _to_end(table: Tableau) -> Tableau:
-    """The rows up to the end of the range: methods that go on to rho = 0 by themselves are judged before."""
+    """The rows up to the end of the range, since some methods go on to rho = 0 by themselves."""
     rows = int((table.rho == SPAN[1]).nonzero()[-1])
     if rows == len(table.B):
         return table
@@ -228,7 +231,7 @@ def _setup_ms(solver: Solver) -> float:
 
 
 def markdown(certificates: Sequence[Certificate]) -> str:
-    """One row per solver; `asked > counted` where a fixed budget leaves calls unspent."""
+    """A Markdown table with a row per solver; `20 > 18` where a fixed budget leaves calls unspent."""
     models = list(dict.fromkeys(model for found in certificates for model in found.orders))
     head = ["solver", "order", *models, "residual", "NFE", "set-up", ""]
     lines = ["| " + " | ".join(head) + " |", "|--" * len(head) + "|"]

@@ -25,7 +25,6 @@ from scoreline.errors import InputError
 from scoreline.label_rules import check_rule
 from scoreline.run_names import model_path
 from scoreline.seeds import parse_seeds
-from scoreline.tables.schema import parse
 
 WHOLE: dict[str, tuple[Any, ...]] = {
     "nfe": (),
@@ -123,10 +122,7 @@ def refuse_plain_mistakes(cfg: DictConfig) -> None:
         for key, zero in (("sigma_max", False), ("sigma_min", True)):
             if cfg[key] is not None:
                 number(key, cfg[key], zero=zero)
-    if cfg.get("table") is not None:
-        data = OmegaConf.to_container(cfg.table, resolve=False)
-        parse(HydraConfig.get().runtime.choices["table"], data).ranges(str(cfg.budget))
-    elif "checkpoint" in cfg:
+    if cfg.get("table") is None and "checkpoint" in cfg:
         refuse_absent_checkpoint(cfg.checkpoint)
 
 

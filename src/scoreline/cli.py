@@ -1,26 +1,40 @@
-"""The `scoreline` command: one verb, then key=value; `--config-dir FOLDER` adds configs of your own.
+"""scoreline VERB [WORDS]
 
-scoreline train | sample | calibrate KEY=VALUE ..         as python train.py and so on, from anywhere
-scoreline certify                    measured order, consistency, NFE and set-up time of every solver
-scoreline certify solver=ddim,heun   of some
-scoreline show solver=deis_tab3 schedule=karras nfe=8     a tableau: nodes, weights, picture
-scoreline likelihood checkpoint=digits_vp images=32       bits per dimension; --help lists the keys
-scoreline inspect digits_vp model.score_norm.safetensors  what checkpoints and calibration records are
-scoreline ema RUN sigma_rel=0.15 DEST.safetensors         an average of the weights that training did not track
-scoreline import SOURCE DEST --from edm                   another project's checkpoint; runs none of its code
-scoreline verify DEST                                     does a checkpoint do what its conventions say?
-scoreline import-statistics FILE.pt checkpoint=PATH       the authors' DEIS-SN statistics, as a calibration record
-scoreline doctor train experiment=cifar10_edm             can this job be done here, and what will it take?
-scoreline prefetch table=deis_cifar10                     fetch now what a job would fetch later
-scoreline evaluate SAMPLES REFERENCE                      measure a folder, zip, npz or run against another
-scoreline reference dataset=digits OUT.npz                mean and covariance of a data set's features
-scoreline report DIR                                      a table and its figure, from finished runs
-scoreline upload RUN_DIR                                  a run, or a sweep, as W&B runs, rebuilt from its files
+Scripts (each takes KEY=VALUE ..; the same as python SCRIPT.py, from anywhere):
+  train              train a score model
+  sample             draw images and measure them
+  calibrate          measure a model for solvers that need it
+
+Solvers:
+  certify            measure order, consistency and NFE of every solver
+  show               print and draw a solver's tableau
+  show GROUP         list the choices of a group: solver, schedule, model, ..
+
+Models and records:
+  inspect PATH ..    describe checkpoints and calibration records
+  verify MODEL       check that a model does what its conventions say
+  import SOURCE DEST           convert another project's checkpoint
+  import-statistics FILE.pt    convert the DEIS-SN authors' statistics
+  ema RUN DEST.safetensors     average the weights of a run anew
+  likelihood         bits per dimension of images under a model
+
+Images and results:
+  evaluate SAMPLES REFERENCE   score images against images or statistics
+  reference IMAGES OUT.npz     write reference statistics
+  report DIR         print a table and draw a figure of finished runs
+  upload RUN_DIR     upload a run or a sweep to W&B
+
+Jobs:
+  doctor [SCRIPT]    can this machine do a job, and what will it take?
+  prefetch [SCRIPT]  fetch now what a job would fetch later
+
+scoreline VERB --help explains each. --config-dir FOLDER adds your own configs.
 """
 
+import ast
 import importlib
-import runpy
 import sys
+from pathlib import Path
 
 from scoreline import startup
 from scoreline.conf_folder import SCRIPTS, script, use_own_folder
@@ -31,23 +45,27 @@ VERBS = (
     *("prefetch", "reference", "report", "show", "upload", "verify"),
 )
 MODULES = {"import": "import_checkpoint"}
+HELP = {"-h", "--help"}
 
 
 @startup.reader_may_leave
 def main() -> None:
-    """Run a verb. A mistake becomes one line and exit code 2; a verb's own failure is its exit code."""
+    """Run a verb. A mistake becomes one line and exit code 2; otherwise the verb decides the exit code."""
     try:
         words = use_own_folder(sys.argv[1:])
-        if not words or words[0] in ("-h", "--help"):
+        if not words or words[0] in HELP:
             print(__doc__)
             return
         if words[0] in SCRIPTS:
-            sys.argv = [str(script(f"{words[0]}.py")), *words[1:]]
-            runpy.run_path(sys.argv[0], run_name="__main__")
+            sys.argv = [str(script(f"{words[0]}.py")), *words[1:]]  # named in messages, and what children start
+            importlib.import_module(f"scoreline.scripts.{words[0]}").main()
             return
         if words[0] not in VERBS:
             raise InputError(f"{words[0]}: there is no such command{did_you_mean(words[0], (*SCRIPTS, *VERBS))}")
         module = MODULES.get(words[0], words[0].replace("-", "_"))
+        if HELP & set(words):
+            print(_help(module))
+            return
         sys.exit(importlib.import_module(f"scoreline.commands.{module}").main(words[1:]))
     except KeyboardInterrupt:
         sys.exit(130)
@@ -56,3 +74,9 @@ def main() -> None:
 
         verb = next(iter(sys.argv[1:]), "")
         leave(error, f"scoreline {verb}" if verb in VERBS else "scoreline")
+
+
+def _help(module: str) -> str:
+    """The docstring of a command, read from its source, because its import takes seconds."""
+    source = Path(__file__).with_name("commands") / f"{module}.py"
+    return ast.get_docstring(ast.parse(source.read_text())) or ""

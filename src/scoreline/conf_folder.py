@@ -1,4 +1,4 @@
-"""The folder conf/ of the package and a folder of the user's own: their choices, keys, and the help made of them.
+"""The folder conf/ of the package and a folder of the user's own: their choices and keys.
 
 Nothing else says which code a config may name: the working directory's conf/ is read where `--config-dir` names it,
 and only there.
@@ -15,8 +15,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from scoreline.errors import InputError, printable
 
-QUIET_OPTIONS = ("hydra.run.dir=", "hydra.sweep.dir=", "hydra.sweep.subdir=", "hydra.output_subdir=")
-"""Hydra's own keys of a command line that say nothing of a sweep."""
+NO_NAME = re.compile(r"null|true|false|[-+.\d]+")
+"""Values that Hydra reads as something else than a name of a choice."""
 
 OWN_FOLDER = "SCORELINE_CONFIG_DIR"
 """Where processes of this one find the folder that `--config-dir` named."""
@@ -112,7 +112,7 @@ def refuse_lost_choices(words: Sequence[str]) -> None:
         if word.startswith("~") and "." not in word:
             raise InputError(f"{word}: every script reads this key; drop the word, or give the key a value")
         known = files(key) if key.isidentifier() else {}
-        if known and (name == "null" or ".." in Path(name).parts):
+        if known and (NO_NAME.fullmatch(name) or ".." in Path(name).parts):
             raise InputError(f"{word}: there is no such choice; leave the key out, or choose one of {', '.join(known)}")
 
 
@@ -141,32 +141,6 @@ def quoted(text: str) -> str:
     """A text as one value of Hydra's command line."""
     escaped = text.replace("\\", "\\\\").replace("'", "\\'")
     return f"'{escaped}'"
-
-
-def mode_is_unset(words: Sequence[str], conf: Path) -> bool:
-    """Whether neither the command line nor any config of `conf` can set hydra.mode."""
-    chosen = [word for word in words if not word.startswith(QUIET_OPTIONS)]
-    if any(word.lstrip("+~").startswith(("hydra", "--config", "-c")) for word in chosen):
-        return False
-    setting = re.compile(rb"^\s+mode:\s*['\"]?(RUN|MULTIRUN)", re.M)
-    return not any(setting.search(path.read_bytes()) for path in conf.rglob("*.yaml"))
-
-
-def help_text(about: str, config_name: str) -> str:
-    """What a script's `--help` prints: its docstring, the choices of its groups, and its keys with their comments.
-
-    Hydra's own help deep-copies every config of every group and takes seconds.
-    """
-    conf = conf_dir()
-    defaults, _, rest = (conf / f"{config_name}.yaml").read_text().partition("\n\n")
-    chosen = dict(re.findall(r"- (\w+): (\S+)", defaults))
-    groups = [f"  {group + '=':14}{_choices(group, default)}" for group, default in chosen.items()]
-    keys = [f"  {line}" for line in rest.partition("\nhydra:")[0].splitlines()]
-    return "\n".join([about, "Groups (default first):", *groups, "", "Keys:", *keys])
-
-
-def _choices(group: str, default: str) -> str:
-    return " | ".join(sorted(files(group), key=lambda name: (name != default, name)))
 
 
 def known_keys() -> set[str]:

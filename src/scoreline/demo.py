@@ -1,4 +1,4 @@
-"""The main job once, briefly: train, calibrate, sample a sweep, print its table (`./run demo`)."""
+"""A short tour (`./run demo`): train, calibrate, sample a sweep and print its table."""
 
 import subprocess
 import sys
@@ -15,7 +15,7 @@ WHERE = Path(f"outputs/demo-{version('scoreline')}-{NUMERICS_VERSION}")
 
 
 def step(title: str, *arguments: str) -> None:
-    """Run one of the scripts as a user would, and say how long it took."""
+    """Run one of the scripts as a user would, and print how long it takes."""
     print(f"\n--- {title}\n    python {' '.join(arguments)}", flush=True)
     began, script = time.monotonic(), conf_folder.script(arguments[0])
     subprocess.run([sys.executable, str(script), *arguments[1:]], check=True)
@@ -23,7 +23,7 @@ def step(title: str, *arguments: str) -> None:
 
 
 def main() -> None:
-    """Everything below one directory; finished parts are not done again."""
+    """Write everything below one directory; a second start skips the parts that are finished."""
     model, sweep = WHERE / "model", WHERE / "sweep"
     step("train a score model on real digits", "train.py", f"hydra.run.dir={model}", "duration_kimg=48")
     if not (model / "model.score_norm.safetensors").exists():
@@ -35,8 +35,8 @@ def main() -> None:
         *("seeds=0-511", "batch_size=512", f"hydra.sweep.dir={sweep}"),
     )
     print("\n--- Frechet distance (features of the shipped digits network; lower is better)\n")
-    print(report.files(grid(sweep, METRIC), sweep, picture=f"{METRIC}.png"))
-    print(f"figure: {sweep / 'frechet_distance.png'}; samples: {sweep}/*/grid.png")
+    print(report.files(grid(sweep, METRIC), sweep))
+    print(f"figure: {sweep / 'table.png'}; samples: {sweep}/*/grid.png")
 
 
 if __name__ == "__main__":

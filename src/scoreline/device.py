@@ -1,5 +1,7 @@
 """Choice of a device, and asynchronous transfers between host and device."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -55,6 +57,24 @@ def moved(tensor: Tensor, device: torch.device | str) -> Tensor:
     if tensor.device.type == "cpu" and device.type == "cuda":
         return tensor.pin_memory().to(device, non_blocking=True)
     return tensor.to(device)
+
+
+def to_host(*tensors: Tensor) -> Callable[[], tuple[Tensor, ...]]:
+    """Copies on the CPU, which a GPU sends in the order of its work; calling what is returned waits for them."""
+    if not tensors[0].is_cuda:
+        return lambda: tensors
+    copies = tuple(
+        torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor, non_blocking=True)
+        for tensor in tensors
+    )
+    arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
+    arrived.record()
+
+    def wait() -> tuple[Tensor, ...]:
+        arrived.synchronize()
+        return copies
+
+    return wait
 
 
 class LateNumber:

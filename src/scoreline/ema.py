@@ -1,4 +1,4 @@
-"""Running averages of weights, in images rather than steps."""
+"""Running averages of weights, with time counted in images."""
 
 import math
 from abc import ABC, abstractmethod
@@ -6,23 +6,24 @@ from abc import ABC, abstractmethod
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from scoreline.errors import InputError
 from scoreline.shards import own_part
 
 NARROWEST, UNIFORM = 1e-4, 1 / math.sqrt(12)
-"""Ends of sigma_rel: the upper one is the plain mean of all weights, gamma = 0."""
+"""Limits of sigma_rel; the upper one, gamma = 0, is the plain mean of all weights."""
 
 
 class RunningAverage(ABC):
-    """W_avg <- beta W_avg + (1 - beta) W after every step; beta is 0 at the first one, which is a copy.
+    """W_avg <- beta W_avg + (1 - beta) W after every step; beta is 0 at the first step, which copies W.
 
-    Floating-point parameters are averaged in float32 (float64 where they are float64), whatever the precision of the
-    network; buffers are copied. Updates write to the same memory, so a network that shares it follows. A process that
-    holds a part of the weights averages that part.
+    Floating-point parameters are averaged in float32, or in float64 if they are float64, whatever the precision of the
+    network; buffers are copied. Updates are in place, so a network that shares the memory follows. A process that holds
+    a shard of the weights averages its shard.
 
     Attributes:
-        weights: the averaged state dict, names as in the module's.
+        weights: the averaged state dict, with the module's names.
     """
 
     def __init__(self) -> None:
@@ -31,21 +32,21 @@ class RunningAverage(ABC):
     @property
     @abstractmethod
     def name(self) -> str:
-        """What tells it from other averages of a run, in files and states."""
+        """Names the average among those of a run, in files and states."""
 
     @abstractmethod
     def beta(self, images: int, batch: int) -> float:
-        """Decay for a batch that brings the count from `images` to images + batch."""
+        """Decay of the step that raises the images seen from `images` to images + batch."""
 
     def start(self, module: nn.Module) -> None:
-        """Begin as a copy of the module's state."""
+        """Start as a copy of the module's state."""
         for name, value in module.state_dict(keep_vars=True).items():
             dtype = torch.promote_types(value.dtype, torch.float32) if _is_averaged(value) else value.dtype
             self.weights[name] = value.detach().to(dtype, copy=True)
 
     @torch.no_grad()
     def update(self, module: nn.Module, images: int, batch: int) -> None:
-        """Take in the module's weights after a step on `batch` images, `images` having been seen before it."""
+        """Average in the module's weights after a step on `batch` images, with `images` seen before it."""
         current = module.state_dict(keep_vars=True)
         averages, ends = [], []
         for name, value in current.items():
@@ -55,7 +56,7 @@ class RunningAverage(ABC):
                 ends.append(own_part(value).to(own.dtype))
             else:
                 own.copy_(value)
-        torch._foreach_lerp_(averages, ends, 1 - self.beta(images, batch))
+        get_ema_multi_avg_fn(self.beta(images, batch))(averages, ends, None)  # type: ignore[no-untyped-call]
 
 
 def _is_averaged(value: Tensor) -> bool:
@@ -63,7 +64,7 @@ def _is_averaged(value: Tensor) -> bool:
 
 
 class EMA(RunningAverage):
-    """beta = 0.5^(batch / H), H = min(half_life, rampup * images seen); while no image has been seen H = 0.
+    """Exponential average: beta = 0.5^(batch / H), H = min(half_life, rampup * images seen); H = 0 at the first step.
 
     Attributes:
         half_life_kimg: H after the ramp, in thousands of images.
@@ -86,16 +87,16 @@ class EMA(RunningAverage):
 
 
 class PowerFunctionEMA(RunningAverage):
-    """beta = (1 - batch / t)^(gamma + 1), t images seen with this batch.
+    """Power-function average: beta = (1 - batch / t)^(gamma + 1), t the images seen including this batch.
 
-    The weights after step k of K of B images get the weight (k / K)^(gamma+1) - ((k - 1) / K)^(gamma+1): the integral
-    of the profile p(tau) = (gamma + 1) tau^gamma / t^(gamma+1) over the images of that step. Its width grows with the
-    training: the standard deviation of tau under p is sigma_rel t.
+    The weights after step k of K have the share (k / K)^(gamma+1) - ((k - 1) / K)^(gamma+1), the integral of the
+    profile p(tau) = (gamma + 1) tau^gamma / t^(gamma+1) over the images of that step. Its width grows with the
+    training: the standard deviation of tau under p is sigma_rel t. Use it for post-hoc EMA.
 
     Source: Karras et al. (2024), arXiv:2312.02696, equations 2 and 3, with t in images instead of steps.
 
     Raises:
-        InputError: for a sigma_rel that no gamma >= 0 has.
+        InputError: if no gamma >= 0 has this sigma_rel.
     """
 
     def __init__(self, sigma_rel: float) -> None:
@@ -111,7 +112,7 @@ class PowerFunctionEMA(RunningAverage):
 
 
 def sigma_rel_of(gamma: float) -> float:
-    """sigma_rel = (gamma + 1)^(1/2) (gamma + 2)^(-1) (gamma + 3)^(-1/2), the relative width of a power function.
+    """Relative width of a power function: sigma_rel = (gamma + 1)^(1/2) (gamma + 2)^(-1) (gamma + 3)^(-1/2).
 
     Source: Karras et al. (2024), arXiv:2312.02696, equation 4.
     """
@@ -119,12 +120,12 @@ def sigma_rel_of(gamma: float) -> float:
 
 
 def gamma_of(sigma_rel: float) -> float:
-    """The gamma >= 0 of a relative width, greatest root of (gamma + 2)^2 (gamma + 3) = (gamma + 1) / sigma_rel^2.
+    """Exponent of a relative width: the largest root of (gamma + 2)^2 (gamma + 3) = (gamma + 1) / sigma_rel^2.
 
     Source: Karras et al. (2024), arXiv:2312.02696, equation 4, squared.
 
     Raises:
-        InputError: outside 0.0001 .. 0.288675 (1 / sqrt 12).
+        InputError: if sigma_rel is not in [0.0001, 0.288675], whose upper end is 1 / sqrt(12).
     """
     if not NARROWEST <= sigma_rel <= UNIFORM:
         raise InputError(

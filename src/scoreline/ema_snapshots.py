@@ -1,4 +1,4 @@
-"""Snapshots of power-function averages: RUN/ema/0000064000-0.05.safetensors (images seen, sigma_rel)."""
+"""Snapshots of power-function averages: RUN/ema/IMAGES-SIGMA_REL.safetensors, as 0000064000-0.05.safetensors."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ MOST_STEPS = 2 * 10**7
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What a snapshot file says of itself: width of the profile, images seen, images per step."""
+    """The metadata of a snapshot file: width of the profile, images seen, images per step."""
 
     path: Path
     sigma_rel: float
@@ -37,12 +37,12 @@ class Snapshot:
 
 
 def snapshot_path(run: Path, average: PowerFunctionEMA, images: int) -> Path:
-    """Where the snapshot of an average is kept in a run directory."""
+    """The path of an average's snapshot in a run directory."""
     return run / "ema" / f"{images:010d}-{average.sigma_rel:g}.safetensors"
 
 
 def save_snapshot(run: Path, average: PowerFunctionEMA, images: int, batch: int) -> None:
-    """Write the averaged weights, floating-point ones in float32, atomically."""
+    """Write the averaged weights atomically, floating-point ones in float32."""
     from safetensors.torch import save_file
 
     metadata = {"format": FORMAT, "sigma_rel": repr(average.sigma_rel), "images": str(images), "batch": str(batch)}
@@ -61,17 +61,17 @@ def _stored(weight: Tensor) -> Tensor:
 
 
 def drop_later(run: Path, images: int) -> None:
-    """Delete the snapshots of a run that were taken after so many images."""
+    """Delete a run's snapshots of more than `images` images."""
     for path in _paths(run):
         if int(path.name[:10]) > images:
             path.unlink(missing_ok=True)
 
 
 def list_snapshots(run: Path) -> list[Snapshot]:
-    """The snapshots of a run, in order of the images seen.
+    """List the snapshots of a run in order of the images seen.
 
     Raises:
-        InputError: if there is none, one is damaged or no snapshot of ours, or their batches differ.
+        InputError: if there is none, one is damaged or another kind of file, or their batch sizes differ.
     """
     found = sorted((_described(path) for path in _paths(run)), key=lambda it: (it.images, it.sigma_rel))
     if not found:
@@ -104,10 +104,10 @@ def _header(path: Path) -> Header:
 
 
 def combine(snapshots: Sequence[Snapshot], coefficients: Sequence[float], network: nn.Module) -> dict[str, Tensor]:
-    """State of the network with parameters sum_i coefficients_i snapshot_i, summed in float64; buffers of the last one.
+    """Return a network state of parameters sum_i coefficients_i snapshot_i, in float64, and the last one's buffers.
 
     Raises:
-        InputError: if a snapshot does not fit the network or holds a number that is not finite.
+        InputError: if a snapshot does not match the network or holds a number that is not finite.
     """
     state = network.state_dict(keep_vars=True)
     averaged = {name for name, value in state.items() if isinstance(value, nn.Parameter) and value.is_floating_point()}

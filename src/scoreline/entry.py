@@ -11,8 +11,7 @@ import shlex
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -21,21 +20,19 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from scoreline import checks, processes, run_config, run_lock, startup
+from scoreline import catalogue, checks, processes, startup
 from scoreline.annotations import refuse_wrong_types
 from scoreline.conf_folder import (
     conf_dir,
-    help_text,
-    mode_is_unset,
     own_folder,
     quoted,
     refuse_lost_choices,
     use_own_folder,
 )
+from scoreline.config.run_directory import ERROR_LOG, give_up, output_dir, release
 from scoreline.errors import InputError, did_you_mean
 from scoreline.files import code_version, sha256, write_atomically
 from scoreline.mistakes import explain
-from scoreline.run_lock import RunLock
 from scoreline.run_names import model_path, register_resolvers, run_sha256
 
 HARMLESS = (
@@ -49,19 +46,25 @@ SCRIPT = "SCORELINE_SCRIPT"
 
 KEEP_TRACEBACKS = "SCORELINE_TRACEBACKS"
 
-ERROR_LOG = "error.log"
-
 LARGEST = 4096
 """Of the whole numbers that describe a network, such as its width and blocks: it is built before it is trained."""
 
 Job = Callable[[DictConfig], Any]
+Launch = Callable[[Callable[[], None]], None]
 
 
-def script(config_name: str) -> Callable[[Job], Callable[[], None]]:
+def script(
+    config_name: str, check: Job | None = None, launch: Launch = processes.run
+) -> Callable[[Job], Callable[[], None]]:
     """Decorate a job as a script: Hydra around it, and a mistake of the user's becomes one line and exit code 2.
 
     A sweep prints the line of a failed job at once, goes on with the others and leaves with exit code 2 at its end.
     With HYDRA_FULL_ERROR=1 in the environment every error keeps its traceback.
+
+    Args:
+        config_name: of the script's file in conf/.
+        check: raises InputError for what is wrong with the script's own keys, before torch is imported.
+        launch: calls the script as one process among those that torchrun or srun started.
     """
 
     def decorate(job: Job) -> Callable[[], None]:
@@ -70,6 +73,8 @@ def script(config_name: str) -> Callable[[Job], Callable[[], None]]:
             try:
                 refuse_appended_keys()
                 checks.refuse_plain_mistakes(cfg)
+                if check is not None:
+                    check(cfg)
                 startup.load_torch()
                 refuse_wrong_types(OmegaConf.to_container(cfg, resolve=False))
                 return job(cfg)
@@ -93,32 +98,15 @@ def script(config_name: str) -> Callable[[Job], Callable[[], None]]:
             except InputError as error:
                 leave(error)
             if {"--help", "-h"} & set(words):
-                print(help_text(str(sys.modules[job.__module__].__doc__), config_name))
+                print(catalogue.help_text(str(sys.modules[job.__module__].__doc__), config_name))
                 return
             own = own_folder()
             sys.argv[1:] = [*(["--config-dir", str(own)] if own else []), *words]
             _run(hydra.main(str(conf_dir()), config_name, "1.3")(guarded))
 
-        return main
+        return functools.partial(launch, main)
 
     return decorate
-
-
-@contextmanager
-def composed_once(words: Sequence[str]) -> Iterator[None]:
-    """Hydra composes the config of every job twice, first only to look up hydra.mode: without, where nothing sets it.
-
-    What it does then is the same: with -m a sweep, else a single run.
-    """
-    from hydra._internal.hydra import Hydra
-
-    look_up = Hydra.get_mode
-    if mode_is_unset(words, conf_dir()):
-        Hydra.get_mode = lambda self, config_name, overrides: None  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        Hydra.get_mode = look_up  # type: ignore[method-assign]
 
 
 OPTIONS = (
@@ -153,8 +141,7 @@ def _run(main: Callable[[], Any]) -> None:
     os.environ.setdefault(KEEP_TRACEBACKS, os.environ.get("HYDRA_FULL_ERROR", ""))
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
-        with composed_once(sys.argv[1:]):
-            main()
+        main()
     except KeyboardInterrupt:
         sys.exit(130)
     except Exception as error:
@@ -200,103 +187,6 @@ def apply(node: DictConfig, *arguments: Any, **options: Any) -> Any:
     return hydra.utils.instantiate(node, *arguments, **options, _partial_=False)
 
 
-def adopt_model(cfg: DictConfig, model: dict[str, Any], digest: str) -> None:
-    """Put the description of a loaded (hence verified) checkpoint where solvers and schedules refer to it."""
-    cfg.model = {name: model[name] for name in ("network", "noise_schedule", "parameterisation")}
-    cfg.digest = digest
-
-
-_first_written: list[Path] = []
-"""config.yaml of the run directory, if this process wrote the first one."""
-
-_held: list[RunLock] = []
-"""The lock of this process's run directory."""
-
-
-def claim(cfg: DictConfig, out: Path) -> None:
-    """Make a run directory this run's own: nobody else works in it, and it is new or belongs to this very run.
-
-    Every process of a job calls it; the first one holds the lock until the job ends. It fixes `cfg.identity` and
-    `cfg.code_version`.
-
-    Raises:
-        InputError: if another process works there, or the directory holds another run, or one that cannot be read.
-    """
-    cfg.identity, cfg.code_version = cfg.identity, code_version()
-    from scoreline.generation.sharing import said_by_first
-
-    problem = said_by_first(_problem(cfg, out) if leads() else None, processes.current())
-    if problem:
-        raise InputError(problem)
-
-
-def leads() -> bool:
-    """Whether this process is the first of its job, whoever started the others: torchrun, srun, Lightning or a person.
-
-    Who starts one process on every machine names the machine in NODE_RANK.
-    """
-    ranks = [os.environ.get(name, "0") for name in ("LOCAL_RANK", "NODE_RANK")]
-    return processes.current().first and ranks == ["0", "0"]
-
-
-def _problem(cfg: DictConfig, out: Path) -> str | None:
-    """Why this run cannot have the directory; None once it has it."""
-    try:
-        _held.append(RunLock(out, cfg.lock))
-        former = run_config.read(out)
-    except InputError as error:
-        return str(error)
-    if former is None:
-        return None
-    if former.get("identity") != cfg.identity:
-        return (
-            f"hydra.run.dir={out}: holds run {former.get('identity')!s:.20} of another configuration, checkpoint, data "
-            f"or numerics version, this one is {cfg.identity}; choose another directory or leave the key out"
-        )
-    if former.get("code_version") not in (None, cfg.code_version):
-        begun = f"{former['code_version']!s:.20}"
-        print(f"note: {out} was begun by code {begun}, this is {cfg.code_version} of the same NUMERICS_VERSION")
-    return None
-
-
-def release() -> None:
-    """Let others work in the run directory."""
-    while _held:
-        _held.pop().release()
-
-
-def give_up(folder: Path) -> None:
-    """Remove a run directory that holds nothing, and its parents below the working directory that hold nothing else.
-
-    A config.yaml that this process wrote first counts as nothing if it is alone; it is removed while the lock is held.
-    """
-    with suppress(OSError):
-        if {path.name for path in folder.iterdir()} <= {run_lock.NAME, *(path.name for path in _first_written)}:
-            for path in _first_written:
-                path.unlink(missing_ok=True)
-        release()
-        folder.rmdir()
-        for parent in folder.parents:
-            if parent == Path():
-                return
-            parent.rmdir()
-
-
-def save_config(cfg: DictConfig, out: Path) -> None:
-    """config.yaml: everything resolved."""
-    text = OmegaConf.to_yaml(cfg, resolve=True)
-    if not (out / run_config.NAME).exists():
-        _first_written.append(out / run_config.NAME)
-    write_atomically(out / run_config.NAME, lambda temporary: temporary.write_text(text))
-    (out / ERROR_LOG).unlink(missing_ok=True)
-
-
-def output_dir() -> Path:
-    """Hydra's directory of this job, relative to the working directory where possible."""
-    path = Path(HydraConfig.get().runtime.output_dir)
-    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
-
-
 def command_of_this_job(out: Path) -> list[str]:
     """What starts a further process of this very job: the same choices, the same directory, no sweep."""
     own = [f"hydra.run.dir={quoted(str(out))}", "hydra.mode=RUN"]
@@ -323,7 +213,7 @@ def _without_folder(override: str) -> str:
     return f"{key}{equals}{Path(path).name}" if Path(path).is_absolute() else override
 
 
-def match_data(network: DictConfig, dataset: Any) -> None:
+def match_data(network: Mapping[Any, Any], dataset: Any) -> None:
     """The network's shape must be the data's, and no number of its description larger than any network's.
 
     Raises:

@@ -1,4 +1,4 @@
-"""A function of GPU tensors recorded once and replayed: no kernel is launched by Python any more."""
+"""CUDA graphs: record a function of GPU tensors once, then replay it without launching kernels from Python."""
 
 from collections.abc import Callable, Sequence
 
@@ -9,17 +9,22 @@ from scoreline.errors import InputError
 from scoreline.solvers.tableau import Tableau
 
 WARM_UP = 2
-"""Calls before the recording, in which libraries choose and load their kernels."""
+"""Calls before the recording, so that libraries choose and load their kernels."""
 
 Recording = Callable[[Callable[[], Tensor]], Callable[[], Tensor]]
-"""(function of fixed memory) -> what computes it again, into fixed memory."""
+"""(function of fixed memory) -> function that computes it again, into fixed memory."""
 
 
 def recorder(wanted: bool, device: torch.device, run: object) -> "type[Replayed] | None":
-    """`Replayed` if it is wanted.
+    """`Replayed` if `wanted`, else None.
+
+    Args:
+        wanted: the script's key `graphs`.
+        device: where the networks run.
+        run: the solver's steps; a `Tableau` without noise can be recorded.
 
     Raises:
-        InputError: where it cannot be: without a GPU, and for solvers that draw noise or choose their steps on the way.
+        InputError: without a GPU, and for solvers that draw noise or choose their steps on the way.
     """
     if not wanted:
         return None
@@ -34,14 +39,15 @@ def recorder(wanted: bool, device: torch.device, run: object) -> "type[Replayed]
 
 
 class Replayed:
-    """function(*tensors) from a recording of it.
+    """A function of tensors that replays a recording of its first call.
 
-    Arguments are copied to where the recording reads them, the result is copied from where it writes it.
+    A call copies its arguments to the recording's inputs, and the result from the recording's output. Use it where
+    launching kernels takes longer than computing them: small networks, small batches.
 
     Args:
-        function: tensors -> tensor, computed on the device alone: nothing in it may wait for the device.
-        examples: arguments of the shapes, types and devices that all calls will have.
-        record: how.
+        function: tensors -> tensor, computed on the device; it must not wait for the device.
+        examples: arguments of the shapes, types and devices of all later calls.
+        record: makes the recording; `cuda_graph` by default.
 
     Raises:
         InputError: if the function cannot be recorded.

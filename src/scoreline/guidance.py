@@ -23,7 +23,8 @@ class Autoguidance(Denoising):
         denoiser: D_main.
         guide: D_guide, on images of the same shape.
         scale: any finite number.
-        low, high: noise levels rho between which to guide.
+        low: noise level rho above which to guide.
+        high: largest noise level rho at which to guide.
 
     Raises:
         InputError: if the scale is not finite, or low < high does not hold.

@@ -1,4 +1,4 @@
-"""A training run as flat rows: the same while it trains, and when its directory is read later."""
+"""The records of a run directory as flat rows: the same while a model trains and when the directory is read later."""
 
 import json
 import re
@@ -14,11 +14,11 @@ Row = dict[str, Any]
 
 
 def row(metrics: Mapping[str, Any], axis: str = "kimg") -> Row:
-    """Nested metrics as flat names, and what they are drawn against under the name of the axis alone.
+    """Flatten nested metrics; the value of the axis stands under its bare name.
 
     {"train": {"kimg": 1.6, "loss": 0.3, "bins": {"low": 0.1}}} becomes {"kimg": 1.6, "train/loss": 0.3,
-    "train/bins/low": 0.1}. A list of numbers is read as values at even places, named by the percent of the way:
-    sigma_0 .. sigma_100. What is None, and other lists, are left out. A row stays as it is.
+    "train/bins/low": 0.1}. A list of numbers counts as values at even places, named by the percent of the way:
+    sigma_0 .. sigma_100. None and other lists are left out. A row stays as it is.
     """
     leaves = dict(_leaves("", metrics))
     places = [name for name in leaves if name in (axis, f"{name.partition('/')[0]}/{axis}")]
@@ -39,13 +39,13 @@ def _leaves(name: str, value: Any) -> Iterator[tuple[str, Any]]:
 
 
 def picture_row(path: Path) -> Row:
-    """previews/000064kimg.png as a row; empty for a file that is named otherwise."""
+    """previews/000064kimg.png as a row; empty for a file of another name."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)kimg", path.stem)
     return {"kimg": float(match[1]), path.parent.name: path} if match else {}
 
 
 def history(root: Path) -> list[Row]:
-    """Rows of metrics.jsonl, of the previews and of online_schedule.jsonl, as far as there are any, in order of kimg.
+    """Read metrics.jsonl, the previews and online_schedule.jsonl, as far as they exist, in order of kimg.
 
     Raises:
         InputError: for a line that is no record, unless it is a last one that a kill cut short.
@@ -57,7 +57,7 @@ def history(root: Path) -> list[Row]:
 
 
 def sampled(root: Path) -> list[Row]:
-    """metrics.json of sample.py as one row over `nfe`, with grid.png; nothing if there is none.
+    """Read metrics.json of sample.py as one row over `nfe`, with grid.png; no row if there is none.
 
     Raises:
         InputError: if it is damaged.
@@ -65,12 +65,12 @@ def sampled(root: Path) -> list[Row]:
     found, grid = run_results.read(root), root / "grid.png"
     if found is None:
         return []
-    told = {key: value for key, value in found.items() if key != "files"}
-    return [row({"sample": told}, axis="nfe") | ({"grid": grid} if grid.is_file() else {})]
+    kept = {key: value for key, value in found.items() if key != "files"}
+    return [row({"sample": kept}, axis="nfe") | ({"grid": grid} if grid.is_file() else {})]
 
 
 def records(path: Path) -> list[dict[str, Any]]:
-    """What a file of JSON lines holds; nothing if there is none.
+    """Read a file of JSON lines that each have a kimg; no record if there is no file.
 
     Raises:
         InputError: as `history`.
@@ -82,15 +82,10 @@ def records(path: Path) -> list[dict[str, Any]]:
 
 
 def _record(path: Path, number: int, text: str) -> dict[str, Any]:
-    found = _object(text)
-    if found is None or not isinstance(found.get("kimg"), int | float):
-        raise InputError(f"{path}: line {number} is no record with a kimg; delete that line")
-    return found
-
-
-def _object(text: str) -> dict[str, Any] | None:
     try:
         found = json.loads(text)
-    except json.JSONDecodeError:
-        return None
-    return found if isinstance(found, dict) else None
+        if isinstance(found["kimg"], int | float):
+            return dict(found)
+    except (ValueError, KeyError, TypeError):
+        pass
+    raise InputError(f"{path}: line {number} is no record with a kimg; delete that line")

@@ -1,8 +1,10 @@
 """Map a function over items in several threads."""
 
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
@@ -48,3 +50,24 @@ def beside(function: Callable[[T], object], items: Iterable[T], threads: int) ->
             begun.append(pool.submit(function, item))
         for future in begun:
             future.result()
+
+
+class AbandonedError(Exception):
+    """The caller has left; the work of this thread is dropped."""
+
+
+@contextmanager
+def until_left(report: Callable[[float], object]) -> Iterator[Callable[[float], None]]:
+    """`report` for several threads, which stops each of them at its next call once the context is left."""
+    lock, left = threading.Lock(), threading.Event()
+
+    def guarded(amount: float) -> None:
+        if left.is_set():
+            raise AbandonedError
+        with lock:
+            report(amount)
+
+    try:
+        yield guarded
+    finally:
+        left.set()

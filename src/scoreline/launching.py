@@ -1,4 +1,4 @@
-"""Jobs of a sweep side by side on one machine: `hydra/launcher=local`."""
+"""Parallel jobs of a sweep on one machine: `hydra/launcher=local`."""
 
 import atexit
 import os
@@ -14,30 +14,30 @@ from scoreline.files import locked
 
 PLUGIN = "hydra_plugins.hydra_joblib_launcher"
 JOBS = "SCORELINE_JOBS"
-"""What conf/hydra/launcher/local.yaml reads n_jobs from."""
+"""conf/hydra/launcher/local.yaml reads n_jobs from this variable."""
 
 PAUSE = 0.05
 
 _held: dict[str, tuple[int, IO[bytes]]] = {}
-"""Places that this process has; it gives them back by ending."""
+"""Places that this process holds until it ends."""
 
 
 class OneDeviceEach:
     """A Hydra callback that gives each process of a sweep one CUDA device, by CUDA_VISIBLE_DEVICES.
 
-    joblib's processes do one job after another, and CUDA heeds the variable only once in a process. So a device belongs
-    to a process, not to the number of a job: no two jobs meet on one GPU while another is idle. With more processes
-    than devices they share them evenly. Jobs on the CPU get none; joblib divides the CPU's threads over the processes
-    itself, unless OMP_NUM_THREADS is set.
+    A process of joblib runs one job after another, and CUDA reads the variable only once in a process. So a device
+    belongs to a process, not to a job: no two jobs share a GPU while another one is idle. If there are more processes
+    than devices, they share them evenly. Jobs on the CPU get no device; joblib divides the CPU's threads over the
+    processes, unless OMP_NUM_THREADS is set.
     """
 
     def __init__(self) -> None:
         self.folder, self.names = "", list[str]()
 
     def on_multirun_start(self, config: Any, **_: Any) -> None:
-        """Choose n_jobs where the command line does not: one for every device, else one for every CPU core.
+        """Set n_jobs unless the command line does: one for every device, else one for every CPU core.
 
-        Leaves with one line and exit code 2 where the plugin is missing or n_jobs is impossible.
+        The process exits with one line and code 2 if the plugin is missing or n_jobs is impossible.
         """
         from scoreline.entry import leave
 
@@ -52,7 +52,7 @@ class OneDeviceEach:
         atexit.register(shutil.rmtree, self.folder, ignore_errors=True)
 
     def on_job_start(self, **_: Any) -> None:
-        """Show this process its device, and no other."""
+        """Make this process's device the only visible one."""
         if self.names:
             os.environ["CUDA_VISIBLE_DEVICES"] = self.names[place(self.folder, len(self.names))]
 
@@ -70,7 +70,7 @@ def on_cpu(config: Any) -> bool:
 
 
 def visible_devices() -> list[str]:
-    """CUDA devices by the names that CUDA_VISIBLE_DEVICES takes."""
+    """The CUDA devices, named as in CUDA_VISIBLE_DEVICES."""
     import torch
 
     count, named = torch.cuda.device_count(), os.environ.get("CUDA_VISIBLE_DEVICES", "")
@@ -78,7 +78,7 @@ def visible_devices() -> list[str]:
 
 
 def jobs(config: Any) -> int:
-    """Processes at a time.
+    """The number of parallel processes.
 
     Raises:
         InputError: if n_jobs is neither a whole number above 0 nor -1, or joblib's plugin is not installed.
@@ -94,7 +94,7 @@ def jobs(config: Any) -> int:
 
 
 def installed() -> bool:
-    """Whether Hydra's plugin for joblib is there."""
+    """Whether Hydra's plugin for joblib is installed."""
     try:
         return find_spec(PLUGIN) is not None
     except ModuleNotFoundError:
@@ -102,9 +102,9 @@ def installed() -> bool:
 
 
 def place(folder: str, count: int) -> int:
-    """The number 0 .. count - 1 that this process has among those that share the folder; it keeps it to its end.
+    """A number 0 .. count - 1 that no other process of the folder has; this one keeps it until it ends.
 
-    Waits while all are taken, which lasts as long as a process that was replaced takes to end.
+    If all are taken, it waits until a process that joblib has replaced is gone.
     """
     while folder not in _held:
         for number in range(count):

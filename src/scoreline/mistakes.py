@@ -1,37 +1,37 @@
-"""What went wrong with what a user gave, as one sentence."""
+"""One sentence for each mistake in what a user gives."""
 
 import errno
 import re
 from collections.abc import Iterator
 
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
-from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
 
 from scoreline import conf_folder
 from scoreline.errors import InputError, did_you_mean
 from scoreline.files import without_space
 
-MISCONFIGURED = "MisconfigurationException"  # Lightning's, told by its name so as not to import Lightning
+MISCONFIGURED = "MisconfigurationException"  # Lightning's, by its name, since importing Lightning takes seconds
 
 COMPILERS = {
     "InvalidCxxCompiler": "torch.compile found no C++ compiler; install g++, name yours in CXX",
     "TritonMissing": "torch.compile found no Triton for this GPU; install triton",
     "GPUTooOldForTriton": "this GPU is older than what torch.compile serves",
 }
-"""What torch.compile misses, by the name of its exception."""
+"""What torch.compile lacks, by the name of its exception."""
 
 UNUSABLE = (
     *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG),
     *(errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ELOOP),
 )
-"""What the system says of a path that cannot be read or written as it was asked to."""
+"""Error numbers of a path that cannot be read or written."""
 
 LONGEST = 200
-"""Characters of a word of a sentence; of longer ones the beginning is shown."""
+"""Characters of a word of a sentence; a longer word is cut."""
 
 
 def explain(error: BaseException) -> str | None:
-    """The sentence for a mistake in what the user gave, or None for a defect of ours."""
+    """The sentence for a mistake of the user's, or None for a defect of this package."""
     sentence = _sentence(error)
     return sentence and " ".join(map(_cut, sentence.split()))
 
@@ -74,7 +74,7 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _explain_system(error: BaseException) -> str | None:
-    """A disk or a memory that is full, a path that does not serve."""
+    """A full disk, a full memory or an unusable path."""
     if without_space(error):
         where = getattr(error, "filename", None) or "hydra.run.dir"
         return (
@@ -89,46 +89,58 @@ def _explain_system(error: BaseException) -> str | None:
 
 
 def _explain_composition(error: BaseException) -> str:
-    match = re.search(r"Could not (?:override|append|delete)[^']*'([^'@]+)", str(error))
-    if match:
-        return _explain_key(match[1].split("=")[0])
-    several = re.match(r"Ambiguous value for argument '([^=]+)=(.*)'", str(error))
+    """A key or a value that the config does not take: OmegaConf's error names it, Hydra's only in its message."""
+    cause, message = error.__cause__, str(error)
+    if isinstance(cause, ConfigKeyError | ConfigAttributeError):
+        return _explain_key(str(cause.full_key))
+    if isinstance(cause, OmegaConfBaseException):
+        return f"{cause.full_key}: {_first_line(cause)}; give it another value, or leave it out"
+    refused = re.match(r"Could not (override|append|delete)[^']*'([^'@]+)", message)
+    if refused and refused[1] == "append":
+        return f"+{refused[2]}: there is such a key already; write it without +"
+    if refused:
+        return _explain_key(refused[2])
+    several = re.match(r"Ambiguous value for argument '([^=]+)=(.*)'", message)
     if several:
         key, value = several.groups()
         return (
             f"{key}={value}: commas make a sweep, which needs -m; for one value quote it, for Hydra and for the shell: "
             f"\"{key}='{value}'\""
         )
-    refused = re.match(r"Error merging override (.*)\n(.*)", str(error))
-    if refused:
-        return f"{refused[1]}: {refused[2] or 'no value that this key takes'}; give it another value, or leave it out"
-    return str(error).splitlines()[0]
+    return _first_line(error)
 
 
 def _explain_key(key: str) -> str:
-    """No such key; what a group's chosen config has in its place."""
+    """There is no such key; the sentence names similar keys, or other choices of a group whose choice has none."""
     group = key.partition(".")[0]
     known = conf_folder.known_keys()
     below = {name for name in known if name.startswith(f"{group}.") and "._" not in name}
-    if "." in key and group in known and not below:
-        others = ", ".join(conf_folder.files(group))
+    others = ", ".join(conf_folder.files(group)) if group in known and not below else ""
+    if "." in key and others:
         return f"{key}: there is no such key, this {group} has none; drop it, or choose another: {others}"
     return f"{key}: there is no such key{did_you_mean(key, below or known)}"
 
 
 def _explain_instantiation(error: BaseException) -> str | None:
-    """Wrong arguments of a `_target_`; anything that its code raised itself stays a traceback."""
-    known = (TypeError, OmegaConfBaseException)
-    unexpected = next((c for c in _causes(error) if isinstance(c, known) or type(c).__name__ == MISCONFIGURED), None)
-    match = re.search(r"full_key: (\S+)", str(error))
-    located = re.search(r"Error (?:locating|loading) target '?([^',]+)", str(error))
+    """Wrong arguments of a `_target_`, or a target that cannot be called; None for an error of the called code.
+
+    Hydra's InstantiationException tells the key and the target in its message alone.
+    """
+    message = str(error)
+    named = re.search(r"full_key: (\S+)", message)
+    key = named[1] if named else "config"
+    located = re.search(r"Error (?:locating|loading) target '?([^',]+)", message)
     if located:
-        key = match[1] if match else "config"
         return f"{key}._target_={located[1]}: there is no such class or function; check its name and what is installed"
-    blocked = re.match(r"Target '([^']+)' is blocklisted", str(error))
+    blocked = re.match(r"Target '([^']+)' is blocklisted", message)
     if blocked:
-        key = match[1] if match else "config"
         return f"{key}._target_={blocked[1]}: Hydra does not call it from a config; name a class that may be built"
-    if unexpected is None:
-        return None
-    return f"{match[1] if match else 'config'}: {str(unexpected).splitlines()[0]}"
+    known = (TypeError, OmegaConfBaseException)
+    for cause in _causes(error):
+        if isinstance(cause, known) or type(cause).__name__ == MISCONFIGURED:
+            return f"{key}: {_first_line(cause)}"
+    return None
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).partition("\n")[0]

@@ -1,8 +1,8 @@
-"""Averages of a training's weights that nobody tracked, from snapshots of averages that were.
+"""Post-hoc EMA from power-function snapshots.
 
-An average of the weights theta(tau) over the images tau seen so far is the integral of p(tau) theta(tau), p >= 0 its
-profile. Averages are linear in their profiles, so a profile that is close to a sum of those that were saved gives
-weights close to the same sum of the saved weights.
+An average of the weights theta(tau) over the images tau seen so far is the integral of p(tau) theta(tau), with a
+profile p >= 0. Averages are linear in their profiles, so a profile close to a sum of the saved profiles gives weights
+close to the same sum of the saved weights.
 
 Source: Karras et al. (2024), arXiv:2312.02696, section 3 and App. C.
 """
@@ -30,16 +30,17 @@ class PowerProfile:
     images: float
 
     def masses(self, edges: Array) -> Array:
-        """The integral of p between each two neighbours of `edges` (n + 1,): (n,)."""
+        """Integrate p between neighbouring `edges` (n + 1,): (n,)."""
         return np.diff(np.minimum(edges / self.images, 1) ** (self.gamma + 1))
 
 
 @dataclass(frozen=True, eq=False)
 class StepProfile:
-    """p(tau) = shares[k] / batch for batch k < tau <= batch (k + 1): constant over the images of every step.
+    """p(tau) = shares[k] / batch for batch k < tau <= batch (k + 1), constant over the images of every step.
 
     Attributes:
-        shares: (steps,), the weight that the average gives to the weights after each step; they sum to 1.
+        shares: (steps,), the coefficient of the weights after each step; they sum to 1.
+        batch: images per step.
     """
 
     shares: Array
@@ -47,7 +48,7 @@ class StepProfile:
 
     @property
     def edges(self) -> Array:
-        """Images seen before the first and after every step: (steps + 1,)."""
+        """Images seen before the first step and after every step: (steps + 1,)."""
         return np.arange(len(self.shares) + 1.0) * self.batch
 
 
@@ -55,16 +56,16 @@ Profile = PowerProfile | StepProfile
 
 
 def tracked(average: RunningAverage, images: int, batch: int) -> StepProfile:
-    """The very profile of a running average: shares[k] = (1 - beta_k) times the product of beta_j over j > k."""
+    """The exact profile of a running average: shares[k] = (1 - beta_k) prod_{j > k} beta_j."""
     beta = np.array([average.beta(seen, batch) for seen in range(0, images, batch)])
     later = np.append(np.cumprod(beta[:0:-1])[::-1], 1.0)
     return StepProfile((1 - beta) * later, batch)
 
 
 def exponential(half_life_kimg: float, images: int, batch: int) -> StepProfile:
-    """p(tau) proportional to 0.5^((images - tau) / half_life) on 0 .. images, at the ends of steps, summing to 1.
+    """The profile of an EMA without a ramp, bias-corrected as in Adam.
 
-    This is an EMA without a ramp and without a trace of its start: corrected for bias as in Adam.
+    Shares are proportional to 0.5^((images - tau) / half_life) at the ends tau of steps and sum to 1.
 
     Source: Kingma and Ba (2015), arXiv:1412.6980, section 3.
     """
@@ -74,9 +75,9 @@ def exponential(half_life_kimg: float, images: int, batch: int) -> StepProfile:
 
 
 def power_products(gamma_a: Array, images_a: Array, gamma_b: Array, images_b: Array) -> Array:
-    """Integrals of p_a p_b of power functions, elementwise with broadcasting.
+    """Inner products of power functions, the integrals of p_a p_b, elementwise with broadcasting.
 
-    With s, gamma_s of the one that ends first and t, gamma_t of the other,
+    With s and gamma_s of the profile that ends first, and t and gamma_t of the other,
 
         <p_a, p_b> = (gamma_a + 1) (gamma_b + 1) / (gamma_a + gamma_b + 1) (s / t)^gamma_t / t.
 
@@ -89,10 +90,10 @@ def power_products(gamma_a: Array, images_a: Array, gamma_b: Array, images_b: Ar
 
 
 def product(a: Profile, b: Profile) -> float:
-    """<a, b>, the integral of a(tau) b(tau) over all images; exact, since steps meet a profile by its integral.
+    """Inner product <a, b>, the integral of a(tau) b(tau) over all images, in closed form.
 
     Raises:
-        ValueError: for two step profiles of different batches.
+        ValueError: if two step profiles differ in their batch.
     """
     if isinstance(a, PowerProfile) and isinstance(b, PowerProfile):
         return float(power_products(*np.array([[a.gamma], [a.images], [b.gamma], [b.images]], dtype=np.float64))[0])
@@ -108,7 +109,7 @@ def product(a: Profile, b: Profile) -> float:
 
 
 def products(target: Profile, snapshots: Sequence[PowerProfile]) -> Array:
-    """`product` of a target with each snapshot: (n,). Every step is integrated once for all snapshots of one gamma."""
+    """Inner products of a target with all snapshots, (n,), with one pass over the steps for each gamma."""
     if isinstance(target, PowerProfile):
         return np.array([product(target, snapshot) for snapshot in snapshots])
     found = np.empty(len(snapshots))
@@ -120,7 +121,10 @@ def products(target: Profile, snapshots: Sequence[PowerProfile]) -> Array:
 
 
 def _overlaps(step: StepProfile, gamma: float, ends: Sequence[float]) -> list[float]:
-    """<step, p> for power functions that end at `ends`, ascending: the former one's integral, scaled, and the rest."""
+    """Inner products of a step profile with power functions that end at `ends`, ascending.
+
+    Each rescales the integral of the one before and adds the steps between the two ends.
+    """
     found, total, before = [], 0.0, 0.0
     for end in ends:
         first, last = int(before // step.batch), math.ceil(end / step.batch)
@@ -134,12 +138,12 @@ def _overlaps(step: StepProfile, gamma: float, ends: Sequence[float]) -> list[fl
 
 @dataclass(frozen=True, eq=False)
 class Fit:
-    """A target profile as a sum of others.
+    """A target profile as a linear combination of others.
 
     Attributes:
-        coefficients: (n,) float64, summing to 1.
-        residual: |target - sum| / |target| in the norm of `product`. For any course of the weights and any constant c,
-            the sum misses the target's average by at most residual |target| times the norm of theta(tau) - c.
+        coefficients: (n,) float64, which sum to 1.
+        residual: |target - sum| / |target| in the norm of `product`. For any trajectory of the weights and constant c,
+            the error of the average is at most residual |target| times the norm of theta(tau) - c.
     """
 
     coefficients: Array
@@ -147,18 +151,20 @@ class Fit:
 
 
 def fit(target: Profile, snapshots: Sequence[PowerProfile]) -> Fit:
-    """Least squares: the sum of the snapshots' profiles nearest to the target, among those that integrate to 1.
+    """Fit the target by least squares with coefficients that sum to 1.
 
-    Source: Karras et al. (2024), arXiv:2312.02696, App. C; that the coefficients sum to 1 is our addition: weights that
-    did not move are then met exactly, however far the profiles are from each other.
+    Source: Karras et al. (2024), arXiv:2312.02696, App. C. The constraint is our addition: it makes the average of
+    constant weights exact however far apart the profiles are.
     """
     gamma = np.array([snapshot.gamma for snapshot in snapshots])
     images = np.array([snapshot.images for snapshot in snapshots], dtype=np.float64)
     gram = power_products(gamma[:, None], images[:, None], gamma, images)
     wanted = products(target, snapshots)
+    # normalised profiles condition the Gram matrix; its pseudo-inverse tolerates snapshots that are alike
     norms = np.sqrt(np.diag(gram))
     inverse = np.linalg.pinv(gram / np.outer(norms, norms), rcond=1e-12, hermitian=True)
     nearest, constant = inverse @ (wanted / norms) / norms, inverse @ (1 / norms) / norms
+    # Lagrange multiplier of the constraint
     coefficients = nearest + constant * (1 - nearest.sum()) / constant.sum()
     whole = product(target, target)
     missed = whole - 2 * coefficients @ wanted + coefficients @ gram @ coefficients

@@ -1,4 +1,4 @@
-"""Several processes that do one job: who each of them is, how they wait, and how they leave together."""
+"""Several processes of one job: rank and size, barriers, and how all leave with one message."""
 
 import contextlib
 import io
@@ -8,19 +8,21 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 from scoreline.errors import InputError
 
+T = TypeVar("T")
+
 TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
 SRUN = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID")
-"""The step's number of tasks is set by srun only: a script that sbatch runs without srun is one process."""
+"""Only srun sets the number of tasks of a step: a script that sbatch runs without srun is one process."""
 
 PATIENCE = timedelta(days=30)
-"""A barrier waits for as long as the others work; one that died is noticed at once."""
+"""A barrier waits for as long as the others work; it fails at once if one of them dies."""
 
 MOMENT = timedelta(seconds=10)
-"""For how long a process that leaves with a mistake waits to hear whether the first one made it too."""
+"""A process that leaves with a mistake waits so long to learn whether the others make it too."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,7 @@ class Group:
 
     Attributes:
         rank: its number, 0 .. size - 1; the first one, 0, prints and writes.
-        size: how many there are.
+        size: number of processes.
         local: its number on this machine, which picks its GPU.
     """
 
@@ -43,7 +45,7 @@ class Group:
         return self.rank == 0
 
     def barrier(self) -> None:
-        """Wait until every process is here; nothing for a process alone."""
+        """Wait for all processes; a process alone returns at once."""
         if self.size > 1:
             import torch.distributed
 
@@ -51,10 +53,10 @@ class Group:
 
 
 def current(environment: Mapping[str, str] = os.environ) -> Group:
-    """This process among those that torchrun or srun started; one alone where neither did.
+    """The rank of this process among those that torchrun or srun started; without them it is alone.
 
     Raises:
-        InputError: if the variables that they set are no whole numbers or disagree.
+        InputError: if one of their variables is no whole number, or they disagree.
     """
     for names in (TORCHRUN, SRUN):
         if names[0] in environment and names[1] in environment:
@@ -73,102 +75,64 @@ def _number(environment: Mapping[str, str], name: str) -> int:
 
 
 def run(main: Callable[[], None]) -> None:
-    """Run a Hydra script as one process of its group; alone, `main()` and nothing else.
+    """Run a Hydra script as one process of its group; a process alone just calls `main()`.
 
-    Every process runs `main` with the same arguments. The first one only writes Hydra's own files and prints; what
-    another one has to say waits until it ends, and is dropped if the first one makes the same mistake (exit code 2).
+    Every process runs `main` with the same arguments. Only the first one writes Hydra's files and prints.
     """
-    from scoreline.entry import leave
-
-    try:
-        group = current()
-    except InputError as error:
-        leave(error)
-    if group.size == 1:
+    group = _or_leave(current)
+    asks_help = bool({"--help", "-h"} & set(sys.argv[1:]))
+    if group.size == 1 or (asks_help and group.first):
         main()
-    elif not {"--help", "-h"} & set(sys.argv[1:]):
-        try:
-            refuse_no_meeting_point()
-        except InputError as error:
-            leave(error)
-        _run_in_group(main, group)
-    elif group.first:
-        main()
+    elif not asks_help:
+        _or_leave(refuse_no_meeting_point)
+        with _joined(group) as store:
+            _speak_at_the_end(main, group, lambda: _all_leave(store, group))
 
 
 def alike(main: Callable[[], None]) -> None:
     """Run a Hydra script that makes its own process group, in each process that torchrun or srun started.
 
-    Only the first one writes Hydra's files and says what is wrong with the config: all have the same.
+    All processes find the same mistakes in the config, so only the first one prints them and writes Hydra's files.
     """
+    _speak_at_the_end(main, _or_leave(current), lambda: True)
+
+
+def _or_leave(check: Callable[..., T], *arguments: Any) -> T:
+    """The result of a check; an InputError becomes one line and exit code 2."""
     from scoreline.entry import leave
 
     try:
-        group = current()
-        if group.size > 1:
-            refuse_sweep(sys.argv[1:])
+        return check(*arguments)
     except InputError as error:
         leave(error)
-    if group.first:
-        main()
-        return
-    with _speaking(group) as held:
-        try:
+
+
+def _speak_at_the_end(main: Callable[[], None], group: Group, all_leave: Callable[[], bool]) -> None:
+    """Hold what a process other than the first writes to stderr until it ends; drop a mistake that all make."""
+    held = io.StringIO()
+    try:
+        with contextlib.nullcontext() if group.first else contextlib.redirect_stderr(held):
+            if group.size > 1:
+                _or_leave(refuse_sweep, sys.argv[1:])
             main()
-        except SystemExit as leaving:
-            if leaving.code == 2:
-                held.truncate(0)
-            raise
-
-
-def _run_in_group(main: Callable[[], None], group: Group) -> None:
-    with _joined(group) as store, _speaking(group) as held:
-        try:
-            _run_unless_sweep(main)
-        except SystemExit as leaving:
-            if leaving.code == 2 and _all_leave(store, group):
-                held.truncate(0)
-            raise
-
-
-def _run_unless_sweep(main: Callable[[], None]) -> None:
-    from scoreline.entry import leave
-
-    try:
-        refuse_sweep(sys.argv[1:])
-    except InputError as error:
-        leave(error)
-    main()
+    except SystemExit as leaving:
+        if leaving.code == 2 and all_leave():
+            held.truncate(0)
+        raise
+    finally:
+        sys.stderr.write(held.getvalue())
 
 
 def refuse_sweep(arguments: list[str]) -> None:
-    """A sweep's jobs follow one another in one process.
-
-    Raises:
-        InputError: if the command line asks for one.
-    """
+    """Raises InputError if the command line asks for a sweep, whose jobs run one after another in one process."""
     asked = [word for word in arguments if word == "-m" or word.startswith("--m") or word == "hydra.mode=MULTIRUN"]
     if asked:
         raise InputError(f"{asked[0]}: a sweep runs in one process; start it without torchrun and srun")
 
 
 @contextlib.contextmanager
-def _speaking(group: Group) -> Iterator[io.StringIO]:
-    """What a process other than the first writes to stderr is held, and said when it ends."""
-    held = io.StringIO()
-    if group.first:
-        yield held
-        return
-    try:
-        with contextlib.redirect_stderr(held):
-            yield held
-    finally:
-        sys.stderr.write(held.getvalue())
-
-
-@contextlib.contextmanager
 def _joined(group: Group) -> Iterator[Any]:
-    """The store that the processes share, within a gloo group, which carries barriers and short lists."""
+    """The store of the processes, within a gloo group for barriers and short lists."""
     import torch.distributed as dist
     from torch.distributed.rendezvous import rendezvous
 
@@ -183,7 +147,7 @@ def _joined(group: Group) -> Iterator[Any]:
 
 
 def refuse_no_meeting_point(environment: Mapping[str, str] = os.environ) -> None:
-    """Raises InputError if nothing says where the processes of a group find each other."""
+    """Raises InputError if the environment names no place where the processes meet."""
     told = {**_meeting_point(environment), **environment}
     for name, pattern in (("MASTER_ADDR", ".+"), ("MASTER_PORT", "[0-9]{1,5}")):
         if not re.fullmatch(pattern, told.get(name, "")):

@@ -1,60 +1,56 @@
-"""Progress in images, on one process, for people and for log files."""
+"""Progress of long work: a bar on a terminal, plain lines in a log."""
 
+import math
 import sys
 import time
 from types import TracebackType
 from typing import Any
 
+DELAY, BAR_DELAY = 5.0, 1.0
+"""Seconds before the first line, or the bar; work that ends sooner shows none."""
+
+REFRESH = 0.1
+"""Seconds between two states of a bar."""
+
 BEGUN = 1e-3
-"""Share of the work after which its rate says something of the rest."""
+"""Share of the work after which its rate predicts its end."""
 
 
 class ImageProgress:
-    """A bar with images, rate and ETA on a terminal; a plain line every `every` seconds elsewhere.
+    """Images done, their rate and the time left: rich's bar on a terminal, else a line every `every` seconds.
 
-    Nothing is shown for work that ends within `delay` seconds.
+    Args:
+        total: images of the whole work.
+        what: name of the work.
+        done: images that an earlier start finished; the rate leaves them out.
+        enabled: whether this process reports; one of several does.
+        every: seconds between two lines; 0 prints one for each update.
+        unit: name of one image.
     """
 
     def __init__(
-        self,
-        total: int,
-        what: str,
-        done: int = 0,
-        enabled: bool = True,
-        delay: float = 2.0,
-        every: float = 10.0,
-        unit: str = "img",
+        self, total: int, what: str, done: int = 0, enabled: bool = True, every: float = 10.0, unit: str = "img"
     ) -> None:
         self.total, self.what, self.start, self.unit = total, what, done, unit
         self.done: float = done
-        self.enabled, self.every, self.began = enabled, every, time.monotonic()
-        self.printed = self.began + delay - every
         self.note = ""
-        self.bar = self._bar(delay) if enabled and sys.stderr.isatty() else None
-
-    def _bar(self, delay: float) -> Any:
-        from tqdm import tqdm
-
-        return tqdm(
-            total=self.total,
-            initial=self.done,
-            desc=self.what,
-            unit=self.unit,
-            unit_scale=True,
-            delay=delay,
-            leave=False,
-        )
+        self.terminal = sys.stderr.isatty()
+        self.bar: Any = None
+        self.every = REFRESH if self.terminal else every
+        self.began = time.monotonic()
+        self.due = self.began + (BAR_DELAY if self.terminal else min(DELAY, every)) if enabled else math.inf
 
     def update(self, images: float, note: str = "") -> None:
-        """`images` more are done, in fractions where one image takes long; `note` is shown behind the rate."""
+        """Count `images` more, in fractions where one image takes long; `note` is shown behind the rate."""
         self.done, self.note = self.done + images, note
-        if self.bar is not None:
-            self.bar.set_postfix_str(note, refresh=False)
-            self.bar.n = round(self.done)
-            self.bar.update(0)
-        elif self.enabled and time.monotonic() - self.printed >= self.every:
-            self.printed = time.monotonic()
+        if time.monotonic() < self.due:
+            return
+        self.due = time.monotonic() + self.every
+        if not self.terminal:
             print(self.line(note), file=sys.stderr, flush=True)
+            return
+        self.bar = self.bar or _bar(self.total)
+        self.bar.update(0, completed=self.done, text=self.line(note), refresh=True)
 
     def line(self, note: str = "") -> str:
         """`training: 12800/128000 img, 850 img/s, ETA 2:15, loss 0.31`."""
@@ -66,9 +62,9 @@ class ImageProgress:
         return f"{text}, {note}" if note else text
 
     def close(self) -> None:
-        """Take the bar away."""
+        """Remove the bar."""
         if self.bar is not None:
-            self.bar.close()
+            self.bar.stop()
 
     def __enter__(self) -> "ImageProgress":
         return self
@@ -77,3 +73,24 @@ class ImageProgress:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _bar(total: int) -> Any:
+    """A bar that stays below whatever is printed to the terminal, without a thread of its own.
+
+    rich is imported here, since short work needs no bar.
+    """
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn
+
+    bar = Progress(
+        BarColumn(bar_width=20),
+        TextColumn("{task.fields[text]}", markup=False),
+        console=Console(stderr=True),
+        auto_refresh=False,
+        transient=True,
+        redirect_stdout=sys.stdout.isatty(),
+    )
+    bar.add_task("", total=total, text="")
+    bar.start()
+    return bar

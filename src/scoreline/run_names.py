@@ -169,7 +169,7 @@ def _files_read(config: dict[str, Any], named: list[Path], with_record: bool) ->
     record = config.get("record") if with_record and isinstance(checkpoint, str) else None
     if record is None:
         return files
-    return [*files, record_beside(files[0], "score_norm") if record == "auto" else Path(str(record))]
+    return [*files, record_path(record, files[0])]
 
 
 def foreign_files(folder: Path) -> list[Path]:
@@ -180,6 +180,11 @@ def foreign_files(folder: Path) -> list[Path]:
 def record_beside(checkpoint: Path, kind: str) -> Path:
     """Where the record of a checkpoint is looked for: model.safetensors -> model.score_norm.safetensors."""
     return checkpoint.with_name(f"{checkpoint.stem}.{kind}.safetensors")
+
+
+def record_path(given: object, checkpoint: Path) -> Path:
+    """The record that `record=` names; with auto, the score norms beside the checkpoint."""
+    return record_beside(checkpoint, "score_norm") if given == "auto" else Path(str(given))
 
 
 def checkpoint_record(kind: str, *, _root_: DictConfig) -> str:

@@ -1,4 +1,4 @@
-"""metrics.json of a run directory of sample.py: read back as checked, plain data, and the files that it speaks of."""
+"""metrics.json of a run directory of sample.py: written, read back as checked, plain data, compared with the files."""
 
 import json
 import math
@@ -8,8 +8,9 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from scoreline import run_config
 from scoreline.errors import InputError
-from scoreline.files import content_digest
+from scoreline.files import content_digest, write_atomically
 from scoreline.reading import content
 from scoreline.seeds import shared, spans
 
@@ -52,6 +53,54 @@ def read(root: Path) -> Result | None:
         raise InputError(
             f"{path}: not the metrics of sample.py ({reason}); delete {root} and run its command again"
         ) from error
+
+
+class Former(NamedTuple):
+    """What an earlier start left: its result if it is whole, else why the run is made again, if there was one."""
+
+    result: Result | None
+    again: str = ""
+
+
+def finished(out: Path) -> Former:
+    """The result of a run directory that was finished before; a partly filled one counts as empty.
+
+    Raises:
+        InputError: for a metrics.json that no run of ours can have left there.
+    """
+    if cut_short(out):
+        return Former(None, f"{NAME} is cut short")
+    result = read(out)
+    if result is None:
+        return Former(None)
+    if not set(result) >= ALWAYS or not (out / run_config.NAME).is_file():
+        raise InputError(
+            f"{out / NAME}: it cannot be told of which run it is, config.yaml or keys of it are missing; "
+            "delete it, or choose another directory with hydra.run.dir"
+        )
+    missing = lacking(out, result)
+    return Former(None, missing) if missing else Former(result)
+
+
+def reopen(out: Path) -> None:
+    """Take the mark of a finished run away, before it is made again."""
+    (out / NAME).unlink(missing_ok=True)
+
+
+def write(out: Path, result: Result) -> None:
+    """metrics.json, the mark of a finished run, which is written last of all."""
+    text = json.dumps(result, indent=2) + "\n"
+    write_atomically(out / NAME, lambda path: path.write_text(text))
+
+
+def summary(result: Result, out: Path) -> str:
+    """`64 images, NFE 10 (20 network calls), 850 images/s, frechet_distance 3.21 +- 0.40 -> outputs/...`."""
+    calls = "" if result["network_calls"] == result["nfe"] else f" ({result['network_calls']} network calls)"
+    speed = result["images_per_second"]
+    rate = f"{speed:{'.0f' if speed >= 10 else '.2g'}} images/s" if speed else "all found"
+    parts = [f"{result['images']} images", f"NFE {result['nfe']}{calls}", rate]
+    parts += [f"{name} {m['value']:.4g} +- {m['error']:.2g}" for name, m in list(result["metrics"].items())[:1]]
+    return f"{', '.join(parts)} -> {out}"
 
 
 def cut_short(root: Path) -> bool:
@@ -169,6 +218,9 @@ POSSIBLE: Mapping[str, Callable[[object], bool]] = {
 }
 """Keys that results of some versions lack."""
 
+
+ALWAYS = {"manifest", "network_calls", "images_per_second", "warnings"}
+"""Keys of every result that sample.py writes today, on which `read` does not insist."""
 
 OF_SEVERAL = ("ranges", "code_versions")
 """Keys that tables give to the mean of several results, and no file."""

@@ -1,4 +1,4 @@
-"""Weights of which every process holds a part: DTensors beside tensors that all hold whole."""
+"""Sharded weights, as DTensors, beside tensors that every process holds whole."""
 
 from copy import deepcopy
 from typing import Any, TypeVar
@@ -10,20 +10,20 @@ Network = TypeVar("Network", bound=nn.Module)
 
 
 def sharded(value: Any) -> bool:
-    """Whether this is a tensor of which a process holds a part."""
+    """Whether a tensor is sharded over processes."""
     return hasattr(value, "full_tensor")
 
 
 def own_part(value: Tensor) -> Tensor:
-    """What this process holds of a tensor, in the same memory."""
+    """The shard of this process, in the same memory; a whole tensor is returned itself."""
     part: Tensor = value.to_local() if hasattr(value, "to_local") else value
     return part
 
 
 def assembled(weights: dict[str, Any]) -> dict[str, Any]:
-    """Whole tensors in the CPU's memory on the first process, nothing on others; `weights` if none is sharded.
+    """Gather whole tensors on the CPU of the first process, nothing on others; `weights` itself if none is sharded.
 
-    All processes have to ask at once, for tensors in the same order. One tensor at a time is whole on a device.
+    All processes must call it together, with tensors in the same order. A device holds one whole tensor at a time.
     """
     if not any(map(sharded, weights.values())):
         return weights
@@ -36,7 +36,7 @@ def assembled(weights: dict[str, Any]) -> dict[str, Any]:
 
 
 def divided(value: Tensor, like: Tensor | None) -> Tensor:
-    """This process's part of a tensor that all processes have whole, sharded as `like` is; itself if that is whole."""
+    """Shard a tensor that all processes hold as `like` is sharded; the tensor itself if `like` is whole."""
     if like is None or not sharded(like) or sharded(value):
         return value
     from torch.distributed.tensor import DTensor, distribute_tensor
@@ -47,16 +47,16 @@ def divided(value: Tensor, like: Tensor | None) -> Tensor:
 
 
 def blank(network: Network) -> Network:
-    """A copy without weights, to be filled by `load_state_dict(.., assign=True)`; buffers are kept."""
+    """Copy a network without its weights, for `load_state_dict(.., assign=True)`; buffers are copied."""
     memo = {id(weight): nn.Parameter(torch.empty_like(weight, device="meta")) for weight in network.parameters()}
     return deepcopy(network, memo)
 
 
 def shard(network: nn.Module, mesh: Any) -> None:
-    """Divide the parameters over the processes of a mesh; each composite part is gathered when it is needed.
+    """Shard the parameters over the processes of a mesh; each composite module is gathered when it runs.
 
-    Parts are the network's children, and those of its lists and dictionaries of modules, that have children
-    themselves; what else there is, is gathered once per pass. Parameters are then DTensors, divided along their first
+    Composite modules are the network's children, and those of its ModuleLists and ModuleDicts, that have children
+    themselves; all other parameters are gathered once per pass. Parameters become DTensors, sharded along their first
     dimension, and gradients are means over processes.
 
     Source: FSDP2 of PyTorch, `torch.distributed.fsdp.fully_shard`.

@@ -1,4 +1,4 @@
-"""How a process of ours starts and ends: imports without searches for garbage, which find none; a reader that left."""
+"""Faster start and end of a process (no garbage collection in between), and a clean end on a closed pipe."""
 
 import atexit
 import functools
@@ -11,7 +11,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def importing() -> Iterator[None]:
-    """Import within it what has very many objects: they are neither searched for garbage now nor ever after."""
+    """Import large packages within it: the garbage collector is off meanwhile and never visits their objects later."""
     was = gc.isenabled()
     gc.disable()
     try:
@@ -23,18 +23,18 @@ def importing() -> Iterator[None]:
 
 
 def load_torch() -> None:
-    """Import torch, which takes a tenth less so, and a quarter less with `end_without_search`."""
+    """Import torch within `importing`; it takes 10 % less time, 25 % less together with `end_without_search`."""
     with importing():
         import torch  # noqa: F401
 
 
 def end_without_search() -> None:
-    """At the end of this process nothing is searched for garbage: its memory goes back as a whole."""
+    """Skip the garbage collection at the end of the process; the system takes back all of its memory."""
     atexit.register(gc.freeze)
 
 
 def reader_may_leave(main: Callable[[], None]) -> Callable[[], None]:
-    """Decorate what prints: where the reader, such as `head`, has seen enough, the process ends with exit code 141."""
+    """Decorate a function that prints: if its reader, such as `head`, closes the pipe, the process exits with 141."""
 
     @functools.wraps(main)
     def guarded() -> None:
@@ -46,7 +46,7 @@ def reader_may_leave(main: Callable[[], None]) -> Callable[[], None]:
                     sys.stdout.flush()
         except BrokenPipeError:
             for stream in filter(None, (sys.stdout, sys.stderr)):
-                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())  # for what is flushed at the very end
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())  # Python flushes both once more as it exits
             sys.exit(141)
 
     return guarded

@@ -1,4 +1,4 @@
-"""The low-pass filter of the sym6 wavelet: from a signal to one of twice the rate, and back without loss."""
+"""The sym6 wavelet's low-pass filter: doubles the rate of a signal and halves it again without loss."""
 
 import math
 from collections.abc import Sequence
@@ -33,7 +33,7 @@ Orthonormality makes the variance about it zero, so this holds exactly for quadr
 """
 
 HISTORY = len(SYM6) // 2 - 1
-"""Samples before the first one that `upsample` needs."""
+"""Number of samples before the first one that `upsample` needs."""
 
 
 def upsample(x: Tensor, dim: int) -> Tensor:
@@ -52,7 +52,7 @@ def upsample(x: Tensor, dim: int) -> Tensor:
 
 
 def downsample(u: Tensor, dim: int) -> Tensor:
-    """x_n = sum_k h_k u_{2n + k} / sqrt(2) along one dimension: undoes `upsample`, whatever the signal.
+    """x_n = sum_k h_k u_{2n + k} / sqrt(2) along one dimension, the exact inverse of `upsample`.
 
     Args:
         u: 2 N + 2 `HISTORY` samples along `dim` from u_0 on; any other dimensions.

@@ -1,4 +1,4 @@
-"""The law that a sampler gives, in closed form: weak errors without Monte Carlo."""
+"""Weak errors of samplers in closed form, without Monte Carlo."""
 
 import torch
 
@@ -6,11 +6,11 @@ from scoreline.solvers.tableau import Tableau
 
 
 def gaussian_variance(tableau: Tableau, c: float, initial_variance: float | None = None) -> float:
-    """Variance of the last state, for each component, if the data are N(0, c^2 I).
+    """Variance of each component of the last state if the data are N(0, c^2 I).
 
     Then eps(x, rho) = rho x / (c^2 + rho^2), every row is linear in the states and the last state is
     x_K = a_0 x_0 + sum_k a_(k+1) B_k z_k with independent z_k, so that the variance is a_0^2 Var x_0 + sum_k
-    (a_(k+1) B_k)^2 exactly. The responses a solve one triangular system, the adjoint of the recursion: O(K^2).
+    (a_(k+1) B_k)^2 exactly. The responses a_k solve one triangular system, the adjoint of the recursion: O(K^2).
 
     The flow takes the law at rho_0 to that at rho_K: what to compare with is (c^2 + rho_K^2) Var x_0 / (c^2 + rho_0^2)
     for a deterministic method, and c^2 + rho_K^2 for a stochastic one started at Var x_0 = c^2 + rho_0^2. A last hop to

@@ -15,7 +15,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from scoreline.checkpoints import Checkpoint, load_model, save_model
-from scoreline.commands.composition import open_checkpoint, plain_config
+from scoreline.commands.composition import plain_config
+from scoreline.config.model_source import read_source
 from scoreline.errors import InputError
 from scoreline.foreign.conversion import card
 from scoreline.foreign.diffusers_folder import read_model, recognises, table
@@ -445,14 +446,14 @@ def test_the_package_is_imported_by_its_network_only() -> None:
 def test_a_folder_is_a_checkpoint_as_it_is(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`checkpoint=FOLDER` of sample.py goes through the same import, into the cache."""
     monkeypatch.setenv("SCORELINE_CACHE", str(tmp_path / "cache"))
-    opened = open_checkpoint(plain_config([], checkpoint=str(tiny)))
+    opened = read_source(plain_config([], checkpoint=str(tiny))).load()
     assert opened.path.is_relative_to(tmp_path / "cache")
     wanted = converted(tiny).denoiser.network.state_dict()
     found = opened.denoiser.network.state_dict()
     assert found.keys() == wanted.keys()
     assert all(torch.equal(found[name], wanted[name]) for name in found)
     with pytest.raises(InputError, match="says itself what it holds"):
-        open_checkpoint(plain_config(["model=cifar10_ddpm"], checkpoint=str(tiny)))
+        read_source(plain_config(["model=cifar10_ddpm"], checkpoint=str(tiny))).load()
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="no such file"):
-        open_checkpoint(plain_config([], checkpoint=str(tmp_path / "empty")))
+        read_source(plain_config([], checkpoint=str(tmp_path / "empty"))).load()

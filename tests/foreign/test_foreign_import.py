@@ -9,7 +9,6 @@ import pytest
 import torch
 from filled import filled_state, image
 
-from scoreline import cli
 from scoreline.checkpoints import load_model
 from scoreline.commands import import_checkpoint, inspect, verify
 from scoreline.errors import InputError
@@ -61,9 +60,7 @@ def test_an_imported_checkpoint_records_its_source(
 
 
 @pytest.mark.parametrize("asked", [["--from=ddpm"], ["from=ddpm"], []])
-def test_keys_have_three_spellings_and_family_is_optional(
-    source: Path, tmp_path: Path, asked: list[str]
-) -> None:
+def test_keys_have_three_spellings_and_family_is_optional(source: Path, tmp_path: Path, asked: list[str]) -> None:
     target = tmp_path / "named.safetensors"
     run(str(source), str(target), *asked, "--model", "cifar10_ddpm", *NARROW)
     assert load_model(target).card.shape == (3, 16, 16)
@@ -210,14 +207,6 @@ def test_inspect_names_what_it_refuses_and_runs_nothing(
     assert not (tmp_path / "canary").exists()
     with pytest.raises(InputError, match=r"evil\.pth.* posix\.system"):
         load(Path("evil.pth"), None, None, "ema")
-
-
-def test_the_command_line_knows_the_verb(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(sys, "argv", ["scoreline", "import", "--help"])
-    with pytest.raises(SystemExit) as left:
-        cli.main()
-    assert left.value.code in (None, 0)
-    assert "--from" in capsys.readouterr().out
 
 
 def test_verify_takes_the_foreign_file_as_it_is(source: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -27,7 +27,7 @@ from scoreline.parameterisations import NoisePrediction
 from scoreline.schedules.densities import UniformTime
 from scoreline.schedules.vp import LinearVP
 from scoreline.targets import Denoising
-from scoreline.training.ema import EMACallback
+from scoreline.training.ema_callback import EMACallback
 from scoreline.training.module import DiffusionModule
 
 SPEC = {"_target_": "scoreline.schedules.vp.LinearVP"}

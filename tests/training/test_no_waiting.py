@@ -21,8 +21,9 @@ from scoreline.denoiser import Denoiser
 from scoreline.ema import EMA
 from scoreline.objective import Batch
 from scoreline.targets import Reference
-from scoreline.training import device_data, gradients
-from scoreline.training.device_data import DeviceData
+from scoreline.training import data as loading
+from scoreline.training import gradients
+from scoreline.training.data import DeviceData
 from scoreline.training.gradients import Gradients
 from scoreline.training.levels import LossSums
 
@@ -115,7 +116,7 @@ def test_a_batch_takes_one_copy_that_nobody_waits_for(monkeypatch: pytest.Monkey
         asked.append(tuple(tensor.shape))
         return torch.empty_like(tensor, device=device)
 
-    monkeypatch.setattr(device_data, "moved", noted)
+    monkeypatch.setattr(loading, "moved", noted)
     with Copies() as made:
         images, labels = data.read([3, 1, 2], META)
     assert (tuple(images.shape), tuple(labels.shape), asked) == ((3, 1, 2, 2), (3,), [(3,)])

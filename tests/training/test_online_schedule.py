@@ -40,7 +40,7 @@ from scoreline.targets import Denoising
 from scoreline.training import preview
 from scoreline.training.checkpoint import AtomicCheckpointIO, Checkpointing, list_checkpoints
 from scoreline.training.data import ImageDataModule
-from scoreline.training.ema import EMACallback, ema_of
+from scoreline.training.ema_callback import EMACallback, ema_of
 from scoreline.training.module import DiffusionModule
 from scoreline.training.online_schedule import OnlineSchedule, _places, online_schedule_of
 from scoreline.training.preview import Preview

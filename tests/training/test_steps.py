@@ -18,8 +18,7 @@ from scoreline.parameterisations import EDMPreconditioning
 from scoreline.pictures import to_unit
 from scoreline.schedules.densities import LogNormal
 from scoreline.targets import Denoising, StableTarget, posterior_mean
-from scoreline.training.data import EndlessBatches
-from scoreline.training.device_data import DeviceData
+from scoreline.training.data import DeviceData, EndlessBatches
 from scoreline.training.module import DiffusionModule
 from scoreline.training.references import References
 

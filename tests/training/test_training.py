@@ -21,7 +21,7 @@ from scoreline.schedules.vp import LinearVP
 from scoreline.targets import Denoising
 from scoreline.training.checkpoint import AtomicCheckpointIO, Checkpointing
 from scoreline.training.data import EndlessBatches, ImageDataModule
-from scoreline.training.ema import EMACallback
+from scoreline.training.ema_callback import EMACallback
 from scoreline.training.fixed_loss import FixedLoss
 from scoreline.training.module import DiffusionModule, step_key
 from scoreline.training.preemption import Preemption
@@ -73,11 +73,10 @@ def fit(root: Path, steps: int, it: DiffusionModule) -> list[dict]:
 
 
 @pytest.mark.filterwarnings("ignore:.*num_workers.*", "ignore:.*does not have many workers.*")
-@pytest.mark.parametrize("label", [False, True])
-def test_loss_falls_and_everything_is_written(label: bool, tmp_path: Path) -> None:
-    it = module(label)
-    told = fit(tmp_path, 60, it)
-    records, fixed = ([r for r in told if key in r] for key in ("loss", "fixed_loss"))
+def test_loss_falls_and_everything_is_written(tmp_path: Path) -> None:
+    it = module(label=True)
+    lines = fit(tmp_path, 60, it)
+    records, fixed = ([r for r in lines if key in r] for key in ("loss", "fixed_loss"))
     assert [(r["step"], r["fixed_images"]) for r in fixed] == [(30, 40), (60, 40)]
     assert fixed[0]["fixed_loss"] > fixed[1]["fixed_loss"] > 0
     assert [r["step"] for r in records] == [10, 20, 30, 40, 50, 60]
@@ -123,7 +122,7 @@ def test_out_of_memory_halves_the_micro_batch_and_repeats_the_step(
     for one, other in zip(plain.parameters(), scarce.parameters(), strict=True):
         torch.testing.assert_close(other, one, rtol=0, atol=2e-4)
     monkeypatch.setattr(Scarce, "room", 0)
-    with pytest.raises(InputError, match=r"micro_batch=1: .* do not fit in memory; use precision=bf16-mixed"):
+    with pytest.raises(InputError, match=r"micro_batch=1: .* precision=bf16-mixed"):
         fit(tmp_path / "least", 10, least)
 
 

@@ -27,7 +27,8 @@ def slope(eps: LevelEps, x: Tensor, end: Tensor, table: Tableau) -> Slope:
 
     Args:
         eps: differentiable in both.
-        x, end: (B, *) at the first level, and where the fine run takes it.
+        x: (B, *) at the first level.
+        end: (B, *), where the fine run takes x.
         table: with one row a call; its levels and weights are constants here.
 
     Source: Chen et al. (2018), Neural Ordinary Differential Equations, arXiv:1806.07366, in its discrete form.

@@ -80,7 +80,8 @@ class LearnedTableau:
         families: solvers and schedules by name, from which the starts are chosen.
         starts: closed-form tables to begin at.
         finals: how many of them go on; descents end in different places, most so in few dimensions.
-        first, steps: steps from each of the starts, and from each of those that go on.
+        first: steps from each of the starts.
+        steps: steps from each of those that go on.
         derivatives: images from which a step's derivatives are taken, in turns if there are more; all of them say
             whether the step is good. Half as many make a step twice as cheap and the table somewhat worse.
         history: estimates that a row may change the weights of; older ones keep those of the start.

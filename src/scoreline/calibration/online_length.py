@@ -36,7 +36,8 @@ class Adaptation:
         gamma: share of the way that levels go at an update; 0.05 to 0.1 in the paper, 0.01 for its CIFAR-10 code.
         levels: noise levels, both ends included.
         visits: images that every interval needs before an update; 24 in the code for CIFAR-10.
-        velocity, weight: as in `score_optimal.CumulativeLength`.
+        velocity: as in `score_optimal.CumulativeLength`.
+        weight: as in `score_optimal.CumulativeLength`.
 
     Source: Williams et al. (2024), arXiv:2412.07877, Algorithm 2.
 
@@ -93,8 +94,10 @@ def step_costs(
     The corrector's cost of `score_cost`, from one network call on 2 B images.
 
     Args:
-        clean, fresh: x_0 and eps (B, *).
-        high, low: (B,) float64.
+        clean: x_0 (B, *).
+        fresh: eps (B, *).
+        high: the larger noise level of each step, (B,) float64.
+        low: the smaller one, (B,) float64.
         label: class labels (B,) or None.
     """
     x = clean.double() + per_image(high, clean.double()) * fresh
@@ -112,9 +115,12 @@ class OnlineLength:
 
     Attributes:
         rho: levels (K,) float64, increasing.
-        sums, counts: of the costs, (K - 1,), without v^2.
+        sums: of the costs, (K - 1,), without v^2.
+        counts: of the costs, (K - 1,).
         drawn: images measured since the last update, dropped ones too.
-        images, dropped, updates: since the beginning; updates that found no positive cost are not counted.
+        images: since the beginning.
+        dropped: since the beginning.
+        updates: since the beginning, without those that found no positive cost.
         initial: share of the levels' way from where they began to where measurements drew them that is still to go.
         cost: v^2 times the mean costs (K - 1,) at the last update, NaN before.
     """

@@ -32,7 +32,8 @@ class Subject:
         denoiser: the model, on the device of its parameters.
         run: of many evaluations; its ends are the range that is measured.
         shape: (C, H, W) of an image.
-        seeds, batch_size: one image per seed, so many at a time.
+        seeds: one image per seed.
+        batch_size: images at a time.
         labels: class labels (len(seeds),) in the order of the seeds, or None.
         parts: where the work on each of the `batches` is kept, and which of them this process does.
         data: real images, for estimators that are asked for them.

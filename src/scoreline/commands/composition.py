@@ -1,73 +1,34 @@
-"""Solvers and schedules from the same files as sample.py reads, for commands that are no Hydra scripts."""
+"""Configs composed as the scripts compose them, for commands that are no Hydra scripts."""
 
-import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from scoreline import checks, conf_folder, entry, run_names
+from scoreline import conf_folder, run_names
 from scoreline.annotations import refuse_wrong_types
+from scoreline.config.model_source import bound, plain_model, read_source, replaced
 from scoreline.errors import InputError
 
 if TYPE_CHECKING:
-    from scoreline.checkpoints import Checkpoint
     from scoreline.specs import Spec
 
 
-def split(words: Sequence[str], own: dict[str, str]) -> tuple[dict[str, str], list[str]]:
-    """key=value words: a command's own keys with their defaults filled in, and the overrides for the config.
-
-    Raises:
-        InputError: for a word without `=`.
-    """
-    values, overrides = dict(own), []
-    for word in words:
-        key, equals, value = word.partition("=")
-        if not equals:
-            raise InputError(f"{word}: not of the form key=value")
-        if key in own:
-            values[key] = value
-        else:
-            overrides.append(word)
-    return values, overrides
-
-
-def refuse_blocked(given: str, folder: Path) -> None:
-    """Refuse a folder to write to that cannot be, before anybody spends time.
-
-    Args:
-        given: how the user named it.
-
-    Raises:
-        InputError: if a file stands in its way.
-    """
-    there = next(path for path in (folder, *folder.parents, Path()) if os.path.lexists(path))
-    if not there.is_dir():
-        raise InputError(f"{given}: {there} is a file, no folder; choose another place")
-
-
 def composed(overrides: Sequence[str]) -> DictConfig:
-    """The config of sample.py with these overrides and its checkpoint's model filled in.
+    """The config of sample.py with these overrides and the model of its checkpoint.
 
     Raises:
         InputError, HydraException: as sample.py does, explained by `mistakes.explain`.
     """
-    from omegaconf import open_dict
-
     cfg = plain_config(overrides)
-    checkpoint = open_checkpoint(cfg)
-    with open_dict(cfg):
-        entry.adopt_model(cfg, checkpoint.card.model, checkpoint.digest)
-        if cfg.record == "auto":
-            cfg.record = str(run_names.record_beside(checkpoint.path, "score_norm"))
-    return cfg
+    found = bound(cfg, read_source(cfg).load())
+    OmegaConf.set_struct(found, False)
+    return found
 
 
 def plain_config(overrides: Sequence[str], **values: Any) -> DictConfig:
-    """The config of sample.py with these overrides and values, before any checkpoint is looked at.
+    """The config of sample.py with these overrides and values, without the model of its checkpoint.
 
     Raises:
         HydraException: as sample.py does, explained by `mistakes.explain`.
@@ -76,42 +37,11 @@ def plain_config(overrides: Sequence[str], **values: Any) -> DictConfig:
 
     GlobalHydra.instance().clear()
     run_names.register_resolvers()
-    cfg = sample_config(overrides)
+    cfg = conf_folder.composed("sample", overrides)
     for key, value in values.items():
         cfg[key] = value
     refuse_wrong_types(OmegaConf.to_container(cfg, resolve=False))
     return cfg
-
-
-def open_checkpoint(cfg: DictConfig) -> "Checkpoint":
-    """The model that `checkpoint` names: a file of ours, or one of another project, imported into the cache.
-
-    Raises:
-        InputError: if it cannot be loaded, or `model` is given for a file that describes itself.
-    """
-    from scoreline.checkpoints import load_model
-    from scoreline.foreign.conversion import Options, cached, is_url
-    from scoreline.foreign.families import is_diffusers, is_foreign
-
-    checks.refuse_absent_checkpoint(cfg.checkpoint)
-    word, trust = str(cfg.checkpoint), checks.names("trust", cfg.trust)
-    path = Path(word) if is_diffusers(Path(word)) else run_names.model_path(word)
-    ours = path.suffix == ".safetensors" and not is_foreign(path)
-    if not is_url(word) and (ours or not path.exists()):
-        if cfg.model is not None:
-            raise InputError(f"model: {path} describes itself; leave the key out")
-        return load_model(path, trust)
-    asked = cfg["import"]
-    source = word if is_url(word) else str(path)
-    options = Options(
-        asked["from"], plain_model(cfg), asked.weights, checks.names("import.allow", asked.allow), asked.sha256
-    )
-    try:
-        target = cached(source, options)
-    except InputError as error:
-        raise InputError(f"checkpoint={word}: {str(error).removeprefix(f'{source}: ')}") from error
-    print(f"checkpoint={word}: imported as {target}", file=sys.stderr)
-    return load_model(target, trust)
 
 
 def described_model(choice: str, overrides: Sequence[str]) -> "Spec":
@@ -126,22 +56,8 @@ def described_model(choice: str, overrides: Sequence[str]) -> "Spec":
     return found
 
 
-def plain_model(cfg: DictConfig) -> "Spec | None":
-    """`model` with everything resolved, None where none was chosen."""
-    if cfg.model is None:
-        return None
-    whole = OmegaConf.to_container(OmegaConf.create({"model": cfg.model}), resolve=True)
-    assert isinstance(whole, dict)
-    return dict(whole["model"])
-
-
-def sample_config(overrides: Sequence[str]) -> DictConfig:
-    """The config of sample.py; within a script that runs, from that script's search path."""
-    return conf_folder.composed("sample", overrides)
-
-
 def script_config(script: str, overrides: Sequence[str]) -> DictConfig:
-    """The config of a script with Hydra's part, as the script itself sees it when it runs.
+    """The config of a script with Hydra's part, as the running script sees it.
 
     Raises:
         HydraException: as the script does, explained by `mistakes.explain`.
@@ -158,9 +74,10 @@ def script_config(script: str, overrides: Sequence[str]) -> DictConfig:
 
 
 def families(cfg: DictConfig, checkpoint: Path) -> dict[str, dict[str, Any]]:
-    """What `calibration.solvers` and `calibration.schedules` name, built for the checkpoint of a running script.
+    """Solvers and schedules that `calibration.solvers` and `calibration.schedules` name, built for a checkpoint.
 
-    With `all`, what this checkpoint cannot have (a record or a file is missing) is left out; what is named must work.
+    With `all`, those that this checkpoint cannot have (a record or a file is missing) are left out; one that is named
+    has to work.
 
     Raises:
         InputError: if a named one cannot be built.
@@ -185,8 +102,8 @@ CHOOSERS = ("auto",)
 """Files of conf/solver that choose among the others."""
 
 BOUND = (*CHOOSERS, "learned")
-"""Files of conf/solver that `all` leaves out: a learned table exists at its own NFE only, and on the seeds that made it
-it would win unfairly."""
+"""Files of conf/solver that `all` leaves out. A learned table exists at its own NFE only, and it would win unfairly on
+the seeds that it was learned on."""
 
 
 def _named(group: str, asked: Any) -> list[str]:
@@ -205,7 +122,7 @@ def _named(group: str, asked: Any) -> list[str]:
 def _nodes(names: dict[str, list[str]]) -> Any:
     """The content of config files, all in one composition."""
     chosen = [f"+{group}@families.{group}.{name}={name}" for group in names for name in names[group]]
-    return sample_config(chosen).families
+    return conf_folder.composed("sample", chosen).families
 
 
 def _tried(node: DictConfig, optional: bool) -> Any:
@@ -221,29 +138,33 @@ def _tried(node: DictConfig, optional: bool) -> Any:
         raise
 
 
-def follow(cfg: DictConfig, span: tuple[float, float], nfe: int) -> tuple[str, str] | None:
-    """Where solver= chooses among the others: put the files of its choice into the config, and tell their names.
+def followed(cfg: DictConfig, span: tuple[float, float], nfe: int) -> tuple[DictConfig, tuple[str, str] | None]:
+    """If solver= chooses among the others, the config with the two files of its choice, and their names.
 
-    The record is a file that may be anybody's: it can only name choices that exist.
+    The record may come from anybody, so it can only name choices that exist.
 
     Raises:
-        InputError: if what it chooses from was measured on another range, or names no choice of conf/.
+        InputError: if its record was measured on another range, or names no choice of conf/.
     """
     from scoreline.calibration.search import Recommendation
 
     recommendation = built(cfg.solver)
     if not isinstance(recommendation, Recommendation):
-        return None
+        return cfg, None
     names = zip(GROUPS, recommendation.at(nfe, span), strict=True)
     known = {group: conf_folder.choice(group, name, "solver.path", without=CHOOSERS) for group, name in names}
-    chosen = sample_config([f"{group}={name}" for group, name in known.items()])
-    for group in known:
-        cfg[group] = OmegaConf.to_container(chosen[group], resolve=False)
-    return known["solver"], known["schedule"]
+    chosen = conf_folder.composed("sample", [f"{group}={name}" for group, name in known.items()])
+    nodes = {group: OmegaConf.to_container(chosen[group], resolve=False) for group in known}
+    return replaced(cfg, **nodes), (known["solver"], known["schedule"])
 
 
-def built(node: DictConfig) -> Any:
-    """The object that a config node describes."""
+def built(node: DictConfig, plain: bool = False) -> Any:
+    """The object that a config node describes.
+
+    Args:
+        node: with a `_target_`.
+        plain: whether lists and mappings below it become plain ones.
+    """
     from hydra.utils import instantiate
 
-    return instantiate(node)
+    return instantiate(node, _convert_="all") if plain else instantiate(node)

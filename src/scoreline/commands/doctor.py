@@ -1,31 +1,53 @@
-"""`scoreline doctor [sample|train|calibrate] [OVERRIDES]`: can this job be done here, and what will it take?
+"""scoreline doctor [sample|train|calibrate] [OVERRIDES] [--quick]
+Can this machine do the job, and what will it take?
 
-scoreline doctor                                            the default job of sample.py
-scoreline doctor sample checkpoint=NAME seeds=0-49999 batch_size=512 metrics=inception
-scoreline doctor train experiment=cifar10_edm --quick       nothing is measured
-scoreline doctor calibrate checkpoint=NAME nfe=1000
+  scoreline doctor                            the default job of sample.py
+  scoreline doctor sample checkpoint=NAME seeds=0-49999 metrics=inception
+  scoreline doctor train experiment=cifar10_edm --quick
+  scoreline doctor calibrate checkpoint=NAME nfe=1000
 
-Looks at versions, devices, extras, every file that the job reads, the folders that it writes to and their room; builds
-solver, schedule and network, calls the network a few times (some seconds), and forecasts memory, time and files. Writes
-nothing and fetches nothing: `scoreline prefetch` does. Errors of times are standard errors of the calls that were
-timed; what else the machine does later is not in them.
+It lists versions, the device, every file that the job reads, free disk space
+where the job writes, the size of the network and the number of its calls. It
+times one call of the network (some seconds; --quick skips it) and forecasts
+memory and time from it: the time of network calls alone, on this machine. It
+writes and fetches nothing; `scoreline prefetch` fetches what is missing.
 
-Each line is ok, warn or fail. Exit code 0 if none fails, 1 if one does, 2 for a config that the script refuses.
+Each line is ok, warn or fail. Exit code: 0 if no line fails, 1 if one does, 2
+if the script would refuse the config.
 """
 
+import math
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
 
 import torch
 
+from scoreline import checks, entry, mistakes
+from scoreline.checkpoints import Checkpoint
+from scoreline.commands import composition
+from scoreline.commands.composition import built
 from scoreline.conf_folder import SCRIPTS
-from scoreline.doctor import assets, disk, sampling, training, versions
-from scoreline.doctor.findings import Finding, failed, table
-from scoreline.doctor.job import Job, composed, sentence
-from scoreline.doctor.model import loaded
+from scoreline.config.model_source import bound, read_source
+from scoreline.cores import threads_of
+from scoreline.denoiser import Denoiser, Denoising
+from scoreline.doctor import machine
+from scoreline.doctor.assets import assets, dataset
+from scoreline.doctor.findings import Finding, amount, failed, table
+from scoreline.doctor.sample_job import SampleJob, sizes_on_disk
+from scoreline.doctor.train_job import TrainJob, optimiser_share
 from scoreline.errors import InputError, did_you_mean
 from scoreline.files import cache_folder
+from scoreline.generation.auto_batch import most_images
+from scoreline.generation.formats import check_format
+from scoreline.labels import plan_labels
+from scoreline.seeds import parse_seeds
+from scoreline.solvers.tableau import build
 
 QUICK = "--quick"
+
+HALF = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 
 
 def main(words: list[str]) -> int:
@@ -37,11 +59,8 @@ def main(words: list[str]) -> int:
     Raises:
         InputError: for words that are no job.
     """
-    if {"-h", "--help"} & set(words):
-        print(__doc__)
-        return 0
     script, overrides, quick = parse(words)
-    findings = list(examined(composed(script, overrides), quick))
+    findings = list(report(script, job_config(script, overrides), quick))
     print(table(findings))
     return int(failed(findings))
 
@@ -53,8 +72,7 @@ def parse(words: Sequence[str]) -> tuple[str, list[str], bool]:
         InputError: for a word that is neither.
     """
     rest = [word for word in words if word != QUICK]
-    script = rest.pop(0) if rest and "=" not in rest[0] else "sample"
-    script = script.removesuffix(".py")
+    script = rest.pop(0).removesuffix(".py") if rest and "=" not in rest[0] else "sample"
     if script not in SCRIPTS:
         raise InputError(f"{script}: there is no such script{did_you_mean(script, SCRIPTS)}")
     for word in rest:
@@ -63,60 +81,186 @@ def parse(words: Sequence[str]) -> tuple[str, list[str], bool]:
     return script, rest, QUICK in words
 
 
-def examined(job: Job, quick: bool) -> Iterator[Finding]:
-    """Every line of the report, as it is found."""
-    yield from versions.versions()
-    found, device = versions.devices(job)
-    yield found
-    yield from versions.extras(job)
-    yield from assets.judged(assets.assets(job))
-    without = assets.named_reference(job)
-    if without is not None:
-        yield without
-    yield disk.judged("cache", cache_folder())
+def job_config(script: str, overrides: Sequence[str]) -> Any:
+    """The config that `python SCRIPT.py OVERRIDES` would run with, Hydra's part included.
+
+    Raises:
+        InputError: for keys, choices and values that the script refuses, in its words.
+    """
     try:
-        yield from (of_training if job.script == "train" else of_sampling)(job, device, quick)
+        return composition.script_config(script, overrides)
+    except Exception as error:
+        raise InputError(sentence(error)) from error
+
+
+def sentence(error: Exception) -> str:
+    """The script's words for an error; one that is a defect of ours is raised again."""
+    found = mistakes.explain(error)
+    if found is None:
+        raise error
+    return found
+
+
+def report(script: str, cfg: Any, quick: bool) -> Iterator[Finding]:
+    """Every line, as it is found."""
+    yield machine.versions()
+    found, device = _device(script, cfg)
+    yield found
+    yield from (asset.finding() for asset in assets(script, cfg))
+    yield machine.folder("cache", cache_folder())
+    try:
+        yield from (training if script == "train" else sampling)(script, cfg, None if quick else device, device)
     except Exception as error:
         yield Finding("fail", "job", sentence(error))
 
 
-def of_sampling(job: Job, device: torch.device | None, quick: bool) -> Iterator[Finding]:
-    """The part that needs the checkpoint."""
-    checkpoint = loaded(job.cfg)
+def _device(script: str, cfg: Any) -> tuple[Finding, torch.device | None]:
+    if script != "train":
+        return machine.device_of(str(cfg.device))
+    name = {"cpu": "cpu", "gpu": "cuda", "cuda": "cuda"}.get(str(cfg.trainer.accelerator), "auto")
+    trainer = f"trainer={cfg.hydra.runtime.choices.trainer}"
+    return machine.device_of(name, f"{trainer}: needs a GPU, and none is visible here; use trainer=cpu")
+
+
+def sampling(script: str, cfg: Any, timed: torch.device | None, device: torch.device | None) -> Iterator[Finding]:
+    """Network, files, memory and time of sample.py or calibrate.py.
+
+    Args:
+        timed: the device on which a call is timed, None to time nothing.
+        device: the device of the job, None where this machine lacks it.
+    """
+    out = Path(cfg.hydra.run.dir)
+    checkpoint = read_source(cfg).load_local()
     if checkpoint is None:
-        yield disk.judged("run directory", job.folder)
-        yield Finding(
-            "warn", "forecast", f"checkpoint={job.cfg.checkpoint} is not here or not imported; none without it"
-        )
+        yield machine.folder("run directory", out)
+        text = "no forecast before the checkpoint is here and imported"
+        yield Finding("warn", "forecast", f"checkpoint={cfg.checkpoint}: {text}")
         return
-    run = sampling.prepared(job, checkpoint)
-    metrics = sampling.checked_metrics(job, run) if job.script == "sample" else None
-    if metrics is not None:
-        yield metrics
-    yield sampling.network(run, checkpoint)
-    yield from sampling.files(job, run)
-    if job.script == "calibrate" and job.choices["calibration"] != sampling.MEASURED_BY_CALLS:
-        yield Finding(
-            "warn", "forecast", f"none for calibration={job.choices['calibration']}: its work is not the run's"
-        )
-        return
-    with sampling.one_core(job):
-        cost = None if quick or device is None else sampling.cost(run, device)
-    yield sampling.memory(run, cost, device)
+    cfg = bound(cfg, checkpoint)
+    job = sample_job(script, cfg, checkpoint)
+    yield job.network()
+    if script == "sample":
+        final, most = sizes_on_disk(cfg.format, job.images, job.shape, _features(cfg.metrics))
+        yield Finding("ok", "files", f"format={cfg.format}: {amount(final)}, {amount(most)} on the way")
+        yield machine.folder("run directory", out, most)
+        torch.set_num_threads(1)  # as sample.py does
+    else:
+        yield machine.folder("run directory", out)
+        kind = cfg.hydra.runtime.choices.calibration
+        if kind != "score_norm":
+            yield Finding("warn", "forecast", f"none for calibration={kind}, which does more than one run")
+            return
+        if cfg.threads is not None:
+            torch.set_num_threads(checks.whole("threads", cfg.threads))
+    cost = None if timed is None else job.cost(timed)
+    yield job.memory(cost, device)
     if cost is not None:
-        yield sampling.time(run, cost)
+        yield job.time(cost)
 
 
-def of_training(job: Job, device: torch.device | None, quick: bool) -> Iterator[Finding]:
-    """The part that needs the network, and unless quick the images."""
-    data = None if quick else training.data(job)
-    if data is not None:
-        yield data
-    model = training.denoiser(job, quick or device is None)
-    held = training.expected(job, model)
-    yield training.network(job, model)
-    yield from training.files(job, held)
-    cost = None if quick or device is None else training.cost(job, model, device)
-    yield training.memory(job, held, cost, device, quick)
+def sample_job(script: str, cfg: Any, checkpoint: Checkpoint) -> SampleJob:
+    """What the script builds before it draws the first image.
+
+    Raises:
+        InputError: for what it refuses.
+    """
+    card, nfe, final = checkpoint.card, checks.whole("nfe", cfg.nfe), str(cfg.get("final", "none"))
+    batch_size, own, seeds = (
+        checks.whole("batch_size", cfg.batch_size),
+        cfg.get("network_batch"),
+        parse_seeds(cfg.seeds),
+    )
+    if own == "auto":
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        network_batch: int | None = most_images(device, len(seeds))
+    else:
+        network_batch = None if own is None else checks.whole("network_batch", own)
+    labelled = plan_labels(cfg.labels, seeds, card.num_classes) is not None
+    span = entry.sigma_range(cfg, checkpoint.noise_schedule)
+    denoiser: Denoising = checkpoint.denoiser
+    if script == "sample":
+        check_format(cfg.format, card.shape)
+        cfg, _ = composition.followed(cfg, span, nfe - (final == "denoise"))
+        denoiser = entry.apply(cfg.threshold, entry.apply(cfg.guidance, checkpoint, **entry.guide(cfg)))
+    run = build(built(cfg.solver), built(cfg.schedule), span, nfe, final)
+    pieces = -(-len(seeds) // (network_batch or batch_size))
+    threads = min(pieces, threads_of(cfg.threads)) if script == "sample" else 1
+    sizes = len(seeds), batch_size, network_batch
+    return SampleJob(denoiser, run, card.shape, *sizes, labelled, threads, auto_batch=own == "auto")
+
+
+def _features(metrics: Any) -> int:
+    """Bytes of an image's features that a metric of a large network keeps during the run."""
+    is_large = "url" in (metrics.get("extractor") or {})
+    return 4 * (2048 + 2023 * ("sfid" in metrics.scores)) if is_large else 0
+
+
+def training(script: str, cfg: Any, timed: torch.device | None, device: torch.device | None) -> Iterator[Finding]:
+    """Data, network, files, memory and time of train.py; see `sampling`."""
+    data: int | None = None
+    if timed is not None and all(asset.is_there for asset in dataset("dataset", cfg.dataset)):
+        found, data = _data(cfg)
+        yield found
+    job = train_job(cfg, timed is None)
+    yield job.network()
+    final, most = job.sizes_on_disk
+    text = f"states, models and snapshots: {amount(final)}, {amount(most)} on the way"
+    yield Finding("ok", "files", text)
+    yield machine.folder("run directory", Path(cfg.hydra.run.dir), most)
+    cost = None if timed is None else job.cost(timed)
+    yield job.memory(cost, data, device)
     if cost is not None:
-        yield training.time(job, cost)
+        yield job.time(cost)
+
+
+def _data(cfg: Any) -> tuple[Finding, int | None]:
+    """Whether the images fit the network, and how many bytes of them are kept on the device."""
+    try:
+        images = built(cfg.dataset)
+        entry.match_data(cfg.model.network, images)
+    except Exception as error:
+        return Finding("fail", "dataset", sentence(error)), None
+    shape, limit = "x".join(map(str, images.shape)), checks.number("device_mib", cfg.device_mib, zero=True) * 2**20
+    text = f"{images.name}: {len(images):,} images {shape}, {images.num_classes} classes"
+    return Finding("ok", "dataset", text), int(images.nbytes) if images.nbytes <= limit else 0
+
+
+def train_job(cfg: Any, without_numbers: bool) -> TrainJob:
+    """The job as training begins with it.
+
+    Args:
+        without_numbers: build the network without its weights, where nothing is timed.
+    """
+    network, process = cfg.model.network, built(cfg.model.noise_schedule)
+    with torch.device("meta") if without_numbers else nullcontext():
+        model = Denoiser(built(network), built(cfg.model.parameterisation))
+    kimg, batch_size = checks.number("duration_kimg", cfg.duration_kimg), checks.whole("batch_size", cfg.batch_size)
+    processes = _processes(cfg.trainer)
+    share = max(1, batch_size // processes)
+    return TrainJob(
+        model,
+        shape=(network.channels, network.resolution, network.resolution),
+        labelled=bool(network.get("num_classes", 0)),
+        level=math.sqrt(process.sigma_min * process.sigma_max),
+        images=round(1000 * kimg),
+        batch_size=batch_size,
+        micro_batch=share if cfg.micro_batch is None else min(share, checks.whole("micro_batch", cfg.micro_batch)),
+        processes=processes,
+        optimiser_share=optimiser_share(built(cfg.optimiser)),
+        model_files=_count(cfg.ema.half_life_kimg),
+        post_hoc=_count(cfg.ema.post_hoc),
+        checkpoints=int(kimg // checks.number("checkpoint_kimg", cfg.checkpoint_kimg)) + 2,
+        precision=HALF.get(str(cfg.precision)),
+    )
+
+
+def _processes(trainer: Any) -> int:
+    """Processes that share a batch; `devices=auto` counts the GPUs that are visible."""
+    devices, gpus = trainer.get("devices", 1), max(1, torch.cuda.device_count())
+    return (devices if isinstance(devices, int) and devices > 0 else gpus) * int(trainer.get("num_nodes", 1))
+
+
+def _count(value: Any) -> int:
+    if value is None:
+        return 0
+    return 1 if isinstance(value, int | float) else len(value)

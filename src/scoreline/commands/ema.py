@@ -1,13 +1,19 @@
-"""`scoreline ema RUN sigma_rel=0.15 DEST.safetensors`: an average of a run's weights that was not tracked.
+"""scoreline ema RUN KEY=VALUE .. DEST.safetensors
+Write a model with an average of the weights that training did not keep.
 
-scoreline ema RUN sigma_rel=0.15 DEST.safetensors                 a power function of that relative width
-scoreline ema RUN sigma_rel=0.15 kimg=96 DEST.safetensors         as it was then (default: at the newest snapshot)
-scoreline ema RUN half_life_kimg=20 DEST.safetensors              an EMA without a ramp
-scoreline ema RUN half_life_kimg=20 rampup=0.05 DEST.safetensors  with EDM's ramp
-scoreline ema RUN ... DEST.safetensors trust=[mine]               a package from which the model takes its network
+  scoreline ema RUN sigma_rel=0.15 DEST.safetensors
+  scoreline ema RUN sigma_rel=0.15 kimg=96 DEST.safetensors
+  scoreline ema RUN half_life_kimg=20 rampup=0.05 DEST.safetensors
 
-RUN is a run directory of train.py ema.post_hoc=[0.05,0.1], whose ema/ holds snapshots. DEST is a model file as any
-other, and never overwritten. Post-hoc EMA of Karras et al. (2024), arXiv:2312.02696.
+RUN             a run directory of train.py ema.post_hoc=[0.05,0.1], which
+                keeps snapshots in ema/
+DEST            the new model file; it must not exist yet
+sigma_rel       relative width of a power-function average, or
+half_life_kimg  half-life of an EMA; rampup adds EDM's ramp to it
+kimg            when (default: at the newest snapshot)
+trust           a package from which the model may take its network
+
+Post-hoc EMA of Karras et al. (2024), arXiv:2312.02696.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,22 +25,22 @@ import numpy as np
 
 from scoreline import checks
 from scoreline.checkpoints import Card, load_model, save_model
-from scoreline.commands.composition import split
+from scoreline.commands.words import names, new_file, parse
 from scoreline.ema import EMA, gamma_of
 from scoreline.ema_snapshots import Snapshot, combine, list_snapshots
-from scoreline.errors import InputError, did_you_mean
+from scoreline.errors import InputError
 from scoreline.post_hoc_ema import PowerProfile, Profile, exponential, fit, tracked
 
 OWN = {"sigma_rel": "", "half_life_kimg": "", "rampup": "", "kimg": "", "trust": ""}
 
 MOST = 0.05
-"""Greatest residual of a fit that is used."""
+"""Largest residual of a fit that is accepted."""
 
 TRIED = 40
-"""Widths that are tried, evenly in their logarithm, to say which work."""
+"""Widths, uniform in their logarithm, that are tried to find which ones work."""
 
 
-class Asked(NamedTuple):
+class Arguments(NamedTuple):
     """The words of the command line."""
 
     run: Path
@@ -59,51 +65,37 @@ def main(words: list[str]) -> None:
     Raises:
         InputError: for what cannot be used, and a profile that the snapshots miss by more than 5 %.
     """
-    if {"-h", "--help"} & set(words):
-        print(__doc__)
-        return
-    asked = arguments(words)
-    trust = tuple(part.strip() for part in asked.keys["trust"].strip("[]").split(",") if part.strip())
-    checkpoint = load_model(asked.run / "model.safetensors", trust)
-    snapshots = list_snapshots(asked.run)
-    images = moment(asked.keys["kimg"], snapshots)
-    target, used = target_of(asked.keys, images, snapshots[0].batch), until(images, snapshots)
+    given = arguments(words)
+    checkpoint = load_model(given.run / "model.safetensors", names(given.keys["trust"]))
+    snapshots = list_snapshots(given.run)
+    images = moment(given.keys["kimg"], snapshots)
+    target, used = target_of(given.keys, images, snapshots[0].batch), until(images, snapshots)
     found = fit(target.profile(target.value), profiles(used))
     if not found.residual <= MOST:
         raise InputError(refusal(target, images, used, found.residual))
     weights = combine(used, found.coefficients.tolist(), checkpoint.denoiser.network)
-    save_model(asked.destination, weights, described(checkpoint.card, target, images, used, found.residual))
+    save_model(given.destination, weights, described(checkpoint.card, target, images, used, found.residual))
     print(
         f"{target.key}={target.value:g} at {images / 1000:g} kimg from {len(used)} snapshots, "
-        f"residual {100 * found.residual:.2g} % -> {asked.destination}"
+        f"residual {100 * found.residual:.2g} % -> {given.destination}"
     )
 
 
-def arguments(words: list[str]) -> Asked:
-    """RUN, DEST and the keys; a word with = in it is a path only if it is there or ends in .safetensors.
+def arguments(words: list[str]) -> Arguments:
+    """RUN, DEST and the keys.
 
     Raises:
         InputError: for anything else, or if DEST is there already.
     """
-    paths = [w for w in words if "=" not in w or (w.partition("=")[0] not in OWN and _is_path(w))]
-    keys, unknown = split([word for word in words if word not in paths], OWN)
-    for word in unknown:
-        key = word.partition("=")[0]
-        raise InputError(f"{key}: there is no such key{did_you_mean(key, OWN)}")
-    if len(paths) != 2:
-        raise InputError(f"{len(paths)} paths: give two, as in RUN sigma_rel=0.15 DEST.safetensors")
-    run, destination = map(Path, paths)
+    found = parse(words, OWN)
+    if len(found.paths) != 2:
+        raise InputError(f"{len(found.paths)} paths: give two, as in RUN sigma_rel=0.15 DEST.safetensors")
+    run, destination = map(Path, found.paths)
     if not run.is_dir():
         raise InputError(f"{run}: no such directory; give the run directory of train.py first, then DEST.safetensors")
     if destination.suffix != ".safetensors":
         raise InputError(f"{destination}: must end in .safetensors")
-    if destination.exists():
-        raise InputError(f"{destination}: is there already and is never overwritten; move it, or give another name")
-    return Asked(run, destination, keys)
-
-
-def _is_path(word: str) -> bool:
-    return word.endswith(".safetensors") or Path(word).exists()
+    return Arguments(run, new_file(str(destination), destination), found.own)
 
 
 def _number(key: str, text: str) -> float:
@@ -156,13 +148,13 @@ def target_of(keys: dict[str, str], images: int, batch: int) -> Target:
 
 
 def until(images: int, snapshots: Sequence[Snapshot]) -> list[Snapshot]:
-    """Those up to the moment and the first after it, without which the last stretch before it is unknown."""
+    """The snapshots up to `images` and the next one, which covers the last stretch before it."""
     last = min(snapshot.images for snapshot in snapshots if snapshot.images >= images)
     return [snapshot for snapshot in snapshots if snapshot.images <= last]
 
 
 def profiles(snapshots: Sequence[Snapshot]) -> list[PowerProfile]:
-    """What each snapshot is an average with."""
+    """The profile of each snapshot's average."""
     return [PowerProfile(gamma_of(snapshot.sigma_rel), snapshot.images) for snapshot in snapshots]
 
 
@@ -181,7 +173,7 @@ def refusal(target: Target, images: int, snapshots: Sequence[Snapshot], residual
 
 
 def working_range(target: Target, snapshots: Sequence[Snapshot]) -> tuple[float, float] | None:
-    """Least and greatest of the widths nearest to the asked one, of those tried, that the snapshots represent."""
+    """Least and greatest of the widths nearest to `target.value`, of those tried, that the snapshots represent."""
     known = profiles(snapshots)
     tried = sorted({target.value, *(float(f"{width:.3g}") for width in np.geomspace(*target.limits, TRIED))})
     works = [fit(target.profile(width), known).residual <= MOST for width in tried]

@@ -1,17 +1,26 @@
-"""`scoreline evaluate SAMPLES REFERENCE`: scores of images that anybody made, against images or statistics.
+"""scoreline evaluate SAMPLES REFERENCE [KEY=VALUE ..]
+scoreline evaluate SAMPLES dataset=NAME [KEY=VALUE ..]
+Score images, whoever made them, against images or statistics.
 
-scoreline evaluate outputs/sample/NAME dataset=digits                     a run directory of sample.py
-scoreline evaluate samples.npz cifar10-32x32.npz out=scores.json          arr_0 against mu and sigma, such as EDM's file
-scoreline evaluate FOLDER dataset=cifar10 dataset.path=cifar-10-python.tar.gz metrics.protocol=edm
-scoreline evaluate ours.zip theirs.zip metrics=inception metrics.scores=[fid,kid] device=cuda
+  scoreline evaluate outputs/sample/NAME dataset=digits
+  scoreline evaluate samples.npz cifar10-32x32.npz out=scores.json
+  scoreline evaluate FOLDER dataset=cifar10 metrics.protocol=edm
+  scoreline evaluate ours.zip theirs.zip metrics.scores=[fid,kid] device=cuda
 
-SAMPLES and REFERENCE are each a folder of PNG files, a zip of them, an npz file (arr_0, uint8 NHWC) or a run directory;
-REFERENCE may also be an npz file of statistics, from scoreline reference, EDM or ADM. Every image counts, once; both
-sides must be of one size, nothing is resized. Features of Inception are kept (8 KB an image, 16 with sfid), in a run
-directory's folder features, else in the cache: other scores of the same images need no second pass.
+SAMPLES    a folder or zip of PNG files, an npz file (arr_0, uint8 NHWC), or a
+           run directory of sample.py; every image counts, once
+REFERENCE  the same, or an npz file of statistics from scoreline reference, EDM
+           or ADM; images of both sides have one size, nothing is resized
+dataset    a choice of conf/dataset in place of REFERENCE; dataset.KEY=VALUE
+           changes it
+metrics    digits | inception (default: digits for 1x8x8 images), with its keys
+           metrics.KEY=VALUE
+device     auto (default) | cpu | cuda
+out        a JSON file for the scores; it must not exist yet
 
-Keys: dataset= (a choice of conf/dataset, in place of REFERENCE, with its keys), metrics=digits | inception (by default
-digits for 1x8x8 images) with its keys, device=auto, out=FILE.json.
+Features of Inception are kept (8 KB an image, 16 with sfid), in a run
+directory's folder features, else in the cache, so that other scores of the
+same images need no second pass.
 """
 
 import json
@@ -19,7 +28,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from scoreline.commands.reference import Asked, build, node, parse
+from scoreline.commands.reference import GROUPS, OWN, build, node
+from scoreline.commands.words import Words, new_file, parse
 from scoreline.datasets import generated_images
 from scoreline.datasets.base import ImageDataset
 from scoreline.errors import InputError
@@ -33,17 +43,16 @@ FORMAT = "scoreline/evaluate/1"
 
 
 def main(words: list[str]) -> None:
-    """Print a table of scores with their errors, on what they depend, and what to know before trusting them.
+    """Print a table of scores with their errors, the protocol, and warnings.
 
     Raises:
         InputError: for what cannot be used, as one sentence.
     """
-    if {"-h", "--help"} & set(words):
-        print(__doc__)
-        return
-    asked = parse(words, ("dataset", "metrics", "device", "out"))
+    asked = parse(words, {**OWN, "out": ""}, GROUPS)
     place, reference = sides(asked)
-    out = destination(asked.own.get("out", ""))
+    out = Path(asked.own["out"]) if asked.own["out"] else None
+    if out is not None:
+        new_file(f"out={out}", out)
     images = generated_images.images(place)
     metrics = build(asked, images.shape, reference)
     check_sizes(images, metrics)
@@ -57,19 +66,19 @@ def main(words: list[str]) -> None:
         print(f"-> {out}")
 
 
-def sides(asked: Asked) -> tuple[str, Any]:
+def sides(asked: Words) -> tuple[str, Any]:
     """The place of the samples, and the reference: a path or the config of a data set.
 
     Raises:
         InputError: for fewer or more.
     """
-    wanted = 1 if "dataset" in asked.own else 2
-    if len(asked.places) != wanted:
+    wanted = 1 if asked.own["dataset"] else 2
+    if len(asked.paths) != wanted:
         raise InputError(
-            f"{' '.join(asked.places) or 'no SAMPLES'}: give SAMPLES and REFERENCE, or SAMPLES and dataset=; "
+            f"{' '.join(asked.paths) or 'no SAMPLES'}: give SAMPLES and REFERENCE, or SAMPLES and dataset=; "
             "scoreline evaluate --help shows both"
         )
-    return asked.places[0], node(asked) if wanted == 1 else asked.places[1]
+    return asked.paths[0], node(asked) if wanted == 1 else asked.paths[1]
 
 
 def check_sizes(images: ImageDataset, metrics: Metrics) -> None:
@@ -88,21 +97,8 @@ def check_sizes(images: ImageDataset, metrics: Metrics) -> None:
         )
 
 
-def destination(out: str) -> Path | None:
-    """Where the scores go, if anywhere.
-
-    Raises:
-        InputError: if something is there.
-    """
-    if not out:
-        return None
-    if Path(out).exists():
-        raise InputError(f"out={out}: is there already and is not overwritten; choose another name")
-    return Path(out)
-
-
 def parts_for(place: Path, metrics: Metrics) -> Parts:
-    """Where the features of the samples are kept."""
+    """The place where the features of the samples are kept."""
     if not metrics.keeps_features:
         return Parts()
     return Parts(place / "features" if place.is_dir() and generated_images.is_run(place) else cache_folder("features"))
@@ -122,7 +118,7 @@ def report(images: ImageDataset, metrics: Metrics, scores: Mapping[str, Score]) 
 
 
 def record(place: str, images: ImageDataset, metrics: Metrics, scores: Mapping[str, Score]) -> dict[str, Any]:
-    """What out= keeps."""
+    """The content of the JSON file."""
     shape: Sequence[int] = images.shape
     return {
         "format": FORMAT,

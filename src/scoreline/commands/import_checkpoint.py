@@ -1,28 +1,34 @@
-"""`scoreline import SOURCE DEST`: a checkpoint of another project as one of ours, without running its code.
+"""scoreline import SOURCE DEST [--from FAMILY] [KEY=VALUE ..]
+Convert another project's checkpoint to a model file, without running its code.
 
-scoreline import edm-cifar10-32x32-uncond-vp.pkl models/edm                        describes itself
-scoreline import checkpoint_26.pth models/vp --from score_sde model=cifar10_ddpmpp_vp
-scoreline import ckpt.pth models/celeba --from ddpm model=celeba64_ddpm weights=raw
-scoreline import https://HOST/FILE.pt models/adm model=imagenet64_guided sha256=...
-scoreline import ddpm-cifar10-32 models/ddpm                                       a diffusers folder
+  scoreline import edm-cifar10-32x32-uncond-vp.pkl models/edm
+  scoreline import checkpoint_26.pth models/vp model=cifar10_ddpmpp_vp
+  scoreline import ckpt.pth models/celeba model=celeba64_ddpm weights=raw
+  scoreline import https://HOST/FILE.pt models/adm model=imagenet64_guided
+  scoreline import ddpm-cifar10-32 models/ddpm
 
-SOURCE    a file, a diffusers folder, or a URL, which is downloaded into the cache
-DEST      a .safetensors file, or a directory that gets a model.safetensors; nothing is overwritten
---from    edm | score_sde | ddpm | guided_diffusion | diffusers | lightning; told by the content if left out
-model     a choice of conf/model, for files that do not say which network they hold; model.KEY=.. changes it
-weights   ema (default) | raw
-allow     [names] of classes in its pickle that are unknown to us: kept as inert records, never called
-sha256    that the source must have
+SOURCE   a file, a diffusers folder, or a URL, which is downloaded to the cache
+DEST     a .safetensors file, or a directory for model.safetensors; it must not
+         exist yet
+--from   edm | score_sde | ddpm | guided_diffusion | diffusers | lightning
+         (default: recognised by the content)
+model    a choice of conf/model, for files that do not describe their network;
+         model.KEY=VALUE changes it
+weights  ema (default) | raw
+allow    [names] of classes in its pickle that scoreline does not know; they
+         are kept as inert records and never called
+sha256   the expected SHA-256 of SOURCE
 
-Then: scoreline verify DEST
+Then check it: scoreline verify DEST
 """
 
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from scoreline.commands.composition import described_model, split
-from scoreline.errors import InputError, did_you_mean
+from scoreline.commands.composition import described_model
+from scoreline.commands.words import names, parse
+from scoreline.errors import InputError
 from scoreline.specs import Spec
 
 if TYPE_CHECKING:
@@ -33,14 +39,11 @@ OWN = {"from": "", "model": "", "weights": "ema", "allow": "", "sha256": ""}
 
 
 def main(words: list[str]) -> None:
-    """Import, write, and say what the file is taken for.
+    """Import, write, and print the conventions that the file is read with.
 
     Raises:
         InputError: for what cannot be imported, as one sentence.
     """
-    if {"-h", "--help"} & set(words):
-        print(__doc__)
-        return
     from scoreline.foreign.conversion import Options, convert
 
     (source, destination), own, overrides = arguments(words)
@@ -51,7 +54,7 @@ def main(words: list[str]) -> None:
         family=own["from"] or None,
         model=described_model(own["model"], overrides) if own["model"] else None,
         weights=own["weights"],
-        allow=tuple(part.strip() for part in own["allow"].strip("[]").split(",") if part.strip()),
+        allow=names(own["allow"]),
         sha256=own["sha256"] or None,
     )
     family, imported = convert(source, target, options)
@@ -67,21 +70,12 @@ def arguments(words: Sequence[str]) -> tuple[list[str], dict[str, str], list[str
     Raises:
         InputError: for another number of places, or an unknown key.
     """
-    places, pairs = [], []
-    rest = iter(words)
+    pairs, rest = [], iter(words)
     for word in rest:
-        if word.startswith("--"):
-            key, equals, value = word[2:].partition("=")
-            pairs.append(f"{key}={value if equals else next(rest, '')}")
-        elif "=" in word and "://" not in word and not Path(word).exists():
-            pairs.append(word)
-        else:
-            places.append(word)
-    own, overrides = split(pairs, OWN)
-    for word in overrides:
-        key = word.partition("=")[0]
-        if not key.lstrip("+~").startswith("model."):
-            raise InputError(f"{key}: there is no such key{did_you_mean(key, OWN)}")
+        option = word.removeprefix("--")
+        spaced = word != option and "=" not in word
+        pairs.append(f"{option}={next(rest, '')}" if spaced else option)
+    places, own, overrides = parse(pairs, OWN, ("model",))
     if overrides and not own["model"]:
         raise InputError(f"{overrides[0]}: changes a model; give model=... of conf/model first")
     if len(places) != 2:
@@ -90,7 +84,7 @@ def arguments(words: Sequence[str]) -> tuple[list[str], dict[str, str], list[str
 
 
 def conventions(imported: "ForeignModel") -> list[str]:
-    """What the checkpoint is taken for, in words a reader can check against its paper."""
+    """The conventions that the checkpoint is read with, to compare with its paper."""
     weights, model = imported.weights, imported.model
     numbers = sum(weight.numel() for weight in weights.values())
     size, classes = "x".join(map(str, imported.shape)), imported.num_classes or "no"

@@ -1,8 +1,13 @@
-"""`scoreline inspect PATH ..`: what a checkpoint or a calibration record is, as text.
+"""scoreline inspect PATH ..
+Describe checkpoints and calibration records as text.
 
-PATH is a safetensors file, a directory that holds a model.safetensors, or the name of a shipped model (digits_vp); or a
-checkpoint of another project (a file of torch, a pickle, a folder of diffusers). A checkpoint of ours tells its card, a
-record its provenance and measurements, a foreign one what it names and holds. Nothing in a file is run or built.
+  scoreline inspect digits_vp outputs/train/NAME model.score_norm.safetensors
+
+PATH is a safetensors file, a directory with a model.safetensors, the name of a
+shipped model, or another project's checkpoint (a file of torch, a pickle, a
+diffusers folder). For a checkpoint of scoreline it prints the card, for a
+record its provenance and measurements, for others what the file names and
+holds. Nothing in a file is run or built.
 """
 
 import json
@@ -26,13 +31,13 @@ LEVELS = 10
 """Rows of the table of a score_norm record."""
 
 ROWS = 10_000
-"""Levels or budgets of a record of which there is no table."""
+"""A record with more levels or budgets than this is printed without a table."""
 
 BEST = 3
-"""Candidates of each budget of a search record."""
+"""Candidates that are printed for each budget of a search record."""
 
 LONGEST = 200
-"""Characters of a value that are shown."""
+"""Characters of a value that are printed."""
 
 
 def main(words: list[str]) -> None:
@@ -41,9 +46,6 @@ def main(words: list[str]) -> None:
     Raises:
         InputError: for the first that is missing, unreadable or none of ours.
     """
-    if {"-h", "--help"} & set(words):
-        print(__doc__)
-        return
     if not words:
         raise InputError("give a checkpoint or a record: scoreline inspect digits_vp")
     for place, word in enumerate(words):

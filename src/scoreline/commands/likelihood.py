@@ -1,4 +1,30 @@
-"""`scoreline likelihood`: bits per dimension of 8-bit images under a checkpoint."""
+"""scoreline likelihood [KEY=VALUE ..]
+Bits per dimension of 8-bit images: -log2 of the model's density, uniformly
+dequantised, under the probability-flow ODE. The mean over images is an upper
+bound on the bits of a code for them.
+
+  scoreline likelihood checkpoint=digits_vp images=32
+
+checkpoint      a shipped model, a model.safetensors, or its directory
+                (digits_vp)
+data            digits-test, digits-train, or FILE.npz with arr_0, uint8 NHWC
+                (digits-test)
+images          how many, from the first (64)
+batch_size      images that share their steps (64)
+divergence      rademacher or gaussian probes, or exact for small images
+                (rademacher)
+probes          of an image (1)
+seed            of dequantisation and probes (0)
+--conditional   log p(x | label), with the labels of the data
+method          RK45 or DOP853 (RK45)
+rtol, atol      tolerances of a step, relative and absolute (1e-5)
+nfe             the most evaluations of a batch (5000)
+sigma_max       where to start (the model's own)
+sigma_min       where to end (the model's own)
+prior_variance  of a pixel at sigma_max (the process's own)
+device          auto, cpu or cuda (auto)
+trust           a package from which the checkpoint may take its network
+"""
 
 import argparse
 import math
@@ -27,18 +53,20 @@ from scoreline.likelihood import (
 )
 from scoreline.progress import ImageProgress
 from scoreline.sampling import Eps, Progress
-from scoreline.solvers.adaptive import METHODS, Adaptive, AdaptiveRun
-
-ABOUT = """Bits per dimension of 8-bit images: -log2 of the model's density, uniformly dequantised, under the
-probability-flow ODE. The mean over images is an upper bound on the bits of a code for them."""
-
+from scoreline.solvers.adaptive import Adaptive, AdaptiveRun
 
 MOST_PROBES = 10_000
-"""Of an image: each takes as long as a pass over it, and memory."""
+"""Probes of an image; each takes as long as a pass over it, and memory."""
+
+
+OWN: dict[str, str | int | float] = {
+    **{"checkpoint": "digits_vp", "data": "digits-test", "images": 64, "batch_size": 64, "divergence": "rademacher"},
+    **{"probes": 1, "seed": 0, "method": "RK45", "rtol": 1e-5, "atol": 1e-5, "nfe": 5000, "device": "auto"},
+}
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse whose complaints are `InputError`s."""
+    """An argparse parser that raises `InputError`."""
 
     def error(self, message: str) -> NoReturn:
         raise InputError(f"{message}; see `scoreline likelihood --help`")
@@ -81,27 +109,14 @@ def _as_option(word: str) -> str:
 
 
 def parser() -> Parser:
-    """The options, with their defaults in the help."""
-    it = Parser("scoreline likelihood", description=ABOUT, allow_abbrev=False)
-    it.formatter_class = argparse.ArgumentDefaultsHelpFormatter
-    add = it.add_argument
-    add("--checkpoint", default="digits_vp", help="a shipped model, a model.safetensors, or its directory")
-    add("--data", default="digits-test", help="digits-test, digits-train, or FILE.npz (arr_0: uint8 NHWC)")
-    add("--images", type=int, default=64, help="how many, from the first")
-    add("--batch-size", type=int, default=64, help="images that share their steps")
-    add("--divergence", default="rademacher", help="rademacher or gaussian probes, or exact (small images)")
-    add("--probes", type=int, default=1, help="probes an image")
-    add("--seed", type=int, default=0, help="of dequantisation and probes")
-    add("--conditional", action="store_true", help="log p(x | label), with the labels of the data")
-    add("--method", default="RK45", help=" or ".join(METHODS))
-    add("--rtol", type=float, default=1e-5, help="relative tolerance of a step")
-    add("--atol", type=float, default=1e-5, help="absolute tolerance of a step")
-    add("--nfe", type=int, default=5000, help="ceiling of evaluations a batch")
-    add("--sigma-min", type=float, help="None: where the model's noise schedule ends")
-    add("--sigma-max", type=float, help="None: where it starts")
-    add("--prior-variance", type=float, help="of a pixel at sigma_max; None: the process's own")
-    add("--device", default="auto", help="auto, cpu or cuda")
-    add("--trust", action="append", default=[], help="a package from which the checkpoint may take its network")
+    """The options and their defaults."""
+    it = Parser("scoreline likelihood", allow_abbrev=False, add_help=False)
+    for name, default in OWN.items():
+        it.add_argument(f"--{name.replace('_', '-')}", type=type(default), default=default)
+    for name in ("sigma-min", "sigma-max", "prior-variance"):
+        it.add_argument(f"--{name}", type=float)
+    it.add_argument("--conditional", action="store_true")
+    it.add_argument("--trust", action="append", default=[])
     return it
 
 

@@ -1,56 +1,53 @@
-"""`scoreline reference IMAGES OUT.npz`: reference statistics, the mean and covariance of the features of images.
+"""scoreline reference IMAGES OUT.npz [KEY=VALUE ..]
+scoreline reference dataset=NAME OUT.npz [KEY=VALUE ..]
+Write reference statistics: mean and covariance of the features of images.
 
-scoreline reference dataset=digits digits.npz
-scoreline reference dataset=cifar10 dataset.path=cifar-10-python.tar.gz cifar10.npz    50,000 images through Inception
-scoreline reference celeba64.zip celeba64.npz device=cuda                              a zip, folder or npz of images
-scoreline reference ... metrics=inception metrics.scores=[fid,sfid] OUT.npz            mu_s and sigma_s too
+  scoreline reference dataset=digits digits.npz
+  scoreline reference dataset=cifar10 dataset.path=FILE.tar.gz cifar10.npz
+  scoreline reference celeba64.zip celeba64.npz device=cuda
 
-OUT.npz holds mu and sigma (float64), n, and about: data set, split, count, resize and extractor with their digests, as
-JSON. Other programs read its mu and sigma, and metrics.reference=OUT.npz takes it, as it takes EDM's and ADM's files.
-Features of Inception are kept in the cache (8 KB an image), where a killed run goes on and metrics find them.
+IMAGES   a zip, folder or npz of images
+OUT.npz  gets mu and sigma (float64), n, and about: data set, split, count,
+         resize and extractor with their digests, as JSON; it must not exist
+         yet. metrics.reference=OUT.npz reads it, as it reads EDM's and ADM's
+         files, and other programs read its mu and sigma.
+dataset  a choice of conf/dataset; dataset.KEY=VALUE changes it
+metrics  digits | inception (default: digits for 1x8x8 images);
+         metrics.scores=[fid,sfid] adds mu_s and sigma_s
+device   auto (default) | cpu | cuda
 
-Keys: dataset= (a choice of conf/dataset, with its keys dataset.split=..), metrics=digits | inception (by default digits
-for 1x8x8 images) with its keys, device=auto.
+Features of Inception stay in the cache (8 KB an image): a killed run goes on
+from there, and metrics find them.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from scoreline.commands.composition import built, composed, refuse_blocked
+from scoreline.commands.composition import built, composed
+from scoreline.commands.words import Words, new_file, parse, refuse_blocked
 from scoreline.datasets import generated_images
 from scoreline.datasets.base import ImageDataset
-from scoreline.errors import InputError, did_you_mean
+from scoreline.errors import InputError
 from scoreline.files import code_version
 from scoreline.metrics.base import Metrics
 from scoreline.metrics.reference_set import split_of
 from scoreline.metrics.reference_statistics import write_statistics
 from scoreline.progress import ImageProgress
 
-OWN = ("dataset", "metrics", "device", "out")
+OWN = {"dataset": "", "metrics": "", "device": ""}
+GROUPS = ("dataset", "metrics")
 SMALL = (1, 8, 8)
 
 
-@dataclass(frozen=True)
-class Asked:
-    """Words of the command line: paths, the command's own keys, and the keys below dataset and metrics."""
-
-    places: list[str]
-    own: dict[str, str]
-    below: list[str]
-
-
 def main(words: list[str]) -> None:
-    """Write the statistics and say what they are of.
+    """Write the statistics and print what they describe.
 
     Raises:
         InputError: for what cannot be used, as one sentence.
     """
-    if {"-h", "--help"} & set(words):
-        print(__doc__)
-        return
-    asked = parse(words, ("dataset", "metrics", "device"))
+    asked = parse(words, OWN, GROUPS)
     images, out = images_and_out(asked)
     metrics = build(asked, images.shape)
     with ImageProgress(len(images), "features") as progress:
@@ -71,54 +68,32 @@ def main(words: list[str]) -> None:
     )
 
 
-def parse(words: Sequence[str], keys: Sequence[str]) -> Asked:
-    """Sort the words; existing paths may hold =.
-
-    Raises:
-        InputError: for a key that there is not.
-    """
-    places, own, below = [], {}, []
-    for word in words:
-        key, equals, value = word.partition("=")
-        if not equals or Path(word).exists():
-            places.append(word)
-        elif key in keys:
-            own[key] = value
-        elif key.partition(".")[0] in ("dataset", "metrics"):
-            below.append(word)
-        else:
-            raise InputError(f"{key}: there is no such key{did_you_mean(key, keys)}")
-    return Asked(places, own, below)
-
-
-def images_and_out(asked: Asked) -> tuple[ImageDataset, Path]:
+def images_and_out(asked: Words) -> tuple[ImageDataset, Path]:
     """The images of dataset= or of the first path, and where the statistics go, both checked."""
-    wanted = 1 if "dataset" in asked.own else 2
-    if len(asked.places) != wanted or not asked.places[-1].endswith(".npz"):
+    wanted = 1 if asked.own["dataset"] else 2
+    if len(asked.paths) != wanted or not asked.paths[-1].endswith(".npz"):
         raise InputError(
-            f"{' '.join(asked.places) or 'no OUT.npz'}: give images and where to write, as in scoreline reference "
+            f"{' '.join(asked.paths) or 'no OUT.npz'}: give images and where to write, as in scoreline reference "
             "dataset=digits OUT.npz or scoreline reference FOLDER OUT.npz"
         )
-    out = Path(asked.places[-1])
-    if out.exists():
-        raise InputError(f"{out} is there already and is not overwritten; choose another name")
+    out = new_file(asked.paths[-1], Path(asked.paths[-1]))
     refuse_blocked(str(out), out.parent)
-    return (dataset(asked) if wanted == 1 else generated_images.images(asked.places[0])), out
+    return (dataset(asked) if wanted == 1 else generated_images.images(asked.paths[0])), out
 
 
-def dataset(asked: Asked) -> ImageDataset:
+def dataset(asked: Words) -> ImageDataset:
     """The data set that dataset= and its keys name."""
     found: ImageDataset = built(node(asked))
     return found
 
 
-def node(asked: Asked) -> Any:
+def node(asked: Words) -> Any:
     """The config of that data set."""
-    words = [word for word in asked.below if word.startswith("dataset.")]
+    words = [word for word in asked.overrides if word.startswith("dataset.")]
     return composed([f"+dataset={asked.own['dataset']}", *words]).dataset
 
 
-def build(asked: Asked, shape: tuple[int, int, int], reference: Any = None) -> Metrics:
+def build(asked: Words, shape: tuple[int, int, int], reference: Any = None) -> Metrics:
     """The metrics that metrics= and its keys name.
 
     Args:
@@ -128,12 +103,12 @@ def build(asked: Asked, shape: tuple[int, int, int], reference: Any = None) -> M
     Raises:
         InputError: for keys of a data set without dataset=, or metrics that compare with nothing.
     """
-    lost = [word for word in asked.below if word.startswith("dataset.")]
-    if lost and "dataset" not in asked.own:
+    lost = [word for word in asked.overrides if word.startswith("dataset.")]
+    if lost and not asked.own["dataset"]:
         raise InputError(f"{lost[0]}: give dataset= too, a choice of conf/dataset")
-    name = asked.own.get("metrics", "digits" if tuple(shape) == SMALL else "inception")
-    words = [word for word in asked.below if word.startswith("metrics.")]
-    words += [f"device={asked.own['device']}"] if "device" in asked.own else []
+    name = asked.own["metrics"] or ("digits" if tuple(shape) == SMALL else "inception")
+    words = [word for word in asked.overrides if word.startswith("metrics.")]
+    words += [f"device={asked.own['device']}"] if asked.own["device"] else []
     cfg = composed([f"metrics={name}", *words])
     if reference is not None:
         if "reference" not in cfg.metrics:

@@ -13,10 +13,10 @@ their own; runs that differ in nothing but disjoint seeds are one figure, with t
 from dataclasses import replace
 from pathlib import Path
 
-from scoreline.commands.composition import split
+from scoreline.commands.words import split
 from scoreline.errors import InputError, did_you_mean
-from scoreline.tables import plan, report, sweep
-from scoreline.tables.grid import Grid
+from scoreline.tables import plan, report
+from scoreline.tables.grid import Grid, collect, of_sweep, over_seed_ranges
 
 OWN = {"metric": "", "over": ""}
 METRIC = "frechet_distance"
@@ -52,7 +52,7 @@ def grid(root: Path, metric: str) -> Grid:
     """
     if (root / plan.PLAN).is_file():
         return plan.grid(measured(root, metric), root)
-    return sweep.grid(sweep.over_seed_ranges(sweep.collect(root)), metric or METRIC)
+    return of_sweep(over_seed_ranges(collect(root)), metric or METRIC)
 
 
 def ratios(root: Path, metric: str, base: str) -> str:

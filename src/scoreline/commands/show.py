@@ -1,9 +1,19 @@
-"""`scoreline show [solver=..] [schedule=..] [nfe=..]`: a tableau as text and as a picture."""
+"""scoreline show [solver=NAME] [schedule=NAME] [nfe=N] [OVERRIDES] [out=DIR]
+scoreline show GROUP
+Print the tableau that sample.py would run with these overrides, and draw it.
+
+  scoreline show solver=deis_tab3 schedule=karras nfe=8
+
+Each row is a sum of earlier states and noise estimates; a star marks a row
+that calls the network. The picture goes to DIR (default: outputs/show). With a GROUP, such as solver
+or table, print its choices instead.
+"""
 
 from pathlib import Path
 
-from scoreline import checks, entry
-from scoreline.commands.composition import built, composed, follow, refuse_blocked, split
+from scoreline import catalogue, checks, entry
+from scoreline.commands.composition import built, composed, followed
+from scoreline.commands.words import refuse_blocked, split
 from scoreline.files import write_atomically
 from scoreline.solvers.tableau import Tableau, build_tableau
 
@@ -13,15 +23,20 @@ OWN = {"out": "outputs/show"}
 def main(words: list[str]) -> None:
     """Print nodes and weights of the tableau that sample.py would run with these overrides, and draw it.
 
+    The name of a group in place of overrides prints the choices of the group.
+
     Raises:
         InputError: for a solver that has no tableau.
     """
+    if len(words) == 1 and words[0] in catalogue.groups():
+        print(catalogue.listing(words[0]))
+        return
     own, overrides = split(words, OWN)
     refuse_blocked(f"out={own['out']}", Path(own["out"]))
     cfg = composed(overrides)
     native = built(cfg.model.noise_schedule)
     span, nfe = entry.sigma_range(cfg, native), checks.whole("nfe", cfg.nfe)
-    recommended = follow(cfg, span, nfe - (cfg.final == "denoise"))
+    cfg, recommended = followed(cfg, span, nfe - (cfg.final == "denoise"))
     if recommended:
         print(f"{cfg.checkpoint}: {' on '.join(recommended)}")
     tableau = build_tableau(built(cfg.solver), built(cfg.schedule), span, nfe, cfg.final)

@@ -1,1 +1,1 @@
-"""What a job needs, what it will take, and whether this machine has it: looked at before anything is run or written."""
+"""Whether this machine can do a job, and what the job will take, before anything runs or is written."""

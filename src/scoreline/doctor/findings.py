@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Literal
 
 Status = Literal["ok", "warn", "fail"]
@@ -9,7 +10,7 @@ Status = Literal["ok", "warn", "fail"]
 
 @dataclass(frozen=True)
 class Finding:
-    """One line: `fail` means that the job cannot be done as it stands."""
+    """One line; `fail` means that the job cannot be done as it stands."""
 
     status: Status
     topic: str
@@ -36,8 +37,5 @@ def amount(count: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """`0.02 s`, `45 s`, `12 min`, `3.2 h`, `5.1 days`."""
-    for unit, size, last in (("s", 1, 100), ("min", 60, 100), ("h", 3600, 48)):
-        if seconds / size < last:
-            return f"{seconds / size:.2g} {unit}" if seconds / size < 10 else f"{seconds / size:.0f} {unit}"
-    return f"{seconds / 86400:.2g} days" if seconds < 864000 else f"{seconds / 86400:,.0f} days"
+    """`0.25 s`, `45 s`, `0:12:30`, `5 days, 1:02:03`."""
+    return f"{seconds:.2g} s" if seconds < 60 else str(timedelta(seconds=round(seconds)))

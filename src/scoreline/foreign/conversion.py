@@ -104,12 +104,17 @@ def cached(word: str, options: Options) -> Path:
         InputError: for a source that cannot be imported.
     """
     path = located(word, options.sha256)
-    identity = {**asdict(options), "revision": REVISION, "source": digest(path)}
-    name = hashlib.sha256(json.dumps(identity, sort_keys=True, default=list).encode()).hexdigest()[:16]
-    target = cache_folder("imported", f"{path.resolve().stem}-{name}") / "model.safetensors"
+    target = cached_place(path, options)
     if not target.is_file():
         _save(word, path, target, options)
     return target
+
+
+def cached_place(path: Path, options: Options) -> Path:
+    """The file in the cache to which `cached` converts the source at `path`; it need not exist yet."""
+    identity = {**asdict(options), "revision": REVISION, "source": digest(path)}
+    name = hashlib.sha256(json.dumps(identity, sort_keys=True, default=list).encode()).hexdigest()[:16]
+    return cache_folder("imported", f"{path.resolve().stem}-{name}") / "model.safetensors"
 
 
 def digest(path: Path) -> str:

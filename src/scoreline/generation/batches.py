@@ -1,10 +1,7 @@
-"""Images of seeds: noise, units of a network call each, batches."""
+"""Sample batches of images: noise from seeds, network calls of a fixed size, several threads."""
 
-import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -14,10 +11,13 @@ from scoreline import noise
 from scoreline.denoiser import Denoising
 from scoreline.device import moved
 from scoreline.errors import NotFiniteError
-from scoreline.in_order import in_order
+from scoreline.in_order import in_order, until_left
 from scoreline.sampling import Calls, Progress, count_calls, integrate
 from scoreline.solvers.adaptive import AdaptiveRun
 from scoreline.solvers.tableau import Tableau
+
+Record = Callable[[Callable[..., Tensor], Sequence[Tensor]], Callable[..., Tensor]]
+"""(function, examples of its arguments) -> a function of the same values."""
 
 
 class Batch(NamedTuple):
@@ -32,10 +32,54 @@ class Batch(NamedTuple):
     network_calls: int
 
 
+@dataclass(frozen=True)
+class Sampler:
+    """A model, the tableau that it is sampled with, and how many images are computed at a time.
+
+    Attributes:
+        denoiser: the model, on the device of its parameters.
+        tableau: a solver's rows at the noise levels of a schedule, or an adaptive run.
+        batch_size: images that are handed over at a time.
+        network_batch: images that the network is called on and whose states are held at a time; the last call is filled
+            up. With None it is `batch_size`, nothing is filled up, and images then depend on their batch by float32
+            rounding.
+        threads: network calls that are computed at a time, on a CPU; see `in_order` for the cores each of them takes.
+        record: makes a function of tensors into one that is replayed, such as `graphs.Replayed`; for tableaus that draw
+            no noise.
+    """
+
+    denoiser: Denoising
+    tableau: Tableau | AdaptiveRun
+    batch_size: int
+    network_batch: int | None
+    threads: int = 1
+    record: Record | None = None
+
+    @torch.inference_mode()
+    def batches(
+        self,
+        shape: tuple[int, int, int],
+        seeds: Sequence[int],
+        labels: Tensor | None = None,
+        progress: Progress = lambda images: None,
+    ) -> Iterator[Batch]:
+        """As `generate`, without waiting for the device or checking samples: a GPU may still compute a yielded batch.
+
+        Raises:
+            RuntimeError: as `generate`.
+        """
+        size = self.batch_size if isinstance(self.tableau, AdaptiveRun) else self.network_batch or self.batch_size
+        rows = (slice(start, start + size) for start in range(0, len(seeds), size))
+        units = (_Unit(list(seeds[part]), None if labels is None else labels[part]) for part in rows)
+        with count_calls(self.denoiser) as calls, until_left(progress) as report:
+            work = _Work(self, shape, next(self.denoiser.parameters()).device, calls, report)
+            yield from _regrouped(in_order(work, units, self.threads), self.batch_size)
+
+
 @torch.inference_mode()
 def generate(
     denoiser: Denoising,
-    run: Tableau | AdaptiveRun,
+    tableau: Tableau | AdaptiveRun,
     shape: tuple[int, int, int],
     seeds: Sequence[int],
     batch_size: int,
@@ -52,19 +96,18 @@ def generate(
     the steps of a batch together, so its images depend on the batch by the tolerance.
 
     Args:
-        shape, batch_size: (C, H, W); images that are handed over at a time.
+        denoiser: as `tableau`, `batch_size`, `network_batch` and `threads`, of `Sampler`.
+        shape: (C, H, W) of an image.
+        seeds: one for each image.
         labels: class labels (len(seeds),) int64 in the order of the seeds, or None.
-        network_batch: images of a unit, which the network is called on and whose states are held at a time; the last
-            unit is filled up. With None it is `batch_size`, nothing is filled up, and images then depend on their batch
-            by float32 rounding.
         progress: called after every evaluation with the images' worth of work it did.
-        threads: units that are computed at a time, on a CPU; see `in_order` for the cores each of them takes.
 
     Raises:
         RuntimeError: if the counts measured are not those of `Tableau.nfe` and `Denoising.calls`.
         NotFiniteError: if a sample is not finite.
     """
-    for batch in launch(denoiser, run, shape, seeds, batch_size, labels, network_batch, progress, threads):
+    sampler = Sampler(denoiser, tableau, batch_size, network_batch, threads)
+    for batch in sampler.batches(shape, seeds, labels, progress):
         check_finite(batch.seeds, batch.x.isfinite().all())
         yield batch
 
@@ -75,224 +118,117 @@ def check_finite(seeds: Sequence[int], finite: Tensor) -> None:
         raise NotFiniteError(f"seeds {seeds[0]}-{seeds[-1]}: their samples are")
 
 
-@torch.inference_mode()
-def launch(
-    denoiser: Denoising,
-    run: Tableau | AdaptiveRun,
-    shape: tuple[int, int, int],
-    seeds: Sequence[int],
-    batch_size: int,
-    labels: Tensor | None = None,
-    network_batch: int | None = 64,
-    progress: Progress = lambda images: None,
-    threads: int = 1,
-    record: "Record | None" = None,
-) -> Iterator[Batch]:
-    """As `generate`, without waiting for the device and looking at the samples: a GPU may still be at work on them.
-
-    Args:
-        record: makes a function of tensors into one that is replayed, such as `graphs.Replayed`; for tableaus without
-            noise of their own.
-
-    Raises:
-        RuntimeError: as `generate`.
-    """
-    size = batch_size if network_batch is None or isinstance(run, AdaptiveRun) else network_batch
-    device = next(denoiser.parameters()).device
-    starts = range(0, len(seeds), size)
-    with count_calls(denoiser) as calls, _progressing(progress) as told:
-        work = _Work(denoiser, run, shape, network_batch, device, calls, told, record)
-        units = (
-            _Unit(list(seeds[start : start + size]), None if labels is None else labels[start : start + size])
-            for start in starts
-        )
-        yield from _regrouped(in_order(work, units, threads), batch_size)
-
-
-Record = Callable[[Callable[..., Tensor], Sequence[Tensor]], Callable[..., Tensor]]
-"""(function, examples of its arguments) -> a function of the same values."""
-
-
 class _Unit(NamedTuple):
+    """The seeds of a network call and their labels (len(seeds),)."""
+
     seeds: list[int]
     label: Tensor | None
 
 
-class _AbandonedError(Exception):
-    """Nobody waits for this work any more."""
-
-
-@contextmanager
-def _progressing(progress: Progress) -> Iterator[Progress]:
-    """`progress` for several threads, which stops them at their next evaluation when the context is left."""
-    lock, left = threading.Lock(), threading.Event()
-
-    def told(images: float) -> None:
-        if left.is_set():
-            raise _AbandonedError
-        with lock:
-            progress(images)
-
-    try:
-        yield told
-    finally:
-        left.set()
-
-
 @dataclass
 class _Work:
-    """What is done with a unit; one object serves all threads."""
+    """Computes the samples of units; one object serves all threads."""
 
-    denoiser: Denoising
-    run: Tableau | AdaptiveRun
+    sampler: Sampler
     shape: tuple[int, int, int]
-    size: int | None
     device: torch.device
     calls: Calls
     progress: Progress
-    record: Record | None
-    recorded: "_Recorded | None" = None
+    recorded: tuple[Callable[..., Tensor], list[int]] | None = None
 
     @torch.inference_mode()
     def __call__(self, unit: _Unit) -> Batch:
-        if isinstance(self.run, AdaptiveRun):
-            x, nfe, calls = self._adaptive(unit, self.run)
-        elif self.record is None:
-            x, nfe, calls = self._tableau(unit, self.run)
+        label = None if unit.label is None else self._rows(unit.label)
+        rho = float(self.sampler.tableau.rho[0])
+        if self.sampler.record is None:
+            found = self._integrated(lambda: self._normal(unit, "initial") * rho, label, unit)
         else:
-            x, nfe, calls = self._replayed(unit, self.run, self.record)
-        return Batch(unit.seeds, x[: len(unit.seeds)], nfe, calls)
+            found = self._replayed(self._normal(unit, "initial") * rho, label, self.sampler.record)
+            self.progress(len(unit.seeds))
+        x, *counts = found
+        return Batch(unit.seeds, x[: len(unit.seeds)], *counts)
 
-    def _drawn(self, unit: _Unit, purpose: str, step: int = 0) -> Tensor:
-        """Noise of the unit, filled up with copies of its last image's."""
-        return self._filled(moved(noise.normal(unit.seeds, self.shape, purpose, step), self.device))
+    def _normal(self, unit: _Unit, purpose: str, step: int = 0) -> Tensor:
+        return self._rows(noise.normal(unit.seeds, self.shape, purpose, step))
 
-    def _filled(self, rows: Tensor) -> Tensor:
-        missing = (self.size or 0) - len(rows)
-        return torch.cat([rows, rows[-1:].expand(missing, *rows.shape[1:])]) if missing > 0 else rows
-
-    def _label(self, unit: _Unit) -> Tensor | None:
-        return None if unit.label is None else moved(unit.label, self.device)
-
-    def _tableau(self, unit: _Unit, run: Tableau) -> tuple[Tensor, int, int]:
-        label = self._label(unit)
-        label = None if label is None else self._filled(label)
-        start = partial(self._start, unit, run)
-        return self._integrated(run, start, label, len(unit.seeds), partial(self._drawn, unit, "solver"))
-
-    def _start(self, unit: _Unit, run: Tableau) -> Tensor:
-        return self._drawn(unit, "initial") * float(run.rho[0])
+    def _rows(self, rows: Tensor) -> Tensor:
+        """Rows on the device; for a tableau, copies of the last one fill up the network's batch."""
+        rows = moved(rows, self.device)
+        missing = (self.sampler.network_batch or 0) - len(rows)
+        if missing <= 0 or isinstance(self.sampler.tableau, AdaptiveRun):
+            return rows
+        return torch.cat([rows, rows[-1:].expand(missing, *rows.shape[1:])])
 
     def _integrated(
-        self,
-        run: Tableau,
-        start: Callable[[], Tensor],
-        label: Tensor | None,
-        images: int,
-        draw: Callable[[int], Tensor],
+        self, initial: Callable[[], Tensor], label: Tensor | None, unit: _Unit | None = None
     ) -> tuple[Tensor, int, int]:
-        """`start` makes the initial state, which nobody keeps while the steps are made."""
-        levels: list[float] = []
-        before = self.calls.count
+        """The sample, from an `initial` state that nothing holds while the steps are made; `unit` draws fresh noise.
 
-        def eps(x: Tensor, rho: float) -> Tensor:
-            levels.append(rho)
-            estimate = self.denoiser.eps(x, rho, label=label)
-            self.progress(images / run.nfe)
-            return estimate
-
-        x = integrate(eps, start(), run, draw)
-        if len(levels) != run.nfe:
-            raise RuntimeError(f"the denoiser was evaluated {len(levels)} times, the tableau says {run.nfe}")
-        return x, len(levels), self._checked(self.calls.count - before, levels)
-
-    def _checked(self, network_calls: float, levels: list[float]) -> int:
-        expected = sum(map(self.denoiser.calls, levels))
-        if network_calls != expected:
-            raise RuntimeError(
-                f"networks were called {network_calls:g} times an image, {len(levels)} evaluations take {expected}"
-            )
-        return expected
-
-    def _replayed(self, unit: _Unit, run: Tableau, record: Record) -> tuple[Tensor, int, int]:
-        """All steps as one recorded function of the initial state; the counts are those of the recording."""
-        label = self._label(unit)
-        x = self._start(unit, run)
-        inputs = [x] if label is None else [x, self._filled(label)]
-        if self.recorded is None:
-            self.recorded = self._recording(run, inputs, record)
-        found = self.recorded.function(*inputs)
-        self.progress(len(unit.seeds))
-        return found, self.recorded.nfe, self.recorded.network_calls
-
-    def _recording(self, run: Tableau, inputs: Sequence[Tensor], record: Record) -> "_Recorded":
-        counts: list[tuple[int, int]] = []
-
-        def whole(x: Tensor, label: Tensor | None = None) -> Tensor:
-            found, nfe, network_calls = self._integrated(run, lambda: x, label, 0, _no_noise)
-            counts.append((nfe, network_calls))
-            return found
-
-        return _Recorded(record(whole, inputs), *counts[-1])
-
-    def _adaptive(self, unit: _Unit, run: AdaptiveRun) -> tuple[Tensor, int, int]:
-        """A batch whose steps are chosen together, while the network is called on `size` images of it at a time."""
-        label, images = self._label(unit), len(unit.seeds)
-        x = moved(noise.normal(unit.seeds, self.shape, "initial"), self.device) * float(run.rho[0])
-        levels: list[float] = []
-        furthest, before, size = 0.0, self.calls.count, self.size or images
+        Evaluations and network calls are counted, and must be those of `Tableau.nfe` and `Denoising.calls`.
+        """
+        denoiser, tableau, images = self.sampler.denoiser, self.sampler.tableau, len(unit.seeds) if unit else 0
+        levels, before, furthest = list[float](), self.calls.count, 0.0
 
         def eps(x: Tensor, rho: float) -> Tensor:
             nonlocal furthest
             levels.append(rho)
-            estimate = _in_fixed_batches(self.denoiser, x, rho, label, size)
-            reached = max(furthest, run.covered(rho))
+            estimate = _in_fixed_batches(denoiser, x, rho, label, self.sampler.network_batch or len(x))
+            covered = tableau.covered(rho) if isinstance(tableau, AdaptiveRun) else len(levels) / tableau.nfe
+            reached = max(furthest, covered)
             self.progress(images * (reached - furthest))
             furthest = reached
             return estimate
 
-        x = integrate(eps, x, run)
-        return x, len(levels), self._checked((self.calls.count - before) / -(-images // size), levels)
+        def draw(row: int) -> Tensor:
+            if unit is None:
+                raise ValueError(f"row {row} of the tableau draws noise, which a recording would repeat")
+            return self._normal(unit, "solver", row)
 
+        x = integrate(eps, initial(), tableau, draw)
+        if isinstance(tableau, Tableau) and len(levels) != tableau.nfe:
+            raise RuntimeError(f"the denoiser was evaluated {len(levels)} times, the tableau says {tableau.nfe}")
+        calls = (self.calls.count - before) / -(-len(x) // (self.sampler.network_batch or len(x)))
+        expected = sum(map(denoiser.calls, levels))
+        if calls != expected:
+            raise RuntimeError(
+                f"networks were called {calls:g} times an image, {len(levels)} evaluations take {expected}"
+            )
+        return x, len(levels), expected
 
-class _Recorded(NamedTuple):
-    function: Callable[..., Tensor]
-    nfe: int
-    network_calls: int
+    def _replayed(self, x: Tensor, label: Tensor | None, record: Record) -> tuple[Tensor, int, int]:
+        """All steps as one recorded function of the initial state; the counts are those of the recording."""
+        inputs = [x] if label is None else [x, label]
+        if self.recorded is None:
+            counts: list[int] = []
 
+            def steps(x: Tensor, label: Tensor | None = None) -> Tensor:
+                found, *counts[:] = self._integrated(lambda: x, label)
+                return found
 
-def _no_noise(row: int) -> Tensor:
-    raise ValueError(f"row {row} of the tableau draws noise, which a recording would repeat")
+            self.recorded = record(steps, inputs), counts
+        function, (nfe, network_calls) = self.recorded
+        return function(*inputs), nfe, network_calls
 
 
 def _in_fixed_batches(denoiser: Denoising, x: Tensor, rho: float, label: Tensor | None, size: int) -> Tensor:
-    """eps of x (B, *) from calls on exactly `size` rows: matrix kernels round differently for other shapes."""
+    """eps of x (B, *) from calls on exactly `size` rows: kernels round differently for other shapes."""
+    if len(x) == size:
+        return denoiser.eps(x, rho, label=label)
     parts = []
     for start in range(0, len(x), size):
         rows = torch.arange(start, start + size, device=x.device).clamp(max=len(x) - 1)
-        whole = size == len(x)
-        state, condition = (x, label) if whole else (x[rows], None if label is None else label[rows])
-        parts.append(denoiser.eps(state, rho, label=condition)[: len(x) - start])
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
+        parts.append(denoiser.eps(x[rows], rho, label=None if label is None else label[rows])[: len(x) - start])
+    return torch.cat(parts)
 
 
 def _regrouped(units: Iterator[Batch], batch_size: int) -> Iterator[Batch]:
     """The same images, `batch_size` at a time."""
-    held: list[Batch] = []
+    held: Batch | None = None
     for unit in units:
-        held.append(unit)
-        while sum(len(part.seeds) for part in held) >= batch_size:
-            whole = _joined(held)
-            yield Batch(whole.seeds[:batch_size], whole.x[:batch_size], whole.nfe, whole.network_calls)
-            rest = whole.seeds[batch_size:]
-            held = [Batch(rest, whole.x[batch_size:], whole.nfe, whole.network_calls)] if rest else []
-    if held:
-        yield _joined(held)
-
-
-def _joined(parts: list[Batch]) -> Batch:
-    if len(parts) == 1:
-        return parts[0]
-    return parts[0]._replace(
-        seeds=[seed for part in parts for seed in part.seeds], x=torch.cat([part.x for part in parts])
-    )
+        held = unit if held is None else held._replace(seeds=held.seeds + unit.seeds, x=torch.cat([held.x, unit.x]))
+        while held is not None and len(held.seeds) >= batch_size:
+            yield held._replace(seeds=held.seeds[:batch_size], x=held.x[:batch_size])
+            rest = held._replace(seeds=held.seeds[batch_size:], x=held.x[batch_size:])
+            held = rest if rest.seeds else None
+    if held is not None:
+        yield held

@@ -1,6 +1,7 @@
 """`format=`: the file or folder that the images of a run end in."""
 
 import errno
+import io
 import json
 import secrets
 import shutil
@@ -8,7 +9,7 @@ import tarfile
 import zipfile
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, astuple, fields
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,8 +17,7 @@ from scoreline import choices
 from scoreline.errors import InputError
 from scoreline.files import part_beside, write_atomically
 from scoreline.generation import npz
-from scoreline.generation.archives import add_to_tar, zip_entry
-from scoreline.generation.images import ShardImages, unwatched
+from scoreline.generation.images import Entry, ShardImages, unwatched
 from scoreline.pictures import png_bytes
 from scoreline.run_results import OUTPUTS, written
 from scoreline.sampling import Progress
@@ -87,10 +87,10 @@ def write_zip(path: Path, images: ShardImages, progress: Progress) -> None:
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
         for entry, image in images.one_by_one(progress):
             name = f"{entry.index // PER_FOLDER:05d}/img{entry.index:08d}.png"
-            archive.writestr(zip_entry(name), png_bytes(image))
+            archive.writestr(npz.zip_entry(name), png_bytes(image))
             labels.append([name, entry.label])
         table = {"labels": labels if images.labelled else None}
-        archive.writestr(zip_entry("dataset.json"), json.dumps(table))
+        archive.writestr(npz.zip_entry("dataset.json"), json.dumps(table))
 
 
 def write_webdataset(path: Path, images: ShardImages, progress: Progress) -> None:
@@ -101,15 +101,38 @@ def write_webdataset(path: Path, images: ShardImages, progress: Progress) -> Non
     with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as archive:
         for entry, image in images.one_by_one(progress):
             stem = _stem(entry.index, images)
-            add_to_tar(archive, f"{stem}.png", png_bytes(image))
+            _add_to_tar(archive, f"{stem}.png", png_bytes(image))
             if entry.label is not None:
-                add_to_tar(archive, f"{stem}.cls", str(entry.label).encode())
-            add_to_tar(archive, f"{stem}.json", json.dumps(asdict(entry)).encode())
+                _add_to_tar(archive, f"{stem}.cls", str(entry.label).encode())
+            _add_to_tar(archive, f"{stem}.json", json.dumps(asdict(entry)).encode())
+
+
+def _add_to_tar(archive: tarfile.TarFile, name: str, content: bytes) -> None:
+    """Add a file to a tar archive, dated 1970-01-01 and without an owner.
+
+    The archive forgets it at once: its list of members would grow with the images.
+    """
+    entry = tarfile.TarInfo(name)
+    entry.size, entry.mode = len(content), npz.MODE
+    archive.addfile(entry, io.BytesIO(content))
+    archive.getmembers().clear()
 
 
 def _stem(index: int, images: ShardImages) -> str:
     """Digits enough that the order of the names is that of the images."""
     return f"{index:0{max(6, len(str(len(images) - 1)))}d}"
+
+
+def write_manifest(path: Path, images: ShardImages) -> None:
+    """The header `index,seed,label,sha256` and a line for each image in the order of the seeds.
+
+    The label is empty where there is none; `sha256` is `images.Entry.sha256`.
+    """
+    with open(path, "w", newline="") as file:
+        file.write(",".join(field.name for field in fields(Entry)) + "\n")
+        for index in range(len(images)):
+            values = astuple(images.entry(index))
+            file.write(",".join("" if value is None else str(value) for value in values) + "\n")
 
 
 class Format(NamedTuple):

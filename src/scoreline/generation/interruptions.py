@@ -1,4 +1,4 @@
-"""What a person hears when a generation stops on its way, and what is left of it."""
+"""Report how many images are kept when sampling stops early."""
 
 import sys
 from collections.abc import Iterator
@@ -10,10 +10,11 @@ from scoreline.generation.shards import Shards
 
 
 @contextmanager
-def told(shards: Shards, speaks: bool = True) -> Iterator[None]:
-    """Say how many images are kept when the disk is full or somebody presses Ctrl-C; what is kept is whole.
+def report_kept(shards: Shards, speaks: bool = True) -> Iterator[None]:
+    """Report how many images are kept when the disk is full or Ctrl-C is pressed; what is kept is whole.
 
     Args:
+        shards: of the run.
         speaks: whether this process answers Ctrl-C.
 
     Raises:

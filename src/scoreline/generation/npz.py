@@ -7,9 +7,18 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from scoreline.generation.archives import zip_entry
 from scoreline.generation.images import ShardImages, unwatched
 from scoreline.sampling import Progress
+
+UNIX = 3
+MODE = 0o644
+
+
+def zip_entry(name: str) -> zipfile.ZipInfo:
+    """A file of a zip archive, stored, dated 1980-01-01, the first day that zip knows."""
+    entry = zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0))
+    entry.compress_type, entry.create_system, entry.external_attr = zipfile.ZIP_STORED, UNIX, MODE << 16
+    return entry
 
 
 def write_images(path: Path, images: ShardImages, progress: Progress = unwatched) -> None:

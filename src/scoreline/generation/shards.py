@@ -4,7 +4,6 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -35,13 +34,6 @@ def image_digests(images: Tensor) -> Tensor:
     return torch.from_numpy(np.frombuffer(b"".join(found), dtype=np.uint8).reshape(len(images), 32).copy())
 
 
-class Counts(NamedTuple):
-    """Evaluations of the denoiser and calls of networks that an image took."""
-
-    nfe: int
-    network_calls: int
-
-
 @dataclass(frozen=True)
 class Found:
     """Where each of N images lies, and what is known of it without reading its pixels.
@@ -51,7 +43,7 @@ class Found:
         shard: (N,) int64, number of the shard that holds image i; -1 for an image that is missing.
         row: (N,) int64, its row there.
         digests: (N, 32) uint8, SHA-256 of its bytes.
-        counts: (N, 2) int64, its `Counts`.
+        counts: (N, 2) int64, evaluations of the denoiser and calls of networks that it took.
     """
 
     paths: list[Path]
@@ -88,7 +80,7 @@ class Shards:
     labels: Tensor | None
     shape: tuple[int, int, int]
 
-    def write(self, indices: Sequence[int], images: Tensor, counts: Counts) -> None:
+    def write(self, indices: Sequence[int], images: Tensor, nfe: int, network_calls: int) -> None:
         """Keep images uint8 (n, C, H, W), those of the given indices."""
         from safetensors.torch import save
 
@@ -98,13 +90,12 @@ class Shards:
             "seed": self._seeds(index),
             "label": self.label(index),
             "sha256": image_digests(images),
-            "nfe": torch.full((len(images),), counts.nfe),
-            "network_calls": torch.full((len(images),), counts.network_calls),
+            "nfe": torch.full((len(images),), nfe),
+            "network_calls": torch.full((len(images),), network_calls),
             "images": images.contiguous(),
         }
-        path = self.folder / f"{indices[0]:09d}.safetensors"
-        content = save(fields, {"stamp": self.stamp})
-        write_atomically(path, lambda temporary: temporary.write_bytes(content))
+        content, name = save(fields, {"stamp": self.stamp}), f"{indices[0]:09d}.safetensors"
+        write_atomically(self.folder / name, lambda temporary: temporary.write_bytes(content))
 
     def label(self, index: Tensor) -> Tensor:
         """Labels int64 of the images at `index`, -1 where there is none."""
@@ -146,7 +137,8 @@ class Shards:
                 fields = {name: file.get_tensor(name) for name in FIELDS}
         except (SafetensorError, OSError):
             return None
-        return fields if self._fits(fields) and (not check or _intact(fields)) else None
+        whole = self._fits(fields) and (not check or torch.equal(image_digests(fields["images"]), fields["sha256"]))
+        return fields if whole else None
 
     def _fits(self, fields: Fields) -> bool:
         count = len(fields["index"])
@@ -158,7 +150,3 @@ class Shards:
         if not count or int(index.min()) < 0 or int(index.max()) >= len(self.seeds) or len(set(index.tolist())) < count:
             return False
         return torch.equal(fields["seed"], self._seeds(index)) and torch.equal(fields["label"], self.label(index))
-
-
-def _intact(fields: Fields) -> bool:
-    return torch.equal(image_digests(fields["images"]), fields["sha256"])

@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -12,13 +13,21 @@ from torch import Tensor
 
 from scoreline.denoiser import Denoising
 from scoreline.errors import InputError
-from scoreline.generation.batches import generate
-from scoreline.generation.making import Recipe
+from scoreline.files import write_atomically
+from scoreline.generation import npz
+from scoreline.generation.batches import Sampler, generate
 from scoreline.generation.shards import Shards
+from scoreline.pictures import save_png, sheet, to_uint8
 from scoreline.sampling import trajectory
 from scoreline.schedules.spacings import Power
 from scoreline.solvers.runge_kutta import heun
 from scoreline.solvers.tableau import Tableau
+
+NAME = "trajectories.npz"
+
+COLUMNS = 16
+FRAME_MS = 250
+LAST_FRAME_MS = 2000
 
 
 class Recorder(Denoising):
@@ -95,36 +104,36 @@ def check_trajectories(seeds: Sequence[int], shards: Shards, run: object, nfe: i
 
 
 @torch.inference_mode()
-def record(recipe: Recipe, shards: Shards, seeds: Sequence[int], fine_nfe: int) -> Trajectories:
+def record(sampler: Sampler, shards: Shards, seeds: Sequence[int], fine_nfe: int) -> Trajectories:
     """The runs of some of the seeds once more, call by call; `x[:, -1]` is the sample, to the bit.
 
     The fine run starts from the same noise and follows dx/drho = eps(x, rho) by Heun's method with steps even in
     rho^(1/7), through every level of the run; it spends about `fine_nfe` evaluations.
     """
-    assert isinstance(recipe.run, Tableau)
+    assert isinstance(sampler.tableau, Tableau)
     index = torch.tensor([shards.seeds.index(seed) for seed in seeds])
     labels = None if shards.labels is None else shards.labels[index]
-    recorder = Recorder(recipe.denoiser)
-    size = recipe.network_batch or recipe.batch_size
-    batches = generate(recorder, recipe.run, shards.shape, seeds, size, labels, recipe.network_batch)
+    recorder = Recorder(sampler.denoiser)
+    size = sampler.network_batch or sampler.batch_size
+    batches = generate(recorder, sampler.tableau, shards.shape, seeds, size, labels, sampler.network_batch)
     x, denoised = [], []
     for batch in batches:
         n, seen = len(batch.seeds), recorder.calls_seen
         x.append(torch.stack([*(state[:n] for _, state, _ in seen), batch.x.float().cpu()], 1))
         denoised.append(torch.stack([clean[:n] for _, _, clean in seen], 1))
-        rho = torch.tensor([*(level for level, _, _ in seen), float(recipe.run.rho[-1])], dtype=torch.float64)
+        rho = torch.tensor([*(level for level, _, _ in seen), float(sampler.tableau.rho[-1])], dtype=torch.float64)
         recorder.calls_seen = []
     states = torch.cat(x)
-    error = _errors(recipe, states, rho, labels, fine_nfe)
+    error = _errors(sampler, states, rho, labels, fine_nfe)
     return Trajectories(torch.tensor(seeds), rho, states, torch.cat(denoised), error, shards.label(index))
 
 
-def _errors(recipe: Recipe, states: Tensor, rho: Tensor, labels: Tensor | None, fine_nfe: int) -> Tensor:
-    assert isinstance(recipe.run, Tableau)
-    if bool((recipe.run.B > 0).any()):
+def _errors(sampler: Sampler, states: Tensor, rho: Tensor, labels: Tensor | None, fine_nfe: int) -> Tensor:
+    assert isinstance(sampler.tableau, Tableau)
+    if bool((sampler.tableau.B > 0).any()):
         return torch.full(states.shape[:2], math.nan, dtype=torch.float64)
     levels = sorted(set(rho.tolist()), reverse=True)
-    truth = dict(zip(levels, fine_states(recipe.denoiser, states[:, 0], levels, labels, fine_nfe), strict=True))
+    truth = dict(zip(levels, fine_states(sampler.denoiser, states[:, 0], levels, labels, fine_nfe), strict=True))
     gaps = [states[:, k].double() - truth[level].double() for k, level in enumerate(rho.tolist())]
     return torch.stack([gap.flatten(1).square().mean(1).sqrt() for gap in gaps], 1)
 
@@ -157,3 +166,48 @@ def fine_states(
 def _steps(levels: list[float], total: int) -> list[int]:
     widths = [start ** (1 / 7) - end ** (1 / 7) for start, end in pairwise(levels)]
     return [max(1, round(total * width / sum(widths))) for width in widths]
+
+
+def save(out: Path, shown: Trajectories) -> None:
+    """trajectories.npz, .png and .gif."""
+    write_atomically(out / NAME, lambda path: npz.write_arrays(path, shown.arrays()))
+    save_strip(out / "trajectories.png", shown)
+    save_film(out / "trajectories.gif", shown)
+
+
+def save_strip(path: Path, shown: Trajectories) -> None:
+    """PNG: two rows for each seed, above x / sqrt(1 + rho^2), below the denoised image; a column for each step.
+
+    Of more than COLUMNS states that many are shown, evenly chosen, the first and the last among them. The last column
+    is the sample in both rows.
+    """
+    last = len(shown.rho) - 1
+    columns = torch.linspace(0, last, min(COLUMNS, last + 1)).round().long()
+    tiles = torch.stack([_frame(shown, int(k)) for k in columns], 2)
+    save_png(path, sheet(tiles.flatten(0, 2), columns=len(columns)))
+
+
+def save_film(path: Path, shown: Trajectories) -> None:
+    """GIF: a frame for each state, the seeds side by side, x / sqrt(1 + rho^2) above the denoised image."""
+    from PIL import Image
+
+    seeds, frames = len(shown.seeds), []
+    for k in range(len(shown.rho)):
+        picture = sheet(_frame(shown, k).transpose(0, 1).flatten(0, 1), columns=seeds)
+        array = picture.permute(1, 2, 0).contiguous().numpy()
+        frames.append(Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else array))
+    durations = [FRAME_MS] * (len(frames) - 1) + [LAST_FRAME_MS]
+    write_atomically(
+        path,
+        lambda temporary: frames[0].save(
+            temporary, "GIF", save_all=True, append_images=frames[1:], duration=durations, loop=0
+        ),
+    )
+
+
+def _frame(shown: Trajectories, k: int) -> Tensor:
+    """State k of all seeds, noisy and denoised: uint8 (S, 2, C, H, W)."""
+    state = shown.x[:, k]
+    if k == shown.denoised.shape[1]:
+        return to_uint8(torch.stack([state, state], 1))
+    return to_uint8(torch.stack([state / float(1 + shown.rho[k] ** 2) ** 0.5, shown.denoised[:, k]], 1))

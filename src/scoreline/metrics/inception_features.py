@@ -187,7 +187,7 @@ class InceptionFeatures:
 
 def unfused() -> AbstractContextManager[None]:
     """Run TorchScript as written: its optimiser fuses operations after the first calls, which changes the rounding."""
-    context: AbstractContextManager[None] = torch.jit._fuser.optimized_execution(False)
+    context: AbstractContextManager[None] = torch.jit.optimized_execution(False)  # type: ignore[attr-defined]
     return context
 
 

@@ -35,8 +35,9 @@ class NoiseSchedule(Schedule):
     """A process x_t = alpha(t) x_0 + sigma(t) eps; as a map, rho <-> t.
 
     Attributes:
-        t_min, t_max: the native times between which solvers integrate unless told otherwise. The end time t_min is
-            part of a protocol: it changes FID noticeably at small NFE.
+        t_min: the native time at which solvers end by default. It is part of a protocol: it changes FID noticeably at
+            small NFE.
+        t_max: the native time at which solvers start by default.
     """
 
     t_min: float

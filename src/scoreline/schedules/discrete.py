@@ -33,7 +33,8 @@ class DiscreteVP(VariancePreserving):
     The last noise level of 1000 cosine betas is rho = 20291; a float64 there knows rho(t) to eight digits.
 
     Attributes:
-        beta_min, beta_max: ends of `linear` and `scaled_linear`.
+        beta_min: first beta of `linear` and `scaled_linear`.
+        beta_max: last beta of `linear` and `scaled_linear`.
         steps: number of betas.
         betas: `linear` from beta_min to beta_max; `scaled_linear`, whose square roots are linear; `cosine`,
             beta_i = min(1 - f((i + 1) / steps) / f(i / steps), 0.999) with f(t) = cos^2(pi/2 (t + 0.008) / 1.008); or

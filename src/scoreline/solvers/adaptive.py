@@ -34,7 +34,8 @@ class Adaptive:
 
     Attributes:
         method: `RK45` (Dormand & Prince, order 5(4)) or `DOP853` (order 8(5,3)).
-        rtol, atol: error allowed per step, relative and absolute, in unit-signal units.
+        rtol: relative error allowed per step.
+        atol: absolute error allowed per step, in unit-signal units.
         convergence: NaN: an error falls with the tolerance, not with a grid, so there is no order in NFE to hold the
             method to.
 
@@ -126,6 +127,14 @@ class AdaptiveRun:
     def with_last_hop(self) -> "AdaptiveRun":
         """The same run followed by E[x_0 | x], one more evaluation."""
         return replace(self, rho=torch.nn.functional.pad(self.rho, (0, 1)))
+
+    @property
+    def peak_tensors(self) -> int:
+        """As `Tableau.peak_tensors`: SciPy's stages and five more states, which are float64 and count twice."""
+        from scipy.integrate import DOP853, RK45
+
+        stages = int({"RK45": RK45.n_stages + 1, "DOP853": DOP853.n_stages + 4}[self.solver.method])
+        return 2 * (stages + 5)
 
     def _refuse_more_than(self, calls: int) -> None:
         if calls == self.nfe:

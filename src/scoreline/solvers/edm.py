@@ -30,7 +30,8 @@ class EDMHeun:
 
     Attributes:
         S_churn: churn over the whole run; 0 is deterministic, Algorithm 1.
-        S_min, S_max: noise levels between which there is churn.
+        S_min: smallest noise level with churn.
+        S_max: largest noise level with churn.
         S_noise: inflation of the noise that is added.
 
     Source: Karras et al. (2022), arXiv:2206.00364, Alg. 1 and 2.

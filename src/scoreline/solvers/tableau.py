@@ -93,6 +93,22 @@ class Tableau:
             rows.append(Sum(terms, noise, self.calls[k], dead[k]))
         return tuple(rows)
 
+    @cached_property
+    def peak_tensors(self) -> int:
+        """The most tensors of a batch's shape that the sampling loop holds at once, outside of the network.
+
+        These are the states and estimates that this row or a later one reads, memory that waits to be used again, and
+        fresh noise.
+        """
+        alive, spare, most = {(True, 0)}, 0, 1
+        for k, row in enumerate(self.sums):
+            alive |= {(False, k)} if row.call else set()
+            free = spare + sum(is_state and j > 0 for is_state, j in row.dead)
+            most = max(most, len(alive) + spare + bool(row.noise) + (free == 0))
+            alive = (alive - set(row.dead)) | {(True, k + 1)}
+            spare = min(1, max(0, free - 1))
+        return most
+
     def unrolled(self) -> "Tableau":
         """The same method with one row a call: x_{k+1} = x_k + sum_j N_kj eps_j, states without a call written out.
 
@@ -172,7 +188,8 @@ class Solver(Protocol):
 
         Args:
             schedule: where the steps are uniform.
-            sigma_max, sigma_min: noise levels of the first and last state.
+            sigma_max: noise level of the first state.
+            sigma_min: noise level of the last state.
             nfe: network evaluations per image, at least 1.
 
         Raises:

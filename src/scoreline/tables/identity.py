@@ -3,8 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from scoreline import mistakes, run_names
-from scoreline.commands import composition
+from scoreline import conf_folder, mistakes, run_names
 from scoreline.errors import InputError
 
 
@@ -35,7 +34,7 @@ def absent(checkpoint: str) -> bool:
 
 def _composed(overrides: Sequence[str]) -> Any:
     try:
-        return composition.sample_config(overrides)
+        return conf_folder.composed("sample", overrides)
     except Exception as error:
         sentence = mistakes.explain(error)
         if sentence is None:

@@ -8,11 +8,12 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import IO
 
 from scoreline.files import locked
-from scoreline.tables.forked import Process, Start, fresh
+from scoreline.tables import worker
 from scoreline.tables.plan import OUTCOME, Cell, Outcome, outcome, record
 
 LOG = "cell.log"
@@ -47,7 +48,7 @@ class Running:
 
     cell: Cell
     slot: Slot
-    process: Process
+    process: BaseProcess
     log: IO[bytes]
     start: int
     attempt: int
@@ -62,7 +63,7 @@ class Pool:
     Args:
         command: what a cell is run by, from the words that start sample.py to its overrides.
         tell: called with each run and its outcome as soon as it has one.
-        start: how a process is started.
+        warm: whether processes are forked from a server that has imported what they need.
     """
 
     def __init__(
@@ -72,9 +73,9 @@ class Pool:
         places: Sequence[Slot],
         on_error: str,
         tell: Callable[[Cell, Outcome], None],
-        start: Start = fresh,
+        warm: bool = False,
     ) -> None:
-        self.root, self.command, self.on_error, self.tell, self.start = root, command, on_error, tell, start
+        self.root, self.command, self.on_error, self.tell, self.warm = root, command, on_error, tell, warm
         self.free, self.running = list(places), list[Running]()
         self.attempts: dict[Cell, int] = {}
         self.refused: dict[tuple[str, str], str] = {}
@@ -86,7 +87,7 @@ class Pool:
         try:
             while queue or self.running:
                 begun = not self.stopped and self._begin(queue)
-                ended = [self._end(one) for one in list(self.running) if one.process.poll() is not None]
+                ended = [self._end(one) for one in list(self.running) if worker.exit_code(one.process) is not None]
                 queue += [cell for cell in ended if cell is not None]
                 if self.stopped and not self.running:
                     return
@@ -126,7 +127,7 @@ class Pool:
         (self.root / cell.directory / OUTCOME).unlink(missing_ok=True)
         slot, words = self.free.pop(0), self.command(cell)
         start = log.seek(0, os.SEEK_END)
-        process = self.start(words, log, slot.environment())
+        process = worker.start(words, log, slot.environment(), self.warm)
         attempt = self.attempts.get(cell, 0) + 1
         self.attempts[cell] = attempt
         self.running.append(Running(cell, slot, process, log, start, attempt))
@@ -148,7 +149,7 @@ class Pool:
         return one.cell if again else None
 
     def _judged(self, one: Running) -> Outcome:
-        code, line = one.process.wait(), last_line(Path(one.log.name), one.start)
+        code, line = worker.exit_code(one.process) or 0, last_line(Path(one.log.name), one.start)
         if code == 0:
             found = outcome(one.cell, self.root)
             return Outcome("failed", "it ended without metrics.json") if found.state == "missing" else found
@@ -161,15 +162,14 @@ class Pool:
     def _interrupt(self) -> None:
         """Ask all to end as Ctrl-C does; those that do not in time, or at another Ctrl-C, are killed."""
         for one in self.running:
-            with suppress(ProcessLookupError):
-                one.process.send_signal(signal.SIGINT)
+            worker.send_signal(one.process, signal.SIGINT)
         limit = time.monotonic() + PATIENCE
-        with suppress(subprocess.TimeoutExpired, KeyboardInterrupt):
+        with suppress(KeyboardInterrupt):
             for one in self.running:
-                one.process.wait(max(limit - time.monotonic(), 0))
+                one.process.join(max(limit - time.monotonic(), 0))
         for one in self.running:
             one.process.kill()
-            one.process.wait()
+            one.process.join()
             one.log.close()
         self.running.clear()
 
@@ -204,10 +204,5 @@ def run_once(words: Sequence[str], log: Path, environment: Mapping[str, str] | N
 
 
 def say(line: str) -> None:
-    """A line between those of a progress bar."""
-    if sys.stderr.isatty():
-        from tqdm import tqdm
-
-        tqdm.write(line, file=sys.stderr)
-    else:
-        print(line, file=sys.stderr, flush=True)
+    """Print a line to standard error; a progress bar stays below it."""
+    print(line, file=sys.stderr, flush=True)

@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 from scoreline.errors import InputError, did_you_mean
 from scoreline.tables.grid import Grid
-from scoreline.tables.numbers import with_error
 from scoreline.tables.plan import Plan, grid, result
+from scoreline.tables.render import with_error
 
 Values = Mapping[str, float]
 """A figure for each seed range."""

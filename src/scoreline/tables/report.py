@@ -8,10 +8,8 @@ from scoreline.files import write_atomically
 from scoreline.tables import plan
 from scoreline.tables.figure import figure
 from scoreline.tables.grid import Grid
-from scoreline.tables.latex import latex
-from scoreline.tables.long_csv import long_csv
-from scoreline.tables.markdown import markdown
 from scoreline.tables.ratios import markdown as markdown_of_ratios
+from scoreline.tables.render import latex, long_csv, markdown
 
 
 def write(made: plan.Plan, root: Path) -> str:
@@ -19,7 +17,7 @@ def write(made: plan.Plan, root: Path) -> str:
     return files(plan.grid(made, root), root)
 
 
-def files(grid: Grid, root: Path, picture: str = "table.png") -> str:
+def files(grid: Grid, root: Path) -> str:
     """All forms of a grid into a directory; its Markdown.
 
     Raises:
@@ -29,7 +27,7 @@ def files(grid: Grid, root: Path, picture: str = "table.png") -> str:
     for name, content in (("table.md", text), ("table.tex", latex(grid)), ("table.csv", long_csv(grid))):
         _write_changed(root / name, content)
     if any(entry.score(grid.metric) for entry in grid.entries()):
-        _write(root / picture, lambda path: figure(grid, path))
+        _write(root / "table.png", lambda path: figure(grid, path))
     return text
 
 

@@ -15,7 +15,7 @@ from scoreline import checks, choices, conf_folder, processes, run_config
 from scoreline.errors import InputError
 from scoreline.progress import ImageProgress
 from scoreline.run_lock import RunLock
-from scoreline.tables import forked, identity, plan, pool, report
+from scoreline.tables import identity, plan, pool, report, worker
 from scoreline.tables.plan import Cell, Outcome, Plan
 from scoreline.tables.schema import Command, Table, parse
 
@@ -104,9 +104,10 @@ def run_planned(drafted: Plan, out: Path, options: Options) -> None:
     counts = run_cells(drafted, out, options)
     print(report.write(drafted, out))
     if options.wandb != "off" and counts.get("finished"):
-        from scoreline.commands import upload
+        from scoreline.tables import summary
 
-        upload.new(out, offline=options.wandb == "offline")
+        for line in summary.upload_new(out, offline=options.wandb == "offline"):
+            print(line)
     tell_end(drafted, out, counts)
 
 
@@ -173,7 +174,7 @@ def run_cells(drafted: Plan, out: Path, options: Options) -> dict[str, int]:
         script = str(conf_folder.script("sample.py"))
         return [sys.executable, script, *cell.overrides, f"hydra.run.dir={folder}"]
 
-    with ImageProgress(len(states), f"table {drafted.table.name}", done, delay=0.0, every=0.0, unit="cell") as progress:
+    with ImageProgress(len(states), f"table {drafted.table.name}", done, every=0.0, unit="cell") as progress:
 
         def tell(cell: Cell, found: Outcome) -> None:
             states[cell] = found
@@ -187,9 +188,8 @@ def run_cells(drafted: Plan, out: Path, options: Options) -> dict[str, int]:
         if todo and done:
             pool.say(f"{done} of {len(states)} runs were finished before, {len(todo)} are missing")
         places = pool.slots(options.jobs, devices(drafted.overrides))
-        conf, environment = str(conf_folder.conf_dir()), pool.Slot(None, places[0].threads).environment()
-        with forked.starter(conf, environment, len(todo)) as start:
-            pool.Pool(out, command, places, options.on_error, tell, start).run(todo)
+        warm = len(todo) > 1 and worker.can_fork()  # the server costs more than it saves one cell
+        pool.Pool(out, command, places, options.on_error, tell, warm).run(todo)
     found = [it.state for it in states.values()]
     return {state: found.count(state) for state in found}
 

@@ -1,50 +1,94 @@
-"""A table as one run of W&B: its figures over the columns, then the table and the figure themselves."""
+"""A table as W&B runs: one for each finished cell, and one with its values over the columns, its table and figure."""
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from scoreline.history import Row
+from scoreline import run_config, wandb_runs
+from scoreline.errors import InputError
+from scoreline.history import Row, history, sampled
 from scoreline.tables import plan
 from scoreline.tables.grid import Grid
-from scoreline.tables.layout import pages
-from scoreline.wandb_runs import Sheet
-
-AXIS = "column"
+from scoreline.tables.render import pages
 
 
-def finished(root: Path) -> list[Path]:
-    """Directories of the finished cells of a table."""
+@dataclass(frozen=True)
+class Source:
+    """The rows of a run directory, over an axis, and its config."""
+
+    root: Path
+    config: dict[str, Any]
+    axis: str
+    rows: list[Row]
+
+    def upload(self, offline: bool, **given: Any) -> str:
+        """Send the rows as `wandb_runs.upload`, under the names given, trained with, or derived."""
+        chosen = wandb_runs.names_in(self.config) | {key: value for key, value in given.items() if value}
+        names = wandb_runs.names(self.root, str(self.config.get("identity", "")), **chosen)
+        return wandb_runs.upload(self.root, names, self.config, self.axis, self.rows, offline)
+
+
+def source(root: Path) -> Source:
+    """Read a run directory of train.py or sample.py, or that of a table.
+
+    Raises:
+        InputError: if a file is damaged, or there is no record yet.
+    """
+    config = run_config.read(root) or {}
+    if (root / plan.PLAN).is_file():
+        return Source(root, config, "column", rows(root))
+    if found := history(root):
+        return Source(root, config, "kimg", found)
+    if found := sampled(root):
+        return Source(root, config, "nfe", found)
+    raise InputError(f"{root}: neither metrics.jsonl nor metrics.json holds a record; upload it when it has begun")
+
+
+def directories(root: Path) -> list[Path]:
+    """The directories of the finished cells of a table, then its own."""
     cells = plan.load(root).cells
-    return [root / cell.directory for cell in cells if plan.outcome(cell, root).state == "finished"]
+    return [*(root / cell.directory for cell in cells if plan.outcome(cell, root).state == "finished"), root]
+
+
+def upload_new(root: Path, offline: bool) -> Iterator[str]:
+    """Upload a table that has just run, except for the cells that were uploaded before; yields a line for each run."""
+    for it in [source(path) for path in directories(root) if not _is_uploaded(path)]:
+        yield it.upload(offline)
+
+
+def _is_uploaded(root: Path) -> bool:
+    sent = [path.stat().st_mtime for path in root.glob("wandb/*run-*")]
+    results = [path for name in ("metrics.json", "table.csv") if (path := root / name).is_file()]
+    return bool(sent) and all(path.stat().st_mtime < max(sent) for path in results)
 
 
 def rows(root: Path) -> list[Row]:
-    """One for each column, at its number or else its place, `METRIC/ROW` to value; the last with table and figure."""
+    """One row per column, at its number or else its place, `METRIC/ROW` to value; the last holds table and figure."""
     grid = plan.grid(plan.load(root), root)
-    found = [{AXIS: place, **_column(grid, column)} for place, column in zip(_places(grid), grid.columns, strict=True)]
-    picture = {"figure": root / "table.png"} if (root / "table.png").is_file() else {}
-    sheets = {f"table_{number}" if number > 1 else "table": it for number, it in enumerate(_sheets(grid), 1)}
-    return [*found, {AXIS: found[-1][AXIS], **sheets, **picture}]
-
-
-def _places(grid: Grid) -> list[float]:
     try:
-        return [float(column) for column in grid.columns]
+        places = [float(column) for column in grid.columns]
     except ValueError:
-        return [float(k) for k in range(len(grid.columns))]
+        places = [float(k) for k in range(len(grid.columns))]
+    found = [{"column": place, **_column(grid, column)} for place, column in zip(places, grid.columns, strict=True)]
+    figure = {"figure": root / "table.png"} if (root / "table.png").is_file() else {}
+    return [*found, {"column": places[-1], **_tables(grid), **figure}]
 
 
 def _column(grid: Grid, column: str) -> Row:
-    entries = [entry for entry in grid.entries() if entry.column == column]
-    scores = {entry.row: entry.score(grid.metric) for entry in entries}
-    measured = {row: score for row, score in scores.items() if score is not None}
-    values = {f"{grid.metric}/{row}": score["value"] for row, score in measured.items()}
-    return values | {f"{grid.metric}_error/{row}": score["error"] for row, score in measured.items()}
+    found: Row = {}
+    for entry in grid.entries():
+        if entry.column == column and (score := entry.score(grid.metric)) is not None:
+            found[f"{grid.metric}/{entry.row}"] = score["value"]
+            found[f"{grid.metric}_error/{entry.row}"] = score["error"]
+    return found
 
 
-def _sheets(grid: Grid) -> list[Sheet]:
-    """The printed tables, as text."""
-    found = []
-    for page in pages(grid):
-        lines = tuple((line.name, *(text.plain() for text in line.fields)) for line in page.lines)
-        found.append(Sheet(tuple(page.heading), lines))
+def _tables(grid: Grid) -> Row:
+    """The printed tables, as text: `table`, `table_2`, .."""
+    found: Row = {}
+    for number, page in enumerate(pages(grid), 1):
+        lines = [[line.name, *(text.plain() for text in line.fields)] for line in page.lines]
+        name = f"table_{number}" if number > 1 else "table"
+        found[name] = wandb_runs.imported().Table(columns=list(page.heading), data=lines)
     return found

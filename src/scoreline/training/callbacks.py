@@ -1,4 +1,4 @@
-"""How callbacks find each other, and what they say where there is no room for a file."""
+"""Callbacks: finding one in a trainer, and a warning in place of an error where a file cannot be written."""
 
 import sys
 from collections.abc import Iterator
@@ -12,11 +12,11 @@ from safetensors import SafetensorError
 Kind = TypeVar("Kind", bound=Callback)
 
 WRITING_FAILED = (OSError, SafetensorError)
-"""What a full disk raises."""
+"""The errors of a full disk."""
 
 
 def the_callback(trainer: Trainer, kind: type[Kind]) -> Kind:
-    """The trainer's only callback of a kind.
+    """Find the trainer's only callback of a kind.
 
     Raises:
         ValueError: if it has none or several.
@@ -28,15 +28,15 @@ def the_callback(trainer: Trainer, kind: type[Kind]) -> Kind:
 
 
 def say_not_written(path: Path, error: Exception, then: str) -> None:
-    """One line on stderr about a file that could not be written."""
+    """Warn on stderr, in one line, that a file could not be written."""
     reason = str(error).splitlines()[0]
     print(f"{path}: not written ({reason}); {then}", file=sys.stderr, flush=True)
 
 
 @contextmanager
 def dispensable(path: Path) -> Iterator[None]:
-    """A file without which training goes on: that it could not be written is said, and no error."""
+    """Turn a failure to write a file that the training can do without into a warning."""
     try:
         yield
     except WRITING_FAILED as error:
-        say_not_written(path, error, "training goes on")
+        say_not_written(path, error, "training continues")

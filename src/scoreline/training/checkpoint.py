@@ -16,7 +16,7 @@ from scoreline.checkpoints import save_model
 from scoreline.errors import InputError
 from scoreline.files import write_atomically
 from scoreline.training.callbacks import WRITING_FAILED, say_not_written, the_callback
-from scoreline.training.ema import EMACallback, ema_of
+from scoreline.training.ema_callback import EMACallback, ema_of
 from scoreline.training.gradients import NotFiniteError
 from scoreline.training.module import DiffusionModule
 from scoreline.training.resume import images_seen, list_checkpoints, loadable, resume_from

@@ -1,4 +1,4 @@
-"""Endless, seeded, resumable loading of a data set."""
+"""Training batches: an endless, seeded, resumable stream, kept on the device where the data set fits."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -13,22 +13,70 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from scoreline import checks
-from scoreline.datasets.base import ImageDataset
+from scoreline.datasets.base import ArrayDataset, ImageDataset
+from scoreline.device import moved
 from scoreline.errors import InputError
-from scoreline.training.device_data import DeviceData
+
+
+class DeviceData:
+    """Read a data set, which stays on the device as uint8 from its first use if it takes at most `limit_mib`.
+
+    Batches and references are then rows of one tensor, selected on the device. A larger data set is read again for
+    every batch. On the CPU, a data set in memory is not copied.
+
+    Args:
+        limit_mib: size of the images in MiB; 0 keeps nothing.
+    """
+
+    def __init__(self, dataset: ImageDataset, limit_mib: float = 4096) -> None:
+        self.dataset, self.limit_mib = dataset, limit_mib
+        self.fits = dataset.nbytes <= limit_mib * 2**20
+        self._kept: tuple[Tensor, Tensor] | None = None
+
+    def read(self, indices: Sequence[int], device: torch.device) -> tuple[Tensor, Tensor]:
+        """Read images uint8 (B, C, H, W) and labels int64 (B,) onto a device, in the order of the indices.
+
+        Raises:
+            InputError: if the data set should stay on the device, which has no room for it.
+        """
+        if not self.fits:
+            images, labels = self.dataset.read(indices)
+            return moved(images, device), moved(labels, device)
+        images, labels = self._on(device)
+        chosen = moved(torch.as_tensor(indices, dtype=torch.int64), device)
+        return images.index_select(0, chosen), labels.index_select(0, chosen)
+
+    def _on(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        if self._kept is None or self._kept[0].device != device:
+            try:
+                self._kept = tuple(part.to(device) for part in self._whole())  # type: ignore[assignment]
+            except torch.OutOfMemoryError as error:
+                raise InputError(
+                    f"device_mib={self.limit_mib:g}: {self.dataset.name} does not fit on the device beside the rest; "
+                    "use device_mib=0"
+                ) from error
+        assert self._kept is not None
+        return self._kept
+
+    def _whole(self) -> tuple[Tensor, Tensor]:
+        if isinstance(self.dataset, ArrayDataset):
+            return self.dataset.images, self.dataset.labels
+        return self.dataset.read(range(len(self.dataset)))
 
 
 class EndlessBatches(Sampler[list[int]]):
-    """Batch k takes positions k B .. (k + 1) B of an endless stream of shuffled passes over the data.
+    """Batch k is positions k B .. (k + 1) B of an endless stream of shuffled passes over the data.
 
     Pass e is the permutation drawn by PCG64 with key (seed, e); rank r of W takes the r-th of W equal parts of every
     batch. The stream is a pure function of (seed, k), so it can begin anywhere.
 
     Args:
-        count: images in the data set.
+        count: number of images in the data set.
         batch_size: B, over all ranks.
         start: number k of the first batch.
-        offset: added to all positions: other than 0 where earlier batches had another size.
+        rank: r, the share of the batch.
+        world: W, the number of processes.
+        offset: added to all positions; not 0 where earlier batches had another size.
     """
 
     def __init__(
@@ -52,7 +100,7 @@ class EndlessBatches(Sampler[list[int]]):
         return [index for e in needed for index in self._part(e, positions).tolist()]
 
     def _part(self, number: int, positions: range) -> NDArray[np.int64]:
-        """What of a pass is in a stretch of the stream."""
+        """The part of a pass that lies in a range of positions."""
         start = number * self.count
         return self._passes[number][max(0, positions.start - start) : positions.stop - start]
 
@@ -61,10 +109,10 @@ class EndlessBatches(Sampler[list[int]]):
 
 
 def share_of(batch_size: int, rank: int, world: int) -> slice:
-    """The rows of a global batch that a process trains on.
+    """Select the rows of a global batch that a process trains on.
 
     Raises:
-        InputError: if the batch cannot be shared evenly.
+        InputError: if the processes do not divide the batch.
     """
     if batch_size % world:
         raise InputError(f"batch_size={batch_size}: must be a multiple of the {world} processes")
@@ -85,7 +133,7 @@ def _as_read(batch: Any) -> Any:
 
 @dataclass(frozen=True)
 class DeviceBatches:
-    """Batches of a data set that fits on a device, picked there."""
+    """Batches of a data set that stays on a device, selected there."""
 
     data: DeviceData
     batches: EndlessBatches
@@ -97,18 +145,19 @@ class DeviceBatches:
 
 
 class ImageDataModule(LightningDataModule):
-    """Batches (images uint8 (B / W, C, H, W), labels int64 (B / W,)) that go on where the trainer's step says.
+    """Batches (images uint8 (B / W, C, H, W), labels int64 (B / W,)) from the trainer's step on.
 
-    Those of a data set that fits on the device are picked there. Others are read by a loader, into pinned memory where
-    there is a GPU, from which Lightning copies them without waiting. Which images a step sees is the same.
+    If the data set fits on the device, batches are selected there; else a loader reads them, into pinned memory for a
+    GPU, from which Lightning copies asynchronously. Either way a step sees the same images.
 
     Args:
-        data: a data set, or a reader of one that others use too.
+        data: a data set, or its shared reader.
         batch_size: images per step over all processes.
-        workers: processes that read ahead for data that do not fit; 0 reads in the training process.
+        seed: of the order of the images.
+        workers: processes that read ahead if the data do not fit on the device; 0 reads in the training process.
 
     Raises:
-        InputError: for a negative or broken number of workers.
+        InputError: if `workers` is not a whole number of at least 0.
     """
 
     def __init__(self, data: ImageDataset | DeviceData, batch_size: int, seed: int, workers: int = 0) -> None:
@@ -118,7 +167,7 @@ class ImageDataModule(LightningDataModule):
 
     @property
     def dataset(self) -> ImageDataset:
-        """The data set that is read."""
+        """The data set."""
         return self.data.dataset
 
     def train_dataloader(self) -> Iterable[tuple[Tensor, Tensor]]:

@@ -1,4 +1,4 @@
-"""The loss of the averaged model on the same images, noise and levels every time."""
+"""The validation loss: the averaged model on fixed images, noise and noise levels."""
 
 from typing import Any
 
@@ -13,24 +13,24 @@ from scoreline.noise import seeded
 from scoreline.objective import Batch, DenoisingObjective
 from scoreline.pictures import to_unit
 from scoreline.targets import Denoising
-from scoreline.training.ema import ema_of
+from scoreline.training.ema_callback import ema_of
 from scoreline.training.levels import LossSums, described
 from scoreline.training.module import DiffusionModule, step_key
 from scoreline.training.progress import write_record
 
 SEED = 0
-"""Of images, noise and levels: the same for runs of any seed, so that their figures compare."""
+"""Seeds images, noise and levels in every run, whatever its own seed, so that validation losses compare."""
 
 PARTS = 64
-"""Images that are evaluated at a time."""
+"""Number of images per evaluation of the network."""
 
 
 class FixedLoss(Callback):
-    """Every `every_kimg`, the denoising loss of the averaged weights on `images` fixed images: `fixed_loss`, with bins.
+    """Log the validation loss of the averaged weights on `images` fixed images every `every_kimg`, as `fixed_loss`.
 
-    The coordinates of the levels are the midpoints (i + 1/2) / images of the density that training began with, paired
-    with images and noise by a fixed shuffle. The target is the clean image whatever training regresses on, and nothing
-    is augmented or dropped: curves of DSM and STF compare.
+    The noise levels are the quantiles (i + 1/2) / images of the training density, paired with images and noise by a
+    fixed shuffle. The target is the clean image whatever training regresses on, without augmentation or dropped labels,
+    so curves of DSM and STF compare. Use it to compare runs and, in a sweep, to choose among them.
     """
 
     def __init__(self, every_kimg: float, images: int = 256) -> None:
@@ -53,7 +53,7 @@ class FixedLoss(Callback):
             write_record(trainer, record | described(self.measure(denoiser, self.batch(trainer, pl_module)), "fixed_"))
 
     def batch(self, trainer: Trainer, module: DiffusionModule) -> Batch:
-        """The images, read once."""
+        """Read the images and draw their noise, once."""
         if self._batch is None:
             dataset = trainer.datamodule.dataset  # type: ignore[attr-defined]
             count = min(self.images, len(dataset))
@@ -69,7 +69,7 @@ class FixedLoss(Callback):
 
     @torch.no_grad()
     def measure(self, denoiser: Denoiser, batch: Batch) -> Tensor:
-        """Sums of the losses, (L, 3) of `LossSums`."""
+        """Sum the losses, (L, 3) of `LossSums`."""
         assert self._objective is not None
         sums = LossSums(batch.clean.device)
         for part in batch.split(PARTS):

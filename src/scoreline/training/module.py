@@ -14,6 +14,7 @@ from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import ParallelStrategy
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Generator, Tensor
+from torch.distributed.device_mesh import init_device_mesh
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
@@ -28,9 +29,8 @@ from scoreline.pictures import to_unit
 from scoreline.shards import blank, shard
 from scoreline.targets import Reference
 from scoreline.training.data import share_of
-from scoreline.training.gradients import Gradients
+from scoreline.training.gradients import Gradients, check_options, take_options, with_fast_step
 from scoreline.training.network_clock import NetworkClock, timed
-from scoreline.training.optimisers import check_options, take_options, with_fast_step
 from scoreline.training.references import References
 
 
@@ -101,7 +101,8 @@ class DiffusionModule(LightningModule):
         """Divide the network's weights over processes, under a strategy that wants it (`Sharded`)."""
         if self.device_mesh is not None and self._blank is None:
             self._blank = partial(deepcopy, blank(self.denoiser))
-            shard(self.denoiser.network, self.device_mesh["data_parallel"])
+            whole = init_device_mesh(self.device_mesh.device_type, (self.trainer.world_size,))
+            shard(self.denoiser.network, whole)
 
     def copy_with(self, weights: dict[str, Tensor]) -> Denoiser:
         """A copy of the denoiser with these weights of the network, whole on this process, in evaluation mode."""

@@ -1,4 +1,4 @@
-"""How much of a training's time its network takes."""
+"""The time that the network takes of a training."""
 
 import time
 from collections import deque
@@ -13,10 +13,10 @@ from scoreline.denoiser import Denoiser
 
 
 class NetworkClock:
-    """Seconds that passed within `running()`.
+    """Count the seconds that pass within `running()`.
 
-    On the CPU by the process's clock. On a GPU between two events of the stream, so gaps in which the GPU waits for the
-    process count as well; events are looked at when they have passed, and nothing waits for them.
+    On the CPU the process's clock measures them. On a GPU they lie between two events of the stream, so the gaps in
+    which the GPU waits for the process count as well; an event is read once it has passed, without a synchronisation.
     """
 
     def __init__(self) -> None:
@@ -25,7 +25,7 @@ class NetworkClock:
 
     @contextmanager
     def running(self, device: torch.device) -> Iterator[None]:
-        """The time between the beginning and the end of a block counts."""
+        """Count the time of a block on a device."""
         if device.type == "cuda":
             begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
             begin.record()
@@ -44,14 +44,14 @@ class NetworkClock:
             self._seconds += begin.elapsed_time(end) / 1000
 
     def take(self) -> float:
-        """Seconds since the last call, as far as they are known; the clock begins anew."""
+        """Return the seconds counted since the last call, and start again from 0."""
         self._settle()
         found, self._seconds = self._seconds, 0.0
         return found
 
 
 class _Timed(nn.Module):
-    """A network whose calls are timed, from outside of what is compiled."""
+    """Time the calls of a network, from outside its compiled part."""
 
     def __init__(self, network: nn.Module, clock: NetworkClock) -> None:
         super().__init__()
@@ -63,7 +63,7 @@ class _Timed(nn.Module):
 
 
 def timed(denoiser: Denoiser, clock: NetworkClock) -> Denoiser:
-    """The denoiser, of the same network, whose calls of the network count on a clock."""
+    """Return a denoiser of the same network whose network calls count on a clock."""
     found = Denoiser(_Timed(denoiser.network, clock), denoiser.parameterisation)
     found.autocast = denoiser.autocast
     return found

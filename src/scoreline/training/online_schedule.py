@@ -25,7 +25,7 @@ from scoreline.schedules.score_optimal import ScoreOptimal
 from scoreline.specs import rebuild
 from scoreline.training.callbacks import dispensable
 from scoreline.training.data import EndlessBatches
-from scoreline.training.ema import ema_of
+from scoreline.training.ema_callback import ema_of
 from scoreline.training.module import DiffusionModule, step_key
 from scoreline.training.progress import append, keep_until
 

@@ -1,4 +1,4 @@
-"""Leaving in good order when a scheduler asks for the machine."""
+"""Save and stop when a scheduler asks for the machine."""
 
 import os
 import signal
@@ -8,29 +8,30 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from scoreline import compat
 from scoreline.device import LateNumber, computes_apart, moved
 from scoreline.training.checkpoint import checkpointing_of
 
 REQUEUE = 75
-"""Exit code EX_TEMPFAIL of sysexits.h: nothing is wrong, the same command goes on where this one stopped."""
+"""Exit code EX_TEMPFAIL of sysexits.h: the same command continues where this one stopped."""
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
-"""Sent before a machine is taken away: by SLURM (`--signal=USR1@120`), by Kubernetes, by `kill`."""
+"""SLURM (`--signal=USR1@120`), Kubernetes or `kill` sends one of these before it takes the machine away."""
 
 SUBMITIT, ITS_SIGNAL = "SUBMITIT_EXECUTOR", "SUBMITIT_PREEMPT_SIGNAL"
-"""Variables of a job that submitit runs: it listens to one signal itself, and sends the job again."""
+"""Variables of a job that submitit runs: submitit handles one signal itself and requeues the job."""
 
 Handler = Any
 
 
 class Agreement:
-    """Whether any process says yes; those with GPUs hear it one step later, and wait for none of them."""
+    """Whether any process says yes. With GPUs the answer comes one step later, so that no process waits for it."""
 
     def __init__(self) -> None:
         self._late = LateNumber()
 
     def any(self, trainer: Trainer, own: bool) -> bool:
-        """The answer, the same on all processes; all have to ask at every step."""
+        """The answer, equal on all processes; each of them has to ask at every step."""
         device = trainer.strategy.root_device
         if trainer.world_size == 1 or not computes_apart(device):
             return trainer.strategy.reduce_boolean_decision(own, all=False)
@@ -40,11 +41,11 @@ class Agreement:
 
 
 class Preemption(Callback):
-    """On SIGTERM or SIGUSR1 the step is finished, a checkpoint is written, and training ends.
+    """On SIGTERM or SIGUSR1, training finishes the step, writes a checkpoint and ends.
 
-    One process that was told is enough: all stop after the same step (`Agreement`). Lightning's own exchange of signals
-    before every step, which waits for the GPU, is left out. `told` then names the signal. In a job of
-    submitit its own signal (SIGUSR2) counts instead, and `hand_on` lets it do what it does with it.
+    A signal to one process is enough: all stop after the same step (`Agreement`). It replaces Lightning's exchange of
+    signals, which waits for the GPU before every step. `told` then names the signal. In a job of submitit its own
+    signal (SIGUSR2) counts instead, and `hand_on` passes it on to submitit.
     """
 
     def __init__(self) -> None:
@@ -56,7 +57,7 @@ class Preemption(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._agreement = Agreement()
-        trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = _nothing  # type: ignore[method-assign]
+        compat.skip_sigterm_exchange(trainer)
         for number in SIGNALS:
             self._former[number] = signal.signal(number, self._ignore if SUBMITIT in os.environ else self._notice)
         if SUBMITIT in os.environ:
@@ -64,7 +65,7 @@ class Preemption(Callback):
             self._former[number] = self._requeue = signal.signal(number, self._notice)
 
     def _ignore(self, number: int, frame: FrameType | None) -> None:
-        """SLURM sends SIGTERM along with submitit's signal, which says more."""
+        """SLURM sends SIGTERM along with submitit's signal; only the latter counts."""
 
     def _notice(self, number: int, frame: FrameType | None) -> None:
         self.told, self._frame = signal.Signals(number), frame
@@ -85,10 +86,6 @@ class Preemption(Callback):
         self.on_train_end(trainer, pl_module)
 
     def hand_on(self) -> None:
-        """Let submitit, where it runs this job, send it again; it then leaves the process."""
+        """Let submitit, if it runs this job, requeue it and end the process."""
         if callable(self._requeue) and self.told is not None:
             self._requeue(self.told, self._frame)
-
-
-def _nothing() -> None:
-    """What Lightning does about signals here."""

@@ -1,4 +1,4 @@
-"""Samples of the averaged model while it trains."""
+"""Preview images: samples of the averaged model while it trains."""
 
 from pathlib import Path
 from typing import Any
@@ -16,16 +16,16 @@ from scoreline.solvers.deis import DEIS
 from scoreline.solvers.tableau import build_tableau
 from scoreline.specs import rebuild
 from scoreline.training.callbacks import dispensable
-from scoreline.training.ema import ema_of
+from scoreline.training.ema_callback import ema_of
 from scoreline.training.module import DiffusionModule
 from scoreline.training.online_schedule import online_schedule_of
 from scoreline.training.wandb_run import WandbRun
 
 
 class Preview(Callback):
-    """previews/000064kimg.png: the same 64 seeds every `every_kimg` thousand images, DEIS-tAB2 at NFE 20.
+    """Draw 64 seeds, the same every `every_kimg` thousand images, to previews/000064kimg.png by DEIS-tAB2 at NFE 20.
 
-    Steps are those of EDM, or of the trainer's OnlineSchedule once it has made an update.
+    The time steps are EDM's, or those of the trainer's OnlineSchedule after its first update.
     """
 
     def __init__(self, every_kimg: float) -> None:

@@ -1,17 +1,21 @@
-"""What a person watching a run sees, and what is left in metrics.jsonl."""
+"""Progress of a training: the bar, metrics.jsonl, and metrics.csv made from it."""
 
+import csv
 import errno
+import io
 import json
 import os
 import time
 from pathlib import Path
 from typing import Any
 
+from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers.logger import Logger
 
 from scoreline import checks
 from scoreline.files import write_atomically
-from scoreline.history import row
+from scoreline.history import history, row
 from scoreline.progress import ImageProgress
 from scoreline.training.callbacks import dispensable
 from scoreline.training.levels import LossSums, described
@@ -19,13 +23,13 @@ from scoreline.training.module import DiffusionModule
 
 
 class TrainingProgress(Callback):
-    """A bar in images and, every `log_kimg` thousand images, one record to metrics.jsonl and to the logger.
+    """Show a bar in images and write one record to metrics.jsonl and the loggers every `log_kimg` thousand images.
 
-    A record holds step, kimg, the mean loss since the last one with its standard error over images and its mean by
-    noise level, over all processes; learning rate, norm of the gradient, steps so far whose gradient was not finite,
-    images per second; and the share of the time since the last one that the first process spent outside the network
-    (`DiffusionModule.clock`), previews and checkpoints included, which the bar tells too. On resuming, records of steps
-    that will be repeated are dropped, so the file reads as if the run had never stopped.
+    A record holds step and kimg; the mean loss since the last record with its standard error over images and its mean
+    by noise level, over all processes; learning rate, norm of the gradient, number of steps whose gradient was not
+    finite, images per second; and `outside_network`, the share of the time since the last record that the first process
+    spent outside the network (`DiffusionModule.clock`), previews and checkpoints included. A resumed training drops the
+    records of steps that it repeats, so the file reads as if the run had never stopped.
     """
 
     def __init__(self, duration_kimg: float, log_kimg: float) -> None:
@@ -80,12 +84,12 @@ class TrainingProgress(Callback):
 
 
 def metrics_file(trainer: Trainer) -> Path:
-    """What training leaves for people and programs: a record a line."""
+    """The path of metrics.jsonl, a record a line."""
     return Path(trainer.default_root_dir) / "metrics.jsonl"
 
 
 def write_record(trainer: Trainer, record: dict[str, Any]) -> None:
-    """A line of metrics.jsonl, and the same to the loggers: the first process writes."""
+    """Append a record to metrics.jsonl on the first process and pass it to the loggers."""
     if trainer.is_global_zero:
         append(metrics_file(trainer), record)
     for logger in trainer.loggers:
@@ -93,7 +97,7 @@ def write_record(trainer: Trainer, record: dict[str, Any]) -> None:
 
 
 def append(path: Path, record: dict[str, Any]) -> None:
-    """Add a line to a file of JSON lines. Without room for it nothing of it stays, which is said; training goes on."""
+    """Append to a file of JSON lines. If the disk is full, the whole line is left out with a warning."""
     with dispensable(path), open(path, "ab", buffering=0) as file:
         line, size = (json.dumps(record) + "\n").encode(), file.seek(0, os.SEEK_END)
         try:
@@ -105,7 +109,7 @@ def append(path: Path, record: dict[str, Any]) -> None:
 
 
 def keep_until(path: Path, step: int) -> None:
-    """Drop the records of metrics.jsonl after `step`, and a last line that a kill cut short."""
+    """Drop the records after `step` and a last line that a kill cut short."""
     if not path.exists():
         return
     kept = []
@@ -117,3 +121,37 @@ def keep_until(path: Path, step: int) -> None:
         if record["step"] <= step:
             kept.append(line + "\n")
     write_atomically(path, lambda temporary: temporary.write_text("".join(kept)))
+
+
+class CsvFile(Logger):
+    """Rewrite metrics.csv from metrics.jsonl at the end of every fit, failed or not, for spreadsheets.
+
+    It always holds the whole history, also after a resume. A row has an empty field where it has no value.
+    """
+
+    name, version, save_dir = "csv", "", ""
+
+    def __init__(self, save_dir: str) -> None:
+        super().__init__()
+        self.save_dir = save_dir
+
+    def log_metrics(self, metrics: Any, step: int | None = None) -> None:
+        """Do nothing: metrics.jsonl has the records already."""
+
+    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
+        """Do nothing: config.yaml has them."""
+
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        """Write the file."""
+        root = Path(self.save_dir)
+        rows = [row for row in history(root) if "previews" not in row]
+        if not rows:
+            return
+        text = io.StringIO(newline="")
+        table = csv.DictWriter(text, list(dict.fromkeys(key for row in rows for key in row)))
+        table.writeheader()
+        table.writerows(rows)
+        path = root / "metrics.csv"
+        with dispensable(path):
+            write_atomically(path, lambda temporary: temporary.write_text(text.getvalue(), newline=""))

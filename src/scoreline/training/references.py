@@ -1,4 +1,4 @@
-"""Which images a step's stable targets average over, read without a loader."""
+"""The reference batch of a step, over which stable targets average."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -9,14 +9,13 @@ from torch import Tensor
 
 from scoreline.errors import InputError
 from scoreline.targets import StableTarget
-from scoreline.training.data import EndlessBatches, share_of
-from scoreline.training.device_data import DeviceData
+from scoreline.training.data import DeviceData, EndlessBatches, share_of
 
 Indices = Sequence[int]
 
 
 class Drawn(NamedTuple):
-    """Images uint8 (n, C, H, W) and labels (n,), and the row of each image that this process trains on."""
+    """Images uint8 (n, C, H, W), labels (n,), and the rows of the images that this process trains on."""
 
     images: Tensor
     labels: Tensor
@@ -24,14 +23,15 @@ class Drawn(NamedTuple):
 
 
 class References:
-    """The reference of a step: the batch itself, then others drawn without replacement, a function of (seed, step).
+    """Draw the reference of a step, a function of (seed, step): its batch, then other images without replacement.
 
-    With `scope="all"` it is the same on every process, which knows the whole batch's numbers: nothing is gathered.
-    With `scope="process"` a process has its share of the batch and others of its own. The generator is PCG64 with key
-    (seed, "reference", step, rank of the scope), apart from all others, so the noise is that of plain training.
+    With `scope="all"` the reference is the same on every process, and none has to be gathered, since each process knows
+    the indices of the whole batch. With `scope="process"` a process takes its share of the batch and its own other
+    images. The generator is PCG64 with key (seed, "reference", step, rank of the scope); no other generator shares the
+    key, so the noise is that of plain training.
 
     Raises:
-        InputError: if the reference is smaller than the batch that has to be inside, or larger than the data set.
+        InputError: if the reference is smaller than the batch inside it, or larger than the data set.
     """
 
     def __init__(self, data: DeviceData, target: StableTarget, batch_size: int, seed: int) -> None:
@@ -44,7 +44,7 @@ class References:
             )
 
     def draw(self, step: int, rank: int, world: int, device: torch.device) -> Drawn:
-        """The reference of a step on one of `world` processes."""
+        """Draw the reference of a step on one of `world` processes."""
         batch, mine = self.batches.at(step), share_of(self.batch_size, rank, world)
         everyone = self.target.scope == "all"
         inside = batch if everyone else batch[mine]

@@ -13,8 +13,8 @@ import torch
 
 from scoreline.errors import InputError
 from scoreline.foreign import torch_files
+from scoreline.training.gradients import held, kept_of
 from scoreline.training.module import DiffusionModule
-from scoreline.training.optimisers import held, kept_of
 
 Shapes = dict[str, tuple[int, ...]]
 

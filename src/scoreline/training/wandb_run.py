@@ -1,41 +1,44 @@
 """W&B while a model trains."""
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from math import inf
 from pathlib import Path
 from typing import Any
 
 from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.fabric.utilities.rank_zero import rank_zero_only
-from lightning.pytorch.loggers.logger import Logger
+from lightning.pytorch.loggers import WandbLogger
 
-from scoreline.history import Row, history, picture_row, row
-from scoreline.wandb_runs import PROJECT, imported, label, open_run, send
+from scoreline import run_config
+from scoreline.history import Row, history, picture_row
+from scoreline.wandb_runs import PROJECT, begin, imported, log, names
 
 
-class WandbRun(Logger):
-    """One W&B run for a run directory, on the first process alone; ended at the end of every fit, failed or not.
+class WandbRun(WandbLogger):
+    """Lightning's WandbLogger for a run directory: one W&B run, on the first process, from its files.
 
-    The files of the directory stay the truth, and W&B shows what is in them. Resuming drops records of steps that
-    will be repeated, but W&B takes nothing back. So:
+    A resumed training keeps the id, and W&B shows every record once although steps are repeated:
 
-    - offline, where every start of the training leaves a directory wandb/offline-run-*, each begins with the whole
-      history that is kept, and syncing the newest one is enough;
-    - online, rows up to the last kimg that W&B has are not sent again, repeated ones included; rows that it has not
-      (a killed process takes them along) are sent first.
+    - offline, every start writes a directory wandb/offline-run-* that begins with the history so far, so that
+      `wandb sync` of the newest one sends the whole run;
+    - online, the start sends the records that W&B lacks, and skips those that it has.
 
-    `scoreline upload` rebuilds the run from the files in either case.
+    An error of W&B becomes one warning: the training continues without it. The files of the run directory hold
+    everything in any case, also after a kill, which costs wandb its last rows; a resumed training or `scoreline upload`
+    sends them.
 
     Args:
         save_dir: the run directory.
-        identity: the digest that names the run; with the directory's name it makes the id, kept over a resume.
-        name: None is the directory's.
-        group: None is the sweep's directory, for one of its cells.
-        offline: no account is needed, and nothing is sent.
-        id: in place of the derived one.
+        identity: digest of the config; with the directory's name it gives the id.
+        name: None is the directory's name.
+        group: None is the sweep's directory, for a cell of a sweep.
+        offline: needs no account and sends nothing.
+        id: replaces the derived id.
 
     Raises:
-        InputError: if wandb is not installed; when training starts, if W&B cannot be used online.
+        InputError: if wandb is not installed or does not accept the id.
     """
 
     def __init__(
@@ -50,73 +53,66 @@ class WandbRun(Logger):
         offline: bool = True,
         id: str | None = None,
     ) -> None:
-        super().__init__()
         imported()
         self.root, self.offline = Path(save_dir), offline
-        self.label = label(self.root, identity, project, entity, name, group, tags, id)
-        self._run: Any = None
-        self._known = -inf
-        self._whole = False
-
-    @property
-    def name(self) -> str:
-        return self.label.project
-
-    @property
-    def version(self) -> str:
-        return self.label.id
-
-    @property
-    def save_dir(self) -> str:
-        return str(self.root)
+        given = {"entity": entity, "name": name, "group": group, "tags": tuple(map(str, tags)), "id": id}
+        self.names = names(self.root, identity, project=project, **given)
+        super().__init__(save_dir=save_dir, offline=offline, **self.names)
+        self._wandb_run: Any = None
+        self._lost = False
 
     @property
     @rank_zero_experiment
     def experiment(self) -> Any:
-        """The W&B run, begun when first asked for, which Lightning does before it trains."""
-        if self._run is None:
-            self._run = open_run(self.root, self.label, "kimg", self.offline, live=True, key="logger.offline")
-            self._known = self._run.summary.get("kimg", -inf) if self._run.resumed else -inf
-            self._whole = False
-        return self._run
+        """The W&B run, which begins when Lightning first asks for it, before it trains."""
+        if self._wandb_run is None:
+            self._known, self._behind = -inf, True
+            with self._tolerance():
+                config = run_config.read(self.root) or {}
+                run = self._wandb_run = begin(self.root, self.names, config, "kimg", self.offline, resume=True)
+                self._known = run.summary.get("kimg", -inf) if run.resumed else -inf
+        return self._wandb_run
 
     @rank_zero_only
-    def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
-        """A row that `history.row` leaves as it is or makes; W&B counts steps itself, `step` is not used."""
-        self._log(row(metrics))
+    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
+        """Log a row of `history.row`, at its kimg; W&B counts steps itself."""
+        self._send(dict(metrics))
 
     @rank_zero_only
     def log_picture(self, path: Path) -> None:
-        """previews/000064kimg.png, at the kimg of its name."""
-        self._log(picture_row(path))
-
-    @rank_zero_only
-    def log_hyperparams(self, *_: Any, **__: Any) -> None:
-        """The config is that of the run directory."""
+        """Log previews/000064kimg.png at the kimg of its name."""
+        self._send(picture_row(path))
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
-        if self._run is None:
+        """End the run, as failed if the training failed."""
+        if self._wandb_run is None:
             return
-        run = self._run
+        self._send({})
+        with self._tolerance():
+            self._wandb_run.finish(exit_code=int(status == "failed"))
+        self._wandb_run = None
+
+    def _send(self, row: Row) -> None:
+        run, now = self.experiment, row.get("kimg", inf)
+        with self._tolerance():
+            # the first time, when records of steps to be repeated are gone: what W&B lacks of the directory
+            former = [it for it in history(self.root) if it["kimg"] <= now] if self._behind else []
+            self._behind = False
+            for it in [*former, *([row] if row and row not in former else [])]:
+                if it.get("kimg", inf) > self._known and not self._lost:
+                    log(run, it)
+
+    @contextmanager
+    def _tolerance(self) -> Iterator[None]:
+        """Turn an error into one warning; from then on W&B is a disabled run, which takes everything and does nothing.
+
+        An id or a project may be wrong, an account missing, the network or the disk gone: all are met here.
+        """
         try:
-            self._complete(inf)
-        finally:
-            self._run = None
-            run.finish(exit_code=int(status == "failed"))
-
-    def _log(self, found: Row) -> None:
-        run = self.experiment
-        if "kimg" in found:
-            self._complete(found["kimg"])
-        if found.get("kimg", inf) > self._known:
-            send(run, found)
-
-    def _complete(self, until: float) -> None:
-        """Once after each start: what the directory holds from before, and W&B does not."""
-        if self._whole:
-            return
-        self._whole = True
-        for former in history(self.root):
-            if self._known < former["kimg"] < until:
-                send(self._run, former)
+            yield
+        except Exception as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            remedy = f"training continues without W&B; `scoreline upload {self.root}` sends it later"
+            print(f"logger=wandb: {reason}; {remedy}", file=sys.stderr, flush=True)
+            self._wandb_run, self._lost = imported().init(mode="disabled"), True

@@ -1,4 +1,4 @@
-"""The same network with other conventions."""
+"""Read the same network with other conventions."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ Change = Callable[[Tensor, Scalings], Scalings]
 
 @dataclass(frozen=True)
 class Altered(Parameterisation):
-    """Another parameterisation's scalings, changed."""
+    """A parameterisation that changes the scalings of another one."""
 
     base: Parameterisation
     change: Change
@@ -32,7 +32,7 @@ def altered(denoiser: Denoiser, change: Change) -> Denoiser:
     return Denoiser(denoiser.network, Altered(denoiser.parameterisation, change)).eval()
 
 
-def telling(denoiser: Denoiser, factor: float) -> Denoiser:
-    """The same network told the label of factor rho, all other scalings those of rho."""
+def with_label_of(denoiser: Denoiser, factor: float) -> Denoiser:
+    """The same network with the label of factor * rho; all other scalings stay those of rho."""
     base = denoiser.parameterisation
     return altered(denoiser, lambda rho, scalings: scalings._replace(noise=base(factor * rho).noise))

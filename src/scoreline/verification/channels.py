@@ -1,4 +1,4 @@
-"""Whether colour images have their channels in order."""
+"""Check the order of the channels of colour images."""
 
 import torch
 from torch import Tensor
@@ -12,13 +12,13 @@ from scoreline.verification.verdicts import RELEVANT, SURE, Verdict, mean
 def measure_reversed(
     denoiser: Denoiser, real: RealImages, rho: Tensor, batch_size: int, progress: Progress = lambda images: None
 ) -> Tensor:
-    """Losses (K, n) on the same images and noise with channels in reverse order, BGR for RGB."""
+    """Losses (K, n) on the same images and noise with their channels reversed, BGR for RGB."""
     flipped = RealImages(real.clean.flip(1), real.eps.flip(1), real.labels)
     return torch.stack([losses(denoiser, flipped, level, batch_size, progress) for level in rho.tolist()])
 
 
 def judge_channels(right: Tensor, flipped: Tensor) -> Verdict:
-    """Fails if reversed channels have surely and relevantly less loss (K, n) at half of the levels or more."""
+    """Fail if reversed channels have significantly and relevantly less loss (K, n) at half of the levels or more."""
     gain, change = mean(right - flipped), (flipped.mean() / right.mean() - 1).item()
     better = (gain.value > SURE * gain.error) & (gain.value > RELEVANT * right.mean(-1))
     if 2 * int(better.sum()) >= len(better):

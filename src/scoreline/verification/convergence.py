@@ -1,4 +1,4 @@
-"""Whether runs of few evaluations approach one of many."""
+"""Check that runs with few evaluations approach a run with many."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,21 +19,25 @@ from scoreline.solvers.tableau import Tableau
 from scoreline.verification.verdicts import SURE, Verdict, mean
 
 BUDGETS = (10, 20, 40, 80)
-"""NFE of the runs that must approach the reference."""
+"""NFE of the runs that have to approach the reference."""
 
 ROUNDING = 1e-5
-"""Distance, in units of the images, that float32 states from sigma_max around 100 have anyway."""
+"""Distance that rounding alone causes for float32 states from a sigma_max around 100, in units of the images."""
 
 FLAT = 0.1
-"""Slopes shallower than this, 7 % for a doubling of NFE, are none."""
+"""A slope below this, 7 % for a doubling of NFE, counts as no convergence."""
 
 
 @dataclass(frozen=True)
 class Runs:
-    """How samples are drawn: one image for each seed, on the model's own range.
+    """How to draw samples: one image for each seed, on the model's own range.
 
     Attributes:
+        denoiser: the model.
+        process: its noise schedule.
         shape: (C, H, W).
+        seeds: of the images.
+        batch_size: images of a call.
         labels: class labels (len(seeds),) or None.
     """
 
@@ -59,7 +63,7 @@ class Runs:
         return z, None if self.labels is None else self.labels.to(self.device)
 
     def ends(self, table: Tableau, progress: Progress) -> Tensor:
-        """Samples (B, C, H, W) float64 on the CPU; NaN from a batch that is not finite on."""
+        """Samples (B, C, H, W) float64 on the CPU; NaN from the first batch on that is not finite."""
         found = torch.full((len(self.seeds), *self.shape), torch.nan, dtype=torch.float64)
         done = 0
         args = (self.denoiser, table, self.shape, self.seeds, self.batch_size, self.labels)
@@ -74,7 +78,7 @@ class Runs:
 
 @dataclass(frozen=True)
 class Convergence:
-    """Runs of DEIS-tAB3 from the noise of a reference.
+    """Distances of DEIS-tAB3 runs to a reference run from the same noise.
 
     Attributes:
         reference: samples (B, C, H, W) of Heun's method on EDM's levels.
@@ -94,12 +98,12 @@ class Convergence:
 
 
 def budgets(nfe: int) -> tuple[int, ...]:
-    """Those of `BUDGETS` that a reference of `nfe` evaluations is well ahead of: at most an eighth."""
+    """Those of `BUDGETS` that are at most an eighth of the `nfe` evaluations of the reference."""
     return tuple(budget for budget in BUDGETS if 8 * budget <= nfe)
 
 
 def measure_convergence(runs: Runs, nfe: int, progress: Progress = lambda images: None) -> Convergence:
-    """The reference of `nfe` evaluations, an even number, and `budgets(nfe)` shorter runs, all from the same noise.
+    """Run the reference of `nfe` evaluations, an even number, and `budgets(nfe)` shorter ones, all from the same noise.
 
     The reference is another method on other levels, so that what both agree on is the flow and not the method. The
     steps of DEIS are uniform in the square root of time for VP processes, EDM's levels for the others.
@@ -116,10 +120,10 @@ def measure_convergence(runs: Runs, nfe: int, progress: Progress = lambda images
 
 
 def judge_convergence(found: Convergence) -> Verdict:
-    """Fails unless the slope is surely below 0, and below -`FLAT`, or the last run is at rounding.
+    """Fail unless the slope is significantly below 0 and below -`FLAT`, or the last run agrees to rounding.
 
-    Warns if the slope is shallower than -1; errors of eps that are random from step to step leave -1/2. Slopes are
-    averaged over images, so that one sample that ends elsewhere at few evaluations does not decide.
+    Warn if the slope is shallower than -1; errors of eps that are random from step to step leave -1/2. The slope is a
+    mean over images, so that one sample that ends elsewhere at few evaluations does not decide.
     """
     if not bool(found.distances.isfinite().all() & found.reference.isfinite().all()):
         return Verdict("convergence", "fail", "samples are not finite; see the other checks for why")

@@ -1,4 +1,4 @@
-"""DDIM in the coordinates of the process, beside the solvers that should be it."""
+"""Compare first-order solvers with DDIM in the coordinates of the process."""
 
 import math
 from itertools import pairwise
@@ -21,6 +21,7 @@ DDIM_STEPS = 9
 
 
 DDIM_TOLERANCE = 1e-5
+"""Largest relative difference at which two solvers count as the same."""
 
 
 @torch.inference_mode()
@@ -29,8 +30,8 @@ def ddim(denoiser: Denoiser, process: NoiseSchedule, z: Tensor, steps: int, labe
 
         x_s = alpha_s (x_t - sigma_t eps) / alpha_t + sigma_s eps,    eps = eps_theta(x_t, t)
 
-    Written apart from the solvers and, for networks that predict eps, from `Denoiser`: they are called with the native
-    state and the label of the native time of `process`.
+    This code shares nothing with the solvers nor, for networks that predict eps, with `Denoiser`: it calls the network
+    with the native state and the label of the native time of `process`.
 
     Args:
         z: standard normal noise (B, *); x_T = sigma_T z.
@@ -60,7 +61,7 @@ def _native_eps(denoiser: Denoiser, x: Tensor, place: tuple[float, float, float]
 
 
 def first_order(process: NoiseSchedule) -> dict[str, Solver]:
-    """Solvers that all are DDIM."""
+    """Solvers that all equal DDIM."""
     return {"deis_tab0": DEIS(0, process), "deis_rhoab0": RhoAB(0), "dpm_solver, order 1": DPMMultistep(1)}
 
 
@@ -81,9 +82,9 @@ def ddim_differences(
 
 
 def judge_ddim(differences: dict[str, float], dtype: torch.dtype) -> Verdict:
-    """Fails above `DDIM_TOLERANCE`, in proportion to the rounding of networks that are coarser than float32.
+    """Fail above `DDIM_TOLERANCE`, which grows with the rounding of networks that are coarser than float32.
 
-    States are float64, or from a large sigma_max (20291 for cosine betas) their own rounding would be seen.
+    States are float64, because float32 would show its own rounding from a large sigma_max (20291 for cosine betas).
     """
     allowed = DDIM_TOLERANCE * max(1.0, torch.finfo(dtype).eps / torch.finfo(torch.float32).eps)
     worst = max(differences.values(), key=lambda value: math.inf if math.isnan(value) else value)

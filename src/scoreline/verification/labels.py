@@ -1,4 +1,4 @@
-"""Whether the network does best with the label of the noise level that its input has."""
+"""Check that the network does best with the label of its input's noise level."""
 
 from collections.abc import Sequence
 
@@ -14,45 +14,48 @@ from scoreline.verification.loss import FACTORS, Losses, RealImages, losses
 from scoreline.verification.verdicts import RELEVANT, SURE, Verdict, mean
 
 HEARD = 3
-"""Levels at which the label must matter for a verdict."""
+"""Fewest levels at which the label has to matter for a verdict."""
 
 SHIFTS = (0, -1, 1)
+"""Numbers that are added to small labels."""
 
 SMALL_LABELS = (1, 5, 20)
+"""Labels at which a shift of one is measured, for models of discrete time."""
 
 
 def best_factors(found: Losses) -> Tensor:
-    """For each level the factor with the least loss, (K,), if it is surely and relevantly below that of factor 1.
+    """For each level the factor with the least loss, (K,), if it is clearly less than that of factor 1.
 
-    Below by more than `SURE` standard errors of the paired difference and by more than `RELEVANT` of the loss; else 1.
+    This means less by more than `SURE` standard errors of the paired difference and by more than `RELEVANT` of the
+    loss; otherwise the factor is 1.
     """
-    right = found.told[0]
-    gain = mean(right - found.told)
+    right = found.by_factor[0]
+    gain = mean(right - found.by_factor)
     counts = (gain.value > SURE * gain.error) & (gain.value > RELEVANT * right.mean(-1))
     size = torch.where(counts, gain.value, 0.0)
     return torch.tensor(FACTORS, dtype=torch.float64)[size.argmax(0)]
 
 
 def indifferent(found: Losses) -> Tensor:
-    """At which levels (K,) no factor changes the loss by more than `RELEVANT` of it."""
-    right = found.told[0].mean(-1)
-    change = (found.told.mean(-1) - right).abs().nan_to_num(0.0)
+    """Levels (K,) at which no factor changes the loss by more than `RELEVANT` of it."""
+    right = found.by_factor[0].mean(-1)
+    change = (found.by_factor.mean(-1) - right).abs().nan_to_num(0.0)
     return change.amax(0) <= RELEVANT * right
 
 
 def judge_labels(found: Losses) -> Verdict:
-    """Fails if at half of the levels or more the network prefers labels of one side, and at few those of the other.
+    """Fail if at half of the levels or more the network prefers labels of one side, and at few those of the other.
 
-    Few is a quarter as many. Levels at which it is `indifferent` do not count: with EDM's preconditioning these are
-    many, since the other scalings tell most. E[x_0 | x] has the least loss of all functions of x, so a network that
-    was told another noise level than the state's can only lose; but networks are not perfect, and least so at the ends
-    of the range. Warns if less than `HEARD` levels count; skipped where losses are not finite.
+    Few means a quarter as many. Levels at which it is `indifferent` do not count: with EDM's preconditioning these are
+    many, since the other scalings carry most of the information. E[x_0 | x] has the least loss of all functions of x,
+    so the label of another noise level than the state's can only raise it; but networks are not perfect, and least so
+    at the ends of the range. Warn if fewer than `HEARD` levels count; skip if losses are not finite.
     """
-    if not bool(found.told[0].isfinite().all()):
+    if not bool(found.by_factor[0].isfinite().all()):
         return Verdict("labels", "skip", "the loss is not finite")
     best, total = best_factors(found), int((~indifferent(found)).sum())
     if total < HEARD:
-        text = f"the network hardly hears its label, at {total} of {len(best)} levels; look at label_scale"
+        text = f"the label hardly matters, at {total} of {len(best)} levels; look at label_scale"
         return Verdict("labels", "warn", text)
     sides = {"lower": best < 1, "higher": best > 1}
     name, side = max(sides.items(), key=lambda item: int(item[1].sum()))
@@ -63,8 +66,9 @@ def judge_labels(found: Losses) -> Verdict:
         return Verdict(
             "labels",
             "fail",
-            f"labels look off: at {count} of the {total} levels where they matter the network does better if told a "
-            f"{name} rho, typically {typical:g} times it; look at label_scale, label_shift and ln(rho) or ln(rho / 2)",
+            f"labels look off: at {count} of the {total} levels where they matter the network does better with that "
+            f"of a {name} rho, typically {typical:g} times it; look at label_scale, label_shift and ln(rho) or "
+            "ln(rho / 2)",
         )
     return Verdict("labels", "pass", f"no other label is better at {total - count - other} of {total} levels")
 

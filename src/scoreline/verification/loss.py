@@ -1,4 +1,4 @@
-"""The loss at each noise level, beside what is known without a network."""
+"""Compare the loss at each noise level with bounds that are known without a network."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -11,22 +11,23 @@ from scoreline.denoiser import Denoiser
 from scoreline.sampling import Progress
 from scoreline.schedules.base import grid
 from scoreline.schedules.spacings import LogSNR
-from scoreline.verification.changes import telling
+from scoreline.verification.changes import with_label_of
 from scoreline.verification.verdicts import SURE, Verdict, mean
 
 FACTORS = (1.0, 0.5, 0.8, 0.9, 1.1, 1.25, 2.0)
-"""What the network is told in place of rho, in units of rho; 1 first. ln(rho) for ln(rho / 2) is a factor of 2."""
+"""Noise levels whose label the network gets, in units of rho; 1 first. ln(rho) for ln(rho / 2) is a factor of 2."""
 
 EPS_ERROR = 0.05
-"""Error of eps, in units of its own size, that a right network may have beside the best linear denoiser."""
+"""Relative error of eps by which a correct network may exceed the best linear denoiser."""
 
 
 @dataclass(frozen=True)
 class RealImages:
-    """Real images and the noise that is put on them, the same at every level and for every change of a convention.
+    """Real images and their noise, the same at every level and for every change of a convention.
 
     Attributes:
-        clean, eps: (n, C, H, W) float32; images in [-1, 1] and standard normal noise.
+        clean: images in [-1, 1], (n, C, H, W) float32.
+        eps: standard normal noise, (n, C, H, W) float32.
         labels: (n,) or None.
     """
 
@@ -35,7 +36,7 @@ class RealImages:
     labels: Tensor | None = None
 
     def scatter(self) -> Tensor:
-        """|x_0 - m|^2 / d of each image (n,) float64, m the mean of each channel."""
+        """|x_0 - m|^2 / d of each image, (n,) float64, where m is the mean of each channel."""
         clean = self.clean.double()
         return (clean - clean.mean((0, 2, 3), keepdim=True)).flatten(1).square().mean(1)
 
@@ -59,8 +60,8 @@ def losses(
 def linear_losses(scatter: Tensor, rho: Tensor) -> Tensor:
     """Expected loss of the best linear denoiser m + k (x - m), k = s^2 / (s^2 + rho^2), of each image: (K, n).
 
-    s^2 is the mean of `scatter` (n,), so that the mean over images is s^2 rho^2 / (s^2 + rho^2), the least that is
-    possible for Gaussian data, white and with this mean and variance. E[x_0 | x] of other data is below it.
+    s^2 is the mean of `scatter` (n,), so that the mean over images is s^2 rho^2 / (s^2 + rho^2), the least possible
+    for white Gaussian data with this mean and variance. E[x_0 | x] of other data is below it.
     """
     square = rho[:, None] ** 2
     kept = scatter.mean() / (scatter.mean() + square)
@@ -73,24 +74,24 @@ class Losses:
 
     Attributes:
         rho: (K,) float64, decreasing.
-        told: (F, K, n), the network told FACTORS[f] rho; NaN where that leaves the range of the model.
+        by_factor: (F, K, n), with the label of FACTORS[f] rho; NaN where that leaves the range of the model.
         linear: (K, n), `linear_losses`.
         variance: s^2 of the images.
     """
 
     rho: Tensor
-    told: Tensor
+    by_factor: Tensor
     linear: Tensor
     variance: float
 
 
 def levels(span: tuple[float, float], count: int) -> Tensor:
-    """`count` noise levels even in ln rho over (sigma_max, sigma_min), both included."""
+    """`count` noise levels, uniform in ln rho over (sigma_max, sigma_min), both included."""
     return grid(LogSNR(), *span, count - 1)
 
 
 def in_range(rho: float, factor: float, span: tuple[float, float]) -> bool:
-    """Whether factor rho is a level that the model knows."""
+    """Whether factor * rho lies in the range of the model."""
     return span[1] * (1 - 1e-9) <= factor * rho <= span[0] * (1 + 1e-9)
 
 
@@ -103,23 +104,23 @@ def measure_losses(
 ) -> Losses:
     """Losses at the levels rho, from the model's sigma_max to its sigma_min, with the right label and with others."""
     span, scatter = (float(rho[0]), float(rho[-1])), real.scatter()
-    told = torch.full((len(FACTORS), len(rho), len(real.clean)), torch.nan, dtype=torch.float64)
+    by_factor = torch.full((len(FACTORS), len(rho), len(real.clean)), torch.nan, dtype=torch.float64)
     for f, factor in enumerate(FACTORS):
-        model = denoiser if factor == 1 else telling(denoiser, factor)
+        model = denoiser if factor == 1 else with_label_of(denoiser, factor)
         for k, level in enumerate(rho.tolist()):
             if in_range(level, factor, span):
-                told[f, k] = losses(model, real, level, batch_size, progress)
-    return Losses(rho, told, linear_losses(scatter, rho), float(scatter.mean()))
+                by_factor[f, k] = losses(model, real, level, batch_size, progress)
+    return Losses(rho, by_factor, linear_losses(scatter, rho), float(scatter.mean()))
 
 
 def failing(loss: Tensor, linear: Tensor, rho: Tensor, variance: float) -> Tensor:
-    """At which levels (K,) no right network has the losses `loss` (K, n).
+    """Levels (K,) at which no correct network has the losses `loss` (K, n).
 
     Where rho >= s, the standard deviation of the data: mean loss above the best linear denoiser's by more than `SURE`
     standard errors of the paired difference and (`EPS_ERROR` rho)^2. There D = x - rho eps, so that a relative error
     of eps costs its square times rho^2: a small one at sigma_max is usual for networks that predict eps.
     Where rho < s: mean loss above 2 rho^2 by more than `SURE` standard errors. D = x has rho^2; 2 rho^2 is what an
-    eps of the right size has that knows nothing of the noise; the right one with its sign turned has up to 4 rho^2.
+    eps of the right size has that is independent of the noise; eps with the wrong sign has up to 4 rho^2.
     Losses that are not finite fail.
     """
     excess, own = mean(loss - linear), mean(loss)
@@ -129,8 +130,8 @@ def failing(loss: Tensor, linear: Tensor, rho: Tensor, variance: float) -> Tenso
 
 
 def above_linear(found: Losses) -> Tensor:
-    """At which levels (K,) the loss is surely above the best linear denoiser's."""
-    excess = mean(found.told[0] - found.linear)
+    """Levels (K,) at which the loss is significantly above the best linear denoiser's."""
+    excess = mean(found.by_factor[0] - found.linear)
     return excess.value > SURE * excess.error
 
 
@@ -144,9 +145,10 @@ def judge_losses(found: Losses, cures: Callable[[Tensor], Sequence[str]]) -> Ver
     """`failing` levels fail; levels that are only `above_linear` warn.
 
     Args:
-        cures: noise levels that fail -> what would mend them, see `mending`.
+        found: the losses.
+        cures: noise levels that fail -> changes that would mend them, see `mending`.
     """
-    wrong = failing(found.told[0], found.linear, found.rho, found.variance)
+    wrong = failing(found.by_factor[0], found.linear, found.rho, found.variance)
     high = above_linear(found) & ~wrong
     if bool(wrong.any()):
         mended = cures(found.rho[wrong])
@@ -154,7 +156,7 @@ def judge_losses(found: Losses, cures: Callable[[Tensor], Sequence[str]]) -> Ver
         where = _where(found.rho, wrong)
         return Verdict("loss", "fail", f"higher than that of any right network {where}; {says}")
     if bool(high.any()):
-        size = float((mean(found.told[0] - found.linear).value[high].sqrt() / found.rho[high]).max())
+        size = float((mean(found.by_factor[0] - found.linear).value[high].sqrt() / found.rho[high]).max())
         text = f"above the best linear denoiser {_where(found.rho, high)}, by {size:.1%} of eps; usual at the ends"
         return Verdict("loss", "warn", text)
     return Verdict("loss", "pass", f"below the best linear denoiser, or level with it, at all {len(found.rho)} levels")

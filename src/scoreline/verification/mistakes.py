@@ -1,4 +1,4 @@
-"""Which of the usual mistakes would explain a loss that is too high."""
+"""Find the usual mistake that explains a loss that is too high."""
 
 from typing import NamedTuple
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 from scoreline.denoiser import Denoiser
 from scoreline.sampling import Progress
-from scoreline.verification.changes import Change, altered, telling
+from scoreline.verification.changes import Change, altered, with_label_of
 from scoreline.verification.loss import RealImages, failing, linear_losses, losses
 
 
@@ -16,7 +16,7 @@ def _labels_times(factor: float) -> Change:
 
 
 class Mistake(NamedTuple):
-    """What would mend a model if this had been the mistake: other scalings, or images in [0, 1]."""
+    """A mistake and the change that mends it: other scalings, or None for images in [0, 1]."""
 
     name: str
     change: Change | None
@@ -38,16 +38,18 @@ MISTAKES = (
 )
 
 OTHER_LABELS = (0.5, 2.0)
+"""Factors of rho whose labels are tried."""
 
 TRIED = 3 * (len(MISTAKES) + len(OTHER_LABELS))
+"""Losses that `mending` measures at most, each on all images."""
 
 
 def mending(
     denoiser: Denoiser, real: RealImages, rho: Tensor, batch_size: int, progress: Progress = lambda images: None
 ) -> list[str]:
-    """The mistakes, labels of rho / 2 and 2 rho among them, without which no level of rho (K,) would be `failing`.
+    """Names of the mistakes, labels of rho / 2 and 2 rho among them, whose repair makes no level of rho (K,) fail.
 
-    At most three of the levels are tried, the first, the middle and the last: `TRIED` losses.
+    It tries at most three of the levels, the first, the middle and the last: `TRIED` losses.
     """
     tried = rho[torch.tensor(sorted({0, len(rho) // 2, len(rho) - 1}))]
     unit = RealImages((real.clean + 1) / 2, real.eps, real.labels)
@@ -55,7 +57,7 @@ def mending(
         (m.name, denoiser if m.change is None else altered(denoiser, m.change), real if m.change else unit)
         for m in MISTAKES
     ]
-    cases += [(f"labels of {factor:g} rho", telling(denoiser, factor), real) for factor in OTHER_LABELS]
+    cases += [(f"labels of {factor:g} rho", with_label_of(denoiser, factor), real) for factor in OTHER_LABELS]
     return [name for name, model, images in cases if _sound(model, images, tried, batch_size, progress)]
 
 

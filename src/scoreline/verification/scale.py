@@ -1,4 +1,4 @@
-"""Sizes at both ends of a run."""
+"""Check the size of eps at the start of a run, and the range of its images."""
 
 from dataclasses import dataclass
 
@@ -9,17 +9,19 @@ from scoreline.verification.convergence import Runs
 from scoreline.verification.verdicts import SURE, Verdict
 
 OUTSIDE = 0.05
-"""Pixels beyond 1 + this are outside the range of images."""
+"""A pixel whose magnitude exceeds 1 by more than this is out of range."""
 
 
 @dataclass(frozen=True)
 class Scale:
-    """Sizes at both ends of a run.
+    """Sizes of eps, D and images at both ends of a run.
 
     Attributes:
         eps_size: root mean square of eps(sigma_max z, sigma_max) over images and pixels, in units of that of z.
         denoised: mean of D there, by channel (C,).
-        mean, std: of the final images, by channel (C,), and of each image alone (B, C).
+        mean: of the final images, by channel (C,).
+        std: of the final images, by channel (C,).
+        by_image: mean of each image, (B, C).
         outside: share of pixels beyond +-(1 + `OUTSIDE`).
         negative: share of pixels below -`OUTSIDE`.
         finite: whether all final images are.
@@ -59,9 +61,9 @@ def measure_scale(runs: Runs, final: Tensor) -> Scale:
 
 
 def judge_scale(found: Scale, data: Tensor | None) -> Verdict:
-    """Fails for what is absurd: values that are not finite, eps at sigma_max off 1 by 30 %, most pixels out of range.
+    """Fail if values are not finite, eps at sigma_max is off 1 by 30 %, or most pixels are out of range.
 
-    Warns if eps is off 1 by 5 %, 5 % of the pixels are out of range, none is negative, or, beside real images `data`
+    Warn if eps is off 1 by 5 %, 5 % of the pixels are out of range, none is negative, or, beside real images `data`
     (n, C, H, W), a channel's mean is off by more than `SURE` standard errors over images and a quarter of the data's
     standard deviation, its standard deviation by half, or its mean of D at sigma_max by more than the data's standard
     deviation.

@@ -1,4 +1,4 @@
-"""What a check says, and when a difference counts."""
+"""The verdict of a check, and when a difference counts."""
 
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
@@ -6,18 +6,17 @@ from typing import Literal, NamedTuple
 from torch import Tensor
 
 SURE = 3.0
-"""Standard errors beyond which a difference counts as one."""
+"""Standard errors beyond which a difference is significant."""
 
 RELEVANT = 0.01
-"""Share of the loss below which a gain by another label is not counted."""
-
+"""Share of the loss below which a difference is not relevant."""
 
 Status = Literal["pass", "warn", "fail", "skip"]
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What one check says, in a sentence."""
+    """The result of one check, in a sentence."""
 
     check: str
     status: Status
@@ -32,5 +31,5 @@ class Mean(NamedTuple):
 
 
 def mean(values: Tensor) -> Mean:
-    """Over images, the last dimension."""
+    """Mean and standard error over images, the last dimension."""
     return Mean(values.mean(-1), values.std(-1) / values.shape[-1] ** 0.5)

@@ -1,0 +1,123 @@
+"""What one run of calibrate.py is asked for."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from scoreline import checks, entry
+from scoreline.commands.composition import built, families
+from scoreline.config.model_source import ModelSource, bound, read_source
+from scoreline.config.run_directory import RunDirectory, read_directory
+from scoreline.files import code_version
+from scoreline.label_rules import check_rule
+from scoreline.seeds import parse_seeds
+
+if TYPE_CHECKING:
+    from scoreline.checkpoints import Checkpoint
+    from scoreline.datasets.base import ImageDataset
+    from scoreline.schedules.base import Schedule
+    from scoreline.solvers.tableau import Solver
+
+
+@dataclass(frozen=True)
+class CalibrateConfig:
+    """A run of calibrate.py, as conf/calibrate.yaml and the command line describe it; every field is checked.
+
+    Attributes:
+        run: the run directory.
+        model: where the checkpoint comes from.
+        nfe: evaluations of the run that is measured.
+        seeds: one image each, in order.
+        seeds_text: the seeds as the user wrote them.
+        labels: a rule for class labels, or the name of a file of classes.
+        batch_size: images at a time.
+        device: auto, cpu or cuda.
+        threads: CPU threads of each process.
+        calibration: the estimator's name with its options.
+        components: builds what refers to the loaded checkpoint.
+    """
+
+    run: RunDirectory
+    model: ModelSource
+    nfe: int
+    seeds: list[int]
+    seeds_text: str
+    labels: str
+    batch_size: int
+    device: str
+    threads: int
+    calibration: dict[str, str]
+    components: Callable[["Checkpoint"], "CalibrateComponents"]
+
+
+@dataclass(frozen=True)
+class CalibrateComponents:
+    """The objects that a config describes, for one checkpoint.
+
+    Attributes:
+        solver: of the run that is measured.
+        schedule: where its steps are even.
+        classes: names of the classes of solver and schedule, for the record.
+        span: (sigma_max, sigma_min).
+        data: real images, or None.
+        estimator: builds what measures.
+        config_yaml: makes the content of config.yaml.
+    """
+
+    solver: "Solver"
+    schedule: "Schedule"
+    classes: dict[str, str]
+    span: tuple[float, float]
+    data: "ImageDataset | None"
+    estimator: Callable[[], Any]
+    config_yaml: Callable[[], str]
+
+
+def read(cfg: DictConfig) -> CalibrateConfig:
+    """The run that a composed config describes; nothing of torch is imported.
+
+    Raises:
+        InputError: naming the key whose value is wrong.
+    """
+    run = read_directory(cfg)
+    return CalibrateConfig(
+        run=run,
+        model=read_source(cfg),
+        nfe=checks.whole("nfe", cfg.nfe),
+        seeds=parse_seeds(cfg.seeds),
+        seeds_text=str(cfg.seeds),
+        labels=check_rule(cfg.labels),
+        batch_size=checks.whole("batch_size", cfg.batch_size),
+        device=cfg.device,
+        threads=checks.whole("threads", cfg.threads),
+        calibration=entry.settings(cfg, "calibration"),
+        components=partial(_components, cfg, run.identity),
+    )
+
+
+def _components(cfg: DictConfig, identity: str, checkpoint: "Checkpoint") -> CalibrateComponents:
+    cfg = bound(cfg, checkpoint, identity=identity, code_version=code_version())
+    return CalibrateComponents(
+        solver=built(cfg.solver),
+        schedule=built(cfg.schedule),
+        classes={group: cfg[group]._target_.rpartition(".")[2] for group in ("solver", "schedule")},
+        span=entry.sigma_range(cfg, checkpoint.noise_schedule),
+        data=None if cfg.dataset is None else built(cfg.dataset),
+        estimator=partial(_estimator, cfg, checkpoint),
+        config_yaml=lambda: OmegaConf.to_yaml(cfg, resolve=True),
+    )
+
+
+def _estimator(cfg: DictConfig, checkpoint: "Checkpoint") -> Any:
+    """The estimator; one that compares solvers and schedules has them built for the checkpoint."""
+    if "solvers" not in cfg.calibration:
+        return built(cfg.calibration)
+    from scoreline.calibration.ranking import Families
+
+    found = families(cfg, checkpoint.path)
+    options = {key: value for key, value in cfg.calibration.items() if key not in ("solvers", "schedules")}
+    partial_options = OmegaConf.create({**options, "_partial_": True})
+    return built(partial_options, plain=True)(families=Families(found["solver"], found["schedule"]))

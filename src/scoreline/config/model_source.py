@@ -1,0 +1,147 @@
+"""`checkpoint=`: where a job takes its model from, and what a config says once the model is known."""
+
+import copy
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from scoreline import checks, run_names
+
+if TYPE_CHECKING:
+    from scoreline.checkpoints import Checkpoint
+    from scoreline.foreign.conversion import Options
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """A file of ours, or a checkpoint of another project that is imported into the cache.
+
+    Attributes:
+        word: `checkpoint` as the user wrote it: a shipped model's name, a path or a URL.
+        trust: packages outside scoreline from which the network may come.
+        model: a description for files that do not describe themselves, or None.
+        family: the project of a foreign file, or None to recognise it.
+        weights: ema or raw, of a foreign file.
+        allow: names of classes that the pickle of a foreign file may hold.
+        sha256: expected digest of a foreign file, or None.
+    """
+
+    word: str
+    trust: tuple[str, ...]
+    model: dict[str, Any] | None
+    family: str | None
+    weights: str
+    allow: tuple[str, ...]
+    sha256: str | None
+
+    def load(self) -> "Checkpoint":
+        """The model, on the CPU; one of another project is imported first.
+
+        Raises:
+            InputError: if it cannot be loaded, or `model` is given for a file that describes itself.
+        """
+        from scoreline.checkpoints import load_model
+        from scoreline.errors import InputError
+        from scoreline.foreign.conversion import cached, is_url
+
+        checks.refuse_absent_checkpoint(self.word)
+        path, is_import = self._file()
+        if not is_import:
+            if self.model is not None:
+                raise InputError(f"model: {path} describes itself; leave the key out")
+            return load_model(path, self.trust)
+        source = self.word if is_url(self.word) else str(path)
+        try:
+            target = cached(source, self._options())
+        except InputError as error:
+            raise InputError(f"checkpoint={self.word}: {str(error).removeprefix(f'{source}: ')}") from error
+        print(f"checkpoint={self.word}: imported as {target}", file=sys.stderr)
+        return load_model(target, self.trust)
+
+    def load_local(self) -> "Checkpoint | None":
+        """The model, None where it would have to be downloaded or imported first.
+
+        Raises:
+            InputError: if it is damaged.
+        """
+        from scoreline.checkpoints import load_model
+        from scoreline.foreign.conversion import cached_place
+
+        path, is_import = self._file()
+        if is_import and path.exists():
+            path = cached_place(path, self._options())
+        return load_model(path, self.trust) if path.is_file() else None
+
+    def _file(self) -> tuple[Path, bool]:
+        """Where the file behind `checkpoint=` lies, a URL's in the cache; and whether it has to be imported."""
+        from scoreline.downloads import cached_path
+        from scoreline.foreign.conversion import is_url
+        from scoreline.foreign.families import is_diffusers, is_foreign
+
+        if is_url(self.word):
+            return cached_path(self.word), True
+        path = Path(self.word) if is_diffusers(Path(self.word)) else run_names.model_path(self.word)
+        is_ours = path.suffix == ".safetensors" and not is_foreign(path)
+        return path, path.exists() and not is_ours
+
+    def _options(self) -> "Options":
+        from scoreline.foreign.conversion import Options
+
+        return Options(self.family, self.model, self.weights, self.allow, self.sha256)
+
+
+def read_source(cfg: DictConfig) -> ModelSource:
+    """`checkpoint`, `trust`, `model` and `import` of a composed config.
+
+    Raises:
+        InputError: naming a key that is no list of names.
+    """
+    asked = cfg["import"]
+    return ModelSource(
+        word=str(cfg.checkpoint),
+        trust=checks.names("trust", cfg.trust),
+        model=plain_model(cfg),
+        family=asked["from"],
+        weights=asked.weights,
+        allow=checks.names("import.allow", asked.allow),
+        sha256=asked.sha256,
+    )
+
+
+def plain_model(cfg: DictConfig) -> dict[str, Any] | None:
+    """`model` with everything resolved, None where none was chosen."""
+    if cfg.model is None:
+        return None
+    whole = OmegaConf.to_container(OmegaConf.create({"model": cfg.model}), resolve=True)
+    assert isinstance(whole, dict)
+    return dict(whole["model"])
+
+
+def bound(cfg: DictConfig, checkpoint: "Checkpoint", **values: Any) -> DictConfig:
+    """A copy of a composed config, in which solvers and schedules find the model that they refer to.
+
+    The description of a loaded (hence verified) checkpoint stands at `model`, its digest at `digest`, and the path of
+    its record at `record`, where that is auto.
+
+    Args:
+        cfg: what Hydra composed; it is not changed.
+        checkpoint: the model.
+        values: further keys that a run fills in itself.
+    """
+    model = checkpoint.card.model
+    described = {name: model[name] for name in ("network", "noise_schedule", "parameterisation")}
+    record = {}
+    if cfg.get("record") is not None:
+        record["record"] = str(run_names.record_path(cfg.record, checkpoint.path))
+    return replaced(cfg, model=described, digest=checkpoint.digest, **record, **values)
+
+
+def replaced(cfg: DictConfig, **values: Any) -> DictConfig:
+    """A copy of a config with other values at some of its keys."""
+    found = copy.deepcopy(cfg)
+    for key, value in values.items():
+        OmegaConf.update(found, key, value, merge=False, force_add=True)
+    return found

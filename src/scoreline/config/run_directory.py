@@ -1,0 +1,126 @@
+"""The run directory of a job: its lock, its config.yaml, and whether it belongs to this very run."""
+
+import os
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+
+from scoreline import choices, processes, run_config, run_lock
+from scoreline.errors import InputError
+from scoreline.files import code_version, write_atomically
+from scoreline.run_lock import RunLock
+
+ERROR_LOG = "error.log"
+
+_first_written: list[Path] = []
+"""config.yaml of the run directory, if this process wrote the first one."""
+
+_held: list[RunLock] = []
+"""The lock of this process's run directory."""
+
+
+@dataclass(frozen=True)
+class RunDirectory:
+    """A directory, and the run that it belongs to.
+
+    Attributes:
+        path: relative to the working directory where possible.
+        identity: digest of what the results depend on (`run_names.run_sha256`).
+        lock: what to do where another process works in it, one of `choices.LOCK`.
+    """
+
+    path: Path
+    identity: str
+    lock: str
+
+    def claim(self) -> None:
+        """Make the directory this run's own: no other process works in it, and it is new or belongs to this very run.
+
+        Every process of a job calls it; the first one holds the lock until the job ends.
+
+        Raises:
+            InputError: if another process works there, or the directory holds another run, or one that cannot be read.
+        """
+        from scoreline.generation.sharing import said_by_first
+
+        problem = said_by_first(self._problem() if leads() else None, processes.current())
+        if problem:
+            raise InputError(problem)
+
+    def _problem(self) -> str | None:
+        """Why this run cannot have the directory; None once it has it."""
+        try:
+            _held.append(RunLock(self.path, self.lock))
+            former = run_config.read(self.path)
+        except InputError as error:
+            return str(error)
+        if former is None:
+            return None
+        if former.get("identity") != self.identity:
+            return (
+                f"hydra.run.dir={self.path}: holds run {former.get('identity')!s:.20} of another configuration, "
+                f"checkpoint, data or numerics version, this one is {self.identity}; choose another directory or leave "
+                "the key out"
+            )
+        if former.get("code_version") not in (None, code_version()):
+            begun = f"{former['code_version']!s:.20}"
+            print(f"note: {self.path} was begun by code {begun}, this is {code_version()} of the same NUMERICS_VERSION")
+        return None
+
+    def save_config(self, text: str) -> None:
+        """Write config.yaml."""
+        path = self.path / run_config.NAME
+        if not path.exists():
+            _first_written.append(path)
+        write_atomically(path, lambda temporary: temporary.write_text(text))
+        (self.path / ERROR_LOG).unlink(missing_ok=True)
+
+
+def read_directory(cfg: DictConfig) -> RunDirectory:
+    """The run directory of a composed config.
+
+    Raises:
+        InputError: for an unknown choice of `lock`.
+    """
+    return RunDirectory(output_dir(), str(cfg.identity), choices.check_lock(cfg.lock))
+
+
+def output_dir() -> Path:
+    """Hydra's directory of this job, relative to the working directory where possible."""
+    path = Path(HydraConfig.get().runtime.output_dir)
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+
+
+def leads() -> bool:
+    """Whether this process is the first of its job, whoever started the others: torchrun, srun, Lightning or a person.
+
+    Who starts one process on every machine names the machine in NODE_RANK.
+    """
+    ranks = [os.environ.get(name, "0") for name in ("LOCAL_RANK", "NODE_RANK")]
+    return processes.current().first and ranks == ["0", "0"]
+
+
+def release() -> None:
+    """Let others work in the run directory."""
+    while _held:
+        _held.pop().release()
+
+
+def give_up(folder: Path) -> None:
+    """Remove a run directory that holds nothing, and its parents below the working directory that hold nothing else.
+
+    A config.yaml that this process wrote first counts as nothing if it is alone; it is removed while the lock is held.
+    """
+    with suppress(OSError):
+        if {path.name for path in folder.iterdir()} <= {run_lock.NAME, *(path.name for path in _first_written)}:
+            for path in _first_written:
+                path.unlink(missing_ok=True)
+        release()
+        folder.rmdir()
+        for parent in folder.parents:
+            if parent == Path():
+                return
+            parent.rmdir()

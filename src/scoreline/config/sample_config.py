@@ -1,0 +1,208 @@
+"""What one run of sample.py is asked for."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+
+from scoreline import checks, choices, entry
+from scoreline.commands.composition import built, followed
+from scoreline.config.model_source import ModelSource, bound, read_source, replaced
+from scoreline.config.run_directory import RunDirectory, output_dir, read_directory
+from scoreline.cores import threads_of
+from scoreline.errors import InputError
+from scoreline.files import code_version
+from scoreline.label_rules import check_rule
+from scoreline.seeds import parse_seeds
+
+if TYPE_CHECKING:
+    from scoreline.checkpoints import Checkpoint
+    from scoreline.denoiser import Denoising
+    from scoreline.metrics.base import Metrics
+    from scoreline.schedules.base import Schedule
+    from scoreline.solvers.adaptive import Adaptive
+    from scoreline.solvers.tableau import Solver
+
+
+@dataclass(frozen=True)
+class SampleConfig:
+    """A run of sample.py, as conf/sample.yaml and the command line describe it; every field is checked.
+
+    Attributes:
+        run: the run directory.
+        model: where the checkpoint comes from.
+        nfe: evaluations of the denoiser for each image.
+        final: `none` ends at sigma_min, `denoise` spends the last evaluation on E[x_0 | x].
+        seeds: one image each, in order.
+        seeds_text: the seeds as the user wrote them.
+        labels: a rule for class labels, or the name of a file of classes.
+        batch_size: images that are kept as soon as they are finished.
+        network_batch: images of a network call; None for `batch_size`, auto for what fits into memory.
+        memory_mib: MiB for activations and states where `network_batch` is auto; None for 0.8 of what is free.
+        threads: network calls at a time on a CPU.
+        device: auto, cpu or cuda.
+        precision: of the networks, one of `choices.PRECISION`.
+        compile: of the networks, one of `choices.COMPILE`.
+        channels_last: whether activations lie in memory channel by channel for each pixel.
+        graphs: whether all steps are recorded once as a CUDA graph.
+        format: the file or folder of the images, one of `choices.FORMAT`.
+        trajectories: seeds whose trajectories are kept.
+        trajectory_nfe: evaluations of the fine run that trajectories are compared with.
+        components: builds what refers to the loaded checkpoint.
+    """
+
+    run: RunDirectory
+    model: ModelSource
+    nfe: int
+    final: str
+    seeds: list[int]
+    seeds_text: str
+    labels: str
+    batch_size: int
+    network_batch: int | str | None
+    memory_mib: float | None
+    threads: int
+    device: str
+    precision: str
+    compile: str
+    channels_last: bool
+    graphs: bool
+    format: str
+    trajectories: list[int]
+    trajectory_nfe: int
+    components: Callable[["Checkpoint"], "SampleComponents"]
+
+
+@dataclass(frozen=True)
+class SampleComponents:
+    """The objects that a config describes, for one checkpoint.
+
+    Attributes:
+        solver: makes a tableau.
+        schedule: where its steps are even.
+        span: (sigma_max, sigma_min).
+        denoiser: the checkpoint's under guidance and threshold.
+        metrics: what is measured of the images.
+        recommended: names of the solver and the schedule that `solver=auto` chooses, or None.
+        choices: names of solver, schedule, guidance and threshold for metrics.json.
+        config_yaml: (network_batch) -> the content of config.yaml.
+    """
+
+    solver: "Solver | Adaptive"
+    schedule: "Schedule"
+    span: tuple[float, float]
+    denoiser: "Denoising"
+    metrics: "Metrics"
+    recommended: tuple[str, str] | None
+    choices: dict[str, str]
+    config_yaml: Callable[[int | None], str]
+
+
+@dataclass(frozen=True)
+class TableConfig:
+    """A run of sample.py table=NAME.
+
+    Attributes:
+        name: of the table, a choice of conf/table.
+        data: its content as plain data.
+        overrides: the words of the command line.
+        out: directory of the table.
+        budget: how many images, one of the table's ranges.
+        jobs: cells at a time; None for one per GPU.
+        on_error: what follows a failed cell, one of `choices.ON_ERROR`.
+        wandb: one of `choices.WANDB`.
+        lock: what to do where another process works in the directory, one of `choices.LOCK`.
+    """
+
+    name: str
+    data: Any
+    overrides: list[str]
+    out: Path
+    budget: str
+    jobs: int | None
+    on_error: str
+    wandb: str
+    lock: str
+
+
+def read_table(cfg: DictConfig) -> TableConfig | None:
+    """The table that a composed config asks for, if it asks for one.
+
+    Raises:
+        InputError: naming the key whose value is wrong, and for a table within a sweep.
+    """
+    if cfg.table is None:
+        return None
+    if entry.in_sweep():
+        raise InputError("table: a table is a sweep of its own; leave out -m")
+    return TableConfig(
+        name=entry.choices("table")["table"],
+        data=OmegaConf.to_container(cfg.table, resolve=False),
+        overrides=list(HydraConfig.get().overrides.task),
+        out=output_dir(),
+        budget=str(cfg.budget),
+        jobs=None if cfg.jobs is None else checks.whole("jobs", cfg.jobs),
+        on_error=choices.check_on_error(cfg.sweep.on_error),
+        wandb=choices.check_wandb(cfg.wandb),
+        lock=choices.check_lock(cfg.lock),
+    )
+
+
+def read(cfg: DictConfig) -> SampleConfig:
+    """The run that a composed config describes; nothing of torch is imported.
+
+    Raises:
+        InputError: naming the key whose value is wrong.
+    """
+    network_batch = cfg.network_batch
+    if network_batch not in (None, "auto"):
+        network_batch = checks.whole("network_batch", network_batch)
+    run = read_directory(cfg)
+    return SampleConfig(
+        run=run,
+        model=read_source(cfg),
+        nfe=checks.whole("nfe", cfg.nfe),
+        final=choices.check_final(cfg.final),
+        seeds=parse_seeds(cfg.seeds),
+        seeds_text=str(cfg.seeds),
+        labels=check_rule(cfg.labels),
+        batch_size=checks.whole("batch_size", cfg.batch_size),
+        network_batch=network_batch,
+        memory_mib=None if cfg.memory_mib is None else checks.number("memory_mib", cfg.memory_mib),
+        threads=threads_of(cfg.threads),
+        device=cfg.device,
+        precision=choices.check_precision(cfg.precision),
+        compile=choices.check_compile(cfg.compile),
+        channels_last=choices.check_switch("channels_last", cfg.channels_last),
+        graphs=choices.check_switch("graphs", cfg.graphs),
+        format=choices.check_format(cfg.format),
+        trajectories=[] if cfg.trajectories is None else parse_seeds(cfg.trajectories, "trajectories"),
+        trajectory_nfe=checks.whole("trajectory_nfe", cfg.trajectory_nfe),
+        components=partial(_components, cfg, run.identity),
+    )
+
+
+def _components(cfg: DictConfig, identity: str, checkpoint: "Checkpoint") -> SampleComponents:
+    cfg = bound(cfg, checkpoint, identity=identity, code_version=code_version())
+    span = entry.sigma_range(cfg, checkpoint.noise_schedule)
+    cfg, recommended = followed(cfg, span, cfg.nfe - (cfg.final == "denoise"))
+    solver = built(cfg.solver)
+    names = entry.choices("solver", "schedule")
+    if recommended is not None:
+        names |= {"schedule": "its own", "recommended": " / ".join(recommended)}
+    elif getattr(solver, "own_levels", False):
+        names["schedule"] = "its own"
+    return SampleComponents(
+        solver=solver,
+        schedule=built(cfg.schedule),
+        span=span,
+        denoiser=entry.apply(cfg.threshold, entry.apply(cfg.guidance, checkpoint, **entry.guide(cfg))),
+        metrics=built(cfg.metrics),
+        recommended=recommended,
+        choices={**names, **entry.settings(cfg, "guidance", "threshold")},
+        config_yaml=lambda size: OmegaConf.to_yaml(replaced(cfg, network_batch=size), resolve=True),
+    )

@@ -1,0 +1,155 @@
+"""What one run of train.py is asked for."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from scoreline import checks, choices, entry
+from scoreline.commands.composition import built
+from scoreline.config.model_source import replaced
+from scoreline.config.run_directory import RunDirectory, output_dir, read_directory
+from scoreline.files import code_version
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from scoreline.augmentation import Augmentation
+    from scoreline.datasets.base import ImageDataset
+    from scoreline.objective import DenoisingObjective
+    from scoreline.parameterisations import Parameterisation
+    from scoreline.training.gradients import Gradients
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """A run of train.py, as conf/train.yaml and the command line describe it; every plain field is checked.
+
+    Attributes:
+        run: the run directory.
+        seed: of weights, order of the data and training noise.
+        batch_size: images of an optimiser step, over all processes and micro-batches.
+        micro_batch: images that pass through the network at a time on one process; None for all of its share.
+        duration: training images in all.
+        lr_rampup_kimg: thousands of images over which the learning rate grows from zero.
+        loss_scale: factor of the loss before the backward pass.
+        workers: processes that read images ahead.
+        device_mib: MiB up to which a data set is kept on the device.
+        precision: of the network, one of `choices.PRECISION`.
+        compile: of the network, one of `choices.COMPILE`.
+        channels_last: whether activations lie in memory channel by channel for each pixel.
+        resume: auto, never, or the path of a checkpoint.
+        fixed_loss_kimg: thousands of images between measurements of the validation loss.
+        model: description of network, noise schedule and parameterisation, as plain data.
+        settings: descriptions of model, objective and optimiser, as plain data.
+        provenance: how the model comes to be, for its card.
+        trainer_name: the choice of conf/trainer.
+        command: the words that start a further process of this job.
+        components: builds the objects that the config describes.
+        config_yaml: makes the content of config.yaml.
+    """
+
+    run: RunDirectory
+    seed: int
+    batch_size: int
+    micro_batch: int | None
+    duration: int
+    lr_rampup_kimg: float
+    loss_scale: float
+    workers: int
+    device_mib: float
+    precision: str
+    compile: str
+    channels_last: bool
+    resume: str
+    fixed_loss_kimg: float
+    model: dict[str, Any]
+    settings: dict[str, Any]
+    provenance: dict[str, Any]
+    trainer_name: str
+    command: list[str]
+    components: "TrainComponents"
+    config_yaml: Callable[[], str]
+
+
+@dataclass(frozen=True)
+class TrainComponents:
+    """Calls that build the objects that a config describes, each anew.
+
+    Attributes:
+        dataset: training images.
+        network: with weights from torch's random generator.
+        parameterisation: how the network becomes a denoiser.
+        objective: the loss, with its target.
+        optimiser: parameters -> optimiser.
+        gradients: what happens to gradients before a step.
+        augmentation: of images before they are noised.
+        trainer: options of `lightning.Trainer`.
+        callbacks: of the trainer.
+        logger: of the trainer.
+    """
+
+    dataset: Callable[[], "ImageDataset"]
+    network: Callable[[], "nn.Module"]
+    parameterisation: Callable[[], "Parameterisation"]
+    objective: Callable[[], "DenoisingObjective"]
+    optimiser: Callable[[], Any]
+    gradients: Callable[[], "Gradients"]
+    augmentation: Callable[[], "Augmentation | None"]
+    trainer: Callable[[], dict[str, Any]]
+    callbacks: Callable[[], list[Any]]
+    logger: Callable[[], Any]
+
+
+def read(cfg: DictConfig) -> TrainConfig:
+    """The run that a composed config describes.
+
+    Raises:
+        InputError: naming the key whose value is wrong.
+    """
+    run = read_directory(cfg)
+    settings: dict[str, Any] = {
+        group: OmegaConf.to_container(cfg[group], resolve=True) for group in ("model", "objective", "optimiser")
+    }
+    return TrainConfig(
+        run=run,
+        seed=checks.whole("seed", cfg.seed, least=0),
+        batch_size=checks.whole("batch_size", cfg.batch_size, most=checks.LARGEST_BATCH),
+        micro_batch=None if cfg.micro_batch is None else checks.whole("micro_batch", cfg.micro_batch),
+        duration=checks.images("duration_kimg", cfg.duration_kimg),
+        lr_rampup_kimg=checks.number("lr_rampup_kimg", cfg.lr_rampup_kimg, zero=True),
+        loss_scale=checks.number("loss_scale", cfg.loss_scale),
+        workers=checks.whole("workers", cfg.workers, least=0),
+        device_mib=checks.number("device_mib", cfg.device_mib, zero=True),
+        precision=choices.check_precision(cfg.precision),
+        compile=choices.check_compile(cfg.compile),
+        channels_last=choices.check_switch("channels_last", cfg.channels_last),
+        resume=str(cfg.resume),
+        fixed_loss_kimg=cfg.fixed_loss_kimg,
+        model=settings["model"],
+        settings=settings,
+        provenance=entry.provenance(cfg),
+        trainer_name=entry.choices("trainer")["trainer"],
+        command=entry.command_of_this_job(output_dir()),
+        components=_components(cfg),
+        config_yaml=lambda: OmegaConf.to_yaml(
+            replaced(cfg, identity=run.identity, code_version=code_version()), resolve=True
+        ),
+    )
+
+
+def _components(cfg: DictConfig) -> TrainComponents:
+    return TrainComponents(
+        dataset=partial(built, cfg.dataset),
+        network=partial(built, cfg.model.network),
+        parameterisation=partial(built, cfg.model.parameterisation),
+        objective=partial(built, cfg.objective),
+        optimiser=partial(built, cfg.optimiser, plain=True),
+        gradients=partial(built, cfg.gradients),
+        augmentation=partial(built, cfg.augmentation),
+        trainer=partial(built, cfg.trainer, plain=True),
+        callbacks=lambda: [built(callback) for callback in cfg.callbacks.values()],
+        logger=partial(built, cfg.logger),
+    )

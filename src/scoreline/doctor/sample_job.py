@@ -1,0 +1,145 @@
+"""What `sample.py`, or `calibrate.py` on its way, will take."""
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+from torch import nn
+
+from scoreline.denoiser import Denoising
+from scoreline.doctor import machine
+from scoreline.doctor.findings import Finding, amount, duration
+from scoreline.doctor.timing import Cost, timed_call
+from scoreline.generation.formats import NONE
+from scoreline.solvers.adaptive import AdaptiveRun
+from scoreline.solvers.tableau import Tableau
+
+BLOCK = 4096
+"""Bytes in which file systems give out space."""
+
+BESIDE_PNG = 100
+"""Bytes of a PNG file besides its rows, about."""
+
+BESIDE_SHARD = 72
+"""Bytes of a shard for each image besides its pixels: index, seed, label, digest and two counts."""
+
+LINE = 90
+"""Bytes of a line of manifest.csv, about."""
+
+
+def weights(module: nn.Module) -> tuple[int, int]:
+    """The number of a module's parameters, and their bytes with those of its buffers."""
+    parameters = list(module.parameters())
+    size = sum(tensor.nbytes for tensor in (*parameters, *module.buffers()))
+    return sum(tensor.numel() for tensor in parameters), size
+
+
+def sizes_on_disk(choice: str, images: int, shape: tuple[int, int, int], features: int = 0) -> tuple[float, float]:
+    """Bytes of a run directory of sample.py in the end and at most, PNG files as large as those of random pixels.
+
+    Args:
+        choice: `format`.
+        features: bytes of an image's features that are kept until the run is finished.
+    """
+    pixels = math.prod(shape)
+    png = pixels + shape[1] + BESIDE_PNG
+    each = {
+        "npz": pixels + 8,
+        "png": -(-png // BLOCK) * BLOCK,
+        "zip": png + 150,
+        "webdataset": 512 * (-(-png // 512) + 5),
+        NONE: 0,
+    }[choice]
+    final = images * (each + LINE) + 16 * BLOCK + min(images, 64) * pixels
+    return final, final + images * (pixels + BESIDE_SHARD + features) + BLOCK
+
+
+@dataclass(frozen=True)
+class SampleJob:
+    """A run of `images` seeds.
+
+    Attributes:
+        denoiser: with guidance and threshold.
+        network_batch: images of a call; None calls the network on `batch_size` of them.
+        labelled: whether the network is given labels.
+        threads: batches that are made at the same time.
+        auto_batch: whether the script chooses network_batch itself; here it is then the most that it may choose.
+    """
+
+    denoiser: Denoising
+    run: Tableau | AdaptiveRun
+    shape: tuple[int, int, int]
+    images: int
+    batch_size: int
+    network_batch: int | None
+    labelled: bool
+    threads: int = 1
+    auto_batch: bool = False
+
+    @property
+    def call_size(self) -> int:
+        """Images of a call of the network."""
+        return min(self.images, self.batch_size) if self.network_batch is None else self.network_batch
+
+    @property
+    def levels(self) -> list[float]:
+        """Noise levels of the evaluations; of an adaptive run its first one, as often as it may evaluate at most."""
+        if isinstance(self.run, AdaptiveRun):
+            return [float(self.run.rho[0])] * self.run.nfe
+        return [rho for rho, called in zip(self.run.rho.tolist(), self.run.calls, strict=False) if called]
+
+    @property
+    def network_calls(self) -> int:
+        """Calls of networks, the last one filled up; an adaptive run goes batch by batch."""
+        if isinstance(self.run, AdaptiveRun):
+            batch = min(self.batch_size, self.images)
+            pieces = -(-self.images // batch) * -(-batch // self.call_size)
+        else:
+            pieces = -(-self.images // self.call_size)
+        return pieces * sum(map(self.denoiser.calls, self.levels))
+
+    @property
+    def _at_most(self) -> str:
+        return "at most " * isinstance(self.run, AdaptiveRun)
+
+    def network(self) -> Finding:
+        """Parameters, images, NFE and calls."""
+        numbers, size = weights(self.denoiser)
+        text = f"{numbers:,} parameters, {amount(size)}; {self.images:,} images {'x'.join(map(str, self.shape))}"
+        text += f", NFE {self._at_most}{self.run.nfe}, {self.network_calls:,} network calls of {self.call_size} images"
+        return Finding("ok", "network", text)
+
+    def cost(self, device: torch.device) -> Cost:
+        """One evaluation at the level where it calls the most networks."""
+        denoiser, level = self.denoiser.to(device), max(self.levels, key=self.denoiser.calls)
+
+        def call(images: int) -> None:
+            x = torch.zeros(images, *self.shape, device=device)
+            label = torch.zeros(images, dtype=torch.int64, device=device) if self.labelled else None
+            denoiser.eps(x, level, label=label)
+
+        with torch.inference_mode():
+            return timed_call(call, self.call_size, device)
+
+    def memory(self, cost: Cost | None, device: torch.device | None) -> Finding:
+        """Weights, states, the finished images of a batch and, where they were measured, activations."""
+        batch, image = min(self.batch_size, self.images), 4 * math.prod(self.shape)
+        unit = self.threads * (batch if isinstance(self.run, AdaptiveRun) else self.call_size)
+        parts = {
+            "weights": weights(self.denoiser)[1],
+            "states": self.run.peak_tensors * unit * image,
+            "images": batch * image,
+            "activations": None if cost is None else cost.bytes_for(self.call_size * self.threads),
+        }
+        if self.auto_batch:  # the script fits its size to the device, so that it never fails here
+            found = machine.memory(parts, None, "")
+            return replace(found, text=f"at most {found.text}; network_batch=auto takes fewer images if need be")
+        return machine.memory(parts, device, "batch_size, network_batch")
+
+    def time(self, cost: Cost) -> Finding:
+        """Seconds of all network calls on one process."""
+        evaluations = self.network_calls / max(map(self.denoiser.calls, self.levels)) / self.threads
+        text = f"{self._at_most}{duration(cost.seconds_for(evaluations * self.call_size))} of network calls"
+        where = "one process" if self.threads == 1 else f"{self.threads} threads"
+        measured = f"one evaluation on {cost.images} images took {cost.seconds:.3g} s"
+        return Finding("ok", "time", f"{text} on {where}: {measured}")

@@ -1,0 +1,93 @@
+"""`network_batch=auto`: how many images the network is called on, from the memory that is free."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from scoreline.denoiser import Denoising
+from scoreline.device import free_memory
+from scoreline.errors import InputError
+from scoreline.generation.memory import peak_bytes
+from scoreline.generation.shards import Shards
+from scoreline.solvers.adaptive import AdaptiveRun
+from scoreline.solvers.tableau import Tableau
+
+SHARE = 0.8
+
+MOST = {"cuda": 1024, "cpu": 256}
+"""Images of a call beyond which the devices at hand did no more of them per second."""
+
+USUAL = 64
+"""Images of a call that a small job may fill up to, as with the default of network_batch."""
+
+
+def largest_batch(call: Callable[[int], object], limit: float, device: torch.device, images: int) -> int:
+    """The largest power of two n, at most `MOST`, with which `call(n)` holds at most `limit` bytes.
+
+    The last call of a job is filled up, so n is at most `USUAL` or a quarter of the job's `images`. Bytes are taken as
+    linear in n from calls of 1 and 2 images; on a GPU the size found is tried, and halved until it fits. The same
+    model, limit, kind of device and number of images give the same size.
+
+    Raises:
+        InputError: if a single image does not fit.
+    """
+    call(1)
+    least, most = (peak_bytes(lambda n=n: call(n), device) for n in (1, 2))  # type: ignore[misc]
+    each = max(most - least, 1)
+    size, largest = 1, most_images(device, images)
+    while size * 2 <= largest and least + each * (2 * size - 1) <= limit:
+        size *= 2
+    while size > 1 and not _fits(call, size, limit, device):
+        size //= 2
+    if least > limit:
+        raise InputError(
+            f"network_batch=auto: one image takes {least / 2**20:.0f} MiB of activations, memory_mib allows "
+            f"{limit / 2**20:.0f}; raise memory_mib"
+        )
+    return size
+
+
+def most_images(device: torch.device, images: int) -> int:
+    """The size that a job of so many images is given where memory is no limit, a power of two."""
+    largest = min(MOST.get(device.type, MOST["cpu"]), max(USUAL, images // 4))
+    return 1 << (largest.bit_length() - 1)
+
+
+def one_call(denoiser: Denoising, tableau: Tableau | AdaptiveRun, shards: Shards) -> Callable[[int], object]:
+    """n -> an evaluation on n images at the first noise level, beside the states that the tableau holds."""
+    device, level = next(denoiser.parameters()).device, float(tableau.rho[0])
+    states = tableau.peak_tensors
+
+    @torch.inference_mode()
+    def call(images: int) -> Tensor:
+        x = torch.zeros(images, *shards.shape, device=device)
+        others = [torch.zeros_like(x) for _ in range(states)]
+        label = None if shards.labels is None else torch.zeros(images, dtype=torch.int64, device=device)
+        return denoiser.eps(x, level, label=label) + others[0]
+
+    return call
+
+
+def memory_limit(mib: float | None, device: torch.device) -> float:
+    """Bytes: those that are wanted, else `SHARE` of what is free.
+
+    Raises:
+        InputError: where nothing is wanted and the system does not tell what is free.
+    """
+    if mib is not None:
+        return mib * 2**20
+    free = free_memory(device)
+    if free is None:
+        raise InputError("memory_mib: this system does not tell how much memory is free; give the key a number")
+    return SHARE * free
+
+
+def _fits(call: Callable[[int], object], size: int, limit: float, device: torch.device) -> bool:
+    if device.type != "cuda":
+        return True
+    try:
+        return peak_bytes(lambda: call(size), device) <= limit
+    except torch.OutOfMemoryError:
+        torch.cuda.empty_cache()
+        return False

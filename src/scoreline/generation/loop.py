@@ -1,0 +1,89 @@
+"""The loop that samples missing images, as one of several processes, and keeps them as shards."""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from scoreline.device import to_host
+from scoreline.errors import InputError
+from scoreline.generation.batches import Batch, Sampler, check_finite
+from scoreline.generation.shards import Found, Shards
+from scoreline.generation.sharing import from_first, share
+from scoreline.in_order import beside
+from scoreline.pictures import to_uint8
+from scoreline.processes import Group
+from scoreline.progress import ImageProgress
+
+WRITERS = 2
+"""Threads that write finished batches while the next ones are computed: so many batches are held at most."""
+
+
+def sample_missing(sampler: Sampler, shards: Shards, group: Group) -> tuple[int, float]:
+    """Sample every image that is in no shard yet, together with the other processes of the group.
+
+    Image i is what `generation.batches.generate` makes of seed i on the device of the denoiser's parameters: to the
+    bit the same for any number of processes and threads, any `batch_size` and any number of kills and restarts, as long
+    as `network_batch` is a number and a thread of a CPU computes with as many cores. Where it is None, and with an
+    adaptive solver, images depend on their batch by rounding or by the tolerance. A kill loses the batches in flight
+    and nothing else: a finished batch becomes a shard at once, written beside the computing of the next ones.
+
+    Returns:
+        Images that all processes sampled in this call together, and the seconds they took.
+    """
+    # 1. the first process tells which images are missing, each process takes its share
+    missing = from_first(shards.find().missing if group.first else None, group)
+    own = share(missing.tolist(), group, sampler.network_batch or 1)
+    seeds = [shards.seeds[i] for i in own]
+    labels = None if shards.labels is None else shards.labels[torch.tensor(own, dtype=torch.int64)]
+
+    # 2. batches of images on the device, copied to the host while the next ones are computed, then shards
+    began, whole = time.perf_counter(), len(missing) / max(1, len(own))
+    total, done = len(shards.seeds), len(shards.seeds) - len(missing)
+    with ImageProgress(total, "sampling", done=done, enabled=group.first) as progress:
+        batches = sampler.batches(shards.shape, seeds, labels, lambda images: progress.update(images * whole))
+        _write_shards(shards, own, batches)
+    group.barrier()
+    return len(missing), time.perf_counter() - began
+
+
+def _write_shards(shards: Shards, indices: Sequence[int], batches: Iterator[Batch]) -> None:
+    def placed() -> Iterator[tuple[Sequence[int], Callable[[], Tensor], int, int]]:
+        start = 0
+        for batch in batches:
+            end = start + len(batch.seeds)
+            yield indices[start:end], images_on_host(batch), batch.nfe, batch.network_calls
+            start = end
+
+    beside(lambda item: shards.write(item[0], item[1](), *item[2:]), placed(), WRITERS)
+
+
+def images_on_host(batch: Batch) -> Callable[[], Tensor]:
+    """A call that waits for the batch's images uint8 (n, C, H, W) on the CPU; a GPU sends them beside its work.
+
+    The call raises NotFiniteError if a sample is not finite.
+    """
+    seeds, copies = batch.seeds, to_host(to_uint8(batch.x), batch.x.isfinite().all())
+
+    def images() -> Tensor:
+        pixels, finite = copies()
+        check_finite(seeds, finite)
+        return pixels
+
+    return images
+
+
+def find_all(shards: Shards, group: Group) -> Found:
+    """Where all images lie; the first process compares every one with its SHA-256.
+
+    Raises:
+        InputError: if one is missing or damaged, which happens where the processes do not share the folder.
+    """
+    found = shards.find(check=group.first)
+    if missing := len(found.missing):
+        raise InputError(
+            f"hydra.run.dir={shards.folder.parent}: {missing} of {len(shards.seeds)} images are missing or damaged "
+            "when all should be there; start the same command again, in a directory that all processes share"
+        )
+    return found

@@ -1,0 +1,1 @@
+"""The jobs of `scoreline train`, `scoreline sample` and `scoreline calibrate`."""

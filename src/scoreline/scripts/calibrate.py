@@ -1,0 +1,150 @@
+"""Measure a trained model and write a calibration record, bound to its checkpoint.
+
+  python calibrate.py checkpoint=outputs/train/NAME       mean |eps|, for solver=deis_sn
+  python calibrate.py nfe=200 seeds=0-255                 fewer levels, more images
+  python calibrate.py calibration=score_optimal           for schedule=score_optimal
+  python calibrate.py calibration=search                  best solver and schedule, for solver=auto
+  python calibrate.py calibration=tableau                 learned tableaus, for solver=learned
+  python calibrate.py calibration.states=noised dataset=digits         score_norm on real images
+  python calibrate.py calibration=target_variance dataset=digits       variance of training targets
+  torchrun --standalone --nproc_per_node=4 calibrate.py seeds=0-1023   score_norm on four GPUs
+
+A run writes the record, its plot and config.yaml, and copies the record beside the checkpoint,
+where sample.py finds it. An interrupted score_norm or target_variance run continues.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import DictConfig
+
+from scoreline import entry, processes, run_names
+from scoreline.config import calibrate_config
+from scoreline.config.calibrate_config import CalibrateConfig
+
+if TYPE_CHECKING:
+    from scoreline.calibration.record import Record
+    from scoreline.calibration.subject import Subject
+    from scoreline.checkpoints import Checkpoint
+    from scoreline.config.calibrate_config import CalibrateComponents
+    from scoreline.datasets.base import ImageDataset
+
+
+@entry.script("calibrate")
+def main(cfg: DictConfig) -> None:
+    """Measure a model, and write the record and its plot."""
+    config = calibrate_config.read(cfg)
+    config.run.claim()
+    checkpoint = config.model.load()
+    components = config.components(checkpoint)
+    subject = build_subject(config, components, checkpoint)
+    estimator, first = components.estimator(), processes.current().first
+    if first:
+        config.run.save_config(components.config_yaml())
+    values = measure(estimator, subject)
+    if first:
+        record = build_record(config, components, checkpoint, subject, estimator, values)
+        publish(config, estimator, values, record, checkpoint)
+        subject.parts.remove()
+
+
+def build_subject(config: CalibrateConfig, components: "CalibrateComponents", checkpoint: "Checkpoint") -> "Subject":
+    """The model, the run that is measured, and its images."""
+    import torch
+
+    from scoreline.calibration.subject import Subject
+    from scoreline.device import choose_device
+    from scoreline.labels import plan_labels
+    from scoreline.parts import Parts
+    from scoreline.solvers.tableau import build_tableau
+
+    torch.set_num_threads(config.threads)
+    group, card, data = processes.current(), checkpoint.card, components.data
+    device = choose_device(config.device, group.local)
+    labels = plan_labels(config.labels, config.seeds, card.num_classes)
+    tableau = build_tableau(components.solver, components.schedule, components.span, config.nfe, "none")
+    if data is not None:
+        refuse_other_classes(data, config.labels, card.num_classes)
+    about = f"{config.batch_size} {device.type} {checkpoint.digest} {data and data.digest}"
+    parts = Parts(config.run.path / "parts", f"{config.run.identity} {about}", group.rank, group.size, group.barrier)
+    denoiser = checkpoint.denoiser.to(device)
+    return Subject(denoiser, tableau, card.shape, config.seeds, config.batch_size, labels, parts, data)
+
+
+def refuse_other_classes(data: "ImageDataset", labels: str, classes: int) -> None:
+    """Raises: InputError for real images whose classes are not the model's."""
+    from scoreline.errors import InputError
+
+    if classes and labels not in ("random", "none"):
+        raise InputError(f"labels={labels}: images of {data.name} have their own; leave the key out or labels=none")
+    if classes and labels != "none" and data.num_classes != classes:
+        raise InputError(f"dataset: {data.name} has {data.num_classes} classes, not the model's {classes}; labels=none")
+
+
+def measure(estimator: Any, subject: "Subject") -> dict[str, Any]:
+    """What the estimator measures, with a progress bar."""
+    from scoreline.progress import ImageProgress
+
+    first = processes.current().first
+    with ImageProgress(len(subject.seeds), "calibrating", done=subject.done, enabled=first) as progress:
+        values: dict[str, Any] = estimator(subject, progress.update)
+    return values
+
+
+def build_record(
+    config: CalibrateConfig,
+    components: "CalibrateComponents",
+    checkpoint: "Checkpoint",
+    subject: "Subject",
+    estimator: Any,
+    values: dict[str, Any],
+) -> "Record":
+    """The values, and what they were measured with."""
+    import torch
+
+    from scoreline.calibration.record import Record
+    from scoreline.files import code_version
+
+    tensors = {name: value for name, value in values.items() if isinstance(value, torch.Tensor)}
+    provenance = {
+        "checkpoint": checkpoint.digest,
+        "data": checkpoint.card.data,
+        "estimator": type(estimator).__name__,
+        **config.calibration,
+        "states": estimator.states,
+        **components.classes,
+        "nfe": subject.run.nfe,
+        "seeds": config.seeds_text,
+        "images": len(subject.seeds),
+        "code_version": code_version(),
+        **{name: value for name, value in values.items() if name not in tensors},
+    }
+    if subject.data is not None:
+        provenance["dataset"] = {"name": subject.data.name, "sha256": subject.data.digest}
+    return Record(estimator.kind, tensors, provenance)
+
+
+def publish(
+    config: CalibrateConfig, estimator: Any, values: dict[str, Any], record: "Record", checkpoint: "Checkpoint"
+) -> None:
+    """Write the record and its plot into the run directory, and a copy beside the checkpoint, if none is there."""
+    from scoreline.files import write_atomically
+
+    out = config.run.path
+    path = out / f"{record.kind}.safetensors"
+    record.save(path)
+    native = checkpoint.noise_schedule
+    write_atomically(out / f"{record.kind}.png", lambda part: estimator.plot(record, part, noise_schedule=native))
+    print(f"{record.provenance['images']} images, NFE {record.provenance['nfe']} -> {path}")
+    print(estimator.summary(values))
+    if estimator.key is None:
+        return
+    beside = run_names.record_beside(checkpoint.path, record.kind)
+    if beside.exists():
+        print(f"{beside.name} was there already and is kept; to use the new one: {estimator.key}={path}")
+    else:
+        record.save(beside)
+        print(f"copied to {beside.name} beside the checkpoint, where sample.py finds it")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,190 @@
+"""Sample images from a checkpoint with any solver on any schedule, and evaluate them.
+
+  python sample.py                                        64 digits, DEIS-tAB3, NFE 10
+  python sample.py checkpoint=outputs/train/NAME nfe=20   your own model
+  python sample.py solver=heun schedule=karras final=denoise nfe=35
+  python sample.py seeds=0-49999 format=png               the same command continues after a stop
+  torchrun --standalone --nproc_per_node=8 sample.py seeds=0-49999     the same, on eight GPUs
+  python sample.py labels=classes.txt format=zip          one class for each seed; EDM's archive
+  python sample.py trajectories=0-3                       the steps of the runs of four seeds
+  python sample.py checkpoint=NAME guidance=classifier_free guidance.scale=2 threshold=dynamic
+  python sample.py -m solver=ddim,deis_tab3 nfe=5,10,20   a sweep, one directory per cell
+  python sample.py table=deis_sn_digits budget=small      all cells of a paper's table, a figure
+
+A run writes images, manifest.csv, grid.png, config.yaml and metrics.json. Image i depends on seed
+i, not on batch_size, the number of processes or restarts.
+"""
+
+from typing import TYPE_CHECKING
+
+from omegaconf import DictConfig
+
+from scoreline import checks, entry, processes, run_config, run_results
+from scoreline.config import sample_config
+from scoreline.config.sample_config import SampleConfig, TableConfig
+from scoreline.run_results import Result
+from scoreline.tables import schema
+
+if TYPE_CHECKING:
+    from scoreline.checkpoints import Checkpoint
+    from scoreline.generation.batches import Sampler
+    from scoreline.generation.run import Outputs
+    from scoreline.generation.shards import Shards
+
+
+def check_table(cfg: DictConfig) -> None:
+    """Raises: InputError for a mistake in the file of a table, or an unknown budget."""
+    table = sample_config.read_table(cfg)
+    if table is not None:
+        schema.parse(table.name, table.data).ranges(table.budget)
+
+
+@entry.script("sample", check_table)
+def main(cfg: DictConfig) -> float | None:
+    """Sample and evaluate the images of a run directory, or run a table; the first metric, for a sweeper."""
+    table = sample_config.read_table(cfg)
+    if table is not None:
+        run_table(table)
+        return None
+    config = sample_config.read(cfg)
+    from scoreline.generation import run
+
+    config.run.claim()
+    out, first = config.run.path, processes.current().first
+    result, again = run_results.finished(out)
+    if again and first:
+        run_results.reopen(out)
+        print(f"note: {again}: this run is made again")
+    if result is None:
+        result = sample(config)
+    elif first:
+        print("note: this run was finished before, what it found is shown; delete its directory to repeat it")
+    if first:
+        run.clear(out)
+        for warning in [] if entry.in_sweep() else result["warnings"]:
+            print(f"note: {warning}")
+        print(run_results.summary(result, out))
+    return next((metric["value"] for metric in result["metrics"].values()), None)
+
+
+def run_table(config: TableConfig) -> None:
+    """Run every cell of a table, then write the table."""
+    from scoreline.tables import run
+
+    options = run.Options(config.budget, config.jobs, config.on_error, config.wandb, config.lock)
+    run.main(config.name, config.data, run.of_cells(config.overrides), options, config.out)
+
+
+def sample(config: SampleConfig) -> Result:
+    """From seeds to metrics.json, in every process of the group."""
+    import torch
+
+    from scoreline.device import choose_device
+    from scoreline.execution import Execution
+    from scoreline.generation import run
+    from scoreline.generation.batches import Sampler
+    from scoreline.generation.memory import keep_freed_memory
+    from scoreline.generation.shards import Shards
+    from scoreline.graphs import recorder
+    from scoreline.labels import describe_labels, plan_labels
+    from scoreline.solvers.tableau import build
+
+    group = processes.current()
+    torch.set_num_threads(1)
+    device = choose_device(config.device, group.local)
+
+    # 1. checkpoint, and what refers to it: solver, schedule, guidance, threshold
+    checkpoint = config.model.load()
+    card, components = checkpoint.card, config.components(checkpoint)
+
+    # 2. tableau: the coefficients of every step, at exactly nfe evaluations
+    tableau = build(components.solver, components.schedule, components.span, config.nfe, config.final)
+
+    # 3. shards: image i belongs to seed i and label i; those of an earlier start are found again
+    labels = plan_labels(config.labels, config.seeds, card.num_classes)
+    stamp = f"{config.run.identity} {checkpoint.digest}"
+    shards = Shards(config.run.path / run.SHARDS, stamp, config.seeds, labels, card.shape)
+    trajectories = (config.trajectories, config.trajectory_nfe)
+    outputs = run.Outputs(config.format, components.metrics, *trajectories, card.num_classes)
+    outputs.check(shards, tableau)
+
+    # 4. sampler: how many images the network is called on, on which device, in which precision
+    denoiser = components.denoiser.to(device)
+    Execution(config.precision, config.compile, config.channels_last).apply(denoiser)
+    threads = 1 if device.type == "cuda" else config.threads
+    record = recorder(config.graphs, device, tableau)
+    sampler = network_batch(config, Sampler(denoiser, tableau, config.batch_size, None, threads, record), shards)
+    if device.type == "cpu":
+        keep_freed_memory()
+    if group.first:
+        config.run.save_config(components.config_yaml(sampler.network_batch))
+        if components.recommended:
+            chosen = " on ".join(components.recommended)
+            print(f"solver={components.choices['solver']}: {chosen}, closest to the fine run at about this NFE")
+
+    # 5. images, their files and metrics, then metrics.json
+    found = run.finish(sampler, shards, outputs, group)
+    asked = {"final": config.final, "seeds": config.seeds_text, "labels": describe_labels(config.labels, labels)}
+    result = describe({**components.choices, **asked}, checkpoint, sampler, outputs, found)
+    if group.first:
+        run_results.write(config.run.path, result)
+    return result
+
+
+def network_batch(config: SampleConfig, sampler: "Sampler", shards: "Shards") -> "Sampler":
+    """The sampler with its `network_batch`, the same in every process.
+
+    With auto it is that of this run directory's first start, else the largest that fits into memory.
+    """
+    from dataclasses import replace
+
+    import torch
+
+    from scoreline.generation.auto_batch import largest_batch, memory_limit, one_call
+    from scoreline.generation.sharing import from_first
+
+    group = processes.current()
+    if isinstance(config.network_batch, int | None):
+        return replace(sampler, network_batch=config.network_batch)
+    former = (run_config.read(config.run.path) or {}).get("network_batch")
+    size = None if former is None else checks.whole("network_batch", former)
+    if size is None and group.first:
+        device = next(sampler.denoiser.parameters()).device
+        limit = memory_limit(config.memory_mib, device) / sampler.threads
+        call = one_call(sampler.denoiser, sampler.tableau, shards)
+        size = largest_batch(call, limit, device, len(shards.seeds))
+    size = int(from_first(torch.tensor([size]) if group.first else None, group))
+    return replace(sampler, network_batch=size)
+
+
+def describe(
+    choices: dict[str, str], checkpoint: "Checkpoint", sampler: "Sampler", outputs: "Outputs", found: Result
+) -> Result:
+    """The content of metrics.json.
+
+    Args:
+        choices: solver, schedule, guidance and the rest, as the user gave them.
+        checkpoint: the model.
+        sampler: how it was sampled.
+        outputs: what was made of the images.
+        found: what `generation.run.finish` returns.
+    """
+    from scoreline.files import code_version
+    from scoreline.numerics import NUMERICS_VERSION
+
+    count = found["images"]
+    return {
+        **choices,
+        **found,
+        "protocol": outputs.metrics.fingerprint(count),
+        "warnings": outputs.metrics.warnings(count),
+        "checkpoint": {"name": checkpoint.path.name, "sha256": checkpoint.digest},
+        "sigma_max": float(sampler.tableau.rho[0]),
+        "sigma_end": float(sampler.tableau.rho[-1]),
+        "numerics_version": NUMERICS_VERSION,
+        "code_version": code_version(),
+    }
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,169 @@
+"""Train a score model: data, training target, loss, checkpoint with averaged weights.
+
+  python train.py                               digits, DSM, linear VP: 3 minutes on 2 CPU cores
+  python train.py experiment=digits_edm_stf     EDM's recipe with stable targets
+  python train.py target=stf target.references=1024
+  python train.py duration_kimg=512 seed=1      any key below
+  python train.py resume=RUN/checkpoints/0000064000.ckpt optimiser.lr=1e-4
+  python train.py trainer=ddp trainer.devices=4   on four GPUs; batch_size stays the whole batch
+  python train.py logger=wandb                  csv | wandb (offline) | tensorboard
+  python train.py callbacks=online_schedule     learn a schedule for schedule=score_optimal
+  python train.py -m seed=0,1,2                 one run directory per cell
+
+A run writes config.yaml, metrics.jsonl, previews, checkpoints/ and model.safetensors. The same
+command continues an interrupted run. On SIGTERM or SIGUSR1 it saves its state and exits with 75.
+"""
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import DictConfig
+
+from scoreline import entry, processes
+from scoreline.config import train_config
+from scoreline.config.train_config import TrainConfig
+
+if TYPE_CHECKING:
+    from lightning import Trainer
+
+    from scoreline.training.data import DeviceData
+    from scoreline.training.module import DiffusionModule
+    from scoreline.training.resume import Start
+
+
+@entry.script("train", launch=processes.alike)
+def main(cfg: DictConfig) -> float | None:
+    """Train a model, or go on training it; its last validation loss, for a sweeper."""
+    from scoreline.training.data import DeviceData, ImageDataModule, share_of
+    from scoreline.training.resume import resume_from
+
+    entry.quieten()
+    config = train_config.read(cfg)
+    out, batch_size = config.run.path, config.batch_size
+    config.run.claim()
+
+    # data and model; the state of an earlier start, if there is one
+    start = resume_from(out, config.resume, batch_size)
+    data = DeviceData(config.components.dataset(), config.device_mib)
+    module = build_module(config, data, start)
+    start.check(module)
+
+    # the loop over batches is Lightning's
+    trainer = build_trainer(config, start.steps_until(config.duration, batch_size))
+    share_of(batch_size, trainer.global_rank, trainer.world_size)
+    batches = ImageDataModule(data, batch_size, config.seed, config.workers)
+    if trainer.is_global_zero:
+        config.run.save_config(config.config_yaml())
+        if note := start.note(module, config.duration):
+            print(note)
+    trainer.fit(module, batches, ckpt_path=start.path, weights_only=True)
+    conclude(config, trainer, module)
+    return validation_loss(config) if trainer.is_global_zero else None
+
+
+def build_module(config: TrainConfig, data: "DeviceData", start: "Start") -> "DiffusionModule":
+    """The denoiser with its objective and optimiser."""
+    from scoreline.checkpoints import Card
+    from scoreline.denoiser import Denoiser
+    from scoreline.execution import execute
+    from scoreline.noise import seed_default
+    from scoreline.training.module import DiffusionModule
+    from scoreline.training.references import References
+
+    dataset, components = data.dataset, config.components
+    entry.match_data(config.model["network"], dataset)
+    seed_default(config.seed)
+    denoiser = Denoiser(components.network(), components.parameterisation())
+    execute(denoiser.network, config.compile, config.channels_last)
+    earlier = start.earlier()
+    card = Card(
+        model=config.model,
+        shape=dataset.shape,
+        num_classes=int(config.model["network"].get("num_classes", 0)),
+        data={"name": dataset.name, "sha256": dataset.digest, "images": len(dataset)},
+        training={**config.provenance, **({"earlier": earlier} if earlier else {})},
+    )
+    objective = components.objective()
+    target: Any = objective.target
+    return DiffusionModule(
+        denoiser,
+        objective,
+        components.optimiser(),
+        config.batch_size,
+        config.lr_rampup_kimg,
+        config.seed,
+        card,
+        components.gradients(),
+        components.augmentation(),
+        References(data, target, config.batch_size, config.seed) if target.references > 0 else None,
+        config.micro_batch,
+        config.loss_scale,
+        config.settings,
+    )
+
+
+def build_trainer(config: TrainConfig, steps: int) -> "Trainer":
+    """Lightning's trainer up to a number of steps.
+
+    Raises:
+        InputError: for devices or a precision that this machine does not have.
+    """
+    from lightning import Trainer
+    from lightning.fabric.utilities.exceptions import MisconfigurationException
+
+    from scoreline.errors import InputError
+    from scoreline.training.checkpoint import AtomicCheckpointIO
+
+    components = config.components
+    options = components.trainer()
+    if hasattr(options.get("strategy"), "command"):
+        options["strategy"].command = config.command
+    plugins = [AtomicCheckpointIO(), *options.pop("plugins", [])]
+    more: dict[str, Any] = {"callbacks": components.callbacks(), "logger": components.logger(), "plugins": plugins}
+    try:
+        trainer = Trainer(**options, **more, max_steps=steps)
+    except (MisconfigurationException, ValueError) as error:
+        raise InputError(f"trainer={config.trainer_name}: {str(error).splitlines()[0]}") from error
+    if trainer.precision != config.precision:
+        raise InputError(f"precision={config.precision}: not on this device, which offers {trainer.precision}")
+    return trainer
+
+
+def conclude(config: TrainConfig, trainer: "Trainer", module: "DiffusionModule") -> None:
+    """Print the last lines; a training that a scheduler stopped leaves with exit code 75."""
+    from scoreline.training.online_schedule import OnlineSchedule
+    from scoreline.training.preemption import REQUEUE, Preemption
+
+    if not trainer.is_global_zero:
+        return
+    callbacks: list[Any] = getattr(trainer, "callbacks")  # noqa: B009
+    stopped = next((it for it in callbacks if isinstance(it, Preemption) and it.told), None)
+    kimg, out = f"{module.images_seen / 1000:g} kimg", config.run.path
+    if stopped and stopped.told and module.global_step < trainer.max_steps:
+        print(f"{stopped.told.name}: stopped at {kimg}, state saved; the same command goes on from {out}")
+        stopped.hand_on()
+        sys.exit(REQUEUE)
+    model = out / "model.safetensors"
+    print(f"{kimg} -> {model if model.is_file() else 'no model: callbacks.checkpoint, which writes it, is left out'}")
+    for callback in callbacks:
+        if isinstance(callback, OnlineSchedule):
+            print(callback.summary())
+    if model.is_file():
+        print(f"next: python sample.py checkpoint={out}")
+
+
+def validation_loss(config: TrainConfig) -> float | None:
+    """The last loss of the averaged model on fixed images and noise, for a sweeper to minimise; None without one."""
+    from scoreline.history import records
+
+    found = [record["fixed_loss"] for record in records(config.run.path / "metrics.jsonl") if "fixed_loss" in record]
+    if not found and entry.in_sweep():
+        print(
+            f"fixed_loss_kimg={config.fixed_loss_kimg}: no fixed_loss was measured, so a sweeper that optimises has "
+            f"nothing to compare; set it to at most duration_kimg={config.duration / 1000:g}"
+        )
+    return float(found[-1]) if found else None
+
+
+if __name__ == "__main__":
+    main()

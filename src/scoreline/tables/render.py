@@ -1,0 +1,394 @@
+"""A grid as Markdown, LaTeX and CSV.
+
+`pages` lays a grid out as lines of texts, marks and notes, which Markdown and LaTeX only dress.
+"""
+
+import csv
+import io
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+
+from scoreline.run_results import Result
+from scoreline.tables.grid import Entry, Grid, Part, best, difference
+from scoreline.tables.protocol import code_versions, digest, fingerprint
+
+SIGNS = {"verified": "", "second-hand": "\u2020", "unverified": "\u2021"}
+"""Marks of published figures: none, dagger, double dagger."""
+
+NOTHING = "-"
+NOT_COMPARED = "n/a"
+
+MEANING = {
+    "second-hand": "quoted from another work than the paper itself",
+    "unverified": "not yet found in a text that we read",
+}
+
+
+@dataclass(frozen=True)
+class Text:
+    """One field: `value` alone, or with its error; `aside` stands in brackets behind; `note` is a letter."""
+
+    value: str = ""
+    error: str = ""
+    bold: bool = False
+    mark: str = ""
+    aside: str = ""
+    note: str = ""
+
+    def plain(self) -> str:
+        """`4.17 +- 0.03 (NFE 9) [a]`."""
+        shown = f"{self.value}{self.mark}" + (f" +- {self.error}" if self.error else "")
+        return shown + (f" ({self.aside})" if self.aside else "") + (f" [{self.note}]" if self.note else "")
+
+
+@dataclass(frozen=True)
+class Line:
+    """A row of a printed table."""
+
+    name: str
+    fields: list[Text]
+    published: bool = False
+
+
+@dataclass(frozen=True)
+class Page:
+    """A printed table: `about` are sentences below it, `notes` what its letters stand for."""
+
+    heading: list[str]
+    lines: list[Line]
+    differs: list[str]
+    about: list[str]
+    notes: dict[str, str] = field(default_factory=dict)
+
+
+def sentence(text: str) -> str:
+    """With a full stop, and a capital unless it begins with a key, as in budget=small."""
+    text = text if "=" in text.partition(" ")[0] else text[:1].upper() + text[1:]
+    return text if text.endswith((".", "?", "!")) else f"{text}."
+
+
+def pages(grid: Grid) -> list[Page]:
+    """One for each part."""
+    return [_page(grid, part) for part in grid.parts]
+
+
+def _page(grid: Grid, part: Part) -> Page:
+    columns, lines, notes = part.columns(grid), list[Line](), dict[str, str]()
+    bold = {column: best(part, grid.metric, column) for column in columns}
+    for row in part.rows(grid):
+        found = [part.entries.get((row, column)) for column in columns]
+        ours = [
+            _measured(grid, entry, row in bold[column], notes) for entry, column in zip(found, columns, strict=True)
+        ]
+        lines.append(Line(row, ours))
+        if any(entry and entry.published for entry in found):
+            texts = [_quoted(grid, entry, text, notes) for entry, text in zip(found, ours, strict=True)]
+            lines.append(Line("published", texts, published=True))
+    heading = [grid.metric, *(f"{grid.label} {column}" for column in columns)]
+    return Page(heading, lines, part.differs, _about(grid, part), {letter: reason for reason, letter in notes.items()})
+
+
+def _letter(reason: str, notes: dict[str, str]) -> str:
+    """The letter of a reason; equal reasons share one."""
+    k = len(notes)
+    return notes.setdefault(reason, chr(97 + k % 26) * (1 + k // 26))
+
+
+def _measured(grid: Grid, entry: Entry | None, bold: bool, notes: dict[str, str]) -> Text:
+    score = entry.score(grid.metric) if entry else None
+    if entry is None or score is None or entry.result is None:
+        return Text(NOTHING, note=_letter(entry.reason, notes) if entry and entry.reason else "")
+    value, error = with_error(score["value"], score["error"])
+    nfe = whole_or_tenth(entry.result["nfe"])
+    aside = f"NFE {nfe}" if grid.label == "NFE" and nfe != entry.column else ""
+    return Text(value, error, bold, aside=aside)
+
+
+def _quoted(grid: Grid, entry: Entry | None, ours: Text, notes: dict[str, str]) -> Text:
+    if entry is None or entry.published is None:
+        return Text()
+    text = as_published(entry.published.value)
+    error = "" if entry.published.error is None else f"{entry.published.error:.10g}"
+    mark, less = SIGNS[entry.published.status], difference(entry, grid.metric, grid.paper)
+    if isinstance(less, float):
+        return Text(text, error, mark=mark, aside=signed(less, ours.value))
+    aside = NOT_COMPARED if less else ""
+    return Text(text, error, mark=mark, aside=aside, note=_letter(f"no difference: {less}", notes) if less else "")
+
+
+def _about(grid: Grid, part: Part) -> list[str]:
+    results = part.results()
+    if not results:
+        return ["no run is finished"]
+    found = [_images(results), _below(results), _levels(part, grid), _calls(part, grid), *_marks(grid, part)]
+    found.append(_code(results))
+    return [sentence for sentence in found if sentence]
+
+
+def _images(results: list[Result]) -> str:
+    first = results[0]
+    seeds = f"{first['images']} images (seeds {first['seeds']})"
+    if first.get("ranges", 1) > 1:
+        seeds = f"{first['ranges']} x {first['images']} images (seeds {first['seeds']})"
+    models = dict.fromkeys(f"{it['checkpoint']['name']} {it['checkpoint']['sha256'][:8]}" for it in results)
+    return ", ".join([seeds, f"checkpoint{'s' * (len(models) > 1)} {', '.join(models)}", *_common(results)])
+
+
+def _common(results: list[Result]) -> list[str]:
+    """Guidance and threshold, unless there is none or rows differ in it."""
+    found = [{it.get(key, "none") for it in results} for key in ("guidance", "threshold")]
+    return [one for values in found if len(values) == 1 for one in values if one != "none"]
+
+
+def _below(results: list[Result]) -> str:
+    ranges = results[0].get("ranges", 1)
+    error = f"of the mean over {ranges} seed ranges" if ranges > 1 else "over images"
+    bold = "bold: the best of a column and all within one standard error of the difference from it"
+    protocol = ", ".join(f"{key} {value}" for key, value in results[0]["protocol"].items())
+    return "; ".join(filter(None, [f"+- is the standard error {error}", bold, protocol]))
+
+
+def _code(results: list[Result]) -> str:
+    versions = list(dict.fromkeys(version for result in results for version in code_versions(result)))
+    return f"the rows were made by code versions {', '.join(versions)}" if len(versions) > 1 else ""
+
+
+def _levels(part: Part, grid: Grid) -> str:
+    """Where the rows begin and end, if not all alike."""
+    ends = {row: dict.fromkeys(_ends(it) for it in _of_row(part, grid, row)) for row in part.rows(grid)}
+    if len({end for found in ends.values() for end in found}) < 2:
+        return ""
+    return "noise levels: " + "; ".join(f"{row} {' and '.join(found)}" for row, found in ends.items() if found)
+
+
+def _ends(result: Result) -> str:
+    first, last = result.get("sigma_max"), result.get("sigma_end")
+    return f"{first:.4g} to {last:.4g}" if isinstance(first, float) and isinstance(last, int | float) else "unknown"
+
+
+def _of_row(part: Part, grid: Grid, row: str) -> list[Result]:
+    found = [part.entries.get((row, column)) for column in grid.columns]
+    return [entry.result for entry in found if entry is not None and entry.result is not None]
+
+
+def _calls(part: Part, grid: Grid) -> str:
+    """Evaluations where the columns do not tell them, and network calls where guidance makes them more."""
+    sentences = []
+    if grid.label != "NFE":
+        nfe = {row: _span([it["nfe"] for it in _of_row(part, grid, row)]) for row in part.rows(grid)}
+        sentences.append("NFE: " + "; ".join(f"{row} {found}" for row, found in nfe.items() if found))
+    if any(_network_calls(it) != it["nfe"] for it in part.results()):
+        cells = []
+        for column in part.columns(grid):
+            entries = [entry.result for place, entry in part.entries.items() if place[1] == column and entry.result]
+            cells.append(f"{_span([_network_calls(it) for it in entries])} at {grid.label} {column}")
+        sentences.append(f"network calls per image: {', '.join(cells)}")
+    return "; ".join(sentences)
+
+
+def _network_calls(result: Result) -> float:
+    return float(result["network_calls"] if "network_calls" in result else result["nfe"])
+
+
+def _span(values: list[float]) -> str:
+    return "-".join(whole_or_tenth(value) for value in sorted({min(values), max(values)})) if values else ""
+
+
+def _marks(grid: Grid, part: Part) -> list[str]:
+    shown = [entry.published for entry in part.entries.values() if entry.published is not None]
+    if not shown:
+        return []
+    statuses = dict.fromkeys(it.status for it in shown)
+    marks = [f"{SIGNS[status]} {MEANING[status]}" for status in MEANING if status in statuses]
+    sources = "; ".join(dict.fromkeys(it.source for it in shown))
+    return [f"published: {sources}; in brackets ours less the published one", *marks]
+
+
+def with_error(value: float, error: float) -> tuple[str, str]:
+    """Both with as many decimals as give the error two significant digits: 4.1732 and 0.0412 are 4.173 and 0.041."""
+    if not math.isfinite(error) or error <= 0:
+        return (f"{value:.4g}", f"{error:.2g}")
+    places = max(0, 1 - math.floor(math.log10(float(f"{error:.1e}"))))
+    return f"{value:.{places}f}", f"{error:.{places}f}"
+
+
+def as_published(value: float) -> str:
+    """At least two decimals, as these tables are printed: 4.1 is 4.10."""
+    text = f"{value:.10g}"
+    return text if len(text.partition(".")[2]) >= 2 or "e" in text else f"{value:.2f}"
+
+
+def signed(value: float, like: str) -> str:
+    """A difference with a sign and the decimals of another number's text."""
+    return f"{value:+.{len(like.partition('.')[2])}f}"
+
+
+def whole_or_tenth(value: float) -> str:
+    """A whole number, or one decimal where a mean over images is none."""
+    return str(int(value)) if value == int(value) else f"{value:.1f}"
+
+
+def markdown(grid: Grid) -> str:
+    """Title, where the figures come from, one table for each part with its notes."""
+    head = [f"# {grid.title}" if grid.title else "", grid.watermark and f"**{grid.watermark}**"]
+    head += [sentence(grid.paper.citation()) if grid.paper else "", grid.note]
+    blocks = [block for block in head if block]
+    for number, page in enumerate(pages(grid), 1):
+        if page.differs:
+            blocks.append(f"Table {number}, not to be compared with the first: {'; '.join(page.differs)}.")
+        blocks += _markdown_blocks(page)
+    return "\n\n".join(blocks) + "\n"
+
+
+def _markdown_blocks(page: Page) -> list[str]:
+    lines = [_markdown_row(page.heading), "|--" * len(page.heading) + "|", *map(_markdown_line, page.lines)]
+    notes = [f"[{letter}] {reason}" for letter, reason in page.notes.items()]
+    return ["\n".join(lines), " ".join(map(sentence, page.about)), *map(sentence, notes)]
+
+
+def _markdown_row(cells: list[str]) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def _markdown_line(line: Line) -> str:
+    return _markdown_row([f"*{line.name}*" if line.published else line.name, *map(_markdown_field, line.fields)])
+
+
+def _markdown_field(text: Text) -> str:
+    if not text.bold:
+        return text.plain()
+    figure, rest = replace(text, aside="", note="").plain(), replace(text, value="", mark="", error="").plain()
+    return f"**{figure}**{rest}"
+
+
+SPECIAL = {
+    "\\": r"\textbackslash{}",
+    **{letter: f"\\{letter}" for letter in "&%$#_{}"},
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    "\u2020": r"\textsuperscript{$\dagger$}",
+    "\u2021": r"\textsuperscript{$\ddagger$}",
+}
+
+
+def latex(grid: Grid) -> str:
+    """One table environment for each part, its notes below it."""
+    return "\n".join(_environment(grid, page, number) for number, page in enumerate(pages(grid), 1))
+
+
+def escaped(text: str) -> str:
+    """Text with what LaTeX reads as commands written out."""
+    return "".join(SPECIAL.get(letter, letter) for letter in text).replace("+-", r"$\pm$")
+
+
+def _environment(grid: Grid, page: Page, number: int) -> str:
+    caption = [grid.title, grid.paper.citation() if grid.paper else "", grid.watermark, grid.note]
+    caption += [f"Not to be compared with the first table: {'; '.join(page.differs)}"] if page.differs else []
+    below = [*page.about, *(f"[{letter}] {reason}" for letter, reason in page.notes.items())]
+    label = (
+        "tab:"
+        + "".join(letter if letter.isalnum() else "-" for letter in grid.name)
+        + ("" if number == 1 else f"-{number}")
+    )
+    lines = [
+        r"\begin{table}",
+        r"\centering",
+        rf"\caption{{{_sentences(caption)}}}",
+        rf"\label{{{label}}}",
+        rf"\begin{{tabular}}{{l{'r' * (len(page.heading) - 1)}}}",
+        r"\toprule",
+        " & ".join(map(escaped, page.heading)) + r" \\",
+        r"\midrule",
+        *map(_latex_line, page.lines),
+        r"\bottomrule",
+        r"\end{tabular}",
+        "",
+        rf"\footnotesize {_sentences(below)}",
+        r"\end{table}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _sentences(parts: list[str]) -> str:
+    return " ".join(escaped(sentence(part)) for part in parts if part)
+
+
+def _latex_line(line: Line) -> str:
+    name = rf"\quad\textit{{{escaped(line.name)}}}" if line.published else escaped(line.name)
+    return " & ".join([name, *map(_latex_field, line.fields)]) + r" \\"
+
+
+def _latex_field(text: Text) -> str:
+    value = "--" if text.value == "-" else text.value
+    shown = escaped(value + text.mark)
+    if text.error:
+        shown += rf" $\pm$ {text.error}"
+    shown = rf"\textbf{{{shown}}}" if text.bold else shown
+    shown += f" ({_minus(escaped(text.aside))})" if text.aside else ""
+    return shown + (rf"\textsuperscript{{{text.note}}}" if text.note else "")
+
+
+def _minus(text: str) -> str:
+    return f"${text}$" if text[:1] in ("+", "-") else text
+
+
+FIELDS = (
+    *("table", "part", "row", "column", "metric", "value", "error", "n", "ranges", "seeds", "nfe", "network_calls"),
+    *("published", "published_error", "status", "source", "difference", "reason", "budget", "fingerprint"),
+)
+
+
+def long_csv(grid: Grid) -> str:
+    """A line of FIELDS, then every metric of every cell; above them, as a comment, the watermark.
+
+    The metric of the table comes first in each cell and carries what was published. `reason` says why a value or a
+    difference is missing.
+    """
+    out = io.StringIO()
+    if grid.watermark:
+        out.write(f"# {grid.watermark}\n")
+    writer = csv.DictWriter(out, FIELDS, restval="", lineterminator="\n")
+    writer.writeheader()
+    for number, part in enumerate(grid.parts, 1):
+        for row in part.rows(grid):
+            for column in part.columns(grid):
+                entry = part.entries.get((row, column))
+                if entry is not None:
+                    writer.writerows({"part": number, **line} for line in _csv_lines(grid, entry))
+    return out.getvalue()
+
+
+def _csv_lines(grid: Grid, entry: Entry) -> Iterator[dict[str, object]]:
+    common: dict[str, object] = {"table": grid.name, "row": entry.row, "column": entry.column, "budget": grid.budget}
+    result = entry.result
+    if result is not None:
+        counts = {"ranges": result.get("ranges", 1), "seeds": result["seeds"], "nfe": result["nfe"]}
+        calls = {"network_calls": result.get("network_calls", result["nfe"])}
+        common |= {**counts, **calls, "fingerprint": digest(fingerprint(result))}
+    yield {**common, "metric": grid.metric, **_csv_score(entry, grid.metric), **_csv_published(grid, entry)}
+    for name in result["metrics"] if result else ():
+        if name != grid.metric:
+            yield {**common, "metric": name, **_csv_score(entry, name)}
+
+
+def _csv_score(entry: Entry, metric: str) -> dict[str, object]:
+    score = entry.score(metric)
+    if score is None:
+        return {}
+    numbers = {key: score[key] for key in ("value", "error") if math.isfinite(score[key])}
+    return {**numbers, "n": score["n"]}
+
+
+def _csv_published(grid: Grid, entry: Entry) -> dict[str, object]:
+    found, less = entry.published, difference(entry, grid.metric, grid.paper)
+    told: dict[str, object] = {"reason": entry.reason or (less if isinstance(less, str) else "")}
+    if found is None:
+        return told
+    told |= {"published": found.value, "status": found.status, "source": found.source}
+    if found.error is not None:
+        told["published_error"] = found.error
+    return told | ({"difference": less} if isinstance(less, float) else {})

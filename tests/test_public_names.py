@@ -1,0 +1,23 @@
+"""The public names of `import scoreline`."""
+
+import inspect
+
+import pytest
+
+import scoreline
+
+
+@pytest.mark.parametrize("name", sorted(set(scoreline.__all__) - {"__version__"}))
+def test_a_public_name_resolves_and_explains_itself(name: str) -> None:
+    found = getattr(scoreline, name)
+    assert found.__name__ == name
+    assert found.__module__.startswith("scoreline.")
+    text = inspect.getdoc(found) or ""
+    assert len(text) > 20
+    assert not text.startswith(f"{name}("), "a dataclass without a docstring"
+
+
+def test_dir_lists_the_public_names_only() -> None:
+    assert dir(scoreline) == sorted(scoreline.__all__)
+    with pytest.raises(AttributeError, match="no_such_name"):
+        scoreline.no_such_name  # noqa: B018
