@@ -145,13 +145,6 @@ def test_the_attacks_are_real(kind, tmp_path):
     assert mark.exists()
 
 
-def test_the_refused_global_is_named(tmp_path):
-    with pytest.raises(InputError, match=r"it names posix\.system"):
-        read_batch(pickle.dumps(Call(os.system, "true")), "b")
-    with pytest.raises(InputError, match=r"it names __builtin__\.getattr"):
-        read_batch(attacks(tmp_path)["nested getattr"], "b")
-
-
 def test_admitted_names_are_not_called_either():
     """numpy's own functions stay out of reach: a pickle that calls them makes a record, and changes no state."""
     before = read_batch(python2_batch(PIXELS["test_batch"], [1, 2, 3, 4]), "b")

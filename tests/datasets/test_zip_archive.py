@@ -214,13 +214,3 @@ def test_labels_that_exhaust(tmp_path):
         assert os.path.getsize(path) < 2**20
         said = refusal(lambda path=path: ZipArchive(path), room=2**28)
         assert "dataset.json is not of the form" in said
-
-
-def test_pictures_are_turned_upright(tmp_path):
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    buffer = io.BytesIO()
-    Image.fromarray(PIXELS[0, :4]).save(buffer, "PNG", exif=exif)
-    data = ZipArchive(zipped(tmp_path / "x.zip", ("a.png", buffer.getvalue())))
-    assert data.shape == (3, 8, 4)
-    assert np.array_equal(data.read([0])[0][0].permute(1, 2, 0).numpy(), np.rot90(PIXELS[0, :4], -1))

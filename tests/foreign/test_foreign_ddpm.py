@@ -170,11 +170,7 @@ def test_a_wrong_model_gives_one_sentence(model: Any, sentence: str, state: dict
     assert_refusal(read_model, state, model, sentence)
 
 
-def test_left_over_damaged_and_foreign_entries(state: dict[str, Tensor]) -> None:
-    with pytest.raises(InputError, match=r"^weight logvar has no place in this network; give the model="):
-        read_model({**state, "logvar": torch.zeros(1000)}, narrow(), "raw")
-    with pytest.raises(InputError, match=r"^weight conv_out\.bias is not finite"):
-        read_model({**state, "conv_out.bias": torch.tensor([0, float("nan"), 0])}, narrow(), "raw")
+def test_entries_that_are_no_tensors_are_refused(state: dict[str, Tensor]) -> None:
     with pytest.raises(InputError, match=r"^weight config is no tensor but a dict; give a file of weights only"):
         read_model({**state, "config": {}}, narrow(), "raw")
 

@@ -92,12 +92,6 @@ def test_the_reference_is_passed_once_for_all_runs(bare, own_cache, monkeypatch)
     assert first["fid"]["value"] > 0
 
 
-def test_repeated_scores_are_bit_equal(tiny):
-    x, y = images(40, 1), images(50, 2, "reference")
-    metric = Inception(tiny, y, ["kid", "precision"])
-    assert metric(x) == metric(x)
-
-
 def test_scores_without_a_source_are_left_out(bare, tmp_path):
     path = tmp_path / "reference.npz"
     gaussian = GaussianStatistics.of(bare(images(40, 2).images, False)["features"])

@@ -74,12 +74,12 @@ def table(network: DDPMUNet) -> dict[str, Rule]:
     rules = layer("map_layer0", "temb.dense.0") | layer("map_layer1", "temb.dense.1")
     rules |= layer("out_norm", "norm_out") | layer("out_conv", "conv_out")
     for side, parts in (("enc", network.enc), ("dec", network.dec)):
-        for name, found in parts.items():
-            rules |= _layer(side, name, network.resolution, found)
+        for name, module in parts.items():
+            rules |= _layer(side, name, network.resolution, module)
     return rules
 
 
-def _layer(side: str, name: str, resolution: int, found: nn.Module) -> dict[str, Rule]:
+def _layer(side: str, name: str, resolution: int, module: nn.Module) -> dict[str, Rule]:
     """Rules of one layer of the encoder (side enc) or the decoder (dec)."""
     ours, (level, kind) = f"{side}.{name}", level_and_kind(name, resolution)
     if kind == "conv":
@@ -89,17 +89,17 @@ def _layer(side: str, name: str, resolution: int, found: nn.Module) -> dict[str,
     if kind == "up":
         return layer(f"{ours}.conv", f"up.{level + 1}.upsample.conv")
     if kind in MIDDLE:
-        return _block(ours, *MIDDLE[kind], found)
+        return _block(ours, *MIDDLE[kind], module)
     index, theirs = kind.removeprefix("block"), {"enc": "down", "dec": "up"}[side]
-    return _block(ours, f"{theirs}.{level}.block.{index}", f"{theirs}.{level}.attn.{index}", found)
+    return _block(ours, f"{theirs}.{level}.block.{index}", f"{theirs}.{level}.attn.{index}", module)
 
 
-def _block(ours: str, residual: str, attention: str, found: nn.Module) -> dict[str, Rule]:
-    assert isinstance(found, ResidualBlock)
+def _block(ours: str, residual: str, attention: str, module: nn.Module) -> dict[str, Rule]:
+    assert isinstance(module, ResidualBlock)
     rules = layers(ours, residual, PARTS)
-    if isinstance(found.skip, nn.Conv2d):
+    if isinstance(module.skip, nn.Conv2d):
         rules |= layer(f"{ours}.skip", f"{residual}.nin_shortcut")
-    if found.heads:
+    if module.heads:
         rules |= layers(ours, attention, {"norm2": "norm", "proj": "proj_out"})
         for kind in ("weight", "bias"):
             rules[f"{ours}.qkv.{kind}"] = Rule(tuple(f"{attention}.{part}.{kind}" for part in "qkv"), interleaved)

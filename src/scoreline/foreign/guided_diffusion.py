@@ -69,9 +69,11 @@ def read_model(tree: Any, model: Spec | None, weights: str) -> ForeignModel:
     _check_conventions(model)
     if not recognises(tree):
         raise InputError("holds no U-Net of guided-diffusion or improved-diffusion; name another family")
-    found = translate(float_weights(tree), table(network), network)
+    translated = translate(float_weights(tree), table(network), network)
     shape = (int(model["network"]["channels"]), network.resolution, network.resolution)
-    return ForeignModel(model, found, shape, network.num_classes, {"weights": "as stored: one set, average or not"})
+    return ForeignModel(
+        model, translated, shape, network.num_classes, {"weights": "as stored: one set, average or not"}
+    )
 
 
 def table(network: DhariwalUNet) -> dict[str, Rule]:
@@ -85,14 +87,14 @@ def table(network: DhariwalUNet) -> dict[str, Rule]:
 
 def _encoder(network: DhariwalUNet) -> dict[str, Rule]:
     rules: dict[str, Rule] = {}
-    for index, (name, found) in enumerate(network.enc.items()):
+    for index, (name, module) in enumerate(network.enc.items()):
         ours, theirs = f"enc.{name}", f"input_blocks.{index}"
         if name.endswith("_conv"):
             rules |= layer(ours, f"{theirs}.0")
         elif name.endswith("_down"):
-            rules |= _resampler(ours, f"{theirs}.0", found)
+            rules |= _resampler(ours, f"{theirs}.0", module)
         else:
-            rules |= _block(ours, f"{theirs}.0", f"{theirs}.1", found)
+            rules |= _block(ours, f"{theirs}.0", f"{theirs}.1", module)
     return rules
 
 
@@ -100,41 +102,41 @@ def _decoder(network: DhariwalUNet) -> dict[str, Rule]:
     """Rules of the decoder, where a layer that doubles the resolution is the last part of the block before it."""
     rules: dict[str, Rule] = {}
     index, parts = -1, 0
-    for name, found in network.dec.items():
+    for name, module in network.dec.items():
         ours = f"dec.{name}"
         if name.endswith("_in0"):
-            rules |= _block(ours, "middle_block.0", "middle_block.1", found)
+            rules |= _block(ours, "middle_block.0", "middle_block.1", module)
         elif name.endswith("_in1"):
-            rules |= _block(ours, "middle_block.2", "", found)
+            rules |= _block(ours, "middle_block.2", "", module)
         elif name.endswith("_up"):
-            rules |= _resampler(ours, f"output_blocks.{index}.{parts}", found)
+            rules |= _resampler(ours, f"output_blocks.{index}.{parts}", module)
         else:
             index += 1
-            rules |= _block(ours, f"output_blocks.{index}.0", f"output_blocks.{index}.1", found)
-            parts = 2 if found.heads else 1
+            rules |= _block(ours, f"output_blocks.{index}.0", f"output_blocks.{index}.1", module)
+            parts = 2 if module.heads else 1
     return rules
 
 
-def _resampler(ours: str, theirs: str, found: nn.Module) -> dict[str, Rule]:
-    if isinstance(found, Down):
+def _resampler(ours: str, theirs: str, module: nn.Module) -> dict[str, Rule]:
+    if isinstance(module, Down):
         return layer(f"{ours}.conv", f"{theirs}.op")
-    if isinstance(found, Up):
+    if isinstance(module, Up):
         return layer(f"{ours}.conv", f"{theirs}.conv")
-    if isinstance(found, Resample):
+    if isinstance(module, Resample):
         return _filter(ours)
-    return _block(ours, theirs, "", found)
+    return _block(ours, theirs, "", module)
 
 
-def _block(ours: str, residual: str, attention: str, found: nn.Module) -> dict[str, Rule]:
-    assert isinstance(found, ResidualBlock)
+def _block(ours: str, residual: str, attention: str, module: nn.Module) -> dict[str, Rule]:
+    assert isinstance(module, ResidualBlock)
     rules = layers(ours, residual, PARTS)
-    if isinstance(found.conv0, ResampledConv):
+    if isinstance(module.conv0, ResampledConv):
         rules |= _filter(f"{ours}.conv0")
-    if isinstance(found.skip, Resample):
+    if isinstance(module.skip, Resample):
         rules |= _filter(f"{ours}.skip")
-    if isinstance(found.skip, nn.Conv2d):
+    if isinstance(module.skip, nn.Conv2d):
         rules |= layer(f"{ours}.skip", f"{residual}.skip_connection")
-    if found.heads:
+    if module.heads:
         rules |= layer(f"{ours}.norm2", f"{attention}.norm")
         for mine, other in (("qkv", "qkv"), ("proj", "proj_out")):
             rules |= layer(f"{ours}.{mine}", f"{attention}.{other}")
