@@ -179,7 +179,7 @@ SPECS_REFUSED = {
     "list": (network(multipliers=["1"]), "multipliers is ['1'], not Sequence[int]"),
     "nan": (network(dropout=math.nan), "dropout is nan, not float"),
     "probability": (network(dropout=2), "dropout is 2, not a number from 0 to 1"),
-    "choice": (network(embedding="x"), "model.network.embedding=x: choose from"),
+    "choice": (network(embedding="x"), "model.network.embedding=x: there is no such choice"),
     "unknown": (network(depth=3), "unexpected keyword argument 'depth'"),
     "network in a network": (network(width=NETWORK), "UNet is not of type int"),
     **{f"{name} blocks": ({**MODEL, "network": {**spec, "blocks": 1000}}, LARGER) for name, spec in OURS.items()},
