@@ -99,9 +99,9 @@ def test_trusted_packages_are_named_by_the_user(tmp_path: Path, monkeypatch: pyt
     with pytest.raises(InputError, match=r"trust=\[mynets\]"):
         rebuild(spec, torch.nn.Module)
     assert rebuild(spec, torch.nn.Module, ("mynets",)).out_features == 2
-    with pytest.raises(InputError, match="no network"):
+    with pytest.raises(InputError, match="Cellar"):
         rebuild({"_target_": "mynets.Cellar"}, torch.nn.Module, ("mynets",))
-    with pytest.raises(InputError, match="not of type NoiseSchedule"):
+    with pytest.raises(InputError, match="NoiseSchedule"):
         rebuild(NETWORK, NoiseSchedule)
     with pytest.raises(InputError, match="refuses its arguments"):
         rebuild({**NETWORK, "depth": 3}, torch.nn.Module)

@@ -148,7 +148,7 @@ def test_a_mistake_in_a_file_is_one_sentence(tmp_path: Path) -> None:
     refused("c.json", "[2, true]", "'True' is")
     refused("d.json", "[2, 1", "not a list of numbers")
     refused("e.json", "[" * 100_000, "not a list of numbers")
-    refused("g.txt", "2\n1\n", "schedule.values=tme: not a kind of value; did you mean 'time'", values="tme")
+    refused("g.txt", "2\n1\n", r"schedule\.values=tme.*'time'", values="tme")
     refused("g.txt", "2\n1\n", r"schedule\.values=time: times need", values="time")
     far = {"values": "time", "noise_schedule": DiscreteVP()}
     refused("h.txt", "5\n2000\n0\n", r"schedule\.path: DiscreteVP has no noise level at time 2000", **far)
