@@ -235,7 +235,7 @@ class Bench:
     def drawn(self, run: Tableau, seeds: str) -> Tensor:
         """Samples (n, C, H, W), to the bit those of sample.py."""
         subject = subject_of(self.checkpoint, _numbers(seeds))
-        return torch.cat([batch.x for batch in subject.drawn(run)])
+        return torch.cat([batch.x for batch in subject.samples(run)])
 
     def row(self, method: Method, chosen: Chosen, seeds: str) -> Row:
         """One cell on one range of seeds; the distance of every image goes to a file of its own."""

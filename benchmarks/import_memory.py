@@ -26,8 +26,8 @@ from torch import Tensor, nn
 
 from scoreline.checkpoints import Card, load_model, save_model
 from scoreline.errors import InputError
-from scoreline.foreign.imported import skeleton
 from scoreline.foreign.torch_files import read
+from scoreline.foreign.translation import skeleton
 from scoreline.specs import Spec, rebuild
 
 MODEL = Path(__file__).parents[1] / "conf" / "model" / "imagenet64_adm.yaml"

@@ -178,7 +178,7 @@ class Fresh:
     modes: Callable[[Tensor], Tensor]
 
     def outcome(self, run: Tableau) -> Outcome:
-        x = torch.cat([batch.x for batch in self.subject.drawn(run, whole=True)])
+        x = torch.cat([batch.x for batch in self.subject.samples(run, whole=True)])
         distance = (x.double() - self.ends).flatten(1).square().mean(1).sqrt()
         return Outcome(distance, self.modes(x) != self.modes(self.ends))
 

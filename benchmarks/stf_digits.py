@@ -63,7 +63,7 @@ def drawn(checkpoint: Checkpoint) -> Tensor:
     schedule = checkpoint.noise_schedule
     run = build_tableau(DEIS(3, schedule), Power(7), (schedule.sigma_max, schedule.sigma_min), NFE, "none")
     subject = Subject(checkpoint.denoiser, run, checkpoint.card.shape, range(FIRST_SEED, FIRST_SEED + IMAGES), 256)
-    return torch.cat([to_uint8(batch.x) for batch in subject.drawn(run)])
+    return torch.cat([to_uint8(batch.x) for batch in subject.samples(run)])
 
 
 def nearest(images: Tensor, train: Tensor) -> float:

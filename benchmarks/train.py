@@ -66,8 +66,8 @@ from scoreline.training.ema_callback import EMACallback
 from scoreline.training.gradients import with_fast_step
 from scoreline.training.module import DiffusionModule
 from scoreline.training.network_clock import NetworkClock
-from scoreline.training.progress import TrainingProgress
 from scoreline.training.references import References
+from scoreline.training.training_log import TrainingProgress
 
 SIDE, AUGMENT = 32, 9
 COMMON = {"attention": (16,), "dropout": 0.13, "augment_dim": AUGMENT}

@@ -25,7 +25,7 @@ import yaml
 from PIL import Image
 from safetensors.torch import load_file
 
-from scoreline.training.checkpoint import loadable
+from scoreline.training.training_state import loadable
 
 ROOT = Path(__file__).parents[1]
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")

@@ -48,7 +48,7 @@ def measure(count: int, nfe: int = 60, batch: int = 64) -> dict[str, Tensor]:
     return ScoreNorm()(Subject(Denoiser(GaussianNetwork(), VarianceExploding()), table, SHAPE, range(count), batch))
 
 
-def test_score_norm_of_gaussian_equals_closed_form() -> None:
+def test_score_norm_of_a_gaussian_is_closed_form() -> None:
     """Started from N(0, s^2), x stays Gaussian: mean |eps| = sqrt(2/pi) rho s sqrt(V / V_0) / V, V = c^2 + rho^2."""
     values = measure(count=400, nfe=300)
     variance = C**2 + values["rho"] ** 2
@@ -59,7 +59,7 @@ def test_score_norm_of_gaussian_equals_closed_form() -> None:
     assert float(((values["mean_abs_eps"] - limit) / values["standard_error"]).abs().max()) < 4
 
 
-def test_statistics_ignore_batch_size_and_errors_shrink() -> None:
+def test_statistics_do_not_depend_on_the_batch_size() -> None:
     small, large = measure(50, batch=7), measure(50, batch=50)
     for name, value in small.items():
         torch.testing.assert_close(value, large[name], rtol=1e-6, atol=1e-9)
@@ -121,7 +121,7 @@ def test_median_error_is_that_of_all_resamples(count: int) -> None:
     assert error.numpy() == pytest.approx(expected, rel=1e-12)
 
 
-def test_median_error_of_even_and_large_samples() -> None:
+def test_median_error_of_even_or_many_images() -> None:
     """Against 20000 resamples at n = 100, and sqrt(pi / 2n), the asymptote of normal variables, at n = 40000."""
     per_image = torch.randn(100, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
     resamples = np.random.default_rng(3).integers(0, 100, (20_000, 100))
@@ -132,13 +132,13 @@ def test_median_error_of_even_and_large_samples() -> None:
 
 
 def test_refuses_another_statistic() -> None:
-    with pytest.raises(InputError, match=r"calibration\.statistic=meadian: .*did you mean 'median'\?"):
+    with pytest.raises(InputError, match=r"calibration\.statistic=meadian.*'median'"):
         ScoreNorm("meadian")
     with pytest.raises(InputError, match=r"calibration\.per_channel=1: must be true or false"):
         ScoreNorm(per_channel=1)  # type: ignore[arg-type]
 
 
-def test_score_norm_equals_the_released_formula() -> None:
+def test_score_norm_is_the_released_formula() -> None:
     """R = sigma mean |s_hat| over batch, channels and pixels, s_hat = -eps_hat / sigma, at the states of the run."""
     network, run = UnevenNetwork(), DEIS(2, Power(1))(Power(7), 40.0, 0.01, 12)
     denoiser = Denoiser(network, VarianceExploding())
@@ -177,7 +177,7 @@ def noised(count: int, data: ArrayDataset | None, nfe: int = 20) -> Subject:
     return Subject(denoiser, DEIS(2, Power(1))(Power(7), 40.0, 0.01, nfe), SHAPE, range(count), 64, data=data)
 
 
-def test_noised_states_of_gaussian_equal_closed_form() -> None:
+def test_noised_states_of_a_gaussian_are_closed_form() -> None:
     """x ~ N(0, c^2 + rho^2), hence mean |eps| = sqrt(2/pi) rho / sqrt(c^2 + rho^2)."""
     values = ScoreNorm(states="noised")(noised(2000, noisy_data()))
     rho = values["rho"]
@@ -218,7 +218,7 @@ def test_refuses_data_that_does_not_fit() -> None:
     unlabelled = replace(noised(4, noisy_data(9)), labels=torch.zeros(4, dtype=torch.int64))
     with pytest.raises(InputError, match=r"toy has images without a label; use labels=none"):
         ScoreNorm(states="noised")(unlabelled)
-    with pytest.raises(InputError, match=r"calibration\.states=noisy: no such states; did you mean 'noised'\?"):
+    with pytest.raises(InputError, match=r"calibration\.states=noisy.*'noised'"):
         ScoreNorm(states="noisy")
 
 
@@ -266,7 +266,7 @@ def test_plots_against_the_time_of_a_process(noise_schedule: NoiseSchedule, tmp_
     assert (tmp_path / "plot.png").read_bytes()[:4] == b"\x89PNG"
 
 
-def test_plot_shades_what_released_code_overwrites() -> None:
+def test_the_plot_shades_the_overwritten_levels() -> None:
     """Five entries at tau = 0.001 .. 0.005 take the value of the sixth."""
     clipped = _clipped(DiscreteVP())
     assert clipped is not None
@@ -282,7 +282,7 @@ def test_a_title_says_which_states_were_measured() -> None:
     assert _title(record(images=None)) == "an unknown number of images, the model's own trajectory"
 
 
-def test_plot_without_errors_or_count_shows_less(tmp_path: Path) -> None:
+def test_a_plot_without_errors_shows_less(tmp_path: Path) -> None:
     known, unknown = record(), record(images=None)
     unknown.values["standard_error"].fill_(torch.nan)
     plot(known, tmp_path / "known.png", LinearVP())
@@ -291,7 +291,7 @@ def test_plot_without_errors_or_count_shows_less(tmp_path: Path) -> None:
     assert (tmp_path / "unknown.png").read_bytes() != (tmp_path / "known.png").read_bytes()
 
 
-def test_record_of_another_checkpoint_is_refused(tmp_path: Path) -> None:
+def test_a_record_of_another_checkpoint_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "r.safetensors"
     with pytest.raises(InputError, match=r"no such record; make one with: python calibrate.py calibration=score_norm"):
         load_record(path, "score_norm", "cd" * 32)

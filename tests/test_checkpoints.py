@@ -99,9 +99,9 @@ def test_trusted_packages_are_named_by_the_user(tmp_path: Path, monkeypatch: pyt
     with pytest.raises(InputError, match=r"trust=\[mynets\]"):
         rebuild(spec, torch.nn.Module)
     assert rebuild(spec, torch.nn.Module, ("mynets",)).out_features == 2
-    with pytest.raises(InputError, match="no network"):
+    with pytest.raises(InputError, match="Cellar"):
         rebuild({"_target_": "mynets.Cellar"}, torch.nn.Module, ("mynets",))
-    with pytest.raises(InputError, match="is no NoiseSchedule"):
+    with pytest.raises(InputError, match="NoiseSchedule"):
         rebuild(NETWORK, NoiseSchedule)
     with pytest.raises(InputError, match="refuses its arguments"):
         rebuild({**NETWORK, "depth": 3}, torch.nn.Module)
@@ -127,7 +127,7 @@ def test_missing_foreign_truncated_and_damaged_files(tmp_path: Path) -> None:
         load_model(path)
 
 
-def test_weights_that_do_not_fit_or_are_not_finite(tmp_path: Path) -> None:
+def test_wrong_weights_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     save_model(path, weights(), card(network={**NETWORK, "width": 16}))
     with pytest.raises(InputError, match="do not fit"):
@@ -232,7 +232,7 @@ def mapping(path: Path) -> tuple[range, str]:
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_a_loaded_network_is_the_one_that_was_saved(name: str, tmp_path: Path) -> None:
+def test_a_loaded_network_is_the_saved_one(name: str, tmp_path: Path) -> None:
     """With all constants that the file does not hold."""
     network = random_network(NETWORKS[name])
     loaded = load_model(saved(tmp_path, NETWORKS[name], network)).denoiser.network
@@ -253,7 +253,7 @@ def test_weights_are_the_pages_of_the_file_itself(name: str, tmp_path: Path) -> 
     assert all(weight.data_ptr() in addresses for weight in network.state_dict().values())
 
 
-def test_what_is_written_to_weights_never_reaches_the_file(tmp_path: Path) -> None:
+def test_writes_to_weights_never_reach_the_file(tmp_path: Path) -> None:
     path = saved(tmp_path, NETWORK, random_network(NETWORK))
     before = path.read_bytes()
     checkpoint, other = load_model(path), load_model(path)
@@ -276,7 +276,7 @@ def test_weights_outlive_their_file(tmp_path: Path) -> None:
     assert torch.equal(output(gone), output(network))
 
 
-def test_a_model_is_saved_over_the_file_that_its_weights_are_in(tmp_path: Path) -> None:
+def test_a_model_is_saved_over_its_own_file(tmp_path: Path) -> None:
     path = saved(tmp_path, NETWORK, random_network(NETWORK))
     before = path.read_bytes()
     save_model(path, load_model(path).denoiser.network.state_dict(), card())
@@ -336,9 +336,7 @@ class Net(nn.Linear):
 
 
 @pytest.mark.parametrize("kind", ["value", "array", "plain", "buffer", "tied"])
-def test_networks_of_other_packages_may_compute_while_they_are_built(
-    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_other_packages_may_compute_in_constructors(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "computes.py").write_text(COMPUTES)
     monkeypatch.syspath_prepend(str(tmp_path))
     spec = {"_target_": "computes.Net", "kind": kind}
@@ -398,7 +396,7 @@ def test_views_of_one_memory_are_saved_apart(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("place", [0, -1])
-def test_one_number_in_a_million_that_is_not_finite(value: float, place: int, tmp_path: Path) -> None:
+def test_one_nonfinite_number_in_a_million_is_found(value: float, place: int, tmp_path: Path) -> None:
     spec = {**NETWORKS["mixture"], "components": 20_000}
     network = rebuild(spec, nn.Module)
     network.means.view(-1)[place] = value

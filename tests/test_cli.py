@@ -97,9 +97,9 @@ AFTER_TORCH = [
     ("calibrate", "solver=heun", "score_norm needs strictly decreasing noise levels"),
     ("calibrate", "seeds=4", "seeds: a standard error needs at least two images"),
     ("train", "resume=nowhere.ckpt", "resume=nowhere.ckpt: no loadable checkpoint there"),
-    ("train", "dataset.split=tran", "dataset.split=tran: choose from train, test, all"),
+    ("train", "dataset.split=tran", "dataset.split=tran: there is no such choice; did you mean 'train'"),
     ("train", "model.network.resolution=9", "model.network.resolution=9: digits-train has 8; set the key to 8"),
-    ("train", "model.network.embedding=sin", "model.network.embedding=sin: choose from fourier, sinusoidal"),
+    ("train", "model.network.embedding=sin", "model.network.embedding=sin: there is no such choice"),
 ]
 
 

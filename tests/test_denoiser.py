@@ -61,7 +61,7 @@ def test_denoiser_is_independent_of_what_the_network_predicts(
     torch.testing.assert_close(denoiser.eps(x, given), noise, rtol=1e-7, atol=1e-8)
 
 
-def test_native_vp_network_sees_the_native_state_and_label() -> None:
+def test_a_vp_network_sees_native_states() -> None:
     seen = {}
 
     class Spy(nn.Module):
@@ -77,7 +77,7 @@ def test_native_vp_network_sees_the_native_state_and_label() -> None:
     assert seen["label"].tolist() == [3, 4]
 
 
-def test_eps_of_a_noise_network_is_its_output_to_the_bit() -> None:
+def test_eps_of_a_noise_network_is_its_output() -> None:
     class Constant(nn.Module):
         def forward(self, x: Tensor, noise: Tensor, label: Tensor | None = None) -> Tensor:
             return torch.full_like(x, 0.1)
@@ -148,7 +148,7 @@ class Counting(Parameterisation):
         return EDMPreconditioning()(rho)
 
 
-def test_a_level_given_as_a_number_is_computed_once_and_to_the_bit_that_of_a_tensor(
+def test_a_number_level_equals_a_tensor_level(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     scalings = Counting()
@@ -173,6 +173,6 @@ def test_numbers_at_a_level_are_the_scalings(parameterisation: Parameterisation)
 
 
 @pytest.mark.parametrize("parameterisation", ALL, ids=lambda p: type(p).__name__)
-def test_unit_skip_is_said_of_those_whose_skip_is_one(parameterisation: Parameterisation) -> None:
+def test_unit_skip_means_skip_one(parameterisation: Parameterisation) -> None:
     skip = parameterisation(torch.logspace(-3, 2, 40, dtype=torch.float64)).skip
     assert parameterisation.unit_skip == bool((skip == 1).all())

@@ -152,7 +152,7 @@ def network_of(mixture: Mixture, channels: int, resolution: int) -> GaussianMixt
 
 
 @pytest.mark.parametrize("mixture", MIXTURES, ids=kind)
-def test_the_network_in_its_denoiser_is_the_exact_denoiser(mixture: Mixture) -> None:
+def test_the_network_is_the_exact_denoiser(mixture: Mixture) -> None:
     denoiser = Denoiser(network_of(mixture, 5, 1), VarianceExploding())
     rho = torch.tensor([0.02, 0.3, 1.0, 7.0, 80.0], dtype=torch.float64)
     x = torch.cat([states(mixture, float(level), 1)[:1] for level in rho])
@@ -165,7 +165,7 @@ def test_the_network_in_its_denoiser_is_the_exact_denoiser(mixture: Mixture) -> 
     torch.testing.assert_close(labelled.flatten(1), mixture.eps(x, 0.3), rtol=1e-9, atol=1e-9)
 
 
-def test_states_keep_their_precision_and_the_sum_is_made_in_double() -> None:
+def test_states_keep_their_precision() -> None:
     denoiser = Denoiser(network_of(full(), 5, 1), VarianceExploding())
     x = states(full(), 0.1).float().reshape(-1, 5, 1, 1)
     single = denoiser.eps(x, 0.1)
@@ -249,7 +249,7 @@ def test_the_score_does_not_depend_on_the_schedule(checkpoints: dict[str, Checkp
         torch.testing.assert_close(found, -rho * gradient, rtol=1e-7, atol=1e-8)
 
 
-def test_time_of_the_class_gaussians_is_that_of_the_shipped_digits(checkpoints: dict[str, Checkpoint]) -> None:
+def test_class_gaussians_share_the_digits_process(checkpoints: dict[str, Checkpoint]) -> None:
     shipped = load_model(ASSETS / "digits_vp.safetensors").noise_schedule
     assert checkpoints["digits_classes"].noise_schedule == shipped
     assert checkpoints["digits_points"].noise_schedule == checkpoints["ring8"].noise_schedule != shipped
@@ -276,7 +276,7 @@ def test_class_gaussians_have_the_moments_of_the_digits(checkpoints: dict[str, C
     assert float(mixture.variances.min()) == exact_models.FLOOR
 
 
-def test_every_digit_is_the_mode_of_its_own_point(checkpoints: dict[str, Checkpoint]) -> None:
+def test_every_digit_is_its_own_mode(checkpoints: dict[str, Checkpoint]) -> None:
     mixture = exact_models.mixture_of(checkpoints["digits_points"])
     assert torch.equal(mixture.responsibilities(mixture.means, 0.002).argmax(1), torch.arange(1797))
 
@@ -286,7 +286,7 @@ def test_a_trained_network_has_no_exact_mixture() -> None:
         exact_models.mixture_of(load_model(ASSETS / "digits_vp.safetensors"))
 
 
-def test_samples_of_the_ring_fall_on_its_modes_by_weight(checkpoints: dict[str, Checkpoint]) -> None:
+def test_ring_samples_fall_on_modes_by_weight(checkpoints: dict[str, Checkpoint]) -> None:
     """Heun with 200 evaluations: counts by chi-square, centres and spread within five standard errors."""
     checkpoint, count = checkpoints["ring8"], 4000
     schedule = checkpoint.noise_schedule

@@ -92,7 +92,7 @@ def test_classifier_free_is_its_formula(rho: float, scale: float) -> None:
         )
 
 
-def test_scales_one_and_zero_are_the_two_branches_to_the_bit() -> None:
+def test_scales_one_and_zero_are_the_branches() -> None:
     x, plain = states(), exact()
     one, zero = ClassifierFree(plain, 1.0), ClassifierFree(plain, 0.0)
     for form in ("forward", "eps"):
@@ -102,7 +102,7 @@ def test_scales_one_and_zero_are_the_two_branches_to_the_bit() -> None:
     assert (one.calls(0.7), zero.calls(0.7)) == (1, 2)
 
 
-def test_eps_keeps_its_accuracy_where_x_minus_d_over_rho_loses_it() -> None:
+def test_eps_keeps_its_accuracy_at_small_rho() -> None:
     rho, x = 1e-4, states().float()
     strong, weak = (model("eps", x.double(), rho) for model in (conditional, unconditional))
     truth, guided = weak + 3 * (strong - weak), ClassifierFree(exact(), 3.0)
@@ -169,7 +169,7 @@ def test_network_calls_are_counted_exactly(solver, separate: bool) -> None:
     assert all(low < rho <= high for rho in weak)
 
 
-def test_a_denoiser_that_misstates_its_calls_is_an_error() -> None:
+def test_misstated_calls_are_an_error() -> None:
     class Modest(ClassifierFree):
         def calls(self, rho: float) -> int:
             return 1
@@ -188,7 +188,7 @@ def unet(classes: int = 3, **options) -> UNet:
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, 20])
-def test_a_guided_image_does_not_depend_on_the_batch(batch_size: int) -> None:
+def test_guided_images_do_not_depend_on_batches(batch_size: int) -> None:
     plain = Denoiser(unet(), NoisePrediction(VP))
     denoiser = DynamicThreshold(ClassifierFree(plain, 3.0, 0.1, 20.0))
     table, labels = build(DEIS(3, VP), Polynomial(VP, 2), (VP.sigma_max, VP.sigma_min), 5, "none"), torch.arange(20) % 3
@@ -313,18 +313,9 @@ def test_autoguided_from_the_command_line(workplace: Path) -> None:
     assert "(8 network calls)" in done.stdout
 
 
-@pytest.mark.parametrize(
-    ("arguments", "sentence"),
-    [
-        (("guidance=autoguidance",), "guidance.checkpoint: has no default; give guidance.checkpoint=..."),
-        (("guidance=classifier_free", "+guidance.foo=1"), "guidance: classifier_free() got an unexpected keyword"),
-        (("guidance=classifier_free", "checkpoint=plain.safetensors"), "this checkpoint is unconditional"),
-    ],
-    ids=["no-guide", "unknown-option", "unconditional"],
-)
-def test_mistakes_get_one_line(arguments: tuple[str, ...], sentence: str, workplace: Path) -> None:
-    done = call(*arguments, cwd=workplace)
+def test_a_mistake_is_one_sentence(workplace: Path) -> None:
+    done = call("guidance=classifier_free", "+guidance.foo=1", cwd=workplace)
     assert done.returncode == 2
     assert done.stderr.startswith("sample.py: ")
     assert done.stderr.count("\n") == 1
-    assert sentence in done.stderr
+    assert "guidance: classifier_free() got an unexpected keyword" in done.stderr

@@ -75,7 +75,7 @@ def test_a_neighbourhood_is_centred_on_its_start(name: str) -> None:
     torch.testing.assert_close(here.N, table.N, rtol=1e-13, atol=1e-13)
 
 
-def test_a_start_with_a_measured_scale_is_made_exact_for_constant_eps() -> None:
+def test_a_scaled_start_becomes_exact_for_constant_eps() -> None:
     table = start("deis_sn")
     near = Neighbourhood(table, 4)
     here = near(zeros(near.size))
@@ -86,9 +86,7 @@ def test_a_start_with_a_measured_scale_is_made_exact_for_constant_eps() -> None:
 @pytest.mark.parametrize("name", STARTS)
 @settings(max_examples=25)
 @given(seed=st.integers(0, 10**6), size=st.sampled_from([1e-3, 0.1, 1.0]), history=st.integers(1, 6))
-def test_every_member_is_consistent_with_the_same_ends_and_calls(
-    name: str, seed: int, size: float, history: int
-) -> None:
+def test_every_member_is_consistent(name: str, seed: int, size: float, history: int) -> None:
     table = start(name)
     near = Neighbourhood(table, history)
     there = near(parameters(near, seed, size))
@@ -115,7 +113,7 @@ def test_slopes_are_those_of_central_differences(name: str, history: int) -> Non
 
 
 @pytest.mark.parametrize(("nfe", "history"), [(1, 4), (2, 4), (5, 1), (5, 2), (5, 4), (7, 3), (7, 99)])
-def test_the_size_counts_inner_levels_and_older_weights_within_the_history(nfe: int, history: int) -> None:
+def test_the_size_counts_levels_and_older_weights(nfe: int, history: int) -> None:
     near = Neighbourhood(start("deis_tab3", nfe), history)
     assert near.size == nfe - 1 + sum(min(k, history - 1) for k in range(nfe))
 
@@ -155,9 +153,7 @@ POINT = torch.tensor([0.2, -0.3, 0.5, 0.7, 0.4], dtype=torch.float64)
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 0.01), (torch.float32, 0.01)])
-def test_derivatives_of_a_run_are_those_of_automatic_differentiation(
-    mixture: GaussianMixture, dtype: torch.dtype, tolerance: float
-) -> None:
+def test_run_derivatives_agree_with_autograd(mixture: GaussianMixture, dtype: torch.dtype, tolerance: float) -> None:
     """Forward differences of length `STEP` = 3e-3: each derivative to 1 % of its norm, in either precision."""
     x = 3 * torch.randn(40, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
 
@@ -188,7 +184,7 @@ def test_derivatives_of_a_run_are_those_of_automatic_differentiation(
         assert 5 < float((moved - exact).norm() / (shorter - exact).norm()) < 20
 
 
-def test_the_first_state_costs_no_evaluations_of_its_derivatives(mixture: GaussianMixture) -> None:
+def test_the_first_state_needs_no_derivatives(mixture: GaussianMixture) -> None:
     near, calls = Neighbourhood(start("deis_tab3", 4), 4), []
 
     def eps(x: Tensor, rho: Tensor) -> Tensor:
@@ -269,7 +265,7 @@ def test_runs_that_diverge_shorten_the_step() -> None:
 
 
 @pytest.mark.parametrize("value", [0.0, math.inf, math.nan])
-def test_no_descent_begins_where_there_is_nothing_to_lower(value: float) -> None:
+def test_no_descent_begins_at_zero_or_nan(value: float) -> None:
     problem = Problem()
     assert list(descend(problem.linearised, lambda theta: torch.full((30,), value), zeros(4), 1e-4, 5)) == []
 
@@ -319,10 +315,10 @@ def table_of(values: dict, nfe: int) -> Tableau:
 
 @pytest.fixture(scope="module")
 def learned() -> dict:
-    return estimator(1, 2, 3, 4)(subject(range(60)))
+    return estimator(1, 2, 3)(subject(range(60)))
 
 
-@pytest.mark.parametrize(("nfe", "gain"), [(2, 1.5), (3, 20), (4, 50)])
+@pytest.mark.parametrize(("nfe", "gain"), [(2, 1.5), (3, 20)])
 def test_a_gaussian_is_learned_for_noise_never_seen(learned: dict, nfe: int, gain: float) -> None:
     """The flow of a Gaussian is linear: K calls multiply each of three numbers by a polynomial in the parameters.
 
@@ -346,31 +342,32 @@ def test_one_call_leaves_nothing_to_learn(learned: dict) -> None:
 
 
 def test_the_same_command_learns_the_same_bits(learned: dict) -> None:
-    again = estimator(3)(subject(range(60)))
-    for name in ("rho_3", "N_3"):
+    again = estimator(2)(subject(range(60)))
+    for name in ("rho_2", "N_2"):
         assert torch.equal(learned[name], again[name])
     for name in ("start", "start_error", "learned", "learned_error", "ratio_of_medians"):
-        assert float(again[name][0]) == float(learned[name][2])
+        assert float(again[name][0]) == float(learned[name][1])
 
 
-def test_a_record_brings_the_tables_back_to_the_bit(learned: dict, tmp_path: Path) -> None:
+def test_a_record_returns_the_tableaus_exactly(learned: dict, tmp_path: Path) -> None:
     path = tmp_path / "tableau.safetensors"
     tensors = {name: value for name, value in learned.items() if isinstance(value, Tensor)}
     provenance = {"checkpoint": "ab", "images": 60, "starts": learned["starts"], "span": learned["span"]}
     Record("tableau", tensors, provenance).save(path)
     loaded = load_learned(path, "ab")
-    for nfe in (1, 2, 3, 4):
+    for nfe in (1, 2, 3):
         table = loaded(Power(3), *SPAN, nfe)
         assert torch.equal(table.rho, learned[f"rho_{nfe}"])
         assert torch.equal(table.N, learned[f"N_{nfe}"])
         assert build(loaded, Power(3), SPAN, nfe + 1, "denoise").nfe == nfe + 1
     with pytest.raises(InputError, match="made for checkpoint ab, this one is cd"):
         load_learned(path, "cd")
+    with pytest.raises(InputError, match="calibration=tableau"):
+        load_learned(tmp_path / "none.safetensors", "ab")
     estimator(1).plot(load_record(path, "tableau", "ab"), tmp_path / "plot.png")
     assert (tmp_path / "plot.png").stat().st_size > 5000
-    assert [line.split(":")[0] for line in estimator(1).summary(learned).splitlines()] == [
-        f"NFE {k}" for k in (1, 2, 3, 4)
-    ]
+    lines = estimator(1).summary(learned).splitlines()
+    assert [line.split(":")[0] for line in lines] == [f"NFE {k}" for k in (1, 2, 3)]
 
 
 def test_another_budget_or_range_is_one_sentence(learned: dict) -> None:
@@ -433,7 +430,7 @@ class Counting(nn.Module):
         return self.net(x, noise, label)
 
 
-def test_no_graph_is_built_no_batch_exceeded_and_all_progress_told() -> None:
+def test_learning_keeps_batches_and_reports_all_progress() -> None:
     counting, told = Counting(anisotropic()), []
     of = replace(subject(range(21), counting, batch_size=5), labels=torch.arange(100, 121))
     estimator(2, 3, starts=1, steps=2, polish=0)(of, told.append)
@@ -447,7 +444,7 @@ def test_no_graph_is_built_no_batch_exceeded_and_all_progress_told() -> None:
     assert sum(told) == pytest.approx(21)
 
 
-def test_starts_end_where_the_fine_run_does_and_are_closed_forms(learned: dict) -> None:
+def test_starts_are_closed_forms_with_the_right_end(learned: dict) -> None:
     """EDM's own last step goes to rho = 0, and a table that was learned before would make a repetition differ."""
     before = Learned({3: (learned["rho_3"], learned["N_3"])})
     families = Families({"edm": EDMHeun(), "learned": before, "ddim": DDIM()}, {"karras": Power(7)})
@@ -461,7 +458,7 @@ def test_starts_end_where_the_fine_run_does_and_are_closed_forms(learned: dict) 
         assert "\n" not in str(told.value)
 
 
-def test_a_table_to_rho_zero_is_learned_against_clean_data() -> None:
+def test_tableaus_to_zero_learn_from_clean_data() -> None:
     of = subject(range(12))
     of = replace(of, run=build_tableau(DDIM(), Power(7), (SPAN[0], 0.0), 60, "none"))
     values = estimator(3, starts=1)(of)
@@ -511,15 +508,8 @@ def call(script: str, *arguments: str, cwd: Path) -> subprocess.CompletedProcess
     return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=120)
 
 
-def refused(done: subprocess.CompletedProcess[str], sentence: str) -> None:
-    assert done.returncode == 2, done.stderr
-    assert done.stderr.count("\n") == 1
-    assert sentence in done.stderr
-
-
 def test_tableau_then_learned_on_the_command_line(place: Path) -> None:
     draw = ("solver=learned", "metrics=none", "seeds=0-3")
-    refused(call("sample", *draw, "nfe=3", cwd=place), "make one with: python calibrate.py calibration=tableau")
     words = ("nfe=20", "seeds=0-11", "calibration.budgets=[3]", "calibration.solvers=[ddim,deis_tab2]")
     words += ("calibration.schedules=[karras]", "calibration.steps=2", "hydra.run.dir=found")
     done = call("calibrate", "calibration=tableau", *words, cwd=place)
@@ -532,4 +522,3 @@ def test_tableau_then_learned_on_the_command_line(place: Path) -> None:
     assert (result["solver"], result["schedule"], result["nfe"]) == ("learned", "its own", 3)
     loaded = load_learned(place / "toy.tableau.safetensors", sha256(place / "toy.safetensors"))
     assert float(grid(Power(7), *SPAN, 3)[1]) != float(loaded.tables[3][0][1]), "levels moved"
-    refused(call("sample", *draw, "nfe=4", cwd=place), "nfe=4: tables were learned for NFE 3")

@@ -30,7 +30,7 @@ def drawn(key: int) -> Tensor:
 
 
 @pytest.mark.parametrize("key", [2**32, 2**32 + 1, 0x0123456789ABCDEF, 2**63, 2**64 - 1])
-def test_a_wide_key_fills_the_state_as_numpy_does(key: int) -> None:
+def test_a_wide_key_seeds_as_numpy_does(key: int) -> None:
     """More numbers than the state has words, and after other numbers were drawn."""
     generator = Generator().manual_seed(1)
     torch.randn(3, generator=generator)
@@ -39,7 +39,7 @@ def test_a_wide_key_fills_the_state_as_numpy_does(key: int) -> None:
 
 
 @pytest.mark.parametrize("key", [0, 7, 2**32 - 1])
-def test_a_key_of_32_bits_is_the_stream_that_torch_gives_it(key: int) -> None:
+def test_short_keys_are_the_streams_of_torch(key: int) -> None:
     assert words(seeded(Generator(), key), 1500) == words(Generator().manual_seed(key), 1500)
 
 
@@ -76,7 +76,7 @@ def grouped(keys: list[int], shift: int) -> Iterable[list[int]]:
     return found.values()
 
 
-def test_steps_that_shared_their_low_bits_have_streams_of_their_own() -> None:
+def test_keys_with_equal_low_bits_differ() -> None:
     """Of 250,000 steps some 7 pairs of keys agree in either half; as seeds of 32 bits they were one stream."""
     keys = [step_key(0, step, 0, "noise") for step in range(STEPS)]
     assert len(set(keys)) == STEPS

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from scoreline.calibration import polish as module
 from scoreline.calibration.adjoint import slope
 from scoreline.calibration.distances import fine_ends
-from scoreline.calibration.halves import Half, Learned, halves
+from scoreline.calibration.halves import SeedGroup, Trial, split_seeds
 from scoreline.calibration.neighbourhood import Neighbourhood
 from scoreline.calibration.polish import Plan, cost, gradient, polish
 from scoreline.schedules.spacings import Power
@@ -23,9 +23,9 @@ def begin(nfe: int = 4) -> Tableau:
     return build_tableau(DEIS(2, LinearVP()), Power(7), SPAN, nfe, "none").unrolled()
 
 
-def sides(count: int = 24, batch_size: int = 16, net: nn.Module | None = None) -> tuple[Half, Half]:
+def sides(count: int = 24, batch_size: int = 16, net: nn.Module | None = None) -> tuple[SeedGroup, SeedGroup]:
     of = subject(range(count), net, batch_size)
-    return halves(of, fine_ends(of))
+    return split_seeds(of, fine_ends(of))
 
 
 def distance(eps, x: Tensor, end: Tensor, rho: Tensor, N: Tensor) -> Tensor:
@@ -36,7 +36,7 @@ def distance(eps, x: Tensor, end: Tensor, rho: Tensor, N: Tensor) -> Tensor:
     return (x - end).square().mean(1).sqrt().sum()
 
 
-def test_derivatives_are_those_of_differentiation_through_the_whole_run() -> None:
+def test_adjoint_derivatives_agree_with_autograd() -> None:
     denoiser = subject(range(3)).denoiser
     generator = torch.Generator().manual_seed(2)
     x = SPAN[0] * torch.randn(7, 3, 1, 1, dtype=torch.float64, generator=generator)
@@ -52,7 +52,7 @@ def test_derivatives_are_those_of_differentiation_through_the_whole_run() -> Non
     assert float(found.rho.abs().max()) > 1e-3
 
 
-def test_the_gradient_is_that_of_central_differences_of_the_mean_distance() -> None:
+def test_the_gradient_agrees_with_central_differences() -> None:
     train, _ = sides()
     near = Neighbourhood(begin(), 4)
     theta = 0.02 * torch.randn(near.size, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
@@ -78,9 +78,9 @@ def test_an_end_that_is_met_has_no_slope() -> None:
     assert not bool(met.rho.any() | met.N.any())
 
 
-def test_steps_lower_the_distance_on_seeds_that_make_none() -> None:
+def test_steps_lower_the_held_out_distance() -> None:
     train, held = sides(60)
-    first = Learned(begin(), held.mean(begin()))
+    first = Trial(begin(), held.mean(begin()))
     told: list[float] = []
     reached = polish(train, held, first, Plan(60, 16, 0.02), told.append)
     assert reached.held_out < first.held_out / 2
@@ -90,10 +90,10 @@ def test_steps_lower_the_distance_on_seeds_that_make_none() -> None:
 
 
 def test_steps_that_only_harm_leave_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "gradient", lambda half, near, theta: -gradient(half, near, theta))
+    monkeypatch.setattr(module, "gradient", lambda group, near, theta: -gradient(group, near, theta))
     train, held = sides()
     near = Neighbourhood(begin(), 4)
-    good = polish(train, held, Learned(begin(), held.mean(begin())), Plan(0, 16, 0.02), lambda evaluations: None)
+    good = polish(train, held, Trial(begin(), held.mean(begin())), Plan(0, 16, 0.02), lambda evaluations: None)
     assert torch.equal(good.table.N, near.start.N)
     kept = polish(train, held, good, Plan(20, 16, 0.02), lambda evaluations: None)
     assert kept is good
@@ -101,21 +101,21 @@ def test_steps_that_only_harm_leave_the_table(monkeypatch: pytest.MonkeyPatch) -
 
 def test_steps_that_overflow_end_the_polish() -> None:
     train, held = sides()
-    first = Learned(begin(), held.mean(begin()))
+    first = Trial(begin(), held.mean(begin()))
     reached = polish(train, held, first, Plan(30, 16, 1e3), lambda evaluations: None)
     assert reached.held_out <= first.held_out
 
 
 def test_one_call_has_nothing_to_polish() -> None:
     train, held = sides()
-    one = Learned(begin(1), held.mean(begin(1)))
+    one = Trial(begin(1), held.mean(begin(1)))
     assert polish(train, held, one, Plan(5, 16, 0.01), lambda evaluations: None) is one
 
 
 def test_batches_and_labels_reach_the_network() -> None:
     counting = Counting(anisotropic())
     of = replace(subject(range(21), counting, batch_size=5), labels=torch.arange(100, 121))
-    train, held = halves(of, fine_ends(of))
+    train, held = split_seeds(of, fine_ends(of))
     near = Neighbourhood(begin(3), 3)
     whole = gradient(train, near, zeros(near.size).requires_grad_())
     assert counting.rows == 5

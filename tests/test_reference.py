@@ -57,17 +57,18 @@ def test_any_images_give_the_same_numbers():
         assert json.loads(str(other["about"]))["split"] == "unknown"
 
 
-def test_inception_is_the_default_with_spatial_features(place):
+def test_other_images_get_inception_with_spatial_features(place):
     import sys
     from pathlib import Path
 
     sys.path.insert(0, str(Path(__file__).parent / "metrics"))
     try:
-        from tiny_inception import write
+        from tiny_inception import FEATURES, SIDE, write
     finally:
         sys.path.pop(0)
     from scoreline.files import sha256
 
+    spatial = 7 * SIDE * SIDE
     network = write(place / "tiny.pt")
     images = torch.randint(0, 256, (30, 9, 9, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     np.savez("images.npz", arr_0=images.numpy())
@@ -75,7 +76,11 @@ def test_inception_is_the_default_with_spatial_features(place):
     main(["images.npz", "both.npz", *file])
     main(["images.npz", "one.npz", "metrics.scores=[fid]", *file])
     with np.load("both.npz") as both, np.load("one.npz") as one:
-        assert (both["mu"].shape, both["mu_s"].shape, both["sigma_s"].shape) == ((2048,), (2023,), (2023, 2023))
+        assert (both["mu"].shape, both["mu_s"].shape, both["sigma_s"].shape) == (
+            (FEATURES,),
+            (spatial,),
+            (spatial, spatial),
+        )
         assert "mu_s" not in one
         np.testing.assert_allclose(one["mu"], both["mu"], rtol=1e-3, atol=1e-4)
         assert json.loads(str(one["about"]))["extractor_digest"] == sha256(network)

@@ -58,7 +58,7 @@ def test_any_lower_triangular_table_is_evaluated(mixture: GaussianMixture) -> No
 
 
 @torch.no_grad()
-def test_memory_of_dead_states_is_reused_and_never_that_of_living_ones(mixture: GaussianMixture) -> None:
+def test_only_memory_of_dead_states_is_reused(mixture: GaussianMixture) -> None:
     """Rows that keep a state as it is (identity, no call) alias it; clean states live for three steps."""
     x = torch.randn(5, 2, dtype=torch.float64) * 5
     before = x.clone()
@@ -78,7 +78,7 @@ def test_memory_of_dead_states_is_reused_and_never_that_of_living_ones(mixture: 
     assert len(seen) < len(table.B) - 5
 
 
-def test_network_is_called_as_often_as_the_table_says(mixture: GaussianMixture) -> None:
+def test_network_calls_are_those_of_the_tableau(mixture: GaussianMixture) -> None:
     calls = []
 
     def eps(x: Tensor, rho: float) -> Tensor:
@@ -93,7 +93,7 @@ def test_network_is_called_as_often_as_the_table_says(mixture: GaussianMixture) 
         assert [s.rho for s in states] == table.rho[1:].tolist()
 
 
-def test_history_is_freed_as_soon_as_no_row_reads_it() -> None:
+def test_history_is_freed_after_its_last_row() -> None:
     alive: list[weakref.ref] = []
     most = 0
 
@@ -148,7 +148,7 @@ def test_an_image_does_not_depend_on_the_batch(batch_size: int) -> None:
     assert torch.equal(draw(list(range(64)), batch_size, labels), together)
 
 
-def test_an_image_does_not_depend_on_the_other_seeds() -> None:
+def test_images_do_not_depend_on_other_seeds() -> None:
     together = draw(list(range(64)), 64)
     assert torch.equal(draw([63, 5, 17], 2), together[[63, 5, 17]])
 
@@ -158,7 +158,7 @@ def test_without_fixed_network_batches_images_agree_to_rounding() -> None:
     torch.testing.assert_close(draw(list(range(64)), 7, network_batch=None), together, rtol=0, atol=1e-3)
 
 
-def test_an_adaptive_run_is_counted_and_tells_its_progress() -> None:
+def test_an_adaptive_run_counts_and_reports_progress() -> None:
     run = build(Adaptive("RK45", rtol=1e-2, atol=1e-2), Power(7), SPAN, 2000, "denoise")
     told: list[float] = []
     denoiser = Denoiser(Small(), NoisePrediction(VP))
@@ -172,7 +172,7 @@ def test_an_adaptive_run_is_counted_and_tells_its_progress() -> None:
         list(generate(denoiser, build(run.solver, Power(7), SPAN, 9, "none"), (1, 8, 8), [0], 1))
 
 
-def test_a_wrong_count_and_a_broken_network_are_errors() -> None:
+def test_wrong_counts_and_broken_networks_are_errors() -> None:
     class Twice(Denoiser):
         def eps(self, x, rho, **condition):
             super().eps(x, rho, **condition)
@@ -189,7 +189,7 @@ def test_a_wrong_count_and_a_broken_network_are_errors() -> None:
         list(generate(Denoiser(Broken(), NoisePrediction(VP)), table, (1, 8, 8), [4, 5], 2))
 
 
-def test_noise_is_a_function_of_seed_purpose_and_step() -> None:
+def test_noise_depends_on_seed_purpose_and_step() -> None:
     z = normal(range(10), (3, 5), "initial")
     assert torch.equal(normal([7, 2], (3, 5), "initial"), z[[7, 2]])
     others = [

@@ -105,7 +105,7 @@ def test_costs_of_a_gaussian_are_their_closed_forms(high: float, low: float) -> 
     torch.testing.assert_close(probed, size * series**2, rtol=1e-6, atol=1e-25)
 
 
-def test_the_exact_predictor_cost_is_the_score_of_the_density_that_an_euler_step_makes(
+def test_the_exact_predictor_cost_follows_the_density(
     mixture: GaussianMixture,
 ) -> None:
     """ln of the pushed-forward density at F(x) is ln p(x) - ln|det J(x)|; its slope in F by central differences."""
@@ -140,7 +140,7 @@ def order(cost, eps, x: Tensor, high: float) -> float:
 
 
 @pytest.mark.parametrize("high", [0.3, 1.0, 5.0])
-def test_costs_fall_with_the_square_and_the_fourth_power_of_the_step(mixture: GaussianMixture, high: float) -> None:
+def test_costs_fall_as_square_and_fourth_power(mixture: GaussianMixture, high: float) -> None:
     x = high * torch.randn(400, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     assert order(corrector, mixture.eps, x, high) == pytest.approx(2, abs=0.05)
     assert order(predictor, mixture.eps, x, high) == pytest.approx(4, abs=0.12)
@@ -167,7 +167,7 @@ def gaussian_length(rho: float) -> float:
     return 2 * (math.asinh(rho / C) - rho / math.hypot(rho, C))
 
 
-def test_one_pass_finds_the_length_and_the_schedule_of_a_gaussian() -> None:
+def test_one_pass_finds_the_length_of_a_gaussian() -> None:
     values = measured(CumulativeLength())
     assert values["rho"][[0, -1]].tolist() == [LOW, HIGH]
     assert float(values["length"][-1]) / 16 == pytest.approx(9.5367, rel=0.01)
@@ -186,7 +186,7 @@ def test_without_velocity_the_inverse_deviation_is_even() -> None:
     torch.testing.assert_close(found, (even**-2 - C**2).sqrt(), rtol=0.02, atol=0)
 
 
-def test_one_pass_finds_the_length_and_the_schedule_of_a_mixture() -> None:
+def test_one_pass_finds_the_length_of_a_mixture() -> None:
     values = measured(CumulativeLength(), MODES, side=8, seeds=range(250))
     length, error = float(values["length"][-1]) / 8, float(values["standard_error"][-1]) / 8
     assert error < 0.01 * length
@@ -242,7 +242,7 @@ def predicted(rho: Tensor) -> float:
     return float(left.sqrt().sum())
 
 
-def test_the_predictors_length_does_not_depend_on_the_levels() -> None:
+def test_the_predictors_length_is_independent_of_levels() -> None:
     """To leading order its cost is rho^2 c^4 h^4 / V^5, and the length the integral of the fourth root."""
     exact, _ = quad(lambda rho: (rho**2 * C**4 / variance(rho) ** 5) ** 0.25, 0.1, 10.0)
     for levels, within in ((20, 0.03), (40, 0.015)):
@@ -260,7 +260,7 @@ def test_the_probed_predictor_agrees_with_the_exact_one() -> None:
     torch.testing.assert_close(probed["length"][1:] / (100 / 4) ** 0.25, exact["length"][1:], rtol=0.05, atol=0)
 
 
-def test_standard_errors_are_the_scatter_between_disjoint_sets_of_images() -> None:
+def test_standard_errors_are_the_scatter_between_sets() -> None:
     runs = [
         measured(CumulativeLength(levels=12), MODES, side=1, seeds=range(60 * k, 60 * k + 60), ends=(8.0, 0.05))
         for k in range(30)
@@ -271,7 +271,7 @@ def test_standard_errors_are_the_scatter_between_disjoint_sets_of_images() -> No
         assert float(claimed / scatter) == pytest.approx(1, abs=0.35)
 
 
-def test_the_same_seeds_give_the_same_numbers_in_any_batches_and_all_work_is_told() -> None:
+def test_batches_do_not_change_numbers_or_progress() -> None:
     told: list[float] = []
     model = Denoiser(PerPixel(MODES), VarianceExploding()), heun()(Power(7), 8.0, 0.05, 10), (1, 2, 2), range(20)
     whole = CumulativeLength(levels=8)(Subject(*model, 20))
@@ -284,12 +284,12 @@ def test_the_same_seeds_give_the_same_numbers_in_any_batches_and_all_work_is_tol
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({"cost": "predicter"}, "calibration.cost=predicter: no such cost; did you mean 'predictor'?"),
-        ({"weight": "target"}, "calibration.weight=target: no such weight"),
+        ({"cost": "predicter"}, "calibration.cost=predicter: there is no such choice; did you mean 'predictor'?"),
+        ({"weight": "target"}, "calibration.weight=target"),
         ({"levels": 2}, "calibration.levels=2: a length needs 3 noise levels"),
         ({"passes": 0}, "calibration.passes=0: at least one pass"),
         ({"damping": 0.0}, "calibration.damping=0: choose 0 < damping <= 1"),
-        ({"states": "trajectories"}, "calibration.states=trajectories: no such states; did you mean 'trajectory'?"),
+        ({"states": "trajectories"}, "calibration.states=trajectories"),
         ({"states": "trajectory", "passes": 2}, "calibration.states=trajectory: measures a run's own levels once"),
         ({"states": "trajectory", "cost": "predictor"}, "use calibration.cost=corrector calibration.passes=1"),
     ],
@@ -308,7 +308,7 @@ def walked(pixels: GaussianMixture, nfe: int, images: int = 100) -> tuple[dict[s
     return values, calls.count
 
 
-def test_states_of_the_run_give_the_same_length_for_one_more_call_a_step() -> None:
+def test_trajectory_states_give_the_same_length() -> None:
     values, calls = walked(MODES, 150, 150)
     assert calls == 2 * 150 + 1 + 2 * 150, "run and steps, the denoiser's mean at its end, the check"
     assert values["rho"][[0, -1]].tolist() == pytest.approx([LOW, HIGH])
@@ -323,7 +323,7 @@ def test_states_of_the_run_give_the_same_length_for_one_more_call_a_step() -> No
     assert float(values["spread"][1]) < 0.05 < 0.5 < float(values["spread"][0])
 
 
-def test_costs_on_the_trajectory_are_those_of_its_states() -> None:
+def test_trajectory_costs_are_those_of_its_states() -> None:
     """x = x(sigma_max) sqrt(V / V(sigma_max)) on the flow of a Gaussian, exactly; the costs are multiples of |x|^2."""
     values, _ = walked(GAUSSIAN, 300, 20)
     low, high = values["rho"][:-1], values["rho"][1:]
@@ -341,7 +341,7 @@ def test_the_trajectory_needs_decreasing_levels() -> None:
         CumulativeLength(states="trajectory")(Subject(model, heun()(Power(7), 80.0, 0.01, 10), (1, 2, 2), range(4), 4))
 
 
-def test_the_summary_tells_convergence_from_even_costs_of_a_collapse() -> None:
+def test_the_summary_distinguishes_convergence_from_collapse() -> None:
     """Few levels with the published weight: costs become even while the last step grows at every pass."""
     for options, verdict in (
         ({"levels": 41, "passes": 8, "weight": "source"}, "converged: sigma_1"),
@@ -360,7 +360,7 @@ def test_the_summary_tells_convergence_from_even_costs_of_a_collapse() -> None:
         assert second.count("->") == estimator.passes - 1
 
 
-def test_change_and_lowest_are_those_of_the_next_pass() -> None:
+def test_change_and_lowest_foretell_the_next_pass() -> None:
     one, two = (measured(CumulativeLength(levels=40, passes=n), side=4, seeds=range(40)) for n in (1, 2))
     ten = [grid(schedule_of(values), HIGH, LOW, 10).log() for values in (one, two)]
     assert float(one["change"][0]) == pytest.approx(float((ten[0] - ten[1]).abs().max()))
@@ -378,7 +378,7 @@ def test_refuses_one_image_and_a_run_to_zero() -> None:
 LEVELS, LENGTHS = (0.01, 0.5, 3.0, 40.0), (0.0, 0.2, 4.0, 5.0)
 
 
-def test_the_map_passes_through_its_levels_and_inverts_exactly() -> None:
+def test_the_map_inverts_exactly() -> None:
     schedule = ScoreOptimal(LEVELS, LENGTHS)
     rho = torch.logspace(-2.5, 2, 200, dtype=torch.float64)
     torch.testing.assert_close(schedule.inverse(schedule(rho)), rho, rtol=1e-12, atol=0)
@@ -390,7 +390,7 @@ def test_the_map_passes_through_its_levels_and_inverts_exactly() -> None:
     assert grid(schedule, 40.00001, 0.01, 5)[0] == 40.00001, "ends may differ by rounding"
 
 
-def test_refuses_a_wider_range_and_lengths_that_do_not_increase() -> None:
+def test_wider_ranges_and_falling_lengths_are_refused() -> None:
     schedule = ScoreOptimal(LEVELS, LENGTHS)
     for ends in ((41.0, 0.01), (40.0, 0.009), (40.0, 0.0)):
         with pytest.raises(InputError, match=r"measured from 40 to 0.01 only; stay within, or make one"):
@@ -407,7 +407,7 @@ def test_refuses_a_wider_range_and_lengths_that_do_not_increase() -> None:
             ScoreOptimal(levels, lengths)
 
 
-def test_loads_the_record_of_its_checkpoint_only_and_plots_it(tmp_path: Path) -> None:
+def test_a_record_belongs_to_its_checkpoint(tmp_path: Path) -> None:
     values = measured(CumulativeLength(levels=8), side=1, seeds=range(20))
     record = Record("score_optimal", values, {"checkpoint": "ab" * 32, "images": 20})
     path = tmp_path / "r.safetensors"
@@ -475,7 +475,7 @@ def test_a_new_record_is_a_new_run(tmp_path: Path) -> None:
     assert names[0] == names[2] != names[1]
 
 
-def test_lengths_at_noised_real_images_are_those_at_noised_draws_of_the_same_distribution() -> None:
+def test_real_images_give_the_same_length() -> None:
     """Pixels of 0.4 N(-0.4, 0.1^2) + 0.6 N(0.5, 0.1^2), rounded to 1/127.5 for the data set."""
     pixels = GaussianMixture(
         torch.tensor([[-0.4], [0.5]], dtype=torch.float64),

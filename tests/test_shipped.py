@@ -91,6 +91,6 @@ def test_learned_tables_beat_default_on_unseen_noise(
         build_tableau(learned, Power(7), span, 6, "none"),
     ]
     subject = Subject(checkpoint.denoiser, runs[0], checkpoint.card.shape, range(5000, 5032), 32)
-    fine, default, own = (next(subject.drawn(run)).x for run in runs)
+    fine, default, own = (next(subject.samples(run)).x for run in runs)
     distance = [(x - fine).flatten(1).square().mean(1).sqrt().mean() for x in (default, own)]
     assert float(distance[1] / distance[0]) < 0.7

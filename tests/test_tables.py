@@ -80,7 +80,7 @@ def test_what_guidance_costs_stands_below_the_table() -> None:
     assert "Network calls per image: 8-10 at NFE 5." in printed(guided, "recall")
 
 
-def test_disjoint_seed_ranges_become_a_mean_with_its_error() -> None:
+def test_disjoint_seed_ranges_become_a_mean() -> None:
     values = ((1.0, "0-9"), (2.0, "10-19"), (6.0, "20-29"))
     runs = [Run(Path(seeds), row("ddim", 5, value, seeds=seeds)) for value, seeds in values]
     (merged,) = over_seed_ranges(runs)

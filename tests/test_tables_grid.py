@@ -97,7 +97,7 @@ def test_golden_markdown_latex_and_csv(table: Path, capsys: pytest.CaptureFixtur
     assert (table / "table.png").read_bytes()[:4] == b"\x89PNG"
 
 
-def test_a_report_of_the_same_is_not_written_again(table: Path) -> None:
+def test_equal_report_is_not_written_again(table: Path) -> None:
     report.main([str(table)])
     names = ("table.md", "table.tex", "table.csv")
     stamps = [(table / name).stat().st_mtime_ns for name in names]
@@ -157,7 +157,7 @@ def test_figures_of_other_protocols_are_not_subtracted(paper: dict[str, Any], re
     assert [line["difference"] for line in lines_of(tmp_path)] == [""] * 7
 
 
-def test_all_within_one_standard_error_of_the_best_are_bold(tmp_path: Path) -> None:
+def test_figures_within_an_error_of_best_are_bold(tmp_path: Path) -> None:
     """sqrt(0.25^2 + 0.25^2) = 0.354: 10.35 ties with 10, 10.36 does not."""
     for value, bold in ((10.35, True), (10.36, False)):
         root = tmp_path / str(value)
@@ -169,9 +169,7 @@ def test_all_within_one_standard_error_of_the_best_are_bold(tmp_path: Path) -> N
         assert (f"**{value:.2f} +- 0.25**" in text) is bold
 
 
-def test_the_figure_has_lines_bars_hollow_markers_and_the_watermark(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_figure_has_lines_bars_markers_and_watermark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import matplotlib
 
     matplotlib.use("Agg")

@@ -12,7 +12,7 @@ import pytest
 
 from scoreline.errors import InputError
 from scoreline.files import locked
-from scoreline.tables import pool, run
+from scoreline.tables import pool, table_run
 from scoreline.tables.plan import Cell, Outcome, outcome
 from scoreline.tables.pool import Pool, Slot, slots
 from scoreline.tables.schema import Command
@@ -53,7 +53,7 @@ class Bench:
     """A directory with the program, its cells by how they end, and what the pool told of them."""
 
     def __init__(self, root: Path) -> None:
-        self.root, self.told = root, list[tuple[str, str, str]]()
+        self.root, self.reports = root, list[tuple[str, str, str]]()
         (root / "program.py").write_text(PROGRAM)
 
     def cell(self, name: str, how: str = "well", seeds: str = "0-9", row: str = "") -> Cell:
@@ -65,7 +65,7 @@ class Bench:
 
     def run(self, *cells: Cell, jobs: int = 1, on_error: Any = "continue") -> None:
         def tell(cell: Cell, found: Outcome) -> None:
-            self.told.append((cell.directory.removeprefix("cells/"), found.state, found.sentence))
+            self.reports.append((cell.directory.removeprefix("cells/"), found.state, found.sentence))
 
         Pool(self.root, self.command, slots(jobs, []), on_error, tell).run(cells)
 
@@ -79,33 +79,33 @@ def bench(tmp_path: Path) -> Bench:
     return Bench(tmp_path)
 
 
-def test_each_end_of_a_run_is_told_with_its_last_line(bench: Bench) -> None:
+def test_each_end_is_reported_with_its_last_line(bench: Bench) -> None:
     ends = ("well", "die", "killed", "empty", "refuse")
     bench.run(*(bench.cell(how, how) for how in ends))
-    assert bench.told == [
+    assert bench.reports == [
         ("well", "finished", ""),
         ("die", "failed", "exit code 1: Traceback: it broke"),
         ("killed", "failed", "signal SIGKILL: hello"),
         ("empty", "failed", "it ended without metrics.json"),
         ("refuse", "refused", "nfe=5: needs an even NFE"),
     ]
-    for (name, state, sentence), how in zip(bench.told, ends, strict=True):
+    for (name, state, sentence), how in zip(bench.reports, ends, strict=True):
         assert outcome(bench.cell(name, how), bench.root) == Outcome(state, sentence)  # type: ignore[arg-type]
     assert (bench.root / "cells/die" / pool.LOG).read_text() == "hello\nTraceback: it broke\n"
 
 
 def test_stop_begins_nothing_more(bench: Bench) -> None:
     bench.run(bench.cell("a"), bench.cell("b", "die"), bench.cell("c"), on_error="stop")
-    assert [name for name, *_ in bench.told] == ["a", "b"]
+    assert [name for name, *_ in bench.reports] == ["a", "b"]
     assert bench.starts("c") == 0
 
 
-def test_continue_tries_once_and_retry_once_more_at_the_end(bench: Bench) -> None:
+def test_continue_tries_once_and_retry_twice(bench: Bench) -> None:
     bench.run(bench.cell("a", "once"), bench.cell("b"))
-    assert [state for _, state, _ in bench.told] == ["failed", "finished"]
-    bench.told.clear()
+    assert [state for _, state, _ in bench.reports] == ["failed", "finished"]
+    bench.reports.clear()
     bench.run(bench.cell("c", "once"), bench.cell("d", "die"), bench.cell("e"), on_error="retry")
-    assert [(name, state) for name, state, _ in bench.told] == [
+    assert [(name, state) for name, state, _ in bench.reports] == [
         *(("c", "missing"), ("d", "missing"), ("e", "finished"), ("c", "finished"), ("d", "failed"))
     ]
     assert [bench.starts(name) for name in "acde"] == [1, 2, 2, 1]
@@ -113,13 +113,13 @@ def test_continue_tries_once_and_retry_once_more_at_the_end(bench: Bench) -> Non
 
 def test_changed_code_stops_the_sweep(bench: Bench) -> None:
     bench.run(bench.cell("a", "changed"), bench.cell("b"))
-    assert [(name, state) for name, state, _ in bench.told] == [("a", "changed")]
-    assert "(feed0000, not 0000aaaa)" in bench.told[0][2]
+    assert [(name, state) for name, state, _ in bench.reports] == [("a", "changed")]
+    assert "(feed0000, not 0000aaaa)" in bench.reports[0][2]
 
 
-def test_a_refused_place_is_not_run_at_its_other_seeds(bench: Bench) -> None:
+def test_refused_cell_is_not_run_at_other_seeds(bench: Bench) -> None:
     bench.run(*(bench.cell(name, "refuse", seeds, row="r") for name, seeds in (("a", "0-9"), ("b", "10-19"))))
-    assert [(name, state) for name, state, _ in bench.told] == [("a", "refused"), ("b", "refused")]
+    assert [(name, state) for name, state, _ in bench.reports] == [("a", "refused"), ("b", "refused")]
     assert (bench.starts("a"), bench.starts("b")) == (1, 0)
 
 
@@ -127,10 +127,10 @@ def test_two_jobs_run_at_once(bench: Bench) -> None:
     (bench.root / "cells/a").mkdir(parents=True)
     (bench.root / "cells/b").mkdir()
     bench.run(bench.cell("a", "together"), bench.cell("b", "together"), jobs=2)
-    assert {(name, state) for name, state, _ in bench.told} == {("a", "finished"), ("b", "finished")}
+    assert {(name, state) for name, state, _ in bench.reports} == {("a", "finished"), ("b", "finished")}
 
 
-def test_a_run_that_a_killed_sweep_left_behind_is_waited_for(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_run_of_a_killed_table_is_awaited(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SLOW", "1")
     cell = bench.cell("a", "slow")
     log = locked(bench.root / cell.directory / pool.LOG)
@@ -138,7 +138,7 @@ def test_a_run_that_a_killed_sweep_left_behind_is_waited_for(bench: Bench, monke
     left = subprocess.Popen(bench.command(cell), stdout=log, stderr=log, env=slots(1, [])[0].environment())
     log.close()
     bench.run(cell)
-    assert bench.told == [("a", "finished", "")]
+    assert bench.reports == [("a", "finished", "")]
     assert bench.starts("a") == 1
     assert left.wait(20) == 0
 
@@ -190,11 +190,11 @@ def test_devices_in_turn_and_threads_divided(monkeypatch: pytest.MonkeyPatch, be
 )
 def test_options_are_checked(options: dict[str, Any], sentence: str) -> None:
     with pytest.raises(InputError) as caught:
-        run.Options(**options)
+        table_run.Options(**options)
     assert str(caught.value) == sentence
 
 
-def test_what_of_a_command_line_goes_to_the_cells() -> None:
+def test_cells_get_their_part_of_the_command() -> None:
     task = [
         "table=x",
         "budget=small",
@@ -204,46 +204,50 @@ def test_what_of_a_command_line_goes_to_the_cells() -> None:
         "hydra.run.dir=a",
         "table.title=b",
     ]
-    assert run.of_cells([*task, "device=cpu", "+solver.order=2"]) == ["device=cpu", "+solver.order=2"]
+    assert table_run.of_cells([*task, "device=cpu", "+solver.order=2"]) == ["device=cpu", "+solver.order=2"]
 
 
 def test_preparation_runs_once_and_tells_what_failed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(run, "words_of", lambda command: [sys.executable, "-c", command.run])
+    monkeypatch.setattr(table_run, "words_of", lambda command: [sys.executable, "-c", command.run])
     good = Command("print('made'); open('a', 'a').write('x')", "a")
-    assert run.prepare([good], Path("logs"))
-    assert not run.prepare([good], Path("logs"))
+    assert table_run.prepare([good], Path("logs"))
+    assert not table_run.prepare([good], Path("logs"))
     assert (tmp_path / "a").read_text() == "x"
     assert (tmp_path / "logs/0.log").read_text() == "made\n"
     assert capsys.readouterr().err.startswith("preparing a: print")
     with pytest.raises(InputError, match=r"NameError: name 'b' is not defined; see logs/1\.log"):
-        run.prepare([good, Command("b", "b")], Path("logs"))
+        table_run.prepare([good, Command("b", "b")], Path("logs"))
     with pytest.raises(InputError, match="it ended without c; see"):
-        run.prepare([Command("pass", "c")], Path("logs"))
+        table_run.prepare([Command("pass", "c")], Path("logs"))
 
 
 def test_what_prepares_is_one_of_ours() -> None:
     root = Path(__file__).parents[1]
-    assert run.words_of(Command("train.py a='b c'", "x")) == [
+    assert table_run.words_of(Command("train.py a='b c'", "x")) == [
         sys.executable,
         str(root / "train.py"),
         "a=b c",
         "lock=wait",
     ]
-    assert run.words_of(Command("python calibrate.py a=b", "x"))[1:] == [str(root / "calibrate.py"), "a=b", "lock=wait"]
-    assert run.words_of(Command("scoreline import a b", "x"))[4:] == ["import", "a", "b"]
+    assert table_run.words_of(Command("python calibrate.py a=b", "x"))[1:] == [
+        str(root / "calibrate.py"),
+        "a=b",
+        "lock=wait",
+    ]
+    assert table_run.words_of(Command("scoreline import a b", "x"))[4:] == ["import", "a", "b"]
     for line in ("rm -rf x", "", "../train.py a=b"):
         with pytest.raises(InputError, match=r"must begin with train\.py, sample\.py, calibrate\.py or scoreline"):
-            run.words_of(Command(line, "x"))
+            table_run.words_of(Command(line, "x"))
 
 
 def test_sigterm_ends_a_sweep_as_ctrl_c_does() -> None:
     former = signal.getsignal(signal.SIGTERM)
 
     def work() -> None:
-        with run.ended_by_sigterm():
+        with table_run.ended_by_sigterm():
             os.kill(os.getpid(), signal.SIGTERM)
             time.sleep(5)
 

@@ -27,7 +27,7 @@ def table(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_ratios_stand_below_the_table_and_in_a_file(table: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_ratios_stand_below_table_and_in_file(table: Path, capsys: pytest.CaptureFixture[str]) -> None:
     report.main([str(table), "over=DDIM"])
     text = (table / "ratios.md").read_text()
     assert capsys.readouterr().out == (table / "table.md").read_text() + "\n" + text
@@ -50,7 +50,7 @@ def test_figures_of_other_protocols_have_no_ratio(tmp_path: Path) -> None:
     assert "Heun" not in (tmp_path / "ratios.md").read_text()
 
 
-def test_one_range_has_no_error_and_zero_no_ratio() -> None:
+def test_single_range_has_no_error() -> None:
     one = paired({"0-9": 1.0}, HALVES)
     assert one is not None
     assert (one.mean, one.n) == (0.25, 1)

@@ -128,9 +128,7 @@ def test_runs_of_one_configuration_that_share_seeds(tmp_path: Path) -> None:
         report.main([str(tmp_path)])
 
 
-def test_copies_of_a_run_are_one_and_unequal_repeats_are_refused(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_copies_count_once_and_unequal_repeats_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     ran(tmp_path / "a")
     ran(tmp_path / "b", 1.0, {"seeds": "0-9"}, seeds="0-4,5-9")
     assert rows(tmp_path, capsys) == ["| s / t | 1.00 +- 0.25 |"]
@@ -326,7 +324,7 @@ def test_what_cannot_be_written_is_one_line(tmp_path: Path) -> None:
         report.main([str(tmp_path), "metric=fid"])
 
 
-def test_what_only_tables_say_is_not_taken_from_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_keys_of_tables_are_ignored_in_results(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """And seeds that were given as a list stand in brackets."""
     ran(tmp_path / "a", 1.0, None, ranges="x", code_versions=5, seeds="[0, 2, 7]")
     assert rows(tmp_path, capsys) == ["| s / t | 1.00 +- 0.25 |"]

@@ -15,7 +15,7 @@ import pytest
 from scoreline.errors import InputError
 from scoreline.files import sha256
 from scoreline.run_lock import RunLock
-from scoreline.tables import identity, plan, run
+from scoreline.tables import identity, plan, table_run
 
 ROOT = Path(__file__).parents[1]
 
@@ -36,9 +36,10 @@ DRIVER = """
 import json, sys
 from pathlib import Path
 from scoreline import entry
-from scoreline.tables import run
+from scoreline.tables import table_run
 try:
-    run.main("toy", json.loads(sys.argv[1]), ["network_batch=4"], run.Options("smoke", int(sys.argv[2])), Path("out"))
+    options = table_run.Options("smoke", int(sys.argv[2]))
+    table_run.main("toy", json.loads(sys.argv[1]), ["network_batch=4"], options, Path("out"))
 except Exception as error:
     entry.leave(error, "table")
 """
@@ -53,7 +54,7 @@ def stamps(folder: Path) -> dict[str, tuple[int, str]]:
     return {str(path.relative_to(folder)): (path.stat().st_mtime_ns, sha256(path)) for path in files}
 
 
-def test_a_killed_table_goes_on_where_it_was(tmp_path: Path) -> None:
+def test_killed_table_continues_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """kill -9 once the first cell is finished: its files stay, the others are made, one is refused by sample.py."""
     out = tmp_path / "out"
     process = subprocess.Popen(words(DATA, 1), cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
@@ -90,8 +91,8 @@ def test_a_killed_table_goes_on_where_it_was(tmp_path: Path) -> None:
         assert shown == pytest.approx(value["value"], rel=0.05)
     assert all((out / f"table.{form}").is_file() for form in ("tex", "csv", "png"))
     before = stamps(out)
-    again = subprocess.run(words(DATA, 1), cwd=tmp_path, capture_output=True, text=True, timeout=250)
-    assert again.returncode == 0, again.stderr
+    monkeypatch.chdir(tmp_path)
+    table_run.main("toy", DATA, ["network_batch=4"], table_run.Options("smoke", 1), Path("out"))
     changed = {name for name, stamp in stamps(out).items() if before.get(name) != stamp}
     assert not [name for name in changed if name.startswith("cells/") and "learned_ours_/4/" not in name]
 
@@ -113,7 +114,7 @@ def test_mistakes_are_told_before_anything_is_run(
     data: dict[str, Any], overrides: list[str], sentence: str, tmp_path: Path
 ) -> None:
     with pytest.raises(InputError) as caught:
-        run.main("toy", data, overrides, run.Options("smoke"), tmp_path / "out")
+        table_run.main("toy", data, overrides, table_run.Options("smoke"), tmp_path / "out")
     assert str(caught.value) == sentence
     assert not (tmp_path / "out").exists()
 
@@ -122,25 +123,25 @@ def test_a_table_is_run_by_one_process(monkeypatch: pytest.MonkeyPatch, tmp_path
     for name, value in (("RANK", "0"), ("WORLD_SIZE", "2"), ("LOCAL_RANK", "0")):
         monkeypatch.setenv(name, value)
     with pytest.raises(InputError, match="table=toy: starts processes of its own; run it without torchrun or srun"):
-        run.main("toy", DATA, [], run.Options("smoke"), tmp_path / "out")
+        table_run.main("toy", DATA, [], table_run.Options("smoke"), tmp_path / "out")
 
 
-def test_a_table_is_run_by_one_command_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_command_at_a_time_runs_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A second one is refused, or waits, and plans anew then: what was prepared meanwhile is there."""
     out, planned = tmp_path / "out", []
-    whole = run.plan.planned
-    monkeypatch.setattr(run.plan, "planned", lambda *words: planned.append(1) or whole(*words))
-    monkeypatch.setattr(run, "run_planned", lambda drafted, out, options: planned.append(drafted.budget))
+    whole = table_run.plan.planned
+    monkeypatch.setattr(table_run.plan, "planned", lambda *words: planned.append(1) or whole(*words))
+    monkeypatch.setattr(table_run, "run_planned", lambda drafted, out, options: planned.append(drafted.budget))
     with RunLock(out):
         with pytest.raises(InputError, match="works there; wait for it with lock=wait, or choose another directory"):
-            run.main("toy", DATA, [], run.Options("smoke"), out)
+            table_run.main("toy", DATA, [], table_run.Options("smoke"), out)
         assert planned == [1]
         assert [path.name for path in out.iterdir()] == [".lock"]
-    run.main("toy", DATA, [], run.Options("smoke"), out)
+    table_run.main("toy", DATA, [], table_run.Options("smoke"), out)
     assert planned == [1, 1, "smoke"]
     former = RunLock(out)
     monkeypatch.setattr(time, "sleep", lambda seconds: former.release())
-    run.main("toy", DATA, [], run.Options("smoke", lock="wait"), out)
+    table_run.main("toy", DATA, [], table_run.Options("smoke", lock="wait"), out)
     assert planned == [1, 1, "smoke", 1, 1, "smoke"]
     assert list(out.iterdir()) == []
 
@@ -151,18 +152,18 @@ def test_a_table_is_run_by_one_command_at_a_time(tmp_path: Path, monkeypatch: py
 def test_the_directory_of_another_run_is_left_alone(tmp_path: Path, former: str) -> None:
     (tmp_path / "config.yaml").write_text(former)
     with pytest.raises(InputError, match=r"hydra\.run\.dir=.*: holds another run, not table=toy"):
-        run.main("toy", DATA, ["network_batch=4"], run.Options("smoke"), tmp_path)
+        table_run.main("toy", DATA, ["network_batch=4"], table_run.Options("smoke"), tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["config.yaml"]
     assert (tmp_path / "config.yaml").read_text() == former
 
 
-def test_the_lock_of_a_table_is_not_that_of_its_cells() -> None:
-    assert run.of_cells(["table=toy", "lock=wait", "solver.order=2", "hydra.run.dir=x"]) == ["solver.order=2"]
+def test_cells_do_not_get_the_lock_key() -> None:
+    assert table_run.of_cells(["table=toy", "lock=wait", "solver.order=2", "hydra.run.dir=x"]) == ["solver.order=2"]
     with pytest.raises(InputError, match="lock=maybe: there is no such choice"):
-        run.Options(lock="maybe")
+        table_run.Options(lock="maybe")
 
 
-def test_the_identity_is_that_of_the_run_and_knows_the_seeds() -> None:
+def test_identity_follows_overrides_and_seeds() -> None:
     found = identity.identities(["solver=ddim", "nfe=5"], ["0-3", "4-7"])
     assert len(set(found)) == 2
     assert found == identity.identities(["solver=ddim", "nfe=5", "batch_size=9"], ["0-3", "4-7"])
@@ -175,8 +176,8 @@ class Fake:
     def __init__(self, states: dict[str, str]) -> None:
         self.states = states
 
-    def __call__(self, root: Path, command: Any, places: Any, on_error: str, tell: Any, start: Any) -> Any:
-        self.root, self.tell = root, tell
+    def __call__(self, root: Path, command: Any, places: Any, on_error: str, report: Any, start: Any) -> Any:
+        self.root, self.report = root, report
         return self
 
     def run(self, cells: Any) -> None:
@@ -185,7 +186,7 @@ class Fake:
             found = plan.Outcome(state, "why it is so")  # type: ignore[arg-type]
             if state != "missing":
                 plan.record(cell, self.root, found)
-                self.tell(cell, found)
+                self.report(cell, found)
 
 
 PLACES = ("DDIM 4", "DDIM 5", "learned (ours) 4", "learned (ours) 5")
@@ -196,7 +197,7 @@ PLACES = ("DDIM 4", "DDIM 5", "learned (ours) 4", "learned (ours) 5")
     [
         (
             {"DDIM 4": "refused", "DDIM 5": "failed"},
-            "table=toy: 1 of 4 runs failed, 2 were not begun; OUT/table.md has the rest, the same command runs what is",
+            "table=toy: 1 of 4 runs failed, 2 did not start; OUT/table.md has the rest, the same command runs what is",
         ),
         (dict.fromkeys(PLACES, "failed"), "table=toy: 4 of 4 runs failed; OUT/table.md has the rest, the same command"),
         (dict.fromkeys(PLACES, "refused"), "no cell can be run: why it is so; table=toy needs the toy model"),
@@ -210,9 +211,9 @@ def test_what_is_missing_is_the_last_line(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """And the table is there all the same."""
-    monkeypatch.setattr(run.pool, "Pool", Fake(states))
+    monkeypatch.setattr(table_run.pool, "Pool", Fake(states))
     with pytest.raises(InputError) as caught:
-        run.main("toy", DATA, [], run.Options("smoke", 1), tmp_path)
+        table_run.main("toy", DATA, [], table_run.Options("smoke", 1), tmp_path)
     assert str(caught.value).startswith(sentence.replace("OUT", str(tmp_path)))
     printed = capsys.readouterr()
     assert "| DDIM | - [a] |" in printed.out
@@ -224,8 +225,8 @@ def test_devices_by_the_names_that_cuda_takes(monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-a, 5")
-    assert run.devices([]) == ["GPU-a", "5"]
+    assert table_run.devices([]) == ["GPU-a", "5"]
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
-    assert run.devices([]) == ["0", "1"]
-    assert run.devices(["device=cpu"]) == []
+    assert table_run.devices([]) == ["0", "1"]
+    assert table_run.devices(["device=cpu"]) == []
     assert os.environ.get("CUDA_VISIBLE_DEVICES") is None

@@ -109,7 +109,7 @@ MISTAKES = [
 
 
 @pytest.mark.parametrize(("path", "value", "sentence"), MISTAKES, ids=lambda value: str(value)[:30])
-def test_a_mistake_is_a_sentence_that_names_its_key(path: str, value: Any, sentence: str) -> None:
+def test_mistake_is_a_sentence_naming_its_key(path: str, value: Any, sentence: str) -> None:
     with pytest.raises(InputError) as caught:
         parse("deis", with_change(path, value))
     text = str(caught.value)

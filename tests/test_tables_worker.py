@@ -223,7 +223,7 @@ def test_server_that_cannot_preload_serves_all_the_same(tmp_path: Path) -> None:
     assert text(tmp_path / "cell.log").splitlines()[-1] == "program.py: nfe=5: needs an even NFE"
 
 
-def test_killed_table_leaves_its_cell_to_end_and_no_server(tmp_path: Path) -> None:
+def test_killed_table_leaves_its_cell_but_no_server(tmp_path: Path) -> None:
     """The cell keeps the lock on its log as long as it runs, so that the next sweep waits for it."""
     mark = tmp_path / "mark"
     (tmp_path / "cell").mkdir()

@@ -21,7 +21,7 @@ from scoreline.calibration import target_variance
 from scoreline.calibration.record import Record, load_record
 from scoreline.calibration.subject import Part, Subject
 from scoreline.calibration.target_variance import TargetVariance, moments
-from scoreline.calibration.target_variance_table import table
+from scoreline.calibration.target_variance_plot import table
 from scoreline.commands import inspect
 from scoreline.datasets.base import ArrayDataset
 from scoreline.datasets.digits import Digits
@@ -122,7 +122,7 @@ def test_a_ratio_has_the_error_of_its_jackknife() -> None:
     assert values["ratio_error"][0].numpy() == pytest.approx(jackknife, rel=0.02)
 
 
-def test_half_of_the_variance_is_left_by_a_pair_of_two_images() -> None:
+def test_a_pair_of_two_images_halves_the_variance() -> None:
     """Of n = 2 independent draws the other image is the source in half of all cases, else the target is the mean."""
     for rho in PAIR_LEVELS:
         exact = pair_in_closed_form(rho, 2)
@@ -234,7 +234,7 @@ def test_three_phases(digits: tuple[dict[str, Any], dict[str, Any]]) -> None:
     assert float(fixed["ratio"][0, -1]) == pytest.approx(float(fixed["limit"][0]), rel=0.03)
 
 
-def test_digits_by_brute_force_at_the_same_noisy_images() -> None:
+def test_digits_agree_with_brute_force() -> None:
     """DSM and ESS from differences; stable targets from loops over references of NumPy's own drawing, to 4 errors."""
     data, levels, draws = Digits("all"), (0.7, 1.5, 5.0), 400
     given = subject(data, 6)
@@ -271,7 +271,7 @@ def test_a_reference_of_one_is_the_source() -> None:
         assert float((error / each["dsm"].mean(1)).max()) < 0.02
 
 
-def test_moments_keep_their_digits_where_one_image_has_nearly_all_the_weight() -> None:
+def test_moments_keep_their_digits_under_one_image() -> None:
     """Against sums in extended precision, down to weights of 1e-60; two equal images add nothing but rounding of mu."""
     random = torch.Generator().manual_seed(2)
     images = torch.randint(256, (50, 3, 32, 32), dtype=torch.uint8, generator=random)
@@ -346,7 +346,7 @@ def test_all_images_are_drawn_alike() -> None:
     assert not torch.equal(others, free._drawn(8, 10)[0])
 
 
-def test_parts_of_a_killed_run_are_not_measured_again(tmp_path: Path) -> None:
+def test_parts_of_killed_runs_are_kept(tmp_path: Path) -> None:
     data, measure = Digits("test"), TargetVariance((0.7, 3.0), (16,), 4)
     done: list[float] = []
     kept = replace(subject(data, 10, batch_size=4), parts=Parts(tmp_path, "stamp"))
@@ -375,7 +375,7 @@ class Largest(TorchDispatchMode):
         return made
 
 
-def test_memory_is_that_of_the_bytes_and_of_a_piece(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_is_bytes_and_one_piece(monkeypatch: pytest.MonkeyPatch) -> None:
     """3000 images of 768 pixels: never all of them as numbers, nor the references of all draws."""
     monkeypatch.setattr(target_variance, "ELEMENTS", 2**14)
     monkeypatch.setattr("scoreline.targets.ELEMENTS", 2**14)
@@ -388,7 +388,7 @@ def test_memory_is_that_of_the_bytes_and_of_a_piece(monkeypatch: pytest.MonkeyPa
     assert bool((values["stf"][:, 1] > 0).all())
 
 
-def test_levels_by_number_are_even_in_the_logarithm_from_end_to_end() -> None:
+def test_levels_by_number_are_even_in_log_rho() -> None:
     data = Digits("test")
     values = TargetVariance(5, (4,), 1)(subject(data, 2, span=(40.0, 0.5)))
     assert values["rho"].tolist() == pytest.approx(np.geomspace(0.5, 40, 5), rel=1e-12)
@@ -434,7 +434,7 @@ def test_refuses_what_cannot_be_measured() -> None:
     ):
         measure(subject(data))
     assert float(replace(measure, replacement=True)(subject(data, 2))["stf"].min()) > 0
-    with pytest.raises(InputError, match="seeds: a standard error needs at least two noisy images"):
+    with pytest.raises(InputError, match="seeds: a standard error needs at least two images"):
         TargetVariance((1.0,), (64,), 2)(subject(data, 1))
     with pytest.raises(InputError, match="sigma_min=0: levels even in ln rho need sigma_min > 0; leave the key out"):
         TargetVariance(4, (64,), 2)(subject(data, 4, span=(50.0, 0.0)))
@@ -516,10 +516,3 @@ def test_on_the_command_line(tmp_path: Path) -> None:
     assert written.provenance["dataset"] == {"name": "digits-test", "sha256": data.digest}
     assert written.provenance["nfe"] == 0
     assert written.provenance["solver"] is None
-
-
-def test_a_mistake_is_one_sentence(tmp_path: Path) -> None:
-    done = call(cwd=tmp_path)
-    assert done.returncode == 2, done.stderr
-    sentence = "calibration=target_variance: needs real images; add dataset=digits or another data set"
-    assert done.stderr == f"calibrate.py: {sentence}\n"

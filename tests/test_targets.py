@@ -72,7 +72,7 @@ def noised(data: Tensor, rho: Tensor, seed: int = 0) -> Tensor:
 LEVELS = torch.tensor([0.002, 0.05, 0.3, 0.7, 1.0, 1.5, 3.0, 10.0, 80.0], dtype=torch.float64)
 
 
-def test_the_whole_data_as_reference_gives_the_posterior_mean(digits: Tensor) -> None:
+def test_all_data_give_the_posterior_mean(digits: Tensor) -> None:
     x = noised(digits, LEVELS)
     weights, mean = brute_force(x, LEVELS, digits)
     ours = posterior_mean(x, LEVELS, digits)
@@ -87,7 +87,7 @@ def test_the_whole_data_as_reference_gives_the_posterior_mean(digits: Tensor) ->
     assert torch.equal(target, ours)
 
 
-def test_a_reference_of_the_source_alone_is_denoising_score_matching(digits: Tensor) -> None:
+def test_a_reference_of_one_is_score_matching(digits: Tensor) -> None:
     """The same loss to the bit, whatever the noise."""
     clean = digits[:1].float()
     alone = Reference(clean, torch.tensor([0]))
@@ -146,14 +146,14 @@ def test_without_the_source_the_expectation_is_another(digits: Tensor) -> None:
     assert float((each.mean(0) - posterior_mean(x, rho, data)[0]).square().sum()) > 1
 
 
-def test_a_pair_is_the_pair_that_the_mask_leaves(digits: Tensor) -> None:
+def test_masks_leave_the_pair(digits: Tensor) -> None:
     x, allowed = digits[:1] + normal(1, 1, 8, 8), torch.zeros(1, 45, dtype=torch.bool)
     allowed[0, [7, 30]] = True
     masked = posterior_mean(x, 1.0, digits[:45], allowed)
     torch.testing.assert_close(masked, posterior_mean(x, 1.0, digits[[7, 30]]), rtol=0, atol=1e-13)
 
 
-def test_order_of_the_references_and_constants_of_a_row_do_not_matter(digits: Tensor) -> None:
+def test_reference_order_does_not_matter(digits: Tensor) -> None:
     """Pixels that all references share add a constant to every logit of a row."""
     data, x = digits[:300], noised(digits, LEVELS)
     mean, weights = posterior_mean(x, LEVELS, data), posterior_weights(x, LEVELS, data)
@@ -216,9 +216,7 @@ class Raw(nn.Module):
     [EDMPreconditioning(0.5), NoisePrediction(LinearVP()), VelocityPrediction(LinearVP()), VarianceExploding()],
     ids=lambda it: type(it).__name__,
 )
-def test_the_raw_target_of_a_network_is_the_weighted_mean_of_its_raw_targets(
-    parameterisation: Parameterisation, digits: Tensor
-) -> None:
+def test_raw_targets_average_with_the_same_weights(parameterisation: Parameterisation, digits: Tensor) -> None:
     """F = (T - skip x) / out, so a network that returns sum_i w_i (x_i - skip x) / out has D = T and eps of the ODE."""
     rho = torch.tensor([0.1, 0.5, 1.0, 2.0, 40.0], dtype=torch.float64)
     data, x = digits[:200], noised(digits, rho, seed=6)
@@ -264,7 +262,7 @@ def ten_bits(x: Tensor) -> Tensor:
 PRECISION_LEVELS = torch.tensor([0.1, 0.2, 0.3, 1.0], dtype=torch.float64).repeat_interleave(16)
 
 
-def test_precision_settings_do_not_reach_the_weights_where_they_would_corrupt_them(crops: Tensor) -> None:
+def test_precision_settings_do_not_reach_the_weights(crops: Tensor) -> None:
     """Crops of a photograph: products in bfloat16 (autocast), TF32, float32 differ, ours are as good as differences."""
     data = to_unit(crops)
     x = noised(data, PRECISION_LEVELS, seed=9).float()
@@ -311,7 +309,7 @@ def test_duplicates_share_their_weight_evenly(rho: float, digits: Tensor, monkey
 
 
 @pytest.mark.parametrize("chunk", [1, 7, 100, 1024])
-def test_distances_of_equal_images_are_equal_to_the_bit(chunk: int, crops: Tensor) -> None:
+def test_equal_images_have_equal_distances(chunk: int, crops: Tensor) -> None:
     """As the others of their chunk may be, and however many noisy images there are."""
     data = to_unit(crops).flatten(1).double()
     x = data[:5] + 1e-3 * normal(5, data.shape[1], seed=3)
@@ -382,7 +380,7 @@ def test_mixed_classes_and_unlabelled_networks_use_every_image(digits: Tensor) -
     assert float((StableTarget(40)(x, rho, clean, told, reference) - unmasked).abs().max()) > 0.1
 
 
-def test_a_source_of_a_class_of_its_own_is_its_own_target(digits: Tensor) -> None:
+def test_a_lone_class_is_its_own_target(digits: Tensor) -> None:
     x, rho, clean, reference = labelled(digits, CLASSES)
     lonely = replace(reference, label=torch.cat([torch.zeros(37, dtype=torch.int64), torch.tensor([1, 2, 3])]))
     assert torch.equal(StableTarget(40)(x, rho, clean, torch.tensor([1, 2, 3]), lonely), clean)
@@ -446,7 +444,7 @@ def test_chunks_of_the_data_do_not_show(elements: int, digits: Tensor, monkeypat
     assert np.abs(parts[1].flatten(1).numpy() - brute_force(x, LEVELS, data, allowed)[1]).max() < 1e-11
 
 
-def test_a_level_for_all_rows_may_be_a_number(digits: Tensor) -> None:
+def test_the_level_may_be_a_number(digits: Tensor) -> None:
     x = digits[:5] + 1.5 * normal(5, 1, 8, 8)
     each = torch.full((5,), 1.5)
     for rho in (1.5, torch.tensor(1.5), torch.tensor([1.5])):
@@ -484,7 +482,7 @@ class Largest(TorchDispatchMode):
 
 @pytest.mark.parametrize(("m", "n", "d"), [(64, 1024, 192), (16, 3000, 3072), (64, 512, 768)])
 @pytest.mark.parametrize("compute", [posterior_mean, posterior_weights])
-def test_no_tensor_of_all_pixels_of_all_pairs_is_made(compute: Callable[..., Tensor], m: int, n: int, d: int) -> None:
+def test_memory_excludes_pixels_of_all_pairs(compute: Callable[..., Tensor], m: int, n: int, d: int) -> None:
     data = torch.randint(256, (n, d), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     x = to_unit(data[:m]).double() + normal(m, d)
     with Largest() as made:

@@ -72,7 +72,7 @@ def test_dynamic_threshold_against_numpy_image_by_image(quantile: float, ceiling
 
 @pytest.mark.parametrize("wrap", [Clip, DynamicThreshold])
 @pytest.mark.parametrize("parameterisation", [EDMPreconditioning(0.5), NoisePrediction(VP), VarianceExploding()])
-def test_where_nothing_is_clipped_eps_is_the_denoisers_to_the_bit(wrap, parameterisation) -> None:
+def test_eps_without_clipping_is_the_denoisers(wrap, parameterisation) -> None:
     class Zero(nn.Module):
         def forward(self, x: Tensor, noise: Tensor, label: Tensor | None = None) -> Tensor:
             return torch.tanh(x) / 7

@@ -291,7 +291,7 @@ BAD = [
     (("digits_vp", "labels=fixed:3"), "labels=fixed:3: this checkpoint is unconditional"),
     (("digits_vp", "device=gpu0"), "device=gpu0: not available"),
     (("digits_vp", "dataset.split=test"), "dataset.split=test: give dataset= too"),
-    (("digits_vp", "dataset=digits", "dataset.split=tset"), "dataset.split=tset: choose from train, test, all"),
+    (("digits_vp", "dataset=digits", "dataset.split=tset"), "dataset.split=tset: there is no such choice"),
     (("digits_vp", "dataset=cifar10", "dataset.path=nowhere"), "dataset.path=nowhere: neither"),
     (("nowhere.safetensors",), "checkpoint=nowhere.safetensors: no such file"),
 ]

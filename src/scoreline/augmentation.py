@@ -1,4 +1,4 @@
-"""EDM's non-leaky augmentation: random geometric operations, and labels of them for the network."""
+"""EDM's non-leaky augmentation: random geometric operations on images, and labels that tell the network of them."""
 
 import math
 from dataclasses import dataclass, fields
@@ -12,15 +12,15 @@ from scoreline.errors import InputError
 from scoreline.wavelets import CENTRE, HISTORY, downsample, upsample
 
 LABELS = 9
-"""Length of a label."""
+"""Length of an augmentation label."""
 
 CACHED = 64
-"""Number of images that a CPU resamples together; the enlarged copies of more do not fit in its cache."""
+"""The number of images that a CPU resamples at a time; the enlarged copies of more do not fit in its cache."""
 
 
 @dataclass(frozen=True, eq=False)
 class Parameters:
-    """The operations on every image of a batch of n, in their order, in float64; 0 leaves an image as it is.
+    """The operations on n images in their order, in float64; 0 leaves an image as it is.
 
     Args:
         x_flip: bool (n,), swaps left and right.
@@ -42,7 +42,8 @@ class Parameters:
 
     @property
     def labels(self) -> Tensor:
-        """EDM's, (n, 9) float32: x_flip, y_flip, scale, cos(angle) - 1, sin(angle), stretch (cos, sin)(axis), shift.
+        """Labels for the network as in EDM, (n, 9) float32: x_flip, y_flip, scale, cos(angle) - 1, sin(angle),
+        stretch (cos, sin)(axis), shift.
 
         The stretches (s, axis) and (-s, axis + pi) share a label although one is the inverse of the other.
         """
@@ -69,20 +70,22 @@ class Parameters:
 class Augmentation:
     """EDM's augmentation: independent operations of equal probability, apart from x_flip with probability 1/2.
 
-    `draw` is separate from the application, so that processes that share a seed draw for the whole batch and apply
-    their own rows. An image without operations stays the same to the bit, and flips are exact; the other images (0.40
-    of them at probability 0.12) are resampled, where the released code filters every image.
+    Use it for small data sets, where a network overfits: the labels keep augmented images out of the samples.
+
+    `draw` is separate from the call, so processes that share a seed draw for the whole batch and apply their own rows.
+    An image without operations stays the same to the bit, and flips are exact. The other images (a share of 0.40 at
+    probability 0.12) are resampled, whereas the released code filters every image.
 
     Args:
-        probability: of each operation but x_flip; the y-flip then takes every second image.
-        x_flip: switches the swap of left and right on.
-        y_flip: switches the swap of top and bottom on.
+        probability: of each operation but x_flip; y_flip then takes every second image.
+        x_flip: swaps left and right.
+        y_flip: swaps top and bottom.
         scale: scales by 2^(scale w), w ~ N(0, 1). 0 switches the operation off, here and below.
         rotation: rotates by an angle uniform in +-pi rotation.
         anisotropy: stretches by 2^(anisotropy w) along one direction and the inverse across, w ~ N(0, 1); the direction
             is that of the rows for half of the images, uniform for the others.
         translation: shifts by translation (width w, height w'), w, w' ~ N(0, 1).
-        told: gives the network labels. Older recipes flip without labels.
+        told: gives the network the labels. Older recipes flip without labels.
 
     Raises:
         InputError: if the probability is outside [0, 1], a switch is no boolean, or a strength is negative.
@@ -101,7 +104,7 @@ class Augmentation:
 
     @property
     def dim(self) -> int:
-        """Length of the labels that the network takes."""
+        """The length of the labels that the network takes, its `augment_dim`."""
         return LABELS if self.told else 0
 
     def __post_init__(self) -> None:
@@ -118,8 +121,8 @@ class Augmentation:
     def draw(self, count: int, generator: Generator, device: torch.device | str) -> Parameters:
         """Draw the parameters of `count` images, a function of the generator's state and `count`.
 
-        An operation that is switched off consumes its random numbers, so the others do not change. Parameters on the
-        CPU avoid a synchronisation with a CUDA device over the number of images to resample.
+        An operation that is switched off consumes its random numbers too, so the others do not change. Parameters on
+        the CPU spare a synchronisation with a CUDA device over the number of images to resample.
         """
         where = generator.device
         uniform = torch.rand(10, count, dtype=torch.float64, device=where, generator=generator)
@@ -139,7 +142,7 @@ class Augmentation:
         return drawn.to(device)
 
     def __call__(self, images: Tensor, parameters: Parameters) -> Tensor:
-        """Apply the operations; shape and dtype stay, the computation is in float32, or float64 for float64 images.
+        """Apply the operations in float32, or in float64 for float64 images; shape and dtype stay.
 
         Args:
             images: (B, C, H, W) in [-1, 1]; the result overshoots at sharp edges, as any linear filter does.
@@ -178,8 +181,8 @@ def unaugmented() -> None:
 def resample(images: Tensor, inverse: Tensor, shift: Tensor) -> Tensor:
     """y(p) = x(A^-1 (p - t)), p in pixels from the centre of the image, x continued periodically by reflection.
 
-    The sym6 low-pass doubles the resolution, bilinear interpolation resamples one period of the reflected image, so
-    that no border is met however large A and t are, and the reversed filter halves the resolution.
+    The sym6 low-pass doubles the resolution, bilinear interpolation resamples one period of the reflected image, which
+    has no border however large A and t are, and the reversed filter halves the resolution.
 
     Args:
         images: x (n, C, H, W).
@@ -193,8 +196,8 @@ def resample(images: Tensor, inverse: Tensor, shift: Tensor) -> Tensor:
         for dim in (2, 3):
             fine = upsample(fine.index_select(dim, _one_period(images.shape[dim], images.device)), dim)
         grid = _sources(images.shape[2], images.shape[3], inverse, shift)
-        moved = grid_sample(fine, grid.to(fine.dtype), mode="bilinear", padding_mode="border", align_corners=True)
-        return downsample(downsample(moved, 2), 3).to(images.dtype)
+        warped = grid_sample(fine, grid.to(fine.dtype), mode="bilinear", padding_mode="border", align_corners=True)
+        return downsample(downsample(warped, 2), 3).to(images.dtype)
 
 
 def _one_period(size: int, device: torch.device) -> Tensor:

@@ -1,4 +1,4 @@
-"""`model.safetensors`: weights and a card that says what they are, nothing else."""
+"""Model files: `model.safetensors` holds weights and a card that describes the model, nothing else."""
 
 import json
 import math
@@ -22,7 +22,7 @@ from scoreline.tensor_files import Header, read_header, read_tensors
 FORMAT = "scoreline/model/1"
 
 MOST_PIXELS = 2**28
-"""Numbers in an image."""
+"""Largest number of values in an image."""
 
 SPEC = Object({"_target_": Text()}, Anything())
 
@@ -39,15 +39,15 @@ WEIGHTS = ("F64", "F32", "F16", "BF16", "C64", "I64", "I32", "I16", "I8", "U64",
 """Types that weights may have: those that torch computes with."""
 
 IN_SHAPE = {"channels": 0, "in_channels": 0, "resolution": 1, "sample_size": 1}
-"""Arguments of our networks that the shape of the images says too, and where."""
+"""Arguments of our networks that must agree with the image shape, and the axis they describe."""
 
 CLASSES = ("num_classes", "num_class_embeds")
-"""Arguments of our networks that `num_classes` says too."""
+"""Arguments of our networks that must agree with the card's `num_classes`."""
 
 
 @dataclass(frozen=True)
 class Card:
-    """What a model file says of itself.
+    """The description of a model in its file.
 
     Attributes:
         model: descriptions of `network`, `noise_schedule` and `parameterisation` (class paths and plain arguments).
@@ -66,7 +66,15 @@ class Card:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A loaded model: `digest` is the SHA-256 of its file, to which calibration records are bound."""
+    """A loaded model.
+
+    Attributes:
+        path: its file.
+        digest: SHA-256 of the file, to which calibration records are bound.
+        card: its description.
+        denoiser: on the CPU, in evaluation mode, without gradients.
+        noise_schedule: the process it was trained for.
+    """
 
     path: Path
     digest: str
@@ -76,10 +84,15 @@ class Checkpoint:
 
 
 def save_model(path: Path, weights: dict[str, Tensor], card: Card) -> None:
-    """Write the network's weights (names as in its state dict) and the card as one safetensors file, atomically.
+    """Write a network's weights and its card as one safetensors file, atomically.
 
-    The same weights and card make the same bytes. Weights that are contiguous on the CPU, those of a mapped file too,
-    are written from where they are, without a copy.
+    Use this to give a model of your own to sample.py. Equal weights and cards make equal bytes. Weights that are
+    contiguous on the CPU, also those of a mapped file, are written without a copy.
+
+    Args:
+        path: the file.
+        weights: tensors by their names in the network's state dict.
+        card: the description.
     """
     from safetensors.torch import save_file
 
@@ -101,7 +114,7 @@ def save_model(path: Path, weights: dict[str, Tensor], card: Card) -> None:
 
 
 def _apart(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The same in their order, with a copy for each that shares memory with another: safetensors refuses those."""
+    """Copy each tensor that shares memory with another, since safetensors refuses those; keep the order."""
     end, copied = 0, set()
     for name, tensor in sorted(tensors.items(), key=lambda item: item[1].data_ptr()):
         if tensor.numel() and tensor.data_ptr() < end:
@@ -114,16 +127,16 @@ def load_model(path: str | Path, trust: tuple[str, ...] = ()) -> Checkpoint:
     """Load a model file on the CPU, in evaluation mode.
 
     The weights are the file's own pages, mapped privately: they take no memory until they are read, processes on one
-    machine share them, and what is written to them never reaches the file. The file may be replaced or removed
-    meanwhile (by a rename, as `save_model` does), not written into.
-
-    Nothing is built before the card was checked against `CARD`, and nothing larger than the weights.
+    machine share them, and changes never reach the file. While it is open the file may be replaced or removed (by a
+    rename, as `save_model` does), but not written into. The card is checked against `CARD` before anything is built,
+    and nothing larger than the weights is built.
 
     Args:
+        path: the file.
         trust: packages outside scoreline whose networks the card may name (`specs.rebuild`).
 
     Raises:
-        InputError: if the file is missing, is no model of ours, is damaged, names code that is not trusted, or its
+        InputError: if the file is missing, not a scoreline model or damaged, names code that is not trusted, or its
             weights do not fit its network or are not finite.
     """
     path = Path(path)
@@ -148,15 +161,15 @@ def _load(header: Header, card: Card, trust: tuple[str, ...]) -> Checkpoint:
 
 
 def read_card(header: Header) -> Card:
-    """The card of a model file.
+    """Read the card of a model file.
 
     Raises:
-        InputError: if it is no model of ours, or its card or the types of its weights are against `CARD`.
+        InputError: if the file is not a scoreline model, or its card or the types of its weights violate `CARD`.
     """
     if header.metadata.get("format") != FORMAT:
         remedy = "give a model.safetensors written by train.py (not last.ckpt)"
-        found = shown(header.metadata.get("format"))
-        raise header._replace(remedy=remedy).refuse(f"its format is {found}, not {FORMAT!r}")
+        held = shown(header.metadata.get("format"))
+        raise header._replace(remedy=remedy).refuse(f"its format is {held}, not {FORMAT!r}")
     try:
         card = Card(**parse_entries(header.metadata, CARD, ("format",)))
         _check_sizes(card)
@@ -164,12 +177,16 @@ def read_card(header: Header) -> Card:
         raise header.refuse(f"its card is damaged ({error})") from error
     for name, dtype in header.types.items():
         if dtype not in WEIGHTS or not name.isprintable():
-            raise header.refuse(f"weight {shown(name)} of type {dtype}: no name or no type of a weight")
+            raise header.refuse(f"weight {shown(name)} of type {dtype}: not a name or type of a weight")
     return replace(card, shape=(card.shape[0], card.shape[1], card.shape[2]))
 
 
 def _check_sizes(card: Card) -> None:
-    """Raises: ValueError if an image is too large, or our own network is of another shape or number of classes."""
+    """Refuse an image that is too large, or a network of ours for another shape or number of classes.
+
+    Raises:
+        ValueError: saying which.
+    """
     if math.prod(card.shape) > MOST_PIXELS:
         raise ValueError(f"shape is {card.shape}, more than {MOST_PIXELS:,} numbers")
     network = card.model["network"]
@@ -191,8 +208,11 @@ def _check_finite(weights: dict[str, Tensor]) -> None:
 
 
 def _network(shapes: Shapes, spec: Spec, weights: dict[str, Tensor], trust: tuple[str, ...]) -> nn.Module:
-    """The network with these very tensors for its weights; with copies of them, if its class computes with weights
-    while it is built or keeps tensors that its state dict does not hold, as those of other packages may."""
+    """Build the network with these very tensors as its weights.
+
+    It gets copies of them if its class computes with weights during construction or keeps tensors outside its state
+    dict, as those of other packages may.
+    """
     hollow = _hollow(shapes, spec, trust)
     if hollow is not None:
         _fill(hollow, weights, assign=True)
@@ -204,29 +224,29 @@ def _network(shapes: Shapes, spec: Spec, weights: dict[str, Tensor], trust: tupl
 
 
 def _hollow(shapes: Shapes, spec: Spec, trust: tuple[str, ...]) -> nn.Module | None:
-    """The network without memory for its weights, or None if it cannot be built so."""
+    """Build the network without memory for its weights; return None if its class does not allow that."""
     try:
-        found: nn.Module = build(spec, nn.Module, shapes, trust, hollow=True)
+        network: nn.Module = build(spec, nn.Module, shapes, trust, hollow=True)
     except SizeError:
         raise
     except (InputError, RuntimeError):
         return None
-    return found
+    return network
 
 
 def _fill(network: nn.Module, weights: dict[str, Tensor], assign: bool) -> None:
-    """Weights get the precision of the network."""
+    """Load the weights in the precision of the network."""
     state = network.state_dict()
-    fitting = {name: _cast(name, weight, state.get(name)) for name, weight in weights.items()}
+    cast = {name: _cast(name, weight, state.get(name)) for name, weight in weights.items()}
     try:
-        network.load_state_dict(fitting, assign=assign)
+        network.load_state_dict(cast, assign=assign)
     except RuntimeError as error:
         first = str(error).splitlines()[-1].strip()
         raise InputError(f"checkpoint: weights do not fit the network that the card describes: {first:.300}") from error
 
 
 def _cast(name: str, weight: Tensor, wanted: Tensor | None) -> Tensor:
-    """In the precision of the wanted one; as it is if that is of another shape, which is refused later."""
+    """Cast a weight to the wanted precision; leave one of another shape, which is refused later."""
     if wanted is None or weight.shape != wanted.shape:
         return weight
     if _kind(weight) != _kind(wanted):

@@ -2,7 +2,7 @@
 
 from collections.abc import Collection
 from functools import partial
-from typing import Any
+from typing import Any, TypeGuard
 
 from scoreline.errors import InputError, did_you_mean
 
@@ -60,6 +60,16 @@ def check_final(value: object) -> str:
     if value not in FINAL:
         raise InputError(f"final={value}: choose none (stop at sigma_min) or denoise (one more call, to clean data)")
     return str(value)
+
+
+def is_number(value: object) -> TypeGuard[int | float]:
+    """Return whether a value is a number; true and false are not."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def is_whole(value: object, least: int = 1) -> TypeGuard[int]:
+    """Return whether a value is a whole number, at least `least`; true and false are not."""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
 def check_switch(key: str, value: object) -> bool:

@@ -9,7 +9,7 @@ from pathlib import Path
 from scoreline import conf_folder
 from scoreline.commands.report import METRIC, grid
 from scoreline.numerics import NUMERICS_VERSION
-from scoreline.tables import report
+from scoreline.tables import table_files
 
 WHERE = Path(f"outputs/demo-{version('scoreline')}-{NUMERICS_VERSION}")
 
@@ -35,7 +35,7 @@ def main() -> None:
         *("seeds=0-511", "batch_size=512", f"hydra.sweep.dir={sweep}"),
     )
     print("\n--- Frechet distance (features of the shipped digits network; lower is better)\n")
-    print(report.files(grid(sweep, METRIC), sweep))
+    print(table_files.write(grid(sweep, METRIC), sweep))
     print(f"figure: {sweep / 'table.png'}; samples: {sweep}/*/grid.png")
 
 

@@ -1,4 +1,4 @@
-"""Running averages of weights, with time counted in images."""
+"""Running averages of weights: the EMA with a half-life, and power-function averages. Time is counted in images."""
 
 import math
 from abc import ABC, abstractmethod
@@ -12,7 +12,7 @@ from scoreline.errors import InputError
 from scoreline.shards import own_part
 
 NARROWEST, UNIFORM = 1e-4, 1 / math.sqrt(12)
-"""Limits of sigma_rel; the upper one, gamma = 0, is the plain mean of all weights."""
+"""Limits of sigma_rel. The upper one, gamma = 0, is the plain mean of all weights."""
 
 
 class RunningAverage(ABC):
@@ -64,7 +64,13 @@ def _is_averaged(value: Tensor) -> bool:
 
 
 class EMA(RunningAverage):
-    """Exponential average: beta = 0.5^(batch / H), H = min(half_life, rampup * images seen); H = 0 at the first step.
+    """Exponential moving average with a half-life H in images, W_avg <- beta W_avg + (1 - beta) W:
+
+        beta = 0.5^(batch / H),    H = min(half_life, rampup * images seen),    beta = 0 at the first step.
+
+    Weights of H images ago count half as much as the current ones; during the ramp H grows with the images seen, so
+    the random initialisation is soon forgotten. Use it unless you want to choose the width after the training
+    (`PowerFunctionEMA`).
 
     Attributes:
         half_life_kimg: H after the ramp, in thousands of images.
@@ -87,11 +93,12 @@ class EMA(RunningAverage):
 
 
 class PowerFunctionEMA(RunningAverage):
-    """Power-function average: beta = (1 - batch / t)^(gamma + 1), t the images seen including this batch.
+    """Power-function average: beta = (1 - batch / t)^(gamma + 1), where t counts the images seen with this batch.
 
     The weights after step k of K have the share (k / K)^(gamma+1) - ((k - 1) / K)^(gamma+1), the integral of the
     profile p(tau) = (gamma + 1) tau^gamma / t^(gamma+1) over the images of that step. Its width grows with the
-    training: the standard deviation of tau under p is sigma_rel t. Use it for post-hoc EMA.
+    training: the standard deviation of tau under p is sigma_rel t. Use it to choose the width of an average after the
+    training, by post-hoc EMA (`scoreline ema`).
 
     Source: Karras et al. (2024), arXiv:2312.02696, equations 2 and 3, with t in images instead of steps.
 

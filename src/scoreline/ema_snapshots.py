@@ -1,4 +1,4 @@
-"""Snapshots of power-function averages: RUN/ema/IMAGES-SIGMA_REL.safetensors, as 0000064000-0.05.safetensors."""
+"""Snapshots of power-function averages in RUN/ema/IMAGES-SIGMA_REL.safetensors, as 0000064000-0.05.safetensors."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,10 +20,10 @@ SNAPSHOT: dict[str, Rule] = {
     "images": whole(1, 10**12),
     "batch": whole(1, 10**8),
 }
-"""Entries of the metadata of a snapshot of an average beside `format`."""
+"""Entries of a snapshot's metadata besides `format`."""
 
 MOST_STEPS = 2 * 10**7
-"""Of the training that a snapshot is of; profiles of averages have a number for each."""
+"""The most steps of a training with snapshots, since the profile of an average holds a number for each."""
 
 
 @dataclass(frozen=True)
@@ -73,23 +73,23 @@ def list_snapshots(run: Path) -> list[Snapshot]:
     Raises:
         InputError: if there is none, one is damaged or another kind of file, or their batch sizes differ.
     """
-    found = sorted((_described(path) for path in _paths(run)), key=lambda it: (it.images, it.sigma_rel))
-    if not found:
+    snapshots = sorted((_snapshot(path) for path in _paths(run)), key=lambda it: (it.images, it.sigma_rel))
+    if not snapshots:
         raise InputError(f"{run / 'ema'}: no snapshots of averages there; train with ema.post_hoc=[0.05,0.1]")
-    if len(batches := {snapshot.batch for snapshot in found}) > 1:
+    if len(batches := {snapshot.batch for snapshot in snapshots}) > 1:
         raise InputError(f"{run / 'ema'}: snapshots of trainings with batch_size {sorted(batches)}; keep those of one")
-    return found
+    return snapshots
 
 
 def _paths(run: Path) -> list[Path]:
     return sorted((run / "ema").glob("[0-9]" * 10 + "-*.safetensors"))
 
 
-def _described(path: Path) -> Snapshot:
+def _snapshot(path: Path) -> Snapshot:
     header = _header(path)
     if header.metadata.get("format") != FORMAT:
-        found = shown(header.metadata.get("format"))
-        raise header._replace(remedy="move it elsewhere").refuse(f"its format is {found}, not {FORMAT!r}")
+        other = shown(header.metadata.get("format"))
+        raise header._replace(remedy="move it elsewhere").refuse(f"its format is {other}, not {FORMAT!r}")
     try:
         snapshot = Snapshot(path, **parse_entries(header.metadata, SNAPSHOT, ("format",)))
         if snapshot.images // snapshot.batch > MOST_STEPS:
@@ -104,7 +104,7 @@ def _header(path: Path) -> Header:
 
 
 def combine(snapshots: Sequence[Snapshot], coefficients: Sequence[float], network: nn.Module) -> dict[str, Tensor]:
-    """Return a network state of parameters sum_i coefficients_i snapshot_i, in float64, and the last one's buffers.
+    """Return the network state sum_i coefficients_i snapshot_i, summed in float64, with the buffers of the last one.
 
     Raises:
         InputError: if a snapshot does not match the network or holds a number that is not finite.

@@ -1,4 +1,4 @@
-"""Data distributions whose denoiser is known exactly: the oracles of tests and certification."""
+"""Data distributions whose denoiser is known exactly: the oracles of certification and of tests."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,10 +11,12 @@ from torch import Tensor
 class GaussianMixture:
     """x_0 ~ sum_i w_i N(m_i, s_i^2 I). One component is a Gaussian; s_i = 0 is an empirical distribution.
 
+    Use this to test a solver without a network.
+
     With V_i = s_i^2 + rho^2 and responsibilities r_i(x) ~ w_i V_i^(-d/2) exp(-|x - m_i|^2 / (2 V_i)),
     E[x_0 | x] = sum_i r_i (s_i^2 x + rho^2 m_i) / V_i and eps = (x - E[x_0 | x]) / rho = rho sum_i r_i (x - m_i) / V_i.
 
-    Everywhere rho is a float, or (B, 1) float64 for a level per row.
+    rho is a float, or (B, 1) float64 for a level per row.
 
     Attributes:
         means: (M, d) float64.
@@ -27,7 +29,7 @@ class GaussianMixture:
     weights: Tensor
 
     def eps(self, x: Tensor, rho: Tensor | float) -> Tensor:
-        """E[eps | x]: (B, d) -> (B, d)."""
+        """Return E[eps | x]: (B, d) -> (B, d)."""
         variance = self.stds**2 + rho**2
         offset = x[:, None, :] - self.means
         height = torch.sub(self._log_weights, variance.log(), alpha=self.means.shape[1] / 2)
@@ -39,11 +41,11 @@ class GaussianMixture:
         return self.weights.log()
 
     def denoise(self, x: Tensor, rho: Tensor | float) -> Tensor:
-        """E[x_0 | x]: (B, d) -> (B, d)."""
+        """Return E[x_0 | x]: (B, d) -> (B, d)."""
         return x - rho * self.eps(x, rho)
 
     def responsibilities(self, x: Tensor, rho: Tensor | float) -> Tensor:
-        """r_i(x), the probability that x (B, d) comes from component i: (B, M), each row of sum 1.
+        """Return r_i(x), the probability that x (B, d) comes from component i: (B, M), each row of sum 1.
 
         |x - m|^2 = |x|^2 + |m|^2 - 2 x.m takes one matrix product and memory B M in place of B M d; rounding shifts
         the exponents by about 1e-16 (|x|^2 + |m|^2) / V_i.
@@ -55,18 +57,18 @@ class GaussianMixture:
         return torch.addcdiv(height, distance, variance, value=-0.5).softmax(1)
 
     def eps_by_products(self, x: Tensor, rho: Tensor | float) -> Tensor:
-        """`eps` from `responsibilities`, hence with their rounding: 20 times as fast for thousands of components."""
+        """Return `eps` from `responsibilities`, with their rounding: 20 times as fast for thousands of components."""
         share = self.responsibilities(x, rho) / (self.stds**2 + rho**2)
         return rho * torch.addmm(share.sum(1, keepdim=True) * x, share, self.means, alpha=-1)
 
     def moments(self) -> tuple[Tensor, Tensor]:
-        """Mean (d,) and covariance (d, d) of x_0, as of `_moments`."""
+        """Return the mean (d,) and the covariance (d, d) of x_0."""
         share = self.weights / self.weights.sum()
         own = (share @ self.stds**2) * torch.eye(self.means.shape[1]).to(self.means)
         return _moments(share, self.means, own)
 
     def draw(self, count: int, generator: torch.Generator | None = None) -> Tensor:
-        """Independent samples of x_0: (count, d); the generator is on the device of the means."""
+        """Draw independent samples of x_0: (count, d); the generator is on the device of the means."""
         chosen = self.weights.multinomial(count, replacement=True, generator=generator)
         return self.means[chosen] + self.stds[chosen, None] * _normal(self.means, count, generator)
 
@@ -80,7 +82,8 @@ class FullGaussianMixture:
 
         eps = rho sum_i r_i U_i V_i^-1 z_i,
 
-    without cancellation however small rho is. Everywhere rho is a float, or (B, 1) float64 for a level per row.
+    without cancellation at small rho. Use this as an exact model of data with classes. rho is a float, or (B, 1)
+    float64 for a level per row.
 
     Attributes:
         means: (M, d) float64.
@@ -95,28 +98,28 @@ class FullGaussianMixture:
     weights: Tensor
 
     def eps(self, x: Tensor, rho: Tensor | float) -> Tensor:
-        """E[eps | x]: (B, d) -> (B, d)."""
+        """Return E[eps | x]: (B, d) -> (B, d)."""
         along, variance = self._along(x, rho)
         pull = self._posterior(along, variance)[..., None] * along / variance
         flat = pull.permute(1, 0, 2).reshape(len(x), -1)
         return rho * (flat @ self.axes.transpose(1, 2).reshape(flat.shape[1], -1))
 
     def denoise(self, x: Tensor, rho: Tensor | float) -> Tensor:
-        """E[x_0 | x]: (B, d) -> (B, d)."""
+        """Return E[x_0 | x]: (B, d) -> (B, d)."""
         return x - rho * self.eps(x, rho)
 
     def responsibilities(self, x: Tensor, rho: Tensor | float) -> Tensor:
-        """r_i(x), the probability that x (B, d) comes from component i: (B, M), each row of sum 1."""
+        """Return r_i(x), the probability that x (B, d) comes from component i: (B, M), each row of sum 1."""
         return self._posterior(*self._along(x, rho)).T
 
     def moments(self) -> tuple[Tensor, Tensor]:
-        """Mean (d,) and covariance (d, d) of x_0, as of `_moments`."""
+        """Return the mean (d,) and the covariance (d, d) of x_0."""
         share = self.weights / self.weights.sum()
         scaled = self.axes * (share[:, None] * self.variances)[:, None, :]
         return _moments(share, self.means, (scaled @ self.axes.transpose(1, 2)).sum(0))
 
     def draw(self, count: int, generator: torch.Generator | None = None) -> Tensor:
-        """Independent samples of x_0: (count, d); the generator is on the device of the means."""
+        """Draw independent samples of x_0: (count, d); the generator is on the device of the means."""
         chosen = self.weights.multinomial(count, replacement=True, generator=generator)
         along = self.variances[chosen].sqrt() * _normal(self.means, count, generator)
         drawn = torch.empty_like(along)

@@ -1,13 +1,13 @@
-"""Guidance: a denoiser pushed away from a weaker one."""
+"""Guidance: a denoiser extrapolated away from a weaker one."""
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from scoreline.checkpoints import Checkpoint, load_model
+from scoreline.choices import is_number
 from scoreline.denoiser import Denoising, per_image
 from scoreline.errors import InputError
 
@@ -15,9 +15,9 @@ from scoreline.errors import InputError
 class Autoguidance(Denoising):
     """D = D_guide + scale (D_main - D_guide) at noise levels low < rho <= high, D_main elsewhere; eps likewise.
 
-    Scale 1 is no guidance, scale 0 the guide alone; the guide is not evaluated where D_main stands alone. eps is
-    combined from both eps, by the same weights because rho is the same, and so keeps their accuracy at small rho. The
-    guide is a worse model of the same data: smaller, or trained less. It sees the same conditions.
+    Use this if you have a worse model of the same data, smaller or trained less; it sees the same conditions. Scale 1
+    is no guidance, scale 0 the guide alone; the guide is not evaluated where D_main stands alone. eps is combined from
+    both eps, by the same weights because rho is the same, and so keeps their accuracy at small rho.
 
     Args:
         denoiser: D_main.
@@ -37,9 +37,9 @@ class Autoguidance(Denoising):
         self, denoiser: Denoising, guide: Denoising, scale: float, low: float = 0.0, high: float = math.inf
     ) -> None:
         super().__init__()
-        if not (_is_number(scale) and math.isfinite(scale)):
+        if not (is_number(scale) and math.isfinite(scale)):
             raise InputError(f"guidance.scale={scale}: must be a finite number; 1 is no guidance")
-        if not (_is_number(low) and _is_number(high) and 0 <= low < high):
+        if not (is_number(low) and is_number(high) and 0 <= low < high):
             raise InputError(f"guidance.low={low}, guidance.high={high}: choose noise levels with 0 <= low < high")
         self.denoiser, self.guide = denoiser, guide
         self.scale, self.low, self.high = float(scale), float(low), float(high)
@@ -51,7 +51,7 @@ class Autoguidance(Denoising):
         return self._mix(self.denoiser.eps, self.guide.eps, x, rho, condition)
 
     def calls(self, rho: float) -> int:
-        """Those of D_main, and those of D_guide where it has a weight."""
+        """Return the calls of D_main, plus those of D_guide where it has a weight."""
         return self.denoiser.calls(rho) + (0 if float(self._weight(rho)) == 1 else self.guide.calls(rho))
 
     def _mix(
@@ -74,7 +74,7 @@ class Autoguidance(Denoising):
 
 
 class Unlabelled(Denoising):
-    """The same denoiser with `label` left out: E[x_0 | x] over all classes."""
+    """A denoiser called without its `label`: E[x_0 | x] over all classes."""
 
     def __init__(self, denoiser: Denoising) -> None:
         super().__init__()
@@ -87,7 +87,7 @@ class Unlabelled(Denoising):
         return self._without(self.denoiser.eps, x, rho, condition)
 
     def calls(self, rho: float) -> int:
-        """Those of the denoiser."""
+        """Return the calls of the denoiser."""
         return self.denoiser.calls(rho)
 
     @staticmethod
@@ -111,12 +111,18 @@ class Unlabelled(Denoising):
 class ClassifierFree(Autoguidance):
     """D = D_u + scale (D_c - D_u) at noise levels low < rho <= high, D_c elsewhere; eps likewise.
 
-    D_c is the denoiser with its `label`, D_u the same with label None, so its network must have been trained with
-    labels dropped at random (`model.network.label_dropout`). Scale 1 is no guidance: Ho & Salimans' w is
+    D_c is the denoiser with its `label`, D_u the same with label None. Use this for a conditional network that was
+    trained with labels dropped at random (`model.network.label_dropout`). Scale 1 is no guidance: Ho & Salimans' w is
     scale - 1. An evaluation takes two network calls where it is guided, one elsewhere.
 
+    Args:
+        denoiser: D_c.
+        scale: any finite number.
+        low: noise level rho above which to guide.
+        high: largest noise level rho at which to guide.
+
     Raises:
-        InputError: as `Autoguidance`; when evaluated without labels, or if the network cannot do without them.
+        InputError: as `Autoguidance`; when evaluated without labels, or if the network cannot be called without them.
 
     Source: Ho & Salimans (2022), arXiv:2207.12598, Eq. 6; the interval: Kynkaanniemi et al. (2024), arXiv:2404.07724.
     """
@@ -126,12 +132,12 @@ class ClassifierFree(Autoguidance):
 
 
 def unguided(main: Checkpoint) -> Denoising:
-    """guidance=none: the checkpoint's denoiser itself."""
+    """Return the checkpoint's denoiser itself (guidance=none)."""
     return main.denoiser
 
 
 def classifier_free(main: Checkpoint, scale: float, low: float = 0.0, high: float = math.inf) -> Denoising:
-    """guidance=classifier_free: `ClassifierFree` of a conditional checkpoint.
+    """Return `ClassifierFree` of a conditional checkpoint (guidance=classifier_free).
 
     Raises:
         InputError: if the checkpoint is unconditional, or its network never saw a dropped label.
@@ -157,13 +163,17 @@ def autoguidance(
     high: float = math.inf,
     trust: Sequence[str] = (),
 ) -> Denoising:
-    """guidance=autoguidance: `Autoguidance` of one checkpoint by another.
+    """Return `Autoguidance` of one checkpoint by another (guidance=autoguidance).
 
     The guide may be unconditional; a conditional one gets the labels of the main model. Their parameterisations and
-    noise schedules may differ; above the guide's own sigma_max set `high`.
+    noise schedules may differ; set `high` if the guide's own sigma_max is lower.
 
     Args:
+        main: the model to guide.
         checkpoint: model file of the guide.
+        scale: as in `Autoguidance`.
+        low: as in `Autoguidance`.
+        high: as in `Autoguidance`.
         trust: as in `checkpoints.load_model`, for the guide.
 
     Raises:
@@ -188,7 +198,3 @@ def autoguidance(
 
 def _shown(shape: Sequence[int]) -> str:
     return "x".join(map(str, shape))
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -1,4 +1,4 @@
-"""log p of images under the probability-flow ODE."""
+"""Likelihoods: log p of images under the probability-flow ODE, and bits per dimension."""
 
 import math
 from collections.abc import Sequence
@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from scoreline import noise
-from scoreline.errors import InputError, did_you_mean
+from scoreline.choices import check_choice
+from scoreline.errors import InputError
 from scoreline.sampling import Eps
 from scoreline.schedules.base import NoiseSchedule, VariancePreserving
 from scoreline.solvers.adaptive import AdaptiveRun, State, to_flat, to_state
@@ -23,9 +24,9 @@ class LogLikelihood(NamedTuple):
 
     Attributes:
         values: log p(x) (B,) float64, the mean of `by_probe`.
-        by_probe: (B, P) float64; by_probe.std(1) / sqrt(P) is the standard error that the estimate of the divergence
-            adds. One column for the exact divergence.
-        nfe: evaluations of eps, measured; each was followed by as many backward passes as the divergence takes.
+        by_probe: (B, P) float64; by_probe.std(1) / sqrt(P) is the standard error due to the estimate of the
+            divergence. The exact divergence has one column.
+        nfe: evaluations of eps, measured; each one came with as many backward passes as the divergence takes.
     """
 
     values: Tensor
@@ -34,21 +35,21 @@ class LogLikelihood(NamedTuple):
 
 
 class Divergence(Protocol):
-    """div eps = tr J, J = d eps / d x of one image, from eps with its autograd graph."""
+    """An estimator of div eps = tr J, J = d eps / d x of one image, from eps with its autograd graph."""
 
     @property
     def columns(self) -> int:
-        """P, the number of estimates made side by side."""
+        """P, the number of estimates side by side."""
         ...
 
     def __call__(self, estimate: Tensor, x: Tensor) -> Tensor:
-        """Estimates (B, P) from estimate = eps(x) (B, *) and the leaf x (B, *)."""
+        """Return estimates (B, P) from estimate = eps(x) (B, *) and the leaf x (B, *)."""
         ...
 
 
 @dataclass(frozen=True)
 class Exact:
-    """tr J, one backward pass for each of the D dimensions of an image: for small images."""
+    """tr J exactly, by one backward pass for each of the D dimensions of an image. Use this for small images."""
 
     columns: int = 1
 
@@ -63,9 +64,9 @@ class Exact:
 
 @dataclass(frozen=True)
 class Hutchinson:
-    """tr J = E[v^T J v] for E[v v^T] = I, one backward pass for each probe v.
+    """tr J = E[v^T J v] for E[v v^T] = I, by one backward pass for each probe v. Use this for large images.
 
-    The probes stay the same along the whole path, which makes every column the solution of an ODE, and unbiased.
+    The probes stay the same along the whole path, so every column is the solution of an ODE, and unbiased.
 
     Attributes:
         probes: (P, B, *), see `hutchinson`.
@@ -87,18 +88,18 @@ class Hutchinson:
 def hutchinson(
     seeds: Sequence[int], shape: tuple[int, ...], probes: int = 1, distribution: str = "rademacher"
 ) -> Hutchinson:
-    """Probes that belong to an image as `noise.normal`: probe k of seed s depends on s, k and the distribution only.
+    """Draw probes that belong to images as `noise.normal` does: probe k of seed s depends on s, k and the distribution.
 
     Args:
         seeds: one for each image.
         shape: of one image.
+        probes: how many for each image.
         distribution: `rademacher` (signs, exact where J is diagonal) or `gaussian`.
 
     Raises:
         InputError: for an unknown distribution or less than one probe.
     """
-    if distribution not in PROBES:
-        raise InputError(f"divergence={distribution}: there are no such probes{did_you_mean(distribution, PROBES)}")
+    check_choice("divergence", PROBES, distribution)
     if probes < 1:
         raise InputError(f"probes={probes}: must be at least 1")
     drawn = torch.stack([noise.normal(seeds, shape, "likelihood probe", step) for step in range(probes)]).double()
@@ -106,7 +107,7 @@ def hutchinson(
 
 
 def _quadratic(estimate: Tensor, x: Tensor, v: Tensor) -> Tensor:
-    """v^T J v (B,): eps of one image must not depend on the others, or their terms would be summed in."""
+    """Return v^T J v (B,); eps of one image must not depend on the others, whose terms would be added."""
     (pulled,) = torch.autograd.grad(estimate, x, v, retain_graph=True)
     return (pulled * v).flatten(1).sum(1)
 
@@ -114,13 +115,13 @@ def _quadratic(estimate: Tensor, x: Tensor, v: Tensor) -> Tensor:
 def log_likelihood(
     eps: Eps, x: Tensor, run: AdaptiveRun, prior_variance: float, divergence: Divergence | None = None
 ) -> LogLikelihood:
-    """log p(x) at noise level sigma_min, by the instantaneous change of variables.
+    """Compute log p(x) at noise level sigma_min, by the instantaneous change of variables:
 
-    Along dx/drho = eps(x, rho) the density obeys d log p(x(rho), rho)/drho = -div eps(x, rho), hence
+        log p(x) = log N(x(sigma_max); 0, prior_variance I) + integral over [sigma_min, sigma_max] of div eps drho,
 
-        log p(x) = log N(x(sigma_max); 0, prior_variance I) + integral over [sigma_min, sigma_max] of div eps drho
-
-    x and the integral are solved as one system: the steps suit both, and are shared by the batch.
+    since along dx/drho = eps(x, rho) the density obeys d log p(x(rho), rho)/drho = -div eps(x, rho). x and the integral
+    are solved as one system, whose steps the batch shares. For 8-bit images, `dequantise` them first and convert the
+    result by `bits_per_dim`.
 
     Args:
         eps: (x (B, *) float64, rho) -> (B, *), differentiable in x; `Denoiser.eps` of a model in evaluation mode.
@@ -163,17 +164,17 @@ def _with_divergence(eps: Eps, x: Tensor, rho: float, divergence: Divergence) ->
 
 
 def _log_normal(x: Tensor, variance: float) -> Tensor:
-    """log N(x; 0, variance I) (B,)."""
+    """Return log N(x; 0, variance I) (B,)."""
     square: Tensor = x.flatten(1).square().sum(1)
     return -square / (2 * variance) - x[0].numel() / 2 * math.log(2 * math.pi * variance)
 
 
 def native_prior_variance(noise_schedule: NoiseSchedule, sigma_max: float) -> float:
-    """Variance in unit-signal coordinates of the prior that a process's published likelihoods use.
+    """Return the variance, in unit-signal coordinates, of the prior that a process's published likelihoods use.
 
     Where alpha^2 + sigma^2 = 1 the native state x_t has the prior N(0, I); x = x_t / alpha_t then has the variance
-    1 / alpha_t^2 = 1 + rho^2: that of the noise, and one for data of unit variance. Where alpha = 1 it is rho^2. Our
-    samplers start from rho^2 for every process; with a large sigma_max the difference is small.
+    1 / alpha_t^2 = 1 + rho^2: that of the noise, plus one for data of unit variance. Where alpha = 1 it is rho^2.
+    Samplers here start from rho^2 for every process; with a large sigma_max the difference is small.
 
     Source: Song et al. (2021), arXiv:2011.13456, App. D.
     """
@@ -181,10 +182,11 @@ def native_prior_variance(noise_schedule: NoiseSchedule, sigma_max: float) -> fl
 
 
 def dequantise(images: Tensor, seeds: Sequence[int]) -> Tensor:
-    """uint8 (B, *) -> float64: x = (pixel + u - 1/2) / 127.5 - 1 with u uniform on (0, 1), keyed by the image's seed.
+    """Dequantise uint8 (B, *) into float64, x = (pixel + u - 1/2) / 127.5 - 1, u uniform on (0, 1) by the image's seed.
 
-    These are the x that `pictures.to_uint8` takes back to the pixel (before it clips), and their mean is
-    `pictures.to_unit` of it. u is the normal distribution function of `noise.normal`.
+    `pictures.to_uint8` maps these x back to the pixel (before it clips), and their mean is its `pictures.to_unit`. u is
+    the normal distribution function of `noise.normal`. Use this before `log_likelihood`, since a density at discrete
+    points has no meaning.
 
     Source: Theis et al. (2016), arXiv:1511.01844.
     """
@@ -193,9 +195,9 @@ def dequantise(images: Tensor, seeds: Sequence[int]) -> Tensor:
 
 
 def bits_per_dim(log_density: Tensor, dimensions: int) -> Tensor:
-    """Bits per pixel and channel of 8-bit images, from the density of their `dequantise`d x.
+    """Convert the density of `dequantise`d 8-bit images to bits per dimension, that is per pixel and channel:
 
-        bpd = -log p(x) / (D ln 2) + log2(127.5)
+        bpd = -log p(x) / (D ln 2) + log2(127.5).
 
     A pixel's probability is the density's integral over its cell, P = 127.5^-D E_u[p(x)]; by Jensen's inequality
     -log2 P <= E_u[-log2 p(x)] + D log2(127.5): the mean over u and images is an upper bound on the bits of a code.

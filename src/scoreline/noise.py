@@ -1,4 +1,4 @@
-"""Random numbers: those that belong to an image, counter-based, keyed by (seed, purpose, step), and torch's by key."""
+"""Random numbers: an image's own, counter-based and keyed by (seed, purpose, step), and torch's streams by key."""
 
 import hashlib
 from collections.abc import Sequence
@@ -8,20 +8,21 @@ import torch
 from torch import Generator, Tensor
 
 WORDS = slice(3, 3 + 624)
-"""Where the state of MT19937 lies in that of torch's CPU generator, in words of 64 bits."""
+"""The state of MT19937 within that of torch's CPU generator, in words of 64 bits."""
 
 
 def normal(seeds: Sequence[int], shape: tuple[int, ...], purpose: str, step: int = 0) -> Tensor:
-    """Standard normal noise, one independent stream per image.
+    """Draw standard normal noise, one independent stream per image.
 
-    Image i is a pure function of (seeds[i], purpose, step): not of the other seeds, the batch size, the process or
-    the device. Bits come from Philox4x64-10 with key (seed, SHA-256 of purpose) and counter word 2 = step; normals
-    from the Box-Muller transform in float64, so NumPy's version does not matter either.
+    Use this for everything random about an image. Image i is a pure function of (seeds[i], purpose, step): it depends
+    neither on the other seeds, the batch size and the process, nor on the device and NumPy's version. Bits come from
+    Philox4x64-10 with key (seed, SHA-256 of purpose) and counter word 2 = step, normals from the Box-Muller transform
+    in float64.
 
     Args:
         seeds: image seeds, each in 0 .. 2^64 - 1.
         shape: shape of one image.
-        purpose: what the noise is for, such as `initial` or `solver`.
+        purpose: name of the stream, such as `initial` or `solver`.
         step: number of the draw within its purpose.
 
     Returns:
@@ -39,19 +40,22 @@ def normal(seeds: Sequence[int], shape: tuple[int, ...], purpose: str, step: int
 
 
 def integers(seeds: Sequence[int], high: int, purpose: str) -> Tensor:
-    """One integer in 0 .. high - 1 per image, (len(seeds),) int64, keyed as `normal`; floor(high u), u of 53 bits."""
+    """Draw one integer in 0 .. high - 1 per image, floor(high u) with u of 53 bits: (len(seeds),) int64.
+
+    It is keyed as `normal` is.
+    """
     bits = _Bits(purpose, 0)
     words = np.array([bits(seed, 1)[0] for seed in seeds], dtype=np.uint64)
     return torch.from_numpy((((words >> np.uint64(11)).astype(np.float64) * 2.0**-53) * high).astype(np.int64))
 
 
 def seeded(generator: Generator, key: int) -> Generator:
-    """The generator, at the start of the stream of `key`, 0 .. 2^64 - 1, of which every bit counts.
+    """Set a generator to the start of the stream of `key`, 0 .. 2^64 - 1, every bit of which counts; return it.
 
-    torch seeds its CPU generator, an MT19937, by the low 32 bits of a key and forgets the others, so that of 77,000
-    keys two have the same stream at even odds. A key beyond 32 bits fills the state here as `init_by_array` does with
-    its two words, low word first, which is how NumPy's `RandomState` takes an array; a shorter key is torch's own
-    stream. Generators of other devices are Philox, whose key has 64 bits, and seed themselves.
+    Use this instead of `manual_seed`: torch seeds its CPU generator, an MT19937, by the low 32 bits of a key, so two of
+    77,000 keys have the same stream at even odds. Here a key beyond 32 bits fills the state as `init_by_array` does
+    with its two words, low word first, as NumPy's `RandomState` takes an array; a shorter key gives torch's own stream.
+    Generators of other devices are Philox, whose key has 64 bits, and seed themselves.
 
     Source: Matsumoto & Nishimura (1998), doi:10.1145/272991.272995, seeding of mt19937ar.c (2002).
     """
@@ -71,7 +75,7 @@ def seed_default(key: int) -> None:
 
 
 class _Bits:
-    """(seed, count) -> (count,) uint64. One generator is set to every stream: to make one is 5 times as dear."""
+    """(seed, count) -> (count,) uint64. One generator serves every stream: making a new one costs 5 times as much."""
 
     def __init__(self, purpose: str, step: int) -> None:
         stream = int.from_bytes(hashlib.sha256(purpose.encode()).digest()[:8], "little")

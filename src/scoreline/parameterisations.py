@@ -1,4 +1,4 @@
-"""How a network's output becomes E[x_0 | x]: one column of EDM's Table 1 per class.
+"""Parameterisations: how a network's output becomes E[x_0 | x], one column of EDM's Table 1 per class.
 
     D(x, rho) = skip(rho) x + out(rho) F(in(rho) x, noise(rho))
 
@@ -29,7 +29,7 @@ class Scalings(NamedTuple):
 
 
 class Numbers(NamedTuple):
-    """`Scalings` of one noise level without tensors, which would have to be copied to a device."""
+    """`Scalings` of one noise level as numbers, which need no copy to a device."""
 
     skip: float
     out: float
@@ -38,26 +38,28 @@ class Numbers(NamedTuple):
 
 
 KEPT_LEVELS = 4096
-"""Noise levels whose numbers are kept, many times those of a run."""
+"""Number of noise levels whose `Numbers` are kept, many times that of a run."""
 
 
 class Parameterisation(ABC):
-    """A frozen dataclass; the network returns `output_factor` times the image's channels, of which the first count.
+    """The scalings of D = skip x + out F(in x, noise) as functions of rho. Subclasses are frozen dataclasses.
 
-    `unit_skip` says that skip is 1 at every level, where eps is the network's output times a number.
+    Attributes:
+        output_factor: the network returns this many times the image's channels, of which the first are used.
+        unit_skip: whether skip is 1 at every level, so that eps is the network's output times a number.
     """
 
     output_factor: int = 1
     unit_skip: ClassVar[bool] = False
 
     def at(self, rho: float) -> Numbers:
-        """Scalings at one noise level, computed once: every batch of a run asks for the same levels."""
-        found = self._kept.get(rho)
-        if found is None:
+        """Return the scalings at one noise level, computed once: every batch of a run asks for the same levels."""
+        numbers = self._kept.get(rho)
+        if numbers is None:
             if len(self._kept) >= KEPT_LEVELS:
                 self._kept.clear()
-            found = self._kept[rho] = Numbers(*map(float, self(torch.tensor(rho, dtype=torch.float64))))
-        return found
+            numbers = self._kept[rho] = Numbers(*map(float, self(torch.tensor(rho, dtype=torch.float64))))
+        return numbers
 
     @cached_property
     def _kept(self) -> dict[float, Numbers]:
@@ -65,17 +67,21 @@ class Parameterisation(ABC):
 
     @abstractmethod
     def __call__(self, rho: Tensor) -> Scalings:
-        """Scalings at noise levels rho > 0 of any shape; float64 in, float64 out."""
+        """Return the scalings at noise levels rho > 0 of any shape; float64 in, float64 out."""
 
 
 @dataclass(frozen=True)
 class NoisePrediction(Parameterisation):
     """The network predicts eps from the native state: skip 1, out -rho, in alpha, noise scale t(rho) + shift.
 
-    Continuous VP networks of score_sde take the label 999 t (`label_scale` 999); discrete ones the index itself
-    (label_scale 1). `label_shift` serves checkpoints whose labels are off by one. With `round_labels` the label is
-    the nearest integer; without, fractional labels reach the network as they are. `output_factor` is 2 for networks
-    that also learned a variance, whose channels come after those of eps and are not used.
+    Use this for DDPM's and score_sde's VP networks.
+
+    Attributes:
+        noise_schedule: the process, for alpha and t.
+        label_scale: 999 for score_sde's continuous VP networks, 1 for discrete ones, whose label is the index.
+        label_shift: for checkpoints whose labels are off by one.
+        round_labels: round the label to the nearest integer; otherwise fractional labels reach the network.
+        output_factor: 2 for networks that also learned a variance, whose channels follow those of eps and are not used.
 
     Source: Ho et al. (2020), arXiv:2006.11239; Song et al. (2021), arXiv:2011.13456.
     """
@@ -100,7 +106,12 @@ class NoisePrediction(Parameterisation):
 class VelocityPrediction(Parameterisation):
     """The network predicts v = alpha eps - sigma x_0 of a VP process: x_0 = alpha x_t - sigma v.
 
-    In unit-signal coordinates skip = 1 / (1 + rho^2), out = -rho / sqrt(1 + rho^2), in = 1 / sqrt(1 + rho^2).
+    In unit-signal coordinates skip = 1 / (1 + rho^2), out = -rho / sqrt(1 + rho^2), in = 1 / sqrt(1 + rho^2). Use this
+    for v-prediction networks.
+
+    Attributes:
+        noise_schedule: the process, for t.
+        label_scale: noise label / t.
 
     Source: Salimans & Ho (2022), arXiv:2202.00512, Sec. 4 and App. D.
     """
@@ -117,6 +128,8 @@ class VelocityPrediction(Parameterisation):
 class VarianceExploding(Parameterisation):
     """NCSN++: skip 1, out rho, in 1, noise ln(rho / 2). The output is minus the predicted eps.
 
+    Use this for score_sde's VE networks.
+
     Source: Karras et al. (2022), arXiv:2206.00364, Table 1, column VE.
     """
 
@@ -132,7 +145,15 @@ class IDDPM(Parameterisation):
     """Improved DDPM: skip 1, out -rho, in 1 / sqrt(1 + rho^2), noise M - 1 - argmin_j |u_j - rho|, learned variance.
 
     u_M = 0 and u_{j-1} = sqrt((u_j^2 + 1) / max(abar_{j-1} / abar_j, C_1) - 1) with
-    abar_j = sin^2(pi/2 j / (M (C_2 + 1))). The network returns mean and variance channels; the mean is used.
+    abar_j = sin^2(pi/2 j / (M (C_2 + 1))). The network returns mean and variance channels; only the mean is used. Use
+    this for networks trained by EDM's code with improved DDPM's recipe; converted iDDPM checkpoints are
+    `NoisePrediction` on `DiscreteVP`.
+
+    Attributes:
+        C_1: smallest ratio of neighbouring abar.
+        C_2: offset of the cosine.
+        M: number of levels.
+        output_factor: mean and variance channels.
 
     Source: Nichol & Dhariwal (2021), arXiv:2102.09672; Karras et al. (2022), arXiv:2206.00364, Table 1.
     """
@@ -145,7 +166,7 @@ class IDDPM(Parameterisation):
 
     @cached_property
     def levels(self) -> Tensor:
-        """u_0 > u_1 > .. > u_M = 0, float64 (M + 1,)."""
+        """The levels u_0 > u_1 > .. > u_M = 0, (M + 1,) float64."""
         j = torch.arange(self.M + 1, dtype=torch.float64)
         abar = torch.sin(torch.pi / 2 * j / (self.M * (self.C_2 + 1))) ** 2
         ratio = (abar[:-1] / abar[1:]).clamp(min=self.C_1)
@@ -160,9 +181,14 @@ class IDDPM(Parameterisation):
 
 @dataclass(frozen=True)
 class EDMPreconditioning(Parameterisation):
-    """skip = s^2 / (rho^2 + s^2), out = rho s / sqrt(rho^2 + s^2), in = 1 / sqrt(rho^2 + s^2), noise = ln(rho) / 4.
+    """EDM's preconditioning:
 
-    s = sigma_data is the standard deviation of a pixel of the data in [-1, 1].
+        skip = s^2 / (rho^2 + s^2),  out = rho s / sqrt(rho^2 + s^2),  in = 1 / sqrt(rho^2 + s^2),  noise = ln(rho) / 4.
+
+    Use this for EDM's networks, and to train with `EDMWeight` and `LogNormal`.
+
+    Attributes:
+        sigma_data: s, the standard deviation of a pixel of the data in [-1, 1].
 
     Source: Karras et al. (2022), arXiv:2206.00364, Table 1, column EDM.
     """

@@ -1,4 +1,4 @@
-"""Post-hoc EMA from power-function snapshots.
+"""Post-hoc EMA: averages of any width from power-function snapshots, after the training.
 
 An average of the weights theta(tau) over the images tau seen so far is the integral of p(tau) theta(tau), with a
 profile p >= 0. Averages are linear in their profiles, so a profile close to a sum of the saved profiles gives weights
@@ -112,12 +112,12 @@ def products(target: Profile, snapshots: Sequence[PowerProfile]) -> Array:
     """Inner products of a target with all snapshots, (n,), with one pass over the steps for each gamma."""
     if isinstance(target, PowerProfile):
         return np.array([product(target, snapshot) for snapshot in snapshots])
-    found = np.empty(len(snapshots))
+    inner = np.empty(len(snapshots))
     for gamma in {snapshot.gamma for snapshot in snapshots}:
         places = [place for place, snapshot in enumerate(snapshots) if snapshot.gamma == gamma]
         places.sort(key=lambda place: snapshots[place].images)
-        found[places] = _overlaps(target, gamma, [snapshots[place].images for place in places])
-    return found
+        inner[places] = _overlaps(target, gamma, [snapshots[place].images for place in places])
+    return inner
 
 
 def _overlaps(step: StepProfile, gamma: float, ends: Sequence[float]) -> list[float]:
@@ -125,15 +125,15 @@ def _overlaps(step: StepProfile, gamma: float, ends: Sequence[float]) -> list[fl
 
     Each rescales the integral of the one before and adds the steps between the two ends.
     """
-    found, total, before = [], 0.0, 0.0
+    inner, total, before = [], 0.0, 0.0
     for end in ends:
         first, last = int(before // step.batch), math.ceil(end / step.batch)
         shares = step.shares[first:last]
         cuts = np.clip(np.arange(first, first + len(shares) + 1.0) * step.batch, before, end)
         rest = shares @ np.diff((cuts / end) ** (gamma + 1))
         total, before = float(total * (before / end) ** (gamma + 1) + rest), end
-        found.append(total / step.batch)
-    return found
+        inner.append(total / step.batch)
+    return inner
 
 
 @dataclass(frozen=True, eq=False)
@@ -151,7 +151,7 @@ class Fit:
 
 
 def fit(target: Profile, snapshots: Sequence[PowerProfile]) -> Fit:
-    """Fit the target by least squares with coefficients that sum to 1.
+    """Fit the target by least squares with coefficients that sum to 1; use them as weights of the snapshots.
 
     Source: Karras et al. (2024), arXiv:2312.02696, App. C. The constraint is our addition: it makes the average of
     constant weights exact however far apart the profiles are.

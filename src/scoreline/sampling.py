@@ -1,4 +1,4 @@
-"""The loop. There is one, and it serves every solver."""
+"""The sampling loop, one for every solver, and `sample`, the call for any model."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -23,11 +23,11 @@ Term = tuple[Tensor, float]
 """A tensor and its weight in a sum."""
 
 Progress = Callable[[float], object]
-"""Told how many images' worth of work was done, in fractions of an image."""
+"""Called with the work done since the last call, in fractions of an image."""
 
 
 class State(NamedTuple):
-    """State number `row` of a run: x in unit-signal coordinates at noise level rho."""
+    """State number `row` of a run: x (B, *) in unit-signal coordinates at noise level rho."""
 
     row: int
     rho: float
@@ -35,10 +35,11 @@ class State(NamedTuple):
 
 
 def _combine(terms: list[Term], out: Tensor | None) -> Tensor:
-    """sum of c * tensor in new memory or in `out`, one fused pass per term; a leading unit weight is free.
+    """Return the sum of weight * tensor, one fused pass per term; a leading unit weight is free.
 
     Args:
-        out: memory for the sum, perhaps that of the first term but of no other, or None.
+        terms: tensors and their weights.
+        out: memory for the sum, perhaps that of the first term but of no other; None for new memory.
     """
     (first, scale), *rest = terms
     if out is first:
@@ -54,18 +55,19 @@ def _combine(terms: list[Term], out: Tensor | None) -> Tensor:
 
 
 def trajectory(eps: Eps, x: Tensor, tableau: Tableau, draw: Draw | None = None, reuse: bool = False) -> Iterator[State]:
-    """Evaluate a tableau: yields x_1, x_2, .., x_K as they are made; the last one is the sample.
+    """Evaluate a tableau: yield x_1, x_2, .., x_K as they are made; the last one is the sample.
+
+    Use this to look at every state of a run, and `integrate` for the sample alone. States and estimates are freed as
+    soon as no later row reads them, the initial state too. With `reuse`, a method that combines p estimates or data
+    predictions holds at most p + 2 tensors of x's size, if the caller keeps no reference to x.
 
     Args:
         eps: noise estimate in memory of its own, called exactly `tableau.nfe` times.
-        x: initial state (B, *) at tableau.rho[0], for instance rho_0 times standard normal noise; not modified.
+        x: initial state (B, *) at tableau.rho[0], usually rho_0 times standard normal noise; not modified.
+        tableau: the run.
         draw: fresh noise for stochastic rows.
-        reuse: write new states into the memory of those that no later row reads. A state that was yielded then does
-            not last, which suits who wants the last one only; fresh memory costs page faults, up to the sum itself.
-
-    States and estimates are let go as soon as no later row reads them, the initial state too. With `reuse` a method
-    that combines p estimates or predictions of data so holds at most p + 2 tensors of x's size, where the caller keeps
-    no reference to x.
+        reuse: write new states into the memory of dead ones, so that a yielded state does not last. Fresh memory costs
+            page faults, as much time as the sum itself.
 
     Raises:
         ValueError: if the tableau is stochastic and `draw` is missing.
@@ -76,8 +78,9 @@ def trajectory(eps: Eps, x: Tensor, tableau: Tableau, draw: Draw | None = None, 
     estimates: dict[int, Tensor] = {}
     spare: list[Tensor] = []
     for k, row in enumerate(tableau.sums):
-        if row.call:
+        if row.call:  # one network evaluation
             estimates[k] = eps(states[k], rho[k])
+        # x_{k+1} = sum_j S_kj x_j + sum_j N_kj eps_j + B_k z_k
         terms = [((states if is_state else estimates)[j], weight) for is_state, j, weight in row.terms]
         if row.noise:
             if draw is None:
@@ -95,7 +98,7 @@ def trajectory(eps: Eps, x: Tensor, tableau: Tableau, draw: Draw | None = None, 
 
 
 def _memory(spare: list[Tensor], terms: list[Term]) -> Tensor | None:
-    """Memory for a sum: that of its first term if it is spare, else what is spare and no term's, else None."""
+    """Return memory for a sum: that of its first term if it is spare, else spare memory of no term, else None."""
     first, *others = (tensor for tensor, _ in terms)
     if any(first is memory for memory in spare):
         return first
@@ -103,7 +106,7 @@ def _memory(spare: list[Tensor], terms: list[Term]) -> Tensor | None:
 
 
 def integrate(eps: Eps, x: Tensor, run: Tableau | AdaptiveRun, draw: Draw | None = None) -> Tensor:
-    """The sample: the last state of a tableau's `trajectory`, or what an adaptive run ends in."""
+    """Return the sample (B, *): the last state of a tableau's `trajectory`, or the end of an adaptive run."""
     if isinstance(run, AdaptiveRun):
         return run(eps, x)
     for state in trajectory(eps, x, run, draw, reuse=not torch.is_grad_enabled()):
@@ -124,17 +127,25 @@ def sample(
     final: str = "none",
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Sample with any model: the sample (B, *) of x_init's shape, dtype and device.
+    """Sample with any model, without a checkpoint or a config.
+
+    Use this for a model of your own in a few lines; sample.py draws images from checkpoints, in shards and with
+    metrics.
 
     Args:
         denoise: denoise(x, sigma) -> E[x_0 | x_0 + sigma eps = x], EDM's convention: x (B, *) with unit signal, sigma a
             float64 tensor of shape () on x's device. Called `nfe` times.
         x_init: state at sigma_max, usually sigma_max * torch.randn(...); not modified.
         solver: any frozen object of `scoreline.solvers`.
-        schedule: where the steps are even, any object of `scoreline.schedules`; `Power(7)` is EDM's.
-        nfe: evaluations of `denoise`, the last hop included; a ceiling for `Adaptive` solvers.
+        schedule: the coordinate in which steps are even, any object of `scoreline.schedules`; `Power(7)` is EDM's.
+        nfe: evaluations of `denoise`, the final denoising step included; a ceiling for `Adaptive` solvers.
+        sigma_min: last noise level.
+        sigma_max: first noise level.
         final: `none` ends at sigma_min; `denoise` spends the last evaluation on E[x_0 | x].
         generator: source of fresh noise for stochastic solvers, on x_init's device; None is torch's own.
+
+    Returns:
+        the sample (B, *), of x_init's shape, dtype and device.
 
     Raises:
         InputError: if the budget or the range is impossible for the solver.
@@ -152,7 +163,7 @@ def sample(
 
 
 class Calls(threading.local):
-    """Network calls that the thread asking has seen so far."""
+    """The number of network calls that the current thread has seen so far."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -160,7 +171,7 @@ class Calls(threading.local):
 
 @contextmanager
 def count_calls(denoiser: nn.Module) -> Iterator[Calls]:
-    """Count how often the networks of all `Denoiser`s in `denoiser` are really called, whoever calls them."""
+    """Count the calls of the networks of all `Denoiser`s in `denoiser`, whoever makes them: the measured NFE."""
     calls = Calls()
 
     def increment(*_: object) -> None:

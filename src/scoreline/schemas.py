@@ -1,6 +1,6 @@
-"""What the text and the tensors of model files, records and snapshots may be: rules, and a table for each kind of file.
+"""Rules for the text and the tensors of model files, records and snapshots.
 
-Everything in such a file is data. It is checked against these tables before anything is built of it.
+Everything in such a file is data, which is checked against the rules of its kind before anything is built from it.
 """
 
 import json
@@ -14,30 +14,34 @@ from typing import Any, Protocol
 from torch import Tensor
 
 LONGEST = 2**22
-"""Characters of JSON in one entry of the metadata."""
+"""Largest number of characters of JSON in one entry of the metadata."""
 
 DEEPEST = 32
-"""Lists and objects inside each other."""
+"""Deepest nesting of lists and objects."""
 
 MOST_NUMBERS = 2**24
-"""In one tensor of a record."""
+"""Largest number of values in one tensor of a record."""
 
 
 class Rule(Protocol):
     """A check of a JSON value."""
 
     def __call__(self, name: str, value: Any) -> None:
-        """Raises: ValueError that says what `name` is and must be."""
+        """Check a value.
+
+        Raises:
+            ValueError: saying what `name` is and must be.
+        """
 
 
 def shown(value: Any) -> str:
-    """A value as messages quote it."""
+    """Return a value as messages quote it."""
     return reprlib.repr(value)[:60]
 
 
 @dataclass(frozen=True)
 class Anything:
-    """Any JSON."""
+    """Any JSON value."""
 
     def __call__(self, name: str, value: Any) -> None:
         return
@@ -45,7 +49,7 @@ class Anything:
 
 @dataclass(frozen=True)
 class Number:
-    """A finite number from `least` to `most`; `whole` without a fraction; `above` and not `least` itself."""
+    """A finite number from `least` to `most`, which is an integer if `whole` and greater than `least` if `above`."""
 
     least: float = -1e12
     most: float = 1e12
@@ -62,7 +66,7 @@ class Number:
 
 @dataclass(frozen=True)
 class Text:
-    """A string, all of which matches the pattern."""
+    """A string that matches the whole pattern; `what` names it in messages."""
 
     pattern: str = r"(?s:.*)"
     what: str = "a string"
@@ -74,7 +78,7 @@ class Text:
 
 @dataclass(frozen=True)
 class ListOf:
-    """A list of `least` to `most` values, each by the same rule."""
+    """A list of `least` to `most` values that obey the same rule."""
 
     item: Rule
     least: int = 0
@@ -90,7 +94,7 @@ class ListOf:
 
 @dataclass(frozen=True)
 class Object:
-    """An object with all of `required`; other keys by the rule `others`, None for no others."""
+    """An object with all keys of `required`; other keys obey the rule `others`, None for no others."""
 
     required: Mapping[str, Rule] = field(default_factory=dict)
     others: Rule | None = None
@@ -102,7 +106,7 @@ class Object:
         if missing:
             raise ValueError(f"{name} has no {min(missing)}")
         if more and self.others is None:
-            raise ValueError(f"{name} has {shown(min(more))}, which is no part of it")
+            raise ValueError(f"{name} has {shown(min(more))}, which is not part of it")
         for key, item in value.items():
             self.required.get(key, self.others or Anything())(f"{name}.{key:.40}", item)
 
@@ -112,13 +116,16 @@ class Values:
     """A tensor of finite float64 numbers, or of int64 if `whole`.
 
     Attributes:
-        sizes: a number, or a letter for whatever the first tensor with it has, or that less 1 as in `K-1`.
-        least: smallest value; with `above` all are greater.
-        order: 1 if they increase strictly, -1 if they decrease.
-        unknown: NaN or an infinity stands for a number that is not known.
-        triangular: zeros above the diagonal.
-        fewest: smallest size along each axis.
-        optional: files may be without it.
+        sizes: for each axis a number, or a letter for the size of the first tensor with that letter, or `K-1` for one
+            less.
+        least: smallest value.
+        above: whether all values are greater than `least`.
+        whole: whether the type is int64.
+        order: 1 if values strictly increase, -1 if they strictly decrease.
+        unknown: whether NaN or an infinity may stand for an unknown number.
+        triangular: whether values above the diagonal are zero.
+        fewest: smallest size of an axis.
+        optional: whether a file may lack the tensor.
     """
 
     sizes: tuple[int | str, ...]
@@ -132,7 +139,11 @@ class Values:
     optional: bool = False
 
     def check_header(self, name: str, shape: list[int], dtype: str, letters: dict[str, int]) -> None:
-        """Raises: ValueError for another type or shape; `letters` are the sizes known so far, and are added to."""
+        """Check type and shape; `letters` are the sizes known so far, to which this adds.
+
+        Raises:
+            ValueError: for another type or shape.
+        """
         wanted = "I64" if self.whole else "F64"
         if dtype != wanted:
             raise ValueError(f"tensor {name} is of type {dtype}, not {wanted}")
@@ -142,16 +153,20 @@ class Values:
         if min(shape) < self.fewest:
             raise ValueError(f"tensor {name} has shape {shown(shape)}, fewer than {self.fewest}")
 
-    def check_values(self, name: str, found: Tensor) -> None:
-        """Raises: ValueError for a value that is not allowed."""
-        held = found[found.isfinite()] if self.unknown else found
-        inside = held > self.least if self.above else held >= self.least
-        if not bool((inside & (held.abs() < math.inf)).all()):
+    def check_values(self, name: str, values: Tensor) -> None:
+        """Check the values.
+
+        Raises:
+            ValueError: for a value that is not allowed.
+        """
+        known = values[values.isfinite()] if self.unknown else values
+        inside = known > self.least if self.above else known >= self.least
+        if not bool((inside & (known.abs() < math.inf)).all()):
             least = f" {'above' if self.above else 'from'} {self.least:g}" if self.least > -math.inf else ""
             raise ValueError(f"tensor {name} has a value that is no finite number{least}")
-        if self.order and not bool((found.diff() * self.order > 0).all()):
+        if self.order and not bool((values.diff() * self.order > 0).all()):
             raise ValueError(f"tensor {name} does not strictly {'increase' if self.order > 0 else 'decrease'}")
-        if self.triangular and bool(found.triu(1).any()):
+        if self.triangular and bool(values.triu(1).any()):
             raise ValueError(f"tensor {name} has values above its diagonal")
 
 
@@ -163,27 +178,27 @@ def _size(size: int | str, has: int, letters: dict[str, int]) -> int:
 
 
 def parse(text: str) -> Any:
-    """The value of a JSON text.
+    """Parse a JSON text.
 
     Raises:
-        ValueError: in one line, if it is no JSON, too long, nested too deeply, has a key twice, or a character that is
-            none.
+        ValueError: in one line, if the text is not JSON, too long, nested too deeply, or has a key twice or an invalid
+            character.
     """
     if len(text) > LONGEST:
         raise ValueError(f"{len(text):,} characters of JSON, more than {LONGEST:,}")
     try:
-        found = json.loads(text, object_pairs_hook=_unique)
+        value = json.loads(text, object_pairs_hook=_unique)
     except RecursionError:
         raise ValueError("JSON that is nested too deeply") from None
-    _check_nested(found, DEEPEST)
-    return found
+    _check_nested(value, DEEPEST)
+    return value
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    unique = dict(pairs)
+    if len(unique) < len(pairs):
         raise ValueError("JSON with a key that occurs twice")
-    return found
+    return unique
 
 
 def _check_nested(value: Any, left: int) -> None:
@@ -199,17 +214,19 @@ def _check_nested(value: Any, left: int) -> None:
 
 
 def parse_entries(metadata: Mapping[str, str], rules: Mapping[str, Rule], plain: Iterable[str]) -> dict[str, Any]:
-    """The entries of a file's metadata that are JSON, each by its rule.
+    """Parse the entries of a file's metadata that are JSON, and check each by its rule.
 
     Args:
-        plain: entries that may be there too, and are no JSON.
+        metadata: texts by name.
+        rules: of the JSON entries.
+        plain: names of further entries, which are not JSON.
 
     Raises:
-        ValueError: in one line, if an entry is missing, unknown, no JSON or against its rule.
+        ValueError: in one line, if an entry is missing, unknown, not JSON or against its rule.
     """
     unknown = metadata.keys() - rules.keys() - set(plain)
     if unknown:
-        raise ValueError(f"its metadata has {shown(min(unknown))}, which is no part of it")
+        raise ValueError(f"its metadata has {shown(min(unknown))}, which is not part of it")
     return {name: _entry(name, metadata, rule) for name, rule in rules.items()}
 
 
@@ -217,25 +234,25 @@ def _entry(name: str, metadata: Mapping[str, str], rule: Rule) -> Any:
     if name not in metadata:
         raise ValueError(f"its metadata has no {name}")
     try:
-        found = parse(metadata[name])
+        value = parse(metadata[name])
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from error
-    rule(name, found)
-    return found
+    rule(name, value)
+    return value
 
 
 def check_tensors(rules: Mapping[str, Values], shapes: Mapping[str, list[int]], types: Mapping[str, str]) -> None:
-    """Names, types and shapes of tensors.
+    """Check the names, types and shapes of tensors.
 
     Raises:
-        ValueError: in one line.
+        ValueError: in one line, for the first that violates its rule.
     """
     missing = [name for name, rule in rules.items() if name not in shapes and not rule.optional]
     if missing:
         raise ValueError(f"it has no tensor {missing[0]}")
     for name in shapes:
         if name not in rules:
-            raise ValueError(f"it has a tensor {shown(name)}, which is no part of it")
+            raise ValueError(f"it has a tensor {shown(name)}, which is not part of it")
     letters: dict[str, int] = {}
     for name, rule in rules.items():
         if name in shapes:
@@ -243,6 +260,7 @@ def check_tensors(rules: Mapping[str, Values], shapes: Mapping[str, list[int]], 
 
 
 def whole(least: float, most: float) -> Number:
+    """Return the rule of an integer from `least` to `most`."""
     return Number(least, most, whole=True)
 
 

@@ -1,4 +1,4 @@
-"""Sharded weights, as DTensors, beside tensors that every process holds whole."""
+"""Sharded weights: DTensors of FSDP2, and conversions from and to whole tensors."""
 
 from copy import deepcopy
 from typing import Any, TypeVar
@@ -27,12 +27,12 @@ def assembled(weights: dict[str, Any]) -> dict[str, Any]:
     """
     if not any(map(sharded, weights.values())):
         return weights
-    first, found = torch.distributed.get_rank() == 0, {}
+    first, tensors = torch.distributed.get_rank() == 0, {}
     for name, value in weights.items():
-        whole = value.full_tensor() if hasattr(value, "full_tensor") else value
+        whole = value.full_tensor() if sharded(value) else value
         if first:
-            found[name] = whole.cpu() if isinstance(whole, Tensor) else whole
-    return found
+            tensors[name] = whole.cpu() if isinstance(whole, Tensor) else whole
+    return tensors
 
 
 def divided(value: Tensor, like: Tensor | None) -> Tensor:
@@ -47,7 +47,7 @@ def divided(value: Tensor, like: Tensor | None) -> Tensor:
 
 
 def blank(network: Network) -> Network:
-    """Copy a network without its weights, for `load_state_dict(.., assign=True)`; buffers are copied."""
+    """Copy a network's structure and buffers without its weights, for `load_state_dict(.., assign=True)`."""
     memo = {id(weight): nn.Parameter(torch.empty_like(weight, device="meta")) for weight in network.parameters()}
     return deepcopy(network, memo)
 
@@ -70,7 +70,7 @@ def shard(network: nn.Module, mesh: Any) -> None:
 
 
 def _parts(module: nn.Module) -> list[nn.Module]:
-    found: list[nn.Module] = []
+    parts: list[nn.Module] = []
     for child in module.children():
-        found += _parts(child) if isinstance(child, nn.ModuleList | nn.ModuleDict) else [child]
-    return found
+        parts += _parts(child) if isinstance(child, nn.ModuleList | nn.ModuleDict) else [child]
+    return parts

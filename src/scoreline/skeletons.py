@@ -1,4 +1,4 @@
-"""Networks built from the description in a file, without memory for weights, and never larger than the file's."""
+"""Build networks from the description in a file, without memory for weights, and never larger than the file."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping
@@ -14,27 +14,27 @@ from scoreline.errors import InputError
 from scoreline.specs import Spec, rebuild
 
 Shapes = Mapping[str, list[int]]
-"""Of the tensors of a file, by name."""
+"""Shapes of the tensors of a file, by name."""
 
 PARTS = 1000, 4
-"""Layers and weights that a network may register: so many, and so many more for each tensor of the file. Ours have
-2 or less for each."""
+"""(base, factor): a network may register base + factor * (tensors of the file) layers and weights. Ours have at most 2
+for each tensor."""
 
 NUMBERS = 2**24, 4
-"""Numbers that one tensor may have, and all registered ones that are not hollow: so many, and so many more for each
-number of the file."""
+"""(base, factor): one tensor, and all registered ones that are not hollow, may have base + factor * (numbers of the
+file) numbers."""
 
 
 class SizeError(InputError):
-    """A description of more than its file holds."""
+    """A description of a network that is larger than its file."""
 
 
 class _Within(TorchFunctionMode):
-    """While a constructor runs: no more layers, weights and numbers than belong to a file of these tensors.
+    """Bound the layers, weights and numbers that a constructor makes by those of a file of these tensors.
 
-    With `hollow` also without memory for weights: `torch.empty` makes tensors of the meta device, on which first
-    values cost nothing; normal ones are left out, for which torch would load its compiler. Layers make their weights
-    so; constants, such as frequencies, are made by other functions and are real.
+    With `hollow` weights take no memory: layers allocate them by `torch.empty`, which here makes tensors of the meta
+    device, and `normal_` is skipped on these, since torch would load its compiler for it. Constants, such as
+    frequencies, are made by other functions and are real.
     """
 
     def __init__(self, shapes: Shapes, hollow: bool) -> None:
@@ -43,7 +43,7 @@ class _Within(TorchFunctionMode):
         self.hollow, self.exceeded, self.thread = hollow, False, get_ident()
         self.parts = PARTS[0] + PARTS[1] * len(shapes)
         self.most = self.numbers = NUMBERS[0] + NUMBERS[1] * numbers
-        self.told = f"{len(shapes):,} tensors, {numbers:,} numbers"
+        self.size = f"{len(shapes):,} tensors, {numbers:,} numbers"
 
     def __enter__(self) -> "_Within":
         hooks = (
@@ -51,7 +51,7 @@ class _Within(TorchFunctionMode):
             registration.register_module_parameter_registration_hook,
             registration.register_module_buffer_registration_hook,
         )
-        self.handles = [register(self._registered) for register in hooks]
+        self.handles = [register(self._count_part) for register in hooks]
         super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
@@ -60,7 +60,7 @@ class _Within(TorchFunctionMode):
         for handle in self.handles:
             handle.remove()
 
-    def _registered(self, parent: nn.Module, name: str, part: nn.Module | Tensor | None) -> None:
+    def _count_part(self, parent: nn.Module, name: str, part: nn.Module | Tensor | None) -> None:
         if part is None or get_ident() != self.thread:
             return
         self.parts -= 1
@@ -71,7 +71,7 @@ class _Within(TorchFunctionMode):
 
     def _refuse(self) -> None:
         self.exceeded = True
-        raise SizeError(f"checkpoint: its network is larger than its weights ({self.told}); copy or train it again")
+        raise SizeError(f"checkpoint: its network is larger than its weights ({self.size}); copy or train it again")
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -115,7 +115,7 @@ COUNTS: dict[Any, Callable[..., int]] = {
     torch.arange: _range,
     torch.eye: _eye,
 }
-"""How many numbers a function makes of its arguments. Asking for a tensor of the meta device would load torch's
+"""The number of values that a function makes, from its arguments: a tensor of the meta device would load torch's
 compiler."""
 
 
@@ -123,30 +123,34 @@ def _count(func: Any, args: Any, kwargs: Any) -> int:
     try:
         return COUNTS[func](*args, **kwargs)
     except (TypeError, ValueError, ArithmeticError, KeyError):
-        return 0  # arguments that the function itself is to refuse
+        return 0  # the function itself refuses these arguments
 
 
 def build(spec: Spec, kind: type, shapes: Shapes, trust: tuple[str, ...], hollow: bool = False) -> Any:
-    """The object of a description (`specs.rebuild`), never larger than a file of tensors of these shapes.
+    """Build the object of a description (`specs.rebuild`), never larger than a file of tensors of these shapes.
 
     Args:
-        hollow: a network without memory for its weights, whose values are then to be assigned.
+        spec: the description.
+        kind: class that the object must be an instance of.
+        shapes: of the tensors in the file.
+        trust: as in `specs.rebuild`.
+        hollow: build a network without memory for its weights, which the caller then assigns.
 
     Raises:
         SizeError: if it would be larger.
-        InputError: for a description that `specs.rebuild` refuses.
+        InputError: as `specs.rebuild`.
     """
     with _Within(shapes, hollow) as bound:
         try:
             return rebuild(spec, kind, trust)
         except InputError:
-            if bound.exceeded:  # and told in other words by a constructor that catches errors
+            if bound.exceeded:  # the constructor has caught the error and raised its own
                 bound._refuse()
             raise
 
 
 def tensors(network: nn.Module) -> Iterator[Tensor]:
-    """All that a network holds: parameters, buffers and plain attributes of its modules."""
+    """Yield all tensors of a network: parameters, buffers and plain attributes of its modules."""
     yield from network.parameters()
     yield from network.buffers()
     for module in network.modules():

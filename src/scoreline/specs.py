@@ -1,4 +1,4 @@
-"""Objects rebuilt from the description inside a file, without letting the file choose what code runs."""
+"""Rebuild objects from the description inside a file, without letting the file choose what code runs."""
 
 import importlib
 import inspect
@@ -59,22 +59,23 @@ ARGUMENTS: dict[str, Rule] = {
     "C_1": Number(0, 1),
     "C_2": Number(0, 1),
 }
-"""Arguments of our networks, schedules and parameterisations, beyond what their annotations say."""
+"""Ranges of the arguments of our networks, schedules and parameterisations, which annotations do not express."""
 
 SAME_TIME = 1e-3
-"""Share of a process's time by which a time may differ after it became a noise level and a time again."""
+"""Largest error of t(rho(t)), as a share of the process's range of times."""
 
 
 def rebuild(spec: Spec, kind: type, trust: Sequence[str] = ()) -> Any:
-    """The object a description stands for.
+    """Build the object that a description stands for.
 
     Only classes are called, and only networks, parameterisations and schedules that are defined in scoreline itself
-    or in a package named in `trust`; arguments are plain values or descriptions of such objects. Those of scoreline's
-    own classes are checked against the annotations of the constructor and the ranges in `ARGUMENTS` before.
+    or in a package named in `trust`; arguments are plain values or descriptions of such objects. Arguments of
+    scoreline's own classes are first checked against the annotations of the constructor and the ranges in `ARGUMENTS`.
 
     Args:
+        spec: the description.
         kind: class that the object must be an instance of.
-        trust: further package names from which classes may be taken, given by the user, never by the file.
+        trust: further packages from which classes may be taken, named by the user, never by the file.
 
     Raises:
         InputError: naming the class that was refused, or an argument that its constructor refuses.
@@ -82,31 +83,31 @@ def rebuild(spec: Spec, kind: type, trust: Sequence[str] = ()) -> Any:
     target = spec.get("_target_")
     if not isinstance(target, str):
         raise InputError(f"checkpoint: a description without a class: {spec!r:.80}")
-    found = _find(target, (*PACKAGES, *trust))
-    if not issubclass(found, kind):
-        raise InputError(f"checkpoint: {target} is no {kind.__name__}")
-    hints = _hints(found.__init__) if is_ours(spec) else {}
+    described = _find(target, (*PACKAGES, *trust))
+    if not issubclass(described, kind):
+        raise InputError(f"checkpoint: {target} is not of type {kind.__name__}")
+    hints = _hints(described.__init__) if is_ours(spec) else {}
     given = {name: value for name, value in spec.items() if name != "_target_"}
     arguments = {name: _argument(name, value, hints.get(name, object), trust) for name, value in given.items()}
     if is_ours(spec):
         _check_arguments(target, hints, arguments)
-    built = _called(target, found, arguments)
+    built = _call(target, described, arguments)
     if is_ours(spec) and isinstance(built, NoiseSchedule):
         _check_process(target, built)
     return built
 
 
 def is_ours(spec: Mapping[str, Any]) -> bool:
-    """Whether the class is one of scoreline's own."""
+    """Return whether the class is one of scoreline's own."""
     return _within(str(spec.get("_target_")), PACKAGES)
 
 
-def _called(target: str, found: type, arguments: dict[str, Any]) -> Any:
+def _call(target: str, described: type, arguments: dict[str, Any]) -> Any:
     try:
-        return found(**arguments)
+        return described(**arguments)
     except InputError:
         raise
-    except Exception as error:  # whatever a constructor raises for values that do not go together
+    except Exception as error:  # a constructor may raise anything for values that do not go together
         reason = printable(f"{error!s:.200}" if isinstance(error, TypeError) else f"{error!r:.200}")
         raise InputError(
             f"checkpoint: {target} refuses its arguments: {reason}; was it made by another version?"
@@ -118,12 +119,12 @@ def _argument(name: str, value: Any, hint: Any, trust: Sequence[str]) -> Any:
         return rebuild(value, hint, trust)
     plain = all(isinstance(part, str | int | float | None) for part in (value if isinstance(value, list) else [value]))
     if not plain or name.startswith("_") or "${" in str(value):
-        raise InputError(f"checkpoint: its description holds {name}={shown(value)}, which is no plain value")
+        raise InputError(f"checkpoint: its description holds {name}={shown(value)}, which is not a plain value")
     return value
 
 
 def _check_arguments(target: str, hints: Mapping[str, Any], arguments: Mapping[str, Any]) -> None:
-    """Arguments that the constructor does not know are left to it to refuse."""
+    """Check annotations and ranges. Unknown arguments are left to the constructor, which refuses them."""
     for name in hints.keys() & arguments.keys():
         value = arguments[name]
         try:
@@ -144,14 +145,14 @@ def _hints(constructor: Callable[..., None]) -> dict[str, Any]:
 
 
 def _large(value: Any) -> bool:
-    """Whether a number, or one in a list, is none that an honest file holds."""
+    """Return whether a number, or one in a list, is larger than any in an honest file."""
     if isinstance(value, list):
         return any(map(_large, value))
     return isinstance(value, int | float) and not abs(value) < 2**63
 
 
 def _check_process(target: str, process: NoiseSchedule) -> None:
-    """Noise grows with time, from a level of 0 or more to a finite one, and times are found again.
+    """Check that noise grows with time, from a level of 0 or more to a finite one, and that the map is invertible.
 
     Raises:
         InputError: if not.
@@ -187,7 +188,9 @@ def _find(target: str, packages: tuple[str, ...]) -> type:
     kinds = (nn.Module, Parameterisation, Schedule)
     if isinstance(found, type) and issubclass(found, kinds) and found.__module__ == module_name:
         return found
-    raise InputError(f"checkpoint: {printable(target):.200} is no network, parameterisation or schedule defined there")
+    raise InputError(
+        f"checkpoint: {printable(target):.200} is not a network, parameterisation or schedule defined there"
+    )
 
 
 def _within(target: str, packages: tuple[str, ...]) -> bool:

@@ -1,4 +1,4 @@
-"""Denoised images kept in range. Every solver feels it: eps follows from the D that was clipped."""
+"""Thresholding: denoised images are clipped to the range of the data, and eps is recomputed from the clipped D."""
 
 import math
 from abc import abstractmethod
@@ -11,10 +11,10 @@ from scoreline.errors import InputError
 
 
 class Thresholded(Denoising):
-    """clip(D), and eps of it: (x - clip(D)) / rho = eps + (D - clip(D)) / rho with D = x - rho eps.
+    """A denoiser with clip(D) for D, and eps = (x - clip(D)) / rho = eps + (D - clip(D)) / rho with D = x - rho eps.
 
-    So eps is that of the denoiser to the bit where clip leaves D alone, and changed elsewhere: it acts in data- and
-    noise-prediction solvers alike. It takes no network call.
+    Where clip leaves D alone, eps is that of the denoiser to the bit. It acts in data- and noise-prediction solvers
+    alike and takes no network call. Subclass this for a rule of your own.
     """
 
     def __init__(self, denoiser: Denoising) -> None:
@@ -23,7 +23,7 @@ class Thresholded(Denoising):
 
     @abstractmethod
     def clip(self, clean: Tensor) -> Tensor:
-        """What becomes of D (B, *)."""
+        """Return the clipped D (B, *)."""
 
     def forward(self, x: Tensor, rho: Tensor | float, **condition: Tensor | None) -> Tensor:
         return self.clip(self.denoiser(x, rho, **condition))
@@ -34,12 +34,19 @@ class Thresholded(Denoising):
         return eps + (clean - self.clip(clean)) / level
 
     def calls(self, rho: float) -> int:
-        """Those of the denoiser."""
+        """Return the calls of the denoiser."""
         return self.denoiser.calls(rho)
 
 
 class Clip(Thresholded):
-    """D clamped to [low, high], images being in [-1, 1].
+    """Static thresholding: D clamped to [low, high], images being in [-1, 1].
+
+    Use this to keep pixel-space models in range at few evaluations; not for latents, which have no range.
+
+    Args:
+        denoiser: D.
+        low: smallest pixel.
+        high: largest pixel.
 
     Raises:
         InputError: if low < high does not hold.
@@ -58,10 +65,15 @@ class Clip(Thresholded):
 
 
 class DynamicThreshold(Thresholded):
-    """D <- clip(D, -s, s) / s, s = min(max(q, 1), ceiling), q the quantile of |D| over one image.
+    """Dynamic thresholding: D <- clip(D, -s, s) / s, s = min(max(q, 1), ceiling), q the quantile of |D| over one image.
 
-    An image whose q is at most 1 is clipped to [-1, 1]; a more saturated one is clipped less, and scaled down to
-    [-1, 1]. q is interpolated linearly between order statistics. Without a ceiling s is unbounded.
+    Use this with strong guidance, which saturates images. An image whose q is at most 1 is clipped to [-1, 1]; a more
+    saturated one is clipped less, and scaled down to [-1, 1]. q is interpolated linearly between order statistics.
+
+    Args:
+        denoiser: D.
+        quantile: of |D| over the pixels and channels of an image.
+        ceiling: largest s; infinite for none.
 
     Raises:
         InputError: if not 0 < quantile <= 1, or ceiling < 1.
@@ -87,5 +99,5 @@ class DynamicThreshold(Thresholded):
 
 
 def unclipped(denoiser: Denoising) -> Denoising:
-    """threshold=none: the denoiser itself."""
+    """Return the denoiser itself (threshold=none)."""
     return denoiser

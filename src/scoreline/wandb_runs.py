@@ -27,64 +27,49 @@ def imported() -> Any:
     return wandb
 
 
-def names(root: Path, identity: str, **given: Any) -> Names:
+def names(root: Path, identity: str, **chosen: Any) -> Names:
     """Name the W&B run of a run directory; the cells of a sweep or a table share a group.
 
     Args:
         root: the run directory.
         identity: digest of config and code, the `identity` of the run's config.yaml.
-        given: names that replace those of the directory; empty ones replace nothing.
+        chosen: names that replace those of the directory; empty ones replace nothing.
 
     Raises:
         InputError: if W&B does not accept the id.
     """
     root = root.resolve()
-    table = table_of(root)
     parts, name, group = 2, root.name, root.parent.name if (root.parent / "multirun.yaml").is_file() else None
-    if table is not None:
-        below = root.relative_to(table).parts[1:]
-        parts, name, group = 3 if below else 2, " ".join(below) or name, table.name
+    for table in (root, *root.parents[3:4]):  # a table, or its cells/ROW/COLUMN/SEEDS-IDENTITY
+        if (table / "plan.json").is_file():
+            cell = root.relative_to(table).parts[1:]
+            parts, name, group = 3 if cell else 2, " ".join(cell) or name, table.name
+            break
     found: Names = {"id": run_id(identity, root, parts), "project": PROJECT, "name": name, "group": group}
-    found |= {key: value for key, value in given.items() if value}
+    found |= {key: value for key, value in chosen.items() if value}
     if set(found["id"]) & set("/\\#?%:"):
         raise InputError(f"id={found['id']}: W&B takes none of / \\ # ? % : in an id; leave them out")
     return found
-
-
-def names_in(config: dict[str, Any]) -> Names:
-    """The names that a run trained with if its logger was wandb, so that an upload from anywhere replaces that run."""
-    logger = config.get("logger") or {}
-    if "identity" not in logger:
-        return {}
-    chosen = {key: logger.get(key) for key in ("project", "entity", "name", "group", "tags", "id")}
-    return chosen | {"id": logger.get("id") or run_id(logger["identity"], Path(logger["save_dir"]))}
-
-
-def table_of(root: Path) -> Path | None:
-    """The directory of the table (tables.plan) that a run directory is, or is a cell of."""
-    return next((path for path in (root, *root.parents[3:4]) if (path / "plan.json").is_file()), None)
 
 
 def run_id(identity: str, directory: Path, parts: int = 2) -> str:
     """Derive an id that a resumed run keeps: 16 hexadecimal digits of the SHA-256 of identity and directory.
 
     Args:
-        parts: how many trailing parts of the directory count; they separate the cells of a sweep whose identity is
-            equal, and leave the id as it is when the folder above them moves.
+        identity: of the run's config.
+        directory: the run directory.
+        parts: how many trailing parts of the directory count. They separate cells of equal identity, and the folder
+            above them may move.
     """
     return hashlib.sha256("/".join([identity, *directory.parts[-parts:]]).encode()).hexdigest()[:16]
 
 
-def public(config: dict[str, Any]) -> dict[str, Any]:
-    """Drop `logger` from a config and cut absolute paths to their last part."""
-    return {key: _without_folders(value) for key, value in config.items() if key != "logger"}
-
-
-def _without_folders(value: Any) -> Any:
+def public(value: Any) -> Any:
+    """Drop `logger` from a config, and cut absolute paths to their last part."""
     if isinstance(value, dict):
-        return {str(key): _without_folders(inner) for key, inner in value.items()}
+        return {str(key): public(inner) for key, inner in value.items() if key != "logger"}
     if isinstance(value, list):
-        return [_without_folders(inner) for inner in value]
+        return [public(inner) for inner in value]
     return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
 
 
@@ -92,9 +77,12 @@ def begin(root: Path, names: Names, config: dict[str, Any], axis: str, offline: 
     """Begin a W&B run that keeps its files in root/wandb and plots everything against `axis`.
 
     Args:
+        root: the run directory.
+        names: those of the run.
+        config: of the run; `public` cuts it.
+        axis: the name of the number that all rows have.
         offline: nothing is sent; WANDB_MODE=offline says the same.
-        resume: an online run continues the one of the same id. Without it, and offline, where W&B knows no former run,
-            the new run replaces the former one when it is sent.
+        resume: an online run continues the one of the same id; otherwise the new run replaces it.
 
     Raises:
         InputError: if wandb is not installed, there is no account, or W&B cannot be reached.
@@ -125,24 +113,33 @@ def log(run: Any, row: Row) -> None:
     Raises:
         InputError: if a picture is not readable.
     """
-    run.log({name: _picture(value) if isinstance(value, Path) else value for name, value in row.items()})
+    found = dict(row)
+    for name, path in row.items():
+        if isinstance(path, Path):
+            try:
+                found[name] = imported().Image(str(path), caption=path.stem)
+            except OSError as error:
+                raise InputError(f"{path}: not a readable picture; delete it") from error
+    run.log(found)
 
 
-def _picture(path: Path) -> Any:
-    try:
-        return imported().Image(str(path), caption=path.stem)
-    except OSError as error:
-        raise InputError(f"{path}: not a readable picture; delete it") from error
-
-
-def upload(root: Path, names: Names, config: dict[str, Any], axis: str, rows: list[Row], offline: bool) -> str:
+def upload(root: Path, config: dict[str, Any], axis: str, rows: list[Row], offline: bool, **chosen: Any) -> str:
     """Send all rows of a run directory as one run, which replaces a former one; returns a line that says so.
 
+    Args:
+        root: the run directory.
+        config: of the run.
+        axis: the name of the number that all rows have.
+        rows: of the run.
+        offline: writes root/wandb/offline-run-* for `wandb sync` instead.
+        chosen: names that replace those of the directory.
+
     Raises:
-        InputError: as `begin` and `log`; the run then ends as failed.
+        InputError: as `names`, `begin` and `log`; the run then ends as failed.
     """
-    with begin(root, names, config, axis, offline) as run:
+    chosen = names(root, str(config.get("identity", "")), **chosen)
+    with begin(root, chosen, config, axis, offline) as run:
         for row in rows:
             log(run, row)
         where = root / Path(run.dir).parent.relative_to(root.resolve()) if run.offline else run.url
-    return f"{root}: run {names['id']}, {len(rows)} rows -> {where}"
+    return f"{root}: run {chosen['id']}, {len(rows)} rows -> {where}"

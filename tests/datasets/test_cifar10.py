@@ -65,7 +65,7 @@ def archive(tmp_path):
     return write_archive(tmp_path / "cifar-10-python.tar.gz")
 
 
-def test_the_hand_written_pickle_is_what_numpy_itself_reads():
+def test_numpy_reads_the_hand_written_pickle():
     batch = pickle.loads(python2_batch(PIXELS["test_batch"], LABELS["test_batch"]), encoding="bytes")
     assert np.array_equal(batch[b"data"], PIXELS["test_batch"])
     assert batch[b"labels"] == LABELS["test_batch"]
@@ -81,7 +81,7 @@ def test_train_is_the_five_batches_in_order(archive):
     assert labels.tolist() == [label for name in NAMES[:5] for label in LABELS[name]]
 
 
-def test_the_archive_its_folder_and_their_parents_are_the_same(archive, tmp_path):
+def test_archive_folder_and_parents_are_the_same(archive, tmp_path):
     digest = Cifar10(str(archive), "test").digest
     assert Cifar10(str(tmp_path), "test").digest == digest  # holds the archive
     archive.rename(tmp_path / "elsewhere.tar.gz")
@@ -143,13 +143,6 @@ def test_the_attacks_are_real(kind, tmp_path):
     mark = tmp_path / "mark"
     pickle.loads(attacks(mark)[kind])
     assert mark.exists()
-
-
-def test_the_refused_global_is_named(tmp_path):
-    with pytest.raises(InputError, match=r"it names posix\.system"):
-        read_batch(pickle.dumps(Call(os.system, "true")), "b")
-    with pytest.raises(InputError, match=r"it names __builtin__\.getattr"):
-        read_batch(attacks(tmp_path)["nested getattr"], "b")
 
 
 def test_admitted_names_are_not_called_either():
@@ -225,7 +218,7 @@ def test_links_and_oversized_members_are_not_read(tmp_path, monkeypatch):
 def test_missing_archive_and_other_split(tmp_path):
     with pytest.raises(InputError, match=r"use dataset\.download=true, or fetch https://.*cifar-10-python\.tar\.gz"):
         Cifar10(str(tmp_path / "cifar-10-python.tar.gz"))
-    with pytest.raises(InputError, match=r"dataset\.split=all: choose from train, test"):
+    with pytest.raises(InputError, match=r"dataset\.split=all: .*test, train"):
         Cifar10(split="all")
 
 
@@ -289,7 +282,7 @@ def test_pickles_that_exhaust_are_refused(kind):
     assert len(said.splitlines()) == 1
 
 
-def test_a_whole_batch_is_read_quickly_and_in_little_memory():
+def test_a_whole_batch_is_read_quickly():
     pixels = RNG.integers(0, 256, (10_000, 3072), dtype=np.uint8)
     for data in (python2_batch(pixels, [1] * 10_000), python3_batch(pixels, [1] * 10_000, 4)):
         start = time.monotonic()
@@ -319,7 +312,7 @@ def test_archives_that_exhaust_are_refused(tmp_path, monkeypatch):
         Cifar10(str(tmp_path / "long.tar.gz"))
 
 
-def test_a_plain_tar_is_read_and_batches_without_end_are_not(archive, tmp_path):
+def test_plain_tars_are_read_but_endless_batches_refused(archive, tmp_path):
     plain = tmp_path / "plain.tar"
     plain.write_bytes(gzip.decompress(archive.read_bytes()))
     assert Cifar10(str(plain)).digest == Cifar10(str(archive)).digest

@@ -47,7 +47,7 @@ def test_other_split_is_refused():
         Digits("valid")
 
 
-def test_digest_is_a_sha256_of_count_shape_pixels_and_labels():
+def test_digest_covers_count_shape_pixels_and_labels():
     images = torch.arange(2 * 3 * 2 * 2, dtype=torch.uint8).reshape(2, 3, 2, 2)
     labels = np.array([1, 0], dtype=np.int64)
     want = hashlib.sha256(b"(2, 3, 2, 2)" + bytes(range(24)) + labels.tobytes()).hexdigest()

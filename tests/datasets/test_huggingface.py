@@ -1,5 +1,4 @@
 import builtins
-import io
 import json
 import pickle
 import sys
@@ -90,11 +89,6 @@ def test_folder_of_images(tmp_path):
     assert data.num_classes == 3
     found = {(image.numpy().tobytes(), int(label)) for image, label in zip(*data.read(range(5)), strict=True)}
     assert found == {(p.transpose(2, 0, 1).tobytes(), label) for p, label in zip(PIXELS, LABELS, strict=True)}
-
-
-def test_grey_images(tmp_path):
-    data = HuggingFace(saved(tmp_path, table(PIXELS[..., 1])))
-    assert np.array_equal(data.read(range(5))[0][:, 0].numpy(), PIXELS[..., 1])
 
 
 def test_columns_by_name(tmp_path):
@@ -234,14 +228,3 @@ def test_a_class_without_a_name_is_refused(tmp_path):
     pyarrow.parquet.write_table(content.replace_schema_metadata({"huggingface": named}), path)
     with pytest.raises(InputError, match=r"holds class 4, but names only 0 to 3|cannot be loaded"):
         HuggingFace(str(path))
-
-
-def test_pictures_are_turned_upright(tmp_path):
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    buffer = io.BytesIO()
-    Image.fromarray(PIXELS[0, :3]).save(buffer, "PNG", exif=exif)
-    content = {"image": [{"bytes": buffer.getvalue(), "path": None}]}
-    rows = datasets.Dataset.from_dict(content, features=datasets.Features({"image": datasets.Image()}))
-    data = HuggingFace(saved(tmp_path, rows))
-    assert np.array_equal(data.read([0])[0][0].permute(1, 2, 0).numpy(), np.rot90(PIXELS[0, :3], -1))

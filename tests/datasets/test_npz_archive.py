@@ -5,7 +5,7 @@ import pytest
 import torch
 from bounded import refusal
 
-from scoreline.datasets import given
+from scoreline.datasets import generated_images
 from scoreline.datasets.base import ArrayDataset
 from scoreline.datasets.npz_archive import NpzArchive
 from scoreline.errors import InputError
@@ -31,7 +31,7 @@ def test_reads_what_numpy_saved(tmp_path, save, labels):
     assert data.digest == want.digest
 
 
-def test_other_arrays_before_it_and_fortran_order_do_not_matter(tmp_path):
+def test_other_arrays_and_fortran_order_are_read(tmp_path):
     np.savez(tmp_path / "x.npz", mu=np.zeros(9), arr_0=np.asfortranarray(pixels()), sigma=np.eye(9))
     data = NpzArchive(str(tmp_path / "x.npz"))
     assert torch.equal(data.read(range(7))[0], torch.from_numpy(pixels()).permute(0, 3, 1, 2))
@@ -87,7 +87,7 @@ def test_given_images_are_read_by_what_they_are(tmp_path):
     run.mkdir()
     (run / "metrics.json").write_text("{}")
     (tmp_path / "x.npz").rename(run / "samples.npz")
-    found = [given.images(str(place)) for place in (folder, tmp_path / "x.zip", run / "samples.npz", run)]
+    found = [generated_images.images(str(place)) for place in (folder, tmp_path / "x.zip", run / "samples.npz", run)]
     assert len({data.digest for data in found}) == 1
     assert [len(data) for data in found] == [7] * 4
 
@@ -96,18 +96,18 @@ def test_unfinished_runs_and_runs_without_images_are_named(tmp_path):
     (tmp_path / ".hydra").mkdir()
     (tmp_path / "config.yaml").write_text("")
     with pytest.raises(InputError, match="this run is not finished"):
-        given.images(str(tmp_path))
+        generated_images.images(str(tmp_path))
     (tmp_path / "metrics.json").write_text("{}")
     with pytest.raises(InputError, match="kept no images as npz, png or zip; sample again with format=npz"):
-        given.images(str(tmp_path))
+        generated_images.images(str(tmp_path))
 
 
 def test_other_places_are_named(tmp_path):
     (tmp_path / "x.tar").write_text("")
     with pytest.raises(InputError, match=r"x\.tar: neither \.npz nor \.zip; give a folder"):
-        given.images(str(tmp_path / "x.tar"))
+        generated_images.images(str(tmp_path / "x.tar"))
     with pytest.raises(InputError, match="nothing is there; give a folder"):
-        given.images(str(tmp_path / "none"))
+        generated_images.images(str(tmp_path / "none"))
 
 
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])

@@ -18,7 +18,7 @@ from scoreline.calibration.record import load_record
 from scoreline.checkpoints import load_model
 from scoreline.commands import reference, verify
 from scoreline.files import sha256
-from scoreline.metrics.statistics import read_statistics
+from scoreline.metrics.reference_statistics import read_statistics
 from scoreline.run_names import ASSETS
 from scoreline.sampling import integrate
 from scoreline.solvers.tableau import Tableau

@@ -7,28 +7,20 @@ from typing import Any
 import pytest
 import torch
 from filled import filled_state, image
-from omegaconf import OmegaConf
+from published import assert_golden, assert_half_precision, assert_refusal, described, network_of, sources
 from torch import Tensor, nn
 
 from scoreline.denoiser import Denoiser
 from scoreline.errors import InputError
-from scoreline.foreign.ddpm import INERT, MODELS, imported, recognises, table
-from scoreline.foreign.imported import skeleton
+from scoreline.foreign.ddpm import INERT, MODELS, read_model, recognises, table
 from scoreline.foreign.torch_files import read
 from scoreline.networks.ddpm_unet import DDPMUNet
 from scoreline.parameterisations import NoisePrediction, Parameterisation
 from scoreline.schedules.discrete import DiscreteVP
 from scoreline.specs import rebuild
 
-CONF = Path(__file__).parents[2] / "conf" / "model"
 GOLDEN = json.loads((Path(__file__).parent / "golden_ddpm.json").read_text())
 """Names and shapes of a narrow network of pytorch_diffusion, and what it made of filled weights."""
-
-
-def described(name: str) -> dict[str, Any]:
-    found = OmegaConf.to_container(OmegaConf.create({"model": OmegaConf.load(CONF / f"{name}.yaml")}), resolve=True)
-    model: dict[str, Any] = found["model"]
-    return model
 
 
 def narrow(**options: Any) -> dict[str, Any]:
@@ -50,21 +42,13 @@ def saved(path: Path, content: Any) -> Any:
 def test_outputs_of_the_original(state: dict[str, Tensor], tmp_path: Path) -> None:
     tree = saved(tmp_path / "model-790000.ckpt", state)
     assert recognises(tree)
-    model = imported(tree, narrow(), "ema")
+    model = read_model(tree, narrow(), "ema")
     assert (model.shape, model.num_classes) == ((3, 16, 16), 0)
-    net = rebuild(model.model["network"], nn.Module).eval()
-    net.load_state_dict(model.weights)
-    with torch.no_grad():
-        out = net(image(2, 3, 16), torch.tensor(GOLDEN["labels"]))
-    assert list(out.shape) == GOLDEN["output"]
-    tolerance = 1e-5 * GOLDEN["largest"]
-    assert float(out.abs().max()) == pytest.approx(GOLDEN["largest"], abs=tolerance)
-    assert out.flatten()[GOLDEN["at"]].tolist() == pytest.approx(GOLDEN["entries"], abs=tolerance)
-    assert float(out.double().sum()) == pytest.approx(GOLDEN["sum"], abs=tolerance * out.numel() ** 0.5)
+    assert_golden(network_of(model)(image(2, 3, 16), torch.tensor(GOLDEN["labels"])), GOLDEN)
 
 
 def test_q_k_and_v_are_interleaved(state: dict[str, Tensor]) -> None:
-    weights = imported(state, narrow(), "raw").weights
+    weights = read_model(state, narrow(), "raw").weights
     for ours, theirs in (
         ("enc.8x8_block0", "down.1.attn.0"),
         ("dec.8x8_in0", "mid.attn_1"),
@@ -81,13 +65,8 @@ def test_q_k_and_v_are_interleaved(state: dict[str, Tensor]) -> None:
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_every_weight_of_the_published_networks_has_a_place(name: str) -> None:
-    network = skeleton(described(name)["network"])
-    assert isinstance(network, DDPMUNet)
-    rules = table(network)
-    assert set(rules) == set(network.state_dict())
-    sources = [source for rule in rules.values() for source in rule.sources]
-    assert len(sources) == len(set(sources))
+def test_every_published_weight_has_a_place(name: str) -> None:
+    assert sources(name, DDPMUNet, table)
 
 
 def listed(state: dict[str, Tensor], *rest: Any) -> list[Any]:
@@ -100,7 +79,7 @@ def test_choice_of_the_average_in_a_list(state: dict[str, Tensor], tmp_path: Pat
     average = {name: value + 1 for name, value in state.items()}
     tree = saved(tmp_path / "ckpt.pth", listed(state, average))
     assert recognises(tree)
-    raw, ema = imported(tree, narrow(), "raw"), imported(tree, narrow(), "ema")
+    raw, ema = read_model(tree, narrow(), "raw"), read_model(tree, narrow(), "ema")
     assert torch.equal(raw.weights["map_layer0.weight"], state["temb.dense.0.weight"])
     assert torch.equal(ema.weights["map_layer0.weight"], state["temb.dense.0.weight"] + 1)
     assert raw.notes == {"weights": "raw", "epoch": 3, "step": 5}
@@ -108,20 +87,18 @@ def test_choice_of_the_average_in_a_list(state: dict[str, Tensor], tmp_path: Pat
 
 
 def test_a_list_without_an_average(state: dict[str, Tensor]) -> None:
-    assert torch.equal(imported(listed(state), narrow(), "raw").weights["out_conv.bias"], state["conv_out.bias"])
+    assert torch.equal(read_model(listed(state), narrow(), "raw").weights["out_conv.bias"], state["conv_out.bias"])
     with pytest.raises(InputError, match=r"^weights=ema: the file holds no averaged weights; give weights=raw"):
-        imported(listed(state), narrow(), "ema")
+        read_model(listed(state), narrow(), "ema")
 
 
-def test_a_single_set_is_taken_as_stored_and_noted(state: dict[str, Tensor]) -> None:
+def test_a_single_set_is_taken_as_stored(state: dict[str, Tensor]) -> None:
     for weights in ("ema", "raw"):
-        assert imported(state, narrow(), weights).notes["weights"].startswith("as stored")
+        assert read_model(state, narrow(), weights).notes["weights"].startswith("as stored")
 
 
 def test_half_precision_becomes_float32(state: dict[str, Tensor]) -> None:
-    weights = imported({name: value.half() for name, value in state.items()}, narrow(), "raw").weights
-    assert {value.dtype for value in weights.values()} == {torch.float32}
-    assert torch.equal(weights["out_conv.weight"], state["conv_out.weight"].half().float())
+    assert_half_precision(read_model, state, narrow(), "conv_out.weight")
 
 
 class Listening(nn.Module):
@@ -152,7 +129,7 @@ def test_other_content_is_not_recognised(state: dict[str, Tensor]) -> None:
     for content in ({}, [], [{}, {}, 0, 0], {"state_dict": state}, "text", None, [state], {1: 2}):
         assert not recognises(content)
     with pytest.raises(InputError, match=r"^holds no U-Net of pytorch_diffusion, DDIM or PNDM"):
-        imported({"state_dict": state}, narrow(), "raw")
+        read_model({"state_dict": state}, narrow(), "raw")
 
 
 GUIDED = {"_target_": "scoreline.networks.adm.DhariwalUNet", "channels": 3, "resolution": 64, "width": 128}
@@ -190,18 +167,12 @@ GUIDED = {"_target_": "scoreline.networks.adm.DhariwalUNet", "channels": 3, "res
     ids=lambda value: str(value)[:40],
 )
 def test_a_wrong_model_gives_one_sentence(model: Any, sentence: str, state: dict[str, Tensor]) -> None:
-    with pytest.raises(InputError, match=sentence) as caught:
-        imported(state, model, "raw")
-    assert "\n" not in str(caught.value)
+    assert_refusal(read_model, state, model, sentence)
 
 
-def test_left_over_damaged_and_foreign_entries(state: dict[str, Tensor]) -> None:
-    with pytest.raises(InputError, match=r"^weight logvar has no place in this network; give the model="):
-        imported({**state, "logvar": torch.zeros(1000)}, narrow(), "raw")
-    with pytest.raises(InputError, match=r"^weight conv_out\.bias is not finite"):
-        imported({**state, "conv_out.bias": torch.tensor([0, float("nan"), 0])}, narrow(), "raw")
+def test_entries_that_are_no_tensors_are_refused(state: dict[str, Tensor]) -> None:
     with pytest.raises(InputError, match=r"^weight config is no tensor but a dict; give a file of weights only"):
-        imported({**state, "config": {}}, narrow(), "raw")
+        read_model({**state, "config": {}}, narrow(), "raw")
 
 
 def test_fractional_labels_reach_the_network_as_they_are() -> None:

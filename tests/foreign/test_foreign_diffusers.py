@@ -19,9 +19,9 @@ from scoreline.commands.composition import plain_config
 from scoreline.config.model_source import read_source
 from scoreline.errors import InputError
 from scoreline.foreign.conversion import card
-from scoreline.foreign.diffusers_folder import imported, recognises, table
+from scoreline.foreign.diffusers_folder import read_model, recognises, table
 from scoreline.foreign.families import load
-from scoreline.foreign.imported import skeleton
+from scoreline.foreign.translation import skeleton
 from scoreline.networks.diffusers_unet import DiffusersUNet
 
 TWO = {"down_block_types": ("DownBlock2D", "AttnDownBlock2D"), "up_block_types": ("AttnUpBlock2D", "UpBlock2D")}
@@ -149,7 +149,7 @@ def test_published_size() -> None:
 
 
 @torch.no_grad()
-def test_no_class_is_zeros_in_the_place_of_its_embedding() -> None:
+def test_no_class_is_a_zero_embedding() -> None:
     theirs = unet({**TINY, "num_class_embeds": 3})
     ours = DiffusersUNet(**TINY, num_class_embeds=3).eval()
     ours.load_state_dict({f"model.{name}": value for name, value in theirs.state_dict().items()})
@@ -188,14 +188,14 @@ def test_files_of_every_kind_hold_the_same_weights(how: dict[str, Any], tmp_path
     folder = tmp_path / "pipeline"
     DDPMScheduler().save_pretrained(folder)
     network.save_pretrained(folder / "unet", **how)
-    found = imported(folder, None, "ema")
+    found = read_model(folder, None, "ema")
     assert same(found.weights, network)
     assert (len(found.notes["files"]) > 1) == ("max_shard_size" in how)
 
 
 def test_half_precision_becomes_single(tmp_path: Path) -> None:
     network = unet(TINY).half()
-    found = imported(saved(tmp_path / "half", network, DDPMScheduler(), variant="fp16"), None, "ema")
+    found = read_model(saved(tmp_path / "half", network, DDPMScheduler(), variant="fp16"), None, "ema")
     assert same(found.weights, network.float())
     assert {weight.dtype for weight in found.weights.values()} == {torch.float32}
     assert found.notes["stored_as"] == ["float16"]
@@ -211,7 +211,7 @@ def test_names_of_attention_before_diffusers_0_15(tiny: Path) -> None:
         old[name] = weight
     assert any(".proj_attn." in name for name in old)
     save_file(old, path)
-    assert same(imported(tiny, None, "ema").weights, unet(TINY))
+    assert same(read_model(tiny, None, "ema").weights, unet(TINY))
 
 
 def test_averages_beside_the_weights_are_chosen_by_name(tiny: Path) -> None:
@@ -221,28 +221,28 @@ def test_averages_beside_the_weights_are_chosen_by_name(tiny: Path) -> None:
             parameter.mul_(0.5)
     average.register_to_config(decay=0.9999, optimization_step=7, power=0.75)
     average.save_pretrained(tiny / "unet_ema")
-    ema, raw = imported(tiny, None, "ema"), imported(tiny, None, "raw")
+    ema, raw = read_model(tiny, None, "ema"), read_model(tiny, None, "raw")
     assert same(ema.weights, average)
     assert same(raw.weights, unet(TINY))
     assert (ema.notes["which"], raw.notes["which"]) == ("ema", "raw")
     assert ema.notes["average"] == {"decay": 0.9999, "optimization_step": 7, "power": 0.75}
     with pytest.raises(InputError, match=r"^weights=raw: unet_ema holds averages; use weights=ema"):
-        imported(tiny / "unet_ema", None, "raw")
+        read_model(tiny / "unet_ema", None, "raw")
     shutil.rmtree(tiny / "unet_ema")
-    assert imported(tiny, None, "raw").notes["which"].startswith("the only weights of the folder")
+    assert read_model(tiny, None, "raw").notes["which"].startswith("the only weights of the folder")
 
 
 def test_weights_without_average_are_a_variant(tiny: Path) -> None:
     plain = tiny / "unet" / "diffusion_pytorch_model.safetensors"
     halved = {name: value / 2 for name, value in load_file(plain).items()}
     save_file(halved, plain.with_name("diffusion_pytorch_model.non_ema.safetensors"))
-    assert same(imported(tiny, None, "ema").weights, unet(TINY))
-    raw = imported(tiny, None, "raw")
+    assert same(read_model(tiny, None, "ema").weights, unet(TINY))
+    raw = read_model(tiny, None, "raw")
     assert torch.equal(raw.weights["model.conv_in.weight"], halved["conv_in.weight"])
     assert raw.notes["which"] == "raw"
     plain.unlink()
     with pytest.raises(InputError, match=r"^weights=ema: .*non_ema.*; use weights=raw$"):
-        imported(tiny, None, "ema")
+        read_model(tiny, None, "ema")
 
 
 def test_every_way_to_name_a_folder(tiny: Path, tmp_path: Path) -> None:
@@ -262,7 +262,7 @@ def test_every_way_to_name_a_folder(tiny: Path, tmp_path: Path) -> None:
 
 
 def test_what_the_card_says(tiny: Path) -> None:
-    found = imported(tiny, None, "ema")
+    found = read_model(tiny, None, "ema")
     process = {
         "_target_": "scoreline.schedules.discrete.DiscreteVP",
         "steps": 1000,
@@ -309,15 +309,15 @@ CONFIG = "unet/config.json"
         (
             SCHEDULER,
             {"trained_betas": [0.1, 2.0], "num_train_timesteps": 2},
-            r"betas: 2\.0 is no number between 0 and 1",
+            r"betas: 2\.0",
         ),
         (SCHEDULER, {"trained_betas": [0.1, 0.2]}, r"betas: 2 numbers for steps=1000"),
         (CONFIG, {"_class_name": "UNet2DConditionModel"}, r"is of 'UNet2DConditionModel'; only UNet2DModel, of pixels"),
         (CONFIG, {"sample_size": None}, r"sample_size=None is not the side of square images"),
         (CONFIG, {"sample_size": [8, 16]}, r"sample_size=\[8, 16\] is not the side of square images"),
         (CONFIG, {"out_channels": 4}, r"in_channels=3 and out_channels=4; a denoiser returns as many"),
-        (CONFIG, {"time_embedding_type": "fourier"}, r"time_embedding_type=fourier: choose from positional"),
-        (CONFIG, {"class_embed_type": "timestep"}, r"class_embed_type=timestep: choose from None"),
+        (CONFIG, {"time_embedding_type": "fourier"}, r"time_embedding_type=fourier: .*positional"),
+        (CONFIG, {"class_embed_type": "timestep"}, r"class_embed_type=timestep: .*None"),
         (CONFIG, {"shortcut": 1}, r"'shortcut' is no argument of UNet2DModel that is known here; .*later diffusers"),
         (CONFIG, {"label_dropout": 0.5}, r"'label_dropout' is no argument of UNet2DModel that is known here"),
         (CONFIG, {"act_fn": "nope"}, r"UNet2DModel refuses these arguments \(activation function nope not found"),
@@ -338,27 +338,27 @@ CONFIG = "unet/config.json"
 def test_refuses_what_it_cannot_honour(file: str, values: dict[str, Any], said: str, tiny: Path) -> None:
     changed(tiny, **values)(file)
     with pytest.raises(InputError, match=said):
-        imported(tiny, None, "ema")
+        read_model(tiny, None, "ema")
 
 
 def test_learned_variance_of_velocities_is_refused(tiny: Path) -> None:
     changed(tiny, prediction_type="v_prediction")(SCHEDULER)
     changed(tiny, out_channels=6)(CONFIG)
     with pytest.raises(InputError, match="learned variance with v_prediction cannot be imported"):
-        imported(tiny, None, "ema")
+        read_model(tiny, None, "ema")
 
 
-def test_square_sizes_may_be_lists_and_any_scheduler_of_the_process_will_do(tiny: Path) -> None:
+def test_square_sizes_in_lists_and_other_schedulers_import(tiny: Path) -> None:
     changed(tiny, sample_size=[8, 8])(CONFIG)
     EulerDiscreteScheduler().save_pretrained(tiny / "scheduler")
-    found = imported(tiny, None, "ema")
+    found = read_model(tiny, None, "ema")
     assert (found.shape, found.notes["scheduler"]) == ((3, 8, 8), "EulerDiscreteScheduler")
 
 
 def test_files_that_are_missing_or_damaged(tiny: Path) -> None:
     def refused(said: str) -> None:
         with pytest.raises(InputError, match=said):
-            imported(tiny, None, "ema")
+            read_model(tiny, None, "ema")
 
     weights = tiny / "unet" / "diffusion_pytorch_model.safetensors"
     held = load_file(weights)
@@ -390,7 +390,7 @@ def test_shards_lie_in_the_folder(name: Any, tiny: Path) -> None:
     index = {"weight_map": {"conv_in.weight": name}}
     plain.with_name(f"{plain.name}.index.json").write_text(json.dumps(index))
     with pytest.raises(InputError, match=r"is no file of this folder; copy the folder again$"):
-        imported(tiny, None, "ema")
+        read_model(tiny, None, "ema")
 
 
 class Touch:
@@ -411,7 +411,7 @@ def test_nothing_in_a_bin_file_is_run(tiny: Path, tmp_path: Path) -> None:
 
 def test_model_is_refused(tiny: Path) -> None:
     with pytest.raises(InputError, match=r"^model: a folder of diffusers says itself what it holds; leave model out$"):
-        imported(tiny, {"network": {}}, "ema")
+        read_model(tiny, {"network": {}}, "ema")
 
 
 @pytest.mark.parametrize(

@@ -7,30 +7,22 @@ from typing import Any
 import pytest
 import torch
 from filled import filled_state, image
-from omegaconf import OmegaConf
-from torch import Tensor, nn
+from published import assert_golden, assert_half_precision, assert_refusal, described, network_of, sources
+from torch import Tensor
 
 from scoreline.denoiser import Denoiser
 from scoreline.errors import InputError
-from scoreline.foreign.guided_diffusion import INERT, MODELS, imported, recognises, table
-from scoreline.foreign.imported import skeleton
+from scoreline.foreign.guided_diffusion import INERT, MODELS, read_model, recognises, table
 from scoreline.foreign.torch_files import read
 from scoreline.networks.adm import DhariwalUNet
 from scoreline.parameterisations import Parameterisation
 from scoreline.specs import rebuild
 
-CONF = Path(__file__).parents[2] / "conf" / "model"
 GOLDEN: dict[str, dict[str, Any]] = json.loads((Path(__file__).parent / "golden_guided.json").read_text())
 """Names and shapes of narrow networks of guided-diffusion, and what they made of filled weights."""
 
 FULL, ADDED, PLAIN = GOLDEN
 """With every choice of the largest models; without scale and shift; with means and nearest neighbours."""
-
-
-def described(name: str) -> dict[str, Any]:
-    found = OmegaConf.to_container(OmegaConf.create({"model": OmegaConf.load(CONF / f"{name}.yaml")}), resolve=True)
-    model: dict[str, Any] = found["model"]
-    return model
 
 
 def narrow(case: str, **options: Any) -> dict[str, Any]:
@@ -45,47 +37,37 @@ def state() -> dict[str, Tensor]:
     return filled_state(GOLDEN[FULL]["shapes"])
 
 
-def network_of(model: Any) -> nn.Module:
-    net: nn.Module = rebuild(model.model["network"], nn.Module).eval()
-    net.load_state_dict(model.weights)
-    return net.requires_grad_(False)
-
-
 @pytest.mark.parametrize("case", GOLDEN)
 def test_outputs_of_the_original(case: str, tmp_path: Path) -> None:
     golden = GOLDEN[case]
     torch.save(filled_state(golden["shapes"]), tmp_path / "ema_0.9999_001234.pt")
     tree = read(tmp_path / "ema_0.9999_001234.pt", INERT)
     assert recognises(tree)
-    model = imported(tree, narrow(case), "ema")
+    model = read_model(tree, narrow(case), "ema")
     assert (model.shape, model.num_classes) == ((3, 16, 16), 7 if golden["classes"] else 0)
     assert model.notes["weights"].startswith("as stored")
     label = torch.tensor(golden["classes"]) if golden["classes"] else None
     out = network_of(model)(image(2, 3, 16), torch.tensor(golden["labels"]), label)
-    assert list(out.shape) == golden["output"]
-    tolerance = 1e-5 * golden["largest"]
-    assert float(out.abs().max()) == pytest.approx(golden["largest"], abs=tolerance)
-    assert out.flatten()[golden["at"]].tolist() == pytest.approx(golden["entries"], abs=tolerance)
-    assert float(out.double().sum()) == pytest.approx(golden["sum"], abs=tolerance * out.numel() ** 0.5)
+    assert_golden(out, golden)
 
 
-def test_the_golden_outputs_tell_the_orders_of_qkv_and_the_classes_apart(state: dict[str, Tensor]) -> None:
+def test_golden_outputs_distinguish_qkv_orders_and_classes(state: dict[str, Tensor]) -> None:
     golden = GOLDEN[FULL]
     noise, label = torch.tensor(golden["labels"]), torch.tensor(golden["classes"])
     for options, classes in (({"qkv_order": "heads_first"}, label), ({}, None)):
-        net = network_of(imported(state, narrow(FULL, **options), "raw"))
+        net = network_of(read_model(state, narrow(FULL, **options), "raw"))
         found = net(image(2, 3, 16), noise, classes).flatten()[golden["at"]].tolist()
         assert found != pytest.approx(golden["entries"], abs=1e-3 * golden["largest"])
 
 
 def test_the_class_embedding_is_transposed(state: dict[str, Tensor]) -> None:
-    weights = imported(state, narrow(FULL), "raw").weights
+    weights = read_model(state, narrow(FULL), "raw").weights
     assert torch.equal(weights["map_label.weight"][:, 6], state["label_emb.weight"][6])
     assert weights["map_label.weight"].shape == (512, 7)
 
 
 def test_the_channels_of_the_learned_variance_are_dropped(state: dict[str, Tensor]) -> None:
-    model = imported(state, narrow(FULL), "raw")
+    model = read_model(state, narrow(FULL), "raw")
     net = network_of(model)
     denoiser = Denoiser(net, rebuild(model.model["parameterisation"], Parameterisation))
     alpha2 = torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64), 0)
@@ -100,31 +82,24 @@ def test_the_channels_of_the_learned_variance_are_dropped(state: dict[str, Tenso
 
 
 def test_half_precision_becomes_float32(state: dict[str, Tensor]) -> None:
-    weights = imported({name: value.half() for name, value in state.items()}, narrow(FULL), "raw").weights
-    assert {value.dtype for value in weights.values()} == {torch.float32}
-    assert torch.equal(weights["out_conv.weight"], state["out.2.weight"].half().float())
+    assert_half_precision(read_model, state, narrow(FULL), "out.2.weight")
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_every_weight_of_the_published_networks_has_a_place(name: str) -> None:
-    network = skeleton(described(name)["network"])
-    assert isinstance(network, DhariwalUNet)
-    rules = table(network)
-    assert set(rules) == set(network.state_dict())
-    sources = [source for rule in rules.values() for source in rule.sources]
-    assert len(sources) == len(set(sources))
+def test_every_published_weight_has_a_place(name: str) -> None:
+    assert sources(name, DhariwalUNet, table)
 
 
-@pytest.mark.parametrize("what", ["bedroom", "cat", "horse"])
-def test_the_models_of_lsun_differ_in_their_weights_only(what: str) -> None:
-    assert described(f"lsun_{what}256_guided") == described("lsun_bedroom256_guided")
+def test_lsun_models_differ_in_weights_only() -> None:
+    for what in ("cat", "horse"):
+        assert described(f"lsun_{what}256_guided") == described("lsun_bedroom256_guided")
 
 
 @pytest.mark.parametrize(
     ("name", "steps", "factor"),
     [("imagenet64_guided", 1000, 1.0), ("imagenet64_iddpm", 4000, 0.25), ("imagenet64_cond_iddpm", 4000, 1.0)],
 )
-def test_the_label_and_alpha_of_an_index_of_cosine_betas(name: str, steps: int, factor: float) -> None:
+def test_cosine_betas_give_label_and_alpha(name: str, steps: int, factor: float) -> None:
     """The product of 1 - beta telescopes to f((i + 1) / steps) / f(0) as long as no beta is cut off."""
     parameterisation = rebuild(described(name)["parameterisation"], Parameterisation)
     for index in (0, 3, steps // 2):
@@ -140,7 +115,7 @@ def test_other_content_is_not_recognised(state: dict[str, Tensor]) -> None:
     for content in ({}, [], [state], {"model": state}, "text", None, {1: 2}):
         assert not recognises(content)
     with pytest.raises(InputError, match=r"^holds no U-Net of guided-diffusion or improved-diffusion"):
-        imported({"model": state}, narrow(FULL), "raw")
+        read_model({"model": state}, narrow(FULL), "raw")
 
 
 DDPM = {"_target_": "scoreline.networks.ddpm_unet.DDPMUNet", "channels": 3, "resolution": 32}
@@ -178,13 +153,4 @@ LAYER = r"input_blocks\.1\.0\.emb_layers\.1\.weight"
     ids=lambda value: str(value)[:40],
 )
 def test_a_wrong_model_gives_one_sentence(model: Any, sentence: str, state: dict[str, Tensor]) -> None:
-    with pytest.raises(InputError, match=sentence) as caught:
-        imported(state, model, "raw")
-    assert "\n" not in str(caught.value)
-
-
-def test_left_over_and_damaged_weights(state: dict[str, Tensor]) -> None:
-    with pytest.raises(InputError, match=r"^weight out_extra has no place in this network; give the model="):
-        imported({**state, "out_extra": torch.zeros(3)}, narrow(FULL), "raw")
-    with pytest.raises(InputError, match=r"^weight out\.2\.bias is not finite"):
-        imported({**state, "out.2.bias": torch.full((6,), float("inf"))}, narrow(FULL), "raw")
+    assert_refusal(read_model, state, model, sentence)

@@ -37,7 +37,7 @@ def run(*words: str) -> None:
     import_checkpoint.main([*words])
 
 
-def test_a_file_becomes_a_checkpoint_that_says_where_it_came_from(
+def test_an_imported_checkpoint_records_its_source(
     source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run(str(source), str(tmp_path / "ours"), "--from", "ddpm", "model=cifar10_ddpm", *NARROW)
@@ -60,9 +60,7 @@ def test_a_file_becomes_a_checkpoint_that_says_where_it_came_from(
 
 
 @pytest.mark.parametrize("asked", [["--from=ddpm"], ["from=ddpm"], []])
-def test_keys_are_spelled_in_three_ways_and_the_family_may_be_left_out(
-    source: Path, tmp_path: Path, asked: list[str]
-) -> None:
+def test_keys_have_three_spellings_and_family_is_optional(source: Path, tmp_path: Path, asked: list[str]) -> None:
     target = tmp_path / "named.safetensors"
     run(str(source), str(target), *asked, "--model", "cifar10_ddpm", *NARROW)
     assert load_model(target).card.shape == (3, 16, 16)
@@ -101,8 +99,8 @@ def test_mistakes_are_one_sentence_and_leave_nothing(source: Path, tmp_path: Pat
     cases += [
         (given, r"model: a file of ddpm does not say what network it holds; give model= one of cifar10_ddpm"),
         ([*given, "model=cifar10_ddpm"], r"the model=\.\.\. that it was trained as"),
-        ([*given, "--from", "ddmp", "model=cifar10_ddpm"], r"from=ddmp: no family .*did you mean 'ddpm'"),
-        ([*given, "weights=average", "model=cifar10_ddpm"], r"weights=average: choose ema or raw"),
+        ([*given, "--from", "ddmp", "model=cifar10_ddpm"], r"from=ddmp: .*ddpm"),
+        ([*given, "weights=average", "model=cifar10_ddpm"], r"weights=average: .*raw"),
         ([*given, "modle=cifar10_ddpm"], r"modle: there is no such key; did you mean 'model'"),
         ([*given, "model.network.width=32"], r"changes a model; give model=\.\.\. of conf/model first"),
         ([*given, "sha256=00", "model=cifar10_ddpm"], r"its SHA-256 is [0-9a-f]{64}, not 00"),
@@ -128,7 +126,7 @@ def narrow_options(weights: str = "ema") -> Options:
     return Options("ddpm", import_checkpoint.described_model("cifar10_ddpm", NARROW), weights)
 
 
-def test_the_cache_converts_once_and_anew_for_another_content_or_option(source: Path) -> None:
+def test_the_cache_converts_once_per_content_and_option(source: Path) -> None:
     first = cached(str(source), narrow_options())
     stamp = first.stat().st_mtime_ns
     assert cached(str(source), narrow_options()) == first
@@ -148,7 +146,7 @@ def test_the_same_source_makes_the_same_bits(source: Path, tmp_path: Path) -> No
     assert sha256(tmp_path / "a" / "model.safetensors") == sha256(tmp_path / "b" / "model.safetensors")
 
 
-def test_the_digest_of_a_folder_follows_names_and_contents(tmp_path: Path) -> None:
+def test_folder_digests_follow_names_and_contents(tmp_path: Path) -> None:
     (tmp_path / "f" / "unet").mkdir(parents=True)
     (tmp_path / "f" / "unet" / "config.json").write_text("{}")
     before = digest(tmp_path / "f")

@@ -18,9 +18,9 @@ from scoreline.denoiser import Denoiser
 from scoreline.errors import InputError
 from scoreline.foreign.conversion import card
 from scoreline.foreign.families import load
-from scoreline.foreign.imported import Imported
 from scoreline.foreign.lightning import INERT, recognises
 from scoreline.foreign.torch_files import read
+from scoreline.foreign.translation import ForeignModel
 from scoreline.networks.unet import UNet
 from scoreline.objective import DenoisingObjective, InverseVariance
 from scoreline.parameterisations import NoisePrediction
@@ -56,7 +56,7 @@ def same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> bool:
     return found.keys() == expected.keys() and all(torch.equal(value, expected[name]) for name, value in found.items())
 
 
-def through_file(path: Path, which: str, **parts: Any) -> Imported:
+def through_file(path: Path, which: str, **parts: Any) -> ForeignModel:
     torch.save({"pytorch-lightning_version": "2.6.1", "epoch": 3, "global_step": 12, **parts}, path)
     return load(path, "lightning", MODEL, which)[1]
 
@@ -168,7 +168,7 @@ def test_the_prefix_is_found(prefix: str, tmp_path: Path) -> None:
 
 
 @torch.no_grad()
-def test_the_model_that_is_kept_denoises_as_the_module_did(tmp_path: Path) -> None:
+def test_the_saved_model_denoises_as_the_module(tmp_path: Path) -> None:
     found = through_file(tmp_path / "a.ckpt", "raw", state_dict=under("net.", weights()))
     target = tmp_path / "model.safetensors"
     save_model(target, found.weights, card("a.ckpt", tmp_path / "a.ckpt", "lightning", found, "raw"))

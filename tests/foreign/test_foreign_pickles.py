@@ -66,7 +66,7 @@ def test_shared_values_stay_shared(tmp_path: Path) -> None:
     assert first is second["a"]
 
 
-def test_a_call_of_an_inert_name_is_a_record_with_all_that_the_pickle_says() -> None:
+def test_calls_of_inert_names_become_complete_records() -> None:
     made = Code(
         value(apply(name("a.b", "C"), 1, "x"))
         + b"("

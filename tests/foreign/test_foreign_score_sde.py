@@ -8,18 +8,16 @@ from typing import Any
 import pytest
 import torch
 from filled import filled, image
-from omegaconf import OmegaConf
+from published import described, sources
 from torch import Tensor
 
 from scoreline.checkpoints import Card, load_model, save_model
 from scoreline.errors import InputError
 from scoreline.foreign import score_sde
-from scoreline.foreign.imported import skeleton
 from scoreline.foreign.torch_files import read
 from scoreline.networks.song_unet import SongUNet
 
 GOLDEN = json.loads((Path(__file__).parent / "golden_score_sde.json").read_text())
-CONF = Path(__file__).parents[2] / "conf" / "model"
 
 
 def saved(folder: Path, case: dict[str, Any], prefix: str = "module.") -> Any:
@@ -47,7 +45,7 @@ def test_what_the_original_returns(name: str, tmp_path: Path) -> None:
     tree = saved(tmp_path, case)
     assert score_sde.recognises(tree)
     for weights in ("ema", "raw"):
-        imported = score_sde.imported(tree, case["model"], weights)
+        imported = score_sde.read_model(tree, case["model"], weights)
         assert (imported.shape, imported.num_classes) == ((3, 8, 8), 0)
         path = tmp_path / f"{weights}.safetensors"
         save_model(path, imported.weights, Card(imported.model, imported.shape, 0, {}, imported.notes))
@@ -59,20 +57,20 @@ def test_what_the_original_returns(name: str, tmp_path: Path) -> None:
             assert float(found.sum()) == pytest.approx(row["sum"], abs=1e-5 * row["largest"] * len(found))
 
 
-def test_notes_and_files_without_the_prefix_of_data_parallel(tmp_path: Path) -> None:
+def test_notes_and_files_without_data_parallel_prefix(tmp_path: Path) -> None:
     case = GOLDEN["ncsnpp_ve"]
     (tmp_path / "plain").mkdir()
-    plain = score_sde.imported(saved(tmp_path / "plain", case, prefix=""), case["model"], "ema")
-    usual = score_sde.imported(saved(tmp_path, case), case["model"], "ema")
+    plain = score_sde.read_model(saved(tmp_path / "plain", case, prefix=""), case["model"], "ema")
+    usual = score_sde.read_model(saved(tmp_path, case), case["model"], "ema")
     assert plain.notes == usual.notes == {"step": 7, "decay": 0.999, "updates": 5}
     assert all(torch.equal(usual.weights[name], weight) for name, weight in plain.weights.items())
-    assert score_sde.imported(saved(tmp_path, case), case["model"], "raw").notes == {"step": 7}
+    assert score_sde.read_model(saved(tmp_path, case), case["model"], "raw").notes == {"step": 7}
 
 
 def test_attention_joins_three_matrices(tmp_path: Path) -> None:
     """Row 3 c + (0, 1, 2) of ours is column c of theirs, of q, k and v."""
     case = GOLDEN["ddpmpp_vp"]
-    found = score_sde.imported(saved(tmp_path, case), case["model"], "raw").weights
+    found = score_sde.read_model(saved(tmp_path, case), case["model"], "raw").weights
     name = next(name for name in case["shapes"] if name.endswith("NIN_0.W"))
     parts = [filled(name.replace("NIN_0", f"NIN_{part}"), case["shapes"][name]) for part in range(3)]
     first = next(weight for name, weight in found.items() if name.endswith("qkv.weight"))
@@ -92,28 +90,18 @@ def kind(network: dict[str, Any]) -> str:
 
 @pytest.mark.parametrize("name", score_sde.MODELS)
 def test_the_published_models_use_every_weight_once(name: str) -> None:
-    model = described(name)
-    network = skeleton(model["network"])
-    assert isinstance(network, SongUNet)
-    rules = score_sde.table(network)
-    assert set(rules) == set(network.state_dict())
-    sources = [source for rule in rules.values() for source in rule.sources]
-    fourier = model["network"]["embedding"] == "fourier" and model["network"]["encoder"] == "residual"
-    assert len(sources) == len(set(sources)) == TENSORS[kind(model["network"])] + fourier
-    places = {int(source.split(".")[1]) for source in sources}
+    network = described(name)["network"]
+    names = sources(name, SongUNet, score_sde.table)
+    fourier = network["embedding"] == "fourier" and network["encoder"] == "residual"
+    assert len(names) == TENSORS[kind(network)] + fourier
+    places = {int(source.split(".")[1]) for source in names}
     assert places == set(range(len(places)))
-
-
-def described(name: str) -> dict[str, Any]:
-    found = OmegaConf.to_container(OmegaConf.create({"model": OmegaConf.load(CONF / f"{name}.yaml")}), resolve=True)
-    assert isinstance(found, dict)
-    return found["model"]
 
 
 def test_the_sign_of_discrete_ve_models(tmp_path: Path) -> None:
     """Their networks return minus eps; the description says eps."""
     case = GOLDEN["ncsnpp_discrete_ve"]
-    found = score_sde.imported(saved(tmp_path, case), case["model"], "raw").weights
+    found = score_sde.read_model(saved(tmp_path, case), case["model"], "raw").weights
     last = max(int(name.split(".")[1]) for name in case["shapes"])
     for part in ("weight", "bias"):
         name = f"all_modules.{last}.{part}"
@@ -129,22 +117,22 @@ def test_models_that_are_refused(tmp_path: Path) -> None:
     case = GOLDEN["ncsnpp_ve"]
     tree = saved(tmp_path, case)
     with pytest.raises(InputError, match="model: a file of score_sde does not say what network it holds; give model= "):
-        score_sde.imported(tree, None, "ema")
+        score_sde.read_model(tree, None, "ema")
     with pytest.raises(InputError, match=r"model.network: files of score_sde hold a SongUNet, not a DDPMUNet"):
-        score_sde.imported(tree, described("cifar10_ddpm"), "ema")
+        score_sde.read_model(tree, described("cifar10_ddpm"), "ema")
     for key in ("num_classes", "augment_dim"):
         with pytest.raises(InputError, match=f"model.network.{key}=9: files of score_sde have no weights for it"):
-            score_sde.imported(tree, changed(case, "network", **{key: 9}), "ema")
+            score_sde.read_model(tree, changed(case, "network", **{key: 9}), "ema")
     with pytest.raises(InputError, match=r"scale_max=696: the file was trained with 50 for images in .0, 1.; use 100"):
-        score_sde.imported(tree, changed(case, "noise_schedule", scale_max=696.0), "ema")
+        score_sde.read_model(tree, changed(case, "noise_schedule", scale_max=696.0), "ema")
     with pytest.raises(InputError, match=r"scale_min=0.01: the file was trained with 0.01 .*; use 0.02"):
-        score_sde.imported(tree, changed(case, "noise_schedule", scale_min=0.01), "ema")
+        score_sde.read_model(tree, changed(case, "noise_schedule", scale_min=0.01), "ema")
     with pytest.raises(InputError, match=r"weight all_modules\..* give the model=... that it was trained as"):
-        score_sde.imported(tree, changed(case, "network", encoder="standard"), "ema")
+        score_sde.read_model(tree, changed(case, "network", encoder="standard"), "ema")
     with pytest.raises(InputError, match=r"weight all_modules\.\d+\..* \(\d+ are missing\)"):
-        score_sde.imported(tree, changed(case, "network", blocks=2), "raw")
+        score_sde.read_model(tree, changed(case, "network", blocks=2), "raw")
     with pytest.raises(InputError, match=r"weight all_modules\.\d+\..*has shape"):
-        score_sde.imported(tree, changed(case, "network", width=32), "raw")
+        score_sde.read_model(tree, changed(case, "network", width=32), "raw")
 
 
 @pytest.mark.parametrize(
@@ -180,15 +168,15 @@ def test_damaged_files_are_refused(damage: Callable[[dict[str, Any]], Any], sent
     tree = saved(tmp_path, case)
     damage(tree)
     with pytest.raises(InputError, match=sentence):
-        score_sde.imported(tree, case["model"], "ema")
+        score_sde.read_model(tree, case["model"], "ema")
 
 
 def test_the_raw_weights_need_no_average(tmp_path: Path) -> None:
     case = GOLDEN["ncsnpp_ve"]
     tree = saved(tmp_path, case)
-    expected = score_sde.imported(tree, case["model"], "raw").weights
+    expected = score_sde.read_model(tree, case["model"], "raw").weights
     del tree["ema"], tree["step"]
-    found = score_sde.imported(tree, case["model"], "raw")
+    found = score_sde.read_model(tree, case["model"], "raw")
     assert found.notes == {}
     assert all(torch.equal(found.weights[name], weight) for name, weight in expected.items())
 

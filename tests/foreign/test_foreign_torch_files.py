@@ -145,7 +145,7 @@ def test_views_share_memory_as_in_the_file(tmp_path: Path, form: str) -> None:
         assert bool((ours[2] == -1).all())
 
 
-def test_writing_to_a_tensor_leaves_the_file_as_it_is(tmp_path: Path) -> None:
+def test_writing_to_a_tensor_leaves_the_file(tmp_path: Path) -> None:
     path = saved([torch.ones(100)], tmp_path, "torch zip file")
     before = path.read_bytes()
     read(path)[0].zero_()
@@ -197,7 +197,7 @@ class Model:
 
 @every_format
 @every_protocol
-def test_an_object_becomes_a_record_and_its_class_is_named(tmp_path: Path, form: str, protocol: int) -> None:
+def test_objects_become_records_with_named_classes(tmp_path: Path, form: str, protocol: int) -> None:
     path = saved({"model": Model()}, tmp_path, form, protocol)
     name = f"{__name__}.Model"
     assert name in names(path)
@@ -209,7 +209,7 @@ def test_an_object_becomes_a_record_and_its_class_is_named(tmp_path: Path, form:
 
 
 @every_format
-def test_names_are_those_of_the_file_and_of_the_files_inside_it(tmp_path: Path, form: str) -> None:
+def test_names_include_those_of_nested_files(tmp_path: Path, form: str) -> None:
     found = names(saved([torch.ones(2), OrderedDict()], tmp_path, form))
     assert found == sorted(found)
     assert {"torch.FloatStorage", "torch._utils._rebuild_tensor_v2", "collections.OrderedDict"} <= set(found)

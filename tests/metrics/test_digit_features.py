@@ -30,13 +30,13 @@ def shipped_bytes():
     return features._read(None)
 
 
-def test_the_card_names_the_data_it_was_trained_and_tested_on(shipped, unseen):
+def test_the_card_names_training_and_test_data(shipped, unseen):
     train_digits = Digits("train")
     assert (shipped.card["train_digest"], shipped.card["train_count"]) == (train_digits.digest, len(train_digits))
     assert (shipped.card["test_digest"], shipped.card["test_count"]) == (unseen.digest, len(unseen))
 
 
-def test_the_held_out_accuracy_on_the_card_is_that_of_the_weights(shipped, unseen):
+def test_the_card_states_the_accuracy_of_the_weights(shipped, unseen):
     logits = shipped._network(to_unit(unseen.images).double())
     right = int((logits.argmax(1) == unseen.labels).sum())
     assert right / len(unseen) == shipped.card["test_accuracy"]
@@ -50,7 +50,7 @@ def test_the_network_is_small(shipped, shipped_bytes):
     assert shipped.digest == hashlib.sha256(shipped_bytes).hexdigest()
 
 
-def test_features_are_float64_with_mean_square_one_on_the_training_digits(shipped):
+def test_training_features_have_mean_square_one(shipped):
     of_train = shipped(Digits("train").images)
     assert of_train.dtype == torch.float64
     assert of_train.shape == (1500, shipped.dimension)
@@ -71,7 +71,7 @@ def test_features_do_not_depend_on_the_batch(shipped, unseen, monkeypatch):
         np.testing.assert_allclose(shipped(unseen.images), whole, rtol=0, atol=1e-12)
 
 
-def test_training_is_a_function_of_its_arguments_and_leaves_the_global_generator_alone(unseen):
+def test_training_is_pure_and_leaves_the_global_generator(unseen):
     torch.set_num_threads(1)
     before = torch.random.get_rng_state()
     first, second = train(unseen, epochs=2), train(unseen, epochs=2)
@@ -101,7 +101,7 @@ def test_the_command_makes_the_shipped_file_again(tmp_path, shipped, monkeypatch
     assert again.card["test_accuracy"] >= 0.97
 
 
-def test_shifts_are_by_at_most_one_pixel_and_fill_with_black():
+def test_shifts_move_one_pixel_and_fill_black():
     x = torch.arange(1.0, 10.0).reshape(1, 1, 3, 3).repeat(200, 1, 1, 1)
     moved = shifted(x, torch.Generator().manual_seed(0))
     padded = torch.nn.functional.pad(x[:1], (1, 1, 1, 1), value=-1.0)[0, 0]
@@ -139,7 +139,7 @@ def broken(kind, path, shipped_bytes):
 @pytest.mark.parametrize(
     "kind", ["text", "empty", "cut short", "no card", "card of no JSON", "other shape", "missing tensor"]
 )
-def test_a_file_that_is_something_else_is_refused_in_one_sentence(kind, tmp_path, shipped_bytes):
+def test_other_files_are_refused_in_one_sentence(kind, tmp_path, shipped_bytes):
     path = tmp_path / "bad.safetensors"
     broken(kind, path, shipped_bytes)
     with pytest.raises(InputError, match=r"metrics\.extractor\.weights=.*bad\.safetensors: not the weights") as caught:

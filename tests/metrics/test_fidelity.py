@@ -56,7 +56,7 @@ def scores(fidelity, held_out):
     return fidelity(as_set(held_out))
 
 
-def test_every_score_has_a_finite_value_an_error_and_its_count(scores):
+def test_every_score_has_value_error_and_count(scores):
     assert set(scores) == NAMES
     for score in scores.values():
         assert set(score) == {"value", "error", "n"}
@@ -72,7 +72,7 @@ def test_scores_are_those_of_the_features(fidelity, scores, held_out):
     assert scores["kid"]["value"] == pytest.approx(kernel_distance(x, y), rel=1e-9)
 
 
-def test_real_digits_beat_noise_and_half_of_the_classes_by_many_errors(fidelity, scores, held_out):
+def test_real_digits_beat_noise_and_missing_classes(fidelity, scores, held_out):
     halved = held_out[Digits("test").labels < 5]
     for worse in (fidelity(noise(297)), fidelity(as_set(halved))):
         for name, better_is_less in (("frechet_distance", True), ("kid", True), ("coverage", False)):
@@ -87,7 +87,7 @@ def test_values_do_not_depend_on_the_order(fidelity, scores, held_out):
         assert shuffled[name]["value"] == pytest.approx(scores[name]["value"], rel=1e-9, abs=1e-12)
 
 
-def test_scores_do_not_depend_on_the_batch_of_the_extractor(fidelity, scores, held_out, monkeypatch):
+def test_the_extractor_batch_leaves_scores_unchanged(fidelity, scores, held_out, monkeypatch):
     monkeypatch.setattr(features, "CHUNK", 5)
     again = fidelity(as_set(held_out))
     for name in NAMES:
@@ -103,7 +103,7 @@ def test_the_reference_itself_is_at_zero(fidelity):
     assert own["kid"] < 0
 
 
-def test_errors_are_the_spread_over_independent_sets_or_somewhat_more():
+def test_errors_cover_the_spread_over_independent_sets():
     def draw(n, mean, seed):
         generator = torch.Generator().manual_seed(seed)
         x = torch.randn(n, 3, 2, 2, generator=generator) * 40 + mean
@@ -146,7 +146,7 @@ def test_few_images_are_warned_of(fidelity):
     assert len(fidelity.warnings(40)) == 1
 
 
-def test_the_frechet_distance_is_indeed_biased_upwards_for_few_images(fidelity):
+def test_few_images_bias_the_frechet_distance_upwards(fidelity):
     few = [fidelity(as_set(Digits("train").images[start::20]))["frechet_distance"]["value"] for start in range(3)]
     assert min(few) > 5 * fidelity(as_set(Digits("train").images[::2]))["frechet_distance"]["value"]
 
@@ -162,12 +162,12 @@ def test_the_fewest_images_are_five(fidelity, held_out):
         fidelity(as_set(held_out[:4]))
 
 
-def test_images_of_another_shape_are_sent_to_metrics_none(fidelity):
+def test_images_of_another_shape_are_refused(fidelity):
     with pytest.raises(InputError, match=r"metrics=fidelity.*takes 1x8x8.*are 3x32x32; use metrics=none"):
         fidelity(noise(8, (3, 32, 32)))
 
 
-def test_a_reference_of_another_shape_is_refused_at_once():
+def test_references_of_another_shape_are_refused():
     colour = ArrayDataset("colour", noise(8, (3, 4, 4)).images)
     with pytest.raises(InputError, match=r"takes 1x8x8.*metrics\.reference \(colour\) are 3x4x4; use metrics=none"):
         Fidelity(colour)
@@ -176,12 +176,6 @@ def test_a_reference_of_another_shape_is_refused_at_once():
 def test_a_reference_of_too_few_images_is_refused(fidelity):
     with pytest.raises(InputError, match=r"metrics\.reference \(four\) are 4, too few"):
         Fidelity(ArrayDataset("four", noise(4).images), fidelity.extractor)
-
-
-@pytest.mark.parametrize("images", [torch.zeros(9, 1, 8, 8), torch.zeros(9, 8, 8, dtype=torch.uint8)])
-def test_anything_but_a_batch_of_bytes_is_refused(fidelity, images):
-    with pytest.raises(ValueError, match="images must be uint8"):
-        fidelity(as_set(images))
 
 
 @pytest.mark.parametrize(("key", "value"), [("neighbours", 0), ("projections", 0), ("groups", 1)])
@@ -202,17 +196,8 @@ def test_conf_none_measures_nothing():
     assert (metric(noise(2, (3, 5, 7))), metric.protocol, metric.warnings(1)) == ({}, {}, [])
 
 
-def test_importing_it_brings_in_none_of_the_slow_libraries():
+def test_importing_brings_in_no_slow_library():
     slow = "{'torchmetrics', 'lightning', 'hydra', 'omegaconf', 'scipy', 'wandb', 'sklearn'}"
     code = f"import sys, scoreline.metrics.fidelity; print(sorted({slow} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
-
-
-def test_images_are_refused_before_they_are_made() -> None:
-    metrics = Fidelity(Digits("test"))
-    metrics.check((1, 8, 8), 5)
-    with pytest.raises(InputError, match="metrics=none"):
-        metrics.check((3, 32, 32), 64)
-    with pytest.raises(InputError, match="too few"):
-        metrics.check((1, 8, 8), 4)

@@ -52,7 +52,7 @@ def test_agrees_with_scipys_matrix_root(d):
 
 
 @pytest.mark.parametrize("n", [900, 250])
-def test_a_few_hundred_dimensions_agree_with_the_matrix_root_and_with_eigenvalues_of_the_product(n):
+def test_distance_in_300_dimensions_agrees_with_matrix_roots(n):
     x, y = correlated(n, 300, seed=1), correlated(1000, 300, seed=2)
     a, b = np.cov(x.numpy(), rowvar=False), np.cov(y.numpy(), rowvar=False)
     gap = x.numpy().mean(0) - y.numpy().mean(0)
@@ -91,7 +91,7 @@ def test_statistics_are_numpys_mean_and_covariance():
     np.testing.assert_allclose(statistics.covariance, np.cov(x.numpy(), rowvar=False), rtol=1e-12)
 
 
-def test_merged_parts_are_the_whole_far_from_the_origin():
+def test_merging_is_exact_far_from_the_origin():
     x = correlated(101, 4, seed=3) + 1e6
     parts = [GaussianStatistics.of(part) for part in x.split([1, 7, 60, 33])]
     whole, merged = GaussianStatistics.of(x), reduce(GaussianStatistics.merge, parts)
@@ -121,7 +121,7 @@ def test_constant_features_are_at_their_means():
 
 
 @pytest.mark.parametrize("n", [3, 300])
-def test_a_set_is_at_zero_from_itself_and_distance_is_symmetric(n):
+def test_distance_is_symmetric_and_zero_to_itself(n):
     x, y = correlated(n, 16, seed=1), correlated(40, 16, seed=2)
     assert 0 <= distance(x, x) < 1e-12
     assert distance(x, y) == pytest.approx(distance(y, x), rel=1e-9)
@@ -149,13 +149,13 @@ def test_replicates_in_many_dimensions_equal_recomputation_too(n, rounding):
 
 
 @pytest.mark.parametrize(("n", "triangular"), [(500, True), (20, False), (30, False)])
-def test_roots_are_roots_whether_covariances_are_singular_or_not(n, triangular):
+def test_roots_of_regular_and_singular_covariances(n, triangular):
     found = GaussianStatistics.of(correlated(n, 30, seed=1))
     np.testing.assert_allclose(found.root.T @ found.root, found.covariance, rtol=0, atol=1e-13)
     assert bool((found.root.tril(-1) == 0).all()) == triangular
 
 
-def test_a_nearly_singular_covariance_has_the_distance_of_its_eigenvalues():
+def test_nearly_singular_covariances_agree_with_eigenvalues():
     rotation = torch.linalg.qr(correlated(6, 6, seed=3)).Q
     values = torch.tensor([1.0, 0.5, 1e-3, 1e-9, 1e-12, 1e-13], dtype=torch.float64)
     near = gaussian(np.zeros(6), ((rotation * values) @ rotation.T).numpy())

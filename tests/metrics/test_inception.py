@@ -8,6 +8,7 @@ import pytest
 import torch
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
+from processes import printed
 from tiny_inception import Bare, Plain, load, write
 
 from scoreline.datasets.base import ArrayDataset
@@ -20,7 +21,7 @@ from scoreline.metrics.inception_score import inception_score
 from scoreline.metrics.jackknife import assign_groups
 from scoreline.metrics.kid import kernel_distance
 from scoreline.metrics.precision_recall import support_replicates
-from scoreline.metrics.statistics import Statistics, write_statistics
+from scoreline.metrics.reference_statistics import Statistics, write_statistics
 from scoreline.parts import Parts
 
 CONF = Path(__file__).parents[2] / "conf" / "metrics"
@@ -50,7 +51,7 @@ def bare(tmp_path_factory):
     return InceptionFeatures(str(file), sha256=sha256(file), device="cpu")
 
 
-def test_all_scores_are_those_of_the_features_of_one_pass(tiny):
+def test_all_scores_come_from_one_pass(tiny):
     x, y = images(40, 1, dark=40), images(50, 2, "reference")
     told = []
     found = Inception(tiny, y, compared=30, groups=2, splits=4)(x, progress=told.append)
@@ -91,13 +92,7 @@ def test_the_reference_is_passed_once_for_all_runs(bare, own_cache, monkeypatch)
     assert first["fid"]["value"] > 0
 
 
-def test_the_values_of_one_image_set_have_the_same_bits_again(tiny):
-    x, y = images(40, 1), images(50, 2, "reference")
-    metric = Inception(tiny, y, ["kid", "precision"])
-    assert metric(x) == metric(x)
-
-
-def test_what_a_file_or_reference_cannot_give_is_left_out_and_told(bare, tmp_path):
+def test_scores_without_a_source_are_left_out(bare, tmp_path):
     path = tmp_path / "reference.npz"
     gaussian = GaussianStatistics.of(bare(images(40, 2).images, False)["features"])
     write_statistics(path, Statistics("x", gaussian, None, {"extractor_digest": bare.digest, "split": "train"}, 40))
@@ -143,7 +138,7 @@ def test_statistics_of_another_extractor_are_refused(bare, tmp_path):
         Inception(bare, str(tmp_path / "b.npz")).check((3, 16, 16), 64)
 
 
-def test_images_that_do_not_fit_are_refused_before_they_are_made(bare):
+def test_unsuitable_images_are_refused_before_sampling(bare):
     metric = Inception(bare, images(40, 2, "reference"))
     metric.check((3, 16, 16), 10)
     with pytest.raises(InputError, match=r"metrics\.reference: images of reference are 3x16x16.*ones 3x32x32"):
@@ -161,7 +156,7 @@ def test_images_that_do_not_fit_are_refused_before_they_are_made(bare):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"scores": ["fdi"]}, r"metrics\.scores=fdi: there is no such score; did you mean 'fid'"),
+        ({"scores": ["fdi"]}, r"metrics\.scores=fdi.*fid"),
         ({"splits": 1}, r"metrics\.splits=1: must be at least 2"),
         ({"compared": 4}, r"metrics\.compared=4: must be at least 5"),
         ({"neighbours": 0}, r"metrics\.neighbours=0: must be at least 1"),
@@ -174,14 +169,14 @@ def test_impossible_settings_are_named(bare, settings, message):
         Inception(bare, **settings)
 
 
-def test_a_named_protocol_that_does_not_fit_says_so_on_the_row(bare):
+def test_a_protocol_that_differs_marks_the_row(bare):
     metric = Inception(bare, images(40, 2, "cifar10-test"), protocol="edm")
     assert metric.fingerprint(30)["protocol"] == "not edm (another extractor, n=30, split=test)"
     assert any("metrics.protocol=edm: not edm" in text for text in metric.warnings(30))
     assert "protocol" not in Inception(bare, images(40, 2)).fingerprint(30)
 
 
-def test_every_setting_and_the_reference_are_in_the_protocol(bare):
+def test_the_protocol_holds_settings_and_reference(bare):
     y = images(40, 2, "reference")
     base = Inception(bare, y)
     assert base.protocol == {
@@ -208,52 +203,28 @@ def test_the_config_names_the_published_file(tmp_path, monkeypatch):
 
 
 PROCESSES = """
-import sys, json, torch, torch.distributed as dist
-from pathlib import Path
-from scoreline.datasets.base import ArrayDataset
 from scoreline.metrics.inception import Inception
 from scoreline.metrics.inception_features import InceptionFeatures
-from scoreline.parts import Parts
 
-torch.set_num_threads(1)
-rank, size, folder, file, digest = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]), sys.argv[4], sys.argv[5]
-parts = Parts(folder / "parts", "", rank, size)
-if size > 1:
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=size)
-    parts = Parts(folder / "parts", "", rank, size, dist.barrier)
 def images(n, seed):
     generator = torch.Generator().manual_seed(seed)
     return ArrayDataset("x", torch.randint(0, 256, (n, 3, 8, 8), dtype=torch.uint8, generator=generator))
-extractor = InceptionFeatures(file, sha256=digest, device="cpu")
-told = []
+
+extractor = InceptionFeatures(words[0], sha256=words[1], device="cpu")
 metric = Inception(extractor, images(700, 1), ["kid", "inception_score", "precision"])
-scores = metric(images(600, 2), parts, told.append)
-print(json.dumps([scores, told]))
-if size > 1:
-    dist.destroy_process_group()
+print(json.dumps([metric(images(600, 2), parts, calls.append), calls]))
 """
 
 
 def test_two_processes_give_the_bits_of_one(tiny, tmp_path, monkeypatch):
-    import json
-
-    script = tmp_path / "processes.py"
-    script.write_text(textwrap.dedent(PROCESSES))
-
     def run(size, folder):
-        folder.mkdir()
         monkeypatch.setenv("SCORELINE_CACHE", str(folder / "cache"))
-        command = [sys.executable, str(script)]
-        rest = [str(size), str(folder), tiny.path, tiny.sha256]
-        running = [
-            subprocess.Popen([*command, str(rank), *rest], stdout=subprocess.PIPE, text=True) for rank in range(size)
-        ]
-        return [json.loads(process.communicate(timeout=240)[0]) for process in running]
+        return printed(PROCESSES, folder, size, tiny.path, tiny.sha256)
 
     ((alone, _),) = run(1, tmp_path / "one")
-    (first, told_first), (second, told_second) = run(2, tmp_path / "two")
+    (first, calls), (second, others) = run(2, tmp_path / "two")
     assert first == second == alone
-    assert (told_first, told_second) == ([512], [88])
+    assert (calls, others) == ([512], [88])
 
 
 MEMORY = """
@@ -304,7 +275,7 @@ def test_images_pass_through_and_are_not_kept(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-def test_fifty_thousand_images_of_2048_features_take_less_than_two_gigabytes(tmp_path):
+def test_fifty_thousand_images_take_under_two_gigabytes(tmp_path):
     count, memory = peak(tmp_path, 50_000, ",".join(name for name in SCORES if name != "sfid"))
     assert count == 7
     assert memory < 2e9

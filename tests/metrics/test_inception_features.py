@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny_inception import FEATURES, Bare, Shifted, load, write
+from tiny_inception import FEATURES, SIDE, Bare, Shifted, load, write
 
 from scoreline.errors import InputError
 from scoreline.files import sha256
@@ -34,7 +34,7 @@ def test_features_are_those_of_the_file(file, extractor):
     torch.testing.assert_close(found["features"], own, rtol=1e-5, atol=1e-6)
 
 
-def test_class_probabilities_are_those_of_the_file_without_the_bias(file, extractor):
+def test_class_probabilities_leave_out_the_bias(file, extractor):
     x = images(5)
     weights = extractor.classifier()
     mine = torch.softmax(extractor(x, spatial=False)["features"].double() @ weights.T, 1)
@@ -44,25 +44,25 @@ def test_class_probabilities_are_those_of_the_file_without_the_bias(file, extrac
 
 
 @pytest.mark.parametrize("shape", [(3, 32, 32), (3, 17, 40), (3, 300, 298)])
-def test_the_walk_by_hand_leads_to_the_same_features(extractor, shape):
+def test_the_layer_walk_gives_equal_features(extractor, shape):
     x = images(3, shape)
     walked, called = extractor(x, spatial=True), extractor(x, spatial=False)
     assert extractor.no_spatial is None
     torch.testing.assert_close(walked["features"], called["features"], rtol=1e-3, atol=1e-4)
 
 
-def test_spatial_features_are_seven_channels_of_mixed_6_conv_channels_last(extractor):
+def test_spatial_features_are_seven_channels_of_mixed_6(extractor):
     x = images(2)
     spatial = extractor(x, spatial=True)["spatial"]
     layers = extractor.network.layers
     with torch.no_grad():
         inside = layers.mixed_6.conv(layers.conv((tf_bilinear(x.float(), 299) - 128) / 128))
-    assert inside.shape == (2, 8, 17, 17)
-    assert spatial.shape == (2, 7 * 17 * 17)
-    torch.testing.assert_close(spatial.reshape(2, 17, 17, 7)[1, 3, 5], inside[1, :7, 3, 5], rtol=1e-4, atol=1e-5)
+    assert inside.shape == (2, 8, SIDE, SIDE)
+    assert spatial.shape == (2, 7 * SIDE * SIDE)
+    torch.testing.assert_close(spatial.reshape(2, SIDE, SIDE, 7)[1, 3, 5], inside[1, :7, 3, 5], rtol=1e-4, atol=1e-5)
 
 
-def test_features_of_an_image_have_the_same_bits_in_any_set_whose_calls_are_filled_up(extractor):
+def test_features_are_bit_equal_in_any_set(extractor):
     x = images(70)
     whole = extractor(x, spatial=True)
     for start, stop in ((0, 3), (64, 70)):
@@ -85,7 +85,7 @@ def test_grey_images_become_three_equal_channels(extractor):
         extractor.check((4, 8, 8))
 
 
-@pytest.mark.parametrize(("height", "width"), [(1, 1), (8, 8), (32, 17), (64, 64), (299, 299), (400, 310)])
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (32, 17), (400, 310)])
 def test_the_resize_is_tensorflows_written_pixel_by_pixel(height, width):
     x = images(1, (1, height, width)).double()
     found = tf_bilinear(x, 299)[0, 0]
@@ -104,7 +104,7 @@ def test_an_image_of_299_is_not_touched():
 
 
 @pytest.mark.parametrize("side", [32, 512])
-def test_the_clean_resize_is_a_bicubic_filter_that_averages(side):
+def test_the_clean_resize_is_an_averaging_bicubic_filter(side):
     x = images(2, (3, side, side))
     want = torch.nn.functional.interpolate(x.double(), (299, 299), mode="bicubic", antialias=True, align_corners=False)
     torch.testing.assert_close(clean_resize(x).double(), want.clip(0, 255), rtol=0, atol=2e-3)
@@ -126,7 +126,7 @@ def test_another_resize_is_another_extractor(file, extractor):
     own = extractor.network(clean_resize(x), return_features=True)
     torch.testing.assert_close(clean(x, spatial=False)["features"], own.detach(), rtol=1e-4, atol=1e-5)
     assert not torch.allclose(clean(x, spatial=False)["features"], extractor(x, spatial=False)["features"], rtol=1e-3)
-    with pytest.raises(InputError, match=r"metrics\.extractor\.resize=claen: .*did you mean 'clean'"):
+    with pytest.raises(InputError, match=r"metrics\.extractor\.resize=claen.*clean"):
         InceptionFeatures(str(file), resize="claen")
 
 
@@ -141,7 +141,7 @@ def test_a_missing_file_is_named(tmp_path):
         InceptionFeatures(str(tmp_path / "none.pt")).check((3, 8, 8))
 
 
-def test_offline_tells_what_is_missing_and_where_to_put_it(tmp_path, monkeypatch):
+def test_offline_refusal_names_the_file_and_place(tmp_path, monkeypatch):
     monkeypatch.setenv("SCORELINE_OFFLINE", "1")
     monkeypatch.setenv("SCORELINE_CACHE", str(tmp_path))
     wanted = rf"{tmp_path}/downloads/\w+/inception\.pt is not there.*put it there, or give metrics\.extractor\.path="
@@ -149,7 +149,7 @@ def test_offline_tells_what_is_missing_and_where_to_put_it(tmp_path, monkeypatch
         InceptionFeatures(url="https://example.org/inception.pt").check((3, 8, 8))
 
 
-def test_a_file_that_lies_in_the_cache_is_used_offline(file, tmp_path, monkeypatch):
+def test_a_cached_file_is_used_offline(file, tmp_path, monkeypatch):
     from scoreline.downloads import cached_path
 
     monkeypatch.setenv("SCORELINE_OFFLINE", "1")
@@ -168,7 +168,7 @@ def test_what_is_no_such_program_is_refused(tmp_path):
         InceptionFeatures(str(path), sha256=sha256(path), device="cpu").check((3, 8, 8))
 
 
-def test_files_without_the_layers_have_no_spatial_features_nor_classes(tmp_path):
+def test_files_without_layers_have_no_spatial_features(tmp_path):
     bare = write(tmp_path / "bare.pt", Bare)
     found = InceptionFeatures(str(bare), sha256=sha256(bare), device="cpu")
     assert (found(images(3), spatial=False)["features"].shape, found.dimension) == ((3, 6), 6)
@@ -176,7 +176,7 @@ def test_files_without_the_layers_have_no_spatial_features_nor_classes(tmp_path)
     assert found.classifier() is None
 
 
-def test_layers_that_do_not_lead_to_its_features_are_noticed(tmp_path):
+def test_a_walk_to_other_features_is_refused(tmp_path):
     shifted = write(tmp_path / "shifted.pt", Shifted)
     found = InceptionFeatures(str(shifted), sha256=sha256(shifted), device="cpu")
     assert "off its own call" in found.no_spatial

@@ -27,7 +27,7 @@ def test_equals_the_definition_split_by_split(n, splits):
 
 @pytest.mark.filterwarnings("ignore:Metric `InceptionScore` will save")
 @pytest.mark.filterwarnings("ignore:std.*degrees of freedom")
-def test_agrees_with_torchmetrics_where_its_shuffle_does_not_matter():
+def test_agrees_with_torchmetrics_on_one_split():
     from torchmetrics.image.inception import InceptionScore
 
     class Logits(torch.nn.Module):
@@ -53,12 +53,12 @@ def test_float32_rows_are_added_in_float64():
     np.testing.assert_allclose(inception_score([p], 4000, 2), inception_score([p.double()], 4000, 2), rtol=1e-14)
 
 
-def test_certain_and_balanced_images_score_the_number_of_classes():
+def test_balanced_images_score_the_number_of_classes():
     p = torch.eye(4).repeat(5, 1)
     assert inception_score([p], 20, 5) == pytest.approx([4.0] * 5, rel=1e-14)
 
 
-def test_images_of_one_class_and_undecided_ones_score_one():
+def test_one_class_and_undecided_images_score_one():
     assert inception_score([torch.eye(4)[:1].repeat(9, 1)], 9, 3) == [1.0] * 3
     assert inception_score([torch.full((9, 4), 0.25)], 9, 3) == pytest.approx([1.0] * 3, rel=1e-14)
 
@@ -69,7 +69,7 @@ def test_impossible_splits_are_refused(n, splits):
         inception_score([probabilities(n, 3)], n, splits)
 
 
-def test_rows_that_are_missing_or_too_many_are_noticed():
+def test_missing_and_surplus_rows_are_refused():
     with pytest.raises(ValueError, match="9 rows of probabilities for 12 images"):
         inception_score([probabilities(9, 3)], 12, 2)
     with pytest.raises(ValueError, match="9 rows of probabilities for 6 images"):

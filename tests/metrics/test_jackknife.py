@@ -14,14 +14,14 @@ def normal(*shape, seed=0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def test_error_of_the_mean_with_one_row_a_group_is_the_textbook_formula():
+def test_error_of_the_mean_is_the_textbook_formula():
     x = normal(37)
     replicates = delete_each_group(mean, x, assign_groups(37, 37))
     assert replicates.full == pytest.approx(float(x.mean()), abs=1e-14)
     assert replicates.error == pytest.approx(float(x.std()) / math.sqrt(37), rel=1e-12)
 
 
-def test_equal_groups_reduce_to_the_delete_one_group_formula():
+def test_equal_groups_give_the_delete_one_formula():
     x = normal(60).exp()
     replicates = delete_each_group(lambda rows: float(rows.std()), x, assign_groups(60, 12))
     spread = replicates.without - replicates.without.mean()
@@ -40,7 +40,7 @@ def test_unequal_groups_follow_the_pseudo_values_written_out():
     assert replicates.error == pytest.approx(math.sqrt(sum(squares) / 5), rel=1e-12)
 
 
-def test_a_pure_bias_of_order_one_over_n_is_no_error():
+def test_a_bias_of_order_1_n_is_no_error():
     replicates = delete_each_group(lambda rows: 7.0 / len(rows), normal(23), assign_groups(23, 5))
     assert float(replicates.without.std()) > 0
     assert replicates.error == pytest.approx(0, abs=1e-14)
@@ -58,7 +58,7 @@ def test_error_matches_the_spread_over_independent_sets():
     assert 0.85 < float(claimed / spread) < 1.15
 
 
-def test_labels_that_cycle_with_the_groups_do_not_pass_for_error():
+def test_cyclic_labels_do_not_inflate_the_error():
     x = torch.arange(1000).remainder(20).double() + 0.1 * normal(1000)
     independent = float(x.std()) / math.sqrt(1000)
     assert delete_each_group(mean, x, torch.arange(1000) % 20).error > 5 * independent

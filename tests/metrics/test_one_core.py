@@ -14,7 +14,7 @@ from scoreline.metrics.jackknife import assign_groups
 from scoreline.metrics.one_core import one_core_each
 
 
-@pytest.fixture(params=[("1", 1), ("1", 2), ("3", 1), ("3", 2)], ids=lambda it: f"{it[0]} cores, {it[1]} threads")
+@pytest.fixture(params=[("1", 2), ("3", 1)], ids=lambda it: f"{it[0]} cores, {it[1]} threads")
 def machine(request, monkeypatch):
     """A number of usable cores, and of PyTorch's threads."""
     before = torch.get_num_threads()
@@ -24,7 +24,7 @@ def machine(request, monkeypatch):
     torch.set_num_threads(before)
 
 
-def test_every_piece_runs_on_one_thread_and_comes_back_in_order(machine):
+def test_pieces_run_on_one_thread_in_order(machine):
     def work(piece):
         return 2 * piece, torch.get_num_threads()
 
@@ -33,7 +33,7 @@ def test_every_piece_runs_on_one_thread_and_comes_back_in_order(machine):
     assert torch.get_num_threads() == machine[1]
 
 
-def test_pieces_run_side_by_side_as_far_as_there_are_cores(monkeypatch):
+def test_pieces_run_in_parallel_on_the_cores(monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
     meeting = threading.Barrier(3, timeout=30)
     assert one_core_each(lambda piece: meeting.wait() >= 0, range(3)) == [True] * 3
@@ -41,7 +41,7 @@ def test_pieces_run_side_by_side_as_far_as_there_are_cores(monkeypatch):
     assert alone == [True] * 3
 
 
-def test_what_a_piece_raises_is_raised_and_the_threads_stay_as_they_were(machine):
+def test_errors_of_a_piece_pass_and_threads_stay(machine):
     def work(piece):
         if piece == 2:
             raise ValueError("piece 2")
@@ -88,7 +88,7 @@ def test_features_have_the_same_bits_on_any_machine(machine, extractor, alone):
     assert all(torch.equal(value, alone[0][name]) for name, value in features.items())
 
 
-def test_scores_and_error_bars_have_the_same_bits_on_any_number_of_cores(monkeypatch, alone):
+def test_scores_and_errors_are_bit_equal_across_cores(monkeypatch, alone):
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
     torch.set_num_threads(1)
     assert error_bars() == alone[1]

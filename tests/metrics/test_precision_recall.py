@@ -54,7 +54,7 @@ def test_replicates_equal_brute_force_without_each_group(name, n, groups, k):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_ties_and_copies_of_real_rows_are_counted_as_by_brute_force(name):
+def test_ties_and_copies_count_as_by_brute_force(name):
     generator = torch.Generator().manual_seed(5)
     y = torch.randint(0, 9, (30, 2), generator=generator).double()
     x = torch.cat([y[::3] + 100, y[::4], torch.randint(0, 9, (12, 2), generator=generator)])
@@ -64,7 +64,7 @@ def test_ties_and_copies_of_real_rows_are_counted_as_by_brute_force(name):
     np.testing.assert_allclose([fast.full, *fast.without], [slow.full, *slow.without], rtol=1e-12)
 
 
-def test_a_copied_real_row_is_recalled_only_while_its_copy_is_there():
+def test_a_copied_row_is_recalled_while_present():
     x = torch.tensor([[0.0], [1.0], [10.0], [500.0], [501.0]])
     y = torch.tensor([[10.0], [1000.0], [1001.0]])
     recall = support_replicates(x, y, torch.tensor([0, 0, 1, 2, 2]), 1)["recall"]
@@ -115,7 +115,7 @@ def test_unequal_dimensions_are_refused():
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_scalar_products_in_many_dimensions_decide_as_differences_do(name, monkeypatch):
+def test_scalar_products_decide_as_differences_do(name, monkeypatch):
     x, y = normal(60, 300, seed=1, shift=0.05), normal(50, 300, seed=2)
     by_products = values(x, y)[name]
     monkeypatch.setattr(precision_recall, "LARGE", 300)

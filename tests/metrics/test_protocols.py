@@ -3,7 +3,7 @@ import dataclasses
 import pytest
 
 from scoreline.errors import InputError
-from scoreline.metrics.protocols import Facts, known, verdict
+from scoreline.metrics.protocols import Facts, check, verdict
 
 EDM = Facts(n=50_000, published=True, resize="network", split="train", adm_file=False)
 
@@ -34,7 +34,7 @@ def test_what_does_not_fit_says_why(protocol, change, wanted):
 
 
 def test_unknown_names_are_refused():
-    known(None)
-    known("adm")
+    check(None)
+    check("adm")
     with pytest.raises(InputError, match=r"metrics\.protocol=emd: .*did you mean"):
-        known("emd")
+        check("emd")

@@ -23,7 +23,7 @@ def bytes_of(n, seed=0):
 
 
 @pytest.mark.parametrize(("n", "m"), [(4, 6), (7, 3), (5, 10), (1, 4), (9, 1)])
-def test_unequal_counts_are_matched_as_if_each_point_were_split(n, m):
+def test_unequal_counts_match_split_points(n, m):
     # Every x repeated m times and every y n times are n m points on either side, matched in order.
     x, y = ascending(3, n, seed=1), ascending(3, m, seed=2)
     want = (x.repeat_interleave(m, 1) - y.repeat_interleave(n, 1)).square().mean(1)
@@ -35,7 +35,7 @@ def test_equal_counts_are_matched_in_order():
     np.testing.assert_allclose(squared_wasserstein(x, y), (x - y).square().mean(1), rtol=1e-12)
 
 
-def test_agrees_with_scipy_where_all_gaps_are_equal_or_binary():
+def test_agrees_with_scipy_on_binary_samples():
     # scipy offers W_1 only; on {0, 1} a gap is its own square.
     x = torch.tensor([[0.0, 0, 0, 1, 1]]).double()
     y = torch.tensor([[0.0, 1, 1]]).double()
@@ -52,7 +52,7 @@ def test_normal_quantiles_give_the_closed_form_between_gaussians():
     assert float(gap) == pytest.approx(0.7**2 + 0.5**2, rel=1e-3)
 
 
-def test_directions_are_unit_uniform_and_keyed_by_the_seed():
+def test_directions_are_unit_uniform_and_seeded():
     along = directions(5, 4000, seed=3)
     np.testing.assert_allclose(along.norm(dim=0), 1, rtol=1e-12)
     np.testing.assert_allclose(along @ along.T / 4000, torch.eye(5) / 5, atol=0.02)
@@ -60,7 +60,7 @@ def test_directions_are_unit_uniform_and_keyed_by_the_seed():
     assert not torch.equal(along, directions(5, 4000, seed=4))
 
 
-def test_a_brighter_copy_is_at_the_size_of_the_shift():
+def test_a_brighter_copy_is_at_its_shift():
     dark = bytes_of(40) // 2
     along = directions(16, 4000)
     x, y = (project(images, along).sort(1).values for images in (dark, dark + 51))

@@ -6,7 +6,11 @@ from collections import OrderedDict
 import torch
 from torch import nn
 
-WIDTH, FEATURES, CLASSES = 8, 2048, 10
+WIDTH, FEATURES, CLASSES = 8, 320, 10
+"""More features than `frechet.LARGE`, as the published file has, so that errors take the same path."""
+
+SIDE = 9
+"""Spatial features are 7 x SIDE x SIDE."""
 
 
 class Mixed(nn.Module):
@@ -22,7 +26,7 @@ class Mixed(nn.Module):
 class Tiny(nn.Module):
     def __init__(self):
         super().__init__()
-        layers = [("conv", nn.Sequential(nn.Conv2d(3, WIDTH, 3, stride=18), nn.ReLU()))]
+        layers = [("conv", nn.Sequential(nn.Conv2d(3, WIDTH, 3, stride=36), nn.ReLU()))]
         layers += [(name, nn.Identity()) for name in ("conv_1", "conv_2", "pool0", "conv_3", "conv_4", "pool1")]
         layers += [("mixed", nn.Identity())] + [(f"mixed_{k}", nn.Identity()) for k in range(1, 6)]
         layers += [("mixed_6", Mixed())] + [(f"mixed_{k}", nn.Identity()) for k in (7, 8, 9)]
@@ -45,7 +49,7 @@ class Tiny(nn.Module):
         theta = theta.unsqueeze(0).repeat([n, 1, 1])
         grid = nn.functional.affine_grid(theta, [n, channels, 299, 299], align_corners=False)
         x = nn.functional.grid_sample(img.float(), grid, mode="bilinear", padding_mode="border", align_corners=False)
-        features = self.layers((x - 128) / 128).reshape(-1, 2048)
+        features = self.layers((x - 128) / 128).reshape(-1, 320)
         if return_features:
             return features
         bias = torch.zeros_like(self.output.bias) if no_output_bias else self.output.bias
@@ -56,7 +60,7 @@ class Shifted(Tiny):
     """Its layers do not lead to its features."""
 
     def forward(self, img: torch.Tensor, return_features: bool = False):
-        return self.layers(nn.functional.interpolate(img.float(), (299, 299)) / 255).reshape(-1, 2048)
+        return self.layers(nn.functional.interpolate(img.float(), (299, 299)) / 255).reshape(-1, 320)
 
 
 class Bare(nn.Module):
@@ -71,8 +75,8 @@ class Plain(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.hidden = nn.Linear(3 * 32 * 32, FEATURES)
-        self.output = nn.Linear(FEATURES, CLASSES)
+        self.hidden = nn.Linear(3 * 32 * 32, 2048)
+        self.output = nn.Linear(2048, CLASSES)
 
     def forward(self, img: torch.Tensor, return_features: bool = False, no_output_bias: bool = False):
         x = nn.functional.adaptive_avg_pool2d((img.float() - 128) / 128, [32, 32])

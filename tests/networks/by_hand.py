@@ -5,10 +5,17 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import conv2d, pad, silu
 
 Weights = dict[str, Tensor]
+
+
+def random_weights(net: nn.Module) -> Weights:
+    """Draw every weight of a network in float64, none of them zero, and return its state dict."""
+    for p in net.double().parameters():
+        nn.init.normal_(p, std=0.2)
+    return net.requires_grad_(False).eval().state_dict()
 
 
 def filter_matrix(taps: tuple[float, ...], size: int) -> Tensor:

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from by_hand import ByHand, linear, sinusoids
+from by_hand import ByHand, linear, random_weights, sinusoids
 from torch.nn.functional import silu
 
 from scoreline.networks.ddpm_unet import DDPMUNet
@@ -42,10 +42,7 @@ def test_cifar10_has_35_746_307_parameters() -> None:
 def test_every_equation_by_hand() -> None:
     torch.manual_seed(0)
     net = DDPMUNet(2, 8, 8, (1, 2, 2), 2, attention=(4,), num_classes=3, augment_dim=5).double()
-    for p in net.parameters():
-        torch.nn.init.normal_(p, std=0.2)
-    net.requires_grad_(False).eval()
-    w = net.state_dict()
+    w = random_weights(net)
     image, noise = torch.randn(3, 2, 8, 8, dtype=torch.float64), torch.tensor([0.0, 21.5, 999], dtype=torch.float64)
     label, augment = torch.tensor([2, -1, 0]), torch.randn(3, 5, dtype=torch.float64)
     told = net.map_noise(noise)

@@ -54,7 +54,7 @@ def test_kernel() -> None:
     assert set(Resample("down", (1, 1)).state_dict()) == {"resample_filter"}
 
 
-def test_taps_are_kept_where_the_kernel_has_no_memory() -> None:
+def test_taps_survive_on_the_meta_device() -> None:
     with torch.device("meta"):
         layers = [Resample("up", (1, 3, 3, 1)), ResampledConv(2, 2, 3, "down", [1, 1]), ConvThenHalve(2, 2, [1, 1])]
     assert [layer.taps for layer in layers] == [(1, 3, 3, 1), (1, 1), (1, 1)]

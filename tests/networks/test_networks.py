@@ -109,7 +109,7 @@ def test_classes(name: str, training: bool) -> None:
 
 
 @NETWORKS
-def test_no_class_is_what_the_network_makes_of_a_null_vector(name: str) -> None:
+def test_no_class_uses_the_null_vector(name: str) -> None:
     """The row of the null class in the compact network, no column of the matrix elsewhere."""
     net, (x, noise) = awake(name, num_classes=4), inputs()
     before, labelled = net(x, noise), net(x, noise, torch.tensor([0, 1, 2]))
@@ -229,6 +229,11 @@ def test_the_exact_score_takes_and_ignores_labels(full: bool) -> None:
     net = GaussianMixtureScore(2, 1, 2, full)
     x, noise = torch.randn(3, 1, 2, 2), torch.zeros(3)
     assert torch.equal(net(x, noise, torch.zeros(3, dtype=torch.int64), torch.ones(3, 9)), net(x, noise))
+
+
+def test_an_unknown_embedding_is_refused() -> None:
+    with pytest.raises(InputError, match=r"embedding=fourrier.*fourier"):
+        UNet(1, 8, embedding="fourrier")
 
 
 @pytest.mark.parametrize("network", [SongUNet, DhariwalUNet, DDPMUNet, UNet])

@@ -25,6 +25,7 @@ def test_sinusoidal(endpoint: bool, last: int, sine_first: bool) -> None:
 def test_fourier(sine_first: bool) -> None:
     layer = Fourier(8, 16.0, sine_first, buffer="freqs")
     assert set(layer.state_dict()) == {"freqs"}
+    assert set(Fourier(8).state_dict()) == {"frequencies"}
     out = layer.double()(torch.tensor([0.3], dtype=torch.float64))
     angle = [2 * math.pi * 0.3 * f for f in layer.state_dict()["freqs"].tolist()]
     cos, sin = [math.cos(a) for a in angle], [math.sin(a) for a in angle]

@@ -27,7 +27,7 @@ def test_times_are_the_lattice_down_to_clean_data(process: NoiseSchedule, steps:
     assert float(rho[-1]) == 0.0
 
 
-def test_ten_steps_are_the_published_ones_in_training_indices() -> None:
+def test_ten_steps_are_the_published_indices() -> None:
     process = DiscreteVP()
     t = process(grid(DEISSNTimes(process), process.sigma_max, 0.0, 10))
     assert t.tolist() == pytest.approx([999, 809, 639, 489, 359, 249, 159, 89, 39, 9, -1], abs=1e-9)
@@ -41,7 +41,7 @@ def test_round_trip_on_the_lattice() -> None:
     assert torch.equal(schedule.knots(), DiscreteVP().knots())
 
 
-def test_other_ends_are_kept_and_the_rest_is_on_the_lattice() -> None:
+def test_other_ends_stay_off_the_lattice() -> None:
     process = LinearVP()
     rho = grid(DEISSNTimes(process), 20.0, process.sigma_min, 9)
     assert (float(rho[0]), float(rho[-1])) == (20.0, process.sigma_min)

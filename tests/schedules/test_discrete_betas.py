@@ -69,7 +69,7 @@ def test_scaled_linear_is_linear_in_the_square_root() -> None:
 
 
 @pytest.mark.parametrize("steps", [1000, 4000])
-def test_cosine_telescopes_to_the_closed_form_until_it_is_cut_off(steps: int) -> None:
+def test_cosine_is_the_closed_form_until_its_cut(steps: int) -> None:
     """Products of ratios f(t) / f(t') leave f(t) / f(0); only the last beta is above 0.999, namely 1."""
     t = (torch.arange(steps, dtype=torch.float64) + 1) / steps
     closed = (torch.cos((t + 0.008) / 1.008 * torch.pi / 2) / math.cos(0.008 / 1.008 * math.pi / 2)) ** 2
@@ -118,11 +118,11 @@ def test_alpha_squared_is_that_of_diffusers(theirs: dict[str, object], ours: Dis
         ({"betas": "cosine", "beta_max": 0.03}, r"betas=cosine: has no use for beta_min=0\.0001 beta_max=0\.03"),
         ({"betas": LISTED, "steps": 5, "beta_min": 0.1}, r"betas=a list: has no use for beta_min=0\.1"),
         ({"betas": LISTED}, r"betas: 5 numbers for steps=1000; give one for each step"),
-        ({"betas": [0.1, 1.0], "steps": 2}, r"betas: 1\.0 is no number between 0 and 1"),
-        ({"betas": [0.1, 0.0], "steps": 2}, r"betas: 0\.0 is no number between 0 and 1"),
-        ({"betas": [0.1, float("nan")], "steps": 2}, r"betas: nan is no number between 0 and 1"),
-        ({"betas": [0.1, "0.2"], "steps": 2}, r"betas: '0\.2' is no number between 0 and 1"),
-        ({"betas": [0.5, True], "steps": 2}, r"betas: True is no number between 0 and 1"),
+        ({"betas": [0.1, 1.0], "steps": 2}, r"betas: 1\.0"),
+        ({"betas": [0.1, 0.0], "steps": 2}, r"betas: 0\.0"),
+        ({"betas": [0.1, float("nan")], "steps": 2}, r"betas: nan"),
+        ({"betas": [0.1, "0.2"], "steps": 2}, r"betas: '0\.2'"),
+        ({"betas": [0.5, True], "steps": 2}, r"betas: True"),
         (
             {"betas": [0.999] * 6, "steps": 6},
             r"betas: they leave less signal than float64 can tell from none; give smaller betas",

@@ -104,13 +104,13 @@ def test_configs_are_what_they_are_called(tmp_path: Path) -> None:
     assert whole == IntegerTimes(Polynomial(discrete, 2), discrete)
 
 
-def test_any_map_can_be_the_base_as_the_comment_in_the_config_says() -> None:
+def test_any_map_can_be_the_base() -> None:
     override = "schedule.base={_target_: scoreline.schedules.vp.CosineVP}"
     assert override in (CONF / "schedule" / "time_quadratic.yaml").read_text()
     assert from_conf("vp.LinearVP", "schedule=time_quadratic", override) == Polynomial(CosineVP(), 2)
 
 
-def test_cosine_spacing_covers_a_range_that_its_own_process_does_not() -> None:
+def test_cosine_spacing_goes_beyond_its_own_process() -> None:
     """rho = 0.01 lies left of the cosine process's time 0, rho = 152 right of its t_max."""
     rho = grid(Polynomial(CosineVP(), 1), 152.0, 0.01, 12)
     torch.testing.assert_close(rho.atan().diff(), (rho[-1].atan() - rho[0].atan()).expand(12) / 12)

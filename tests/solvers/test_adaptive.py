@@ -32,7 +32,7 @@ def on_gaussian(x: Tensor, start: float, end: float) -> Tensor:
 
 
 @pytest.mark.parametrize("method", ["RK45", "DOP853"])
-def test_error_on_a_gaussian_is_below_100_tolerances_and_falls_with_them(method: str) -> None:
+def test_error_on_a_gaussian_follows_the_tolerance(method: str) -> None:
     x, errors = states(80.0), []
     for rtol in (1e-3, 1e-6, 1e-9):
         end = Adaptive(method, rtol, rtol)(LogSNR(), 80.0, 0.002, 10_000)(GAUSSIAN.eps, x)
@@ -41,7 +41,7 @@ def test_error_on_a_gaussian_is_below_100_tolerances_and_falls_with_them(method:
     assert all(finer < coarser / 10 for coarser, finer in pairwise(errors)), errors
 
 
-def test_agrees_on_a_mixture_with_another_method_in_another_variable(mixture: GaussianMixture) -> None:
+def test_agrees_with_another_method_on_a_mixture(mixture: GaussianMixture) -> None:
     x = states(20.0)
 
     def in_root(v: float, y: np.ndarray) -> np.ndarray:
@@ -65,7 +65,7 @@ class Counted:
         return self.model.eps(x, rho)
 
 
-def test_calls_are_measured_stay_in_range_and_the_ceiling_is_the_first_that_is_refused(
+def test_calls_stay_within_range_and_ceiling(
     mixture: GaussianMixture,
 ) -> None:
     x, solver = states(20.0), Adaptive("RK45", 1e-5, 1e-5)
@@ -83,7 +83,7 @@ def test_calls_are_measured_stay_in_range_and_the_ceiling_is_the_first_that_is_r
     assert len(short.levels) == needed - 1
 
 
-def test_a_run_measures_its_calls_and_leaves_its_input_alone(mixture: GaussianMixture) -> None:
+def test_a_run_leaves_its_input_alone(mixture: GaussianMixture) -> None:
     run, counted, x = Adaptive().between(20.0, 0.01, 500), Counted(mixture), states(20.0)
     before = x.clone()
 
@@ -111,7 +111,7 @@ def test_up_and_down_again_is_the_identity(mixture: GaussianMixture) -> None:
     np.testing.assert_allclose(down, x.numpy().ravel(), atol=1e-7)
 
 
-def test_images_keep_shape_and_dtype_and_depend_on_their_batch_by_the_tolerance_only() -> None:
+def test_images_depend_on_their_batch_by_the_tolerance() -> None:
     flat = states(80.0)
     x = flat.reshape(8, 1, 2, 1).float()
 

@@ -70,7 +70,7 @@ def test_higher_order_methods_of_two_names(
     torch.testing.assert_close(ends[0], ends[1], rtol=0, atol=1e-10)
 
 
-def test_third_order_multistep_is_deis_in_log_rho_once_warm() -> None:
+def test_third_order_multistep_is_deis_in_log_rho() -> None:
     """Its second step is the paper's second-order one, where DEIS integrates the line through two points exactly."""
     ours, deis = (s(Polynomial(VP, 2), *SPAN, 12).N for s in (DPMMultistep(3), DEIS(2, LogSNR())))
     torch.testing.assert_close(ours[2:], deis[2:], rtol=1e-9, atol=1e-10)

@@ -60,7 +60,7 @@ def test_rho_ab3_equals_its_closed_form() -> None:
         )
 
 
-def test_equal_steps_in_rho_give_the_classical_adams_bashforth_weights() -> None:
+def test_equal_steps_give_classical_adams_bashforth_weights() -> None:
     rho = torch.linspace(10, 5, 11, dtype=torch.float64)
     N = adams_bashforth(rho, 3, Power(1), None) / -0.5
     expected = torch.tensor([55, -59, 37, -9], dtype=torch.float64) / 24
@@ -93,7 +93,7 @@ def test_polynomials_in_the_variable_are_integrated_exactly(order: int) -> None:
         assert float(table.N[i] @ t**order) == pytest.approx(float(truth), rel=1e-8)
 
 
-def test_scale_of_one_changes_nothing_and_a_constant_factor_cancels() -> None:
+def test_constant_scales_cancel() -> None:
     class Constant:
         def __init__(self, value: float) -> None:
             self.value = value

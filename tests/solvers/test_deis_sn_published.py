@@ -146,7 +146,7 @@ def interpolation_error() -> float:
     return float((scale(CIFAR, 5)(rho) / published - 1).abs().max())
 
 
-def test_deis_sn_as_far_as_the_listed_entries_allow() -> None:
+def test_deis_sn_agrees_with_the_listed_entries() -> None:
     """C_ij = int R l_j and l_j has one sign on the step, so a relative error of R is at most that of C."""
     error = interpolation_error()
     assert error < 3e-4

@@ -216,7 +216,7 @@ def test_corrected_third_order_is_deis_in_log_rho() -> None:
     assert float((released.N[2:] - theirs.N[2:]).abs().max()) > 1e-2
 
 
-def test_corrected_third_order_of_data_prediction_integrates_a_parabola() -> None:
+def test_corrected_third_order_integrates_a_parabola() -> None:
     """d(x / rho) / d lambda = e^lambda D: weights rho' int e^lambda l_j(lambda) d lambda, by Gauss-Legendre."""
     table = build(DPMMultistep(3, "data"), LogSNR(), (10.0, 0.05), 8, "none")
     # rows of steps alternate with rows of clean data: state 2 i + 1 is E[x_0 | x_2i], state 2 i the grid's
@@ -232,7 +232,7 @@ def test_corrected_third_order_of_data_prediction_integrates_a_parabola() -> Non
             assert float(table.S[2 * i + 1, 2 * (i - 2 + j) + 1]) == pytest.approx(integral, rel=1e-9)
 
 
-def test_a_history_of_data_is_one_tensor_a_step() -> None:
+def test_data_history_is_one_tensor_a_step() -> None:
     table = build(DPMMultistep(3, "data"), QUADRATIC, RANGE, 10, "none")
     steps = table.rho[1:] > 0
     assert int(steps.sum()) == 10
@@ -288,7 +288,7 @@ def test_budgets(order: int) -> None:
             assert step_orders(nfe, order, "fixed") == [order] * (nfe // order)
 
 
-def test_steps_are_as_long_as_the_calls_they_spend() -> None:
+def test_steps_are_as_long_as_their_calls() -> None:
     levels = step_levels(Power(1), 7.0, 1.0, [3, 2, 1])
     torch.testing.assert_close(levels, torch.tensor([7.0, 4.0, 2.0, 1.0], dtype=torch.float64))
     even = step_levels(LogSNR(), math.e**6, 1.0, [3, 2, 1])  # as released, on this grid alone
@@ -354,7 +354,7 @@ def test_measured_orders(solver: Solver, order: float, mixture: GaussianMixture,
     assert solver.convergence == order
 
 
-def test_a_long_last_step_of_order_one_is_felt(mixture: GaussianMixture, start: Tensor, truth: Tensor) -> None:
+def test_a_long_last_step_lowers_the_order(mixture: GaussianMixture, start: Tensor, truth: Tensor) -> None:
     """Even in sqrt(time) the last of 120 calls more than halves rho: order 2 instead of 3."""
     orders = [measured(DPMSolver(3, budget=b), mixture, start, truth, QUADRATIC) for b in ("fixed", "agile")]
     assert orders == [pytest.approx(3, abs=0.15), pytest.approx(2, abs=0.15)]
@@ -363,7 +363,7 @@ def test_a_long_last_step_of_order_one_is_felt(mixture: GaussianMixture, start: 
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: DPMSolver(4), r"solver\.order=4.*1, 2 and 3"),
+        (lambda: DPMSolver(4), r"solver\.order=4.*1, 2, 3"),
         (lambda: DPMSolver(0), r"solver\.order=0"),
         (lambda: DPMSolver(2, "dta"), r"solver\.prediction=dta.*did you mean 'data'"),
         (lambda: DPMSolver(2, budget="fxed"), r"solver\.budget=fxed.*did you mean 'fixed'"),
@@ -374,7 +374,7 @@ def test_a_long_last_step_of_order_one_is_felt(mixture: GaussianMixture, start: 
         (lambda: DPMSolver(3, r2=math.nan), r"solver\.r2=nan"),
         (lambda: DPMSolver(2, r2=0.7), r"solver\.r2=0\.7.*order 2"),
         (lambda: DPMSolver(1, r1=0.5), r"solver\.r1=0\.5.*order 1"),
-        (lambda: DPMMultistep(4), r"solver\.order=4.*1, 2 and 3"),
+        (lambda: DPMMultistep(4), r"solver\.order=4.*1, 2, 3"),
         (lambda: DPMMultistep(2, "x"), r"solver\.prediction=x"),
         (lambda: DPMMultistep(2, released=True), r"solver\.released=true.*order=3"),
         (lambda: DPMSolver(3)(QUADRATIC, *RANGE, 2), r"nfe=2.*3 evaluations.*agile"),
@@ -386,13 +386,13 @@ def test_a_long_last_step_of_order_one_is_felt(mixture: GaussianMixture, start: 
         (lambda: DPMMultistep(3)(Power(7), 80.0, 1.0, 0), r"steps=0"),
     ],
 )
-def test_what_cannot_be_used_is_said_in_one_sentence(make: Callable[[], object], message: str) -> None:
+def test_wrong_options_are_one_sentence(make: Callable[[], object], message: str) -> None:
     with pytest.raises(InputError, match=message):
         make()
 
 
 @pytest.mark.parametrize("prediction", ["noise", "data"])
-def test_inner_nodes_of_the_schedule_are_those_of_a_finer_grid(prediction: str) -> None:
+def test_inner_nodes_are_those_of_a_finer_grid(prediction: str) -> None:
     """With inner=schedule the evaluated levels of equal steps are the nodes of the schedule's grid of nfe intervals."""
     spacing = Polynomial(LinearVP(), 1)
     table = DPMSolver(3, prediction, inner="schedule")(spacing, 80.0, 0.01, 12)

@@ -80,7 +80,7 @@ def test_budgets_of_the_published_tables(nfe: int, order: int, budget: str, expe
     assert step_orders(nfe, order, budget) == expected
 
 
-def test_levels_of_mixed_orders_keep_nodes_of_a_fine_grid() -> None:
+def test_mixed_orders_keep_nodes_of_a_fine_grid() -> None:
     fine = torch.linspace(10, 1, 13, dtype=torch.float64)
     torch.testing.assert_close(step_levels(Power(1), 10, 1, [3, 3, 3, 2, 1]), fine[[0, 3, 6, 9, 11, 12]])
     even = step_levels(LogSNR(), 10, 1, [3, 2]).log().diff()

@@ -47,7 +47,7 @@ def test_phi_with_few_and_with_infinitely_many_terms() -> None:
 
 
 @pytest.mark.parametrize("steps", range(1, 25))
-def test_terms_of_a_single_step_are_the_released_list_and_indices(steps: int) -> None:
+def test_single_step_terms_are_the_released_ones(steps: int) -> None:
     P = [phi_of(j + 3) for j in range(steps)]
     for i in range(steps + 1):
         if i < steps // 2:
@@ -68,7 +68,7 @@ def released_multistep_phi(step: int, steps: int, order: int) -> float:
 
 @pytest.mark.parametrize("order", [2, 3])
 @pytest.mark.parametrize("steps", range(1, 25))
-def test_terms_of_a_multistep_are_the_released_list_and_indices(steps: int, order: int) -> None:
+def test_multistep_terms_are_the_released_ones(steps: int, order: int) -> None:
     for step in range(1, steps + 1):
         m = scire_multistep.terms_of_step(step, steps, order)
         assert phi_1(m) == pytest.approx(released_multistep_phi(step, steps, order), rel=1e-14)
@@ -202,9 +202,7 @@ def test_single_steps_are_the_published_boxes(
 
 
 @pytest.mark.parametrize("prediction", ["noise", "data"])
-def test_inner_nodes_of_the_schedule_are_measured_in_rho(
-    prediction: str, mixture: GaussianMixture, eps: Eps, noise: Tensor
-) -> None:
+def test_inner_nodes_are_measured_in_rho(prediction: str, mixture: GaussianMixture, eps: Eps, noise: Tensor) -> None:
     """The grid of order intervals between sqrt(s) and sqrt(t), its nodes as fractions of the step in rho."""
     t, x = native_times(5), sigma(1.0) * noise
     for s, end in pairwise(t):
@@ -286,7 +284,7 @@ def test_order_one_is_ddim(mixture: GaussianMixture, noise: Tensor) -> None:
         torch.testing.assert_close(ours(solver, mixture, noise, 9), ddim, rtol=0, atol=1e-13)
 
 
-def test_the_published_stage_is_the_taylor_one_only_for_the_last_row() -> None:
+def test_the_published_last_row_is_taylors() -> None:
     published, consistent = (SciRE(3, stage=stage)(QUADRATIC, *RANGE, 3) for stage in ("published", "consistent"))
     h = RANGE[1] - RANGE[0]
     assert float(published.N[1, 1]) == pytest.approx(1.5 * h, rel=1e-13)
@@ -361,7 +359,7 @@ def test_measured_orders(solver: Solver, order: float, mixture: GaussianMixture,
     assert solver.convergence == order
 
 
-def test_scire_ei_with_phi_one_is_the_exponential_rule_for_a_line() -> None:
+def test_scire_ei_with_phi_one_is_exponential() -> None:
     """Against DPM-Solver-2: the same middle, weights phi_2(h) / r1 instead of phi_1(h) / (2 r1)."""
     ours, theirs = (solver(LogSNR(), 5.0, 1.0, 2) for solver in (SciREExponential(m=1), DPMSolver(2)))
     torch.testing.assert_close(ours.N[0], theirs.N[0])
@@ -373,7 +371,7 @@ def test_scire_ei_with_phi_one_is_the_exponential_rule_for_a_line() -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: SciRE(4), r"solver\.order=4.*1, 2 and 3"),
+        (lambda: SciRE(4), r"solver\.order=4.*1, 2, 3"),
         (lambda: SciRE(0), r"solver\.order=0"),
         (lambda: SciRE(2, "nois"), r"solver\.prediction=nois.*did you mean 'noise'"),
         (lambda: SciRE(2, m=0), r"solver\.m=0"),
@@ -384,7 +382,7 @@ def test_scire_ei_with_phi_one_is_the_exponential_rule_for_a_line() -> None:
         (lambda: SciRE(2, budget="agil"), r"solver\.budget=agil.*'agile'"),
         (lambda: SciRE(2, inner="fix"), r"solver\.inner=fix.*'fixed'"),
         (lambda: SciRE(2, stage="taylor"), r"solver\.stage=taylor.*consistent, published"),
-        (lambda: SciREMultistep(1), r"solver\.order=1.*2 and 3"),
+        (lambda: SciREMultistep(1), r"solver\.order=1.*2, 3"),
         (lambda: SciREMultistep(4), r"solver\.order=4"),
         (lambda: SciREMultistep(2, "x"), r"solver\.prediction=x"),
         (lambda: SciREMultistep(2, m=5), r"solver\.m=5.*per_step=false"),
@@ -402,6 +400,6 @@ def test_scire_ei_with_phi_one_is_the_exponential_rule_for_a_line() -> None:
         (lambda: SciREMultistep(2)(Power(7), 80.0, 1.0, 0), r"steps=0"),
     ],
 )
-def test_what_cannot_be_used_is_said_in_one_sentence(make: Callable[[], object], message: str) -> None:
+def test_wrong_options_are_one_sentence(make: Callable[[], object], message: str) -> None:
     with pytest.raises(InputError, match=message):
         make()

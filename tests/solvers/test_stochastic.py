@@ -78,7 +78,7 @@ def test_edm_is_the_papers_loop(
     torch.testing.assert_close(ours, truth, rtol=1e-11, atol=1e-12)
 
 
-def test_edm_without_churn_is_heun_with_a_last_hop() -> None:
+def test_edm_without_churn_is_heun_with_denoising() -> None:
     for nfe in range(2, 31):
         ours, other = build(EDMHeun(), KARRAS, RANGE, nfe, "none"), build(heun(), KARRAS, RANGE, nfe, "denoise")
         for part in ("rho", "S", "N", "B"):
@@ -95,7 +95,7 @@ def test_churn_stays_in_its_range_and_costs_nothing() -> None:
     assert table.nfe == 35
 
 
-def test_another_s_noise_is_not_the_noise_that_the_level_says() -> None:
+def test_another_s_noise_leaves_a_residual() -> None:
     kept, inflated = (build(EDMHeun(S_churn=4, S_noise=s), KARRAS, RANGE, 11, "none") for s in (1.0, 1.007))
     assert kept.residual < 1e-12
     assert inflated.residual > 1e-4
@@ -113,7 +113,7 @@ def test_ancestral_steps_are_the_written_out_ones(eta: float, mixture: GaussianM
     torch.testing.assert_close(ours, x, rtol=1e-11, atol=1e-12)
 
 
-def test_ancestral_sampling_without_noise_is_ddim_and_reaches_zero() -> None:
+def test_ancestral_sampling_without_noise_is_ddim() -> None:
     ours, ddim = EulerAncestral(0.0)(KARRAS, 80.0, 0.0, 6), DDIM()(KARRAS, 80.0, 0.0, 6)
     torch.testing.assert_close(ours.N, ddim.N, rtol=1e-14, atol=0)
     assert float(EulerAncestral()(KARRAS, 80.0, 0.0, 6).B[-1]) == 0
@@ -135,7 +135,7 @@ def test_sde_steps_are_the_written_out_ones(eta: float, mixture: GaussianMixture
     torch.testing.assert_close(ours, x, rtol=1e-11, atol=1e-12)
 
 
-def test_sde_without_noise_is_the_formula_of_2m_in_native_coordinates(mixture: GaussianMixture, start: Tensor) -> None:
+def test_sde_without_noise_is_2m_in_native_coordinates(mixture: GaussianMixture, start: Tensor) -> None:
     """Lu et al., Alg. 2: x_t = sigma_t / sigma_s x_s - alpha_t (e^-h - 1) ((1 + 1/(2r)) D_0 - 1/(2r) D_1)."""
     rho = grid(QUADRATIC, *SPAN, 8)
     alpha = (1 + rho**2).rsqrt()
@@ -163,7 +163,7 @@ EVERY: list[Solver] = [
 
 
 @pytest.mark.parametrize("solver", EVERY, ids=str)
-def test_budget_is_exact_and_rows_end_with_the_noise_of_their_level(solver: Solver) -> None:
+def test_budget_and_noise_of_rows_are_exact(solver: Solver) -> None:
     for nfe in range(1, 31):
         table = build(solver, KARRAS, RANGE, nfe, "none")
         assert table.nfe == nfe
@@ -222,12 +222,12 @@ def test_variance_is_that_of_many_samples(solver: Solver, initial: float | None)
     assert float(x.square().mean()) == pytest.approx(expected, abs=3 * expected * math.sqrt(2 / count))
 
 
-def test_variance_of_a_fine_deterministic_run_is_that_of_the_flow() -> None:
+def test_fine_runs_have_the_flows_variance() -> None:
     table = UniPC(3)(KARRAS, 10.0, 0.1, 300)
     assert gaussian_variance(table, 0.5) == pytest.approx((0.25 + 0.01) * 100 / (0.25 + 100), rel=1e-7)
 
 
-def test_variance_of_data_at_a_point_is_that_of_the_level() -> None:
+def test_data_at_a_point_has_the_level_variance() -> None:
     """c = 0: eps = x / rho, and every consistent row ends with exactly the noise of its level."""
     for solver in EVERY:
         table = solver(KARRAS, 10.0, 0.1, 9)

@@ -152,7 +152,7 @@ def test_polynomials_in_lambda_are_integrated_exactly(
     assert ours != pytest.approx(exact, rel=1e-5)
 
 
-def test_variants_differ_in_steps_of_a_single_difference_only() -> None:
+def test_variants_differ_in_single_differences_only() -> None:
     one, two = (UniPC(3, variant, "noise", corrector=False)(QUADRATIC, *SPAN, 6).N for variant in ("bh1", "bh2"))
     same = torch.isclose(one, two, rtol=1e-13, atol=0).all(1)
     assert same.tolist() == [True, False, True, True, True, True]
@@ -170,7 +170,7 @@ def test_measured_order(solver: UniPC, mixture: GaussianMixture, start: Tensor, 
 
 
 @pytest.mark.parametrize("prediction", ["noise", "data"])
-def test_a_last_step_of_order_one_lowers_the_order_to_two(
+def test_lower_order_final_has_order_two(
     prediction: str, mixture: GaussianMixture, start: Tensor, truth: Tensor
 ) -> None:
     solver = UniPC(3, prediction=prediction, lower_order_final=True)

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from runs import assert_same_run, forked
+from runs import assert_same_run, train
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -37,7 +37,7 @@ class Counted(ImageDataset):
         return chosen.to(torch.uint8)[:, None, None, None].expand(-1, 1, 2, 2).contiguous(), chosen
 
 
-def test_a_data_set_that_fits_is_read_once_by_all() -> None:
+def test_small_data_set_is_read_once() -> None:
     dataset = Counted()
     data = DeviceData(dataset, 1)
     assert data.fits
@@ -58,14 +58,14 @@ def test_one_that_does_not_fit_is_read_anew() -> None:
     assert dataset.asked == [2, 2]
 
 
-def test_images_in_memory_are_used_from_where_they_are() -> None:
+def test_images_in_memory_are_not_copied() -> None:
     dataset = ArrayDataset("zeros", torch.zeros(9, 1, 2, 2, dtype=torch.uint8))
     data = DeviceData(dataset)
     data.read([0], CPU)
     assert data._on(CPU)[0].data_ptr() == dataset.images.data_ptr()
 
 
-def test_a_device_without_room_is_named_with_its_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_full_device_is_refused_with_a_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     def full(self: DeviceData) -> tuple[Tensor, Tensor]:
         raise torch.OutOfMemoryError("pretended")
 
@@ -100,7 +100,7 @@ def test_the_loader_pins_memory_for_a_gpu_alone() -> None:
 
 
 @pytest.mark.parametrize("size", [1, 7, 20, 21, 65])
-def test_a_stretch_of_the_stream_is_that_of_its_passes(size: int) -> None:
+def test_batches_are_stretches_of_the_passes(size: int) -> None:
     batches = EndlessBatches(20, size, seed=5)
     whole = [int(i) for number in range(12) for i in batches._permutation(number)]
     for number in (0, 1, 2):
@@ -111,5 +111,5 @@ def test_a_training_has_the_same_bits_either_way(tmp_path: Path) -> None:
     """With stable targets, whose references are read as the batches are."""
     for name, limit in (("kept", 4096), ("read", 0)):
         more = ["target=stf", "target.references=96", f"device_mib={limit}"]
-        assert forked(tmp_path / name, "duration_kimg=0.32", *more)[0] == 0
+        train(tmp_path / name, "duration_kimg=0.32", *more)
     assert_same_run(tmp_path / "kept", tmp_path / "read")

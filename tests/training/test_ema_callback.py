@@ -1,6 +1,5 @@
 """Several averages in one training: what is tracked, saved, resumed and refused."""
 
-import logging
 import math
 from pathlib import Path
 from types import SimpleNamespace
@@ -8,37 +7,18 @@ from typing import Any
 
 import pytest
 import torch
-from lightning import Trainer
 from omegaconf import OmegaConf
+from runs import tiny_fit, tiny_module
 from safetensors.torch import load_file
 from torch import Tensor
 
-from scoreline.checkpoints import Card
 from scoreline.commands import ema as command
-from scoreline.datasets.digits import Digits
-from scoreline.denoiser import Denoiser
 from scoreline.ema import EMA, PowerFunctionEMA, gamma_of
 from scoreline.ema_snapshots import list_snapshots
 from scoreline.errors import InputError
-from scoreline.networks.unet import UNet
-from scoreline.objective import DenoisingObjective, InverseVariance
-from scoreline.parameterisations import NoisePrediction
-from scoreline.schedules.densities import UniformTime
-from scoreline.schedules.vp import LinearVP
-from scoreline.targets import Denoising
-from scoreline.training.checkpoint import AtomicCheckpointIO, Checkpointing, list_checkpoints
-from scoreline.training.data import ImageDataModule
 from scoreline.training.ema_callback import EMACallback, ema_of
 from scoreline.training.module import DiffusionModule
-
-VP = LinearVP()
-SPEC = {"_target_": "scoreline.schedules.vp.LinearVP"}
-SIZES = {"channels": 1, "resolution": 8, "width": 8, "blocks": 1}
-MODEL = {
-    "network": {"_target_": "scoreline.networks.unet.UNet", **SIZES},
-    "noise_schedule": SPEC,
-    "parameterisation": {"_target_": "scoreline.parameterisations.NoisePrediction", "noise_schedule": SPEC},
-}
+from scoreline.training.training_state import Checkpointing
 
 
 class Walking(DiffusionModule):
@@ -46,18 +26,16 @@ class Walking(DiffusionModule):
 
     global_step = 0
 
-    def __init__(self) -> None:
-        torch.manual_seed(0)
-        objective = DenoisingObjective(UniformTime(VP), InverseVariance(), Denoising())
-        denoiser, card = Denoiser(UNet(1, 8, width=8, blocks=1), NoisePrediction(VP)), Card(MODEL, (1, 8, 8), 0, {}, {})
-        super().__init__(denoiser, objective, lambda p: torch.optim.Adam(p, 2e-3), 64, 0.5, 0, card)
-
     def step(self) -> None:
         generator = torch.Generator().manual_seed(self.global_step)
         with torch.no_grad():
             for parameter in self.denoiser.network.parameters():
                 parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.01)
         self.global_step += 1
+
+
+def walking() -> Walking:
+    return tiny_module(Walking, 64, 0.5)  # type: ignore[return-value]
 
 
 def walk(callback: EMACallback, module: Walking, steps: int, root: Path) -> EMACallback:
@@ -75,23 +53,23 @@ def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
 
 
 def test_several_are_each_what_it_is_alone(tmp_path: Path) -> None:
-    together = walk(EMACallback([0.2, 50, 0.05], 0.2, [0.05, 0.1]), Walking(), 40, tmp_path)
+    together = walk(EMACallback([0.2, 50, 0.05], 0.2, [0.05, 0.1]), walking(), 40, tmp_path)
     assert list(together.averages) == ["", "-ema50kimg", "-ema0.05kimg"]
     assert together.ema is together.averages[""]
     for suffix, half_life in (("", 0.2), ("-ema50kimg", 50), ("-ema0.05kimg", 0.05)):
-        alone = walk(EMACallback(half_life, 0.2), Walking(), 40, tmp_path)
+        alone = walk(EMACallback(half_life, 0.2), walking(), 40, tmp_path)
         assert list(alone.averages) == [""]
         assert alone.powers == []
         assert same(together.averages[suffix].weights, alone.ema.weights), suffix
     for power in together.powers:
-        (alone_power,) = walk(EMACallback(1, 0.2, power.sigma_rel), Walking(), 40, tmp_path).powers
+        (alone_power,) = walk(EMACallback(1, 0.2, power.sigma_rel), walking(), 40, tmp_path).powers
         assert same(power.weights, alone_power.weights)
     every = [average.weights["stem.weight"] for average in (*together.averages.values(), *together.powers)]
     assert len({float(weight.double().sum()) for weight in every}) == 5, "all differ"
 
 
-def test_a_step_without_an_optimiser_step_is_not_averaged(tmp_path: Path) -> None:
-    module, callback = Walking(), EMACallback(1, 0.2)
+def test_step_without_optimiser_step_is_not_averaged(tmp_path: Path) -> None:
+    module, callback = walking(), EMACallback(1, 0.2)
     walk(callback, module, 3, tmp_path)
     former = {name: value.clone() for name, value in callback.ema.weights.items()}
     torch.nn.init.zeros_(module.denoiser.network.stem.weight)
@@ -108,8 +86,8 @@ def test_resuming_is_exact(tmp_path: Path) -> None:
     def fresh() -> EMACallback:
         return EMACallback([0.1, 50], 0.2, [0.05, 0.1])
 
-    whole = walk(fresh(), Walking(), 30, tmp_path)
-    module = Walking()
+    whole = walk(fresh(), walking(), 30, tmp_path)
+    module = walking()
     half = walk(fresh(), module, 13, tmp_path)
     state = written(half, tmp_path / "state")
     assert set(state["averages"]) == {"ema0.1kimg", "ema50kimg", "sigma0.05", "sigma0.1"}
@@ -121,8 +99,8 @@ def test_resuming_is_exact(tmp_path: Path) -> None:
     assert rest.step == whole.step == 30
 
 
-def test_the_main_average_twice_in_the_state_costs_nothing(tmp_path: Path) -> None:
-    callback = walk(EMACallback(1, 0.2), Walking(), 1, tmp_path)
+def test_main_average_is_stored_once(tmp_path: Path) -> None:
+    callback = walk(EMACallback(1, 0.2), walking(), 1, tmp_path)
     written(callback, tmp_path / "twice")
     torch.save({"weights": callback.ema.weights, "step": 1}, tmp_path / "once")
     one, two = ((tmp_path / name).stat().st_size for name in ("once", "twice"))
@@ -130,7 +108,7 @@ def test_the_main_average_twice_in_the_state_costs_nothing(tmp_path: Path) -> No
 
 
 def test_a_state_of_the_former_format(tmp_path: Path) -> None:
-    module = Walking()
+    module = walking()
     former = walk(EMACallback(0.05, 0.2), module, 9, tmp_path)
     state = {"weights": former.ema.weights, "step": former.step}
     kept = {name: value.clone() for name, value in former.ema.weights.items()}
@@ -145,7 +123,7 @@ def test_a_state_of_the_former_format(tmp_path: Path) -> None:
 
 
 def test_averages_are_found_by_name_whatever_their_order(tmp_path: Path) -> None:
-    state = walk(EMACallback([0.05, 50], 0.2), Walking(), 9, tmp_path).state_dict()
+    state = walk(EMACallback([0.05, 50], 0.2), walking(), 9, tmp_path).state_dict()
     assert not same(*state["averages"].values())
     swapped = EMACallback([50, 0.05], 0.2)
     swapped.load_state_dict(state)
@@ -154,19 +132,19 @@ def test_averages_are_found_by_name_whatever_their_order(tmp_path: Path) -> None
 
 
 def test_power_functions_cannot_begin_in_the_middle(tmp_path: Path) -> None:
-    state = walk(EMACallback(1, 0.2, [0.05]), Walking(), 9, tmp_path).state_dict()
+    state = walk(EMACallback(1, 0.2, [0.05]), walking(), 9, tmp_path).state_dict()
     with pytest.raises(InputError, match=r"ema.post_hoc=\[0.05, 0.1\]: the checkpoint .* averaged with 0.1 from its"):
         EMACallback(1, 0.2, [0.05, 0.1]).load_state_dict(state)
     untouched = EMACallback(1, 0.2)
-    untouched.on_fit_start(SimpleNamespace(), Walking())  # type: ignore[arg-type]
-    module, later = Walking(), EMACallback(1, 0.2, [0.1])
+    untouched.on_fit_start(SimpleNamespace(), walking())  # type: ignore[arg-type]
+    module, later = walking(), EMACallback(1, 0.2, [0.1])
     later.load_state_dict(untouched.state_dict())
     walk(later, module, 5, tmp_path)
-    assert same(later.powers[0].weights, walk(EMACallback(1, 0.2, 0.1), Walking(), 5, tmp_path).powers[0].weights)
+    assert same(later.powers[0].weights, walk(EMACallback(1, 0.2, 0.1), walking(), 5, tmp_path).powers[0].weights)
 
 
-def test_snapshots_of_steps_that_are_repeated_go_and_missing_ones_come(tmp_path: Path) -> None:
-    module, callback = Walking(), EMACallback(1, 0.2, [0.05, 0.1])
+def test_repeated_snapshots_go_and_missing_ones_come(tmp_path: Path) -> None:
+    module, callback = walking(), EMACallback(1, 0.2, [0.05, 0.1])
     walk(callback, module, 0, tmp_path)
     callback.save_snapshots(tmp_path, 0)
     assert not (tmp_path / "ema").exists(), "there is no average of nothing"
@@ -177,20 +155,20 @@ def test_snapshots_of_steps_that_are_repeated_go_and_missing_ones_come(tmp_path:
     assert names == [f"{images:010d}-{s}.safetensors" for images in (128, 256, 384) for s in (0.05, 0.1)]
     lost = tmp_path / "ema/0000000256-0.1.safetensors"
     expected = {name: value.clone() for name, value in load_file(lost).items()}
-    resumed, again = EMACallback(1, 0.2, [0.05, 0.1]), Walking()
+    resumed, again = EMACallback(1, 0.2, [0.05, 0.1]), walking()
     walk(resumed, again, 4, tmp_path / "elsewhere")
     lost.unlink()
     walk(resumed, again, 0, tmp_path)
     assert [it.images for it in list_snapshots(tmp_path)] == [128, 128, 256, 256]
     assert same(load_file(lost), expected)
-    walk(EMACallback(1, 0.2), Walking(), 0, tmp_path)
+    walk(EMACallback(1, 0.2), walking(), 0, tmp_path)
     assert len(list_snapshots(tmp_path)) == 4, "without power functions snapshots are left alone"
-    walk(EMACallback(1, 0.2, 0.05), Walking(), 0, tmp_path)
+    walk(EMACallback(1, 0.2, 0.05), walking(), 0, tmp_path)
     assert not list((tmp_path / "ema").iterdir()), "a run that begins anew"
 
 
-def test_a_process_that_is_not_the_first_touches_no_file(tmp_path: Path) -> None:
-    module, callback = Walking(), EMACallback(1, 0.2, [0.05])
+def test_other_processes_touch_no_file(tmp_path: Path) -> None:
+    module, callback = walking(), EMACallback(1, 0.2, [0.05])
     walk(callback, module, 2, tmp_path)
     callback.save_snapshots(tmp_path, 128 * 9)
     other: Any = SimpleNamespace(default_root_dir=str(tmp_path), is_global_zero=False)
@@ -229,32 +207,12 @@ def test_settings_as_configs_give_them() -> None:
 
 def fit(root: Path, steps: int) -> EMACallback:
     """A training of two half-lives and two power functions, a checkpoint every 5 steps."""
-    for name in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    trainer = Trainer(
-        accelerator="cpu",
-        max_steps=steps,
-        max_epochs=-1,
-        logger=False,
-        callbacks=[EMACallback([0.1, 0.5], 0.2, [0.05, 0.1]), Checkpointing(0.08)],
-        plugins=[AtomicCheckpointIO()],
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
-        default_root_dir=root,
-    )
-    torch.manual_seed(0)
-    objective = DenoisingObjective(UniformTime(VP), InverseVariance(), Denoising())
-    denoiser, card = Denoiser(UNet(1, 8, width=8, blocks=1), NoisePrediction(VP)), Card(MODEL, (1, 8, 8), 0, {}, {})
-    module = DiffusionModule(denoiser, objective, lambda p: torch.optim.Adam(p, 2e-3), 16, 0.25, 0, card)
-    data = ImageDataModule(Digits("train"), 16, seed=0)
-    trainer.fit(module, data, ckpt_path=next(iter(list_checkpoints(root)), None), weights_only=True)
-    return ema_of(trainer)
+    callbacks = [EMACallback([0.1, 0.5], 0.2, [0.05, 0.1]), Checkpointing(0.08)]
+    return ema_of(tiny_fit(root, steps, tiny_module(), callbacks))
 
 
 @pytest.mark.filterwarnings("ignore:.*num_workers.*", "ignore:.*does not have many workers.*")
-def test_training_n_steps_and_n_more_is_2n_down_to_every_file(tmp_path: Path) -> None:
+def test_n_and_n_steps_equal_2n_in_files(tmp_path: Path) -> None:
     whole = fit(tmp_path / "whole", 50)
     fit(tmp_path / "halves", 23)
     kill = sorted((tmp_path / "halves/checkpoints").glob("*.ckpt"))[-1]

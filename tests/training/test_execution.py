@@ -29,7 +29,7 @@ def test_a_network_is_run_as_written_by_default(compiled: list[dict[str, Any]]) 
     assert network.stem.weight.is_contiguous()
 
 
-def test_names_are_those_of_sampling_and_graphs_are_left_out(compiled: list[dict[str, Any]]) -> None:
+def test_compile_choices_are_those_of_sampling_without_graphs(compiled: list[dict[str, Any]]) -> None:
     """Gradients of one micro-batch are in use when the next one is replayed."""
     for choice in COMPILE:
         execute(nn.Linear(1, 1), choice, False)
@@ -46,7 +46,7 @@ def test_other_choices_are_refused(value: object) -> None:
         execute(nn.Linear(1, 1), "none", 1)
 
 
-def test_channels_lie_side_by_side_and_nothing_else_changes() -> None:
+def test_channels_last_changes_the_layout_alone() -> None:
     network = UNet(1, 8, width=8, blocks=1)
     before = deepcopy(network.state_dict())
     execute(network, "none", True)
@@ -57,9 +57,9 @@ def test_channels_lie_side_by_side_and_nothing_else_changes() -> None:
     assert all(p.stride(1) == 1 for p in wide)
 
 
-def test_training_in_another_layout_is_the_same_but_for_rounding(tmp_path: Path) -> None:
+def test_training_in_channels_last_differs_by_rounding(tmp_path: Path) -> None:
     for name, more in (("plain", []), ("last", ["channels_last=true"])):
-        train(tmp_path / name, "duration_kimg=0.64", "model.network.dropout=0", *more)
+        train(tmp_path / name, "duration_kimg=0.32", "model.network.dropout=0", *more)
     curves = [[r["loss"] for r in records(tmp_path / name)] for name in ("plain", "last")]
     assert curves[1] == pytest.approx(curves[0], rel=1e-4)
     plain, last = (load_file(tmp_path / name / "model.safetensors") for name in ("plain", "last"))
@@ -67,8 +67,7 @@ def test_training_in_another_layout_is_the_same_but_for_rounding(tmp_path: Path)
         torch.testing.assert_close(last[name], value, rtol=0, atol=1e-3)
 
 
-def test_a_choice_of_former_versions_is_named_with_its_remedy(tmp_path: Path) -> None:
-    done = train(tmp_path / "run", "compile=true", code=2)
-    assert "train.py: compile=True: there is no such choice; choose from " in done.stderr
-    assert all(choice in done.stderr for choice in COMPILE)
-    assert "Traceback" not in done.stderr
+def test_former_choice_of_compile_is_refused(tmp_path: Path) -> None:
+    output = train(tmp_path / "run", "compile=true", code=2)
+    assert "train.py: compile=True: " in output
+    assert all(choice in output for choice in COMPILE)

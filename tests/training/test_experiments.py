@@ -2,8 +2,6 @@
 
 import io
 import pickle
-import subprocess
-import sys
 import tarfile
 import zipfile
 from pathlib import Path
@@ -11,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from runs import ROOT, environment, records
+from runs import records, script
 from safetensors.torch import load_file
 
 from scoreline.checkpoints import load_model
@@ -51,16 +49,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def sweep(place: Path, name: str, experiments: list[str], *overrides: str) -> dict[str, Path]:
     """Experiment -> run directory, in one sweep."""
     where = [f"hydra.sweep.dir={name}", "hydra.sweep.subdir=${hydra:runtime.choices.experiment}"]
-    asked = [f"experiment={','.join(experiments)}", *SHORT, *overrides, *where]
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "train.py"), "-m", *asked],
-        capture_output=True,
-        text=True,
-        cwd=place,
-        timeout=1000,
-        env=environment(),
-    )
-    assert done.returncode == 0, done.stderr
+    script("train.py", place, "-m", f"experiment={','.join(experiments)}", *SHORT, *overrides, *where)
     return {experiment: place / name / experiment for experiment in experiments}
 
 
@@ -94,14 +83,5 @@ def test_experiments_at_their_own_size(place: Path) -> None:
 
 
 def test_data_that_are_not_there_are_named(tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "train.py"), "experiment=celeba64_ddpm", "trainer=cpu"],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-        timeout=200,
-        env=environment(),
-    )
-    assert done.returncode == 2
-    assert "train.py: dataset.path=data/celeba64.zip: nothing is there" in done.stderr
-    assert "Traceback" not in done.stderr
+    output = script("train.py", tmp_path, "experiment=celeba64_ddpm", "trainer=cpu", code=2)
+    assert "train.py: dataset.path=data/celeba64.zip: " in output

@@ -14,7 +14,8 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 from PIL import Image
-from runs import assert_same_run, forked, records, state
+from runs import assert_same_run, records, state
+from runs import train as trained
 from safetensors.torch import load_file
 
 from scoreline import checks
@@ -22,27 +23,23 @@ from scoreline.checkpoints import load_model
 from scoreline.datasets.digits import Digits
 from scoreline.errors import InputError
 from scoreline.training.callbacks import dispensable
-from scoreline.training.checkpoint import Checkpointing, images_seen, list_checkpoints
 from scoreline.training.data import EndlessBatches, ImageDataModule
 from scoreline.training.fixed_loss import FixedLoss
 from scoreline.training.preview import Preview
-from scoreline.training.progress import TrainingProgress, append
 from scoreline.training.resume import Start, read_start, resume_from
+from scoreline.training.training_log import TrainingProgress, append
+from scoreline.training.training_state import Checkpointing, images_seen, list_checkpoints
 
 SHORT = ["checkpoint_kimg=0.128", "log_kimg=0.064", "lr_rampup_kimg=0.3", "fixed_loss_kimg=0.128"]
 
 
 def train(out: Path, *arguments: str) -> str:
-    code, said = forked(out, *SHORT, *arguments)
-    assert code == 0, said
-    return said
+    return trained(out, *SHORT, *arguments)
 
 
 def refused(out: Path, *arguments: str) -> str:
-    code, said = forked(out, *SHORT, *arguments)
-    assert code == 2, said
-    assert "Traceback" not in said
-    (line,) = [line for line in said.splitlines() if line.startswith("train.py: ")]
+    output = trained(out, *SHORT, *arguments, code=2)
+    (line,) = [line for line in output.splitlines() if line.startswith("train.py: ")]
     return line
 
 
@@ -66,7 +63,7 @@ def whole(first: Path) -> Path:
     return out
 
 
-def test_in_another_directory_it_is_the_run_that_never_stopped(first: Path, checkpoint: Path, whole: Path) -> None:
+def test_resumed_elsewhere_equals_the_uninterrupted_run(first: Path, checkpoint: Path, whole: Path) -> None:
     out = first.parent / "same"
     train(out, "duration_kimg=0.512", f"resume={checkpoint}")
     assert_same_run(whole, out)
@@ -109,7 +106,7 @@ def test_images_stay_counted_with_another_batch_size(first: Path, checkpoint: Pa
     assert_same_run(out, halves)
 
 
-def test_the_stream_of_images_goes_on_where_it_was() -> None:
+def test_image_stream_continues_where_it_was() -> None:
     stream = [index for batch in islice(EndlessBatches(50, 4, seed=1), 40) for index in batch]
     for size in (3, 7, 64):
         later = EndlessBatches(50, size, seed=1, start=8, offset=32 - 8 * size)
@@ -137,7 +134,7 @@ def old(path: Path, where: Path, name: str = "0000000256.ckpt", **changes: Any) 
     return where / name
 
 
-def test_a_checkpoint_that_does_not_tell_is_counted_by_its_name(checkpoint: Path, tmp_path: Path) -> None:
+def test_old_checkpoint_is_counted_by_its_name(checkpoint: Path, tmp_path: Path) -> None:
     found = read_start(old(checkpoint, tmp_path), False, 64)
     assert (found.step, found.images, found.run) == (8, 256, {})
     assert found.steps_until(512, 64) == 12
@@ -176,7 +173,7 @@ def test_what_has_to_be_the_same_is_named(given: list[str], sentence: str, first
     assert not (out / "model.safetensors").exists()
 
 
-def test_files_without_settings_are_compared_by_what_they_hold(first: Path, checkpoint: Path, tmp_path: Path) -> None:
+def test_files_without_settings_are_compared_by_weights(first: Path, checkpoint: Path, tmp_path: Path) -> None:
     path = old(checkpoint, tmp_path)
     line = refused(first.parent / "another", f"resume={path}", "model.network.width=16")
     assert re.search(r"model\.network: denoiser\.\S+ is \(64, 16\), in \S+ it is \(32, 8\); give", line), line
@@ -186,7 +183,7 @@ def test_files_without_settings_are_compared_by_what_they_hold(first: Path, chec
     assert f"resume={path}: no state of a training by train.py" in line
 
 
-def test_a_directory_whose_state_does_not_fit_is_not_touched(checkpoint: Path, tmp_path: Path) -> None:
+def test_directory_with_an_unfit_state_is_untouched(checkpoint: Path, tmp_path: Path) -> None:
     (tmp_path / "run/checkpoints").mkdir(parents=True)
     kept = tmp_path / "run/checkpoints" / checkpoint.name
     shutil.copy(checkpoint, kept)
@@ -221,7 +218,7 @@ def files(out: Path) -> dict[str, tuple[int, int]]:
     return {path.name: (path.stat().st_ino, path.stat().st_mtime_ns) for path in found}
 
 
-def test_with_nothing_left_it_says_so_and_the_model_is_there(first: Path, checkpoint: Path) -> None:
+def test_nothing_left_to_train_still_writes_the_model(first: Path, checkpoint: Path) -> None:
     out, given = first.parent / "done", ["duration_kimg=0.256", "ema.half_life_kimg=[10,50]", f"resume={checkpoint}"]
     said = train(out, *given)
     assert f"nothing left to train: {checkpoint} has 0.256 kimg, duration_kimg=0.256" in said
@@ -240,7 +237,7 @@ def test_with_nothing_left_it_says_so_and_the_model_is_there(first: Path, checkp
     assert all(torch.equal(value, made[name]) for name, value in load_file(out / "model.safetensors").items())
 
 
-def test_a_model_that_a_kill_left_behind_its_checkpoint_is_made_up_for(whole: Path, first: Path) -> None:
+def test_model_older_than_its_checkpoint_is_written_again(whole: Path, first: Path) -> None:
     """Killed after the last checkpoint and before the last model file."""
     out = first.parent / "behind"
     shutil.copytree(whole, out)
@@ -272,7 +269,7 @@ def test_other_pictures_are_refused_or_told(tmp_path: Path) -> None:
     assert f"(shown {former['sha256'][:12]}, now shown " in line
     said = train(tmp_path / "other", "duration_kimg=0.256", *given, f"resume={state_file}")
     card = load_model(tmp_path / "other/model.safetensors").card
-    assert f"trained on shown {former['sha256'][:12]}, goes on with shown {card.data['sha256'][:12]}" in said
+    assert f"trained on shown {former['sha256'][:12]}, continues with shown {card.data['sha256'][:12]}" in said
     assert [it["data"] for it in card.training["earlier"]] == [former]
     assert card.data["sha256"] != former["sha256"]
     train(tmp_path / "other", "duration_kimg=0.288", *given, f"resume={state_file}")
@@ -306,7 +303,7 @@ def test_a_damaged_description_is_no_traceback(checkpoint: Path, tmp_path: Path)
             read_start(tmp_path / "changed.ckpt", False, 32)
 
 
-def test_a_class_is_the_same_wherever_its_package_keeps_it() -> None:
+def test_moved_class_is_the_same_class() -> None:
     former = {"objective": {"density": {"_target_": "scoreline.schedules.densities.LogNormal", "std": 1}}}
     start = Start(Path("x.ckpt"), False, run={"settings": former})
     start._check_settings({"objective": {"density": {"_target_": "scoreline.objective.LogNormal", "std": 1.0}}})
@@ -357,7 +354,7 @@ def test_less_than_one_image_is_refused(value: Any) -> None:
         ("optimiser.lr", [-1, float("nan"), float("inf"), "x", True]),
     ],
 )
-def test_numbers_out_of_range_are_refused_before_torch_is_loaded(key: str, values: list[Any]) -> None:
+def test_numbers_out_of_range_are_refused_early(key: str, values: list[Any]) -> None:
     for value in values:
         cfg = OmegaConf.create({})
         OmegaConf.update(cfg, key, value, force_add=True)
@@ -367,7 +364,7 @@ def test_numbers_out_of_range_are_refused_before_torch_is_loaded(key: str, value
         ImageDataModule(Digits(), 8, 0, -1)
 
 
-def test_a_record_without_room_leaves_no_part_of_itself(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_record_without_room_leaves_no_part(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path, limits = tmp_path / "metrics.jsonl", resource.getrlimit(resource.RLIMIT_FSIZE)
     append(path, {"step": 1})
     try:
@@ -381,6 +378,6 @@ def test_a_record_without_room_leaves_no_part_of_itself(tmp_path: Path, capsys: 
     assert path.read_text() == '{"step": 1}\n{"step": 3}\n'
 
 
-def test_a_defect_is_not_taken_for_a_full_disk() -> None:
+def test_defect_is_no_full_disk() -> None:
     with pytest.raises(ZeroDivisionError), dispensable(Path("x")):
         raise ZeroDivisionError

@@ -13,7 +13,7 @@ from scoreline.training.gradients import (
     Gradients,
     NotFiniteError,
     check_options,
-    kept_of,
+    moments_of,
     take_options,
     with_fast_step,
 )
@@ -26,7 +26,7 @@ def parameters(*values: list[float]) -> list[torch.nn.Parameter]:
     return made
 
 
-def test_finite_gradients_are_left_alone_and_their_norm_is_kept() -> None:
+def test_finite_gradients_are_left_alone() -> None:
     rule, given = Gradients(), parameters([3.0, 0.0], [4.0])
     rule(given)
     assert given[0].grad.tolist() == [3, 0]
@@ -34,7 +34,7 @@ def test_finite_gradients_are_left_alone_and_their_norm_is_kept() -> None:
     assert rule.bad_steps == 0
 
 
-def test_entries_that_are_not_finite_are_replaced_and_counted() -> None:
+def test_non_finite_entries_are_replaced_and_counted() -> None:
     rule, given = Gradients(), parameters([math.nan, 2.0], [math.inf, -math.inf])
     rule(given)
     assert given[0].grad.tolist() == [0, 2]
@@ -53,13 +53,13 @@ def test_clipping_is_torchs(clip: float) -> None:
         torch.testing.assert_close(a.grad, b.grad, rtol=1e-6, atol=0)
 
 
-def test_a_mended_gradient_is_clipped_to_the_norm_it_has_now() -> None:
+def test_repaired_gradient_is_clipped_by_its_new_norm() -> None:
     rule, given = Gradients(clip=1.0), parameters([math.nan, 3.0, 4.0])
     rule(given)
     torch.testing.assert_close(given[0].grad, torch.tensor([0.0, 0.6, 0.8]))
 
 
-def test_many_bad_steps_in_a_row_stop_the_training() -> None:
+def test_many_bad_steps_stop_the_training() -> None:
     rule = Gradients(patience=3)
     for _ in range(2):
         rule(parameters([math.nan]))
@@ -81,9 +81,7 @@ def as_on_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("clip", [None, 0.5, 20.0])
 @pytest.mark.parametrize("bad", [False, True])
-def test_gradients_of_a_gpu_become_what_those_of_the_cpu_become(
-    clip: float | None, bad: bool, request: pytest.FixtureRequest
-) -> None:
+def test_gpu_gradients_become_those_of_the_cpu(clip: float | None, bad: bool, request: pytest.FixtureRequest) -> None:
     values = [[3.0, math.nan if bad else 0.0], [4.0, -math.inf if bad else 1.0]]
     plain, late = parameters(*values), parameters(*values)
     rules = Gradients(clip), Gradients(clip)
@@ -152,11 +150,11 @@ def test_divided_weights_take_foreach() -> None:
     "make",
     [partial(torch.optim.Adam, foreach=False), partial(torch.optim.Adam, fused=False), partial(torch.optim.SparseAdam)],
 )
-def test_a_given_switch_and_an_optimiser_without_one_stay(make: partial) -> None:
+def test_chosen_kernels_stay(make: partial) -> None:
     assert with_fast_step(make, GPU, "32-true") is make
 
 
-def test_a_foreach_step_on_the_cpu_has_the_bits_of_a_plain_one() -> None:
+def test_foreach_step_equals_a_plain_one_in_bits() -> None:
     plain, fast = weights(), weights()
     make = partial(torch.optim.Adam, lr=1e-2, betas=(0.9, 0.99))
     optimisers = make(plain), with_fast_step(make, CPU, "32-true")(fast)
@@ -170,7 +168,7 @@ def test_a_foreach_step_on_the_cpu_has_the_bits_of_a_plain_one() -> None:
     assert all(torch.equal(one, other) for one, other in zip(plain, fast, strict=True))
 
 
-def test_a_saved_state_goes_on_with_the_kernels_of_this_device() -> None:
+def test_saved_state_takes_kernels_of_this_device() -> None:
     """A fused step keeps its count on the device, which a state saved without it would not put there."""
     given, other = weights(), weights()
     plain, fused = torch.optim.Adam(given, lr=0.1), torch.optim.Adam(other, lr=0.1, fused=True)
@@ -190,7 +188,7 @@ def test_a_saved_state_goes_on_with_the_kernels_of_this_device() -> None:
         torch.testing.assert_close(two, one, rtol=0, atol=1e-6)
 
 
-def test_options_are_the_new_ones_and_moments_the_saved_ones() -> None:
+def test_resumed_optimiser_has_new_options_and_saved_moments() -> None:
     former, own = torch.optim.Adam(weights(), lr=0.1), torch.optim.Adam(weights(), lr=0.02, betas=(0.8, 0.9))
     for parameter in former.param_groups[0]["params"]:
         parameter.grad = torch.ones_like(parameter)
@@ -222,9 +220,9 @@ def test_options_that_are_refused_are_named(kind: type, given: dict[str, object]
         check_options(partial(kind, **given), weights())
 
 
-def test_what_an_optimiser_keeps_is_told_by_a_step() -> None:
-    assert kept_of(partial(torch.optim.Adam, lr=0.1)) == {"step", "exp_avg", "exp_avg_sq"}
-    assert kept_of(partial(torch.optim.Adam, amsgrad=True)) == {"step", "exp_avg", "exp_avg_sq", "max_exp_avg_sq"}
-    assert kept_of(partial(torch.optim.SGD, lr=0.1)) == set()
-    assert kept_of(partial(torch.optim.SGD, lr=0.1, momentum=0.9)) == {"momentum_buffer"}
-    assert kept_of(partial(torch.optim.Adam, capturable=True)) is None
+def test_moments_are_named_by_a_step() -> None:
+    assert moments_of(partial(torch.optim.Adam, lr=0.1)) == {"step", "exp_avg", "exp_avg_sq"}
+    assert moments_of(partial(torch.optim.Adam, amsgrad=True)) == {"step", "exp_avg", "exp_avg_sq", "max_exp_avg_sq"}
+    assert moments_of(partial(torch.optim.SGD, lr=0.1)) == set()
+    assert moments_of(partial(torch.optim.SGD, lr=0.1, momentum=0.9)) == {"momentum_buffer"}
+    assert moments_of(partial(torch.optim.Adam, capturable=True)) is None

@@ -2,15 +2,13 @@
 
 from pathlib import Path
 
-import forks
 import numpy as np
 import pytest
 from PIL import Image
+from runs import script
 
-import scoreline
 from scoreline.checkpoints import load_model
 
-ROOT = Path(scoreline.__file__).parents[2]
 BRIEF = ("duration_kimg=0.064", "batch_size=32", "preview_kimg=1", "fixed_loss_kimg=1", "model.network.width=8")
 
 
@@ -23,17 +21,10 @@ def pictures(tmp_path: Path) -> Path:
     return folder
 
 
-def trained(words: list[str], folder: Path) -> tuple[int, str]:
-    """Exit code of train.py in a folder, and everything it prints."""
-    (child,) = forks.start(str(ROOT / "train.py"), folder, *BRIEF, *words)
-    return forks.ended(child), (folder / "said-0").read_text()
-
-
 def test_two_directories_hold_the_same_bytes(tmp_path: Path, pictures: Path) -> None:
     words = ["dataset=image_folder", f"dataset.path={pictures}", "model.network.num_classes=0", "trainer=cpu"]
     for name in ("a", "b"):
-        code, printed = trained([*words, f"hydra.run.dir={name}"], tmp_path)
-        assert code == 0, printed
+        script("train.py", tmp_path, *BRIEF, *words, f"hydra.run.dir={name}")
     a, b = (tmp_path / name / "model.safetensors" for name in ("a", "b"))
     assert a.read_bytes() == b.read_bytes()
     command = load_model(a).card.training["command"]
@@ -43,11 +34,11 @@ def test_two_directories_hold_the_same_bytes(tmp_path: Path, pictures: Path) -> 
 
 
 def test_a_directory_of_another_run_is_left_alone(tmp_path: Path) -> None:
-    assert trained(["seed=0", "hydra.run.dir=a"], tmp_path)[0] == 0
+    script("train.py", tmp_path, *BRIEF, "seed=0", "hydra.run.dir=a")
     before = {path: path.read_bytes() for path in (tmp_path / "a").rglob("*") if path.is_file()}
     state = next((tmp_path / "a" / "checkpoints").glob("*.ckpt"))
     for words in (["seed=1"], ["seed=0", f"resume={state}"]):
-        code, printed = trained([*words, "hydra.run.dir=a"], tmp_path)
-        assert (code, len(printed.splitlines())) == (2, 1), printed
-        assert "hydra.run.dir=a: " in printed
+        output = script("train.py", tmp_path, *BRIEF, *words, "hydra.run.dir=a", code=2)
+        assert len(output.splitlines()) == 1
+        assert "hydra.run.dir=a: " in output
         assert {path: path.read_bytes() for path in (tmp_path / "a").rglob("*") if path.is_file()} == before

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from scoreline.training.levels import EDGES, NAMES, LossSums, described
+from scoreline.training.levels import EDGES, NAMES, LossSums, loss_summary
 
 
 def test_losses_by_level_are_means_with_their_error() -> None:
@@ -13,7 +13,7 @@ def test_losses_by_level_are_means_with_their_error() -> None:
     sums = LossSums(torch.device("cpu"))
     for part in range(5):
         sums.add(losses[part::5], levels[part::5])
-    found = described(sums.sums, "fixed_")
+    found = loss_summary(sums.sums, "fixed_")
     assert found["fixed_images"] == 500
     assert found["fixed_loss"] == pytest.approx(float(losses.mean()))
     assert found["fixed_loss_error"] == pytest.approx(float(losses.std()) / 500**0.5)
@@ -23,10 +23,10 @@ def test_losses_by_level_are_means_with_their_error() -> None:
         assert found["fixed_loss_bins"][name] == pytest.approx(float(losses[inside].mean()))
 
 
-def test_one_loss_has_no_error_and_empty_levels_no_mean() -> None:
+def test_one_loss_has_no_error() -> None:
     sums = LossSums(torch.device("cpu"))
     sums.add(torch.tensor([2.0]), torch.tensor([0.5]))
-    found = described(sums.sums)
+    found = loss_summary(sums.sums)
     assert found["loss"] == 2
     assert found["loss_error"] is None
     assert found["loss_bins"] == {"0.3-1": 2.0}

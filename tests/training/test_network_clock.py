@@ -43,7 +43,7 @@ def test_time_within_counts_until_it_is_taken(monkeypatch: pytest.MonkeyPatch) -
     assert clock.take() == 0
 
 
-def test_calls_of_the_network_count_and_the_rest_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_network_calls_count_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
     clock, ticks = NetworkClock(), Ticks()
     monkeypatch.setattr(network_clock, "time", ticks)
     denoiser = Denoiser(Slow(), VarianceExploding())
@@ -81,7 +81,7 @@ class Event:
         raise AssertionError("nothing may wait")
 
 
-def test_events_of_a_gpu_are_read_when_they_have_passed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gpu_events_are_read_once_passed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "Event", Event)
     clock = NetworkClock()
     for _ in range(3):

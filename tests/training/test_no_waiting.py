@@ -106,7 +106,7 @@ def test_what_an_online_schedule_measures(model: str) -> None:
     assert (costs.device, tuple(costs.shape), made.found) == (META, (4,), [])
 
 
-def test_a_batch_takes_one_copy_that_nobody_waits_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_batch_takes_one_asynchronous_copy(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of the rows to pick, by way of `moved`."""
     data = DeviceData(ArrayDataset("zeros", torch.zeros(9, 1, 2, 2, dtype=torch.uint8)))
     data.read([0], META)

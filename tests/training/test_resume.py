@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 import torch
 from bounded import refusal
-from runs import assert_same_run, begun, records, state, train, wait_for
+from runs import assert_same_run, records, start, state, train, wait_for
 from safetensors.torch import load_file
 
 from scoreline.checkpoints import load_model
 from scoreline.errors import InputError
-from scoreline.training.checkpoint import list_checkpoints, loadable
 from scoreline.training.resume import Start, resume_from
+from scoreline.training.training_state import list_checkpoints, loadable
 
 
 @pytest.fixture(scope="module")
@@ -47,16 +47,15 @@ def test_another_seed_is_another_run(uninterrupted: Path) -> None:
     assert any(not torch.equal(value, load_file(uninterrupted / "model.safetensors")[k]) for k, value in first.items())
 
 
-def test_kill_9_leaves_loadable_files_and_the_same_end(uninterrupted: Path) -> None:
+def test_kill_9_leaves_loadable_files(uninterrupted: Path) -> None:
     """Killed at three moments, once at least after a checkpoint was written; every file found is whole."""
     out, choose = uninterrupted.parent / "killed", random.Random(0)
     for attempt in range(3):
         before = list_checkpoints(out)[:1]
-        process = begun(out, "duration_kimg=3.2")
+        process = start(out, "duration_kimg=3.2")
         wait_for(lambda first=not attempt, before=before: first or list_checkpoints(out)[:1] != before, process)
-        time.sleep(choose.uniform(0, 0.3) if attempt else choose.uniform(2, 6))
-        process.kill()
-        process.communicate()
+        time.sleep(choose.uniform(0, 0.3) if attempt else choose.uniform(0.5, 2))
+        process.end(signal.SIGKILL)
         assert all(loadable(path) for path in list_checkpoints(out))
         if (out / "model.safetensors").exists():
             load_model(out / "model.safetensors")
@@ -65,7 +64,7 @@ def test_kill_9_leaves_loadable_files_and_the_same_end(uninterrupted: Path) -> N
     assert_same_run(uninterrupted, out)
 
 
-def test_a_damaged_last_checkpoint_falls_back_to_the_one_before(
+def test_damaged_checkpoint_falls_back_to_the_former(
     tmp_path: Path, uninterrupted: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     newest, former = list_checkpoints(uninterrupted)
@@ -82,43 +81,43 @@ def test_a_damaged_last_checkpoint_falls_back_to_the_one_before(
         resume_from(tmp_path, "never", 32)
     assert resume_from(tmp_path / "empty", "auto", 32) == resume_from(tmp_path / "empty", "never", 32) == Start()
     (root / former.name).write_bytes(b"")
-    with pytest.raises(InputError, match="none of its checkpoints can be read"):
+    with pytest.raises(InputError, match="no checkpoint can be read"):
         resume_from(tmp_path, "auto", 32)
 
 
-@pytest.mark.parametrize("told", [signal.SIGTERM, signal.SIGUSR1])
-def test_a_signal_ends_the_step_saves_and_asks_for_another_start(uninterrupted: Path, told: signal.Signals) -> None:
-    out = uninterrupted.parent / told.name
-    process = begun(out, "duration_kimg=3.2", "checkpoint_kimg=1000")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_signal_saves_the_state_and_stops(uninterrupted: Path, number: signal.Signals) -> None:
+    out = uninterrupted.parent / number.name
+    process = start(out, "duration_kimg=3.2", "checkpoint_kimg=1000")
     wait_for(lambda: (out / "metrics.jsonl").exists(), process)
-    process.send_signal(told)
-    said, errors = process.communicate(timeout=100)
-    assert process.returncode == 75, errors
+    code, output = process.end(number)
+    assert code == 75, output
     stopped = state(out)["global_step"]
     assert 10 <= stopped < 100
-    assert f"{told.name}: stopped at {stopped * 32 / 1000:g} kimg, state saved" in said
-    assert "Traceback" not in errors
+    assert f"{number.name}: stopped at {stopped * 32 / 1000:g} kimg, state saved" in output
+    assert "Traceback" not in output
     train(out, "duration_kimg=3.2")
     assert_same_run(uninterrupted, out)
 
 
-def test_a_full_disk_keeps_the_checkpoint_before_and_training_goes_on(uninterrupted: Path) -> None:
+def test_full_disk_keeps_the_checkpoint_before(uninterrupted: Path) -> None:
     """The system refuses to write files as large as a checkpoint: every write fails half-way."""
     out = uninterrupted.parent / "full"
     train(out, "duration_kimg=0.64")
     kept = {path: path.read_bytes() for path in [*list_checkpoints(out), out / "model.safetensors"]}
     room = min(map(len, kept.values())) // 2
 
-    def no_room() -> None:
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (room, room))
-
-    process = begun(out, "duration_kimg=3.2", preexec_fn=no_room)
-    _, errors = process.communicate(timeout=200)
-    assert process.returncode == 2, errors
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, limits[1]))  # which the child inherits
+    try:
+        process = start(out, "duration_kimg=3.2")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    code, errors = process.end()
+    assert code == 2, errors
     assert errors.count("not written") >= 4
     assert "train.py: checkpoint: the last one could not be written" in errors
-    assert "it goes on from 0000000640.ckpt" in errors
+    assert "it continues from 0000000640.ckpt" in errors
     assert "Traceback" not in errors
     assert records(out)[-1]["step"] == 100
     assert {path: path.read_bytes() for path in [*list_checkpoints(out), out / "model.safetensors"]} == kept
@@ -127,17 +126,16 @@ def test_a_full_disk_keeps_the_checkpoint_before_and_training_goes_on(uninterrup
     assert_same_run(uninterrupted, out)
 
 
-def test_gradients_that_stay_infinite_stop_the_run_with_its_state(tmp_path: Path) -> None:
+def test_infinite_gradients_stop_with_a_saved_state(tmp_path: Path) -> None:
     out = tmp_path / "bad"
-    done = train(out, "duration_kimg=0.64", "loss_scale=1e40", "gradients.patience=3", code=2)
-    assert "train.py: gradients.patience=3: gradients were not finite in as many steps in a row" in done.stderr
-    assert "Traceback" not in done.stderr
+    output = train(out, "duration_kimg=0.64", "loss_scale=1e40", "gradients.patience=3", code=2)
+    assert "train.py: gradients.patience=3: " in output
     assert state(out)["global_step"] == 2
     assert state(out)["gradients"] == {"bad_steps": 3, "in_a_row": 3}
     load_model(out / "model.safetensors")
 
 
-def test_a_checkpoint_that_would_run_code_is_not_loaded(tmp_path: Path) -> None:
+def test_checkpoint_that_runs_code_is_refused(tmp_path: Path) -> None:
     class Evil:
         def __reduce__(self):
             return (os.system, (f"touch {tmp_path / 'marker'}",))
@@ -148,7 +146,7 @@ def test_a_checkpoint_that_would_run_code_is_not_loaded(tmp_path: Path) -> None:
     assert not (tmp_path / "marker").exists()
 
 
-def test_a_checkpoint_that_unpacks_to_much_is_not_unpacked(tmp_path: Path) -> None:
+def test_checkpoint_that_unpacks_to_much_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "bomb.ckpt"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         with archive.open("archive/data.pkl", "w") as file:
@@ -164,7 +162,7 @@ def test_a_checkpoint_that_unpacks_to_much_is_not_unpacked(tmp_path: Path) -> No
     assert refusal(resume, room=2**26) == "not loadable"
 
 
-def test_a_checkpoint_whose_keys_take_forever_is_not_loaded(tmp_path: Path) -> None:
+def test_checkpoint_with_endless_keys_is_refused(tmp_path: Path) -> None:
     nested: object = ()
     for _ in range(60):
         nested = (nested, nested)

@@ -112,7 +112,7 @@ def test_ranks_share_no_noise_and_steps_neither(dataset: ArrayDataset) -> None:
     assert not torch.isin(later.u, torch.cat([share.u for share in shares])).any()
 
 
-def test_the_source_is_the_very_tensor_that_is_noised(dataset: ArrayDataset) -> None:
+def test_source_is_the_tensor_that_is_noised(dataset: ArrayDataset) -> None:
     """Augmented anew, the source would lose its weight at small noise."""
     for target in TARGETS[1:]:
         for world in (1, 2):
@@ -154,7 +154,7 @@ def test_targets_see_only_references_that_they_may(dataset: ArrayDataset) -> Non
     assert several > 3
 
 
-def test_labels_are_dropped_for_the_share_that_the_network_names(dataset: ArrayDataset) -> None:
+def test_label_dropout_is_the_networks_share(dataset: ArrayDataset) -> None:
     module = module_of(dataset, Denoising())
     batch = examples_of(module, dataset, 0, 1)
     truth = dataset.read(EndlessBatches(200, SIZE, 3).at(STEP))[1]
@@ -190,7 +190,7 @@ def test_every_image_is_drawn_as_often(dataset: ArrayDataset) -> None:
     assert 120 < chi_squared < 290  # 199 degrees of freedom, four standard deviations
 
 
-def test_processes_have_references_of_their_own_in_the_released_scope(dataset: ArrayDataset) -> None:
+def test_processes_have_own_references_in_released_scope(dataset: ArrayDataset) -> None:
     references = References(DeviceData(dataset), StableTarget(40, scope="process"), SIZE, seed=3)
     first, second = (references.draw(STEP, rank, 2, torch.device("cpu")) for rank in (0, 1))
     batch = EndlessBatches(len(dataset), SIZE, 3).at(STEP)
@@ -200,7 +200,7 @@ def test_processes_have_references_of_their_own_in_the_released_scope(dataset: A
     assert not torch.equal(first.images[12:], second.images[12:])
 
 
-def test_data_that_do_not_fit_are_read_step_by_step(dataset: ArrayDataset) -> None:
+def test_large_data_are_read_step_by_step(dataset: ArrayDataset) -> None:
     kept, read = (References(DeviceData(dataset, limit), StableTarget(40), SIZE, 3) for limit in (4096, 0.001))
     assert kept.data.fits
     assert not read.data.fits

@@ -1,80 +1,42 @@
 import itertools
 import json
-import logging
 from collections import Counter
 from itertools import islice
 from pathlib import Path
 
 import pytest
 import torch
-from lightning import Trainer
+from runs import tiny_fit, tiny_module
 
-from scoreline.checkpoints import Card, load_model
-from scoreline.datasets.digits import Digits
+from scoreline.checkpoints import load_model
 from scoreline.denoiser import Denoiser
 from scoreline.errors import InputError
-from scoreline.networks.unet import UNet
 from scoreline.objective import Batch, DenoisingObjective, EDMWeight, InverseVariance
-from scoreline.parameterisations import EDMPreconditioning, NoisePrediction
+from scoreline.parameterisations import EDMPreconditioning
 from scoreline.schedules.densities import LogNormal, UniformTime
 from scoreline.schedules.vp import LinearVP
 from scoreline.targets import Denoising
-from scoreline.training.checkpoint import AtomicCheckpointIO, Checkpointing
-from scoreline.training.data import EndlessBatches, ImageDataModule
+from scoreline.training.data import EndlessBatches
 from scoreline.training.ema_callback import EMACallback
 from scoreline.training.fixed_loss import FixedLoss
 from scoreline.training.module import DiffusionModule, step_key
 from scoreline.training.preemption import Preemption
 from scoreline.training.preview import Preview
-from scoreline.training.progress import TrainingProgress, keep_until
+from scoreline.training.training_log import TrainingProgress, keep_until
+from scoreline.training.training_state import Checkpointing
 
 VP = LinearVP()
-SPEC = {"_target_": "scoreline.schedules.vp.LinearVP"}
-
-
-def module(label: bool = False) -> DiffusionModule:
-    torch.manual_seed(0)
-    classes = 10 if label else 0
-    network = UNet(1, 8, width=8, blocks=1, num_classes=classes)
-    model = {
-        "network": {
-            **{"_target_": "scoreline.networks.unet.UNet", "channels": 1, "resolution": 8, "width": 8, "blocks": 1},
-            "num_classes": classes,
-        },
-        "noise_schedule": SPEC,
-        "parameterisation": {"_target_": "scoreline.parameterisations.NoisePrediction", "noise_schedule": SPEC},
-    }
-    objective = DenoisingObjective(UniformTime(VP), InverseVariance(), Denoising())
-    card = Card(model, (1, 8, 8), classes, {}, {})
-    denoiser = Denoiser(network, NoisePrediction(VP))
-    return DiffusionModule(denoiser, objective, lambda p: torch.optim.Adam(p, 2e-3), 32, 0.5, 0, card)
 
 
 def fit(root: Path, steps: int, it: DiffusionModule) -> list[dict]:
-    for name in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.ERROR)
     callbacks = [EMACallback(1, 0.2), TrainingProgress(steps * 0.032, 0.32), Preview(0.64), Checkpointing(0.64)]
-    callbacks += [FixedLoss(0.96, images=40), Preemption()]
-    trainer = Trainer(
-        accelerator="cpu",
-        max_steps=steps,
-        max_epochs=-1,
-        logger=False,
-        callbacks=callbacks,
-        plugins=[AtomicCheckpointIO()],
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
-        default_root_dir=root,
-    )
-    trainer.fit(it, ImageDataModule(Digits("train"), 32, seed=0))
+    tiny_fit(root, steps, it, [*callbacks, FixedLoss(0.96, images=40), Preemption()])
     return [json.loads(line) for line in (root / "metrics.jsonl").read_text().splitlines()]
 
 
 @pytest.mark.filterwarnings("ignore:.*num_workers.*", "ignore:.*does not have many workers.*")
 def test_loss_falls_and_everything_is_written(tmp_path: Path) -> None:
-    it = module(label=True)
+    it = tiny_module(batch_size=32, rampup_kimg=0.5, classes=10)
     lines = fit(tmp_path, 60, it)
     records, fixed = ([r for r in lines if key in r] for key in ("loss", "fixed_loss"))
     assert [(r["step"], r["fixed_images"]) for r in fixed] == [(30, 40), (60, 40)]
@@ -109,16 +71,16 @@ class Scarce(DenoisingObjective):
 
 
 @pytest.mark.filterwarnings("ignore:.*num_workers.*", "ignore:.*does not have many workers.*")
-def test_out_of_memory_halves_the_micro_batch_and_repeats_the_step(
+def test_out_of_memory_halves_the_micro_batch(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plain, scarce, least = module(), module(), module()
+    plain, scarce, least = (tiny_module(batch_size=32, rampup_kimg=0.5) for _ in range(3))
     for it in (scarce, least):
         it.objective = Scarce(*(getattr(it.objective, name) for name in ("density", "weight", "target")))
     fit(tmp_path / "plain", 10, plain)
     fit(tmp_path / "scarce", 10, scarce)
     assert scarce.micro_batch == 8
-    assert "out of memory with 32 images at a time; going on with micro_batch=16" in capsys.readouterr().err
+    assert "out of memory with 32 images at a time; continuing with micro_batch=16" in capsys.readouterr().err
     for one, other in zip(plain.parameters(), scarce.parameters(), strict=True):
         torch.testing.assert_close(other, one, rtol=0, atol=2e-4)
     monkeypatch.setattr(Scarce, "room", 0)

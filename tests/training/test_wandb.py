@@ -2,9 +2,9 @@
 
 import json
 import logging
+import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -24,7 +24,7 @@ from scoreline.commands import upload
 from scoreline.errors import InputError
 from scoreline.files import sha256
 from scoreline.history import history, row
-from scoreline.training.progress import keep_until
+from scoreline.training.training_log import keep_until
 from scoreline.training.wandb_run import WandbRun
 from scoreline.wandb_runs import public, run_id
 
@@ -98,68 +98,60 @@ def fit(root: Path, start: int, end: int, fail_at: int | None = None, **options:
     return logger
 
 
-def expected(root: Path) -> list[dict[str, Any]]:
-    """The rows of a directory, a picture by its content."""
-    return [{k: sha256(v) if isinstance(v, Path) else v for k, v in row.items()} for row in history(root)]
+def the_run(root: Path) -> Offline:
+    """The only W&B run of a directory, which is removed: wandb names its folders by the second."""
+    (found,) = offline_runs(root)
+    shutil.rmtree(root / "wandb")
+    return found
 
 
-def rows(run: Offline) -> list[dict[str, Any]]:
-    return [{k: v["sha256"] if isinstance(v, dict) else v for k, v in row.items()} for row in run.rows]
+def ordered(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows in order of kimg, a picture by its content."""
+    rows = [{k: sha256(v) if isinstance(v, Path) else v for k, v in row.items()} for row in rows]
+    rows = [{k: v["sha256"] if isinstance(v, dict) else v for k, v in row.items()} for row in rows]
+    return sorted(rows, key=lambda row: (row["kimg"], sorted(row)))
 
 
-def ordered(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return sorted(found, key=lambda row: (row["kimg"], sorted(row)))
-
-
-def test_a_resumed_run_keeps_its_id_and_begins_with_the_kept_history(tmp_path: Path) -> None:
+def test_resumed_run_begins_with_kept_history(tmp_path: Path) -> None:
     """Stopped after step 6, the training continues from step 4: W&B shows steps 5 and 6 once."""
     root = tmp_path / "train" / "toy"
     logger = fit(root, 0, 6, project="toys", tags=["a", "b"])
     assert wandb.run is None
-    time.sleep(1.1)  # wandb names its directories by the second
-    fit(root, 4, 8)
-    first, second = offline_runs(root)
+    first = the_run(root)
     assert (first.project, first.name, first.group, first.tags) == ("toys", "toy", "", ["a", "b"])
     assert (first.config, first.axes, first.exit_code) == ({"identity": "1234abcd"}, {"kimg": "", "*": "kimg"}, 0)
     assert first.logged("train/loss") == [(k / 2, 1 / k) for k in range(1, 7)]
-    assert [(kimg, image["caption"]) for kimg, image in first.logged("previews")] == [
-        (k, f"{k:06d}kimg") for k in (1, 2, 3)
-    ]
-    assert first.id == second.id == logger.version == run_id("1234abcd", root)
-    assert not second.resume, "sending replaces the former run"
-    assert [kimg for kimg, _ in second.logged("train/loss")] == [k / 2 for k in range(1, 9)]
-    assert ordered(rows(second)) == ordered(expected(root))
+    captions = [(kimg, image["caption"]) for kimg, image in first.logged("previews")]
+    assert captions == [(k, f"{k:06d}kimg") for k in (1, 2, 3)]
+    for start in (4, 8):
+        fit(root, start, 8)
+        again = the_run(root)
+        assert first.id == again.id == logger.version == run_id("1234abcd", root)
+        assert (again.resume, again.exit_code) == (False, 0), "sending replaces the former run"
+        assert [kimg for kimg, _ in again.logged("train/loss")] == [k / 2 for k in range(1, 9)]
+        assert ordered(again.rows) == ordered(history(root))
 
 
-def test_a_finished_run_started_again_has_its_whole_history(tmp_path: Path) -> None:
-    fit(tmp_path / "a", 0, 3)
-    time.sleep(1.1)
-    fit(tmp_path / "a", 3, 3)
-    first, second = offline_runs(tmp_path / "a")
-    assert rows(first) == rows(second) == expected(tmp_path / "a")
-    assert second.exit_code == 0
-
-
-def test_a_failure_ends_the_run_as_failed_and_stays_the_error(tmp_path: Path) -> None:
+def test_failure_ends_the_run_as_failed(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="out of memory"):
-        fit(tmp_path / "a", 0, 6, fail_at=4)
-    (run,) = offline_runs(tmp_path / "a")
+        fit(tmp_path, 0, 6, fail_at=4)
     assert wandb.run is None
+    run = the_run(tmp_path)
     assert run.exit_code == 1
     assert [kimg for kimg, _ in run.logged("train/loss")] == [0.5, 1, 1.5]
 
 
 def test_other_processes_write_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rank_zero_only, "rank", 1)
-    begun: list[Any] = []
-    monkeypatch.setattr(wandb, "init", begun.append)
+    starts: list[Any] = []
+    monkeypatch.setattr(wandb, "init", starts.append)
     logger = WandbRun(str(tmp_path / "a"), "1234abcd")
     logger.experiment.log({"a": 1})
     logger.log_metrics({"kimg": 1, "train/loss": 2})
     logger.log_picture(picture(tmp_path, 1))
     logger.log_hyperparams({"a": 1})
     logger.finalize("success")
-    assert not begun
+    assert not starts
     assert not (tmp_path / "a").exists()
 
 
@@ -176,7 +168,7 @@ class Fake(SimpleNamespace):
 
 
 @pytest.mark.parametrize(("start", "known", "sent"), [(1, 1.0, [3, 4]), (3, 0.5, [2, 3, 4])])
-def test_a_resumed_online_run_gets_once_what_it_lacks(
+def test_resumed_online_run_gets_what_it_lacks(
     start: int, known: float, sent: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The directory holds steps 1 to 3. W&B is ahead of the state that continues, or a kill cost it its last rows."""
@@ -193,36 +185,32 @@ def test_a_resumed_online_run_gets_once_what_it_lacks(
     assert fake.exit_code == 0
 
 
-def test_a_training_without_an_account_gets_one_warning(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    fit(tmp_path, 0, 3, offline=False)
-    err = capsys.readouterr().err
-    assert err.count("logger=wandb: ") == 1
-    assert all(word in err for word in ("API key", "wandb login", f"scoreline upload {tmp_path}"))
-    assert len(history(tmp_path)) == 4
-    assert not list(tmp_path.glob("wandb/*run-*"))
-
-
-def test_an_error_while_training_is_one_warning(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("offline", [False, True], ids=["no_account", "full_disk"])
+def test_error_of_wandb_is_one_warning(
+    offline: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def full(*_: Any, **__: Any) -> None:
         raise OSError("No space left on device")
 
     monkeypatch.setattr(wandb, "Image", full)
-    fit(tmp_path, 0, 4)
-    assert capsys.readouterr().err.count("logger=wandb: ") == 1
+    fit(tmp_path, 0, 4, offline=offline)
+    err = capsys.readouterr().err
+    assert err.count("logger=wandb: ") == 1
+    assert f"scoreline upload {tmp_path}" in err
+    assert offline or ("API key" in err and "wandb login" in err)
     assert len(history(tmp_path)) == 6
+    assert offline or not list(tmp_path.glob("wandb/*run-*"))
 
 
-def test_the_environment_may_keep_a_run_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_environment_may_keep_a_run_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_MODE", "offline")
     fit(tmp_path, 0, 1, offline=False)
-    (run,) = offline_runs(tmp_path)
+    run = the_run(tmp_path)
     assert not run.resume
     assert run.logged("train/loss") == [(0.5, 1)]
 
 
-def test_a_missing_package_or_a_bad_id_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_package_and_bad_id_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(InputError, match="id=a/b"):
         WandbRun(str(tmp_path), "1234abcd", id="a/b")
     assert WandbRun(str(tmp_path), "1234abcd", id="mine").version == "mine"
@@ -231,20 +219,20 @@ def test_a_missing_package_or_a_bad_id_is_refused(tmp_path: Path, monkeypatch: p
         WandbRun(str(tmp_path), "1234abcd")
 
 
-def test_ids_follow_identity_and_the_last_two_folders() -> None:
+def test_ids_follow_identity_and_two_folders() -> None:
     assert run_id("1234abcd", Path("/x/train/toy-1234abcd")) == "7bf5817a831b9576"
     assert run_id("a", Path("/x/train/n")) == run_id("a", Path("/elsewhere/train/n"))
     others = [("a", "/x/train/n"), ("b", "/x/train/n"), ("a", "/x/train/m"), ("a", "/x/other/n")]
     assert len({run_id(identity, Path(directory)) for identity, directory in others}) == 4
 
 
-def test_a_public_config_has_no_folders_of_this_machine() -> None:
+def test_public_config_has_no_folders() -> None:
     config = {"seed": 3, "data": {"path": "/a/pictures.zip", "mirror": False}, "logger": {"save_dir": "/a"}}
     assert public(config) == {"seed": 3, "data": {"path": "pictures.zip", "mirror": False}}
     assert public({"a": ["/tmp/b", {"c": "d/e"}], "x": None}) == {"a": ["b", {"c": "d/e"}], "x": None}
 
 
-def test_a_sweep_in_one_process_uploads_as_the_same_runs(tmp_path: Path) -> None:
+def test_live_sweep_and_its_upload_agree(tmp_path: Path) -> None:
     small = ["model.network.width=8", "batch_size=16", "lr_rampup_kimg=0.1", "log_kimg=0.16", "preview_kimg=0.32"]
     command = [sys.executable, str(ROOT / "train.py"), "-m", "logger=wandb", "seed=0,1", "duration_kimg=0.48", *small]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=200)
@@ -252,13 +240,14 @@ def test_a_sweep_in_one_process_uploads_as_the_same_runs(tmp_path: Path) -> None
     assert "wandb:" not in done.stderr
     (sweep,) = tmp_path.glob("multirun/*")
     cells = upload.runs(sweep)
+    runs = [the_run(cell) for cell in cells]
     upload.main([str(sweep), "offline=true"])
-    for cell in cells:
-        live, uploaded = offline_runs(cell)
+    for cell, live in zip(cells, runs, strict=True):
+        uploaded = the_run(cell)
         assert (live.name, live.group, live.exit_code) == (cell.name, sweep.name, 0)
         assert [kimg for kimg, _ in live.logged("train/lr")] == pytest.approx([0.16, 0.32, 0.48])
         assert [image["caption"] for _, image in live.logged("previews")] == ["000000kimg"]
         for name in ("id", "config", "name", "group", "project", "exit_code"):
             assert getattr(uploaded, name) == getattr(live, name)
-        assert ordered(rows(live)) == ordered(rows(uploaded)) == ordered(expected(cell))
-    assert len({run.id for cell in cells for run in offline_runs(cell)}) == 2
+        assert ordered(live.rows) == ordered(uploaded.rows) == ordered(history(cell))
+    assert len({run.id for run in runs}) == 2

@@ -1,4 +1,4 @@
-"""Derivatives of where a run ends by its table, backwards through the run, one network call at a time."""
+"""The adjoint method: derivatives of a run's end by its tableau, backwards through the run, one call at a time."""
 
 from typing import NamedTuple
 
@@ -10,7 +10,7 @@ from scoreline.solvers.tableau import Tableau
 
 
 class Slope(NamedTuple):
-    """Sum over a batch of the RMS distances, and its derivatives by the levels (K + 1,) and weights (K, K)."""
+    """The sum over a batch of the RMS distances, and its derivatives by the levels (K + 1,) and weights (K, K)."""
 
     distance: float
     rho: Tensor
@@ -18,18 +18,17 @@ class Slope(NamedTuple):
 
 
 def slope(eps: LevelEps, x: Tensor, end: Tensor, table: Tableau) -> Slope:
-    """sum_b sqrt(mean (x_K - end)^2) and its derivatives, for a table with x_{k+1} = x_k + sum_j N_kj eps_j.
+    """Compute sum_b sqrt(mean (x_K - end)^2) and its derivatives, for x_{k+1} = x_k + sum_j N_kj eps_j.
 
     With l_k = dL / d x_k: dL / dN_kj = <l_{k+1}, eps_j>, m_j = sum_{k >= j} N_kj l_{k+1},
     l_j = l_{j+1} + (d eps_j / d x)^T m_j and dL / d rho_j = <m_j, d eps_j / d rho>. The run keeps K states and K
-    estimates; each call is made again where its derivatives are needed, so what a network keeps for its own derivatives
-    is that of one call.
+    estimates; each call is repeated for its derivatives, so only one call's activations are in memory.
 
     Args:
-        eps: differentiable in both.
-        x: (B, *) at the first level.
-        end: (B, *), where the fine run takes x.
-        table: with one row a call; its levels and weights are constants here.
+        eps: differentiable in both arguments.
+        x: noise (B, *) at the first level.
+        end: the end (B, *) of the fine run.
+        table: a tableau with one row a call (`Tableau.unrolled`).
 
     Source: Chen et al. (2018), Neural Ordinary Differential Equations, arXiv:1806.07366, in its discrete form.
     """
@@ -40,11 +39,11 @@ def slope(eps: LevelEps, x: Tensor, end: Tensor, table: Tableau) -> Slope:
     left = residual / (size.clamp(min=torch.finfo(size.dtype).tiny) * residual[0].numel()).reshape(-1, *_ones(x))
     carried = torch.zeros(K, *x.shape, dtype=x.dtype, device=x.device)  # m_j, as far as it is known
     by_rho, by_N = torch.zeros(K + 1, dtype=torch.float64), torch.zeros(K, K, dtype=torch.float64)
-    for k in range(K - 1, -1, -1):
+    for k in range(K - 1, -1, -1):  # `left` is l_{k+1}
         for j in range(k + 1):
             by_N[k, j] = float((left * estimates[j]).sum(dtype=torch.float64))
             carried[j] += float(N[k, j]) * left
-        by_x, by_level = _pulled_back(eps, states[k], rho[k], carried[k])
+        by_x, by_level = _vector_jacobian(eps, states[k], rho[k], carried[k])
         by_rho[k], left = by_level, left + by_x
     return Slope(float(size.double().sum()), by_rho, by_N)
 
@@ -60,7 +59,8 @@ def _run(eps: LevelEps, x: Tensor, rho: Tensor, N: Tensor) -> tuple[list[Tensor]
     return states, estimates
 
 
-def _pulled_back(eps: LevelEps, x: Tensor, rho: Tensor, m: Tensor) -> tuple[Tensor, float]:
+def _vector_jacobian(eps: LevelEps, x: Tensor, rho: Tensor, m: Tensor) -> tuple[Tensor, float]:
+    """Return (d eps / d x)^T m and <m, d eps / d rho>."""
     with torch.enable_grad():
         x, level = x.detach().requires_grad_(), rho.detach().to(x.device).requires_grad_()
         by_x, by_level = torch.autograd.grad(eps(x, level.expand(len(x))), (x, level), m, materialize_grads=True)

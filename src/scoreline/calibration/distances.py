@@ -1,4 +1,4 @@
-"""How far runs end from a fine one that started with the same noise."""
+"""Distances between the end of a run and that of a fine run from the same noise."""
 
 from dataclasses import dataclass, replace
 
@@ -13,29 +13,29 @@ from scoreline.solvers.tableau import Tableau
 
 @dataclass(frozen=True)
 class Ends:
-    """Where the subject's run ends for each seed.
+    """The end of the subject's run for each seed.
 
     Attributes:
         noisy: samples at the last noise level, (n, C, H, W) float32 on the CPU.
-        clean: E[x_0 | sample], with which runs that end at rho = 0 are compared.
+        clean: E[x_0 | sample], for comparison with runs that end at rho = 0.
     """
 
     noisy: Tensor
     clean: Tensor
 
     def first(self, count: int) -> "Ends":
-        """Those of the first seeds."""
+        """Return the ends of the first seeds."""
         return Ends(self.noisy[:count], self.clean[:count])
 
     def of(self, run: Tableau) -> Tensor:
-        """The ones at the level where a run ends."""
+        """Return the ends at the level where a run ends."""
         return self.clean if float(run.rho[-1]) == 0 else self.noisy
 
 
 def fine_ends(subject: Subject, progress: Progress = lambda images: None) -> Ends:
-    """Ends of the subject's own run."""
+    """Run the subject's own, fine run and return its ends."""
     noisy, clean = [], []
-    for batch, part in zip(subject.drawn(subject.run, progress, whole=True), subject.batches(), strict=True):
+    for batch, part in zip(subject.samples(subject.run, progress, whole=True), subject.batches(), strict=True):
         noisy.append(batch.x.cpu())
         clean.append(_denoised(subject, batch.x, part.label).cpu())
     return Ends(torch.cat(noisy), torch.cat(clean))
@@ -48,19 +48,27 @@ def _denoised(subject: Subject, x: Tensor, label: Tensor | None) -> Tensor:
 
 
 def distances(subject: Subject, run: Tableau, ends: Ends) -> Tensor:
-    """sqrt(mean over channels and pixels of (x - x_fine)^2) for every image, (n,) float64; infinite if it diverged."""
-    found = []
+    """Return the RMS distance, sqrt(mean over channels and pixels of (x - x_fine)^2), of every image.
+
+    Args:
+        subject: the model and its seeds.
+        run: the tableau to measure.
+        ends: of the fine run.
+
+    Returns:
+        (n,) float64; infinite for all if a sample is not finite.
+    """
+    each = []
+    batches = zip(subject.samples(run, whole=True), torch.split(ends.of(run), subject.batch_size), strict=True)
     try:
-        for batch, end in zip(
-            subject.drawn(run, whole=True), torch.split(ends.of(run), subject.batch_size), strict=True
-        ):
-            found.append((batch.x.cpu().double() - end).flatten(1).square().mean(1).sqrt())
+        for batch, end in batches:
+            each.append((batch.x.cpu().double() - end).flatten(1).square().mean(1).sqrt())
     except NotFiniteError:
         return torch.full((len(subject.seeds),), torch.inf, dtype=torch.float64)
-    return torch.cat(found)
+    return torch.cat(each)
 
 
 def first_images(subject: Subject, count: int) -> Subject:
-    """The same with its first seeds only."""
+    """Return the subject with its first seeds only."""
     labels = None if subject.labels is None else subject.labels[:count]
     return replace(subject, seeds=subject.seeds[:count], labels=labels)

@@ -1,4 +1,4 @@
-"""Seeds to learn a table from, and seeds held out."""
+"""The split of a subject's seeds: some train a learned tableau, the others are held out."""
 
 from dataclasses import replace
 from typing import NamedTuple
@@ -6,7 +6,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from scoreline import noise
 from scoreline.calibration.distances import Ends, distances
 from scoreline.calibration.linearisation import LevelEps
 from scoreline.calibration.neighbourhood import Neighbourhood
@@ -14,61 +13,57 @@ from scoreline.calibration.subject import Part, Subject
 from scoreline.solvers.tableau import Tableau
 
 HELD_OUT = 3
-"""Every third seed is held out: it stops the descent and chooses the table, and never makes a step."""
+"""Every third seed is held out: it stops the descent and chooses the tableau, and never makes a step."""
 
 
-class Learned(NamedTuple):
-    """A table and its mean distance on the seeds held out."""
+class Trial(NamedTuple):
+    """A tableau and its mean distance on the seeds held out."""
 
     table: Tableau
     held_out: float
 
 
-class Half(NamedTuple):
-    """Seeds of one kind, and where the fine run ends for them."""
+class SeedGroup(NamedTuple):
+    """Some of a subject's seeds, and where the fine run ends for them."""
 
     subject: Subject
     ends: Ends
 
     def distances(self, table: Tableau) -> Tensor:
-        """From the fine run, for every seed; (n,) float64."""
+        """Return the distance of every seed's image from that of the fine run, (n,) float64."""
         return distances(self.subject, table, self.ends)
 
     def mean(self, table: Tableau) -> float:
-        """Mean distance over the seeds."""
+        """Return the mean distance over the seeds."""
         return float(self.distances(table).mean())
 
     def distances_near(self, near: Neighbourhood, theta: Tensor) -> Tensor:
-        """`distances` of the table at theta; infinite if there is none."""
+        """Return `distances` of the tableau at theta; infinite if there is none."""
         try:
             table = near(theta)
         except ValueError:  # levels or weights that overflow
             return torch.full((len(self.subject.seeds),), torch.inf, dtype=torch.float64)
         return self.distances(table)
 
-    def selected(self, chosen: Tensor) -> "Half":
-        """The seeds with these numbers."""
-        labels = None if self.subject.labels is None else self.subject.labels[chosen]
-        seeds = [self.subject.seeds[number] for number in chosen.tolist()]
-        ends = Ends(self.ends.noisy[chosen], self.ends.clean[chosen])
-        return Half(replace(self.subject, seeds=seeds, labels=labels), ends)
+    def select(self, numbers: Tensor) -> "SeedGroup":
+        """Return the group of the seeds with these numbers."""
+        labels = None if self.subject.labels is None else self.subject.labels[numbers]
+        seeds = [self.subject.seeds[number] for number in numbers.tolist()]
+        ends = Ends(self.ends.noisy[numbers], self.ends.clean[numbers])
+        return SeedGroup(replace(self.subject, seeds=seeds, labels=labels), ends)
 
-    def groups(self, count: int) -> list["Half"]:
-        """The seeds, `count` at a time."""
-        return [self.selected(chosen) for chosen in torch.split(torch.arange(len(self.subject.seeds)), count)]
+    def groups(self, count: int) -> list["SeedGroup"]:
+        """Return groups of `count` seeds each, the last one perhaps smaller."""
+        return [self.select(numbers) for numbers in torch.split(torch.arange(len(self.subject.seeds)), count)]
 
 
-def halves(subject: Subject, ends: Ends) -> tuple[Half, Half]:
-    """Seeds that train, and every third, which is held out."""
-    number = torch.arange(len(subject.seeds))
-    sides = (number % HELD_OUT != HELD_OUT - 1, number % HELD_OUT == HELD_OUT - 1)
-    train, held = (Half(subject, ends).selected(side.nonzero().flatten()) for side in sides)
+def split_seeds(subject: Subject, ends: Ends) -> tuple[SeedGroup, SeedGroup]:
+    """Return the seeds that train, and every third seed, which is held out."""
+    held_out = torch.arange(len(subject.seeds)) % HELD_OUT == HELD_OUT - 1
+    train, held = (SeedGroup(subject, ends).select(side.nonzero().flatten()) for side in (~held_out, held_out))
     return train, held
 
 
-def beginning(subject: Subject, part: Part) -> tuple[LevelEps, Tensor]:
-    """eps(x, rho) of the images of a part, and their noise at the first level."""
-    device = next(subject.denoiser.parameters()).device
-    label = None if part.label is None else part.label.to(device)
-    x = noise.normal(part.seeds, subject.shape, "initial").to(device) * subject.span[0]
-    return lambda x, rho: subject.denoiser.eps(x, rho, label=label), x
+def start_of(subject: Subject, part: Part) -> tuple[LevelEps, Tensor]:
+    """Return eps(x, rho) for the images of a part, and their noise at the first level."""
+    return subject.eps(part.label), subject.noise(part.seeds, "initial") * subject.span[0]

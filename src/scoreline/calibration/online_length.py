@@ -1,4 +1,4 @@
-"""Score-optimal levels that move while the score is still being learnt."""
+"""Score-optimal levels that adapt during training."""
 
 import math
 from dataclasses import dataclass, field
@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scoreline.calibration.score_optimal import FLOOR, WEIGHTS, equalised, spread_of, velocity_squared
+from scoreline.calibration.score_optimal import FLOOR, WEIGHTS, equal_lengths, spread_of, velocity_squared
+from scoreline.choices import check_choice, is_whole
 from scoreline.denoiser import Denoising, per_image
-from scoreline.errors import InputError, did_you_mean
+from scoreline.errors import InputError
 from scoreline.schedules.base import Schedule, grid
 from scoreline.schedules.score_optimal import ScoreOptimal
 from scoreline.schedules.spacings import LogSNR
@@ -17,24 +18,25 @@ from scoreline.schedules.spacings import LogSNR
 KEY = "callbacks.online_schedule"
 
 NARROWEST = 1e-3
-"""Least width in ln rho of an interval, of an even one: levels stay apart whatever is measured."""
+"""Least width of an interval in ln rho, as a share of an even one, so that levels never coincide."""
 
 
 @dataclass(frozen=True)
 class Adaptation:
-    """ln rho_i <- (1 - gamma) ln rho_i + gamma ln rho_i*, rho* the levels of equal length; the ends stay.
+    """The rule ln rho_i <- (1 - gamma) ln rho_i + gamma ln rho_i*, rho* the levels of equal length; the ends stay.
 
-    An update fires once every interval has had its images, so costs are those of scores a few hundred steps apart.
+    An update takes place once every interval has had its images, so its costs belong to scores a few hundred steps
+    apart. Use this with `callbacks=online_schedule`.
 
     The destination's velocity, as published, makes the lowest interval nearly free, and hundreds of updates widen it:
     for a Gaussian with 100 levels and gamma = 0.05 the largest error of Lambda / Lambda(sigma_max) is 0.06 after 200
-    updates and 0.31 after 1000. Damped as here, the source's has a fixed point close to the closed form: 0.007 after
-    200 and after 1000. The released code bears the destination's by 1000 levels. Few levels shift the fixed point of
-    either: for a digits model 40 moved those of ten steps by up to 22 % from what 200 gave.
+    updates and 0.31 after 1000. The source's velocity has a fixed point close to the closed form: 0.007 after 200 and
+    after 1000. The released code makes up for the destination's by 1000 levels. Few levels shift the fixed point of
+    either: for a digits model 40 moved those of ten steps by up to 22 % from those that 200 gave.
 
     Attributes:
         gamma: share of the way that levels go at an update; 0.05 to 0.1 in the paper, 0.01 for its CIFAR-10 code.
-        levels: noise levels, both ends included.
+        levels: number of noise levels, both ends included.
         visits: images that every interval needs before an update; 24 in the code for CIFAR-10.
         velocity: as in `score_optimal.CumulativeLength`.
         weight: as in `score_optimal.CumulativeLength`.
@@ -55,31 +57,30 @@ class Adaptation:
     def __post_init__(self) -> None:
         if not 0 < self.gamma <= 1:
             raise InputError(f"{KEY}.gamma={self.gamma}: choose 0 < gamma <= 1; 0.05 is usual")
-        if not isinstance(self.levels, int) or self.levels < 3:
+        if not is_whole(self.levels, 3):
             raise InputError(f"{KEY}.levels={self.levels}: a length needs 3 noise levels or more; 100 is usual")
-        if not isinstance(self.visits, int) or self.visits < 1:
+        if not is_whole(self.visits):
             raise InputError(f"{KEY}.visits={self.visits}: every interval needs an image at least; 24 is usual")
         if not math.isfinite(self.velocity):
             raise InputError(f"{KEY}.velocity={self.velocity}: must be a finite number; 1 is the published one")
-        if self.weight not in WEIGHTS:
-            raise InputError(f"{KEY}.weight={self.weight}: no such weight{did_you_mean(str(self.weight), WEIGHTS)}")
+        check_choice(f"{KEY}.weight", WEIGHTS, self.weight)
 
-    def moved(self, rho: Tensor, cost: Tensor) -> Tensor:
-        """Levels (K,) after an update.
+    def update(self, rho: Tensor, cost: Tensor) -> Tensor:
+        """Return the levels (K,) after an update.
 
         Args:
             rho: increasing levels (K,).
             cost: mean costs (K - 1,) of the steps between them, finite, the largest above 0.
         """
         steps = (cost / cost.max()).clamp(min=FLOOR).sqrt()
-        target = _apart(equalised(rho, torch.cat([steps.new_zeros(1), steps.cumsum(0)])).log())
+        target = _separate(equal_lengths(rho, torch.cat([steps.new_zeros(1), steps.cumsum(0)])).log())
         levels = torch.lerp(rho.log(), target, self.gamma).exp()
         levels[0], levels[-1] = rho[0], rho[-1]
         return levels
 
 
-def _apart(log: Tensor) -> Tensor:
-    """Levels ln rho blended with even ones as far as needed for `NARROWEST`; those that have it stay as they are."""
+def _separate(log: Tensor) -> Tensor:
+    """Blend levels ln rho with even ones, only as far as `NARROWEST` requires."""
     even = torch.linspace(float(log[0]), float(log[-1]), len(log), dtype=torch.float64)
     width = float(even[-1] - even[0]) / (len(log) - 1)
     lacking = NARROWEST * width - float(log.diff().min())
@@ -89,15 +90,16 @@ def _apart(log: Tensor) -> Tensor:
 def step_costs(
     denoiser: Denoising, clean: Tensor, fresh: Tensor, high: Tensor, low: Tensor, label: Tensor | None
 ) -> Tensor:
-    """|s(x, low) - s(x, high)|^2 at x = x_0 + high eps, a step for each image: (B,) float64.
+    """Return |s(x, low) - s(x, high)|^2 at x = x_0 + high eps, one step for each image: (B,) float64.
 
-    The corrector's cost of `score_cost`, from one network call on 2 B images.
+    This is the corrector's cost of `score_cost`, from one network call on 2 B images.
 
     Args:
+        denoiser: the model.
         clean: x_0 (B, *).
         fresh: eps (B, *).
-        high: the larger noise level of each step, (B,) float64.
-        low: the smaller one, (B,) float64.
+        high: noise levels before the steps, (B,) float64.
+        low: noise levels after the steps, (B,) float64.
         label: class labels (B,) or None.
     """
     x = clean.double() + per_image(high, clean.double()) * fresh
@@ -108,20 +110,21 @@ def step_costs(
 
 @dataclass
 class OnlineLength:
-    """Levels, and what has been measured between them since they last moved.
+    """The levels of an online schedule, and the costs measured between them since their last update.
 
-    Numbers wait on their device until an update may be due, so measuring never waits for a GPU. A cost that is not
-    finite in float32 is dropped, and its interval waits for another.
+    Costs stay on their device until an update may be due, so measuring never waits for a GPU. A cost that is not finite
+    in float32 is dropped, and its interval waits for another.
 
     Attributes:
+        rule: how levels are updated.
         rho: levels (K,) float64, increasing.
-        sums: of the costs, (K - 1,), without v^2.
-        counts: of the costs, (K - 1,).
-        drawn: images measured since the last update, dropped ones too.
-        images: since the beginning.
-        dropped: since the beginning.
-        updates: since the beginning, without those that found no positive cost.
-        initial: share of the levels' way from where they began to where measurements drew them that is still to go.
+        sums: sums of the costs, (K - 1,) float64, without v^2.
+        counts: numbers of the costs, (K - 1,) int64.
+        drawn: images measured since the last update, dropped ones included.
+        images: images measured since the start of training.
+        dropped: costs dropped since the start of training.
+        updates: updates since the start of training, without those that had no positive cost.
+        initial: share (1 - gamma)^updates of the initial levels in ln rho.
         cost: v^2 times the mean costs (K - 1,) at the last update, NaN before.
     """
 
@@ -139,7 +142,7 @@ class OnlineLength:
 
     @classmethod
     def even(cls, rule: Adaptation, sigma_max: float, sigma_min: float) -> "OnlineLength":
-        """Levels even in ln rho, nothing measured."""
+        """Return levels even in ln rho, without measurements."""
         return cls(rule, grid(LogSNR(), sigma_max, sigma_min, rule.levels - 1).flip(0))
 
     def __post_init__(self) -> None:
@@ -148,16 +151,16 @@ class OnlineLength:
 
     @property
     def intervals(self) -> int:
-        """Steps between levels."""
+        """Number of steps between levels."""
         return len(self.rho) - 1
 
     def add(self, places: Tensor, costs: Tensor) -> None:
-        """Take in costs (B,), without v^2, of steps from rho[places + 1] to rho[places], places (B,) int64."""
+        """Add costs (B,), without v^2, of steps from rho[places + 1] to rho[places], places (B,) int64."""
         self._waiting.append((places, costs.detach().double()))
         self.drawn, self.images = self.drawn + len(places), self.images + len(places)
 
     def update(self) -> bool:
-        """Move the levels if every interval has had its visits; whether they moved."""
+        """Update the levels if every interval has had its visits; return whether they changed."""
         if self.drawn < self.intervals * self.rule.visits:
             return False
         self._settle()
@@ -168,7 +171,7 @@ class OnlineLength:
         if not 0 < float(cost.max()) < math.inf:
             return False
         self.cost = cost
-        self.rho, self.updates = self.rule.moved(self.rho, cost), self.updates + 1
+        self.rho, self.updates = self.rule.update(self.rho, cost), self.updates + 1
         self.initial *= 1 - self.rule.gamma
         return True
 
@@ -186,20 +189,20 @@ class OnlineLength:
         self.drawn, self._waiting = 0, []
 
     def schedule(self) -> ScoreOptimal:
-        """u = i / (K - 1) at level i: steps even in u are as long, as far as the levels have come."""
+        """Return the map u = i / (K - 1) at level i; steps even in u are equally long once the levels have settled."""
         even = torch.linspace(0, 1, len(self.rho), dtype=torch.float64)
         return ScoreOptimal(tuple(self.rho.tolist()), tuple(even.tolist()))
 
     @property
     def steps(self) -> Tensor:
-        """Lengths (K - 1,) of the steps at the last update, before it."""
+        """Lengths (K - 1,) of the steps just before the last update."""
         return self.cost.clamp(min=FLOOR * float(self.cost.max())).sqrt()
 
     def values(self) -> dict[str, Tensor]:
-        """The tensors of a `score_optimal` record: `rho`, `length`, `standard_error` (K,), `cost`, `spread`.
+        """Return the tensors of a `score_optimal` record: `rho`, `length`, `standard_error` (K,), `cost`, `spread`.
 
-        Lengths are even parts of the whole length at the last update; `cost` and `spread` are of the levels before it.
-        Levels average many updates and scores, so there is no standard error: NaN.
+        Lengths are even parts of the whole length at the last update; `cost` and `spread` belong to the levels before
+        it. Levels average many updates and scores, so the standard error is unknown: NaN.
         """
         whole = float(self.steps.sum())
         return {
@@ -211,13 +214,15 @@ class OnlineLength:
         }
 
     def state_dict(self) -> dict[str, Any]:
-        """Tensors and numbers from which `load_state_dict` goes on to the bit."""
+        """Return the tensors and numbers from which `load_state_dict` continues to the bit."""
         self._settle()
         return {name: getattr(self, name) for name in STATE}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Raises:
-        InputError: if the state is of another number of levels.
+        """Continue from a `state_dict`.
+
+        Raises:
+            InputError: for a state with another number of levels.
         """
         if len(state["rho"]) != self.rule.levels:
             held = len(state["rho"])
@@ -232,7 +237,7 @@ STATE = ("rho", "sums", "counts", "cost", "drawn", "images", "dropped", "updates
 
 @dataclass(frozen=True)
 class LengthDensity(Schedule):
-    """A score-optimal map as a training density, for u and rho on any device."""
+    """A score-optimal map as a training density, u uniform on [0, 1], for tensors on any device."""
 
     schedule: ScoreOptimal
 

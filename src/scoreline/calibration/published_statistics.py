@@ -13,7 +13,7 @@ from scoreline.errors import InputError
 from scoreline.files import code_version, sha256
 from scoreline.foreign import torch_files
 from scoreline.schedules.base import NoiseSchedule
-from scoreline.schedules.deis_sn_times import relative_ends
+from scoreline.schedules.deis_sn_times import native_time
 
 KEYS = ("Ls", "score_abs")
 
@@ -22,21 +22,22 @@ SAME_PROCESS = 1e-3
 
 
 def published_record(path: str | Path, noise_schedule: NoiseSchedule, digest: str, data: dict[str, Any]) -> Record:
-    """A `score_norm` record of the statistics in a file of the released code.
+    """Return a `score_norm` record of the statistics in a file of DEIS-SN's released code.
 
     The file holds mean |score| (`score_abs`) and sigma (`Ls`), both (1000,), from tau = 1 down to 0.001; their product
     is mean |eps| at rho of the native time t(0) + tau (t_max - t(0)). Neither the number of images nor the spread was
     saved: `images` is null and every standard error NaN.
 
     Args:
-        noise_schedule: the process of the checkpoint whose statistics they are said to be.
+        path: the file.
+        noise_schedule: the process of the checkpoint that the statistics are said to belong to.
         digest: SHA-256 of that checkpoint.
-        data: what the checkpoint's card says of its training images.
+        data: the checkpoint card's entry on its training images.
 
     Source: Xia et al. (2023), arXiv:2311.00157, and its released code.
 
     Raises:
-        InputError: for a file that is no such file, or was measured on another process.
+        InputError: for a file of another kind, or statistics of another process.
     """
     path = Path(path)
     sigma, score = read(path)
@@ -56,49 +57,48 @@ def published_record(path: str | Path, noise_schedule: NoiseSchedule, digest: st
 
 
 def read(path: Path) -> tuple[Tensor, Tensor]:
-    """sigma and mean |score| in a released file, (1000,) float64 on the CPU, tau increasing.
+    """Read sigma and mean |score| from a released file, (1000,) float64 on the CPU, tau increasing.
 
     Raises:
         InputError: if the file is missing, cannot be read without running code, or holds anything else.
     """
     if not path.is_file():
         raise InputError(f"{path}: no such file; give the statistics that the released code of DEIS-SN saved")
-    found = _load(path)
-    if not isinstance(found, dict) or set(found) != set(KEYS):
-        keys = ", ".join(sorted(map(str, found)))[:80] if isinstance(found, dict) else ""
-        holds = f"the keys {keys}" if keys else type(found).__name__
+    content = _load(path)
+    if not isinstance(content, dict) or set(content) != set(KEYS):
+        keys = ", ".join(sorted(map(str, content)))[:80] if isinstance(content, dict) else ""
+        holds = f"the keys {keys}" if keys else type(content).__name__
         raise InputError(f"{path}: holds {holds}; statistics of DEIS-SN have exactly the keys {' and '.join(KEYS)}")
-    sigma, score = (_entries(path, key, found[key]) for key in KEYS)
+    sigma, score = (_entries(path, key, content[key]) for key in KEYS)
     return sigma, score
 
 
 def _load(path: Path) -> Any:
-    """The content of a zip or legacy file of torch, wherever its tensors were."""
+    """Read a zip or legacy file of torch, whatever device its tensors were on."""
     try:
         return torch_files.read(path)
     except InputError as error:
-        asked = re.search(r"its pickle names ([\w.]+), which", str(error))
-        reason = f"it asks for {asked[1]}, and code in a file is never run" if asked else error
+        code = re.search(r"its pickle names ([\w.]+), which", str(error))
+        reason = f"it asks for {code[1]}, and code in a file is never run" if code else error
         raise InputError(f"{path}: not a readable file of tensors ({reason}); copy or save it again") from error
 
 
-def _entries(path: Path, key: str, found: Any) -> Tensor:
-    if not isinstance(found, Tensor) or not found.is_floating_point():
-        raise InputError(f"{path}: {key} is no plain tensor of real numbers; give the file as it was released")
-    if found.shape != (ENTRIES,):
-        shape = "x".join(map(str, found.shape)) or "a single number"
+def _entries(path: Path, key: str, value: Any) -> Tensor:
+    if not isinstance(value, Tensor) or not value.is_floating_point():
+        raise InputError(f"{path}: {key} is not a plain tensor of real numbers; give the file as it was released")
+    if value.shape != (ENTRIES,):
+        shape = "x".join(map(str, value.shape)) or "a single number"
         raise InputError(f"{path}: {key} has shape {shape}; statistics of DEIS-SN have {ENTRIES} entries")
-    values = found.detach().double()
+    values = value.detach().double()
     if values.device.type != "cpu" or not bool((values.isfinite() & (values > 0)).all()):
         raise InputError(f"{path}: {key} is not finite and positive everywhere; give the file as it was released")
     return values.flip(0)
 
 
 def _levels(path: Path, noise_schedule: NoiseSchedule, sigma: Tensor) -> Tensor:
-    """Noise levels (1000,) of the entries on this process, whose sigma there must be that of the file."""
-    first, last = relative_ends(noise_schedule)
+    """Return the noise levels (1000,) of the entries on this process, whose sigma there must be that of the file."""
     tau = torch.arange(1, ENTRIES + 1, dtype=torch.float64) / ENTRIES
-    time = first + (last - first) * tau
+    time = native_time(noise_schedule, tau)
     rho, off = noise_schedule.inverse(time), (sigma / noise_schedule.sigma(time) - 1).abs()
     if bool((off <= SAME_PROCESS).all()) and bool((rho.diff() > 0).all()):
         return rho

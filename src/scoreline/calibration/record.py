@@ -1,4 +1,4 @@
-"""A record: what was measured, and where every number comes from."""
+"""Calibration records: measured tensors and their provenance, in one safetensors file."""
 
 import json
 import math
@@ -30,14 +30,14 @@ from scoreline.tensor_files import Header, read_header, read_tensors
 FORMAT = "scoreline/record/1"
 
 NAME = Text(r"\w[\w.+-]*(/\w[\w.+-]*)*", "a plain name")
-"""Of a solver or a schedule."""
+"""The name of a solver or a schedule."""
 
 PAIR = ListOf(NAME, 2, 2)
 SPAN = ListOf(Number(0, 1e30), 2, 2)
 PROVENANCE: dict[str, Rule] = {
     "search": Object({"candidates": ListOf(ListOf(ListOf(PAIR, 1), 1), 1), "span": SPAN}, Anything()),
 }
-"""Keys of a record's provenance that readers rely on beside `checkpoint`; others are told, not read."""
+"""Keys of a record's provenance that readers rely on, beside `checkpoint`; others are only shown."""
 
 RISING = Values(("K",), 0, above=True, order=1)
 MAP = replace(RISING, fewest=2)
@@ -97,10 +97,11 @@ RECORDS: dict[str, dict[str, Values]] = {
 """Tensors of each kind of record; those of a tableau's budgets come from `tables_of`."""
 
 LARGEST_BUDGET = 4096
+"""Largest NFE of a learned tableau."""
 
 
 def tables_of(budgets: Tensor) -> dict[str, Values]:
-    """The tensors of a tableau record for its budgets: levels, and weights below the diagonal.
+    """Return the rules for the tensors of a tableau record's budgets: levels, and lower triangular weights.
 
     Raises:
         ValueError: for budgets that repeat, or are too large.
@@ -115,10 +116,10 @@ def tables_of(budgets: Tensor) -> dict[str, Values]:
 
 @dataclass(frozen=True)
 class Record:
-    """Measured tensors and their provenance.
+    """Measured tensors and their provenance, bound to a checkpoint by its digest.
 
     Attributes:
-        kind: what was measured, such as `score_norm`.
+        kind: the calibration, such as `score_norm`.
         values: named float64 tensors.
         provenance: digest of the checkpoint, sampler, NFE, seeds, count, estimator, code version.
     """
@@ -142,26 +143,28 @@ class Record:
 
 
 def load_record(path: str | Path, kind: str, checkpoint: str, key: str = "record") -> Record:
-    """A record of the given kind for the checkpoint with that SHA-256.
+    """Load a record of the given kind for the checkpoint with that SHA-256.
 
-    Names, types and shapes of its tensors, their values, and what readers rely on of its provenance are those of
-    `RECORDS` and `PROVENANCE`.
+    Names, types, shapes and values of its tensors are checked against `RECORDS`, its provenance against `PROVENANCE`.
 
     Args:
-        key: by which the user names the file.
+        path: the file.
+        kind: one of `RECORDS`, or a kind of your own.
+        checkpoint: SHA-256 of the model that it must belong to.
+        key: the config key of the file, for messages.
 
     Raises:
-        InputError: if the file is missing, is no such record, or was made for another checkpoint; the message gives
-            the command that makes the right one.
+        InputError: if the file is missing, of another kind or damaged, or belongs to another checkpoint; the message
+            gives the command that makes the right one.
     """
     remedy = f"make one with: python calibrate.py calibration={kind} checkpoint=..."
     if not isinstance(path, str | Path) or not os.path.isfile(path):
         raise InputError(f"{key}={path}: no such record; {remedy}")
     path = Path(path)
     header = read_header(path, f"{key}={path}", remedy)
-    found = header.metadata.get("kind")
-    if header.metadata.get("format") != FORMAT or found != kind:
-        raise header.refuse(f"holds {shown(found)}, not {kind!r}")
+    held = header.metadata.get("kind")
+    if header.metadata.get("format") != FORMAT or held != kind:
+        raise header.refuse(f"holds {shown(held)}, not {kind!r}")
     try:
         provenance = read_provenance(header, PROVENANCE.get(kind, PLAIN))
         _check_checkpoint(provenance, checkpoint)
@@ -179,17 +182,17 @@ def _check_checkpoint(provenance: dict[str, Any], checkpoint: str) -> None:
 
 
 def read_provenance(header: Header, rule: Rule = PLAIN) -> dict[str, Any]:
-    """The provenance of a record, of any kind.
+    """Read the provenance of a record of any kind.
 
     Raises:
-        ValueError: in one line, if it is none or against the rule.
+        ValueError: in one line, if it is missing or against the rule.
     """
-    found: dict[str, Any] = parse_entries(header.metadata, {"provenance": rule}, ("format", "kind"))["provenance"]
-    return found
+    provenance: dict[str, Any] = parse_entries(header.metadata, {"provenance": rule}, ("format", "kind"))["provenance"]
+    return provenance
 
 
 def read_values(header: Header) -> dict[str, Tensor]:
-    """The tensors of a record, of any kind.
+    """Read the tensors of a record of any kind.
 
     Raises:
         ValueError: in one line, if they are too large.
@@ -200,7 +203,7 @@ def read_values(header: Header) -> dict[str, Tensor]:
 
 
 def _checked_values(header: Header, kind: str) -> dict[str, Tensor]:
-    """The tensors of a record by `RECORDS`; those of a kind that is not there may be any."""
+    """Read the tensors of a record and check them against `RECORDS`; a kind that is not there may have any."""
     if kind not in RECORDS:
         return read_values(header)
     rules = RECORDS[kind] | (_tables(header) if kind == "tableau" else {})
@@ -212,7 +215,7 @@ def _checked_values(header: Header, kind: str) -> dict[str, Tensor]:
 
 
 def _tables(header: Header) -> dict[str, Values]:
-    """The rules for the tensors that belong to the budgets of a tableau."""
+    """Return the rules for the tensors of a tableau's budgets."""
     budgets = {"budgets": BUDGETS}
     only = header._replace(shapes={name: shape for name, shape in header.shapes.items() if name in budgets})
     check_tensors(budgets, only.shapes, only.types)

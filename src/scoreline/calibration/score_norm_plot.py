@@ -1,4 +1,4 @@
-"""The picture of a score_norm record."""
+"""The figure of a score_norm record."""
 
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -6,17 +6,18 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from scoreline.calibration.plots import figure
 from scoreline.calibration.record import Record
 from scoreline.calibration.score_norm_published import ENTRIES, PublishedScale
 from scoreline.schedules.base import NoiseSchedule
 from scoreline.schedules.deis_sn_times import relative_ends
 
 TICKS = torch.tensor([0.01, 0.05, 0.1, 0.2, 0.3, 0.4, 0.6, 0.8, 1.0])
-"""Of the longest time."""
+"""Ticks of the axis of times, as shares of the longest time."""
 
 
 class Curves(NamedTuple):
-    """What is drawn, each (K,) float64: noise level, native time, sigma of the native state, mean |eps|, its error."""
+    """The curves, each (K,) float64: noise level, native time, sigma of the native state, mean |eps|, its error."""
 
     rho: Tensor
     t: Tensor
@@ -26,36 +27,29 @@ class Curves(NamedTuple):
 
 
 def plot(record: Record, path: Path, noise_schedule: NoiseSchedule) -> None:
-    """Mean |eps| (top) and K = sigma / mean |eps| (bottom), against rho (left) and native time t (right), as a PNG.
+    """Plot mean |eps| (top) and K = sigma / mean |eps| (bottom) against rho (left) and native time t (right).
 
     Dashed is K = sigma, plain DEIS; bands are standard errors, where known; pure noise has mean |eps| = sqrt(2/pi).
-    Times are spaced as their square roots. Shaded is what the released code of DEIS-SN overwrites for CIFAR-10
-    (`PublishedScale.clip`), for processes that have a time of clean data.
+    Times are spaced as their square roots. The shaded levels are those that the released code of DEIS-SN overwrites for
+    CIFAR-10 (`PublishedScale.clip`), for processes that have a time of clean data.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     curves, clipped = _curves(record, noise_schedule), _clipped(noise_schedule)
-    figure, axes = pyplot.subplots(2, 2, sharex="col", sharey="row", figsize=(10, 7), layout="constrained")
-    for column, x in enumerate((curves.rho, curves.t)):
-        _draw_mean(axes[0, column], x, curves)
-        _draw_k(axes[1, column], x, curves)
-        for axis in axes[:, column]:
-            _shade(axis, x, None if clipped is None else clipped[column])
-            axis.grid(alpha=0.3)
-    axes[0, 0].set(ylabel="mean |eps|", xscale="log")
-    axes[1, 0].set(ylabel="K = sigma / mean |eps|", xlabel="noise level rho", yscale="log")
-    axes[1, 1].set_xscale("function", functions=(_root, torch.square))
-    ticks = TICKS * float(curves.t[-1])
-    axes[1, 1].set(xlabel="native time t (spaced as its square root)", xlim=(0, 1.02 * float(curves.t[-1])))
-    axes[1, 1].set_xticks(ticks, [f"{tick:.3g}" for tick in ticks.tolist()])
-    for axis in axes[:, 0]:
-        axis.legend(loc="lower right")
-    figure.suptitle(_title(record))
-    figure.savefig(path, dpi=120, format="png")
-    pyplot.close(figure)
+    with figure(path, 2, 2, sharex="col", sharey="row", figsize=(10, 7)) as (canvas, axes):
+        for column, x in enumerate((curves.rho, curves.t)):
+            _draw_mean(axes[0, column], x, curves)
+            _draw_k(axes[1, column], x, curves)
+            for axis in axes[:, column]:
+                _shade(axis, x, None if clipped is None else clipped[column])
+                axis.grid(alpha=0.3)
+        axes[0, 0].set(ylabel="mean |eps|", xscale="log")
+        axes[1, 0].set(ylabel="K = sigma / mean |eps|", xlabel="noise level rho", yscale="log")
+        axes[1, 1].set_xscale("function", functions=(_root, torch.square))
+        ticks = TICKS * float(curves.t[-1])
+        axes[1, 1].set(xlabel="native time t (spaced as its square root)", xlim=(0, 1.02 * float(curves.t[-1])))
+        axes[1, 1].set_xticks(ticks, [f"{tick:.3g}" for tick in ticks.tolist()])
+        for axis in axes[:, 0]:
+            axis.legend(loc="lower right")
+        canvas.suptitle(_title(record))
 
 
 def _root(t: Any) -> Tensor:
@@ -84,7 +78,7 @@ def _draw_k(axis: Any, x: Tensor, curves: Curves) -> None:
 
 
 def _clipped(noise_schedule: NoiseSchedule) -> tuple[float, float] | None:
-    """(rho, t) of the entry that the released code copies to all below it."""
+    """Return (rho, t) of the entry that the released code copies to all below it, if there is one."""
     first, last = relative_ends(noise_schedule)
     t = first + (last - first) * (PublishedScale.clip + 1) / ENTRIES
     rho = float(noise_schedule.inverse(torch.tensor(t, dtype=torch.float64)))
@@ -97,7 +91,7 @@ def _shade(axis: Any, x: Tensor, clipped: float | None) -> None:
 
 
 def _title(record: Record) -> str:
-    """Number of images, which imported statistics do not say, and the states that were measured."""
+    """Return the number of images, unknown for imported statistics, and the kind of states."""
     images, states = record.provenance["images"], record.provenance.get("states", "trajectory")
     of = f" of {record.provenance['dataset']['name']}, noised" if states == "noised" else ", the model's own trajectory"
     return f"{'an unknown number of' if images is None else images} images{of}"

@@ -1,4 +1,4 @@
-"""The scale of DEIS-SN as its released code reads it, quirks included."""
+"""The scale of DEIS-SN as its released code computes it, quirks included."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,26 +11,27 @@ from scoreline.calibration.record import load_record
 from scoreline.calibration.score_scale import ScoreScale
 from scoreline.errors import InputError
 from scoreline.schedules.base import NoiseSchedule
-from scoreline.schedules.deis_sn_times import relative_ends, relative_time
+from scoreline.schedules.deis_sn_times import native_time, relative_time
 
 ENTRIES = 1000
-"""Measurements of the released files: one for each training index, tau = 0.001, 0.002, .. 1."""
+"""Number of measurements in the released files: one for each training index, tau = 0.001, 0.002, .. 1."""
 
 
 @dataclass(frozen=True)
 class PublishedScale:
     """w(rho) = R(tau(rho)), linear in tau = (t - t(0)) / (t_max - t(0)) between 1000 entries, constant outside.
 
-    Entry k is the mean |eps| that the record has at tau = (k + 1) / 1000. `ScoreScale` uses a record as it is; this
-    class adds, by name, what the released code does with its measurements.
+    Entry k is the mean |eps| that the record has at tau = (k + 1) / 1000. Use this to reproduce DEIS-SN's tables;
+    `ScoreScale` uses a record without the changes that the released code makes.
 
     Attributes:
-        levels, values: the record: increasing noise levels and mean |eps| there, as for `ScoreScale`.
+        levels: the increasing noise levels of the record.
+        values: mean |eps| at these levels.
         noise_schedule: the process, for tau.
-        clip: so many entries at the smallest tau are overwritten by the next one ("empirically helps"): published 5
-            for CIFAR-10, 1 for LSUN-Church; 0 keeps all.
+        clip: number of entries at the smallest tau that the next one overwrites ("empirically helps"): published 5 for
+            CIFAR-10, 1 for LSUN-Church; 0 keeps all.
         stretched_knots: True puts entry k at tau = k / 999, as the released code does, 0.7 % off at tau = 0.01; False
-            where it was measured, (k + 1) / 1000.
+            puts it where it was measured, at (k + 1) / 1000.
 
     Source: Xia et al. (2023), arXiv:2311.00157, and its released code.
 
@@ -68,14 +69,24 @@ class PublishedScale:
         return self._rho(k / (ENTRIES - 1) if self.stretched_knots else (k + 1) / ENTRIES)
 
     def _rho(self, tau: Tensor) -> Tensor:
-        first, last = relative_ends(self.noise_schedule)
-        return self.noise_schedule.inverse(first + (last - first) * tau)
+        return self.noise_schedule.inverse(native_time(self.noise_schedule, tau))
 
 
 def load_published_scale(
     path: str | Path, checkpoint: str, noise_schedule: NoiseSchedule, clip: int = 5, stretched_knots: bool = True
 ) -> PublishedScale:
-    """The scale in a `score_norm` record with the released code's quirks; see `load_record` for what is refused."""
+    """Load the scale in a `score_norm` record with the released code's quirks.
+
+    Args:
+        path: the record.
+        checkpoint: SHA-256 of the model that it must belong to.
+        noise_schedule: as in `PublishedScale`.
+        clip: as in `PublishedScale`.
+        stretched_knots: as in `PublishedScale`.
+
+    Raises:
+        InputError: as `load_record` and `PublishedScale`.
+    """
     values = load_record(path, "score_norm", checkpoint).values
     levels, means = (tuple(values[name].tolist()) for name in ("rho", "mean_abs_eps"))
     return PublishedScale(levels, means, noise_schedule, clip, stretched_knots)

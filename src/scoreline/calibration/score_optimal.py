@@ -1,4 +1,4 @@
-"""The cumulative length of a model's score along the noise levels: the measure of score-optimal steps."""
+"""`calibration=score_optimal`: the cumulative length of a model's score, the measure of score-optimal steps."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -11,37 +11,39 @@ import torch
 from torch import Tensor
 
 from scoreline import noise
+from scoreline.calibration.plots import figure
 from scoreline.calibration.record import Record
 from scoreline.calibration.score_cost import corrector, predictor, predictor_probed
 from scoreline.calibration.subject import Part, Subject
+from scoreline.choices import check_choice
 from scoreline.denoiser import Denoising
-from scoreline.errors import InputError, did_you_mean
+from scoreline.errors import InputError
 from scoreline.sampling import Eps, Progress, trajectory
 from scoreline.schedules.base import Schedule, grid
 from scoreline.schedules.score_optimal import ScoreOptimal
 from scoreline.schedules.spacings import LogSNR
 
 WEIGHTS = {"destination": 0.0, "geometric": 0.5, "source": 1.0}
-"""Where between the two levels of a step, in ln rho, the velocity v is taken; the published one is the destination."""
+"""The point between the two levels of a step, in ln rho, of the velocity v; the published one is the destination."""
 
 EXPONENTS = {"corrector": 0.5, "predictor": 0.25}
-"""Costs that fall as h^2 or h^4 with the step h add up to a length that does not depend on the levels measured."""
+"""The power p of a cost: costs that fall as h^2 or h^4 with the step h add up to a length independent of the levels."""
 
 STATES = ("noised", "trajectory")
-"""Where costs are measured: at noised images that the model draws, or on the way of the run that draws them."""
+"""The states at which costs are measured: noised images, or those of the model's own run."""
 
 FLOOR = 1e-12
-"""Of the largest cost: least cost of a step, so that lengths increase."""
+"""Least cost of a step, as a share of the largest, so that lengths increase."""
 
 EXACT = 16
-"""Entries per image up to which the predictor's cost is exact; beyond it is probed."""
+"""Entries per image up to which the predictor's cost is exact; beyond, it is probed."""
 
 CONVERGED = 0.05
-"""Greatest spread of the steps' lengths, and greatest change of sigma_1 / sigma_min, at which a schedule is final."""
+"""Greatest spread of the steps' lengths, and greatest change of sigma_1 / sigma_min, of a converged schedule."""
 
 
 class Images(NamedTuple):
-    """A batch of clean images x_0 (B, C, H, W) with the seeds and labels that they were drawn with."""
+    """A batch of clean images x_0 (B, C, H, W) with their seeds and labels."""
 
     seeds: list[int]
     clean: Tensor
@@ -50,31 +52,33 @@ class Images(NamedTuple):
 
 @dataclass(frozen=True)
 class CumulativeLength:
-    """Lambda(rho_k) = sum_{j<k} L_j^p, L_j = v^2 E|..|^2 the cost of the step from rho_{j+1} to rho_j.
+    """Measure Lambda(rho_k) = sum_{j<k} L_j^p, L_j = v^2 E|..|^2 the cost (`score_cost`) of the step to rho_j.
 
-    Noised states are x_0 + rho eps: x_0 real images, if the subject has data, else images that the model itself draws
-    (the subject's run, ended by the denoiser's mean); eps is the same at all levels, so that noise cancels between
+    Use this for `schedule=score_optimal`.
+
+    Noised states are x_0 + rho eps. x_0 are real images if the subject has data, else images that the model draws (the
+    subject's run, ended by the denoiser's mean); eps is the same at all levels, so that noise cancels between
     neighbours. Costs are averaged over the images before the power is taken. The first pass measures even steps in
-    ln rho; each further one moves the levels towards equal costs. One last measurement, at levels of equal length and
-    with fresh noise, only tells how equal they came out, and how another pass would move them.
+    ln rho; each further one moves the levels towards equal costs. A last measurement, at levels of equal length and
+    with fresh noise, shows how equal they are, and how another pass would move them.
 
-    States on the trajectory are those of the run itself, at the levels that it evaluates and its end: the score that
+    States on the trajectory are those of the run itself, at the levels that it evaluates and its end. The score that
     the run has computed there is used again, so a step costs one evaluation more. They need no assumption that the
     run's states are distributed as noised images; the last measurement, of noised states, checks that too.
 
     Many passes with few levels and the published weight collapse: the last step is nearly free where data are smooth
-    at sigma_min, so it grows at every pass. Prefer many levels, one pass.
+    at sigma_min, so it grows at every pass. Prefer many levels and one pass.
 
     Attributes:
         cost: `corrector`, two evaluations a step, p = 1/2; or `predictor` (an Euler step), two and several
             derivatives, p = 1/4 because this cost falls as h^4 for exact scores. Derivatives of float32 networks are
             noisy for close levels: use about 40.
-        levels: noise levels, both ends included.
+        levels: number of noise levels, both ends included.
         velocity: v = rho^velocity; 1 is the published one, 0 leaves the work unscaled.
         weight: v^2 of a step is that of its `destination`, of its `source`, or the `geometric` mean.
-        passes: measurements that move the levels, the first one included.
+        passes: number of measurements that move the levels, the first one included.
         damping: share in (0, 1] of the way, in ln rho, that levels go in a further pass.
-        states: `noised`, or `trajectory`: then `levels` is not read, the run's nfe is what counts.
+        states: `noised`, or `trajectory`, which measures the levels of the run in place of `levels`.
 
     Source: Williams et al. (2024), arXiv:2412.07877, Sec. 3 and Algorithm 1 (PCHIP there, linear in ln rho here).
 
@@ -96,9 +100,7 @@ class CumulativeLength:
 
     def __post_init__(self) -> None:
         for name, known in (("cost", EXPONENTS), ("weight", WEIGHTS), ("states", STATES)):
-            value = str(getattr(self, name))
-            if value not in known:
-                raise InputError(f"calibration.{name}={value}: no such {name}{did_you_mean(value, known)}")
+            check_choice(f"calibration.{name}", known, getattr(self, name))
         self._check_numbers()
         if self.states == "trajectory" and (self.cost, self.passes) != ("corrector", 1):
             raise InputError(
@@ -115,30 +117,29 @@ class CumulativeLength:
             raise InputError(f"calibration.damping={self.damping:g}: choose 0 < damping <= 1; 1 is undamped")
 
     def __call__(self, subject: Subject, progress: Progress = lambda images: None) -> dict[str, Tensor]:
-        """Tensors `rho`, `length`, `standard_error` (K,), `cost` (K - 1,); one entry a measurement: `spread`, `lowest`.
+        """Return tensors `rho`, `length`, `standard_error` (K,), `cost` (K - 1,); `spread`, `lowest`, `change`.
 
-        `rho` increases, `length` starts at 0; the standard error is that over images, their steps being correlated;
-        `spread` is the standard deviation of L^p over its mean, without the lowest step, `lowest` is sigma_1 /
-        sigma_min of K levels of equal length, and `change` max |d ln rho| of a schedule of ten steps between one
-        measurement and the next; all float64.
+        `rho` increases and `length` starts at 0; the standard error is that over images, whose steps are correlated.
+        The others have one entry for each measurement: `spread` is the standard deviation of L^p over its mean, without
+        the lowest step; `lowest` is sigma_1 / sigma_min of K levels of equal length; `change` is max |d ln rho| of ten
+        steps' levels between one measurement and the next. All are float64.
 
         Args:
             subject: its run draws the images and sets the ends of the range.
-            progress: called as work is done with the images' worth of it.
+            progress: called with the images' worth of work done.
 
         Raises:
-            InputError: if fewer than two images are asked for, the run ends at rho = 0, or, for states on the
-                trajectory, its levels do not strictly decrease or data are given; or for data of another shape.
+            InputError: for fewer than two images, a run that ends at rho = 0 or data of another shape; for states on
+                the trajectory also if the run's levels do not strictly decrease or data are given.
         """
-        if len(subject.seeds) < 2:
-            raise InputError("seeds: a standard error needs at least two images")
+        subject.check_seeds()
         if subject.span[1] <= 0:
             raise InputError("sigma_min=0: no score at noise level 0; choose sigma_min > 0, or leave the key out")
         subject.check_data(self.states)
         measure = self._on_trajectory if self.states == "trajectory" else self._noised
         measured = list(measure(subject, progress))
-        chosen = measured[-2]
-        equal = [equalised(values["rho"], values["length"]) for values in measured]
+        chosen = measured[-2]  # the last measurement only checks this one
+        equal = [equal_lengths(values["rho"], values["length"]) for values in measured]
         return {
             **chosen,
             "spread": torch.stack([spread_of(values["cost"] ** EXPONENTS[self.cost]) for values in measured]),
@@ -147,7 +148,7 @@ class CumulativeLength:
         }
 
     def _noised(self, subject: Subject, progress: Progress) -> Iterator[dict[str, Tensor]]:
-        """The passes, and the measurement that checks the last of them."""
+        """Yield the passes, and the measurement that checks the last of them (Algorithm 1)."""
         high, low = subject.span
         nfe = subject.run.nfe
         done = _share(progress, nfe + 2 * (self.levels - 1) * (self.passes + 1))
@@ -156,47 +157,42 @@ class CumulativeLength:
         for number in range(self.passes + 1):
             measured = self._accumulate(rho, self._measure(subject.denoiser, images, rho, number, done))
             yield measured
-            rho = equalised(rho, measured["length"], self.damping if number + 1 < self.passes else 1.0)
+            rho = equal_lengths(rho, measured["length"], self.damping if number + 1 < self.passes else 1.0)
 
     def _on_trajectory(self, subject: Subject, progress: Progress) -> Iterator[dict[str, Tensor]]:
-        """The run's own states; then noised ones, which check them."""
+        """Yield the measurement of the run's own states, then that of noised ones, which checks it."""
         rho, done = _visited(subject), _share(progress, 4 * subject.run.nfe)
         walks = [self._walk(subject, part, done) for part in subject.batches()]
         measured = self._accumulate(rho, self._scaled(rho, torch.cat([costs for costs, _ in walks], dim=1)))
         yield measured
-        rho = equalised(rho, measured["length"])
+        rho = equal_lengths(rho, measured["length"])
         images = [image for _, image in walks]
         yield self._accumulate(rho, self._measure(subject.denoiser, images, rho, 1, done))
 
     @torch.no_grad()
     def _walk(self, subject: Subject, part: Part, done: Callable[[float], None]) -> tuple[Tensor, Images]:
-        """Costs (K - 1, images) of the steps along a run, lowest first, and the images that it ends in."""
-        device = next(subject.denoiser.parameters()).device
-        label = None if part.label is None else part.label.to(device)
+        """Return the costs (K - 1, images) of the steps along a run, lowest first, and the images at its end."""
+        model, costs = subject.eps(part.label), list[Tensor]()
         lower = dict(pairwise(_visited(subject).flip(0).tolist()))
-        costs: list[Tensor] = []
-
-        def fresh(x: Tensor, level: float) -> Tensor:
-            return subject.denoiser.eps(x, level, label=label)
 
         def eps(x: Tensor, level: float) -> Tensor:
-            known = fresh(x, level)
-            costs.append(corrector(lambda x, at: known if at == level else fresh(x, at), x, level, lower[level]))
+            known = model(x, level)
+            costs.append(corrector(lambda x, at: known if at == level else model(x, at), x, level, lower[level]))
             done(2.0 * len(x))
             return known
 
-        x = noise.normal(part.seeds, subject.shape, "initial").to(device).double() * subject.span[0]
-        run = trajectory(eps, x, subject.run, lambda k: noise.normal(part.seeds, subject.shape, "solver", k).to(x))
-        for state in run:
+        x = subject.noise(part.seeds, "initial").double() * subject.span[0]
+        for state in trajectory(eps, x, subject.run, lambda k: subject.noise(part.seeds, "solver", k).double()):
             x = state.x
         return torch.stack(costs).flip(0).cpu(), _clean(subject.denoiser, x, part, subject.span[1])
 
     def _accumulate(self, rho: Tensor, per_image: Tensor) -> dict[str, Tensor]:
-        """Lengths and, by the delta method, their standard errors from the costs (K - 1, images)."""
+        """Return lengths and, by the delta method, their standard errors from the costs (K - 1, images)."""
         power, mean = EXPONENTS[self.cost], per_image.mean(1)
         if not float(mean.max()) > 0:
             raise InputError("calibration: no step has a positive cost; use more seeds, or fewer calibration.levels")
         cost = mean.clamp(min=FLOOR * float(mean.max()))
+        # delta method: an image's share in sum_j L_j^p, whose scatter over images is the error of the length
         influence = power * cost[:, None] ** (power - 1) * (per_image - mean[:, None])
         error = influence.cumsum(0).std(1) / per_image.shape[1] ** 0.5
         length = (cost**power).cumsum(0)
@@ -211,7 +207,7 @@ class CumulativeLength:
     def _measure(
         self, denoiser: Denoising, images: list[Images], rho: Tensor, number: int, done: Callable[[float], None]
     ) -> Tensor:
-        """v^2 times the cost of every step for every image, (K - 1, images) float64."""
+        """Return v^2 times the cost of every step for every image, (K - 1, images) float64."""
         parts = [torch.stack(list(self._steps(denoiser, batch, rho.tolist(), number, done))) for batch in images]
         return self._scaled(rho, torch.cat(parts, dim=1))
 
@@ -243,7 +239,7 @@ class CumulativeLength:
         return predictor_probed(eps, x, *step, (first, second))
 
     def summary(self, values: dict[str, Tensor]) -> str:
-        """Two lines: the length and its error; whether the schedule is final, and by what."""
+        """Return two lines: the length and its error; whether the schedule has converged, and why."""
         length, error = float(values["length"][-1]), float(values["standard_error"][-1])
         spreads = " -> ".join(f"{100 * spread:.2g} %" for spread in values["spread"].tolist())
         changes = " -> ".join(f"{100 * change:.2g} %" for change in values["change"].tolist())
@@ -255,12 +251,20 @@ class CumulativeLength:
         )
 
     def plot(self, record: Record, path: Path, noise_schedule: Schedule | None = None) -> None:
-        """Cumulative length with its standard error, and its density in ln rho, against rho."""
-        _plot(record, path)
+        """Plot the cumulative length with its standard error, and its density in ln rho, against rho."""
+        rho, length, error = (record.values[name].numpy() for name in ("rho", "length", "standard_error"))
+        density = record.values["length"].diff() / record.values["rho"].log().diff()
+        with figure(path, 2, sharex=True, figsize=(6, 6)) as (_, (top, bottom)):
+            top.fill_between(rho, length - error, length + error, alpha=0.3, label="standard error")
+            top.semilogx(rho, length, label="length")
+            top.set(ylabel="cumulative length", title=f"{record.provenance['images']} images")
+            top.legend()
+            bottom.step(rho[1:], density.numpy())
+            bottom.set(xlabel="noise level rho", ylabel="length per ln rho: density of steps")
 
 
 def _verdict(spread: float, growth: float) -> str:
-    """Spread alone would call a collapse final: a last step that grows at every pass is nearly free."""
+    """Judge by the growth of the last step too: in a collapse it is nearly free and grows, but the spread is small."""
     if spread >= CONVERGED:
         return f"not converged (spread {100 * spread:.2g} %, not below {100 * CONVERGED:g} %)"
     if abs(math.log(growth)) >= math.log1p(CONVERGED):
@@ -270,13 +274,13 @@ def _verdict(spread: float, growth: float) -> str:
 
 
 def velocity_squared(rho: Tensor, velocity: float, weight: str) -> Tensor:
-    """v^2 = rho^(2 velocity) of the steps between neighbours of rho (K,), taken where `weight` says: (K - 1,)."""
+    """Return v^2 = rho^(2 velocity) of the steps between neighbours of rho (K,), at the point of `weight`: (K - 1,)."""
     middle = torch.lerp(rho[:-1].log(), rho[1:].log(), WEIGHTS[weight])
     return (2 * velocity * middle).exp()
 
 
 def _share(progress: Progress, work: float) -> Callable[[float], None]:
-    """Evaluations of images told as images, `work` of them an image."""
+    """Convert evaluations to images, `work` evaluations each, and report them."""
 
     def done(evaluations: float) -> None:
         progress(evaluations / work)
@@ -285,9 +289,8 @@ def _share(progress: Progress, work: float) -> Callable[[float], None]:
 
 
 def _visited(subject: Subject) -> Tensor:
-    """The levels that a run evaluates, and its end, increasing."""
-    run = subject.run
-    levels = run.rho[:-1][torch.tensor(run.calls)]
+    """Return the levels that a run evaluates, and its end, increasing."""
+    run, levels = subject.run, subject.levels
     if len(levels) < 2 or not bool((levels.diff() < 0).all()) or not levels[-1] > run.rho[-1]:
         raise InputError(
             "solver: calibration.states=trajectory needs a run of strictly decreasing noise levels, nfe >= 2; "
@@ -297,13 +300,13 @@ def _visited(subject: Subject) -> Tensor:
 
 
 def _own(subject: Subject, progress: Progress) -> Iterator[Images]:
-    """Images that the model draws."""
-    for batch, part in zip(subject.drawn(subject.run, progress), subject.batches(), strict=True):
+    """Yield images that the model draws."""
+    for batch, part in zip(subject.samples(subject.run, progress), subject.batches(), strict=True):
         yield _clean(subject.denoiser, batch.x, part, subject.span[1])
 
 
 def _real(subject: Subject) -> Iterator[Images]:
-    """Images of the subject's data."""
+    """Yield images of the subject's data."""
     for part in subject.batches():
         clean, label = subject.real(part)
         yield Images(part.seeds, clean, label)
@@ -311,7 +314,7 @@ def _real(subject: Subject) -> Iterator[Images]:
 
 @torch.no_grad()
 def _clean(denoiser: Denoising, x: Tensor, part: Part, rho: float) -> Images:
-    """The denoiser's mean at the end of a run."""
+    """Return the denoiser's mean at the end of a run."""
     noisy, label = x.clone(), None if part.label is None else part.label.to(x.device)
     return Images(part.seeds, denoiser(noisy, rho, label=label).cpu(), part.label)
 
@@ -320,12 +323,12 @@ def _signs(seeds: list[int], x: Tensor, step: int) -> Tensor:
     return noise.normal(seeds, tuple(x.shape[1:]), "score_optimal_probe", step).sign().to(x)
 
 
-def equalised(rho: Tensor, length: Tensor, damping: float = 1.0) -> Tensor:
-    """Levels (K,) at equal lengths, or a share `damping` of the way there in ln rho; the ends stay."""
+def equal_lengths(rho: Tensor, length: Tensor, damping: float = 1.0) -> Tensor:
+    """Return levels (K,) at equal lengths, or a share `damping` of the way there in ln rho; the ends stay."""
     even = grid(_schedule(rho, length), float(rho[-1]), float(rho[0]), len(rho) - 1).flip(0)
-    moved = torch.lerp(rho.log(), even.log(), damping).exp()
-    moved[0], moved[-1] = rho[0], rho[-1]
-    return moved
+    levels = torch.lerp(rho.log(), even.log(), damping).exp()
+    levels[0], levels[-1] = rho[0], rho[-1]
+    return levels
 
 
 def _schedule(rho: Tensor, length: Tensor) -> ScoreOptimal:
@@ -333,31 +336,12 @@ def _schedule(rho: Tensor, length: Tensor) -> ScoreOptimal:
 
 
 def _change(one: dict[str, Tensor], two: dict[str, Tensor]) -> Tensor:
-    """max |d ln rho| over the ten steps' levels of two measurements."""
+    """Return max |d ln rho| over the ten steps' levels of two measurements."""
     ends = float(one["rho"][-1]), float(one["rho"][0])
     first, second = (grid(_schedule(values["rho"], values["length"]), *ends, 10) for values in (one, two))
     return (first.log() - second.log()).abs().max()
 
 
 def spread_of(lengths: Tensor) -> Tensor:
-    """Standard deviation over mean, without the lowest step: it stays cheap, however wide, where data are smooth."""
+    """Return standard deviation / mean, without the lowest step, which is cheap at any width where data are smooth."""
     return lengths[1:].std() / lengths[1:].mean()
-
-
-def _plot(record: Record, path: Path) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    rho, length, error = (record.values[name].numpy() for name in ("rho", "length", "standard_error"))
-    density = record.values["length"].diff() / record.values["rho"].log().diff()
-    figure, (top, bottom) = pyplot.subplots(2, sharex=True, figsize=(6, 6), layout="constrained")
-    top.fill_between(rho, length - error, length + error, alpha=0.3, label="standard error")
-    top.semilogx(rho, length, label="length")
-    top.set(ylabel="cumulative length", title=f"{record.provenance['images']} images")
-    top.legend()
-    bottom.step(rho[1:], density.numpy())
-    bottom.set(xlabel="noise level rho", ylabel="length per ln rho: density of steps")
-    figure.savefig(path, dpi=120, format="png")
-    pyplot.close(figure)

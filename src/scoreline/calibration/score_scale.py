@@ -15,7 +15,16 @@ from scoreline.errors import InputError
 class ScoreScale:
     """w(rho) = mean |eps| at noise level rho, linear in ln rho between the measured levels, constant outside.
 
+    Use this as the `scale` of `DEIS`, which makes it DEIS-SN.
+
+    Attributes:
+        levels: increasing noise levels.
+        values: mean |eps| at these levels, positive.
+
     Source: Xia et al. (2023), arXiv:2311.00157, where K_t = sigma_t / w.
+
+    Raises:
+        InputError: for fewer than two levels, levels that do not increase, or values that are not positive.
     """
 
     levels: tuple[float, ...]
@@ -42,6 +51,14 @@ class ScoreScale:
 
 
 def load_scale(path: str | Path, checkpoint: str) -> ScoreScale:
-    """The scale in a `score_norm` record; see `load_record` for what is refused."""
+    """Load the scale in a `score_norm` record.
+
+    Args:
+        path: the record.
+        checkpoint: SHA-256 of the model that it must belong to.
+
+    Raises:
+        InputError: as `load_record`.
+    """
     values = load_record(path, "score_norm", checkpoint).values
     return ScoreScale(tuple(values["rho"].tolist()), tuple(values["mean_abs_eps"].tolist()))

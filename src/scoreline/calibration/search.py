@@ -1,4 +1,4 @@
-"""Which solver and schedule suit a checkpoint at a given NFE: by distance to its own fine run."""
+"""`calibration=search`: the solver and schedule that suit a checkpoint at a given NFE, by distance to its fine run."""
 
 import math
 from collections.abc import Sequence
@@ -9,32 +9,34 @@ from typing import Any
 import torch
 
 from scoreline.calibration.distances import fine_ends
-from scoreline.calibration.ranking import Families, Ranked, candidates, rank, work
+from scoreline.calibration.plots import figure
+from scoreline.calibration.ranking import Families, Measurement, candidates, rank, work
 from scoreline.calibration.record import Record, load_record
 from scoreline.calibration.subject import Subject
+from scoreline.choices import is_whole
 from scoreline.errors import InputError
 from scoreline.sampling import Progress
 from scoreline.schedules.base import NoiseSchedule
 from scoreline.schedules.tabulated import SAME
 
 SHOWN = 3
-"""Candidates of each budget that the summary names."""
+"""Number of candidates of each budget that the summary names."""
 
 
 @dataclass(frozen=True)
 class Search:
-    """For every budget, the solvers and schedules whose images are closest to those of the subject's fine run.
+    """Find, for every budget, the solvers and schedules whose images are closest to those of the subject's fine run.
 
-    Distance: root mean square over channels and pixels, the same noise; mean over images with its standard error. What
-    is ranked is how well the ODE is solved, not how good the images are: runs of another ending, stochastic solvers and
-    guidance are not compared.
+    The distance is the root mean square over channels and pixels with the same noise; its mean is over images. Use this
+    for `solver=auto`. It ranks how well the ODE is solved, not how good the images are, and compares neither runs of
+    another end nor stochastic solvers nor guidance.
 
     Attributes:
         budgets: NFE to search at.
         families: solvers and schedules by name.
 
     Raises:
-        InputError: for no budget, or one that is no positive whole number.
+        InputError: for no budget, or one that is not a positive whole number.
     """
 
     budgets: Sequence[int]
@@ -48,29 +50,32 @@ class Search:
         check_budgets(self.budgets)
 
     def __call__(self, subject: Subject, progress: Progress = lambda images: None) -> dict[str, Any]:
-        """Tensors `budgets` (K,), `mean`, `standard_error`, (K, F) float64; `candidates`, K lists of F, and `span`.
+        """Return tensors `budgets` (K,), `mean` and `standard_error` (K, F) float64; `candidates`, K lists; `span`.
 
-        F is the number of finalists of the budget that has most, NaN fills the others; they are sorted, best first. A
-        candidate is named by all (solver, schedule) that make the same table.
+        F is the largest number of finalists of a budget; NaN fills the others. They are sorted, best first. A candidate
+        has the names of all (solver, schedule) that make the same tableau.
+
+        Args:
+            subject: its run is the fine one.
+            progress: called with the images' worth of work done.
 
         Raises:
             InputError: for fewer than two images, or a budget that nothing can spend.
         """
-        if len(subject.seeds) < 2:
-            raise InputError("seeds: a standard error needs at least two images")
-        found = {nfe: candidates(self.families, subject.span, nfe) for nfe in self.budgets}
+        subject.check_seeds()
+        pools = {nfe: candidates(self.families, subject.span, nfe) for nfe in self.budgets}
         images, fine = len(subject.seeds), subject.run.nfe
-        total = images * fine + sum(nfe * work(len(each), images) for nfe, each in found.items())
+        total = images * fine + sum(nfe * work(len(pool), images) for nfe, pool in pools.items())
 
         def done(nfe: int) -> Progress:
             return lambda spent: progress(images * nfe * spent / total)
 
         ends = fine_ends(subject, done(fine))
-        ranked = [rank(subject, ends, each, done(nfe)) for nfe, each in found.items()]
-        return {**_values(list(found), ranked), "span": subject.span}
+        ranked = [rank(subject, ends, pool, done(nfe)) for nfe, pool in pools.items()]
+        return {**_values(list(pools), ranked), "span": subject.span}
 
     def summary(self, values: dict[str, Any]) -> str:
-        """The best of every budget."""
+        """Return a line for each budget with its best candidates."""
         lines = []
         for place, nfe in enumerate(values["budgets"].tolist()):
             best = [
@@ -82,23 +87,33 @@ class Search:
         return "\n".join(lines)
 
     def plot(self, record: Record, path: Path, noise_schedule: NoiseSchedule | None = None) -> None:
-        """Distances of the finalists against NFE."""
-        _plot(record, path)
+        """Plot the distances of the finalists against NFE."""
+        mean, error = record.values["mean"], record.values["standard_error"]
+        best, budgets = record.provenance["candidates"], record.values["budgets"].tolist()
+        with figure(path, figsize=(8, 5)) as (_, axes):
+            for place, nfe in enumerate(budgets):
+                n = len(best[place])
+                axes.errorbar([nfe] * n, mean[place, :n], error[place, :n], fmt="o", capsize=3, markersize=4)
+                name = " / ".join(best[place][0][0])
+                axes.annotate(name, (nfe, float(mean[place, 0])), rotation=30, fontsize=7, va="top")
+            axes.set(xlabel="NFE", ylabel="RMS distance to the fine run", yscale="log", xscale="log")
+            axes.set_xticks(budgets, [str(nfe) for nfe in budgets])
+            axes.minorticks_off()
+            axes.set_title(f"finalists, {record.provenance['images']} images; the best named")
 
 
 def check_budgets(budgets: object) -> None:
-    """Refuse what is no list of positive whole numbers.
+    """Refuse anything but a list of different positive whole numbers.
 
     Raises:
         InputError: naming the key.
     """
     given = list(budgets) if isinstance(budgets, Sequence) and not isinstance(budgets, str) else []
-    wrong = [nfe for nfe in given if isinstance(nfe, bool) or not isinstance(nfe, int) or nfe < 1]
-    if wrong or not given or len(set(given)) < len(given):
+    if not given or not all(map(is_whole, given)) or len(set(given)) < len(given):
         raise InputError(f"calibration.budgets={budgets}: give a list of different whole numbers from 1, as [5,10,20]")
 
 
-def _values(budgets: list[int], ranked: list[list[Ranked]]) -> dict[str, Any]:
+def _values(budgets: list[int], ranked: list[list[Measurement]]) -> dict[str, Any]:
     most = max(map(len, ranked))
     rows = [[(entry.mean, entry.error) for entry in each] for each in ranked]
     filled = torch.tensor([row + [(torch.nan, torch.nan)] * (most - len(row)) for row in rows], dtype=torch.float64)
@@ -109,14 +124,14 @@ def _values(budgets: list[int], ranked: list[list[Ranked]]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Recommendation:
-    """What a search found: at each budget a solver and a schedule, by name, for one range of noise levels."""
+    """The result of a search: for each budget a solver and a schedule, by name, on one range of noise levels."""
 
     budgets: tuple[int, ...]
     pairs: tuple[tuple[str, str], ...]
     span: tuple[float, float]
 
     def at(self, nfe: int, span: tuple[float, float]) -> tuple[str, str]:
-        """(solver, schedule) of the searched budget next to `nfe`, by ratio.
+        """Return (solver, schedule) of the searched budget next to `nfe`, by ratio.
 
         Raises:
             InputError: for another range of noise levels than the searched one.
@@ -132,7 +147,15 @@ class Recommendation:
 
 
 def load_recommendation(path: str | Path, checkpoint: str) -> Recommendation:
-    """The recommendation in a `search` record; see `load_record` for what is refused."""
+    """Load the recommendation in a `search` record.
+
+    Args:
+        path: the record.
+        checkpoint: SHA-256 of the model that it must belong to.
+
+    Raises:
+        InputError: as `load_record`, and for candidates that do not belong to the budgets or were not measured.
+    """
     record = load_record(path, "search", checkpoint, "solver.path")
     candidates, span = record.provenance["candidates"], record.provenance["span"]
     budgets = record.values["budgets"].tolist()
@@ -145,24 +168,3 @@ def load_recommendation(path: str | Path, checkpoint: str) -> Recommendation:
         raise InputError(f"solver.path={path}: its best candidates have no distance; search again")
     pairs = tuple((finalists[0][0][0], finalists[0][0][1]) for finalists in candidates)
     return Recommendation(tuple(budgets), pairs, (float(span[0]), float(span[1])))
-
-
-def _plot(record: Record, path: Path) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    mean, error = record.values["mean"], record.values["standard_error"]
-    best = record.provenance["candidates"]
-    figure, axes = pyplot.subplots(figsize=(8, 5), layout="constrained")
-    for place, nfe in enumerate(record.values["budgets"].tolist()):
-        count = len(best[place])
-        axes.errorbar([nfe] * count, mean[place, :count], error[place, :count], fmt="o", capsize=3, markersize=4)
-        axes.annotate(" / ".join(best[place][0][0]), (nfe, float(mean[place, 0])), rotation=30, fontsize=7, va="top")
-    axes.set(xlabel="NFE", ylabel="RMS distance to the fine run", yscale="log", xscale="log")
-    axes.set_xticks(budgets := record.values["budgets"].tolist(), [str(nfe) for nfe in budgets])
-    axes.minorticks_off()
-    axes.set_title(f"finalists, {record.provenance['images']} images; the best named")
-    figure.savefig(path, dpi=120, format="png")
-    pyplot.close(figure)

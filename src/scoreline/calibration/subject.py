@@ -1,9 +1,10 @@
-"""What an estimator measures."""
+"""The subject of a calibration: a model, a run of it and the images to measure."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from scoreline import noise
@@ -18,7 +19,7 @@ from scoreline.solvers.tableau import Tableau
 
 
 class Part(NamedTuple):
-    """Seeds that are measured at a time, with their class labels (len(seeds),) or None."""
+    """A batch of seeds with their class labels (len(seeds),) or None."""
 
     seeds: list[int]
     label: Tensor | None
@@ -30,13 +31,13 @@ class Subject:
 
     Attributes:
         denoiser: the model, on the device of its parameters.
-        run: of many evaluations; its ends are the range that is measured.
+        run: a run of many evaluations, whose ends are the range to measure.
         shape: (C, H, W) of an image.
-        seeds: one image per seed.
-        batch_size: images at a time.
+        seeds: one for each image.
+        batch_size: number of images at a time.
         labels: class labels (len(seeds),) in the order of the seeds, or None.
-        parts: where the work on each of the `batches` is kept, and which of them this process does.
-        data: real images, for estimators that are asked for them.
+        parts: keeps the work on each of the `batches`, and assigns them to processes.
+        data: real images, for estimators that need them.
     """
 
     denoiser: Denoising
@@ -50,7 +51,7 @@ class Subject:
 
     @property
     def done(self) -> int:
-        """Images whose batches were found done."""
+        """Number of images in batches that an earlier process finished."""
         batches = list(self.batches())
         return sum(len(batches[number].seeds) for number in self.parts.found(len(batches)))
 
@@ -59,14 +60,42 @@ class Subject:
         """(sigma_max, sigma_min) of the run."""
         return float(self.run.rho[0]), float(self.run.rho[-1])
 
+    @property
+    def levels(self) -> Tensor:
+        """Noise levels at which the run is evaluated, in its order."""
+        return self.run.rho[:-1][torch.tensor(self.run.calls)]
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the model."""
+        return next(self.denoiser.parameters()).device
+
+    def eps(self, label: Tensor | None) -> Callable[[Tensor, Tensor | float], Tensor]:
+        """Return eps(x, rho) of the model for images with these class labels."""
+        label = None if label is None else label.to(self.device)
+        return lambda x, rho: self.denoiser.eps(x, rho, label=label)
+
+    def noise(self, seeds: Sequence[int], purpose: str, step: int = 0) -> Tensor:
+        """Return `noise.normal` of these seeds' images, on the device of the model."""
+        return noise.normal(seeds, self.shape, purpose, step).to(self.device)
+
+    def check_seeds(self) -> None:
+        """Refuse a single image.
+
+        Raises:
+            InputError: naming the key.
+        """
+        if len(self.seeds) < 2:
+            raise InputError("seeds: a standard error needs at least two images")
+
     def batches(self) -> Iterator[Part]:
-        """The seeds in order, `batch_size` at a time."""
+        """Yield the seeds in order, `batch_size` at a time."""
         for start in range(0, len(self.seeds), self.batch_size):
             chosen = slice(start, start + self.batch_size)
             yield Part(list(self.seeds[chosen]), None if self.labels is None else self.labels[chosen])
 
     def check_data(self, states: str) -> None:
-        """Refuse real images that nobody would look at, or of another shape.
+        """Refuse real images that the estimator would not read, or of another shape.
 
         Raises:
             InputError: naming the key.
@@ -81,7 +110,7 @@ class Subject:
             )
 
     def real(self, part: Part) -> tuple[Tensor, Tensor | None]:
-        """Images (B, C, H, W) in [-1, 1] that belong to the seeds, with their own labels if the run is conditional.
+        """Return real images (B, C, H, W) in [-1, 1] for the seeds, with their own labels if the run is conditional.
 
         They are drawn with replacement, so that images of different seeds are independent.
 
@@ -95,10 +124,12 @@ class Subject:
             raise InputError(f"dataset: {self.data.name} has images without a label; use labels=none")
         return to_unit(images), None if part.label is None else labels
 
-    def drawn(self, run: Tableau, progress: Progress = lambda images: None, whole: bool = False) -> Iterator[Batch]:
-        """What `run` makes of the subject's seeds, batch by batch (`generation.batches.generate`).
+    def samples(self, run: Tableau, progress: Progress = lambda images: None, whole: bool = False) -> Iterator[Batch]:
+        """Sample the subject's seeds by `run`, batch by batch (`generation.batches.generate`).
 
         Args:
+            run: the tableau.
+            progress: called with the images' worth of work done.
             whole: call the network on whole batches; images then depend on the batch size by rounding.
         """
         args = (self.denoiser, run, self.shape, self.seeds, self.batch_size, self.labels)

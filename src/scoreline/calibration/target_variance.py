@@ -1,4 +1,4 @@
-"""How much the targets of training scatter at each noise level: the clean image itself, and stable targets."""
+"""`calibration=target_variance`: the variance of training targets at each noise level, plain (DSM) and stable (STF)."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -12,7 +12,8 @@ from torch import Tensor
 from scoreline import noise
 from scoreline.calibration.record import Record
 from scoreline.calibration.subject import Part, Subject
-from scoreline.calibration.target_variance_table import table
+from scoreline.calibration.target_variance_plot import table
+from scoreline.choices import check_switch, is_number, is_whole
 from scoreline.datasets.base import ImageDataset
 from scoreline.errors import InputError
 from scoreline.pictures import to_unit
@@ -22,15 +23,17 @@ from scoreline.schedules.spacings import LogSNR
 from scoreline.targets import ELEMENTS, effective_size, posterior_weights, squared_distances
 
 WEIGHTS = 2**23
-"""Posterior weights that are held at a time, 64 MiB; those of a single noisy image are held whatever their number."""
+"""Posterior weights in memory at a time, 64 MiB; those of one noisy image are kept whatever their number."""
 
 STREAM = 0x7A76
-"""Keeps the generator of an image's references apart from others with the same seed."""
+"""Separates the generator of an image's references from others with the same seed."""
 
 
 @dataclass(frozen=True)
 class TargetVariance:
-    """V(rho) = E_x Tr Cov(target | x) at x = x_0 + rho eps, x_0 uniform on the N images of a data set.
+    """Measure V(rho) = E_x Tr Cov(target | x) at x = x_0 + rho eps, x_0 uniform on the N images of a data set.
+
+    Use this to see, without training, what `StableTarget` would gain on a data set.
 
     With p_i(x) the posterior of the images (`posterior_weights`) and mu = sum_i p_i y_i, the target of denoising score
     matching is y_s, s ~ p(x), hence Tr Cov = sum_i p_i |y_i - mu|^2, taken over all N. A stable target is the
@@ -44,17 +47,17 @@ class TargetVariance:
     where a few rare images decide, at small rho, they are of the size of the values, and no sure guide.
 
     Attributes:
-        levels: rho, or how many of them, even in ln rho from end to end of the model's range.
-        references: n, the source included.
-        draws: references drawn for each noisy image.
-        replacement: whether the others are independent draws, as in the paper's theory, or all different and not the
-            source, as in training.
+        levels: noise levels rho, or their number, even in ln rho over the model's range.
+        references: the values of n, the source included.
+        draws: number of reference batches for each noisy image.
+        replacement: whether the other images are independent draws, as in the paper's theory, or all different and not
+            the source, as in training.
 
     Source: Xu, Tong & Jaakkola (2023), arXiv:2302.00670, whose measure is the trace of the covariance of targets;
     effective sample size: `effective_size`.
 
     Raises:
-        InputError: naming the key, for levels, references or draws that make no sense.
+        InputError: naming the key, for levels, references or draws out of range.
     """
 
     levels: int | Sequence[float] = 24
@@ -69,34 +72,33 @@ class TargetVariance:
     def __post_init__(self) -> None:
         self._check_levels()
         given = _listed(self.references)
-        if not given or not all(map(_whole, given)) or len(set(given)) < len(given):
+        if not given or not all(map(is_whole, given)) or len(set(given)) < len(given):
             raise InputError(
                 f"calibration.references={self.references}: give a list of different whole numbers from 1, as [64,1024]"
             )
-        if not _whole(self.draws):
+        if not is_whole(self.draws):
             raise InputError(f"calibration.draws={self.draws}: must be a whole number, at least 1")
-        if not isinstance(self.replacement, bool):
-            raise InputError(f"calibration.replacement={self.replacement}: must be true or false")
+        check_switch("calibration.replacement", self.replacement)
 
     def _check_levels(self) -> None:
         given = _listed(self.levels)
-        fine = _whole(self.levels, 2) or (given and all(map(_positive, given)) and len(set(given)) == len(given))
-        if not fine:
+        positive = all(is_number(level) and 0 < level < float("inf") for level in given)
+        if not is_whole(self.levels, 2) and (not given or not positive or len(set(given)) < len(given)):
             raise InputError(
                 f"calibration.levels={self.levels}: give a list of different noise levels above 0, as [0.5,1,2], or "
                 "how many, at least 2"
             )
 
     def __call__(self, subject: Subject, progress: Progress = lambda images: None) -> dict[str, Any]:
-        """Tensors `rho` (K,), `references` (J,), both increasing, and means over seeds with their standard errors.
+        """Return tensors `rho` (K,), `references` (J,), both increasing, and means over seeds with standard errors.
 
-        `effective_size` of the posterior and `dsm` (K,), `stf` and `ratio` = dsm / stf (J, K), each with `.._error`,
-        `limit` (J,) of the ratio as rho grows, n or, without replacement, n (N - 1) / (N - n); all but `references`
-        float64. `nfe` is 0, `solver` and `schedule` None: nothing is run.
+        These are `effective_size` of the posterior and `dsm` (K,), `stf` and `ratio` = dsm / stf (J, K), each with its
+        `.._error`, and `limit` (J,) of the ratio as rho grows: n or, without replacement, n (N - 1) / (N - n). All but
+        `references` are float64. `nfe` is 0, `solver` and `schedule` None, since nothing is sampled.
 
         Args:
-            subject: its data are measured, its seeds are the noisy images, its range is where levels are put; its
-                batches are the parts. The model is not called, and its images may have another shape.
+            subject: its data are measured, its seeds are the noisy images, its range holds the levels and its batches
+                are the parts. The model is not called, and its images may have another shape.
             progress: called after every noisy image.
 
         Raises:
@@ -104,9 +106,8 @@ class TargetVariance:
                 ends at 0.
         """
         data, rho = self._data(subject), self._rho(subject.span)
-        if len(subject.seeds) < 2:
-            raise InputError("seeds: a standard error needs at least two noisy images")
-        images = data.read(range(len(data)))[0].to(next(subject.denoiser.parameters()).device)
+        subject.check_seeds()
+        images = data.read(range(len(data)))[0].to(subject.device)
         batches = list(subject.batches())
         share = subject.parts.share(len(batches))
 
@@ -114,18 +115,18 @@ class TargetVariance:
             return self._measure(subject, batches[number], rho, images, lambda count: progress(count * share))
 
         parts = subject.parts(len(batches), make)
-        found = {name: torch.cat([part[name] for part in parts], -1) for name in parts[0]}
+        values = {name: torch.cat([part[name] for part in parts], -1) for name in parts[0]}
         references = torch.tensor(sorted(self.references))
         fixed = {"rho": rho, "references": references, "limit": self._limit(references.double(), len(data))}
-        return {**fixed, **_means(found), "nfe": 0, "solver": None, "schedule": None}
+        return {**fixed, **_means(values), "nfe": 0, "solver": None, "schedule": None}
 
     def _data(self, subject: Subject) -> ImageDataset:
         if subject.data is None:
             raise InputError("calibration=target_variance: needs real images; add dataset=digits or another data set")
-        data, asked = subject.data, list(self.references)
-        if max(asked) > len(data) and not self.replacement:
+        data, sizes = subject.data, list(self.references)
+        if max(sizes) > len(data) and not self.replacement:
             raise InputError(
-                f"calibration.references={asked}: {data.name} has {len(data)} images; use at most as many, or "
+                f"calibration.references={sizes}: {data.name} has {len(data)} images; use at most as many, or "
                 "calibration.replacement=true"
             )
         return data
@@ -144,7 +145,7 @@ class TargetVariance:
     def _measure(
         self, subject: Subject, part: Part, rho: Tensor, images: Tensor, progress: Progress
     ) -> dict[str, Tensor]:
-        """`effective_size` and `dsm` (K, B), `stf` (J, K, B), the last two as expected at each noisy image."""
+        """Return `effective_size` and `dsm` (K, B) and `stf` (J, K, B), expectations given each noisy image."""
         clean = subject.real(part._replace(label=None))[0].flatten(1).double()
         eps = noise.normal(part.seeds, clean.shape[1:], "target_variance").double()
         x = (clean[:, None] + rho[:, None] * eps[:, None]).to(images.device)
@@ -162,7 +163,7 @@ class TargetVariance:
         }
 
     def _scatter(self, seed: int, weights: Tensor, mean: Tensor, images: Tensor) -> Tensor:
-        """Mean over draws of |stable target - mu|^2 for each n and level, (J, K)."""
+        """Return the mean over draws of |stable target - mu|^2 for each n and level, (J, K)."""
         others, place = (part.to(weights.device) for part in self._drawn(seed, len(images)))
         below = weights.cumsum(1)
         total = torch.zeros(len(self.references), len(weights)).to(weights)
@@ -175,7 +176,7 @@ class TargetVariance:
         return total / self.draws
 
     def _drawn(self, seed: int, count: int) -> tuple[Tensor, Tensor]:
-        """The other images (draws, n_max), of which smaller references take the first, and the source's quantile."""
+        """Draw the other images (draws, n_max), the first n - 1 of them for each n, and the source's quantile."""
         generator = np.random.Generator(np.random.PCG64([seed, STREAM]))
         place, most = generator.random(self.draws), max(self.references)
         if self.replacement:
@@ -185,14 +186,14 @@ class TargetVariance:
         return torch.from_numpy(others), torch.from_numpy(place)
 
     def _targets(self, others: Tensor, source: Tensor, weights: Tensor, images: Tensor) -> Iterator[Tensor]:
-        """Stable targets (D, K, d) of `others` (D, n_max) and `source` (D, K) for each n in turn."""
+        """Yield the stable targets (D, K, d) of `others` (D, n_max) and `source` (D, K) for each n in turn."""
         share = weights[:, others].transpose(0, 1)
         pixels, level = images[0].numel(), torch.arange(len(weights), device=weights.device)
         weighed = torch.zeros(*source.shape, pixels).to(weights)
         total, start = weighed[..., :1].clone(), 0
         step = max(1, ELEMENTS // (len(others) * pixels))
         for n in sorted(self.references):
-            for first in range(start, n - 1, step):
+            for first in range(start, n - 1, step):  # sums over the first n - 1 others, continued from the n before
                 columns = slice(first, min(first + step, n - 1))
                 weighed.baddbmm_(share[..., columns], _numbers(images[others[:, columns]], 2))
                 total += share[..., columns].sum(-1, keepdim=True)
@@ -202,18 +203,18 @@ class TargetVariance:
             yield (weighed + own * _numbers(images[last], 2)) / (total + own)
 
     def summary(self, values: dict[str, Any]) -> str:
-        """A line for each level (`table`)."""
+        """Return a line for each level (`table`)."""
         return "\n".join(table(values))
 
     def plot(self, record: Record, path: Path, noise_schedule: NoiseSchedule | None = None) -> None:
-        """Variances of eps, their ratios and the effective sample size against rho."""
+        """Plot variances of eps, their ratios and the effective sample size against rho."""
         from scoreline.calibration.target_variance_plot import plot
 
         plot(record, path)
 
 
 def moments(weights: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean mu (R, d) of images (N, *) under weights (R, N) of sum 1, and sum_i w_i |y_i - mu|^2 (R,).
+    """Return the mean mu (R, d) of images (N, *) under weights (R, N) of sum 1, and sum_i w_i |y_i - mu|^2 (R,).
 
     Differences are taken from the image y_c of the largest weight, which is left out of the sums:
     sum_i w_i |y_i - y_c|^2 - |mu - y_c|^2 keeps its digits however small all other weights are, and an image equal to
@@ -230,26 +231,26 @@ def moments(weights: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
     return centre + shift, (square - shift.square().sum(1)).clamp(min=0)
 
 
-def _means(found: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Means over the noisy images (.., P) with their errors, and of dsm / stf the error by the delta method."""
-    count = next(iter(found.values())).shape[-1]
+def _means(per_image: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return means over the noisy images (.., P) with their errors, and dsm / stf with that of the delta method."""
+    count = next(iter(per_image.values())).shape[-1]
     values: dict[str, Tensor] = {}
-    for name, each in found.items():
+    for name, each in per_image.items():
         values |= {name: each.mean(-1), f"{name}_error": each.std(-1) / count**0.5}
     ratio = values["dsm"] / values["stf"]
-    apart = found["dsm"] - ratio[..., None] * found["stf"]
-    error = apart.std(-1) / count**0.5 / values["stf"]
+    residual = per_image["dsm"] - ratio[..., None] * per_image["stf"]
+    error = residual.std(-1) / count**0.5 / values["stf"]
     return {**values, "ratio": ratio, "ratio_error": error}
 
 
 def _posteriors(x: Tensor, rho: Tensor, images: Tensor) -> Tensor:
-    """Weights (B, K, N) of the images for x (B, K, d)."""
+    """Return the weights (B, K, N) of the images for x (B, K, d)."""
     flat = posterior_weights(x.flatten(0, 1), rho.repeat(len(x)), images)
     return flat.reshape(len(x), len(rho), len(images))
 
 
 def _absent(others: Tensor, source: Tensor) -> Tensor:
-    """What completes others (D, n - 1), given with one more, to n different images with the source (D, K) inside."""
+    """Return the image that completes the first n - 1 of others (D, n) to n different ones with the source (D, K)."""
     inside = (others[:, None, :-1] == source[..., None]).any(-1)
     return torch.where(inside, others[:, -1:], source)
 
@@ -260,11 +261,3 @@ def _numbers(images: Tensor, start: int = 1) -> Tensor:
 
 def _listed(given: object) -> list[Any]:
     return list(given) if isinstance(given, Sequence) and not isinstance(given, str) else []
-
-
-def _whole(value: object, least: int = 1) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least
-
-
-def _positive(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < float("inf")

@@ -30,12 +30,12 @@ from typing import Any
 
 from scoreline.commands.reference import GROUPS, OWN, build, node
 from scoreline.commands.words import Words, new_file, parse
-from scoreline.datasets import given
+from scoreline.datasets import generated_images
 from scoreline.datasets.base import ImageDataset
 from scoreline.errors import InputError
 from scoreline.files import cache_folder, code_version, write_atomically
 from scoreline.metrics.base import HIGHER_IS_BETTER, Metrics, Score
-from scoreline.metrics.references import images_of
+from scoreline.metrics.reference_set import images_of
 from scoreline.parts import Parts
 from scoreline.progress import ImageProgress
 
@@ -53,7 +53,7 @@ def main(words: list[str]) -> None:
     out = Path(asked.own["out"]) if asked.own["out"] else None
     if out is not None:
         new_file(f"out={out}", out)
-    images = given.images(place)
+    images = generated_images.images(place)
     metrics = build(asked, images.shape, reference)
     check_sizes(images, metrics)
     metrics.check(images.shape, len(images))
@@ -101,7 +101,7 @@ def parts_for(place: Path, metrics: Metrics) -> Parts:
     """The place where the features of the samples are kept."""
     if not metrics.keeps_features:
         return Parts()
-    return Parts(place / "features" if place.is_dir() and given.is_run(place) else cache_folder("features"))
+    return Parts(place / "features" if place.is_dir() and generated_images.is_run(place) else cache_folder("features"))
 
 
 def report(images: ImageDataset, metrics: Metrics, scores: Mapping[str, Score]) -> str:

@@ -32,7 +32,7 @@ from scoreline.errors import InputError
 from scoreline.specs import Spec
 
 if TYPE_CHECKING:
-    from scoreline.foreign.imported import Imported
+    from scoreline.foreign.translation import ForeignModel
 
 MODEL_PARTS = ("network", "parameterisation", "noise_schedule")
 OWN = {"from": "", "model": "", "weights": "ema", "allow": "", "sha256": ""}
@@ -83,7 +83,7 @@ def arguments(words: Sequence[str]) -> tuple[list[str], dict[str, str], list[str
     return places, own, overrides
 
 
-def conventions(imported: "Imported") -> list[str]:
+def conventions(imported: "ForeignModel") -> list[str]:
     """The conventions that the checkpoint is read with, to compare with its paper."""
     weights, model = imported.weights, imported.model
     numbers = sum(weight.numel() for weight in weights.values())

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from scoreline import checkpoints, run_names
-from scoreline.calibration import record, target_variance_table
+from scoreline.calibration import record, target_variance_plot
 from scoreline.errors import InputError, did_you_mean, printable
 from scoreline.files import sha256
 from scoreline.foreign import description, families
@@ -130,7 +130,7 @@ def record_lines(header: Header) -> Iterator[str]:
     if kind == "tableau":
         yield from learned(values, provenance)
     if kind == "target_variance":
-        yield from target_variance_table.table(values)
+        yield from target_variance_plot.table(values)
 
 
 def tree(name: str, value: Any, depth: int = 0) -> Iterator[str]:

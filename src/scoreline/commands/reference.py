@@ -27,13 +27,13 @@ from typing import Any
 
 from scoreline.commands.composition import built, composed
 from scoreline.commands.words import Words, new_file, parse, refuse_blocked
-from scoreline.datasets import given
+from scoreline.datasets import generated_images
 from scoreline.datasets.base import ImageDataset
 from scoreline.errors import InputError
 from scoreline.files import code_version
 from scoreline.metrics.base import Metrics
-from scoreline.metrics.references import split_of
-from scoreline.metrics.statistics import write_statistics
+from scoreline.metrics.reference_set import split_of
+from scoreline.metrics.reference_statistics import write_statistics
 from scoreline.progress import ImageProgress
 
 OWN = {"dataset": "", "metrics": "", "device": ""}
@@ -78,7 +78,7 @@ def images_and_out(asked: Words) -> tuple[ImageDataset, Path]:
         )
     out = new_file(asked.paths[-1], Path(asked.paths[-1]))
     refuse_blocked(str(out), out.parent)
-    return (dataset(asked) if wanted == 1 else given.images(asked.paths[0])), out
+    return (dataset(asked) if wanted == 1 else generated_images.images(asked.paths[0])), out
 
 
 def dataset(asked: Words) -> ImageDataset:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from scoreline.commands.words import split
 from scoreline.errors import InputError, did_you_mean
-from scoreline.tables import plan, report
+from scoreline.tables import plan, ratios, table_files
 from scoreline.tables.grid import Grid, collect, of_sweep, over_seed_ranges
 
 OWN = {"metric": "", "over": ""}
@@ -40,8 +40,8 @@ def main(words: list[str]) -> None:
     if len(roots) != 1:
         raise InputError(f"{len(roots)} directories: give one, as in outputs/table/NAME-small")
     root = Path(roots[0])
-    text = "\n" + ratios(root, own["metric"], own["over"]) if own["over"] else ""
-    print(report.files(grid(root, own["metric"]), root) + text, end="")
+    text = "\n" + ratio_table(root, own["metric"], own["over"]) if own["over"] else ""
+    print(table_files.write(grid(root, own["metric"]), root) + text, end="")
 
 
 def grid(root: Path, metric: str) -> Grid:
@@ -55,15 +55,17 @@ def grid(root: Path, metric: str) -> Grid:
     return of_sweep(over_seed_ranges(collect(root)), metric or METRIC)
 
 
-def ratios(root: Path, metric: str, base: str) -> str:
-    """The rows of a table over row `base`.
+def ratio_table(root: Path, metric: str, base: str) -> str:
+    """Write the rows of a table over row `base` into ratios.md; the text.
 
     Raises:
         InputError: as `main`.
     """
     if not (root / plan.PLAN).is_file():
         raise InputError(f"over={base}: {root} is a sweep; ratios are made of sample.py table=NAME")
-    return report.ratios(measured(root, metric), root, base)
+    text = ratios.markdown(measured(root, metric), root, base)
+    table_files.write_text(root / "ratios.md", text)
+    return text
 
 
 def measured(root: Path, metric: str) -> plan.Plan:

@@ -5,8 +5,8 @@ Print the tableau that sample.py would run with these overrides, and draw it.
   scoreline show solver=deis_tab3 schedule=karras nfe=8
 
 Each row is a sum of earlier states and noise estimates; a star marks a row
-that calls the network. The picture goes to DIR (default: outputs/show). With a GROUP, such as solver
-or table, print its choices instead.
+that calls the network. The picture goes to DIR (default: outputs/show). With a
+GROUP, such as solver or table, print its choices instead.
 """
 
 from pathlib import Path

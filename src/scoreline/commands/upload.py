@@ -1,7 +1,7 @@
 """`scoreline upload RUN_DIR ...`: send run directories to W&B that trained or sampled without it.
 
 scoreline upload RUN_DIR                             a directory of train.py or sample.py, of a sweep or of a table
-scoreline upload RUN_DIR RUN_DIR project=NAME        several; project= and entity= are those of the config otherwise
+scoreline upload RUN_DIR RUN_DIR project=NAME        several; project= is scoreline otherwise, entity= your own
 scoreline upload RUN_DIR offline=true                sends nothing: writes RUN_DIR/wandb/offline-run-* for `wandb sync`
 scoreline upload RUN_DIR id=ID                       replaces the derived id
 
@@ -13,9 +13,10 @@ finished cell and one for its values and figure, in one group. What logger=wandb
 
 from pathlib import Path
 
+from scoreline import wandb_runs
 from scoreline.commands.words import split
 from scoreline.errors import InputError, did_you_mean
-from scoreline.tables import plan, summary
+from scoreline.tables import plan, wandb_summary
 
 OWN = {"project": "", "entity": "", "offline": "false", "id": ""}
 
@@ -31,8 +32,8 @@ def main(words: list[str]) -> None:
         return
     roots, own = arguments(words)
     offline = own.pop("offline") == "true"
-    for source in [summary.source(root) for root in roots]:
-        print(source.upload(offline, **own))
+    for root, (config, axis, rows) in [(root, wandb_summary.recorded(root)) for root in roots]:
+        print(wandb_runs.upload(root, config, axis, rows, offline, **own))
 
 
 def arguments(words: list[str]) -> tuple[list[Path], dict[str, str]]:
@@ -63,7 +64,7 @@ def runs(root: Path) -> list[Path]:
         InputError: if it holds no run.
     """
     if (root / plan.PLAN).is_file():
-        return summary.directories(root)
+        return wandb_summary.directories(root)
     cells = sorted(path.parent for path in root.glob("*/config.yaml")) if (root / "multirun.yaml").is_file() else []
     if not cells and not (root / "config.yaml").is_file():
         raise InputError(f"{root}: no run directory, config.yaml is missing; give one of train.py or sample.py")

@@ -1,1 +1,1 @@
-"""Real images as uint8 NCHW with integer labels; nothing here knows of diffusion or Lightning."""
+"""Data sets: images as uint8 NCHW with integer labels; independent of diffusion and Lightning."""

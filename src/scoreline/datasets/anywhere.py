@@ -1,4 +1,4 @@
-"""One key for data sets that people keep in different ways."""
+"""Data sets by path, whatever holds them: an archive, a folder, a table or the hub."""
 
 from pathlib import Path
 
@@ -8,18 +8,22 @@ from scoreline.datasets.lazy import LazyDataset
 from scoreline.errors import InputError
 
 SAVED = ("dataset_info.json", "dataset_dict.json")
-"""What `save_to_disk` of the Hugging Face library leaves in a folder."""
+"""Files that `save_to_disk` of the Hugging Face library writes into a folder."""
 
 
 def images(path: str, resolution: int, labels: str = "none", cache_mib: float = 1024) -> ImageDataset:
-    """The images at `path`: a zip archive, a folder, a parquet file or saved data set, or a name on the hub.
+    """Open the images at `path`: a zip archive, a folder, a parquet file or saved data set, or a name on the hub.
+
+    When to use it: for a published set that users keep in different forms, as dataset=celeba64 does.
 
     Args:
+        path: path or name.
         resolution: height and width that the images must have; nothing is cropped or resized here.
-        labels: as for `image_folder.ImageFolder`; for a parquet file or the hub `none` or the name of a column.
+        labels: as for `image_folder.ImageFolder`; for a parquet file or the hub, `none` or the name of a column.
+        cache_mib: as for `image_folder.ImageFolder`.
 
     Raises:
-        InputError: if nothing is there, or what the kind of data set refuses.
+        InputError: if nothing is there, and for everything that the kind of data set refuses.
     """
     place = reading.place(path, "dataset.path")
     if place.suffix == ".zip" and place.is_file():
@@ -45,6 +49,6 @@ def _on_hub(path: str) -> bool:
 def _hugging_face(path: str, resolution: int, labels: str, cache_mib: float) -> LazyDataset:
     from scoreline.datasets.huggingface import HuggingFace
 
-    found = HuggingFace(path, label_key=labels, cache_mib=cache_mib)
-    found.require_size(resolution)
-    return found
+    dataset = HuggingFace(path, label_key=labels, cache_mib=cache_mib)
+    dataset.require_size(resolution)
+    return dataset

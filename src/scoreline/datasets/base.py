@@ -1,4 +1,4 @@
-"""What every data set is: numbered uint8 images of one shape, labels, and a digest of the content."""
+"""The interface of every data set: numbered uint8 images of one shape, labels, and a digest of the content."""
 
 import hashlib
 import math
@@ -12,6 +12,9 @@ from torch import Tensor
 
 class ImageDataset(ABC):
     """Numbered images of one shape.
+
+    When to use it: derive from it to add a data set, and name the class as `_target_` in conf/dataset/NAME.yaml. Images
+    that fit into memory need only an `ArrayDataset`; images in files a `lazy.LazyDataset`.
 
     Attributes:
         name: short name used in tables and records, such as `digits-train`.
@@ -28,16 +31,16 @@ class ImageDataset(ABC):
 
     @abstractmethod
     def read(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Images uint8 (B, C, H, W) and labels int64 (B,), -1 where there is none, in the order asked for."""
+        """Read images uint8 (B, C, H, W) and labels int64 (B,), -1 for none, in the order of the indices."""
 
     @property
     def nbytes(self) -> int:
-        """Of all pixels."""
+        """Size of all pixels in bytes."""
         return len(self) * math.prod(self.shape)
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 over shape, pixels and labels in order: equal content has an equal digest whatever its container."""
+        """SHA-256 over shape, pixels and labels in order: equal content has an equal digest in any container."""
         sha = hashlib.sha256(repr((len(self), *self.shape)).encode())
         for start in range(0, len(self), 1024):
             images, labels = self.read(range(start, min(start + 1024, len(self))))
@@ -47,7 +50,13 @@ class ImageDataset(ABC):
 
 
 class ArrayDataset(ImageDataset):
-    """A data set held in memory: images uint8 (N, C, H, W), labels int64 (N,) or None."""
+    """A data set in memory: images uint8 (N, C, H, W), labels int64 (N,) or None.
+
+    When to use it: for tensors of your own, in training and in metrics.
+
+    Raises:
+        ValueError: if the images are not uint8 (N, C, H, W).
+    """
 
     def __init__(self, name: str, images: Tensor, labels: Tensor | None = None, num_classes: int = 0) -> None:
         if images.dtype != torch.uint8 or images.ndim != 4:

@@ -1,4 +1,4 @@
-"""CIFAR-10 from its authors' own archive."""
+"""CIFAR-10 from the archive of its authors."""
 
 import gzip
 import io
@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from scoreline import reading
+from scoreline.choices import check_choice
 from scoreline.datasets.base import ArrayDataset
 from scoreline.datasets.cifar_pickle import read_batch
 from scoreline.downloads import fetch
@@ -30,23 +31,24 @@ GZIP = b"\x1f\x8b"
 class Cifar10(ArrayDataset):
     """CIFAR-10, 3 x 32 x 32, 10 classes: `train` (50,000 images) or `test` (10,000), in the order of the archive.
 
-    The batches are Python pickles; `cifar_pickle` reads them without running anything they ask for.
+    The batches are Python pickles; `cifar_pickle` reads them and runs nothing of them.
+
+    When to use it: for the CIFAR-10 results of the papers; its digest and order are those of every copy of the archive.
 
     Args:
         path: `cifar-10-python.tar.gz`, the folder it unpacks to, or a folder that holds either.
         split: `train` or `test`.
-        download: fetch the archive (170 MB) to `path` from www.cs.toronto.edu when nothing is there, and check its
-            SHA-256.
+        download: download the archive (170 MB) from www.cs.toronto.edu if nothing is at `path`; its SHA-256 is
+            checked.
 
     Source: Krizhevsky (2009), Learning Multiple Layers of Features from Tiny Images, technical report, Toronto.
 
     Raises:
-        InputError: for another split, a missing or damaged archive, a batch that is not one, a failed download.
+        InputError: for another split, a missing or damaged archive or batch, and a failed download.
     """
 
     def __init__(self, path: str = f"data/{ARCHIVE}", split: str = "train", download: bool = False) -> None:
-        if split not in BATCHES:
-            raise InputError(f"dataset.split={split}: choose from {', '.join(BATCHES)}")
+        check_choice("dataset.split", BATCHES, split)
         place = reading.place(path, "dataset.path")
         if download and _find(place) is None:
             target = place if place.suffix in (".gz", ".tgz") else place / ARCHIVE
@@ -59,7 +61,7 @@ class Cifar10(ArrayDataset):
 
 
 def _find(place: Path) -> Path | None:
-    """The folder of the batches or the archive, at `place` or in it."""
+    """Find the folder of the batches or the archive, at `place` or in it."""
     if place.is_file() or (place / BATCHES["test"][0]).is_file():
         return place
     inside = (place / FOLDER, place / ARCHIVE)
@@ -88,7 +90,7 @@ def _from_folder(folder: Path, names: Sequence[str]) -> dict[str, bytes]:
 
 
 def _from_archive(archive: Path, names: Sequence[str]) -> dict[str, bytes]:
-    """Plain files of these names, in whatever folder of the archive; nothing is unpacked to the disk."""
+    """Read the plain files of these names from any folder of the archive; nothing is unpacked to the disk."""
     files: dict[str, bytes] = {}
     try:
         with reading.regular(archive) as packed, tarfile.open(fileobj=_unpacked(packed), mode="r|") as tar:
@@ -103,7 +105,7 @@ def _from_archive(archive: Path, names: Sequence[str]) -> dict[str, bytes]:
 
 
 class _Bounded(io.RawIOBase):
-    """Reads forward, as far as an archive of CIFAR-10 goes; names and headers of others may be of any length."""
+    """A reader that stops beyond the size of CIFAR-10: a hostile archive may declare names of any length."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self.file, self.left = file, MAX_UNPACKED
@@ -116,7 +118,7 @@ class _Bounded(io.RawIOBase):
 
 
 def _unpacked(packed: IO[bytes]) -> _Bounded:
-    """The tar archive, packed by gzip or not at all."""
+    """Open the tar archive, whether or not gzip packed it."""
     start = packed.read(len(GZIP))
     packed.seek(0, os.SEEK_SET)
     return _Bounded(cast(IO[bytes], gzip.GzipFile(fileobj=packed)) if start == GZIP else packed)

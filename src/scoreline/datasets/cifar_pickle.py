@@ -1,4 +1,4 @@
-"""The pickled batches of CIFAR-10, read without letting a pickle call anything."""
+"""The pickled batches of CIFAR-10, read by the pickle machine, which calls nothing."""
 
 from typing import Any
 
@@ -14,10 +14,8 @@ STEPS = 500_000
 """Opcodes of one batch; 10,000 images with their names take 50,000."""
 
 RECORDED = {
-    "numpy.core.multiarray._reconstruct",
-    "numpy._core.multiarray._reconstruct",
-    "numpy.ndarray",
-    "numpy.dtype",
+    *("numpy.core.multiarray._reconstruct", "numpy._core.multiarray._reconstruct"),
+    *("numpy.ndarray", "numpy.dtype"),
 }
 """Names whose calls become records."""
 
@@ -26,9 +24,9 @@ class _Reader(Machine):
     """The pickle machine with the names of a batch."""
 
     def __init__(self, size: int) -> None:
-        super().__init__(self.named_value, no_persistent, Budget(STEPS, size + COPIES))
+        super().__init__(self.resolve_name, no_persistent, Budget(STEPS, size + COPIES))
 
-    def named_value(self, name: str) -> Name:
+    def resolve_name(self, name: str) -> Name:
         if name == "_codecs.encode":  # how Python 3 spells bytes in protocols up to 2
             return Name(name, self.encode)
         if name not in RECORDED:
@@ -41,10 +39,14 @@ class _Reader(Machine):
 
 
 def read_batch(data: bytes, where: str) -> tuple[NDArray[np.uint8], list[int]]:
-    """One batch as pixels uint8 (N, 3072), channel by channel and row by row, and N labels in 0..9.
+    """Read one batch: pixels uint8 (N, 3072), channel by channel and row by row, and N labels in 0..9.
 
-    Loading gives a tree of plain values and of records of calls; the pixels are then taken from the record of the
-    array. Nothing that the pickle names is imported or called.
+    The machine returns a tree of plain values and records of calls, and the pixels come from the record of the array.
+    Nothing that the pickle names is imported or called.
+
+    Args:
+        data: the whole pickle.
+        where: the name of the batch in errors.
 
     Raises:
         InputError: for a damaged pickle, one that names any other global, or one that is not such a batch.
@@ -63,7 +65,7 @@ def read_batch(data: bytes, where: str) -> tuple[NDArray[np.uint8], list[int]]:
 
 
 def _pixels(array: Record) -> NDArray[np.uint8]:
-    """The array from numpy's state: (version, shape, dtype, is it in Fortran order, content)."""
+    """Rebuild the array from numpy's state: (version, shape, dtype, whether in Fortran order, content)."""
     _, shape, dtype, fortran, content = array.state
     if dtype.name != "numpy.dtype" or dtype.arguments[0] not in ("u1", b"u1"):
         raise TypeError("the array is not of unsigned bytes")
@@ -71,5 +73,5 @@ def _pixels(array: Record) -> NDArray[np.uint8]:
 
 
 def _bytes(value: Any) -> bytes | memoryview:
-    """A string of Python 2, or bytes of Python 3; long ones are a view of the file."""
+    """Bytes of a Python 2 string or of Python 3 bytes; long ones are a view of the file."""
     return value.encode("latin1") if isinstance(value, str) else value

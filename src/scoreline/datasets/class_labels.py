@@ -1,23 +1,24 @@
-"""Where the classes of image files come from: EDM's `dataset.json`, or the folders they lie in."""
+"""Classes of image files, from EDM's `dataset.json` or from their folders."""
 
 from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
 
 import torch
 
+from scoreline.choices import check_choice
 from scoreline.datasets.image_files import hidden, spelled
 from scoreline.datasets.lazy import Classes, count_classes
-from scoreline.errors import InputError, did_you_mean
+from scoreline.errors import InputError
 from scoreline.reading import json_value
 
 LABEL_FILE = "dataset.json"
 CHOICES = ("auto", "file", "folders", "none")
 
 MAX_LABEL_BYTES = 2**29
-"""Of a label file: ten million images take 350 MB."""
+"""Size of a label file; ten million images take 350 MB."""
 
 SPARE_BYTES, SPARE_VALUES = 3 * 2**24, 2**22
-"""What a label file may hold beyond the images that are there, such as all of ImageNet's where a few were kept."""
+"""Room in a label file for images that are not there, such as the rest of ImageNet beside a subset."""
 
 
 def read_classes(
@@ -28,23 +29,23 @@ def read_classes(
     load: Callable[[str], bytes],
     root: str,
 ) -> Classes:
-    """The class of each of `images` by the rule `choice`.
+    """Read the class of each of `images` by the rule `choice`.
 
     Args:
         choice: `file` reads `dataset.json`; `folders` numbers the top folders of the images in order of their names;
-            `none` reads nothing; `auto` is `file` where there is a `dataset.json` and `none` elsewhere. Folders are
-            never guessed to be classes, since EDM's own folders 00000, 00001, ... are not.
-        names: every file of the container.
+            `none` reads nothing; `auto` is `file` if there is a `dataset.json`, otherwise `none`. Folders are never
+            taken for classes unasked, since EDM's own folders 00000, 00001, ... are none.
+        images: names of the images.
+        names: names of all files in the container.
         folders: its top folders, empty ones too.
-        load: gives the bytes of one.
-        root: the container, for errors.
+        load: reads the bytes of one file.
+        root: the name of the container in errors.
 
     Raises:
         InputError: for another choice, a missing, misplaced or malformed `dataset.json`, an image without a class,
-            a folder that would be a class without images.
+            or a folder that would be a class without images.
     """
-    if choice not in CHOICES:
-        raise InputError(f"dataset.labels={choice}: not a rule{did_you_mean(choice, CHOICES)}")
+    check_choice("dataset.labels", CHOICES, choice)
     if choice == "folders":
         return _from_folders(images, folders, root)
     if choice != "none" and LABEL_FILE in names:
@@ -75,13 +76,18 @@ def _from_folders(images: Sequence[str], present: Iterable[str], root: str) -> C
 
 
 def from_json(text: bytes, images: Sequence[str], where: str) -> Classes:
-    """EDM's `{"labels": [["00000/img00000000.png", 6], ...]}`, or null for none; classes are 0 .. max.
+    """Parse EDM's `{"labels": [["00000/img00000000.png", 6], ...]}`, or null for no labels; classes are 0 .. max.
+
+    Args:
+        text: the label file.
+        images: names of the images.
+        where: the name of the file in errors.
 
     Raises:
-        InputError: for anything else, such as one-hot or negative labels, an image that is not listed, or that is
+        InputError: for anything else, such as one-hot or negative labels, and for an image that is not listed, or
             listed with two classes.
     """
-    known = _listed(text, len(images), where)
+    known = _label_table(text, len(images), where)
     if known is None:
         return Classes.none(len(images))
     values = []
@@ -96,16 +102,16 @@ def from_json(text: bytes, images: Sequence[str], where: str) -> Classes:
     return Classes(torch.tensor(values), number)
 
 
-def _listed(text: bytes, images: int, where: str) -> dict[str, Any] | None:
-    """Image -> label. An image may be listed twice, under any spelling of its path, with one and the same label."""
+def _label_table(text: bytes, images: int, where: str) -> dict[str, Any] | None:
+    """Map images to labels. An image may be listed again, under any spelling of its path, with the same label."""
     known: dict[str, Any] = {}
     try:
         if len(text) > SPARE_BYTES + 256 * images:
             raise ValueError(f"{len(text):,} bytes for {images:,} images")
         listed = json_value(text, SPARE_VALUES + 4 * images)["labels"]
-        pairs = None if listed is None else [(spelled(name), label) for name, label in listed]
-        if pairs is None:
+        if listed is None:
             return None
+        pairs = [(spelled(name), label) for name, label in listed]
         twice = next((name for name, label in pairs if known.setdefault(name, label) != label), None)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         reason = f"{type(error).__name__}: {error}"

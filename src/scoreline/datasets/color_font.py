@@ -1,4 +1,4 @@
-"""The colour bitmaps inside a font file, and the texts that select each of them."""
+"""The colour bitmaps of a font file, and the texts that select each of them."""
 
 from collections import defaultdict
 from collections.abc import Iterator
@@ -16,19 +16,19 @@ LIGATURE = 4
 
 
 class Glyph(NamedTuple):
-    """One picture of a font: its PNG file and every text that shows it (none: unreachable)."""
+    """A picture of a font: its PNG file and every text that shows it; none if it is unreachable."""
 
     png: bytes
     texts: list[Text]
 
 
 def read_glyphs(path: Path) -> list[Glyph]:
-    """The PNG pictures of the largest CBDT strike, in the order of the font.
+    """Read the PNG pictures of the largest CBDT strike, in the order of the font.
 
     Source: OpenType specification 1.9, tables CBDT, CBLC, cmap and GSUB (lookup type 4, ligatures).
 
     Raises:
-        InputError: when the file is no font, or holds no PNG bitmaps.
+        InputError: if the file is no font or holds no PNG bitmaps.
     """
     from fontTools.ttLib import TTFont
 
@@ -52,26 +52,27 @@ def _pictures(font: Any) -> dict[str, bytes]:
 
 
 def _texts(font: Any) -> dict[str, list[Text]]:
-    """Every text of each glyph: its characters, and its ligatures spelled with the first text of each part."""
-    found: dict[str, list[Text]] = defaultdict(list)
+    """Collect every text of each glyph: its characters, and its ligatures with the first text of each part."""
+    texts: dict[str, list[Text]] = defaultdict(list)
     for code, name in font.getBestCmap().items():
-        found[name].append((code,))
+        texts[name].append((code,))
     waiting = list(_ligatures(font))
     while waiting:
-        ready = [found.keys() >= set(parts) for parts, _ in waiting]
+        # a ligature is ready once each of its parts has a text; ligatures of ligatures take further rounds
+        ready = [texts.keys() >= set(parts) for parts, _ in waiting]
         if not any(ready):
             break
         for parts, name in compress(waiting, ready):
-            text = tuple(code for part in parts for code in found[part][0])
+            text = tuple(code for part in parts for code in texts[part][0])
             if len(text) > LONGEST:
                 raise ValueError(f"a ligature of {len(text)} characters")
-            found[name].append(text)
+            texts[name].append(text)
         waiting = [pair for pair, done in zip(waiting, ready, strict=True) if not done]
-    return found
+    return texts
 
 
 def _ligatures(font: Any) -> Iterator[tuple[tuple[str, ...], str]]:
-    """(parts, result) of every ligature, in the order of the font."""
+    """Yield (parts, result) of every ligature, in the order of the font."""
     for lookup in font["GSUB"].table.LookupList.Lookup if "GSUB" in font else []:
         for table in lookup.SubTable:
             table = table.ExtSubTable if table.LookupType == EXTENSION else table

@@ -1,4 +1,4 @@
-"""From the bytes of an image file to uint8 (C, H, W), losing nothing on the way and refusing what would."""
+"""Lossless decoding of image files to uint8 (C, H, W)."""
 
 import io
 import struct
@@ -26,22 +26,22 @@ TURNS = {
     7: "TRANSVERSE",
     8: "ROTATE_90",
 }
-"""Orientation -> what turns the picture upright, by Pillow's name."""
+"""EXIF orientation -> Pillow's name of the transposition that turns the picture upright."""
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 
 def decode(data: bytes, where: str, formats: Sequence[str] = ("PNG",)) -> NDArray[np.uint8]:
-    """An image file as uint8 (C, H, W) with C = 1 (grey) or 3 (RGB), upright.
+    """Decode an image file to uint8 (C, H, W) with C = 1 (grey) or 3 (RGB), upright.
 
     Args:
         data: the whole file.
-        where: how an error names it.
+        where: the name of the file in errors.
         formats: Pillow's names of the formats admitted; no other decoder is tried.
 
     Raises:
-        InputError: for a damaged or foreign file, more than 2^26 pixels, 16 bits per channel, an alpha channel,
-            or a colour space other than grey, palette and RGB.
+        InputError: for a damaged file or one of another format, more than 2^26 pixels, 16 bits a channel, an alpha
+            channel, or a colour space other than grey, palette and RGB.
     """
     if data.startswith(PNG_SIGNATURE) and data[24:25] == b"\x10":
         raise InputError(f"{where} has 16 bits per channel: convert it to 8 bits first")
@@ -57,9 +57,12 @@ def decode(data: bytes, where: str, formats: Sequence[str] = ("PNG",)) -> NDArra
 
 
 def open_image(data: bytes, where: str, formats: Sequence[str] = ("PNG",)) -> "Image":
-    """The decoded Pillow image, whatever its mode, turned as its EXIF orientation says.
+    """Decode an image of any mode and turn it as its EXIF orientation says.
 
     The size is checked before a pixel is decoded.
+
+    Raises:
+        InputError: for a damaged file, one of another format, or more than 2^26 pixels.
     """
     from PIL import Image
 
@@ -76,9 +79,9 @@ def open_image(data: bytes, where: str, formats: Sequence[str] = ("PNG",)) -> "I
 
 
 def _orientation(image: "Image") -> int:
-    """1 to 8; 1, upright, also where the EXIF data cannot be read, as in every viewer.
+    """Return 1 to 8; 1, upright, also if the EXIF data cannot be read, as in every viewer.
 
-    Pillow's `exif_transpose` would write the rest of the EXIF data anew, which fails where a camera left it odd.
+    Pillow's `exif_transpose` rewrites the rest of the EXIF data, which fails on the odd data of some cameras.
     """
     if not image.info.keys() & ORIENTED:
         return 1

@@ -1,4 +1,4 @@
-"""scikit-learn's 1,797 real handwritten digits, 8x8 grey: in the package, no network."""
+"""The 1,797 handwritten digits of scikit-learn, 8x8 grey, without a download."""
 
 import gzip
 from importlib.util import find_spec
@@ -8,17 +8,22 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from scoreline.choices import check_choice
 from scoreline.datasets.base import ArrayDataset
 from scoreline.errors import InputError
 
-SIZES = {"train": 1500, "test": 297, "all": 1797}
+SPLITS = ("train", "test", "all")
 
 
 class Digits(ArrayDataset):
-    """The UCI hand-written digits test set as shipped by scikit-learn: 1 x 8 x 8, 10 classes.
+    """The test set of the UCI hand-written digits, from scikit-learn: 1 x 8 x 8, 10 classes.
 
-    The grey levels 0..16 become round(255 v / 16). `split` is `train` (1,500 images), `test` (the other 297) or
-    `all`; the split is a fixed permutation drawn once with NumPy's PCG64, seed 0, and never changes.
+    The grey levels 0..16 become round(255 v / 16). The split is a fixed permutation by NumPy's PCG64, seed 0.
+
+    When to use it: for tests, tutorials and quick experiments: a model trains in minutes on a CPU.
+
+    Args:
+        split: `train` (1,500 images), `test` (the other 297) or `all`.
 
     Source: Alpaydin & Kaynak (1998), UCI Machine Learning Repository, doi:10.24432/C50P49 (CC BY 4.0).
 
@@ -27,8 +32,7 @@ class Digits(ArrayDataset):
     """
 
     def __init__(self, split: str = "train") -> None:
-        if split not in SIZES:
-            raise InputError(f"dataset.split={split}: choose from {', '.join(SIZES)}")
+        check_choice("dataset.split", SPLITS, split)
         pixels, labels = _load()
         order = np.random.Generator(np.random.PCG64(0)).permutation(len(pixels))
         chosen = {"train": np.sort(order[:1500]), "test": np.sort(order[1500:]), "all": np.arange(len(pixels))}
@@ -39,7 +43,7 @@ class Digits(ArrayDataset):
 
 
 def _load() -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Pixels (1797, 64) in 0..16 and labels (1797,), from scikit-learn's file without importing scikit-learn (3 s)."""
+    """Read pixels (1797, 64) in 0..16 and labels (1797,) from the file, without importing scikit-learn (3 s)."""
     found = find_spec("sklearn")
     file = Path(str(found.origin)).parent / "datasets" / "data" / "digits.csv.gz" if found else None
     if file is None or not file.is_file():

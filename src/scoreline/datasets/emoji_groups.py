@@ -1,4 +1,4 @@
-"""Which emoji are variants of one base picture, told from their texts alone."""
+"""The base picture of which an emoji is a variant, derived from its text alone."""
 
 from collections.abc import Iterable
 
@@ -38,11 +38,11 @@ SPELLED: dict[Text, Text] = {(0x1F384, PERSON): (0x1F385,), (0x1FAF1, 0x1FAF2): 
 
 
 def base(text: Text) -> Text:
-    """The base picture of an emoji's text: the same for all its skin tones, genders, hair and directions.
+    """Return the base picture of an emoji's text, the same for all its skin tones, genders, hair and directions.
 
-    Two or more people (couple, family, kiss, hands held) are one base whoever they are; each flag is its own, and
-    so is each keycap. The parts are sorted, since fonts also spell sequences from right to left, except in flags,
-    where the order is the meaning.
+    All groups of two or more people (couple, family, kiss, hands held) are one base; each flag and each keycap is its
+    own. The parts are sorted, since fonts also spell sequences from right to left, except in flags, where the order is
+    the meaning.
     """
     kept = tuple(STANDS_FOR.get(code, code) for code in text if code not in VARIATION)
     kept = kept or tuple(STANDS_FOR.get(code, code) for code in text)
@@ -58,7 +58,7 @@ def _spells_a_flag(code: int) -> bool:
 
 
 def merge(linked: Iterable[Iterable[Text]]) -> dict[Text, Text]:
-    """The least member of each connected component, when the texts inside each item of `linked` belong together."""
+    """Map each text to the least member of its component, if the texts of each item of `linked` belong together."""
     parent: dict[Text, Text] = {}
 
     def root(text: Text) -> Text:

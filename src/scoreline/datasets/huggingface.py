@@ -1,4 +1,4 @@
-"""Any image data set that the Hugging Face `datasets` library can load without running its author's code."""
+"""Image data sets of the Hugging Face `datasets` library, without the code of their authors."""
 
 import warnings
 from collections.abc import Sequence
@@ -24,17 +24,19 @@ FIRST_SAFE = 4  # the first major version of `datasets` that cannot run loading 
 class HuggingFace(LazyDataset):
     """One split of an image data set, decoded when read; 8-bit grey or RGB of one shape.
 
+    When to use it: for parquet files, data sets saved by `save_to_disk`, and sets on the hub.
+
     Args:
         path: a folder written by `save_to_disk`, a parquet file, a folder of data files, or a name on the hub.
         split: `train`, `test`, ... or a slice of one such as `train[:1000]` (not for `save_to_disk`).
         image_key: the column of images; None takes the only one.
-        label_key: the column of classes; None takes the only ClassLabel column, if there is just one; `none` takes
-            no labels. Integers count as classes 0 .. max, and -1 as no class.
+        label_key: the column of classes; None takes the ClassLabel column if there is just one; `none` takes no labels.
+            Integers count as classes 0 .. max, and -1 as no class.
         config: the configuration, for a data set on the hub that has several.
         cache_mib: as for `image_folder.ImageFolder`.
 
     Raises:
-        InputError: when `datasets` is missing, the data set or the split cannot be loaded, a column is missing or
+        InputError: if `datasets` is missing, the data set or the split cannot be loaded, a column is missing or
             unsuitable, or an image cannot be used or differs in shape.
     """
 
@@ -73,7 +75,7 @@ class _Images:
         return decode(self._bytes(index), self.where(index), FORMATS)
 
     def warn_of_losses(self) -> None:
-        """Warn when the first image is of a format that loses something, as JPEG does."""
+        """Warn if the first image is of a lossy format such as JPEG."""
         if not self._bytes(0).startswith(LOSSLESS):
             message = f"dataset.path={self.path}: the first image is not lossless, which changes FID; prefer PNG"
             warnings.warn(message, UserWarning, stacklevel=3)
@@ -124,7 +126,7 @@ def _load(path: str, split: str, config: str | None) -> Any:
 
 
 def _saved(saved: Any, split: str, path: str) -> Any:
-    """The named split of a saved dictionary, or the one saved data set, whose split may have no name."""
+    """Return the named split of a saved dictionary, or the one saved data set, whose split may have no name."""
     splits = saved if hasattr(saved, "keys") else {str(saved.split or split): saved}
     if split not in splits:
         raise InputError(f"dataset.split={split}: not in {path}{did_you_mean(split, splits)}")

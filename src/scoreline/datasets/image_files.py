@@ -1,4 +1,4 @@
-"""Image files under names in an EDM/StyleGAN layout, whatever holds them: a folder or an archive."""
+"""Image files by name in the layout of EDM and StyleGAN, in a folder or an archive."""
 
 import posixpath
 import warnings
@@ -19,7 +19,7 @@ FOREIGN = {".avif", ".bmp", ".gif", ".jp2", ".tif", ".tiff", ".webp"}
 
 @dataclass(frozen=True)
 class ImageFiles:
-    """A `Source` of image files: `load(name)` gives the bytes of one; `root` names the container in errors."""
+    """A `Source` of image files: `load(name)` reads the bytes of one; `root` names the container in errors."""
 
     root: str
     names: list[str]
@@ -39,10 +39,10 @@ class ImageFiles:
 
 
 def select_images(names: Iterable[str], root: str) -> list[str]:
-    """The PNG and JPEG files among `names`, sorted by name; hidden files do not count.
+    """Select the PNG and JPEG files among `names`, sorted by name; hidden files do not count.
 
     Raises:
-        InputError: when there is none, or when there are images of another format, which would go missing silently.
+        InputError: if there is none, or if there are images of another format, which would go missing silently.
     """
     visible = sorted(name for name in names if not hidden(name))
     foreign = [name for name in visible if _suffix(name) in FOREIGN]
@@ -63,10 +63,10 @@ def _suffix(name: str) -> str:
 
 
 def spelled(name: str) -> str:
-    """The one spelling of a relative path that `a/b.png`, `./a//b.png` and `a\\b.png` share."""
+    """Return the normal form of a relative path, which `a/b.png`, `./a//b.png` and `a\\b.png` share."""
     return posixpath.normpath(name.replace("\\", "/"))
 
 
 def hidden(name: str) -> bool:
-    """Whether a file or folder is none of the user's images."""
+    """Return whether a file or folder is hidden, so that it is none of the user's images."""
     return any(part.startswith(".") or part == "__MACOSX" for part in PurePosixPath(name).parts)

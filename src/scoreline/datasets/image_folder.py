@@ -1,7 +1,8 @@
-"""A folder of PNG files, in the layout of StyleGAN and EDM or with one folder per class."""
+"""A folder of PNG files, in the layout of StyleGAN and EDM or with a folder for each class."""
 
 import os
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 from scoreline import reading
@@ -16,12 +17,14 @@ class ImageFolder(LazyDataset):
 
     Images are 8-bit grey or RGB of one shape; nothing is resized or flattened. They are decoded when read.
 
+    When to use it: for images of your own. A zip archive of them (`ZipArchive`) is easier to copy.
+
     Args:
         path: the folder, searched to any depth; hidden files are left out.
-        resolution: height and width that the images must have; None takes what is there.
-        labels: `auto` (classes from `dataset.json` where there is one, otherwise none), `file` (must be there),
-            `folders` (one class per top folder, numbered in order of name), `none`.
-        cache_mib: a set that fits, decoded, in this many MiB is kept in the memory of each process.
+        resolution: height and width that the images must have; None accepts any.
+        labels: `auto` (classes from `dataset.json` if there is one, otherwise none), `file` (`dataset.json` must be
+            there), `folders` (a class for each top folder, numbered in order of name), `none`.
+        cache_mib: each process keeps the decoded images in memory if all of them fit into this many MiB.
 
     Source: layout of Karras et al. (2022), arXiv:2206.00364, reference data set tool.
 
@@ -33,38 +36,32 @@ class ImageFolder(LazyDataset):
         root = _existing(path)
         names = list(_walk(root, path))
         images = select_images(names, path)
-        files = ImageFiles(path, images, _Folder(root))
+        files = ImageFiles(path, images, partial(_content, root))
         folders = [place.name for place in root.iterdir() if place.is_dir()]
         classes = read_classes(labels, images, names, folders, files.load, path)
         super().__init__(root.resolve().name, files, classes, cache_mib)
         self.require_size(resolution)
 
 
-class _Folder:
-    def __init__(self, root: Path) -> None:
-        self.root = root
-
-    def __call__(self, name: str) -> bytes:
-        try:
-            return reading.content(self.root / name, MAX_LABEL_BYTES if name == LABEL_FILE else MAX_IMAGE_BYTES)
-        except (OSError, ValueError) as error:
-            reason = getattr(error, "strerror", None) or error
-            raise InputError(f"dataset.path={self.root}: {name} cannot be read ({reason}); restore it") from error
+def _content(root: Path, name: str) -> bytes:
+    try:
+        return reading.content(root / name, MAX_LABEL_BYTES if name == LABEL_FILE else MAX_IMAGE_BYTES)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"dataset.path={root}: {name} cannot be read ({reason}); restore it") from error
 
 
 def _existing(path: str) -> Path:
     root = reading.place(path, "dataset.path")
     if root.is_file():
-        raise InputError(
-            f"dataset.path={path} is a file; give a folder of PNG files, or use dataset=zip for an archive"
-        )
+        raise InputError(f"dataset.path={path}: is a file; give a folder of PNG files, or use dataset=zip")
     if not root.is_dir():
         raise InputError(f"dataset.path={path}: no such folder; give the folder that holds the PNG files")
     return root
 
 
 def _walk(root: Path, path: str) -> Iterator[str]:
-    """Every file under `root` by its relative name; a linked folder, which may lead in a circle, is refused."""
+    """Yield the relative name of every file under `root`; a linked folder, which may lead in a circle, is refused."""
 
     def unreadable(error: OSError) -> None:
         raise InputError(

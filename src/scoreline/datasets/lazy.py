@@ -1,4 +1,4 @@
-"""A data set decoded image by image, when asked for, and kept in memory where it fits."""
+"""Data sets that decode an image when it is read, and keep it if the set fits into memory."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
@@ -15,26 +15,28 @@ MIB = 2**20
 
 
 class Source(Protocol):
-    """Numbered images that lie elsewhere, in a folder, an archive or a table. Must survive pickling and forking."""
+    """Numbered images in a folder, an archive or a table; it must survive pickling and forking."""
 
     def __len__(self) -> int: ...
 
     def where(self, index: int) -> str:
-        """How an error names image `index`."""
+        """Return the name of image `index` in errors."""
 
     def decode(self, index: int) -> NDArray[np.uint8]:
-        """Image `index` as uint8 (C, H, W)."""
+        """Decode image `index` to uint8 (C, H, W)."""
 
 
 MOST_CLASSES = 2**16
-"""Classes that a data set may always have; more only with as many images."""
+"""Number of classes that any data set may have; more only with as many images."""
 
 
 def count_classes(largest: int, images: int, where: str) -> int:
-    """How many classes 0 .. largest are. A few images of many classes may have gaps, but not any gaps.
+    """Count the classes 0 .. largest. A few images of many classes may leave gaps, up to a limit.
 
     Args:
-        where: names the labels in an error.
+        largest: the largest label.
+        images: number of images.
+        where: the name of the labels in errors.
 
     Raises:
         InputError: for more than `MOST_CLASSES` classes and than images; a network keeps weights for each class.
@@ -54,16 +56,18 @@ class Classes(NamedTuple):
 
     @classmethod
     def none(cls, images: int) -> "Classes":
-        """Every image without a class."""
+        """Return classes of `images` images that have none."""
         return cls(torch.full((images,), -1), 0)
 
 
 class LazyDataset(ImageDataset):
     """Images of a `Source`, all of the shape of the first one.
 
-    When the decoded set takes at most `cache_mib` MiB, each process keeps the images it has decoded; a process
-    forked later (a loader's worker) shares those of its parent. `digest` reads every image, so it checks all shapes
-    and fills that cache.
+    If the decoded set takes at most `cache_mib` MiB, each process keeps the images that it has decoded; a process
+    forked later (a worker of a loader) shares those of its parent. `digest` reads every image, so that it checks all
+    shapes and fills that cache.
+
+    When to use it: derive from it for images in files of a format of your own.
 
     Raises:
         InputError: for an empty source, and on reading an image whose shape differs from the first one's.
@@ -91,10 +95,10 @@ class LazyDataset(ImageDataset):
         return images, self.labels[torch.as_tensor(indices, dtype=torch.int64)]
 
     def require_size(self, resolution: int | None) -> None:
-        """Refuse images that are not `resolution` pixels high and wide; None asks for nothing.
+        """Check that the images are `resolution` pixels high and wide; None accepts any size.
 
         Raises:
-            InputError: when they are not. Nothing is resized here: how an image was made small changes FID.
+            InputError: if they are not. Nothing is resized here, since the filter of a resize changes FID.
         """
         _, height, width = self.shape
         if resolution is not None and (height, width) != (resolution, resolution):

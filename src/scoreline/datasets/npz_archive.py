@@ -1,4 +1,4 @@
-"""Images in one array of an npz file, as ADM and many others keep their samples."""
+"""Images in one array of an npz file, as ADM and many other projects write samples."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -17,10 +17,12 @@ IMAGES, LABELS = "arr_0", "arr_1"
 
 
 class NpzArchive(ImageDataset):
-    """`arr_0` uint8 (N, H, W, C) and, where it is there, `arr_1` int (N,), the classes.
+    """`arr_0` uint8 (N, H, W, C) and, if it is there, `arr_1` int (N,), the classes.
 
-    Images of an uncompressed file (`np.savez`) are read from the disk when asked for; those of a compressed one are
-    unpacked into memory, unless they are many times larger than what they are packed to.
+    Images of an uncompressed file (`np.savez`) are mapped from the disk; those of a compressed one are unpacked into
+    memory, unless they are many times larger than the file.
+
+    When to use it: for samples; training reads image files and zip archives.
 
     Args:
         path: the file.
@@ -28,7 +30,7 @@ class NpzArchive(ImageDataset):
     Source: layout of Dhariwal & Nichol (2021), arXiv:2105.05233, reference code.
 
     Raises:
-        InputError: for a missing or damaged file, or arrays of other types or shapes. Nothing but numbers is read.
+        InputError: for a missing or damaged file, or arrays of other types or shapes. Only numbers are read.
     """
 
     def __init__(self, path: str) -> None:

@@ -18,8 +18,10 @@ PACKINGS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # zipfile does not bound 
 class ZipArchive(LazyDataset):
     """The PNG (or, with a warning, JPEG) files in a zip, in order of their names, with EDM's `dataset.json`.
 
-    Images are 8-bit grey or RGB of one shape. They are read in place, never extracted, and decoded when read; every
-    process opens the archive for itself.
+    Images are 8-bit grey or RGB of one shape. They are read in place and decoded when read; every process opens the
+    archive for itself.
+
+    When to use it: for large sets: one file to copy, and no slower than a folder.
 
     Args:
         path: the archive, compressed or not.
@@ -30,7 +32,7 @@ class ZipArchive(LazyDataset):
     Source: layout of Karras et al. (2022), arXiv:2206.00364, reference data set tool.
 
     Raises:
-        InputError: for a missing, damaged or encrypted archive, an entry too large for an image, and all that
+        InputError: for a missing, damaged or encrypted archive, an entry too large for an image, and everything that
             `ImageFolder` refuses.
     """
 
@@ -44,7 +46,7 @@ class ZipArchive(LazyDataset):
 
 
 class _Entries:
-    """Reads entries of one archive; the handle is never shared between processes, whose file position it is."""
+    """A reader of one archive's entries; processes must not share its handle, since that shares its position."""
 
     def __init__(self, path: Path, key: str) -> None:
         self.path, self.key = path, key
@@ -60,7 +62,7 @@ class _Entries:
         return {"path": self.path, "key": self.key, "owner": -1, "archive": None}
 
     def names(self) -> list[str]:
-        """Every file in the archive; a name given twice, in whatever spelling, is refused."""
+        """Return every file in the archive; a name that occurs twice, in any spelling, is refused."""
         names = [info.filename for info in self.archive.infolist() if not info.is_dir()]
         twice = [name for name, times in Counter(map(spelled, names)).items() if times > 1]
         if twice:
@@ -68,7 +70,7 @@ class _Entries:
         return names
 
     def folders(self) -> set[str]:
-        """The top folders."""
+        """Return the top folders."""
         return {info.filename.split("/", 1)[0] for info in self.archive.infolist() if "/" in info.filename}
 
     def __call__(self, name: str) -> bytes:
@@ -93,7 +95,7 @@ class _Entries:
 def _existing(path: str) -> Path:
     archive = reading.place(path, "dataset.path")
     if archive.is_dir():
-        raise InputError(f"dataset.path={path} is a folder; give a zip file, or use dataset=image_folder")
+        raise InputError(f"dataset.path={path}: is a folder; give a zip file, or use dataset=image_folder")
     if not archive.is_file():
         raise InputError(f"dataset.path={path}: no such file; give the zip archive of images")
     return archive

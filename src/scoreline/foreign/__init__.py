@@ -1,1 +1,1 @@
-"""Checkpoints of other projects: read without running any of their code, and translated into ours."""
+"""Checkpoints of other projects: read without running their code, and translated into models of this package."""

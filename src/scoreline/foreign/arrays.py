@@ -1,4 +1,4 @@
-"""Numbers and arrays of numpy in a pickle, as Python numbers and tensors."""
+"""numpy scalars and arrays of a pickle as Python numbers and tensors."""
 
 import math
 from typing import Any
@@ -20,7 +20,7 @@ NUMBERS = {
 
 
 def dtype(code: Any, *_: Any) -> Unfinished:
-    """`numpy.dtype(code, ..)`, complete with the byte order that BUILD brings."""
+    """`numpy.dtype(code, ..)`, complete once BUILD has given its byte order."""
     if type(code) is not str or code not in NUMBERS:
         raise FileError(f"its pickle holds a numpy array of type {shown(code)}, not of plain numbers")
 
@@ -48,7 +48,7 @@ class Arrays:
         return self._tensor(kind, (), False, content).item()
 
     def reconstruct(self, of: Any, *_: Any) -> Unfinished:
-        """`numpy.core.multiarray._reconstruct`: a tensor once BUILD has brought its content."""
+        """`numpy.core.multiarray._reconstruct`: a tensor once BUILD has given its content."""
         if type(of) is not Name or of.name != ARRAY:
             raise FileError(
                 f"its pickle makes a numpy array of class {shown(getattr(of, 'name', of))}, which no checkpoint needs"
@@ -77,6 +77,7 @@ class Arrays:
         if size != math.prod(shape) * kind.itemsize:
             raise FileError(f"a numpy array of shape {shown(shape)} has {size:,} bytes; get the file anew")
         storage = Storage(Root(size, raw(content, kind.itemsize, self.budget)), 0, size, kind)
+        # Fortran order is C order of the reversed shape, seen with its axes reversed
         extents = shape[::-1] if fortran else shape
         strides = tuple(math.prod(extents[i + 1 :]) for i in range(len(extents)))
         tensor = storage.tensor(kind, 0, extents, strides)

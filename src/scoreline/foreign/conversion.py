@@ -1,4 +1,4 @@
-"""A foreign checkpoint as a model file of ours: where the user wants it, or in the cache."""
+"""Conversion of foreign checkpoints to model files of this package, at a path of the user or in the cache."""
 
 import hashlib
 import json
@@ -11,23 +11,23 @@ from scoreline.downloads import fetch
 from scoreline.errors import InputError
 from scoreline.files import cache_folder, sha256
 from scoreline.foreign.families import is_ours, load
-from scoreline.foreign.imported import Imported
+from scoreline.foreign.translation import ForeignModel
 from scoreline.specs import Spec
 
 REVISION = 1
-"""Counts changes of what an import makes of the same file, so that the cache makes it anew."""
+"""Version of the conversion; a change invalidates the cache."""
 
 
 @dataclass(frozen=True)
 class Options:
-    """How a foreign checkpoint is read.
+    """Options of an import.
 
     Attributes:
         family: `edm`, `score_sde`, ..; None recognises it.
         model: description as in conf/model, for files that do not describe themselves.
         weights: ema or raw.
-        allow: names of classes that its pickle may hold besides, kept as inert records.
-        sha256: of a file, or of what a URL must deliver.
+        allow: further names of classes that the pickle may hold, kept as inert records.
+        sha256: expected SHA-256 of the file or download.
     """
 
     family: str | None = None
@@ -42,10 +42,10 @@ def is_url(word: str) -> bool:
 
 
 def located(word: str, digest: str | None = None) -> Path:
-    """The path of a source; a URL is downloaded into the cache once.
+    """Return the path of a source; a URL is downloaded into the cache once.
 
     Raises:
-        InputError: if it is missing, or its SHA-256 is not `digest`.
+        InputError: if the download fails, or the SHA-256 is not `digest`.
     """
     if is_url(word):
         return fetch(word, sha256=digest)
@@ -55,45 +55,58 @@ def located(word: str, digest: str | None = None) -> Path:
     return path
 
 
-def convert(word: str, target: Path, options: Options) -> tuple[str, Imported]:
+def convert(word: str, target: Path, options: Options) -> tuple[str, ForeignModel]:
     """Import a source and write it to `target`, which must not exist.
 
+    When to use it: to keep a checkpoint as a file of this package; `cached` serves `checkpoint=PATH` directly.
+
+    Args:
+        word: path or URL of the source.
+        target: the safetensors file to write.
+        options: options of the import.
+
+    Returns:
+        The family, and the model that was written.
+
     Raises:
-        InputError: for what cannot be imported, and if `target` exists.
+        InputError: for a source that cannot be imported, and if `target` exists.
     """
     if target.exists():
         raise InputError(f"{target}: is there already and is never overwritten; give another destination")
     path = located(word, options.sha256)
     if is_ours(path):
         raise InputError(f"{path}: is a file of scoreline already; use it as checkpoint={path}")
-    family, imported = load(path, options.family, options.model, options.weights, options.allow)
-    save_model(target, imported.weights, card(word, path, family, imported, options.weights))
-    return family, imported
+    return _save(word, path, target, options)
 
 
-def card(word: str, path: Path, family: str, imported: Imported, weights: str) -> Card:
-    """What our file says of the source: its name, never its folder, and its SHA-256."""
+def _save(word: str, path: Path, target: Path, options: Options) -> tuple[str, ForeignModel]:
+    family, model = load(path, options.family, options.model, options.weights, options.allow)
+    save_model(target, model.weights, card(word, path, family, model, options.weights))
+    return family, model
+
+
+def card(word: str, path: Path, family: str, model: ForeignModel, weights: str) -> Card:
+    """Describe the model and its source: the name, never the folder, and the SHA-256."""
     source = {
         "family": family,
         "file": word if is_url(word) else path.resolve().name,
         "sha256": digest(path),
         "weights": weights,
-        **imported.notes,
+        **model.notes,
     }
-    return Card(imported.model, imported.shape, imported.num_classes, {"name": "unknown"}, {"imported": source})
+    return Card(model.model, model.shape, model.num_classes, {"name": "unknown"}, {"imported": source})
 
 
 def cached(word: str, options: Options) -> Path:
-    """The converted file in the cache, made if it is not there yet.
+    """Return the converted file in the cache; the first call converts it.
 
     Raises:
-        InputError: as `convert` does.
+        InputError: for a source that cannot be imported.
     """
     path = located(word, options.sha256)
     target = cached_place(path, options)
     if not target.is_file():
-        family, imported = load(path, options.family, options.model, options.weights, options.allow)
-        save_model(target, imported.weights, card(word, path, family, imported, options.weights))
+        _save(word, path, target, options)
     return target
 
 
@@ -105,7 +118,7 @@ def cached_place(path: Path, options: Options) -> Path:
 
 
 def digest(path: Path) -> str:
-    """SHA-256 of a file, or of the names and SHA-256 of a folder's files in order.
+    """Return the SHA-256 of a file, or that over names and SHA-256 of a folder's files in order.
 
     Raises:
         InputError: if there is no such file or folder.

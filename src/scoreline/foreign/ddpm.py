@@ -12,9 +12,18 @@ from typing import Any
 from torch import Tensor, nn
 
 from scoreline.errors import InputError
-from scoreline.foreign.given import check_groups, float_weights, given_network
-from scoreline.foreign.imported import Imported, Rule, interleaved, translate
-from scoreline.foreign.layers import layer, layers, level_and_kind
+from scoreline.foreign.translation import (
+    ForeignModel,
+    Rule,
+    check_groups,
+    described_network,
+    float_weights,
+    interleaved,
+    layer,
+    layers,
+    level_and_kind,
+    translate,
+)
 from scoreline.networks.ddpm_unet import DDPMUNet
 from scoreline.networks.residual_block import ResidualBlock
 from scoreline.specs import Spec
@@ -29,73 +38,68 @@ KNOWN_BY = {"temb.dense.0.weight", "mid.block_1.temb_proj.weight", "mid.attn_1.q
 AVERAGE, EPOCH, STEP = 4, 2, 3
 """Places in the list of DDIM; PNDM's ends before the first."""
 
+MIDDLE = {"in0": ("mid.block_1", "mid.attn_1"), "in1": ("mid.block_2", "")}
+"""Kind of layer -> residual block and attention of the bottleneck."""
+
 PARTS = {"norm0": "norm1", "conv0": "conv1", "affine": "temb_proj", "norm1": "norm2", "conv1": "conv2"}
 
 
 def recognises(tree: Any) -> bool:
-    """Whether this is the content of such a file."""
+    """Return whether this is the content of such a file."""
     state = tree[0] if _is_list(tree) else tree
     return isinstance(state, dict) and {str(name).removeprefix(PREFIX) for name in state} >= KNOWN_BY
 
 
-def imported(tree: Any, model: Spec | None, weights: str) -> Imported:
-    """The model of such a file.
+def read_model(tree: Any, model: Spec | None, weights: str) -> ForeignModel:
+    """Translate the content of such a file.
 
-    A file that is one set of weights does not say whether they are an average: it is taken as stored for `ema` and
-    `raw` alike, and the notes say so.
+    A file of one set of weights does not say whether they are an average: they serve for `ema` and `raw` alike, and
+    the notes say so.
 
     Raises:
-        InputError: without a description, for one of another network, and without the weights that were asked for.
+        InputError: without a description, for one of another network, and for weights that the file does not hold.
     """
-    network = given_network(model, DDPMUNet, "ddpm", MODELS, without=("num_classes", "augment_dim"))
+    network = described_network(model, DDPMUNet, "ddpm", MODELS, without=("num_classes", "augment_dim"))
     assert model is not None
     check_groups(network, "ddpm")
     if not recognises(tree):
         raise InputError("holds no U-Net of pytorch_diffusion, DDIM or PNDM; name another family")
     state, notes = _chosen(tree, weights)
     shape = (int(model["network"]["channels"]), network.resolution, network.resolution)
-    return Imported(model, translate(state, table(network), network), shape, 0, notes)
+    return ForeignModel(model, translate(state, table(network), network), shape, 0, notes)
 
 
 def table(network: DDPMUNet) -> dict[str, Rule]:
-    """Our names -> theirs."""
+    """Map the names of our weights to rules over theirs."""
     rules = layer("map_layer0", "temb.dense.0") | layer("map_layer1", "temb.dense.1")
     rules |= layer("out_norm", "norm_out") | layer("out_conv", "conv_out")
-    for name, found in network.enc.items():
-        rules |= _encoder(name, network.resolution, found)
-    for name, found in network.dec.items():
-        rules |= _decoder(name, network.resolution, found)
+    for side, parts in (("enc", network.enc), ("dec", network.dec)):
+        for name, module in parts.items():
+            rules |= _layer(side, name, network.resolution, module)
     return rules
 
 
-def _encoder(name: str, resolution: int, found: nn.Module) -> dict[str, Rule]:
-    ours, (level, kind) = f"enc.{name}", level_and_kind(name, resolution)
+def _layer(side: str, name: str, resolution: int, module: nn.Module) -> dict[str, Rule]:
+    """Rules of one layer of the encoder (side enc) or the decoder (dec)."""
+    ours, (level, kind) = f"{side}.{name}", level_and_kind(name, resolution)
     if kind == "conv":
         return layer(ours, "conv_in")
     if kind == "down":
         return layer(f"{ours}.conv", f"down.{level - 1}.downsample.conv")
-    index = kind.removeprefix("block")
-    return _block(ours, f"down.{level}.block.{index}", f"down.{level}.attn.{index}", found)
-
-
-def _decoder(name: str, resolution: int, found: nn.Module) -> dict[str, Rule]:
-    ours, (level, kind) = f"dec.{name}", level_and_kind(name, resolution)
-    if kind == "in0":
-        return _block(ours, "mid.block_1", "mid.attn_1", found)
-    if kind == "in1":
-        return _block(ours, "mid.block_2", "", found)
     if kind == "up":
         return layer(f"{ours}.conv", f"up.{level + 1}.upsample.conv")
-    index = kind.removeprefix("block")
-    return _block(ours, f"up.{level}.block.{index}", f"up.{level}.attn.{index}", found)
+    if kind in MIDDLE:
+        return _block(ours, *MIDDLE[kind], module)
+    index, theirs = kind.removeprefix("block"), {"enc": "down", "dec": "up"}[side]
+    return _block(ours, f"{theirs}.{level}.block.{index}", f"{theirs}.{level}.attn.{index}", module)
 
 
-def _block(ours: str, residual: str, attention: str, found: nn.Module) -> dict[str, Rule]:
-    assert isinstance(found, ResidualBlock)
+def _block(ours: str, residual: str, attention: str, module: nn.Module) -> dict[str, Rule]:
+    assert isinstance(module, ResidualBlock)
     rules = layers(ours, residual, PARTS)
-    if isinstance(found.skip, nn.Conv2d):
+    if isinstance(module.skip, nn.Conv2d):
         rules |= layer(f"{ours}.skip", f"{residual}.nin_shortcut")
-    if found.heads:
+    if module.heads:
         rules |= layers(ours, attention, {"norm2": "norm", "proj": "proj_out"})
         for kind in ("weight", "bias"):
             rules[f"{ours}.qkv.{kind}"] = Rule(tuple(f"{attention}.{part}.{kind}" for part in "qkv"), interleaved)
@@ -107,7 +111,7 @@ def _is_list(tree: Any) -> bool:
 
 
 def _chosen(tree: Any, weights: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The weights by their names in the network, and what there is to note."""
+    """Return the weights by their names in the network, and notes on them."""
     if not _is_list(tree):
         return _state(tree), {"weights": "as stored: one set, average or not"}
     notes = {"weights": weights, "epoch": tree[EPOCH], "step": tree[STEP]}

@@ -1,4 +1,4 @@
-"""What a checkpoint of another project is, as text; nothing of it is run."""
+"""A description of a foreign checkpoint as text; nothing of it is run."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,16 +13,18 @@ from scoreline.foreign.torch_files import kind, names
 from scoreline.safe_pickle.machine import Record
 
 FIRST = 6
-"""Entries of a container that are shown."""
+"""Number of entries that are shown of a container."""
 
 DEEPEST = 3
 
 
 def lines(path: Path) -> Iterator[tuple[str, str, int]]:
-    """(name, value, depth) of each line: format, SHA-256, the classes it names, its family, what it holds.
+    """Yield (name, value, depth) of each line: format, SHA-256, names of classes, family and content.
+
+    When to use it: before an import of a file from an unknown source.
 
     Raises:
-        InputError: for what is no checkpoint. One that names classes no checkpoint needs is described as far as can be.
+        InputError: for a file that is no checkpoint. One that names classes no checkpoint needs is described in part.
     """
     yield "format", "folder of diffusers" if path.is_dir() else kind(path), 0
     yield "SHA-256", digest(path), 0
@@ -42,7 +44,7 @@ def lines(path: Path) -> Iterator[tuple[str, str, int]]:
 
 
 def holds(name: str, content: Any, depth: int = 0) -> Iterator[tuple[str, str, int]]:
-    """A container, and its first entries down to a depth of three."""
+    """Yield the lines of a container and its first entries, down to a depth of three."""
     yield name, shown(content), depth
     entries = list(content.items()) if isinstance(content, dict) else []
     if isinstance(content, Record):
@@ -59,7 +61,7 @@ def holds(name: str, content: Any, depth: int = 0) -> Iterator[tuple[str, str, i
 
 
 def shown(content: Any) -> str:
-    """One line about a value."""
+    """Describe a value in one line."""
     if isinstance(content, Tensor):
         return f"{str(content.dtype).removeprefix('torch.')} {tuple(content.shape)}"
     if isinstance(content, dict):

@@ -1,4 +1,4 @@
-"""The files of a folder that diffusers' save_pretrained writes: JSON, and weights in one file or in shards."""
+"""Files of diffusers' save_pretrained: JSON, and weights in one file or in shards."""
 
 import re
 from collections.abc import Collection
@@ -20,7 +20,7 @@ LARGEST_JSON, MOST_VALUES = 2**24, 2**20  # bytes, values
 
 
 def weight_files(folder: Path, weights: str) -> list[Path]:
-    """The file of the weights, or its shards: the variant that is asked for, safetensors rather than .bin."""
+    """Find the weights in one file or in shards: first the variant for `weights`, first safetensors, then .bin."""
     found: dict[tuple[str, str], Path] = {}
     for path in sorted(folder.iterdir()):
         match = SINGLE.fullmatch(path.name) or SHARDED.fullmatch(path.name)
@@ -60,7 +60,7 @@ def tensors(files: Collection[Path]) -> dict[str, Tensor]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in a file.
+    """Read the JSON object in a file.
 
     Raises:
         InputError: if there is none.
@@ -76,5 +76,5 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def word(value: Any) -> str:
-    """A value of a file, fit for a message."""
+    """Show a value of a file in a message."""
     return ascii(value)[:60]

@@ -1,7 +1,7 @@
 """Folders that diffusers' save_pretrained writes: UNet2DModel with a scheduler of discrete betas.
 
 Weights are read from safetensors, or from .bin files by `torch_files.read`; descriptions are JSON. No class that a
-folder names is imported, but UNet2DModel itself by `networks.diffusers_unet`, whose arguments are plain values.
+folder names is imported. UNet2DModel comes from `networks.diffusers_unet`, and its arguments are plain values.
 """
 
 import inspect
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from scoreline.errors import InputError, did_you_mean
 from scoreline.foreign.diffusers_files import read_json, tensors, weight_files, word
-from scoreline.foreign.imported import INCOMPLETE, Imported, Rule, skeleton, translate
+from scoreline.foreign.translation import INCOMPLETE, ForeignModel, Rule, skeleton, translate
 from scoreline.networks.diffusers_unet import DiffusersUNet
 from scoreline.parameterisations import Parameterisation
 from scoreline.schedules.discrete import DiscreteVP
@@ -24,48 +24,30 @@ from scoreline.specs import Spec, rebuild
 INERT: frozenset[str] = frozenset()
 
 SCHEDULERS = (
-    "DDIMInverseScheduler",
-    "DDIMParallelScheduler",
-    "DDIMScheduler",
-    "DDPMParallelScheduler",
-    "DDPMScheduler",
-    "DEISMultistepScheduler",
-    "DPMSolverMultistepScheduler",
-    "DPMSolverSDEScheduler",
-    "DPMSolverSinglestepScheduler",
-    "EulerAncestralDiscreteScheduler",
-    "EulerDiscreteScheduler",
-    "HeunDiscreteScheduler",
-    "KDPM2AncestralDiscreteScheduler",
-    "KDPM2DiscreteScheduler",
-    "LMSDiscreteScheduler",
-    "PNDMScheduler",
-    "SASolverScheduler",
-    "UniPCMultistepScheduler",
+    *("DDIMInverseScheduler", "DDIMParallelScheduler", "DDIMScheduler", "DDPMParallelScheduler", "DDPMScheduler"),
+    *("DEISMultistepScheduler", "DPMSolverMultistepScheduler", "DPMSolverSDEScheduler", "DPMSolverSinglestepScheduler"),
+    *("EulerAncestralDiscreteScheduler", "EulerDiscreteScheduler", "HeunDiscreteScheduler"),
+    *("KDPM2AncestralDiscreteScheduler", "KDPM2DiscreteScheduler", "LMSDiscreteScheduler", "PNDMScheduler"),
+    *("SASolverScheduler", "UniPCMultistepScheduler"),
 )
-"""Those that sample one and the same process: the betas in their configuration, whole times, a VP state."""
+"""Schedulers of one and the same process: betas in their configuration, whole times, a VP state."""
 
 BETAS = {"linear": "linear", "scaled_linear": "scaled_linear", "squaredcos_cap_v2": "cosine"}
 """beta_schedule -> betas of `DiscreteVP`."""
 
 AVERAGING = (
-    "decay",
-    "inv_gamma",
-    "min_decay",
-    "optimization_step",
-    "power",
-    "update_after_step",
-    "use_ema_warmup",
+    *("decay", "inv_gamma", "min_decay", "optimization_step"),
+    *("power", "update_after_step", "use_ema_warmup"),
 )
-"""What EMAModel.save_pretrained adds to the configuration of a model."""
+"""Keys that EMAModel.save_pretrained adds to the configuration of a model."""
 
 OLD_NAMES = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
-"""Layers of attention -> what they were called in files before diffusers 0.15."""
+"""Layers of attention -> their names in files before diffusers 0.15."""
 
 
 @dataclass(frozen=True)
 class Places:
-    """Where a folder keeps what is needed, and whether it has averages besides."""
+    """Paths inside a folder, and whether it also holds averages."""
 
     unet: Path
     scheduler: Path
@@ -74,23 +56,25 @@ class Places:
 
 
 def recognises(tree: Any) -> bool:
-    """Whether this is the path of a pipeline or of a model."""
+    """Return whether this is the path of a pipeline or a model."""
     return isinstance(tree, Path) and any((tree / name).is_file() for name in ("model_index.json", "config.json"))
 
 
-def imported(folder: Path, model: Spec | None, weights: str) -> Imported:
-    """The UNet2DModel of a pipeline's folder, or in a folder of its own, with the process of its scheduler.
+def read_model(folder: Path, model: Spec | None, weights: str) -> ForeignModel:
+    """Translate the UNet2DModel of a pipeline's folder or of its own, with the process of its scheduler.
 
-    Time labels are whole numbers in training and in all of diffusers' schedulers. Here they are fractional wherever a
-    solver steps between two levels (`round_labels: false`); schedule=time_quadratic_integer meets whole ones only.
+    Time labels are whole numbers in training and in the schedulers of diffusers. Here they are fractional if a solver
+    steps between two levels (`round_labels: false`); with schedule=time_quadratic_integer they are whole.
 
     Args:
-        weights: `ema` takes the folder `unet_ema` that training leaves beside `unet`, `raw` the file of the variant
-            `non_ema`; without such a choice either takes the only weights there are, and the notes say so.
+        folder: the folder.
+        model: must be None, since the folder describes its model.
+        weights: `ema` takes the folder `unet_ema` that training writes beside `unet`, `raw` the variant `non_ema`. If
+            there is only one set of weights, both take it, and the notes say so.
 
     Raises:
-        InputError: for another kind of model, process or prediction, each with its reason; for `model`; for a file
-            that is missing, damaged or does not fit.
+        InputError: for another kind of model, process or prediction, with its reason; for `model`; for a file that is
+            missing, damaged or does not fit.
     """
     if model is not None:
         raise InputError("model: a folder of diffusers says itself what it holds; leave model out")
@@ -109,11 +93,11 @@ def imported(folder: Path, model: Spec | None, weights: str) -> Imported:
     found = translate(state, table(network, state), network, remedy=INCOMPLETE)
     channels, size = int(config.get("in_channels", 3)), int(described["network"]["sample_size"])
     notes = _notes(places, config, scheduler, files, state, weights)
-    return Imported(described, found, (channels, size, size), int(config.get("num_class_embeds") or 0), notes)
+    return ForeignModel(described, found, (channels, size, size), int(config.get("num_class_embeds") or 0), notes)
 
 
 def table(network: nn.Module, names: Collection[str]) -> dict[str, Rule]:
-    """Each weight by its own name behind `model.`, or by its old name where the file has that; float32."""
+    """Map each weight to its own name behind `model.`, or to its old name if the file has that, in float32."""
     return {
         name: Rule((_source(name.removeprefix("model."), names),), torch.Tensor.float) for name in network.state_dict()
     }
@@ -157,7 +141,7 @@ def _check_parts(pipeline: Mapping[str, Any]) -> None:
 
 
 def _config(folder: Path) -> dict[str, Any]:
-    """The U-Net's configuration without what is said of the file."""
+    """Read the configuration of the U-Net."""
     config = read_json(folder / "config.json")
     if config.get("_class_name") != "UNet2DModel":
         raise InputError(

@@ -1,7 +1,7 @@
-"""Pickles of EDM, and of projects that keep its format such as STF: they describe themselves.
+"""Pickles of EDM, and of projects with the same format such as STF, which describe themselves.
 
 Every object in such a file is a call of `_reconstruct_persistent_obj` with the source of its class, which that call
-would run. Here the call stays a record: the name of the class and the attributes are read, the source is not.
+would run. Here the call stays a record, of which the name of the class and the attributes are read, never the source.
 
 Source: Karras et al. (2022), arXiv:2206.00364, Table 1 and App. F; Xu et al. (2023), arXiv:2302.00670.
 """
@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from scoreline.errors import InputError, did_you_mean
-from scoreline.foreign.imported import INCOMPLETE, Imported, Rule, skeleton, translate
+from scoreline.foreign.translation import INCOMPLETE, ForeignModel, Rule, skeleton, translate
 from scoreline.safe_pickle.machine import Record
 from scoreline.specs import Spec
 
@@ -48,17 +48,17 @@ OURS = {
 
 @dataclass(frozen=True)
 class Family:
-    """A class of networks: ours, and the arguments of EDM's in their order, with defaults where they have one."""
+    """A class of networks: our target, and the arguments of EDM's class in their order, with their defaults."""
 
     target: str
     required: tuple[str, ...]
     defaults: Mapping[str, Any]
 
     def arguments(self, found: "Persistent") -> dict[str, Any]:
-        """All arguments that an object was made with.
+        """Return all arguments of an object's constructor.
 
         Raises:
-            InputError: for one that is missing or unknown.
+            InputError: for an argument that is missing or unknown.
         """
         names = (*self.required, *self.defaults)
         given = {**dict(zip(names, found.args, strict=False)), **found.kwargs}
@@ -115,7 +115,7 @@ NETWORKS = {
 
 @dataclass(frozen=True)
 class Persistent:
-    """An object of such a file: its class, its attributes, and what its constructor was given."""
+    """An object of such a file: its class, its attributes, and the arguments of its constructor."""
 
     name: str
     state: Mapping[str, Any]
@@ -123,7 +123,11 @@ class Persistent:
     kwargs: Mapping[str, Any]
 
     def number(self, attribute: str) -> float:
-        """Raises: InputError unless the attribute is a number."""
+        """Return an attribute that must be a number.
+
+        Raises:
+            InputError: if it is something else.
+        """
         value = self.state.get(attribute)
         if not isinstance(value, int | float) or isinstance(value, bool):
             raise InputError(f"{self.name}.{attribute}={value!r:.40}: must be a number; the file is damaged")
@@ -131,16 +135,16 @@ class Persistent:
 
 
 def recognises(tree: Any) -> bool:
-    """Whether a file holds a network of EDM: its EMA or the raw one."""
+    """Return whether a file holds a network of EDM, its EMA or the raw one."""
     return isinstance(tree, dict) and any(_is_object(tree.get(key)) for key in STORED.values())
 
 
-def imported(tree: Any, model: Spec | None, weights: str) -> Imported:
-    """The network of such a file with the preconditioning around it.
+def read_model(tree: Any, model: Spec | None, weights: str) -> ForeignModel:
+    """Translate the network of such a file with the preconditioning around it.
 
     Raises:
-        InputError: if a model is named, for weights that the file does not hold, and for classes, arguments and weights
-            that are unknown.
+        InputError: if a model is given, for weights that the file does not hold, and for unknown classes, arguments
+            and weights.
     """
     if model is not None:
         raise InputError("model: a file of EDM says itself which network it holds; leave model out")
@@ -149,7 +153,7 @@ def imported(tree: Any, model: Spec | None, weights: str) -> Imported:
     process = preconditioning(wrapper)
     network = description(inner, factor=2 if wrapper.name == "iDDPMPrecond" else 1)
     bare = skeleton(network)
-    return Imported(
+    return ForeignModel(
         {"network": network, **process},
         translate(dict(_tensors(inner.state)), table(bare), bare, remedy=INCOMPLETE),
         (network["channels"], network["resolution"], network["resolution"]),
@@ -159,12 +163,12 @@ def imported(tree: Any, model: Spec | None, weights: str) -> Imported:
 
 
 def table(network: nn.Module) -> dict[str, Rule]:
-    """Our names and layouts are EDM's."""
+    """Map each name to itself: names and layouts are those of EDM."""
     return {name: Rule((name,)) for name in network.state_dict()}
 
 
 def preconditioning(wrapper: Persistent) -> Spec:
-    """Descriptions of the noise schedule and the parameterisation.
+    """Describe the noise schedule and the parameterisation.
 
     Raises:
         InputError: for a class that is none of EDM's four.
@@ -182,13 +186,14 @@ def preconditioning(wrapper: Persistent) -> Spec:
 
 
 def description(found: Persistent, factor: int) -> Spec:
-    """Our network for one of EDM's.
+    """Describe our network for one of EDM's.
 
     Args:
-        factor: channels that it returns, per channel of an image.
+        found: the object of EDM's network.
+        factor: output channels for each channel of an image.
 
     Raises:
-        InputError: for a class that is unknown, and arguments that are unknown or not what ours can do.
+        InputError: for an unknown class, and for arguments that are unknown or not supported.
     """
     if found.name not in NETWORKS:
         raise InputError(f"class {found.name}: no network of EDM{did_you_mean(found.name, NETWORKS)}")
@@ -204,7 +209,7 @@ def description(found: Persistent, factor: int) -> Spec:
 
 
 def _edm_levels(wrapper: Persistent) -> Spec:
-    """Time is rho, from 80 to 0.002 as far as the wrapper allows, which is the range of EDM's own sampler."""
+    """Describe EDM's levels: time is rho, from 80 to 0.002 (the range of EDM's sampler) within the wrapper's limits."""
     low, high = max(0.002, wrapper.number("sigma_min")), min(80.0, wrapper.number("sigma_max"))
     return {"_target_": "scoreline.schedules.ve.EDM", "t_min": low, "t_max": high}
 
@@ -258,7 +263,7 @@ def _opened(value: Any) -> Persistent:
 
 
 def _attribute(attributes: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """A mapping among attributes.
+    """Return a mapping among attributes.
 
     Raises:
         InputError: if there is none.
@@ -270,14 +275,14 @@ def _attribute(attributes: Mapping[str, Any], name: str) -> dict[str, Any]:
 
 
 def _plain_mapping(value: Any) -> dict[str, Any] | None:
-    """A dict, or a record of EDM's own dict, as a dict."""
+    """Return a dict, or a record of EDM's own dict, as a dict."""
     if isinstance(value, Record) and value.name == MAPPING:
         return {str(key): part for key, part in value.pairs}
     return value if isinstance(value, dict) else None
 
 
 def _tensors(state: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Tensor]]:
-    """Parameters and persistent buffers of a module and its children, by their names in a state dict."""
+    """Yield parameters and persistent buffers of a module and its children, by their names in a state dict."""
     found = state.get("_non_persistent_buffers_set")
     passing = found if isinstance(found, set) else set()
     for kind in ("_parameters", "_buffers"):
@@ -311,7 +316,7 @@ def _notes(tree: Mapping[str, Any], wrapper: Persistent, inner: Persistent) -> d
 
 
 def _plain(value: Any) -> Any:
-    """JSON values; what is none is its text."""
+    """Turn a value into JSON, unknown ones into their text."""
     mapping = _plain_mapping(value)
     if mapping is not None:
         return {str(key): _plain(part) for key, part in mapping.items()}

@@ -1,4 +1,4 @@
-"""From a path to a model of ours: whose file it is, and what that family's module makes of it."""
+"""Families of foreign checkpoints: recognition of a file, and its translation by the module of its family."""
 
 import importlib
 from collections.abc import Sequence
@@ -6,9 +6,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from scoreline.errors import InputError, did_you_mean
-from scoreline.foreign.imported import Imported
+from scoreline.choices import check_choice
+from scoreline.errors import InputError
 from scoreline.foreign.torch_files import read
+from scoreline.foreign.translation import ForeignModel
 from scoreline.reading import json_value
 from scoreline.specs import Spec
 
@@ -23,7 +24,7 @@ FAMILIES = {
 """Name on the command line -> module of this package."""
 
 DESCRIBED = frozenset({"edm", "diffusers"})
-"""Families whose files say which network they hold."""
+"""Families whose files describe their network."""
 
 WEIGHTS = ("ema", "raw")
 
@@ -35,37 +36,40 @@ LARGEST_HEADER, MOST_VALUES = 2**25, 2**22
 
 def load(
     path: Path, family: str | None, model: Spec | None, weights: str, allow: Sequence[str] = ()
-) -> tuple[str, Imported]:
-    """The family and the model of a foreign file or folder. Nothing in it is run.
+) -> tuple[str, ForeignModel]:
+    """Read a foreign file or folder without running anything in it.
 
     Args:
-        family: one of FAMILIES; None recognises it by the names that the file holds.
+        path: the file or folder.
+        family: one of FAMILIES; None recognises it by the names in the file.
         model: description as in conf/model, for families whose files do not describe themselves.
         weights: ema or raw.
         allow: further names of classes that its pickle may hold, kept as inert records.
 
+    Returns:
+        The family and the model.
+
     Raises:
-        InputError: one sentence that begins with the path.
+        InputError: if the file cannot be imported; the sentence begins with the path.
     """
-    if family is not None and family not in FAMILIES:
-        raise InputError(f"from={family}: no family of checkpoints{did_you_mean(family, FAMILIES)}")
-    if weights not in WEIGHTS:
-        raise InputError(f"weights={weights}: choose ema or raw")
+    if family is not None:
+        check_choice("from", FAMILIES, family)
+    check_choice("weights", WEIGHTS, weights)
     if not path.exists():
         raise InputError(f"{path}: no such file or folder; give a checkpoint, a diffusers folder or a URL")
     content = content_of(path, family, allow)
     family = family or recognised(path, content)
     try:
-        return family, module(family).imported(content, model, weights)
+        return family, module(family).read_model(content, model, weights)
     except InputError as error:
         raise InputError(f"{path} (read as {family}): {error}") from error
 
 
 def content_of(path: Path, family: str | None, allow: Sequence[str] = ()) -> Any:
-    """What the family modules take: the tree of a file, or the path of a folder.
+    """Read the tree of a file, or return the path of a folder, for a family's module.
 
     Raises:
-        InputError: for a file that is no checkpoint, or names what none of the families needs.
+        InputError: for a file that is no checkpoint, or that names a class no family needs.
     """
     if path.is_dir() or path.name in FOLDER_MARKS:
         return path if path.is_dir() else path.parent
@@ -75,7 +79,7 @@ def content_of(path: Path, family: str | None, allow: Sequence[str] = ()) -> Any
 
 
 def recognised(path: Path, content: Any) -> str:
-    """The one family that knows this content.
+    """Return the one family that recognises this content.
 
     Raises:
         InputError: if none or several do.
@@ -94,7 +98,7 @@ def module(family: str) -> ModuleType:
 
 
 def summary(content: Any) -> str:
-    """The first keys of a tree, for a message."""
+    """Show the first keys of a tree in a message."""
     if isinstance(content, dict):
         names = [ascii(str(key))[1:-1][:60] for key in content]
         return f"{len(names)} keys: {', '.join(names[:4])}{', ..' * (len(names) > 4)}"
@@ -102,29 +106,29 @@ def summary(content: Any) -> str:
 
 
 def is_safetensors(path: Path) -> bool:
-    """Whether a file begins with the header of that format: its length, then a JSON object of that length."""
+    """Return whether a file begins with a header of that format: its length, then a JSON object of that length."""
     with open(path, "rb") as handle:
         length = int.from_bytes(handle.read(8), "little")
         return 2 <= length <= path.stat().st_size - 8 and handle.read(1) == b"{"
 
 
 def is_diffusers(path: Path) -> bool:
-    """Whether a folder is one that diffusers wrote."""
+    """Return whether diffusers wrote a folder."""
     return any((path / name).is_file() for name in FOLDER_MARKS)
 
 
 def is_ours(path: Path) -> bool:
-    """Whether a file is a safetensors file whose metadata name a format of scoreline."""
+    """Return whether a file is a safetensors file whose metadata name a format of scoreline."""
     return path.is_file() and is_safetensors(path) and metadata(path).get("format", "").startswith("scoreline/")
 
 
 def is_foreign(path: Path) -> bool:
-    """Whether a file is a whole safetensors file of somebody else."""
+    """Return whether a file is a safetensors file of another project."""
     return path.is_file() and is_safetensors(path) and not is_ours(path)
 
 
 def metadata(path: Path) -> dict[str, str]:
-    """Of a safetensors file; empty if it is damaged."""
+    """Read the metadata of a safetensors file; empty if it is damaged."""
     with open(path, "rb") as handle:
         length = int.from_bytes(handle.read(8), "little")
         try:

@@ -9,12 +9,19 @@ from typing import Any
 from torch import Tensor, nn
 
 from scoreline.errors import InputError
-from scoreline.foreign.given import check_groups, float_weights, given_network
-from scoreline.foreign.imported import Imported, Rule, translate
-from scoreline.foreign.layers import layer, layers
+from scoreline.foreign.translation import (
+    ForeignModel,
+    Rule,
+    check_groups,
+    described_network,
+    float_weights,
+    layer,
+    layers,
+    translate,
+)
 from scoreline.networks.adm import DhariwalUNet
-from scoreline.networks.conv_resampling import Down, Up
 from scoreline.networks.fir_resampling import Resample, ResampledConv, fir_kernel
+from scoreline.networks.layers import Down, Up
 from scoreline.networks.residual_block import ResidualBlock
 from scoreline.specs import Spec
 
@@ -41,34 +48,36 @@ PAIR = (1.0, 1.0)
 
 
 def recognises(tree: Any) -> bool:
-    """Whether this is the content of such a file."""
+    """Return whether this is the content of such a file."""
     return isinstance(tree, dict) and set(tree) >= KNOWN_BY
 
 
-def imported(tree: Any, model: Spec | None, weights: str) -> Imported:
-    """The model of such a file.
+def read_model(tree: Any, model: Spec | None, weights: str) -> ForeignModel:
+    """Translate the content of such a file.
 
-    The file does not say whether its weights are an average: they are taken as stored for `ema` and `raw` alike, and
-    the notes say so. They become float32. `model.network.qkv_order` is heads_first, or qkv_first for a network with
-    use_new_attention_order, which no weight tells.
+    The file does not say whether its weights are an average: they serve for `ema` and `raw` alike, and the notes say
+    so. They become float32. `model.network.qkv_order` is heads_first, or qkv_first for a network with
+    use_new_attention_order; no weight tells the two apart.
 
     Raises:
-        InputError: without a description, for one of another network or with another order of its channels, and for
-            one that does not say everywhere whether a variance was learned.
+        InputError: without a description, for one of another network or another order of the channels, and if its
+            parts disagree on a learned variance.
     """
-    network = given_network(model, DhariwalUNet, "guided_diffusion", MODELS, without=("augment_dim",))
+    network = described_network(model, DhariwalUNet, "guided_diffusion", MODELS, without=("augment_dim",))
     assert model is not None
     check_groups(network, "guided_diffusion")
     _check_conventions(model)
     if not recognises(tree):
         raise InputError("holds no U-Net of guided-diffusion or improved-diffusion; name another family")
-    found = translate(float_weights(tree), table(network), network)
+    translated = translate(float_weights(tree), table(network), network)
     shape = (int(model["network"]["channels"]), network.resolution, network.resolution)
-    return Imported(model, found, shape, network.num_classes, {"weights": "as stored: one set, average or not"})
+    return ForeignModel(
+        model, translated, shape, network.num_classes, {"weights": "as stored: one set, average or not"}
+    )
 
 
 def table(network: DhariwalUNet) -> dict[str, Rule]:
-    """Our names -> theirs."""
+    """Map the names of our weights to rules over theirs."""
     rules = layer("map_layer0", "time_embed.0") | layer("map_layer1", "time_embed.2")
     rules |= layer("out_norm", "out.0") | layer("out_conv", "out.2")
     if network.map_label is not None:
@@ -78,56 +87,56 @@ def table(network: DhariwalUNet) -> dict[str, Rule]:
 
 def _encoder(network: DhariwalUNet) -> dict[str, Rule]:
     rules: dict[str, Rule] = {}
-    for index, (name, found) in enumerate(network.enc.items()):
+    for index, (name, module) in enumerate(network.enc.items()):
         ours, theirs = f"enc.{name}", f"input_blocks.{index}"
         if name.endswith("_conv"):
             rules |= layer(ours, f"{theirs}.0")
         elif name.endswith("_down"):
-            rules |= _resampler(ours, f"{theirs}.0", found)
+            rules |= _resampler(ours, f"{theirs}.0", module)
         else:
-            rules |= _block(ours, f"{theirs}.0", f"{theirs}.1", found)
+            rules |= _block(ours, f"{theirs}.0", f"{theirs}.1", module)
     return rules
 
 
 def _decoder(network: DhariwalUNet) -> dict[str, Rule]:
-    """A layer that doubles the resolution is the last part of the block before it."""
+    """Rules of the decoder, where a layer that doubles the resolution is the last part of the block before it."""
     rules: dict[str, Rule] = {}
     index, parts = -1, 0
-    for name, found in network.dec.items():
+    for name, module in network.dec.items():
         ours = f"dec.{name}"
         if name.endswith("_in0"):
-            rules |= _block(ours, "middle_block.0", "middle_block.1", found)
+            rules |= _block(ours, "middle_block.0", "middle_block.1", module)
         elif name.endswith("_in1"):
-            rules |= _block(ours, "middle_block.2", "", found)
+            rules |= _block(ours, "middle_block.2", "", module)
         elif name.endswith("_up"):
-            rules |= _resampler(ours, f"output_blocks.{index}.{parts}", found)
+            rules |= _resampler(ours, f"output_blocks.{index}.{parts}", module)
         else:
             index += 1
-            rules |= _block(ours, f"output_blocks.{index}.0", f"output_blocks.{index}.1", found)
-            parts = 2 if found.heads else 1
+            rules |= _block(ours, f"output_blocks.{index}.0", f"output_blocks.{index}.1", module)
+            parts = 2 if module.heads else 1
     return rules
 
 
-def _resampler(ours: str, theirs: str, found: nn.Module) -> dict[str, Rule]:
-    if isinstance(found, Down):
+def _resampler(ours: str, theirs: str, module: nn.Module) -> dict[str, Rule]:
+    if isinstance(module, Down):
         return layer(f"{ours}.conv", f"{theirs}.op")
-    if isinstance(found, Up):
+    if isinstance(module, Up):
         return layer(f"{ours}.conv", f"{theirs}.conv")
-    if isinstance(found, Resample):
+    if isinstance(module, Resample):
         return _filter(ours)
-    return _block(ours, theirs, "", found)
+    return _block(ours, theirs, "", module)
 
 
-def _block(ours: str, residual: str, attention: str, found: nn.Module) -> dict[str, Rule]:
-    assert isinstance(found, ResidualBlock)
+def _block(ours: str, residual: str, attention: str, module: nn.Module) -> dict[str, Rule]:
+    assert isinstance(module, ResidualBlock)
     rules = layers(ours, residual, PARTS)
-    if isinstance(found.conv0, ResampledConv):
+    if isinstance(module.conv0, ResampledConv):
         rules |= _filter(f"{ours}.conv0")
-    if isinstance(found.skip, Resample):
+    if isinstance(module.skip, Resample):
         rules |= _filter(f"{ours}.skip")
-    if isinstance(found.skip, nn.Conv2d):
+    if isinstance(module.skip, nn.Conv2d):
         rules |= layer(f"{ours}.skip", f"{residual}.skip_connection")
-    if found.heads:
+    if module.heads:
         rules |= layer(f"{ours}.norm2", f"{attention}.norm")
         for mine, other in (("qkv", "qkv"), ("proj", "proj_out")):
             rules |= layer(f"{ours}.{mine}", f"{attention}.{other}")
@@ -140,7 +149,7 @@ def _filter(ours: str) -> dict[str, Rule]:
 
 
 def _over_images(weight: Tensor) -> Tensor:
-    """(C', C, 1) of a convolution over positions -> (C', C, 1, 1)."""
+    """Reshape a convolution over positions (C', C, 1) to (C', C, 1, 1)."""
     return weight.unsqueeze(-1)
 
 

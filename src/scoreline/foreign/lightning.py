@@ -1,7 +1,7 @@
-"""Checkpoints of Lightning whose module holds one of our networks, under whatever name.
+"""Checkpoints of Lightning whose module holds one of our networks under any name.
 
-What a module or its hyper-parameters are is never looked at: they stay inert, and nothing they name is made, be it by
-`_instantiator` of LightningCLI or by `_target_` of Hydra. The user says what the network is.
+Modules and hyper-parameters stay inert, and nothing that they name is instantiated, neither by `_instantiator` of
+LightningCLI nor by `_target_` of Hydra. The user describes the network.
 """
 
 import re
@@ -11,8 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from scoreline.errors import InputError
-from scoreline.foreign.given import given_network
-from scoreline.foreign.imported import Imported, Rule, translate
+from scoreline.foreign.translation import ForeignModel, Rule, described_network, translate
 from scoreline.specs import Spec
 
 INERT = frozenset(
@@ -49,26 +48,26 @@ INERT = frozenset(
 CHOICES = ("the files of conf/model, the one that it was trained with",)
 
 IN_NAME = re.compile(r"(^|[._])ema([._]|$)")
-"""A prefix that says that it is of averages."""
+"""A prefix that marks averages."""
 
 
 def recognises(tree: Any) -> bool:
-    """Whether this is a file of Lightning, of any version."""
+    """Return whether this is a file of any version of Lightning."""
     return isinstance(tree, dict) and isinstance(tree.get("state_dict"), dict) and "pytorch-lightning_version" in tree
 
 
-def imported(tree: Any, model: Spec | None, weights: str) -> Imported:
-    """The described network from the module's state dict, under the one prefix that has all of its names.
+def read_model(tree: Any, model: Spec | None, weights: str) -> ForeignModel:
+    """Translate the described network from the module's state dict, under the one prefix that has all of its names.
 
-    Averages are those of this package's `EMACallback`; of Lightning's `WeightAveraging`, which swaps them with the
-    weights in the file; of a second network of the module whose prefix has `ema` in it (`ema_model.`); and of latent
-    diffusion's LitEma (`model_ema.` beside `model.`, names without their dots), which averages parameters only.
+    Averages come from this package's `EMACallback`; from Lightning's `WeightAveraging`, which swaps them with the
+    weights in the file; from a second network of the module whose prefix contains `ema` (`ema_model.`); or from latent
+    diffusion's LitEma (`model_ema.` beside `model.`, names without dots), which averages parameters only.
 
     Raises:
-        InputError: without a model, if none or several prefixes fit, and if the average that is asked for is not there
-            or there are several.
+        InputError: without a model, if none or several prefixes fit, and for weights=ema if there is no average or
+            there are several.
     """
-    network = given_network(model, nn.Module, "Lightning", CHOICES)
+    network = described_network(model, nn.Module, "Lightning", CHOICES)
     assert model is not None
     if weights == "raw":
         place, state = _raw(tree, network)
@@ -78,11 +77,11 @@ def imported(tree: Any, model: Spec | None, weights: str) -> Imported:
     described = {name: model[name] for name in ("network", "noise_schedule", "parameterisation")}
     channels = int(model["network"].get("channels", model["network"].get("in_channels", 3)))
     size, classes = (int(getattr(network, name)) for name in ("resolution", "num_classes"))
-    return Imported(described, found, (channels, size, size), classes, {"place": place, **_notes(tree)})
+    return ForeignModel(described, found, (channels, size, size), classes, {"place": place, **_notes(tree)})
 
 
 def table(network: nn.Module) -> dict[str, Rule]:
-    """Each weight by its own name."""
+    """Map each weight to its own name."""
     return {name: Rule((name,)) for name in network.state_dict()}
 
 
@@ -93,7 +92,7 @@ def _raw(tree: Mapping[str, Any], network: nn.Module) -> tuple[str, dict[str, Te
 
 
 def _average(tree: Mapping[str, Any], network: nn.Module) -> tuple[str, dict[str, Tensor]]:
-    """The one average there is, and where.
+    """Return the place and the weights of the one average.
 
     Raises:
         InputError: if there is none, or more than one.
@@ -116,7 +115,7 @@ def _average(tree: Mapping[str, Any], network: nn.Module) -> tuple[str, dict[str
 
 
 def _own(tree: Mapping[str, Any], network: nn.Module) -> dict[str, dict[str, Tensor]]:
-    """What `training.ema_callback.EMACallback` keeps: the main average, by the network's own names."""
+    """The main average of this package's EMACallback, by the network's own names."""
     callbacks = tree.get("callbacks")
     for key, state in callbacks.items() if isinstance(callbacks, dict) else ():
         if isinstance(key, str) and key.startswith("EMACallback") and isinstance(state, dict):
@@ -135,7 +134,7 @@ def _named(state: Any, network: nn.Module) -> dict[str, dict[str, Tensor]]:
 
 
 def _without_dots(tree: Mapping[str, Any], network: nn.Module) -> dict[str, dict[str, Tensor]]:
-    """LitEma: `model_ema.` + the parameter's name in `model` without dots; buffers are the module's own."""
+    """The average of LitEma: `model_ema.` and the parameter's name without dots; buffers are the module's."""
     held = _tensors(tree["state_dict"])
     parameters = [name for name, _ in network.named_parameters()]
     for prefix in _prefixes(held, network):
@@ -147,7 +146,7 @@ def _without_dots(tree: Mapping[str, Any], network: nn.Module) -> dict[str, dict
 
 
 def _under_prefix(state: Any, network: nn.Module) -> tuple[str, dict[str, Tensor]]:
-    """The prefix that has all names of the network, and the weights under it.
+    """Return the prefix that has all names of the network, and the weights under it.
 
     Raises:
         InputError: if none has, with the first weight that is missing under the nearest, or several have.
@@ -177,7 +176,7 @@ def _under_prefix(state: Any, network: nn.Module) -> tuple[str, dict[str, Tensor
 
 
 def _prefixes(state: Mapping[str, Tensor], network: nn.Module) -> list[str]:
-    """What stands before names of the network in names of the file, whole parts between dots."""
+    """Return the prefixes of the network's names in the file, in whole parts between dots."""
     wanted = set(network.state_dict())
     found = set()
     for name in state:
@@ -197,7 +196,7 @@ def _cut(prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _tensors(state: Any) -> dict[str, Tensor]:
-    """The tensors of a state dict; other states that modules may keep there are none of a network."""
+    """Return the tensors of a state dict; other states in it belong to no network."""
     held = state.items() if isinstance(state, dict) else ()
     return {name: value for name, value in held if isinstance(name, str) and isinstance(value, Tensor)}
 

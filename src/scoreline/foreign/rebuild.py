@@ -1,4 +1,4 @@
-"""The names that a checkpoint may call, and our functions in their place."""
+"""The names that a checkpoint may call, and the functions of this package in their place."""
 
 from collections.abc import Callable, Collection
 from typing import Any
@@ -20,7 +20,7 @@ STORAGES: dict[str, torch.dtype | None] = {
         "Bool": torch.bool, "ComplexDouble": torch.complex128, "ComplexFloat": torch.complex64,
     }.items()
 } | {"torch.storage.UntypedStorage": None, "torch.UntypedStorage": None}  # fmt: skip
-"""Classes of storages and their numbers; quantised ones are not read."""
+"""Classes of storages and their types of number; quantised ones are refused."""
 
 DTYPES = {str(number): number for number in NUMBERS.values()} | {
     str(number): number
@@ -37,7 +37,8 @@ class Rebuild:
 
     Args:
         inert: names whose calls become a `Record`.
-        load_bytes: storage in the bytes of a file of torch inside the pickle.
+        load_bytes: reads the storage in the bytes of a torch file inside the pickle.
+        budget: steps and copies that are left.
     """
 
     def __init__(self, inert: Collection[str], load_bytes: Callable[[memoryview], Any], budget: Budget) -> None:
@@ -72,9 +73,10 @@ class Rebuild:
             }
 
     def resolve(self, name: str) -> Any:
-        """
+        """Return the value of a name.
+
         Raises:
-            FileError: for a name that is neither ours nor in `inert`.
+            FileError: for a name that is neither in the tables here nor in `inert`.
         """
         if name in DTYPES:
             return DTYPES[name]
@@ -87,7 +89,7 @@ class Rebuild:
         raise unknown(name)
 
     def ordered_dict(self, pairs: Any = ()) -> dict[Any, Any]:
-        """`collections.OrderedDict`; Python 2 gives its items."""
+        """`collections.OrderedDict`; Python 2 passes the items."""
         if type(pairs) not in (list, tuple):
             raise FileError("its pickle makes an OrderedDict of something else than pairs; get the file anew")
         self.budget.step(len(pairs))
@@ -117,7 +119,7 @@ class Rebuild:
         return data
 
     def storage(self, content: Any) -> Storage:
-        """`torch.storage._load_from_bytes`: a file of torch inside the pickle."""
+        """`torch.storage._load_from_bytes`: a torch file inside the pickle."""
         if type(content) is bytes:
             self.budget.copy(len(content))
             content = memoryview(bytearray(content))

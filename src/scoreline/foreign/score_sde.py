@@ -1,7 +1,7 @@
-"""Checkpoints of score_sde in PyTorch (`checkpoint_N.pth`): the NCSN++ code, which DDPM++ is a setting of.
+"""Checkpoints of score_sde in PyTorch (`checkpoint_N.pth`): NCSN++, and DDPM++ as one of its settings.
 
-Such a file names its weights by their place in a list, `all_modules.N`, and its EMA not at all; the network and the
-process are told by a configuration beside it. So the user gives a model, and places are counted along our network.
+Such a file names its weights by their place in a list, `all_modules.N`, and its EMA not at all; network and process
+stand in a configuration beside it. The user therefore gives a model, and places are counted along our network.
 
 Source: Song et al. (2021), arXiv:2011.13456, App. H.
 """
@@ -15,8 +15,15 @@ import torch
 from torch import Tensor, nn
 
 from scoreline.errors import InputError
-from scoreline.foreign.given import float_weights, given_network
-from scoreline.foreign.imported import Imported, Rule, as_it_is, interleaved, translate
+from scoreline.foreign.translation import (
+    ForeignModel,
+    Rule,
+    described_network,
+    float_weights,
+    interleaved,
+    translate,
+    unchanged,
+)
 from scoreline.networks.embeddings import Fourier
 from scoreline.networks.fir_resampling import ConvThenHalve, Resample, ResampledConv, fir_kernel
 from scoreline.networks.residual_block import ResidualBlock
@@ -38,38 +45,38 @@ MODELS = (
 LEVELS = "sigmas"
 FREQUENCIES = "all_modules.0.W"
 PIXEL = 2.0
-"""Noise of images in [-1, 1] per noise of the same images in [0, 1], where score_sde's VE process is."""
+"""Noise of images in [-1, 1] over that of the same images in [0, 1], in which score_sde's VE process works."""
 
 SAME = 1e-4
-"""Relative difference up to which two ends of a VE process are one: the file has them in float32."""
+"""Relative difference up to which two ends of a VE process are equal; the file has them in float32."""
 
 Rules = Iterator[tuple[str, Rule]]
 
 
 def recognises(tree: Any) -> bool:
-    """Whether a file holds the weights of a network that is a list of modules."""
+    """Return whether a file holds the weights of a network that is a list of modules."""
     weights = tree.get("model") if isinstance(tree, dict) else None
     return isinstance(weights, dict) and any("all_modules." in str(name) for name in weights)
 
 
-def imported(tree: Any, model: Spec | None, weights: str) -> Imported:
-    """The described model with the weights of a file.
+def read_model(tree: Any, model: Spec | None, weights: str) -> ForeignModel:
+    """Translate the described model with the weights of a file.
 
-    A VE network returns minus eps. Where the description says that it predicts eps (discrete VE), the last convolution
+    A VE network returns minus eps. If the description says that it predicts eps (discrete VE), the last convolution
     changes its sign.
 
     Raises:
-        InputError: if no model is named or the file cannot be of it, for weights that the file does not hold, and for
-            files of other networks of that project.
+        InputError: without a model or with one that the file does not fit, for weights that the file does not hold,
+            and for files of other networks of that project.
     """
-    network = given_network(model, SongUNet, "score_sde", MODELS, without=("num_classes", "augment_dim"))
+    network = described_network(model, SongUNet, "score_sde", MODELS, without=("num_classes", "augment_dim"))
     assert model is not None
     if not recognises(tree):
         raise InputError("holds no DDPM++ or NCSN++ of score_sde; name another family")
     state = _named(tree["model"])
     _check_levels(state, model)
     chosen = state if weights == "raw" else _averaged(tree, state)
-    return Imported(
+    return ForeignModel(
         model,
         translate(chosen, table(network, _turned(model)), network, ignored=(LEVELS,)),
         (int(model["network"]["channels"]), network.resolution, network.resolution),
@@ -79,10 +86,11 @@ def imported(tree: Any, model: Spec | None, weights: str) -> Imported:
 
 
 def table(network: SongUNet, turned: bool = False) -> dict[str, Rule]:
-    """Our names -> places in their list, counted along our layers, which are in the order of theirs.
+    """Map the names of our weights to places in their list, counted along our layers, which have the same order.
 
     Args:
-        turned: change the sign of what the network returns.
+        network: our network.
+        turned: whether to change the sign of the output.
     """
     return dict(_rules(network, count(), turned))
 
@@ -108,7 +116,7 @@ def _layer(name: str, layer: nn.Module, places: Iterator[int], turned: bool) -> 
     elif name.endswith("_aux_skip"):
         yield from _same(name, f"{_at(places)}.Conv_0")
     else:
-        yield from _same(name, _at(places), torch.neg if turned and name.endswith("_aux_conv") else as_it_is)
+        yield from _same(name, _at(places), torch.neg if turned and name.endswith("_aux_conv") else unchanged)
 
 
 def _block(name: str, block: ResidualBlock, places: Iterator[int]) -> Rules:
@@ -133,13 +141,13 @@ def _attention(name: str, at: str) -> Rules:
     yield f"{name}.proj.bias", Rule((f"{at}.NIN_3.b",))
 
 
-def _same(name: str, at: str, make: Any = as_it_is) -> Rules:
+def _same(name: str, at: str, make: Any = unchanged) -> Rules:
     for kind in ("weight", "bias"):
         yield f"{name}.{kind}", Rule((f"{at}.{kind}",), make)
 
 
 def _filter(name: str, taps: tuple[float, ...]) -> tuple[str, Rule]:
-    """A constant that their files do not hold."""
+    """Rule of a constant that their files do not hold."""
     return f"{name}.resample_filter", Rule((), lambda: fir_kernel(taps))
 
 
@@ -148,7 +156,7 @@ def _at(places: Iterator[int]) -> str:
 
 
 def _convolution(matrix: Tensor) -> Tensor:
-    """[in, out] -> (out, in, 1, 1)."""
+    """Turn a matrix [in, out] into a convolution (out, in, 1, 1)."""
     return matrix.T[:, :, None, None]
 
 
@@ -157,32 +165,32 @@ def _joined(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def _named(weights: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Without the prefix of DataParallel."""
+    """Strip the prefix of DataParallel."""
     return {str(name).removeprefix("module."): weight for name, weight in float_weights(weights).items()}
 
 
 def _turned(model: Spec) -> bool:
-    """Whether the description says eps where score_sde's network returns minus eps, as all of its VE networks do."""
+    """Return whether the description says eps where score_sde's network returns minus eps, as all VE networks do."""
     predicted = rebuild(model["parameterisation"], Parameterisation)
     return isinstance(predicted, NoisePrediction) and isinstance(predicted.noise_schedule, VE)
 
 
 def _check_levels(state: Mapping[str, Tensor], model: Spec) -> None:
-    """The file's noise levels, which it also has if the process is VP, are those of a described VE process."""
+    """Check that the file's noise levels, which it also has for a VP process, are those of a described VE process."""
     levels, process = state.get(LEVELS), rebuild(model["noise_schedule"], NoiseSchedule)
     if levels is None or not levels.numel() or not isinstance(process, VE):
         return
     for key, level in (("scale_max", levels.max()), ("scale_min", levels.min())):
-        told, held = float(getattr(process, key)), PIXEL * float(level)
-        if not math.isclose(told, held, rel_tol=SAME):
+        described, held = float(getattr(process, key)), PIXEL * float(level)
+        if not math.isclose(described, held, rel_tol=SAME):
             raise InputError(
-                f"model.noise_schedule.{key}={told:g}: the file was trained with {held / PIXEL:.6g} for images in "
+                f"model.noise_schedule.{key}={described:g}: the file was trained with {held / PIXEL:.6g} for images in "
                 f"[0, 1]; use {held:.6g}"
             )
 
 
 def _averaged(tree: Mapping[str, Any], state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The EMA of what is trained, which has no names but the order of the weights, and what is not trained."""
+    """Return trained weights from the EMA, which is a list in the order of the weights, and the others as they are."""
     average = tree.get("ema")
     shadows = average.get("shadow_params") if isinstance(average, dict) else None
     if not isinstance(shadows, list) or not shadows:

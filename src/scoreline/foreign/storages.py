@@ -11,11 +11,11 @@ from scoreline.safe_pickle.limits import Budget, FileError, shown
 
 DIMENSIONS = 64
 LARGEST = 2**48
-"""Sizes and strides; beyond, their products would not be integers of 64 bits."""
+"""Largest size or stride; larger ones could overflow 64 bits in a product."""
 
 
 def raw(buffer: memoryview | bytes | bytearray, alignment: int, budget: Budget) -> torch.UntypedStorage:
-    """The bytes as a storage: the same memory where it is writable and aligned, else a copy."""
+    """Return the bytes as a storage: the same memory if it is writable and aligned, otherwise a copy."""
     view = memoryview(buffer)
     if not view.nbytes:
         return torch.empty(0, dtype=torch.uint8).untyped_storage()
@@ -29,14 +29,14 @@ def raw(buffer: memoryview | bytes | bytearray, alignment: int, budget: Budget) 
 
 @dataclass(eq=False, slots=True)
 class Root:
-    """A storage of the file. `bytes` is None until they are found, which in the legacy format is after the tensors."""
+    """A storage of the file. `bytes` is None until they are read, in the legacy format after the tensors."""
 
     size: int
     bytes: torch.UntypedStorage | None = None
     waiting: list[tuple[Tensor, int, tuple[int, ...], tuple[int, ...]]] = field(default_factory=list)
 
     def bind(self, found: torch.UntypedStorage) -> None:
-        """Give their memory to the tensors that wait for it."""
+        """Give memory to the tensors that wait for it."""
         self.bytes = found
         for tensor, *place in self.waiting:
             tensor.set_(found, *place)
@@ -53,10 +53,10 @@ class Storage:
     dtype: torch.dtype | None
 
     def tensor(self, dtype: torch.dtype | None, offset: Any, size: Any, stride: Any) -> Tensor:
-        """The view of these sizes and strides; its memory may come later.
+        """Return the view of these sizes and strides; its memory may come later.
 
         Raises:
-            FileError: if any of its elements lies outside of the storage, or it has more elements than the storage.
+            FileError: if an element lies outside of the storage, or the view has more elements than the storage.
         """
         if dtype is None:
             raise FileError("its pickle makes a tensor of bytes without a type of number; get the file anew")
@@ -64,6 +64,7 @@ class Storage:
         if len(shape) != len(steps) or type(offset) is not int or offset < 0:
             raise FileError(f"a tensor has sizes {shown(size)} but strides {shown(stride)}; get the file anew")
         capacity = self.size // dtype.itemsize
+        # place of the last element; strides are not negative, so no other lies behind it
         last = offset + sum((n - 1) * step for n, step in zip(shape, steps, strict=True))
         if 0 not in shape and (last >= capacity or math.prod(shape) > capacity):
             raise FileError(
@@ -88,9 +89,10 @@ def _empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
 
 
 def sizes(value: Any) -> tuple[int, ...]:
-    """
+    """Return the value if it holds sizes or strides of a possible tensor.
+
     Raises:
-        FileError: if these are not the sizes or strides of a tensor that can exist.
+        FileError: if it does not.
     """
     sound = type(value) is tuple and len(value) <= DIMENSIONS and all(type(n) is int for n in value)
     if not sound or not all(0 <= n < LARGEST for n in value):

@@ -1,4 +1,4 @@
-"""The names in a pickle, with no value made of any."""
+"""The names in a pickle, without a value of any of them."""
 
 from contextlib import suppress
 from typing import Any
@@ -12,13 +12,12 @@ BYTES = "_codecs.encode"
 
 NESTED = "torch.storage._load_from_bytes"
 
-
 FILE = 5
-"""Pickles of a legacy file of torch."""
+"""Number of pickles in a legacy torch file."""
 
 
 class Survey(Machine):
-    """A machine that keeps texts, so that it knows which name is meant, and takes every call for a record."""
+    """A machine that notes names: it keeps texts, of which names consist, and takes every call for a record."""
 
     def __init__(self, budget: Budget, found: set[str], nested: bool) -> None:
         super().__init__(self.note, lambda _: None, budget)
@@ -44,7 +43,7 @@ class Survey(Machine):
         return Record("", ())
 
     def inside(self, content: Any) -> None:
-        """Note the names in the bytes of a file of torch inside the pickle, as far as it can be read."""
+        """Note the names in the bytes of a torch file inside the pickle, as far as they can be read."""
         if not self.nested and type(content) in (bytes, memoryview):
             with suppress(ValueError):
                 Survey(self.budget, self.found, True).all(Window(memoryview(content)), FILE)
@@ -63,7 +62,7 @@ class Survey(Machine):
 
 
 def names(view: memoryview, budget: Budget, pickles: int) -> set[str]:
-    """The names in the first pickles of the view."""
+    """Return the names in the first pickles of the view."""
     found: set[str] = set()
     Survey(budget, found, False).all(Window(view), pickles)
     return found

@@ -1,8 +1,8 @@
-"""Checkpoints of torch as trees of plain values and tensors, read without running anything of theirs.
+"""Checkpoints of torch as trees of plain values and tensors, read without running any of their code.
 
-A checkpoint of torch is a pickle, and loading a pickle runs what it says. Here none is loaded: `safe_pickle.machine`
-goes through its opcodes with functions of our own for the few names that weights need (`rebuild`), and refuses every
-other.
+A checkpoint of torch is a pickle, and loading a pickle runs its calls. Here none is loaded: `safe_pickle.machine`
+evaluates its opcodes with functions of this package for the few names that weights need (`rebuild`), and refuses every
+other name.
 
 Trusted: `pickletools` and `struct` (opcodes), `zipfile` (the directory of an archive), `torch.frombuffer` and
 `Tensor.set_` (tensors over the mapped file, after their sizes and strides were checked), and the safetensors library.
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from scoreline.errors import InputError
-from scoreline.foreign import formats, survey, torch_legacy, torch_zip, trees
+from scoreline.foreign import file_kinds, survey, torch_legacy, torch_zip, trees
 from scoreline.foreign.rebuild import Rebuild
 from scoreline.safe_pickle.limits import Budget, FileError, shown
 from scoreline.safe_pickle.machine import Machine, no_persistent
@@ -24,54 +24,57 @@ from scoreline.safe_pickle.window import Window
 
 
 def read(path: Path, inert: Collection[str] = ()) -> Any:
-    """The content of a torch zip file, a legacy torch file, a plain pickle or a safetensors file.
+    """Read a torch zip file, a legacy torch file, a plain pickle or a safetensors file.
 
-    dict (an OrderedDict too), list, tuple, set, frozenset, str, int, float, complex, bool, None, bytes, bytearray, CPU
-    tensors (parameters and numpy arrays too), torch.dtype, and `machine.Record` for what is in `inert`; a `Name` is a
-    class or function that is only mentioned. torch.Size is a tuple, torch.device a str, a numpy scalar a number. The
-    result is at most `limits.DEPTH` deep and has at most `limits.NODES` values however it is walked; nothing holds
-    itself. Tensors that shared memory in the file share it here.
+    The tree holds dict (also for an OrderedDict), list, tuple, set, frozenset, str, int, float, complex, bool, None,
+    bytes, bytearray, CPU tensors (also for parameters and numpy arrays), torch.dtype, `machine.Record` for a call of a
+    name in `inert`, and `Name` for a class or function that is only mentioned. torch.Size is a tuple, torch.device a
+    str, a numpy scalar a number. The tree is at most `limits.DEPTH` deep and has at most `limits.NODES` values; nothing
+    holds itself. Tensors that share memory in the file share it here.
+
+    When to use it: in the place of torch.load for any file from a source that you do not trust.
 
     Args:
-        inert: full names (module.name) that are kept as records of what the file says, never imported or called.
+        path: the file.
+        inert: full names (module.name) whose calls are kept as records, never imported or called.
 
     Raises:
-        InputError: for a file that is none of these, damaged, excessive, or that names anything else.
+        InputError: for a file that is none of these, damaged or excessive, or that names anything else.
     """
     with _named(path):
-        view = formats.mapped(path)
-        return trees.check(_loader(formats.kind(view))(path, view, frozenset(inert)))
+        view = file_kinds.mapped(path)
+        return trees.check(_loader(file_kinds.kind(view))(path, view, frozenset(inert)))
 
 
 def names(path: Path) -> list[str]:
-    """The full names of the classes and functions that a file mentions, sorted; nothing is evaluated.
+    """Return the full names of the classes and functions that a file mentions, sorted; nothing is evaluated.
 
     Raises:
         InputError: for a file that is none of those of `read`, or is damaged.
     """
     with _named(path):
-        view = formats.mapped(path)
-        found = formats.kind(view)
-        if found == formats.SAFETENSORS:
+        view = file_kinds.mapped(path)
+        found = file_kinds.kind(view)
+        if found == file_kinds.SAFETENSORS:
             return []
-        if found == formats.ZIP:
+        if found == file_kinds.ZIP:
             view = torch_zip.pickled(torch_zip.entries(view))
-        return sorted(survey.names(view, Budget.of(len(view)), survey.FILE if found == formats.LEGACY else 1))
+        return sorted(survey.names(view, Budget.of(len(view)), survey.FILE if found == file_kinds.LEGACY else 1))
 
 
 def kind(path: Path) -> str:
-    """`torch zip file`, `legacy torch file`, `pickle` or `safetensors file`, told from the content.
+    """Return `torch zip file`, `legacy torch file`, `pickle` or `safetensors file`, by the content.
 
     Raises:
         InputError: for anything else.
     """
     with _named(path):
-        return formats.kind(formats.mapped(path))
+        return file_kinds.kind(file_kinds.mapped(path))
 
 
 @contextmanager
 def _named(path: Path) -> Iterator[None]:
-    """Refusals name the file."""
+    """Name the file in every refusal."""
     try:
         yield
     except FileError as error:
@@ -81,9 +84,9 @@ def _named(path: Path) -> Iterator[None]:
 
 
 def _loader(found: str) -> Callable[[Path, memoryview, frozenset[str]], Any]:
-    if found == formats.SAFETENSORS:
+    if found == file_kinds.SAFETENSORS:
         return _safetensors
-    load = {formats.ZIP: torch_zip.load, formats.LEGACY: torch_legacy.load, formats.PICKLE: _plain}[found]
+    load = {file_kinds.ZIP: torch_zip.load, file_kinds.LEGACY: torch_legacy.load, file_kinds.PICKLE: _plain}[found]
 
     def loader(_: Path, view: memoryview, inert: frozenset[str]) -> Any:
         budget = Budget.of(len(view))

@@ -1,7 +1,7 @@
-"""The format of torch.save before the zip format, which also is how a pickle spells a storage.
+"""The legacy format of torch.save, which is also the format of a storage inside a pickle.
 
-Five pickles (a magic number, the protocol, facts of the machine, the object, the keys of its storages), and then for
-each key the number of its elements (int64) and its bytes.
+It has five pickles (a magic number, the protocol, facts of the machine, the object, the keys of its storages), and
+then for each key the number of its elements (int64) and its bytes.
 """
 
 import struct
@@ -20,14 +20,14 @@ PROTOCOL = 1001
 
 
 class Storages:
-    """The storages that the object names, whose bytes follow later."""
+    """The storages of the object, whose bytes follow later."""
 
     def __init__(self, budget: Budget) -> None:
         self.budget = budget
         self.roots: dict[str, tuple[Root, Any]] = {}
 
     def persistent(self, identity: Any) -> Any:
-        """The storage, or the view of one, of a persistent id; the class of a ('module', class, ..) that it names."""
+        """Return the storage of a persistent id, or a view of it; for ('module', class, ..) the name of the class."""
         if type(identity) is tuple and len(identity) == 4 and identity[0] == "module" and type(identity[1]) is Name:
             return identity[1]
         kind, size, key = parsed(identity, 6)
@@ -37,7 +37,7 @@ class Storages:
         return Storage(root, *_part(identity[5], size, kind.itemsize if kind else 1), kind)
 
     def fill(self, window: Window, keys: Any) -> None:
-        """Take the bytes of each storage, in the order of the keys."""
+        """Read the bytes of each storage, in the order of the keys."""
         if type(keys) is not list or not all(type(key) is str for key in keys) or {*keys} != self.roots.keys():
             raise FileError("its list of storages is not that of its tensors; get the file anew")
         for key in keys:
@@ -49,7 +49,7 @@ class Storages:
 
 
 def _part(view: Any, size: int, width: int) -> tuple[int, int]:
-    """First byte and bytes of a view (key, offset, numel), or of the whole."""
+    """Return first byte and size of a view (key, offset, numel), or of the whole storage."""
     if view is None:
         return 0, size
     if type(view) is not tuple or len(view) != 3 or not all(type(n) is int and n >= 0 for n in view[1:]):
@@ -63,10 +63,10 @@ def _part(view: Any, size: int, width: int) -> tuple[int, int]:
 
 
 def load(view: memoryview, rebuild: Rebuild, budget: Budget) -> Any:
-    """The tree in a file.
+    """Read the tree in a file.
 
     Raises:
-        FileError: for anything that torch.save did not write.
+        FileError: for anything that torch.save does not write.
     """
     window, storages = Window(view), Storages(budget)
     plain = Machine(rebuild.resolve, no_persistent, budget)
@@ -81,9 +81,10 @@ def load(view: memoryview, rebuild: Rebuild, budget: Budget) -> Any:
 
 
 def check_head(head: list[Any]) -> None:
-    """
+    """Check the first three pickles.
+
     Raises:
-        FileError: if magic number, protocol and facts of the machine are not those of the format.
+        FileError: if magic number, protocol or facts of the machine are not those of the format.
     """
     magic, protocol, facts = head
     if magic != MAGIC or type(protocol) is not int or protocol != PROTOCOL:
@@ -93,12 +94,13 @@ def check_head(head: list[Any]) -> None:
 
 
 def load_nested(view: memoryview, inert: Collection[str], budget: Budget) -> Any:
-    """The storage in the bytes that a pickle gives to `torch.storage._load_from_bytes`."""
+    """Read the storage in the bytes that a pickle passes to `torch.storage._load_from_bytes`."""
     return load(view, Rebuild(inert, too_deep, budget), budget)
 
 
 def too_deep(_: Any) -> Any:
-    """
+    """Refuse a torch file inside a torch file inside a pickle.
+
     Raises:
         FileError: always.
     """

@@ -1,7 +1,7 @@
 """The zip format of torch.save (since 2020): a pickle, and one uncompressed entry for each storage.
 
-Trusted: `zipfile` of the standard library, for the directory of the archive only. Nothing is unpacked; entries are
-found by their place in the file, after it was checked that they lie inside of it, apart from one another.
+Trusted: `zipfile` of the standard library, for the directory of the archive only. Nothing is unpacked. Entries are
+views of the file, after a check that they lie inside of it, apart from one another.
 """
 
 import struct
@@ -22,10 +22,10 @@ HEADER = struct.Struct("<4s22xHH")
 
 
 def entries(view: memoryview) -> dict[str, memoryview]:
-    """Name without its first folder -> content of each entry.
+    """Map the name of each entry, without its first folder, to its content.
 
     Raises:
-        FileError: for an archive that torch.save did not write.
+        FileError: for an archive that torch.save does not write.
     """
     try:
         with zipfile.ZipFile(cast(IO[bytes], Seekable(view))) as archive:
@@ -52,7 +52,7 @@ def _check_name(name: str) -> None:
 
 
 def _located(view: memoryview, infos: list[zipfile.ZipInfo], end: int) -> dict[str, memoryview]:
-    found, place = {}, 0
+    found, place = {}, 0  # place: end of the entry before
     for info in sorted(infos, key=lambda info: info.header_offset):
         start = _content(view, info)
         if info.header_offset < place or start + info.file_size > end:
@@ -63,7 +63,7 @@ def _located(view: memoryview, infos: list[zipfile.ZipInfo], end: int) -> dict[s
 
 
 def _content(view: memoryview, info: zipfile.ZipInfo) -> int:
-    """Where the content of an entry starts."""
+    """Return the place of an entry's content, after a check of its local header."""
     name = shown(info.orig_filename)
     if info.compress_type != zipfile.ZIP_STORED or info.file_size != info.compress_size:
         raise FileError(f"its zip entry {name} is compressed, which torch.save never does; get the file anew")
@@ -81,7 +81,7 @@ def _content(view: memoryview, info: zipfile.ZipInfo) -> int:
 
 
 def pickled(found: dict[str, memoryview]) -> memoryview:
-    """The pickle of an archive.
+    """Return the pickle of an archive.
 
     Raises:
         FileError: for programs, other archives, and numbers with the other byte order.
@@ -97,7 +97,7 @@ def pickled(found: dict[str, memoryview]) -> memoryview:
 
 
 def load(view: memoryview, rebuild: Rebuild, budget: Budget) -> Any:
-    """The tree in a file.
+    """Read the tree in a file.
 
     Raises:
         FileError: for anything that torch.save does not write.
@@ -124,7 +124,7 @@ def load(view: memoryview, rebuild: Rebuild, budget: Budget) -> Any:
 
 
 def parsed(identity: Any, length: int) -> tuple[Any, int, str]:
-    """Type of number, size in bytes and key of ('storage', class, key, location, numel, ..), of `length` parts.
+    """Return type of number, size in bytes and key of ('storage', class, key, location, numel, ..), of `length` parts.
 
     Raises:
         FileError: for any other persistent id.

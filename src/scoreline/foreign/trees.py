@@ -1,4 +1,4 @@
-"""What a foreign file was read to is a tree that any recursive walk gets through."""
+"""The check that the content of a foreign file is a tree of finite size."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ LEAVES = {str, int, float, bool, type(None), bytes, bytearray, complex, Tensor, 
 
 
 def check(value: Any) -> Any:
-    """The value, if it is of plain containers, records and leaves, of finite size and at most DEPTH deep.
+    """Return the value if any recursive walk gets through: plain containers, records and leaves, at most DEPTH deep.
 
     A pickle may hold one container in many places. The size counts it once for each place, since a walk meets it as
     often. Each container is visited once here, children first.
@@ -20,6 +20,7 @@ def check(value: Any) -> Any:
     Raises:
         FileError: for anything else, such as a list that holds itself.
     """
+    # depth and size of the containers that are finished; those on the way from the root are open
     known: dict[int, tuple[int, int]] = {}
     open_: set[int] = set()
     todo = [value]
@@ -46,7 +47,7 @@ def check(value: Any) -> Any:
 
 
 def _measure(parts: list[Any], known: dict[int, tuple[int, int]]) -> tuple[int, int]:
-    """Depth and size of the container that holds the parts."""
+    """Return depth and size of the container that holds the parts."""
     inner = [known[id(part)] for part in parts if type(part) not in LEAVES]
     depth = 1 + max((depth for depth, _ in inner), default=0)
     size = 1 + len(parts) - len(inner) + sum(size for _, size in inner)
@@ -58,7 +59,7 @@ def _measure(parts: list[Any], known: dict[int, tuple[int, int]]) -> tuple[int, 
 
 
 def children(node: Any) -> list[Any]:
-    """The values directly inside a container.
+    """Return the values directly inside a container.
 
     Raises:
         FileError: if it is none.

@@ -1,1 +1,1 @@
-"""Distances between sets of images, each with its error; nothing here knows of diffusion."""
+"""Distances between sets of images, each with its standard error; independent of diffusion."""

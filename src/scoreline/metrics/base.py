@@ -1,11 +1,11 @@
-"""What `metrics=` is: a set of generated images goes in, named numbers with their errors come out."""
+"""The interface of every choice of `metrics=`: generated images go in, named scores with their errors come out."""
 
 from abc import ABC, abstractmethod
 from typing import TypedDict
 
 from scoreline.datasets.base import ImageDataset
 from scoreline.errors import InputError
-from scoreline.metrics.statistics import Statistics
+from scoreline.metrics.reference_statistics import Statistics
 from scoreline.parts import Parts
 from scoreline.sampling import Progress
 
@@ -15,7 +15,7 @@ ALONE = Parts()
 
 
 class Score(TypedDict):
-    """One number about `n` generated images, with the standard error that another `n` would leave it with."""
+    """A score of `n` generated images and its standard error over other sets of `n` images."""
 
     value: float
     error: float
@@ -23,10 +23,12 @@ class Score(TypedDict):
 
 
 class Metrics(ABC):
-    """A fixed measuring instrument; two scores compare only if their instruments have equal protocols.
+    """A set of scores with fixed settings; two scores compare only if their protocols are equal.
+
+    When to use it: derive from it to add a metric, and name the class as `_target_` in conf/metrics/NAME.yaml.
 
     Attributes:
-        keeps_features: whether features take so long that they are worth a folder in `parts`.
+        keeps_features: whether features are so slow to compute that they are kept in the folder of `parts`.
     """
 
     keeps_features: bool = False
@@ -38,14 +40,14 @@ class Metrics(ABC):
 
     @abstractmethod
     def check(self, shape: tuple[int, int, int], n: int) -> None:
-        """Refuse `n` images of `shape` before anybody spends time on making them.
+        """Check, before any image is sampled, that `n` images of `shape` can be scored.
 
         Raises:
-            InputError: naming the key, what is wrong and what to use instead.
+            InputError: naming the key, the problem and the remedy.
         """
 
     def fingerprint(self, n: int) -> dict[str, str | int]:
-        """`protocol` as a row about `n` images records it: what only fits some n is said to fit or not."""
+        """`protocol` as the row of `n` images records it, with the verdict on a named protocol."""
         return self.protocol
 
     @abstractmethod
@@ -54,13 +56,14 @@ class Metrics(ABC):
     ) -> dict[str, Score]:
         """Scores of images by name.
 
-        Images are read a few hundred at a time, by each process its own; all processes get all scores, equal to the
-        bit for any number of them. Callers that hold a tensor wrap it in a `datasets.base.ArrayDataset`.
+        Each process reads its own share, a few hundred images at a time; all processes return all scores, equal to
+        the bit for any number of processes. Wrap a tensor in a `datasets.base.ArrayDataset`.
 
         Args:
-            parts: the processes that share the work, and the folder that keeps the features of these images: as
-                long as it is there, other scores of the same images take no second pass. Its stamp adds to ours.
-            progress: is told each time how many more images went through the extractor.
+            images: the generated images.
+            parts: the processes that share the work, and the folder that keeps the features: while it is there,
+                further scores of the same images take no second pass. Its stamp is added to the metric's own.
+            progress: called with the number of images that have just passed through the extractor.
 
         Raises:
             InputError: for images that `check` refuses.
@@ -69,10 +72,10 @@ class Metrics(ABC):
     def statistics(
         self, images: ImageDataset, parts: Parts = ALONE, progress: Progress = lambda images: None
     ) -> Statistics:
-        """Mean and covariance of the features of reference images, for a file.
+        """Mean and covariance of the features of reference images, to be written to a file.
 
         Raises:
-            InputError: where there are no features, or they cannot be had of such images.
+            InputError: if the metric has no features, or none of such images.
         """
         raise InputError(
             "metrics: these have no features to take statistics of; use metrics=digits or metrics=inception"
@@ -80,4 +83,23 @@ class Metrics(ABC):
 
     @abstractmethod
     def warnings(self, n: int) -> list[str]:
-        """What a reader must know before trusting the scores of `n` images; empty when there is nothing."""
+        """Warnings that a reader needs before trusting the scores of `n` images."""
+
+
+def check_least(key: str, value: int, least: int) -> None:
+    """Check a setting of a metric.
+
+    Raises:
+        InputError: if metrics.`key` is smaller than `least`.
+    """
+    if value < least:
+        raise InputError(f"metrics.{key}={value}: must be at least {least}")
+
+
+def sample_warnings(n: int, dimension: int, groups: int) -> list[str]:
+    """Warnings about `n` images that are too few for `dimension` features or for `groups` groups of the jackknife."""
+    few = {
+        f"{n} images leave the covariance of {dimension} features singular": n <= dimension,
+        f"{n} images are fewer than two a jackknife group: the errors are rough": n < 2 * groups,
+    }
+    return [warning for warning, holds in few.items() if holds]

@@ -1,4 +1,4 @@
-"""A small network that tells digits apart, and the command that trains it.
+"""A small classifier of digits, and the command that trains it.
 
 python -m scoreline.metrics.digit_classifier PATH
 """
@@ -27,6 +27,8 @@ class DigitClassifier(nn.Module):
 
     `features` maps pixels in [-1, 1] (B, 1, 8, 8) to the last hidden layer times `scale` (B, 32), which is 1 over its
     root mean square on the training images; `forward` maps them to class scores (B, 10).
+
+    When to use it: as the feature extractor of `Fidelity`; its accuracy is no subject of this package.
     """
 
     scale: Tensor
@@ -56,7 +58,7 @@ class DigitClassifier(nn.Module):
 
 
 def shifted(x: Tensor, generator: torch.Generator) -> Tensor:
-    """Each image (B, C, H, W) moved by -1, 0 or 1 pixels down and across, black (-1) coming in at the border."""
+    """Shift each image (B, C, H, W) by -1, 0 or 1 pixels down and across, with black (-1) at the border."""
     height, width = x.shape[2:]
     corner = torch.randint(0, 3, (len(x), 2), generator=generator)
     rows = (corner[:, :1] + torch.arange(height))[:, None, :, None]
@@ -66,9 +68,10 @@ def shifted(x: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def train(data: ArrayDataset, epochs: int = EPOCHS, seed: int = SEED) -> DigitClassifier:
-    """AdamW with a one-cycle learning rate on shifted images, `epochs` times over `data`.
+    """Train with AdamW and a one-cycle learning rate on shifted images, `epochs` times over `data`.
 
-    A pure function of its arguments on one machine with one thread; it leaves torch's global generator as it was.
+    The result is a pure function of the arguments on one machine with one thread. The global generator of torch keeps
+    its state.
     """
     generator = seeded(torch.Generator(), seed)
     with torch.random.fork_rng(devices=[]):
@@ -89,7 +92,7 @@ def train(data: ArrayDataset, epochs: int = EPOCHS, seed: int = SEED) -> DigitCl
 
 @torch.no_grad()
 def with_unit_features(network: DigitClassifier, x: Tensor) -> DigitClassifier:
-    """A copy whose features of x (B, 1, 8, 8) have mean square 1, which gives kernel distances a scale of order 1."""
+    """Copy the network with features of x (B, 1, 8, 8) of mean square 1, so that kernel distances are of order 1."""
     scaled = copy.deepcopy(network)
     scaled.scale.div_(scaled.features(x).square().mean().sqrt())
     return scaled
@@ -97,13 +100,13 @@ def with_unit_features(network: DigitClassifier, x: Tensor) -> DigitClassifier:
 
 @torch.no_grad()
 def accuracy(network: DigitClassifier, data: ArrayDataset) -> float:
-    """Share of `data` whose largest class score, in float64, is at its label."""
+    """Return the share of `data` whose largest class score, in float64, is at its label."""
     scores = copy.deepcopy(network).double()(to_unit(data.images).double())
     return float((scores.argmax(1) == data.labels).double().mean())
 
 
 def card(network: DigitClassifier, training: ArrayDataset, held_out: ArrayDataset) -> dict[str, str | int | float]:
-    """Where the weights come from and how good they are, as stored beside them."""
+    """Return the provenance and accuracy of the weights, which are stored beside them."""
     return {
         "what": "classifier of 1x8x8 digits; its 32 last hidden activations are the features of metrics=fidelity",
         "caution": "distances in these features compare only with distances in these same features, never with FID",
@@ -125,7 +128,7 @@ def card(network: DigitClassifier, training: ArrayDataset, held_out: ArrayDatase
 
 
 def to_safetensors(network: DigitClassifier, about: dict[str, str | int | float]) -> bytes:
-    """Weights in float32, with the card as one JSON string under `card`: equal content is equal bytes."""
+    """Write weights in float32 and the card as one JSON string; equal content gives equal bytes."""
     from safetensors.torch import save
 
     weights = {name: weight.detach().float() for name, weight in network.state_dict().items()}

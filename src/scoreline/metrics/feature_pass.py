@@ -1,4 +1,4 @@
-"""One pass of an extractor over images, in parts that several processes share and that are kept for other scores."""
+"""One pass of a feature extractor over images, in parts that processes share and later scores reuse."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -13,31 +13,32 @@ from scoreline.parts import Parts, Tensors
 from scoreline.sampling import Progress
 
 PART = 512
-"""Images of a part. Image i is in part i // PART whatever makes it, so that its features have the same bits."""
+"""Images a part. Image i is always in part i // PART, so that its features have the same bits on any machine."""
 
 Extract = Callable[[Tensor], Tensors]
 
 
 @dataclass(frozen=True)
 class Features:
-    """What was computed of `n` images, by name, (rows, d) for each part; read from the parts whenever asked for."""
+    """Features of `n` images by name, (rows, d) a part, read from the parts on each access."""
 
     n: int
     parts: Sequence[Tensors]
 
     def stream(self, name: str) -> Iterator[Tensor]:
-        """The parts in order, one in memory at a time."""
+        """Yield the parts in order, one in memory at a time."""
         return (part[name] for part in self.parts)
 
     def all(self, name: str) -> Tensor:
-        """Rows of all images (n, d)."""
+        """Return the rows of all images (n, d)."""
         return self.rows(name, self.n)
 
     def rows(self, name: str, count: int) -> Tensor:
-        """Rows of the images floor(k n / count), k = 0 .. count - 1: `count` of them (at most n) evenly over all."""
+        """Return `count` rows (at most n) evenly spread over all: images floor(k n / count), k = 0 .. count - 1."""
         chosen = spread(self.n, count)
         whole, filled = torch.empty(0), 0
         for number, part in enumerate(self.stream(name)):
+            # places inside this part of the images that were chosen
             here = chosen[torch.div(chosen, PART, rounding_mode="floor") == number] - number * PART
             if filled == 0:
                 whole = part.new_empty((len(chosen), part.shape[1]))
@@ -53,31 +54,33 @@ def spread(n: int, count: int) -> Tensor:
 
 
 def read(images: ImageDataset, chosen: Sequence[int]) -> Tensor:
-    """Images uint8 (B, C, H, W), row by row in new memory: of one channel, others may count as channels last, for which
-    convolutions round differently.
+    """Read images uint8 (B, C, H, W) into new memory, row by row.
+
+    torch may take a view of one channel for channels last, for which convolutions round differently.
     """
-    found = images.read(chosen)[0]
-    return torch.empty(found.shape, dtype=found.dtype).copy_(found)
+    batch = images.read(chosen)[0]
+    return torch.empty(batch.shape, dtype=batch.dtype).copy_(batch)
 
 
-def extract(images: ImageDataset, make: Extract, digest: str, parts: Parts, progress: Progress) -> Features:
-    """`make` of all images, PART of them at a time; parts that are found are not made again.
+def extract(images: ImageDataset, extractor: Extract, digest: str, parts: Parts, progress: Progress) -> Features:
+    """Compute the features of all images, PART of them at a time, except for parts that are kept already.
 
-    Features keep the precision in which the extractor computes them; what is added up from them is float64.
+    Features keep the precision in which the extractor computes them; sums over them are float64.
 
     Args:
-        make: images uint8 (B, C, H, W) -> tensors (B, d) by name.
-        digest: of all that `make` depends on; the features of several extractors lie side by side.
-        parts: its folder, if any, keeps the features; several processes share the pass if there is one.
-        progress: is told how many images went through `make`.
+        images: the images.
+        extractor: images uint8 (B, C, H, W) -> tensors (B, d) by name.
+        digest: SHA-256 of everything that the extractor depends on; features of several extractors lie side by side.
+        parts: the folder that keeps the features, if any, and the processes that share the pass through it.
+        progress: called with the number of images that have just passed through the extractor.
     """
     n = len(images)
 
     def part(number: int) -> Tensors:
         chosen = range(number * PART, min(n, (number + 1) * PART))
-        made = make(read(images, chosen))
+        features = extractor(read(images, chosen))
         progress(len(chosen))
-        return made
+        return features
 
     kept = parts
     if parts.folder is not None:
@@ -88,10 +91,13 @@ def extract(images: ImageDataset, make: Extract, digest: str, parts: Parts, prog
 def shared(
     images: ImageDataset, parts: Parts, settings: str, compute: Callable[[], dict[str, Score]]
 ) -> dict[str, Score]:
-    """Scores that the first process computes and the others read, where there is a folder to read them from.
+    """Compute scores in the first process and read them in the others, if there is a folder to read them from.
 
     Args:
-        settings: all that the scores depend on besides images and numerics.
+        images: the scored images.
+        parts: the folder and the processes.
+        settings: everything besides images and numerics on which the scores depend.
+        compute: the computation.
     """
     if parts.folder is None or parts.size == 1:
         return compute()
@@ -103,9 +109,9 @@ def shared(
             for place, (name, it) in enumerate(compute().items())
         }
 
-    (found,) = kept(1, as_tensors)
+    (tensors,) = kept(1, as_tensors)
     scores = {}
-    for key in sorted(found):
-        value, error, n = found[key].tolist()
+    for key in sorted(tensors):
+        value, error, n = tensors[key].tolist()
         scores[key.partition(" ")[2]] = Score(value=value, error=error, n=int(n))
     return scores

@@ -1,4 +1,4 @@
-"""Images to vectors: what a feature extractor is, and the one in the package, for 1x8x8 digits."""
+"""Feature extractors: the interface, and the extractor in the package, for 1x8x8 digits."""
 
 import hashlib
 import json
@@ -20,11 +20,13 @@ CHUNK = 512
 class FeatureExtractor(ABC):
     """A fixed map from images to vectors.
 
+    When to use it: derive from it to give `Fidelity` features of other images.
+
     Attributes:
-        name: short name used in protocols.
-        shape: (C, H, W) of the images that it takes, unresized.
-        dimension: d, length of a vector.
-        digest: SHA-256 of all that the map depends on.
+        name: short name for protocols.
+        shape: (C, H, W) of the images; nothing is resized.
+        dimension: d, the length of a vector.
+        digest: SHA-256 of everything that the map depends on.
     """
 
     name: str
@@ -34,22 +36,23 @@ class FeatureExtractor(ABC):
 
     @abstractmethod
     def __call__(self, images: Tensor) -> Tensor:
-        """Images uint8 (N, C, H, W) -> features float64 (N, d), each a function of its own image alone."""
+        """Map images uint8 (N, C, H, W) to features float64 (N, d), each a function of its own image alone."""
 
 
 class DigitFeatures(FeatureExtractor):
     """The 32 last hidden activations of `DigitClassifier`, of mean square 1 on its training images.
 
-    In float64, so that the batch in which an image arrives changes its features by rounding only, about 1e-15.
-    Distances in these features compare only with distances in these same features, never with a published FID. The
-    network was trained on the training digits, which it therefore knows better than any others, and a model that
-    repeats them is not punished.
+    They are float64, so that the batch of an image changes its features by rounding only, about 1e-15. Distances in
+    these features compare only with one another, never with a published FID. The network was trained on the training
+    digits; it does not penalise a model that memorises them.
+
+    When to use it: for 8x8 digits only.
 
     Args:
         weights: a file written by `python -m scoreline.metrics.digit_classifier`; by default the one in the package.
 
     Raises:
-        InputError: if the file is missing or is not such a file.
+        InputError: if the file is missing or holds something else.
     """
 
     name = "digits-cnn"

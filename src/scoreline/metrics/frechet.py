@@ -1,4 +1,4 @@
-"""The Frechet distance between two Gaussians, each known by the mean and covariance of a set of features."""
+"""The Frechet distance between two sets of features, each described by its mean and covariance."""
 
 from dataclasses import dataclass
 from functools import cached_property, reduce
@@ -10,18 +10,20 @@ from scoreline.metrics.jackknife import Replicates
 from scoreline.metrics.one_core import in_turn, one_core_each
 
 AT_ONCE = 2
-"""Large replicates at a time: each takes some matrices of 34 MB at d = 2048."""
+"""Large replicates at a time; each holds several matrices of 34 MB at d = 2048."""
 
 LARGE = 256
-"""Dimensions above which replicates take a quicker way."""
+"""Number of dimensions above which replicates come from eigenvalues, which is faster."""
 
 SINGULAR = 1e-5
-"""Ratio of pivots of the Cholesky root, squared 1e-10 of the variance, below which eigenvalues serve instead."""
+"""Ratio of the Cholesky root's pivots below which eigenvalues replace it; squared it is 1e-10 of the variance."""
 
 
 @dataclass(frozen=True)
 class GaussianStatistics:
-    """Count, mean and scatter of rows, in float64; those of two disjoint sets merge into those of their union.
+    """Count, mean and scatter of rows in float64; the statistics of disjoint sets merge into those of their union.
+
+    When to use it: to stream features of any number of images, and to leave groups out for the jackknife.
 
     Attributes:
         n: number of rows.
@@ -35,7 +37,7 @@ class GaussianStatistics:
 
     @classmethod
     def of(cls, rows: Tensor) -> "GaussianStatistics":
-        """Statistics of rows (n, d), n >= 1.
+        """Compute the statistics of rows (n, d), n >= 1.
 
         Raises:
             ValueError: without rows, or if one is not finite.
@@ -49,7 +51,7 @@ class GaussianStatistics:
         return cls(len(x), mean, (x - mean).T @ (x - mean))
 
     def merge(self, other: "GaussianStatistics") -> "GaussianStatistics":
-        """Statistics of both sets: S = S_a + S_b + (n_a n_b / n) delta delta^T, delta = mean_b - mean_a.
+        """Return the statistics of both sets: S = S_a + S_b + (n_a n_b / n) delta delta^T, delta = mean_b - mean_a.
 
         Source: Chan, Golub & LeVeque (1983), doi:10.1080/00031305.1983.10483115.
         """
@@ -59,7 +61,7 @@ class GaussianStatistics:
         return GaussianStatistics(n, self.mean + delta * (other.n / n), scatter)
 
     def without(self, part: "GaussianStatistics") -> "GaussianStatistics":
-        """Statistics of the rows that are not in `part`: `merge` solved for one of its sides.
+        """Return the statistics of the rows that are not in `part`: `merge` solved for one of its sides.
 
         Raises:
             ValueError: if no row is left.
@@ -88,10 +90,12 @@ class GaussianStatistics:
     def root(self) -> Tensor:
         """R (d, d) with R^T R = covariance: Cholesky's, or where it is nearly singular that of its eigenvalues."""
         lower: Tensor
+        # Cholesky is a tenth of the work; it serves while no pivot drowns in rounding
         lower, failed = torch.linalg.cholesky_ex(self.covariance)
         pivots = lower.diagonal()
         if not bool(failed) and bool(pivots.min() > SINGULAR * pivots.max()):
             return lower.T
+        # symmetric root: rows are eigenvectors, scaled by roots of eigenvalues; rounding below zero is cut off
         values, vectors = torch.linalg.eigh(self.covariance)
         return torch.mul(values.clamp(min=0).sqrt()[:, None], vectors.T)
 
@@ -101,9 +105,11 @@ def frechet_distance(a: GaussianStatistics, b: GaussianStatistics) -> float:
 
         d^2 = |mu_a - mu_b|^2 + tr(S_a + S_b - 2 (S_a S_b)^(1/2))
 
-    The last trace is the sum of the singular values of R_a R_b^T, where S = R^T R: no root of a non-symmetric matrix is
-    taken, so nothing turns complex, and no multiple of the identity is added when n <= d. In squared units of the
-    features; biased upwards by a term of order 1/n.
+    The last trace is the sum of the singular values of R_a R_b^T, where S = R^T R. No root of a non-symmetric matrix
+    is needed, so that nothing becomes complex and no multiple of the identity is added when n <= d. The unit is that
+    of the features, squared; the bias is upwards and of order 1/n.
+
+    When to use it: of Inception features it is the FID. Compare only values of equal n; for few images `kid` is better.
 
     Source: Dowson & Landau (1982), doi:10.1016/0047-259X(82)90077-X; as a distance between sets of images Heusel et
     al. (2017), arXiv:1706.08500.
@@ -119,9 +125,9 @@ def frechet_distance(a: GaussianStatistics, b: GaussianStatistics) -> float:
 
 
 def frechet_replicates(x: Tensor, reference: GaussianStatistics, group: Tensor) -> Replicates:
-    """`frechet_distance` of features x (n, d) from `reference`, of all and without each group of `group` (n,).
+    """`frechet_distance` of features x (n, d) from `reference`: of all rows, and without each group of `group` (n,).
 
-    Above LARGE dimensions the replicates come from eigenvalues, one decomposition each, several side by side.
+    Above LARGE dimensions each replicate takes one eigenvalue decomposition, and several run side by side.
     """
     if x.shape[1] > LARGE:
         return _large_replicates(x, reference, group)
@@ -134,9 +140,9 @@ def frechet_replicates(x: Tensor, reference: GaussianStatistics, group: Tensor) 
 
 
 def _large_replicates(x: Tensor, reference: GaussianStatistics, group: Tensor) -> Replicates:
-    """The replicates' changes are differences of `_by_eigenvalues`, whose rounding in a null space cancels in them.
+    """Replicates as differences of `_by_eigenvalues`, in which the rounding of a null space cancels.
 
-    Statistics of a group are computed twice and never kept: those of 20 groups would be 0.7 GB at d = 2048.
+    The statistics of a group are computed twice and never kept: those of 20 groups would take 0.7 GB at d = 2048.
     """
     sizes = torch.bincount(group)
 
@@ -148,15 +154,16 @@ def _large_replicates(x: Tensor, reference: GaussianStatistics, group: Tensor) -
 
     whole = reduce(GaussianStatistics.merge, in_turn(part, range(len(sizes)), AT_ONCE))
     full = frechet_distance(whole, reference)
-    found = one_core_each(replicate, range(-1, len(sizes)), AT_ONCE)
-    without = torch.tensor(found[1:], dtype=torch.float64)
-    return Replicates(full, full + (without - found[0]), sizes)
+    whole_again, *without_each = one_core_each(replicate, range(-1, len(sizes)), AT_ONCE)  # -1 leaves nothing out
+    without = torch.tensor(without_each, dtype=torch.float64)
+    return Replicates(full, full + (without - whole_again), sizes)
 
 
 def _by_eigenvalues(a: GaussianStatistics, b: GaussianStatistics) -> float:
-    """The same distance with tr (S_a S_b)^(1/2) as the sum of the roots of the eigenvalues of R_b S_a R_b^T.
+    """`frechet_distance` with tr (S_a S_b)^(1/2) as the sum of the roots of the eigenvalues of R_b S_a R_b^T.
 
-    A tenth of the time of the singular values; a null direction adds up to 1e-8 of the largest root instead of 1e-16.
+    It takes a tenth of the time of the singular values; a null direction adds up to 1e-8 of the largest root instead
+    of 1e-16.
     """
     roots = torch.linalg.eigvalsh(b.root @ a.covariance @ b.root.T).clamp(min=0).sqrt()
     gap = (a.mean - b.mean).square().sum()

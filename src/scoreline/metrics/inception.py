@@ -1,4 +1,4 @@
-"""`metrics=inception`: the figures that papers report, from one pass of the Inception network of the literature."""
+"""`metrics=inception`: the scores of the literature, from one pass of its Inception network."""
 
 import hashlib
 from collections.abc import Iterator, Sequence
@@ -9,11 +9,12 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from scoreline.choices import check_choice
 from scoreline.datasets.base import ImageDataset
-from scoreline.errors import InputError, did_you_mean
+from scoreline.errors import InputError
 from scoreline.files import cache_folder
 from scoreline.metrics import protocols
-from scoreline.metrics.base import ALONE, Metrics, Score
+from scoreline.metrics.base import ALONE, Metrics, Score, check_least, sample_warnings
 from scoreline.metrics.feature_pass import Features, extract, shared
 from scoreline.metrics.frechet import GaussianStatistics, frechet_replicates
 from scoreline.metrics.inception_features import PUBLISHED
@@ -21,8 +22,8 @@ from scoreline.metrics.inception_score import inception_score
 from scoreline.metrics.jackknife import Replicates, assign_groups
 from scoreline.metrics.kid import kernel_replicates
 from scoreline.metrics.precision_recall import support_replicates
-from scoreline.metrics.references import Reference, images_of, split_of, statistics_of
-from scoreline.metrics.statistics import Statistics
+from scoreline.metrics.reference_set import Reference, ReferenceSet
+from scoreline.metrics.reference_statistics import Statistics
 from scoreline.parts import Parts, Tensors
 from scoreline.progress import ImageProgress
 from scoreline.sampling import Progress
@@ -30,11 +31,11 @@ from scoreline.sampling import Progress
 SUPPORT = ("precision", "recall", "density", "coverage")
 SCORES = ("fid", "sfid", "kid", "inception_score", *SUPPORT)
 OF_IMAGES = ("kid", *SUPPORT)
-"""Scores for which statistics of the reference are not enough."""
+"""Scores that need the reference's images; its statistics are not enough."""
 
 
 class Extractor(Protocol):
-    """What `Inception` asks of its features; `inception_features.InceptionFeatures` says what each is."""
+    """The part of `inception_features.InceptionFeatures` that `Inception` uses."""
 
     name: str
     digest: str
@@ -50,7 +51,7 @@ class Extractor(Protocol):
 
 
 class Compared(NamedTuple):
-    """The reference: statistics of its features and spatial features, and the rows for scores that need images."""
+    """The reference: statistics of its features and spatial features, and feature rows for scores of images."""
 
     gaussian: GaussianStatistics
     spatial: GaussianStatistics | None
@@ -58,9 +59,9 @@ class Compared(NamedTuple):
 
 
 class Inception(Metrics):
-    """Scores of generated images against a reference, each with the standard error that other seeds would leave it.
+    """Scores of generated images against a reference, each with its standard error over other seeds.
 
-    | name | what it is |
+    | name | definition |
     |--|--|
     | fid | `frechet.frechet_distance` of the pool features |
     | sfid | the same of the spatial features |
@@ -68,23 +69,26 @@ class Inception(Metrics):
     | inception_score | `inception_score.inception_score`, mean over consecutive splits, error sd / sqrt(splits) |
     | precision, recall, density, coverage | `precision_recall.support_replicates` of the compared images |
 
-    The pass runs in float32, features are kept so, and everything is added up in float64. Errors are the jackknife's
-    over groups of images, of the inception score those over its splits. KID and the last four compare at most
-    `compared` images a side, evenly spread over all: their work grows with the square.
+    The network runs in float32, features are kept in float32, and sums are float64. Errors come from the jackknife
+    over groups of images, that of the inception score from its splits. KID and the last four compare at most
+    `compared` images a side, evenly spread over all, because their work grows with the square.
 
-    Features of the generated images lie in the folder of `parts`, if there is one; those of the reference in the cache
-    (`features/`, 8 KB an image and another 8 KB for sfid), under the digests of extractor and data set.
+    The folder of `parts`, if there is one, keeps the features of the generated images; the cache keeps those of the
+    reference (`features/`, 8 KB an image and another 8 KB for sfid) under the digests of extractor and data set.
+
+    When to use it: for colour images, and for numbers to stand beside those of papers; set `protocol` for the exact
+    conditions. On the 8x8 digits use `Fidelity`.
 
     Args:
         extractor: `inception_features.InceptionFeatures`.
         reference: a data set; a path of images (folder, zip, npz, run directory); an npz of statistics (`mu`,
             `sigma`), which leave only fid, sfid and inception_score; or an npz in ADM's layout, which holds both.
-        scores: which of the above; one that cannot be had of this extractor or reference is left out, and `warnings`
-            says why.
+        scores: names from the table; a score that this extractor or reference cannot give is left out, and `warnings`
+            gives the reason.
         neighbours: k of precision, recall, density and coverage.
-        compared: images a side for kid and these.
-        splits: of the inception score.
-        groups: of the jackknife.
+        compared: number of images a side for kid and these four.
+        splits: number of splits of the inception score.
+        groups: number of groups of the jackknife.
         protocol: `edm`, `adm`, `clean` or None; see `protocols.verdict`.
 
     Raises:
@@ -108,28 +112,21 @@ class Inception(Metrics):
         self.neighbours, self.compared, self.splits, self.groups = neighbours, compared, splits, groups
         self.named = protocol
         self._kept: Compared | None = None
-        protocols.known(protocol)
+        protocols.check(protocol)
         for name in self.scores:
-            if name not in SCORES:
-                raise InputError(f"metrics.scores={name}: there is no such score{did_you_mean(name, SCORES)}")
-        least = {"neighbours": 1, "compared": neighbours + 2, "splits": 2, "groups": 2}
-        for key, value in least.items():
-            if getattr(self, key) < value:
-                raise InputError(f"metrics.{key}={getattr(self, key)}: must be at least {value}")
+            check_choice("metrics.scores", SCORES, name)
+        for key, least in {"neighbours": 1, "compared": neighbours + 2, "splits": 2, "groups": 2}.items():
+            check_least(key, getattr(self, key), least)
 
     @cached_property
-    def _images(self) -> ImageDataset | None:
-        return images_of(self.reference)
-
-    @cached_property
-    def _statistics(self) -> Statistics | None:
-        return statistics_of(self.reference)
+    def _set(self) -> ReferenceSet:
+        return ReferenceSet.open(self.reference)
 
     @property
     def protocol(self) -> dict[str, str | int]:
         return {
             "extractor": f"{self.extractor.name}:{self.extractor.digest[:8]}",
-            **self._reference_entries(),
+            **self._set.protocol,
             "resize": self.extractor.resize,
             "neighbours": self.neighbours,
             "compared": self.compared,
@@ -137,33 +134,22 @@ class Inception(Metrics):
             "jackknife_groups": self.groups,
         }
 
-    def _reference_entries(self) -> dict[str, str | int]:
-        known, data = self._statistics, self._images
-        if known is not None:
-            count = known.count or "unknown"
-            return {"reference": f"{known.name}:{known.digest[:8]}", "reference_count": count}
-        assert data is not None
-        return {"reference": f"{data.name}:{data.digest[:8]}", "reference_count": len(data)}
-
     def fingerprint(self, n: int) -> dict[str, str | int]:
         if self.named is None:
             return self.protocol
-        known, data = self._statistics, self._images
-        split = split_of(data) if known is None and data is not None else None
-        if known is not None and known.about:
-            split = str(known.about.get("split", "unknown"))
+        known, data = self._set.statistics, self._set.images
         facts = protocols.Facts(
             n=n,
             published=self.extractor.sha256 == PUBLISHED,
             resize=self.extractor.resize,
-            split=split,
+            split=self._set.split,
             adm_file=known is not None and known.spatial is not None and data is not None,
         )
         return {"protocol": protocols.verdict(self.named, facts), **self.protocol}
 
     def check(self, shape: tuple[int, int, int], n: int) -> None:
         self.extractor.check(shape)
-        known, data = self._statistics, self._images
+        known, data = self._set.statistics, self._set.images
         least = max(self.neighbours + 2, self.splits)
         if n < least:
             raise InputError(f"metrics=inception: the generated images are {n}, too few; give at least {least}")
@@ -181,17 +167,13 @@ class Inception(Metrics):
             self._check_statistics(known)
 
     def _check_statistics(self, known: Statistics) -> None:
-        dimension, theirs = len(known.gaussian.mean), known.about.get("extractor_digest")
+        dimension = len(known.gaussian.mean)
         if dimension != self.extractor.dimension:
             raise InputError(
                 f"metrics.reference={self.reference}: of {dimension} features, the extractor gives "
                 f"{self.extractor.dimension}; make it with scoreline reference"
             )
-        if theirs is not None and theirs != self.extractor.digest:
-            raise InputError(
-                f"metrics.reference={self.reference}: made with extractor {theirs[:8]}, not "
-                f"{self.extractor.digest[:8]}; make it with scoreline reference and the same metrics"
-            )
+        self._set.check_extractor(self.reference, self.extractor.digest, unknown=None)
 
     def __call__(
         self, images: ImageDataset, parts: Parts = ALONE, progress: Progress = lambda images: None
@@ -199,9 +181,9 @@ class Inception(Metrics):
         self.check(images.shape, len(images))
         spatial = "sfid" in self.scores and self._no("sfid") is None
         reference = self._reference_features(parts, spatial)
-        made = self._pass(images, parts, progress, spatial)
+        features = self._pass(images, parts, progress, spatial)
         settings = f"{self._digest(spatial)} {sorted(self.protocol.items())} {self.scores}"
-        return shared(images, parts, settings, lambda: self._scores(made, reference))
+        return shared(images, parts, settings, lambda: self._scores(features, reference))
 
     def statistics(
         self, images: ImageDataset, parts: Parts = ALONE, progress: Progress = lambda images: None
@@ -209,29 +191,24 @@ class Inception(Metrics):
         self.extractor.check(images.shape)
         spatial = "sfid" in self.scores and self.extractor.no_spatial is None
         kept = parts.at(cache_folder("features"), "") if parts.folder is None else parts
-        found = self._pass(images, kept, progress, spatial)
-        about = {
-            "extractor": self.extractor.name,
-            "extractor_digest": self.extractor.digest,
-            "resize": self.extractor.resize,
-        }
-        gaussian = _gaussian(found.stream("features"))
-        return Statistics(
-            images.name, gaussian, _gaussian(found.stream("spatial")) if spatial else None, about, len(images)
-        )
+        features = self._pass(images, kept, progress, spatial)
+        extractor = self.extractor
+        about = {"extractor": extractor.name, "extractor_digest": extractor.digest, "resize": extractor.resize}
+        sides = [_gaussian(features.stream(name)) for name in (["features", "spatial"] if spatial else ["features"])]
+        return Statistics(images.name, sides[0], sides[1] if spatial else None, about, len(images))
 
     def _pass(self, images: ImageDataset, parts: Parts, progress: Progress, spatial: bool) -> Features:
-        def make(batch: Tensor) -> Tensors:
+        def extractor(batch: Tensor) -> Tensors:
             return self.extractor(batch, spatial)
 
-        return extract(images, make, self._digest(spatial), parts, progress)
+        return extract(images, extractor, self._digest(spatial), parts, progress)
 
     def _digest(self, spatial: bool) -> str:
         return hashlib.sha256(f"{self.extractor.digest} {spatial}".encode()).hexdigest()
 
     def _reference_features(self, parts: Parts, spatial: bool) -> Features | None:
-        """Of the reference's images, where something is to be had of them."""
-        data, known = self._images, self._statistics
+        """Features of the reference images, None if no score needs them."""
+        data, known = self._set.images, self._set.statistics
         if data is None or (known is not None and not set(OF_IMAGES) & set(self.scores)):
             return None
         kept = parts.at(cache_folder("features"), "")
@@ -240,7 +217,7 @@ class Inception(Metrics):
             return self._pass(data, kept, progress.update, spatial and known is None)
 
     def _compared(self, features: Features | None) -> Compared:
-        known = self._statistics
+        known = self._set.statistics
         wanted = features is not None and bool(set(OF_IMAGES) & set(self.scores))
         rows = features.rows("features", self.compared) if features is not None and wanted else None
         if known is not None:
@@ -249,43 +226,43 @@ class Inception(Metrics):
         spatial = _gaussian(features.stream("spatial")) if "spatial" in features.parts[0] else None
         return Compared(_gaussian(features.stream("features")), spatial, rows)
 
-    def _scores(self, made: Features, reference: Features | None) -> dict[str, Score]:
-        found: dict[str, Score] = {}
+    def _scores(self, features: Features, reference: Features | None) -> dict[str, Score]:
+        scores: dict[str, Score] = {}
         if self._kept is None:
             self._kept = self._compared(reference)
         for name in self.scores:
-            if name not in found and self._no(name) is None:
-                found |= self._score(name, made, self._kept)
-        return {name: found[name] for name in self.scores if name in found}
+            if name not in scores and self._no(name) is None:
+                scores |= self._score(name, features, self._kept)
+        return {name: scores[name] for name in self.scores if name in scores}
 
-    def _score(self, name: str, made: Features, compared: Compared) -> dict[str, Score]:
+    def _score(self, name: str, features: Features, compared: Compared) -> dict[str, Score]:
         if name == "inception_score":
-            return {name: self._inception_score(made)}
+            return {name: self._inception_score(features)}
         if name in ("fid", "sfid"):
             side = compared.gaussian if name == "fid" else compared.spatial
             assert side is not None
-            x = made.all("features" if name == "fid" else "spatial")
+            x = features.all("features" if name == "fid" else "spatial")
             return {name: _scored(frechet_replicates(x, side, self._groups(len(x))), len(x))}
-        x, y = made.rows("features", self.compared), compared.rows
+        x, y = features.rows("features", self.compared), compared.rows
         assert y is not None
         if name == "kid":
             return {name: _scored(kernel_replicates(x, y, self._groups(len(x))), len(x))}
         four = support_replicates(x, y, self._groups(len(x)), self.neighbours)
         return {key: _scored(it, len(x)) for key, it in four.items()}
 
-    def _inception_score(self, made: Features) -> Score:
+    def _inception_score(self, features: Features) -> Score:
         weights = self.extractor.classifier()
         assert weights is not None
-        probabilities = (torch.softmax(part.double() @ weights.T, 1) for part in made.stream("features"))
-        found = inception_score(probabilities, made.n, self.splits)
-        return Score(value=mean(found), error=stdev(found) / len(found) ** 0.5, n=made.n)
+        probabilities = (torch.softmax(part.double() @ weights.T, 1) for part in features.stream("features"))
+        by_split = inception_score(probabilities, features.n, self.splits)
+        return Score(value=mean(by_split), error=stdev(by_split) / len(by_split) ** 0.5, n=features.n)
 
     def _groups(self, n: int) -> Tensor:
         return assign_groups(n, min(self.groups, n))
 
     def _no(self, name: str) -> str | None:
-        """Why a score cannot be had, None if it can."""
-        known, data = self._statistics, self._images
+        """The reason why a score is left out, None if it is computed."""
+        known, data = self._set.statistics, self._set.images
         if name in OF_IMAGES and data is None:
             return "the reference holds statistics, no images"
         if name == "inception_score" and self.extractor.classifier() is None:
@@ -297,28 +274,25 @@ class Inception(Metrics):
         return None
 
     def warnings(self, n: int) -> list[str]:
-        """Besides what cannot be trusted, the scores that are left out."""
+        """Warnings about the scores, and the reasons for those that are left out."""
         reasons = {name: reason for name in self.scores if (reason := self._no(name)) is not None}
-        said = [
+        warnings = [
             f"{', '.join(name for name in reasons if reasons[name] == reason)} left out: {reason}"
             for reason in dict.fromkeys(reasons.values())
         ]
         if n < protocols.IMAGES:
-            said.append(
+            warnings.append(
                 f"{n} images are fewer than the 50,000 of the literature: fid is biased upwards, compare at equal n"
             )
-        if n <= self.extractor.dimension:
-            said.append(f"{n} images leave the covariance of {self.extractor.dimension} features singular")
-        if n < 2 * self.groups:
-            said.append(f"{n} images are fewer than two a jackknife group: the errors are rough")
+        warnings += sample_warnings(n, self.extractor.dimension, self.groups)
         if self.named is not None and (found := str(self.fingerprint(n)["protocol"])) != self.named:
-            said.append(f"metrics.protocol={self.named}: {found}")
-        return said
+            warnings.append(f"metrics.protocol={self.named}: {found}")
+        return warnings
 
 
 def _gaussian(stream: Iterator[Tensor]) -> GaussianStatistics:
     return reduce(GaussianStatistics.merge, (GaussianStatistics.of(part) for part in stream))
 
 
-def _scored(found: Replicates, n: int) -> Score:
-    return Score(value=found.full, error=found.error, n=n)
+def _scored(replicates: Replicates, n: int) -> Score:
+    return Score(value=replicates.full, error=replicates.error, n=n)

@@ -1,4 +1,4 @@
-"""The Inception network of the literature, from the TorchScript file that StyleGAN2-ADA and clean-fid use."""
+"""Features of the Inception network of the literature, from the TorchScript file of StyleGAN2-ADA and clean-fid."""
 
 import hashlib
 import io
@@ -12,17 +12,18 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from scoreline import processes, reading
+from scoreline.choices import check_choice
 from scoreline.device import choose_device
 from scoreline.downloads import fetch
-from scoreline.errors import InputError, did_you_mean
+from scoreline.errors import InputError
 from scoreline.metrics.one_core import one_core_each
 from scoreline.parts import Tensors
 
 PUBLISHED = "f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4"
-"""SHA-256 of inception-2015-12-05.pt (95,607,719 bytes), as several public projects record it independently."""
+"""SHA-256 of inception-2015-12-05.pt (95,607,719 bytes), which several public projects record independently."""
 
 BATCH = 64
-"""Images of a network call, the last one filled up: float32 rounding depends on the size of a call."""
+"""Images a network call, the last one padded: float32 rounding depends on the size of a call."""
 
 SIDE = 299
 RESIZES = ("network", "clean")
@@ -37,25 +38,27 @@ CLOSE = 1e-3
 
 
 class InceptionFeatures:
-    """Pool features (2048), and spatial ones (7 channels of mixed_6/conv, 2023), of 8-bit images of any size.
+    """Pool features (2048) and spatial features (2023: 7 channels of mixed_6/conv) of 8-bit images of any size.
 
-    TorchScript is a program: its own interpreter runs it, not Python, but it is no sandbox. Only a file whose SHA-256
-    is the expected one is loaded; whoever gives another `sha256` vouches for that file.
+    A TorchScript file is a program. Its own interpreter runs it, not Python, but that is no sandbox: only a file with
+    the expected SHA-256 is loaded, and a user who gives another `sha256` vouches for that file.
 
     Calls are `network(uint8 NCHW, return_features=True)`, in float32 with TF32 off; grey images become three equal
-    channels. Spatial features need the named layers of the published file, walked through by hand from TensorFlow's
-    bilinear resize and (x - 128) / 128 on; where that walk does not end at the features of the file's own call there
-    are none (`no_spatial`).
+    channels. Spatial features come from a walk through the named layers of the published file, after TensorFlow's
+    bilinear resize and (x - 128) / 128. If that walk does not end at the features of the file's own call, there are
+    no spatial features (`no_spatial`).
+
+    When to use it: as the extractor of `Inception`; `resize="clean"` for Clean-FID, `network` for all other papers.
 
     Args:
-        path: the file; None is the download.
-        url: of the published file.
-        sha256: of the file.
-        resize: `network`, the bilinear resize inside the file; `clean`, Pillow's bicubic one to 299x299 before it.
-        device: where it runs; auto takes a GPU if there is one.
+        path: the file; None downloads it.
+        url: address of the published file.
+        sha256: expected SHA-256 of the file.
+        resize: `network`, the bilinear resize inside the file; `clean`, Pillow's bicubic resize to 299x299 before it.
+        device: where the network runs; auto takes a GPU if there is one.
 
     Attributes:
-        name: short name used in protocols.
+        name: short name for protocols.
         digest: the file's SHA-256, or one over it and the resize.
 
     Source: Szegedy et al. (2016), arXiv:1512.00567, weights of 2015-12-05; as a measure Heusel et al. (2017),
@@ -64,7 +67,7 @@ class InceptionFeatures:
     arXiv:2104.11222.
 
     Raises:
-        InputError: for an unknown resize. The file is opened, or fetched, when `network` is first asked for.
+        InputError: for an unknown resize. The file is opened or downloaded on the first access to `network`.
     """
 
     def __init__(
@@ -75,8 +78,7 @@ class InceptionFeatures:
         resize: str = "network",
         device: str = "auto",
     ) -> None:
-        if resize not in RESIZES:
-            raise InputError(f"metrics.extractor.resize={resize}: there is no such way{did_you_mean(resize, RESIZES)}")
+        check_choice("metrics.extractor.resize", RESIZES, resize)
         self.path, self.url, self.sha256, self.resize, self.device = path, url, str(sha256).lower(), resize, device
         self.digest = (
             self.sha256 if resize == "network" else hashlib.sha256(f"{self.sha256} {resize}".encode()).hexdigest()
@@ -88,7 +90,7 @@ class InceptionFeatures:
         """The loaded program.
 
         Raises:
-            InputError: if the file is not there, not the expected one, or not a program of this interface.
+            InputError: if the file is missing, is not the expected one, or is no program of this interface.
         """
         content = self._content()
         place = choose_device(self.device, processes.current().local)
@@ -128,10 +130,10 @@ class InceptionFeatures:
         return content
 
     def check(self, shape: tuple[int, int, int]) -> None:
-        """Refuse images of other than 1 or 3 channels, and a file that cannot be used.
+        """Check the channels of the images, and that the file can be used.
 
         Raises:
-            InputError: saying so.
+            InputError: for images of other than 1 or 3 channels, and for a file that `network` refuses.
         """
         if shape[0] not in (1, 3):
             raise InputError(f"metrics=inception: takes images of 1 or 3 channels, not {shape[0]}; use metrics=none")
@@ -139,7 +141,7 @@ class InceptionFeatures:
 
     @cached_property
     def no_spatial(self) -> str | None:
-        """Why there are no spatial features, None if there are."""
+        """The reason why there are no spatial features, None if there are."""
         layers = getattr(self.network, "layers", None)
         names = dict(layers.named_children()) if layers is not None else {}
         missing = [name for name in (*STEM, SPATIAL, *REST) if name not in names]
@@ -151,28 +153,28 @@ class InceptionFeatures:
         return None if gap <= CLOSE else f"the layers of the file lead to features {gap:.1g} off its own call"
 
     def classifier(self) -> Tensor | None:
-        """Weights (K, d) of the last layer, float64, for class probabilities softmax(W f) without its bias; or None."""
+        """Return the last layer's weights W (K, d) in float64, for class probabilities softmax(W f), or None."""
         weight = getattr(getattr(self.network, "output", None), "weight", None)
         fits = isinstance(weight, Tensor) and weight.ndim == 2 and weight.shape[1] == self.dimension
         return weight.detach().double().cpu() if fits and weight is not None else None
 
     def __call__(self, images: Tensor, spatial: bool) -> Tensors:
-        """Images uint8 (N, C, H, W) -> features float32 (N, d), and spatial (N, d') if asked for, on the CPU.
+        """Map images uint8 (N, C, H, W) to features float32 (N, d), and to spatial ones (N, d') if asked, on the CPU.
 
-        Calls on a CPU run side by side, each on one core: their bits depend neither on the cores nor on the threads.
+        On a CPU the calls run side by side, each on one core, so that the bits depend on neither cores nor threads.
         """
         network, parts = self.network, torch.split(images, BATCH)
         exact = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
         with exact:
             if self._place.type == "cpu":
-                made = one_core_each(lambda part: self._call(network, self._input(part), spatial), parts)
+                calls = one_core_each(lambda part: self._call(network, self._input(part), spatial), parts)
             else:
-                made = [self._call(network, x, spatial) for x in one_core_each(self._input, parts)]
-            found = {name: torch.cat([part[name] for part in made]) for name in made[0]}
-            return {name: value[: len(images)].float().cpu() for name, value in found.items()}
+                calls = [self._call(network, x, spatial) for x in one_core_each(self._input, parts)]
+            rows = {name: torch.cat([call[name] for call in calls]) for name in calls[0]}
+            return {name: value[: len(images)].float().cpu() for name, value in rows.items()}
 
     def _input(self, images: Tensor) -> Tensor:
-        """BATCH images of three channels as the network takes them, filled up with black ones."""
+        """Pad to BATCH images of three channels, resized if the network does not do it."""
         x = pad(images.expand(-1, 3, -1, -1), (0, 0, 0, 0, 0, 0, 0, BATCH - len(images)))
         return clean_resize(x) if self.resize == "clean" else x
 
@@ -184,15 +186,15 @@ class InceptionFeatures:
 
 
 def unfused() -> AbstractContextManager[None]:
-    """TorchScript as written: its optimiser fuses operations after the first calls, whose rounding then changes."""
+    """Run TorchScript as written: its optimiser fuses operations after the first calls, which changes the rounding."""
     context: AbstractContextManager[None] = torch.jit.optimized_execution(False)  # type: ignore[attr-defined]
     return context
 
 
 def walk(layers: Any, x: Tensor) -> Tensors:
-    """Features and spatial ones of images 0..255 (N, 3, H, W), layer by layer.
+    """Compute pool and spatial features of images 0..255 (N, 3, H, W), layer by layer.
 
-    Spatial ones are the first 7 channels of mixed_6/conv in the order (row, column, channel), as in ADM's files.
+    Spatial features are the first 7 channels of mixed_6/conv in the order (row, column, channel), as in ADM's files.
     """
     x = (tf_bilinear(x.float(), SIDE) - 128) / 128
     for name in STEM:
@@ -206,28 +208,28 @@ def walk(layers: Any, x: Tensor) -> Tensors:
 
 
 def tf_bilinear(x: Tensor, side: int) -> Tensor:
-    """Images (N, C, H, W) -> (N, C, side, side): TensorFlow 1's bilinear resize without aligned corners.
+    """Resize images (N, C, H, W) to (N, C, side, side) as TensorFlow 1 does: bilinear, without aligned corners.
 
-    Pixel i of the result lies at i H / side of the source, between its two neighbours there; the last row has itself
-    below.
+    Pixel i of the result lies at i H / side of the source and mixes its two neighbours there; the last row repeats.
     """
     return _weights(x.shape[2], side, x) @ x @ _weights(x.shape[3], side, x).T
 
 
 def _weights(size: int, side: int, like: Tensor) -> Tensor:
-    """(side, size), each row with the two weights of one pixel."""
+    """Return the resize as a matrix (side, size), each row with the two weights of one pixel."""
     at = torch.arange(side, dtype=torch.float64) * (size / side)
     below = at.floor().long()
     share = at - below
-    rows, found = torch.arange(side), torch.zeros(side, size, dtype=torch.float64)
-    found[rows, below] += 1 - share
-    found[rows, (below + 1).clamp(max=size - 1)] += share
-    return found.to(like)
+    rows, matrix = torch.arange(side), torch.zeros(side, size, dtype=torch.float64)
+    matrix[rows, below] += 1 - share
+    matrix[rows, (below + 1).clamp(max=size - 1)] += share
+    return matrix.to(like)
 
 
 def clean_resize(images: Tensor) -> Tensor:
-    """Images uint8 (N, C, H, W) -> float32 (N, C, 299, 299) in [0, 255]: Pillow's bicubic filter, which averages when
-    it makes smaller, each channel in floating point, clipped and not rounded.
+    """Resize images uint8 (N, C, H, W) to float32 (N, C, 299, 299) in [0, 255] with Pillow's bicubic filter.
+
+    The filter averages when it shrinks; each channel is floating point, clipped and not rounded.
 
     Source: Parmar, Zhang & Zhu (2022), arXiv:2104.11222, section 3.
     """
@@ -235,8 +237,9 @@ def clean_resize(images: Tensor) -> Tensor:
     from PIL import Image
 
     def plane(pixels: Tensor) -> Tensor:
-        picture = Image.fromarray(pixels.float().numpy(), mode=None)
-        small = picture.resize((SIDE, SIDE), resample=Image.Resampling.BICUBIC)
+        small = Image.fromarray(pixels.float().numpy(), mode=None).resize(
+            (SIDE, SIDE), resample=Image.Resampling.BICUBIC
+        )
         return torch.from_numpy(np.array(small, dtype=np.float32)).clip(0, 255)
 
     planes = [plane(pixels) for pixels in images.flatten(0, 1)]

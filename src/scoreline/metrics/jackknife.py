@@ -1,4 +1,4 @@
-"""The standard error of any statistic of a set of rows, from its values with one group of rows left out at a time."""
+"""The jackknife: standard errors from the values of a statistic with one group of rows left out at a time."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,10 +12,12 @@ from torch import Tensor
 class Replicates:
     """A statistic of n rows, and the same statistic without each of g groups of them.
 
+    When to use it: for the error of any smooth statistic of a set of images that has no formula for its variance.
+
     Attributes:
-        full: theta, of all n rows.
-        without: theta_(j) (g,) float64, of the n - m_j rows outside group j.
-        sizes: m_j (g,) int64, the rows of group j.
+        full: theta, the statistic of all n rows.
+        without: theta_(j) (g,) float64, the statistic of the n - m_j rows outside group j.
+        sizes: m_j (g,) int64, the number of rows in group j.
     """
 
     full: float
@@ -31,22 +33,23 @@ class Replicates:
             SE^2 = 1/g sum_j (p_j - theta_J)^2 / (h_j - 1),   theta_J = g theta - sum_j (1 - 1/h_j) theta_(j)
 
         For equal groups this is (g - 1)/g sum_j (theta_(j) - mean theta_(j))^2. A bias of order 1/n cancels in p_j, so
-        unequal groups do not add to the error of a biased statistic.
+        that unequal groups add nothing to the error of a biased statistic.
 
         Source: Busing, Meijer & van der Leeden (1999), doi:10.1023/A:1008800423698; for equal groups Efron &
         Tibshirani (1993), An Introduction to the Bootstrap, chapter 11.
         """
         h = self.sizes.sum() / self.sizes.double()
         change = self.without - self.full
+        # p_j - theta_J with theta subtracted from every term: differences of large numbers never arise
         deviation = ((1 - 1 / h) * change).sum() - (h - 1) * change
         return float((deviation.square() / (h - 1)).mean().sqrt())
 
 
 def assign_groups(n: int, groups: int) -> Tensor:
-    """The group (n,) int64 in 0..groups-1 of each of n rows: a fixed shuffle of i mod `groups`.
+    """Assign each of n rows to a group in 0..groups-1, (n,) int64, by a fixed shuffle of i mod `groups`.
 
-    The shuffle (NumPy's PCG64, seed 0) matters: images are often made with label i mod classes, and groups of one class
-    each would report the difference between classes as error.
+    The shuffle (NumPy's PCG64, seed 0) matters: labels are often i mod classes, and groups of one class each would
+    report the difference between classes as error.
 
     Raises:
         ValueError: unless 2 <= groups <= n.
@@ -57,7 +60,7 @@ def assign_groups(n: int, groups: int) -> Tensor:
 
 
 def delete_each_group(statistic: Callable[[Tensor], float], rows: Tensor, group: Tensor) -> Replicates:
-    """`statistic` of rows (n, ...), and without each group of `group` (n,), by calling it g + 1 times."""
+    """Compute `statistic` of rows (n, ...), and without each group of `group` (n,), in g + 1 calls."""
     sizes = torch.bincount(group)
     without = [statistic(rows[group != j]) for j in range(len(sizes))]
     return Replicates(statistic(rows), torch.tensor(without, dtype=torch.float64), sizes)

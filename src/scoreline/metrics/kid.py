@@ -1,4 +1,4 @@
-"""The kernel distance: an unbiased squared maximum mean discrepancy under a cubic polynomial kernel."""
+"""The kernel distance (KID): an unbiased squared maximum mean discrepancy under a cubic polynomial kernel."""
 
 import torch
 from torch import Tensor
@@ -23,7 +23,10 @@ def kernel_distance(x: Tensor, y: Tensor) -> float:
 
         sum_{i != j} k(x_i, x_j) / (n (n-1)) + sum_{i != j} k(y_i, y_j) / (m (m-1)) - 2 sum_ij k(x_i, y_j) / (n m)
 
-    Its mean is 0 for equal distributions, so it may be negative. All rows enter; there are no random subsets.
+    Its mean is 0 for equal distributions, so that it may be negative. All rows enter; there are no random subsets.
+    The unit is that of the kernel.
+
+    When to use it: for few images, where `frechet_distance` is biased.
 
     Source: Gretton et al. (2012), JMLR 13, Eq. 3; Binkowski et al. (2018), arXiv:1801.01401, section 4.
 
@@ -38,18 +41,20 @@ def kernel_distance(x: Tensor, y: Tensor) -> float:
 
 
 def kernel_replicates(x: Tensor, y: Tensor, group: Tensor) -> Replicates:
-    """`kernel_distance` of x (n, d) from y (m, d), of all and without each group of `group` (n,), from one pass over k.
+    """`kernel_distance` of x (n, d) from y (m, d): of all rows, and without each group of `group` (n,), in one pass.
 
     Raises:
-        ValueError: where fewer than 2 rows are left on a side, or for unequal d.
+        ValueError: if fewer than 2 rows are left on a side, or for unequal d.
     """
     sizes = torch.bincount(group)
     _check(x, y, len(x) - int(sizes.max()))
     x, y = x.double(), y.double()
     member = one_hot(group).double()
+    # (g, g): sums of k over pairs of groups, without each row's kernel with itself
     within = _block_sums(x, x, member, member) - torch.diag(member.T @ _self_kernel(x))
     across = _block_sums(x, y, member, _everyone(y)).squeeze(1)
     yy = _block_sums(y, y, _everyone(y), _everyone(y)).squeeze() - _self_kernel(y).sum()
+    # leaving group j out removes row j and column j; their common entry is removed twice
     within_kept = within.sum() - within.sum(0) - within.sum(1) + within.diagonal()
     without = _mmd(within_kept, across.sum() - across, yy, len(x) - sizes, len(y))
     full = _mmd(within.sum(), across.sum(), yy, sizes.sum(), len(y))
@@ -61,7 +66,7 @@ def _mmd(xx: Tensor, xy: Tensor, yy: Tensor, n: Tensor, m: int) -> Tensor:
 
 
 def _block_sums(x: Tensor, y: Tensor, member_x: Tensor, member_y: Tensor) -> Tensor:
-    """member_x^T k(x, y) member_y, with at most CHUNK rows of k in memory for a core."""
+    """Compute member_x^T k(x, y) member_y with at most CHUNK rows of k in memory a core."""
 
     def block(start: int) -> Tensor:
         here = slice(start, start + CHUNK)

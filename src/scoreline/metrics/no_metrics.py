@@ -1,4 +1,4 @@
-"""`metrics=none`: images are made and not measured."""
+"""`metrics=none`: sampling without evaluation."""
 
 from scoreline.datasets.base import ImageDataset
 from scoreline.metrics.base import ALONE, Metrics, Score
@@ -7,14 +7,14 @@ from scoreline.sampling import Progress
 
 
 class NoMetrics(Metrics):
-    """Measures nothing, on images of any shape."""
+    """No scores, for images of any shape. When to use it: to sample now and evaluate later."""
 
     @property
     def protocol(self) -> dict[str, str | int]:
         return {}
 
     def check(self, shape: tuple[int, int, int], n: int) -> None:
-        """Any images will do."""
+        """Accept any images."""
 
     def __call__(
         self, images: ImageDataset, parts: Parts = ALONE, progress: Progress = lambda images: None

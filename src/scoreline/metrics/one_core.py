@@ -1,4 +1,4 @@
-"""Independent pieces of work on all cores, each on one, so that their bits do not depend on how many there are."""
+"""Independent pieces of work, each on one core, so that their bits do not depend on the number of cores."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
@@ -12,22 +12,24 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 MOST = 16
-"""Pieces at a time, which bounds the memory that they take."""
+"""Pieces at a time; this bounds the memory."""
 
 
 def one_core_each(work: Callable[[T], R], pieces: Sequence[T], most: int = MOST) -> list[R]:
-    """[work(piece) for piece in pieces], see `in_turn`."""
+    """Return [work(piece) for piece in pieces], computed as `in_turn` does."""
     return list(in_turn(work, pieces, most))
 
 
 def in_turn(work: Callable[[T], R], pieces: Sequence[T], most: int = MOST) -> Iterator[R]:
-    """work(piece) for every piece in order, on all usable cores, PyTorch on one thread in each piece.
+    """Yield work(piece) for every piece in order, on all usable cores, with PyTorch on one thread a piece.
 
-    Kernels add in another order on another number of threads; so results are equal to the bit for any number of cores
-    and whatever `torch.get_num_threads()` is, which is left as it was. Gradient modes belong to a thread: `work` says
-    itself where it needs one.
+    Kernels add in another order on another number of threads. Results are therefore equal to the bit for any number
+    of cores and any `torch.get_num_threads()`, which is restored. Gradient modes belong to a thread: `work` sets the
+    mode that it needs.
 
     Args:
+        work: a function of one piece.
+        pieces: the pieces.
         most: pieces at a time.
     """
     before = torch.get_num_threads()

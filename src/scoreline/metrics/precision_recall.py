@@ -1,4 +1,4 @@
-"""How much of the generated is real (precision, density), how much of the real was generated (recall, coverage)."""
+"""Fidelity of generated images (precision, density) and their variety (recall, coverage), from nearest neighbours."""
 
 import torch
 from torch import Tensor
@@ -12,9 +12,10 @@ LARGE = 256
 
 
 def distances(x: Tensor, y: Tensor) -> Tensor:
-    """Euclidean distances (n, m) of rows (n, d) and (m, d), by differences: equal rows are at exactly 0.
+    """Euclidean distances (n, m) between rows (n, d) and (m, d).
 
-    Above LARGE dimensions by scalar products, many times as fast: equal rows are at up to 1e-7 of their length.
+    They come from differences, so that equal rows are at exactly 0; above LARGE dimensions from scalar products, which
+    are many times as fast and leave equal rows at up to 1e-7 of their length.
     """
     by = "donot_use_mm_for_euclid_dist" if x.shape[1] <= LARGE else "use_mm_for_euclid_dist"
     return torch.cdist(x, y, compute_mode=by)
@@ -37,8 +38,17 @@ def support_replicates(x: Tensor, y: Tensor, group: Tensor, neighbours: int = 3)
     Source: Kynkaanniemi et al. (2019), arXiv:1904.06991; Naeem et al. (2020), arXiv:2002.09797 (who
     recommend k = 5 for the last two; here one k serves all four).
 
+    When to use it: to tell a model that makes few good images (high precision, low recall) from one that makes many
+    poor ones, which a single distance cannot. Density and coverage are less sensitive to outliers.
+
+    Args:
+        x: features of generated images.
+        y: features of real images.
+        group: the group of each row of x.
+        neighbours: k.
+
     Raises:
-        ValueError: where no more than k rows are left on a side, for unequal d or for k < 1.
+        ValueError: if no more than k rows are left on a side, for unequal d, or for k < 1.
     """
     sizes = torch.bincount(group)
     _check(x, y, len(x) - int(sizes.max()), neighbours)
@@ -49,7 +59,9 @@ def support_replicates(x: Tensor, y: Tensor, group: Tensor, neighbours: int = 3)
     def block(start: int) -> tuple[Tensor, Tensor, Tensor]:
         here = slice(start, start + CHUNK)
         gaps = distances(y[here], x)
+        # (rows of y, n): which x_i lie in B(y_j)
         inside = (gaps <= radii_y[here]).double()
+        # (rows of y, g + 1): whether y_j lies in some B(x_i), with each group left out, then with none
         recalled = torch.stack([(gaps <= radii).any(1) for radii in radii_x.T], 1)
         return inside.sum(0), _without_each(inside @ member) > 0, recalled
 
@@ -64,13 +76,14 @@ def support_replicates(x: Tensor, y: Tensor, group: Tensor, neighbours: int = 3)
 
 
 def _radii_without(x: Tensor, group: Tensor, k: int) -> Tensor:
-    """Radii (n, g + 1): without group j in column j, of all in the last; -1, which holds nothing, for absent rows."""
+    """Radii (n, g + 1): without group j in column j, of all rows in the last; -1, an empty ball, for absent rows."""
     members = [(group == j).nonzero().flatten() for j in range(int(group.max()) + 1)]
 
     def block(start: int) -> Tensor:
         rows = torch.arange(start, min(start + CHUNK, len(x)))
         gaps = distances(x[rows], x)
         gaps[torch.arange(len(rows)), rows] = torch.inf
+        # (rows, g, k): the k nearest of each group suffice for the k nearest of any union of groups
         nearest = torch.stack([_k_smallest(gaps[:, member], k) for member in members], 1)
         columns = []
         for j in range(len(members)):
@@ -87,7 +100,7 @@ def _k_smallest(gaps: Tensor, k: int) -> Tensor:
 
 
 def _without_each(by_group: Tensor) -> Tensor:
-    """(rows, g) sums by group -> (rows, g + 1): the sum over the other groups, then over all."""
+    """Turn sums by group (rows, g) into sums over the other groups and, last, over all (rows, g + 1)."""
     total = by_group.sum(1, keepdim=True)
     return torch.cat([total - by_group, total], 1)
 

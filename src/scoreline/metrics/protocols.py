@@ -1,20 +1,20 @@
-"""Protocols of the literature by name: what of them can be checked is checked, and a row says if it does not fit."""
+"""Evaluation protocols of the literature by name, checked against the facts of a row."""
 
 from dataclasses import dataclass
 
-from scoreline.errors import InputError, did_you_mean
+from scoreline.choices import check_choice
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What is measured, on what and against what.
+    """The facts of a row that a protocol fixes.
 
     Attributes:
         n: number of generated images.
         published: whether the extractor is the published file.
         resize: `network` or `clean`.
-        split: of the reference; None where a file of others does not tell.
-        adm_file: whether the reference is a file in ADM's layout: statistics, spatial ones, and images.
+        split: split of the reference; None if a file of another project does not name it.
+        adm_file: whether the reference is a file in ADM's layout: statistics, spatial statistics and images.
     """
 
     n: int
@@ -28,27 +28,27 @@ NAMES = ("edm", "adm", "clean")
 IMAGES = 50_000
 
 
-def known(protocol: str | None) -> None:
-    """Refuse an unknown name.
+def check(protocol: str | None) -> None:
+    """Check the name of a protocol.
 
     Raises:
-        InputError: naming those there are.
+        InputError: for an unknown name.
     """
-    if protocol is not None and protocol not in NAMES:
-        raise InputError(f"metrics.protocol={protocol}: there is no such protocol{did_you_mean(protocol, NAMES)}")
+    if protocol is not None:
+        check_choice("metrics.protocol", NAMES, protocol)
 
 
 def verdict(protocol: str, facts: Facts) -> str:
-    """`edm`, or `not edm (n=5000)` with all that does not fit.
+    """Return `edm`, or `not edm (n=5000)` with everything that differs.
 
-    | name | what is checked |
+    | name | conditions |
     |--|--|
     | edm | 50,000 images, the published file and its resize, a reference of the train split |
     | adm | 50,000 images, the published file and its resize, a reference file in ADM's layout |
     | clean | the published file behind Pillow's bicubic resize |
 
-    Three seed ranges and their minimum, which EDM reports, are a matter of several runs: tables make and show them. A
-    reference file of others does not tell its split: its digest stands beside this in the fingerprint.
+    EDM's minimum over three ranges of seeds takes several runs, which tables start and show. A reference file of
+    another project does not name its split; the fingerprint holds its digest beside this verdict.
 
     Source: Karras et al. (2022), arXiv:2206.00364; Dhariwal & Nichol (2021), arXiv:2105.05233; Parmar et al. (2022),
     arXiv:2104.11222.

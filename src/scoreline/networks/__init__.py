@@ -1,1 +1,1 @@
-"""Networks: (image, noise label, class label) -> image. They know nothing of diffusion."""
+"""Networks: (image, noise label, class label, augmentation label) -> image; independent of diffusion."""

@@ -1,18 +1,18 @@
-"""ADM, the U-Net of Dhariwal & Nichol, with the choices of its released code."""
+"""ADM, the U-Net of Dhariwal & Nichol, with the options of its released code."""
 
 from collections.abc import Callable, Sequence
 
 from torch import nn
 
+from scoreline.choices import check_choice
 from scoreline.errors import InputError
-from scoreline.networks.checks import check_choice, check_sizes
-from scoreline.networks.conv_resampling import Down, Up
+from scoreline.networks.arguments import check_factor, check_sizes
 from scoreline.networks.embeddings import Sinusoidal
 from scoreline.networks.fir_resampling import Resample
-from scoreline.networks.initialisation import zeroed
-from scoreline.networks.levels import Kinds, Plan
+from scoreline.networks.layers import Down, Up, zeroed
 from scoreline.networks.plain_unet import PlainUNet
 from scoreline.networks.residual_block import ResidualBlock, Style
+from scoreline.networks.unet_levels import Kinds, Plan
 
 RESAMPLING = ("residual", "convolution", "plain")
 
@@ -23,25 +23,36 @@ class DhariwalUNet(PlainUNet):
     Residual blocks scaled and shifted by the embedding, `blocks` per level of width `width * multipliers[level]`, which
     attend at the resolutions in `attention` and in the bottleneck with width / head_channels heads, and change the
     resolution by means of 2x2 pixels. A class that is None or negative, and an augmentation that is None, are zeros.
-    The defaults are the network as Karras et al. have it, and names and layouts of the weights those of their
-    checkpoints; the other choices are those of Nichol & Dhariwal and of Dhariwal & Nichol.
+    The defaults are the network of Karras et al., and its weights have the names and layouts of their checkpoints;
+    the other options are those of Nichol & Dhariwal and of Dhariwal & Nichol.
+
+    When to use it: for ImageNet and LSUN at 64 pixels and more, and to import checkpoints of EDM, guided-diffusion and
+    improved-diffusion.
 
     Args:
-        multipliers: may be fractions that make whole widths, such as 0.5.
-        label_dropout: probability of hiding the class; the training module does so.
+        channels: C.
+        resolution: R.
+        width: channels at the first level before its multiplier.
+        multipliers: channels of each level over `width`; fractions that make whole widths, such as 0.5, are allowed.
+        blocks: residual blocks a level of the encoder; the decoder has one more.
+        attention: resolutions at which blocks attend.
+        head_channels: channels of a head.
+        dropout: probability in the residual blocks.
+        num_classes: number of classes, 0 for an unconditional network.
+        label_dropout: probability with which the training module hides the class.
         augment_dim: A, numbers in an augmentation label.
-        checkpointing: while training, compute the activations of residual blocks twice instead of keeping them.
-        heads: of every attention, in the place of width / head_channels; 0 for the latter.
-        decoder_heads: the same for the levels of the decoder, if not 0.
+        checkpointing: recompute the activations of residual blocks in the backward pass instead of keeping them.
+        heads: number of heads of every attention; 0 derives it from head_channels.
+        decoder_heads: number of heads at the levels of the decoder; 0 takes `heads`.
         scale_shift_norm: False adds the embedding before the second normalisation.
         resampling: between levels: `residual` blocks, `convolution` of stride 2 or after the nearest neighbour, or
             `plain` means and nearest neighbours.
-        qkv_order: of the channels that attend: interleaved | heads_first | qkv_first, see `qkv_attention`.
-        output_factor: C' / C, 2 for networks that also learned a variance; say so in the parameterisation too.
+        qkv_order: order of the channels that attend, interleaved | heads_first | qkv_first, see `qkv_attention`.
+        output_factor: C' / C, 2 for networks with a learned variance; the parameterisation takes the same value.
 
     Raises:
-        InputError: if the resolution cannot be halved so often, heads do not divide a width that attends, or a choice
-            is none of the above.
+        InputError: if the resolution cannot be halved that often, heads do not divide a width that attends, or an
+            option is none of the above.
 
     Source: Nichol & Dhariwal (2021), arXiv:2102.09672, Sec. 3 and App. A; Dhariwal & Nichol (2021), arXiv:2105.05233,
     Sec. 3; as in Karras et al. (2022), arXiv:2206.00364, App. F.
@@ -69,9 +80,8 @@ class DhariwalUNet(PlainUNet):
         output_factor: int = 1,
     ) -> None:
         check_sizes(resolution, width, multipliers, blocks, fractions=True)
-        check_choice("resampling", resampling, RESAMPLING)
-        if output_factor < 1:
-            raise InputError(f"model.network.output_factor={output_factor}: must be 1, or 2 with a learned variance")
+        check_choice("model.network.resampling", RESAMPLING, resampling)
+        check_factor(output_factor)
         widths = tuple(int(width * multiplier) for multiplier in multipliers)
         style = Style(4 * width, dropout, adaptive=scale_shift_norm, qkv_order=qkv_order)
         down, up = _resamplers(resampling, style)

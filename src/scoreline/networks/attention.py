@@ -7,8 +7,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
-from scoreline.networks.initialisation import zeroed
-from scoreline.networks.normalisation import group_norm
+from scoreline.networks.layers import group_norm, zeroed
 
 
 class Attention(nn.Module):
@@ -33,23 +32,27 @@ class Attention(nn.Module):
 
 
 QKV_ORDERS = {"interleaved": "hdp", "heads_first": "hpd", "qkv_first": "phd"}
-"""Order of the channels of (q, k, v): which of head h, part p of the three and channel d of a head changes slowest."""
+"""Order of the channels of (q, k, v), slowest index first: head h, part p of the three, channel d of a head."""
 
 
 def qkv_attention(qkv: Tensor, heads: int, order: str = "interleaved", twice: bool = False) -> Tensor:
-    """softmax(q k^T / sqrt(d)) v over all positions; (B, 3 C, H, W) -> (B, C, H, W), d = C / heads.
+    """Compute softmax(q k^T / sqrt(d)) v over all positions; (B, 3 C, H, W) -> (B, C, H, W), d = C / heads.
 
     Channel c of part p (0, 1, 2: q, k, v) of head h is channel h 3 d + 3 c + p of `qkv` if interleaved, as in EDM's
     checkpoints; h 3 d + p d + c with heads_first and p C + h d + c with qkv_first, as in those of Dhariwal & Nichol,
     who call them the legacy and the new order. With one head the latter two are the same.
 
     Args:
-        twice: the result can be differentiated twice, which fused kernels cannot do.
+        qkv: the channels of q, k and v.
+        heads: number of heads.
+        order: a key of QKV_ORDERS.
+        twice: whether the result must be differentiable twice, which fused kernels are not.
     """
     b, channels, height, width = qkv.shape
     sizes, letters = {"h": heads, "d": channels // (3 * heads), "p": 3}, QKV_ORDERS[order]
     split = qkv.reshape(b, *(sizes[letter] for letter in letters), height * width)
     axes = {letter: 1 + letters.index(letter) for letter in letters}
+    # (part, B, head, position, channel), whatever the order in the weights is
     split = split.permute(axes["p"], 0, axes["h"], 4, axes["d"]).contiguous()
     with sdpa_kernel(SDPBackend.MATH) if twice else nullcontext():
         mixed = scaled_dot_product_attention(split[0], split[1], split[2])
@@ -57,5 +60,5 @@ def qkv_attention(qkv: Tensor, heads: int, order: str = "interleaved", twice: bo
 
 
 def may_be_differentiated_twice(module: nn.Module) -> bool:
-    """Whether gradients are recorded outside of training: calibrations then ask for second derivatives."""
+    """Return whether gradients are recorded outside of training, where calibrations take second derivatives."""
     return torch.is_grad_enabled() and not module.training

@@ -3,16 +3,15 @@
 import math
 from collections.abc import Sequence
 
-from scoreline.networks.checks import check_sizes
-from scoreline.networks.conv_resampling import Down, Up
+from scoreline.networks.arguments import check_sizes
 from scoreline.networks.embeddings import Sinusoidal
-from scoreline.networks.initialisation import xavier
-from scoreline.networks.levels import Kinds, Plan
+from scoreline.networks.layers import Down, Up, xavier
 from scoreline.networks.plain_unet import PlainUNet
 from scoreline.networks.residual_block import ResidualBlock, Style
+from scoreline.networks.unet_levels import Kinds, Plan
 
 SCALES = {"conv1": 1e-5, "proj": 1e-5, "out_conv": 1e-5, "qkv": math.sqrt(2)}
-"""Nearly zero where a branch ends; q, k and v as three layers of their own."""
+"""Scales of the initial weights: nearly zero at the end of a branch; q, k and v as if in three layers."""
 
 
 class DDPMUNet(PlainUNet):
@@ -23,13 +22,23 @@ class DDPMUNet(PlainUNet):
     A class that is None or negative, and an augmentation that is None, are zeros; Ho et al. have neither. The defaults
     are the network for CIFAR-10.
 
+    When to use it: to import the checkpoints of DDPM, DDIM and PNDM. `SongUNet` trains to lower FID at the same size.
+
     Args:
-        label_dropout: probability of hiding the class; the training module does so.
+        channels: C.
+        resolution: R.
+        width: channels at the first level before its multiplier.
+        multipliers: channels of each level over `width`.
+        blocks: residual blocks a level of the encoder; the decoder has one more.
+        attention: resolutions at which blocks attend.
+        dropout: probability in the residual blocks.
+        num_classes: number of classes, 0 for an unconditional network.
+        label_dropout: probability with which the training module hides the class.
         augment_dim: A, numbers in an augmentation label.
-        checkpointing: while training, compute the activations of residual blocks twice instead of keeping them.
+        checkpointing: recompute the activations of residual blocks in the backward pass instead of keeping them.
 
     Raises:
-        InputError: if the resolution cannot be halved so often.
+        InputError: if the resolution cannot be halved that often.
 
     Source: Ho et al. (2020), arXiv:2006.11239, App. B.
     """

@@ -1,4 +1,4 @@
-"""The UNet2DModel of the diffusers library, as one of the networks here."""
+"""The UNet2DModel of the diffusers library behind the interface of the networks here."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -6,31 +6,34 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import functional
 
+from scoreline.choices import check_choice
 from scoreline.errors import InputError
-from scoreline.networks.checks import check_choice, check_probability
-from scoreline.networks.conditions import indices
+from scoreline.networks.arguments import check_probability
+from scoreline.networks.embeddings import indices
 
 REFUSED = (ValueError, TypeError, RuntimeError, KeyError, IndexError, AttributeError, ZeroDivisionError, OverflowError)
-"""What its constructor raises for values that do not go together."""
+"""Exceptions of its constructor for values that do not go together."""
 
 
 class DiffusersUNet(nn.Module):
     """F(image (B, C, R, R), noise label (B,), class (B,) or None, augmentation None) -> (B, out_channels, R, R).
 
-    Arguments and defaults are those of UNet2DModel's configuration, and its weights have their names there behind
-    `model.`. Time labels may be fractional: they meet sines and cosines. A class that is None or negative is a vector
-    of zeros in the place of the class's embedding, as elsewhere here; diffusers refuses to go without a class, so a
-    model made by its training scripts has never seen those zeros and knows no guidance (label_dropout=0).
+    Arguments and defaults are those of UNet2DModel's configuration, and the weights have the same names behind
+    `model.`. Time labels may be fractional, since they enter sines and cosines. A class that is None or negative is a
+    vector of zeros in the place of the class's embedding. diffusers requires a class, so that a model of its training
+    scripts has never seen those zeros and cannot be guided (label_dropout=0).
+
+    When to use it: to sample from folders of diffusers; `foreign.diffusers_folder` fills in all arguments.
 
     Args:
         sample_size: R.
         num_class_embeds: number of classes; None for an unconditional network.
-        label_dropout: probability of hiding the class; the training module does so.
-        checkpointing: while training, compute the activations twice instead of keeping them.
+        label_dropout: probability with which the training module hides the class.
+        checkpointing: recompute activations in the backward pass instead of keeping them.
 
     Raises:
         InputError: without the diffusers package, for arguments that it refuses, and for embeddings of time or class
-            other than sines and a table: learned ones know whole steps only, and a Fourier network takes sigma.
+            other than sines and a table: a learned embedding has whole steps only, and a Fourier network takes sigma.
 
     Source: Ho et al. (2020), arXiv:2006.11239; blocks also of Song et al. (2021), arXiv:2011.13456, and of Dhariwal &
     Nichol (2021), arXiv:2105.05233.
@@ -73,8 +76,8 @@ class DiffusersUNet(nn.Module):
         config = {name: value for name, value in locals().items() if name not in OURS}
         super().__init__()
         check_probability("label_dropout", label_dropout)
-        check_choice("time_embedding_type", time_embedding_type, ("positional",))
-        check_choice("class_embed_type", str(class_embed_type), ("None",))
+        check_choice("model.network.time_embedding_type", ("positional",), time_embedding_type)
+        check_choice("model.network.class_embed_type", ("None",), str(class_embed_type))
         _check_sizes(sample_size, block_out_channels, num_class_embeds)
         self.model = _built(config)
         self.resolution, self.num_classes, self.label_dropout = sample_size, num_class_embeds or 0, label_dropout
@@ -85,12 +88,12 @@ class DiffusersUNet(nn.Module):
 
     def forward(self, x: Tensor, noise: Tensor, label: Tensor | None = None, augment: Tensor | None = None) -> Tensor:
         classes = indices(label, -1, len(x), x.device) if self.num_classes else None
-        found: Tensor = self.model(x, noise, class_labels=classes, return_dict=False)[0]
-        return found
+        out: Tensor = self.model(x, noise, class_labels=classes, return_dict=False)[0]
+        return out
 
 
 OURS = ("self", "label_dropout", "checkpointing", "__class__")
-"""Names in the constructor that are no part of the configuration."""
+"""Names in the constructor that are not part of the configuration."""
 
 
 class _OrZeros(nn.Embedding):

@@ -1,5 +1,7 @@
 """Halving and doubling images by a separable low-pass filter (FIR), alone or fused with a convolution.
 
+When to use it: in NCSN++ and DDPM++; taps [1, 1] are means of 2x2 pixels and copies, [1, 3, 3, 1] suppress aliases.
+
 Source: Zhang (2019), arXiv:1904.11486; Karras et al. (2020), arXiv:1912.04958; Song et al. (2021), arXiv:2011.13456,
 App. H.
 """
@@ -17,7 +19,7 @@ Direction = Literal["up", "down"]
 
 
 def fir_kernel(taps: Sequence[float]) -> Tensor:
-    """outer(f, f) / sum(f)^2, (1, 1, n, n) float32.
+    """Return the kernel outer(f, f) / sum(f)^2, (1, 1, n, n) float32.
 
     Raises:
         InputError: unless n is even and the taps do not sum to zero.
@@ -32,19 +34,19 @@ def fir_kernel(taps: Sequence[float]) -> Tensor:
 
 
 def halve(x: Tensor, kernel: Tensor, padding: int) -> Tensor:
-    """Every channel of (B, C, H, W) filtered at every second position, beyond zeros of that width."""
+    """Filter every channel of (B, C, H, W), padded with zeros of that width, at every second position."""
     channels = x.shape[1]
     return conv2d(x, kernel.to(x.dtype).expand(channels, -1, -1, -1), stride=2, padding=padding, groups=channels)
 
 
 def double(x: Tensor, kernel: Tensor, padding: int) -> Tensor:
-    """Every channel of (B, C, H, W) with zeros between its pixels, filtered by four times the kernel."""
+    """Insert zeros between the pixels of (B, C, H, W) and filter every channel with four times the kernel."""
     channels, spread = x.shape[1], 4 * kernel.to(x.dtype)
     return conv_transpose2d(x, spread.expand(channels, -1, -1, -1), stride=2, padding=padding, groups=channels)
 
 
 class Resample(nn.Module):
-    """(B, C, H, W) -> (B, C, 2 H, 2 W) or (B, C, H / 2, W / 2); constants are kept, but for the rim."""
+    """(B, C, H, W) -> (B, C, 2 H, 2 W) or (B, C, H / 2, W / 2); constants stay constant except at the rim."""
 
     def __init__(self, direction: Direction, taps: Sequence[float]) -> None:
         super().__init__()
@@ -72,7 +74,7 @@ class ResampledConv(nn.Conv2d):
 
 
 class ConvThenHalve(nn.Conv2d):
-    """A 3x3 convolution, then half the size; the zeros around the image are all added before the convolution."""
+    """A 3x3 convolution, then half the size; all zeros around the image are added before the convolution."""
 
     def __init__(self, inputs: int, outputs: int, taps: Sequence[float]) -> None:
         super().__init__(inputs, outputs, 3, padding=1 + (len(taps) - 1) // 2)

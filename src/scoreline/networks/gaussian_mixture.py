@@ -1,4 +1,4 @@
-"""The network that knows: the exact score of a mixture of Gaussians, in the place of a trained network."""
+"""The exact score of a mixture of Gaussians in the place of a trained network."""
 
 import torch
 from torch import Tensor, nn
@@ -12,11 +12,13 @@ class GaussianMixtureScore(nn.Module):
 
     The distribution of x_0, an image read as a vector of d = channels resolution^2 numbers, is the weights:
     `means` (M, d), `weights` (M,), and `stds` (M,) of a `GaussianMixture`, or `variances` (M, d) and `axes` (M, d, d)
-    of a `FullGaussianMixture`; float64, in which F is computed, and never trained. Untold, it is N(0, I). Points in
-    the plane are images of 2 x 1 x 1. Labels of classes and of augmentations are ignored.
+    of a `FullGaussianMixture`. They are float64, as F is, and never trained; the default is N(0, I). Points in
+    the plane are images of 2 x 1 x 1. Class and augmentation labels are ignored.
 
     Isotropic mixtures are evaluated by matrix products (`GaussianMixture.eps_by_products`), so that thousands of
     components are cheap; F is then right to rounding as long as |m_i| is less than about 1e5 stds.
+
+    When to use it: to test a solver or schedule against a known answer, and to tell its error from a network's.
 
     Args:
         components: M.
@@ -58,5 +60,5 @@ class GaussianMixtureScore(nn.Module):
 
 
 def _fixed(value: Tensor) -> nn.Parameter:
-    """A parameter and not a buffer, because devices and precisions of networks are read off their parameters."""
+    """Return a parameter, not a buffer: device and precision of a network are those of its parameters."""
     return nn.Parameter(value.double(), requires_grad=False)

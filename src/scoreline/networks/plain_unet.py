@@ -1,14 +1,13 @@
-"""What the U-Nets of Ho et al. and of Dhariwal & Nichol have in common."""
+"""The common part of the U-Nets of Ho et al. and of Dhariwal & Nichol."""
 
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
-from scoreline.networks.checks import check_probability
-from scoreline.networks.conditions import one_hot, or_zeros
-from scoreline.networks.initialisation import zeroed
-from scoreline.networks.levels import Kinds, Plan, decode, decoder_layers, encode, encoder_layers
-from scoreline.networks.normalisation import group_norm
+from scoreline.networks.arguments import check_probability
+from scoreline.networks.embeddings import one_hot, or_zeros
+from scoreline.networks.layers import group_norm, zeroed
 from scoreline.networks.residual_block import run
+from scoreline.networks.unet_levels import Kinds, Plan, decode, decoder_layers, encode, encoder_layers
 
 
 class PlainUNet(nn.Module):
@@ -17,9 +16,18 @@ class PlainUNet(nn.Module):
     The embedding is silu(L1(silu(L0(embed(noise) + L_a augment))) + L_c onehot(label)), with matrices L_a and L_c
     without bias: no augmentation and no class are zeros. The head starts at zero.
 
+    When to use it: as the base class of a U-Net with that embedding; `DDPMUNet` and `DhariwalUNet` are its models.
+
     Args:
+        plan: sizes.
+        kinds: layers.
         embedding: noise label (B,) -> (B, width); 4 `width` numbers reach the blocks.
-        eps: of the normalisation before the head.
+        width: see `embedding`.
+        eps: constant of the normalisation before the head.
+        num_classes: number of classes, 0 for an unconditional network.
+        label_dropout: probability with which the training module hides the class.
+        augment_dim: numbers in an augmentation label.
+        checkpointing: recompute the activations of residual blocks in the backward pass instead of keeping them.
         output_factor: the output has that many times the image's channels.
     """
 

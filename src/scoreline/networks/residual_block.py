@@ -1,4 +1,4 @@
-"""The residual block of every U-Net here."""
+"""The residual block of the U-Nets."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,26 +8,26 @@ from torch import Tensor, nn
 from torch.nn.functional import silu
 from torch.utils.checkpoint import checkpoint
 
+from scoreline.choices import check_choice
+from scoreline.networks.arguments import check_probability
 from scoreline.networks.attention import QKV_ORDERS, may_be_differentiated_twice, qkv_attention
-from scoreline.networks.checks import check_choice, check_probability
 from scoreline.networks.fir_resampling import Direction, Resample, ResampledConv
-from scoreline.networks.initialisation import zeroed
-from scoreline.networks.normalisation import group_norm
+from scoreline.networks.layers import group_norm, zeroed
 
 
 @dataclass(frozen=True)
 class Style:
-    """What all residual blocks of a network have in common.
+    """Settings that all residual blocks of a network share.
 
     Attributes:
-        embedding: numbers in the vector that conditions them.
-        dropout: probability, before the second convolution.
-        adaptive: the vector scales and shifts the second normalisation, instead of being added before it.
-        residual_scale: factor of every sum of a branch and what it bypasses.
-        eps: of the normalisations.
-        taps: of the filter of blocks that change the resolution.
-        project_resampled: a 1x1 convolution on the bypass of such blocks even if the channels stay the same.
-        qkv_order: of the channels that attend, see `qkv_attention`.
+        embedding: number of entries of the embedding.
+        dropout: probability before the second convolution.
+        adaptive: whether the embedding scales and shifts the second normalisation, instead of being added before it.
+        residual_scale: factor of every sum of a branch and its bypass.
+        eps: constant of the normalisations.
+        taps: filter of blocks that change the resolution.
+        project_resampled: whether such blocks have a 1x1 convolution on the bypass even if the channels stay the same.
+        qkv_order: order of the channels that attend, see `qkv_attention`.
     """
 
     embedding: int
@@ -55,7 +55,7 @@ class ResidualBlock(nn.Module):
     ) -> None:
         super().__init__()
         check_probability("dropout", style.dropout)
-        check_choice("qkv_order", style.qkv_order, QKV_ORDERS)
+        check_choice("model.network.qkv_order", QKV_ORDERS, style.qkv_order)
         self.adaptive, self.scale = style.adaptive, style.residual_scale
         self.heads, self.qkv_order = heads, style.qkv_order
         self.norm0 = group_norm(inputs, style.eps)
@@ -94,10 +94,13 @@ class ResidualBlock(nn.Module):
 
 
 def run(layer: nn.Module, x: Tensor, embedding: Tensor, recompute: bool) -> Tensor:
-    """layer(x, embedding) of a residual block, layer(x) of any other.
+    """Apply a residual block to (x, embedding), or any other layer to x.
 
     Args:
-        recompute: keep no activations of residual blocks, but compute them again in the backward pass.
+        layer: the layer.
+        x: the image.
+        embedding: the embedding of all conditions.
+        recompute: recompute the activations of residual blocks in the backward pass instead of keeping them.
     """
     if not isinstance(layer, ResidualBlock):
         out: Tensor = layer(x)

@@ -6,13 +6,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
+from scoreline.choices import check_choice
+from scoreline.networks.arguments import check_probability, check_sizes
 from scoreline.networks.attention import Attention
-from scoreline.networks.checks import check_choice, check_probability, check_sizes
-from scoreline.networks.conditions import indices, or_zeros
-from scoreline.networks.conv_resampling import Down, Up
-from scoreline.networks.embeddings import Fourier, Sinusoidal
-from scoreline.networks.initialisation import zeroed
-from scoreline.networks.normalisation import group_norm
+from scoreline.networks.embeddings import Fourier, Sinusoidal, indices, or_zeros
+from scoreline.networks.layers import Down, Up, group_norm, zeroed
 from scoreline.networks.residual_block import ResidualBlock, Style, run
 
 EMBEDDINGS = {"sinusoidal": Sinusoidal, "fourier": Fourier}
@@ -38,10 +36,21 @@ class UNet(nn.Module):
     a class that is None or negative is the null class, an embedding of its own, so that one network serves
     unconditional, conditional and guided use; an augmentation that is None is zeros.
 
+    When to use it: for small experiments; the shipped digits model is one. For published results use `SongUNet`.
+
     Args:
-        label_dropout: probability of hiding the class; the training module does so, never the network.
+        channels: C.
+        resolution: R.
+        width: channels at the first level before its multiplier.
+        multipliers: channels of each level over `width`.
+        blocks: residual blocks a level of the encoder; the decoder has one more.
+        attention: resolutions at which blocks attend.
+        embedding: sinusoidal, for noise labels up to 1000, or fourier, for labels of order one.
+        dropout: probability in the residual blocks.
+        num_classes: number of classes, 0 for an unconditional network.
+        label_dropout: probability with which the training module, never the network, hides the class.
         augment_dim: A, numbers in an augmentation label.
-        checkpointing: while training, compute the activations of residual blocks twice instead of keeping them.
+        checkpointing: recompute the activations of residual blocks in the backward pass instead of keeping them.
 
     Raises:
         InputError: if the resolution is not divisible by 2^(levels - 1), or the embedding is unknown.
@@ -67,7 +76,7 @@ class UNet(nn.Module):
     ) -> None:
         super().__init__()
         check_sizes(resolution, width, multipliers, blocks)
-        check_choice("embedding", embedding, EMBEDDINGS)
+        check_choice("model.network.embedding", EMBEDDINGS, embedding)
         check_probability("label_dropout", label_dropout)
         self.resolution, self.num_classes, self.label_dropout = resolution, num_classes, label_dropout
         self.augment_dim, self.checkpointing = augment_dim, checkpointing

@@ -1,1 +1,1 @@
-"""A pickle machine that executes nothing, and the limits of what a file may ask of it."""
+"""A pickle machine that executes nothing, and the limits on the work and memory of a file."""

@@ -1,4 +1,4 @@
-"""How much a foreign file may ask for, and the exception of the modules that read one."""
+"""Limits on a foreign file, and the exception of the modules that read one."""
 
 from dataclasses import dataclass
 
@@ -6,7 +6,7 @@ STEPS = 2_000_000
 """Opcodes of one file; ten thousand tensors take 0.6 million in a file of torch.save, 1.2 million in a plain pickle."""
 
 CALL = 10
-"""Steps that the call of one of our functions costs, so that a small file cannot ask for millions of tensors."""
+"""Steps for the call of one of our functions, so that a small file cannot ask for millions of tensors."""
 
 COPIES = 2**26
 """Bytes that may be copied beyond one copy of the whole file."""
@@ -24,25 +24,25 @@ DEPTH = 200
 """Containers inside one another."""
 
 NODES = 5_000_000
-"""Values of the tree, where one that is shared counts once for each place that holds it."""
+"""Values of the tree; a shared one counts once for each place that holds it."""
 
 CONTAINERS = 500_000
 """Containers of the tree; ten thousand tensors with their averages and optimiser take a tenth of it."""
 
 KEYS = 2**15
-"""Keys of dicts and sets that are no text; chosen by an enemy, they all collide and take time by the square."""
+"""Keys of dicts and sets that are no text; an attacker can make them all collide, which takes quadratic time."""
 
 TUPLE = 8
-"""For how many such keys a tuple counts, which takes longer to compare."""
+"""Number of such keys for which a tuple counts, since it takes longer to compare."""
 
 
 class FileError(ValueError):
-    """Why a file is not read; the message goes on from `PATH: `. It leaves this package as an `InputError`."""
+    """The reason why a file is refused, as a message behind `PATH: `; it leaves this package as an `InputError`."""
 
 
 @dataclass(slots=True)
 class Budget:
-    """What is left of the steps and of the bytes to copy, shared by all parts of one file."""
+    """The steps and bytes to copy that are left, shared by all parts of one file."""
 
     steps: int
     copies: int
@@ -50,22 +50,24 @@ class Budget:
 
     @classmethod
     def of(cls, size: int) -> "Budget":
-        """For a file of `size` bytes."""
+        """Return the budget of a file of `size` bytes."""
         return cls(STEPS, size + COPIES)
 
     def step(self, count: int = 1) -> None:
-        """
+        """Take steps.
+
         Raises:
-            FileError: when all of them were taken.
+            FileError: if none are left.
         """
         self.steps -= count
         if self.steps < 0:
             raise FileError("its pickle takes more steps than any checkpoint needs; get the file anew")
 
     def key(self, key: object) -> None:
-        """
+        """Count a key that is no text; hash values of texts are unpredictable, so that those need no limit.
+
         Raises:
-            FileError: when more than `KEYS` keys were no text, whose hash values nobody can foresee.
+            FileError: for more than `KEYS` of them.
         """
         if type(key) in (int, float, tuple):
             self.keys -= TUPLE if type(key) is tuple else 1
@@ -73,9 +75,10 @@ class Budget:
             raise FileError(f"its pickle uses more than {KEYS:,} numbers as keys, which no checkpoint needs")
 
     def copy(self, count: int) -> None:
-        """
+        """Count copied bytes.
+
         Raises:
-            FileError: when more bytes are copied than the file and `COPIES` have.
+            FileError: if they are more than the file and `COPIES`.
         """
         self.copies -= count
         if self.copies < 0:
@@ -83,7 +86,7 @@ class Budget:
 
 
 def shown(value: object, longest: int = 120) -> str:
-    """A value of a file for a message: one line of ASCII, shortened; of a container only its type.
+    """Show a value of a file in a message: one line of ASCII, shortened; of a container only its type.
 
     The text of a container may be exponentially long in the size of the file.
     """

@@ -1,9 +1,9 @@
 """A pickle machine that executes nothing.
 
-A pickle is a program for a small stack machine. Here `pickletools.genops` of the standard library tells its opcodes
-apart, and the machine below carries them out on plain values. A name in the pickle (`posix.system`) is never imported:
-it is looked up in a table of our own, and what is not there is refused. The calls that a pickle wants are calls of
-our functions, or they become a `Record`, which is carried out by nobody.
+A pickle is a program for a small stack machine. `pickletools.genops` of the standard library splits it into opcodes,
+and the machine below evaluates them on plain values. A name in the pickle (`posix.system`) is never imported: it is
+looked up in a table, and refused if it is not there. A call in the pickle calls one of our functions, or becomes a
+`Record`, which is never called.
 
 Trusted: `pickletools` (opcodes and their arguments) and `struct` through it. `pickle` itself is not used.
 """
@@ -17,15 +17,15 @@ from scoreline.safe_pickle.limits import CALL, Budget, FileError, shown
 from scoreline.safe_pickle.window import Window
 
 KEY_PARTS = 16
-"""Length of the longest tuple that may be a key; the keys of a hostile file could take forever to hash."""
+"""Length of the longest tuple that may be a key; a hostile key could take forever to hash."""
 
 LARGEST_KEY = 2**60
-"""Larger integers share hash values, so that a dict of them is slow."""
+"""Limit of integer keys; larger ones share hash values, so that a dict of them is slow."""
 
 
 @dataclass(frozen=True, slots=True)
 class Name:
-    """A name in a pickle. Called, it runs our function `call`; without one it makes a `Record`."""
+    """A name in a pickle. A call of it calls our function `call`, or makes a `Record` if there is none."""
 
     name: str
     call: Callable[..., Any] | None = field(default=None, repr=False, compare=False)
@@ -33,14 +33,16 @@ class Name:
 
 @dataclass(eq=False, slots=True)
 class Record:
-    """An object that a pickle describes and that nobody makes.
+    """An object that a pickle describes and that is never created.
+
+    When to use it: to read facts off an object of an unknown class, such as the arguments of EDM's networks.
 
     Attributes:
-        name: of the class or function that would be called.
-        arguments: of that call.
-        state: what BUILD would set, usually the dict of attributes; None without.
-        items: what would be appended to it.
-        pairs: keys and values that would be set in it, in their order.
+        name: full name of the class or function that pickle would call.
+        arguments: arguments of that call.
+        state: the argument of BUILD, usually a dict of attributes; None without one.
+        items: items that pickle would append.
+        pairs: keys and values that pickle would set, in order.
     """
 
     name: str
@@ -51,14 +53,14 @@ class Record:
 
 
 def _without_parent(name: str, state: Any) -> Any:
-    """Nodes of omegaconf hold the node that holds them; a tree must not."""
+    """Drop the parent in the state of an omegaconf node, since a tree must not hold itself."""
     if name.startswith("omegaconf.") and type(state) is dict:
         return {key: value for key, value in state.items() if key != "_parent"}
     return state
 
 
 class Unfinished:
-    """What one of our functions returned before BUILD; `finish` makes the value of the state that BUILD brings."""
+    """The result of one of our functions before BUILD, whose state `finish` turns into the value."""
 
     def __init__(self, finish: Callable[[Any], Any]) -> None:
         self.finish = finish
@@ -66,7 +68,7 @@ class Unfinished:
 
 
 def unknown(name: str) -> FileError:
-    """The refusal of a name."""
+    """Return the refusal of a name."""
     name = shown(name)
     return FileError(
         f"its pickle names {name}, which no checkpoint needs and which was not run; ask for a safetensors file "
@@ -75,7 +77,7 @@ def unknown(name: str) -> FileError:
 
 
 def no_persistent(_: Any) -> Any:
-    """For pickles outside of torch's formats.
+    """Refuse a persistent id in a pickle outside of torch's formats.
 
     Raises:
         FileError: always.
@@ -84,10 +86,10 @@ def no_persistent(_: Any) -> Any:
 
 
 def check_key(key: Any, budget: Budget) -> Any:
-    """A key of a dict or an item of a set.
+    """Return the key of a dict or item of a set if it is safe to hash.
 
     Raises:
-        FileError: if it is no plain value and no short tuple of those, or one of too many that are no text.
+        FileError: if it is neither a plain value nor a short tuple of them, or if there are too many that are no text.
     """
     budget.key(key)
     parts = key if type(key) is tuple else (key,)
@@ -103,21 +105,25 @@ def _plain(part: Any) -> bool:
 
 
 class Machine:
-    """Evaluates pickles.
+    """An evaluator of pickles.
+
+    When to use it: `foreign.torch_files.read` is the front for checkpoints; use the machine for other pickles, with a
+    table of the names that they need, as `datasets.cifar_pickle` does.
 
     Args:
-        resolve: value of a name; raises `unknown` where there is none.
-        persistent: value of a persistent id.
+        resolve: name -> value; raises `unknown` for a name that is not admitted.
+        persistent: persistent id -> value.
+        budget: steps and copies that are left.
     """
 
     def __init__(self, resolve: Callable[[str], Any], persistent: Callable[[Any], Any], budget: Budget) -> None:
         self.resolve, self.persistent, self.budget = resolve, persistent, budget
 
     def run(self, window: Window) -> Any:
-        """The value of the pickle that starts at the window's place, which then is behind the pickle.
+        """Return the value of the pickle at the window's place, and move the window behind it.
 
         Raises:
-            FileError: for a damaged pickle or one that wants more than plain values, our functions and records.
+            FileError: for a damaged pickle, or one that needs more than plain values, our functions and records.
         """
         self.stack: list[Any] = []
         self.marks: list[int] = []
@@ -159,7 +165,7 @@ class Machine:
         self.push(self.resolve(f"{module}.{name}"))
 
     def called(self, function: Any, arguments: Any) -> Any:
-        """The value of REDUCE and NEWOBJ."""
+        """Return the value of REDUCE and NEWOBJ."""
         if type(function) is not Name:
             what = function.name if type(function) is Record else type(function).__name__
             raise FileError(f"its pickle calls the result of {shown(what)}, which no checkpoint needs; nothing was run")
@@ -176,8 +182,8 @@ class Machine:
             reason = f"its pickle calls {shown(function.name)} with arguments that do not fit"
             raise FileError(f"{reason} ({shown(str(error))}); get the file anew") from error
 
-    def made(self, function: Any, arguments: Any) -> Any:
-        """The value of NEWOBJ, which only classes without a function of ours allow."""
+    def new_object(self, function: Any, arguments: Any) -> Any:
+        """Return the value of NEWOBJ, which only names without a function of ours allow."""
         if type(function) is Name and function.call is not None:
             raise FileError(f"its pickle makes a {shown(function.name)} in a way that no checkpoint needs")
         return self.called(function, arguments)
@@ -189,6 +195,7 @@ class Machine:
             target.value = self.stack[-1] = target.finish(state)
         elif type(target) is Record and target.state is None:
             target.state = _without_parent(target.name, state)
+        # a state dict may carry torch's `_metadata`, which is dropped; any other state of a plain value is refused
         elif not (type(target) is dict and type(state) is dict and state.keys() <= {"_metadata"}):
             keys = f" ({', '.join(shown(key) for key in list(state)[:3])})" if type(state) is dict else ""
             raise FileError(f"its pickle sets attributes of a {type(target).__name__}{keys}, which no checkpoint needs")
@@ -227,10 +234,6 @@ class Machine:
         self.memo[place] = self.top()
 
 
-def _pop_mark(machine: Machine, _: Any) -> None:
-    machine.pop_mark()
-
-
 def _protocol(_: Machine, version: int) -> None:
     if version > 5:
         raise FileError(f"its pickle is of protocol {version}, which does not exist; get the file anew")
@@ -242,9 +245,9 @@ def _tuple(machine: Machine, count: int) -> None:
 
 
 def _dict(machine: Machine, _: Any) -> None:
-    made: dict[Any, Any] = {}
-    machine.set_items(made, machine.pop_mark())
-    machine.push(made)
+    pairs: dict[Any, Any] = {}
+    machine.set_items(pairs, machine.pop_mark())
+    machine.push(pairs)
 
 
 def _global(machine: Machine, argument: str) -> None:
@@ -269,7 +272,7 @@ def _reduce(machine: Machine, _: Any) -> None:
 
 def _newobj(machine: Machine, _: Any) -> None:
     arguments = machine.pop()
-    machine.push(machine.made(machine.pop(), arguments))
+    machine.push(machine.new_object(machine.pop(), arguments))
 
 
 def _setitem(machine: Machine, _: Any) -> None:
@@ -284,7 +287,7 @@ def _append(machine: Machine, _: Any) -> None:
 
 
 def _of_mark(method: Callable[[Machine, Any, list[Any]], None]) -> Callable[[Machine, Any], None]:
-    """The values above the mark go into the container below it."""
+    """Return the operation that puts the values above the mark into the container below it."""
 
     def operation(machine: Machine, _: Any) -> None:
         values = machine.pop_mark()
@@ -322,7 +325,7 @@ OPERATIONS: dict[str, Callable[[Machine, Any], None]] = {
     "ADDITEMS": _of_mark(Machine.add),
     "MARK": lambda machine, _: machine.marks.append(len(machine.stack)),
     "POP": lambda machine, _: machine.pop(),
-    "POP_MARK": _pop_mark,
+    "POP_MARK": lambda machine, _: machine.pop_mark().clear(),
     "DUP": lambda machine, _: machine.push(machine.top()),
     "GET": Machine.get,
     "BINGET": Machine.get,
@@ -339,7 +342,7 @@ OPERATIONS: dict[str, Callable[[Machine, Any], None]] = {
     "BUILD": lambda machine, _: machine.build(machine.pop()),
     "BINPERSID": lambda machine, _: machine.push(machine.persistent(machine.pop())),
 }
-"""What each opcode does. OBJ, NEWOBJ_EX, EXT1, EXT2, EXT4, PERSID and the buffers outside are not there."""
+"""The operation of each opcode. OBJ, NEWOBJ_EX, EXT1, EXT2, EXT4, PERSID and out-of-band buffers are refused."""
 
 VALUES = {
     "INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT",

@@ -1,4 +1,4 @@
-"""A stretch of a mapped file as the file object that `pickletools` and `zipfile` read."""
+"""A mapped file as the file object that `pickletools` and `zipfile` read."""
 
 import os
 
@@ -9,7 +9,7 @@ LONGEST = {
     b"V": TEXT, b"S": TEXT, b"T": TEXT, b"X": TEXT, b"\x8d": TEXT,  # UNICODE, STRING, BINSTRING, BINUNICODE(8)
     b"\x96": TEXT,  # BYTEARRAY8
 }  # fmt: skip
-"""Opcode -> bytes that its argument may have; any other has at most OTHERS."""
+"""Opcode -> bytes that its argument may have; OTHERS for any other opcode."""
 
 OTHERS = 4096
 BYTES = {b"B", b"\x8e"}
@@ -17,9 +17,9 @@ BYTES = {b"B", b"\x8e"}
 
 
 class Window:
-    """Reads forward. Long `bytes` arguments are handed out as views of the file, which cost no memory.
+    """A forward reader that returns long `bytes` arguments as views of the file, which cost no memory.
 
-    `pickletools` fetches each opcode by `read(1)` before its argument, so the last single byte tells what is read.
+    `pickletools` fetches each opcode by `read(1)` before its argument, so that the last single byte is the opcode.
     """
 
     def __init__(self, view: memoryview) -> None:
@@ -32,7 +32,7 @@ class Window:
         return len(self.view) - self.place
 
     def slice(self, count: int) -> memoryview:
-        """The next `count` bytes.
+        """Return the next `count` bytes.
 
         Raises:
             FileError: if there are fewer.
@@ -52,9 +52,9 @@ class Window:
         return part.tobytes() if count <= OBJECT or self.code not in BYTES else part
 
     def readline(self) -> bytes:
-        """One line with its end.
+        """Return one line with its end.
 
-        Escapes are refused but in UNICODE: `pickletools` would undo them in names too, where pickle does not.
+        Escapes are refused except in UNICODE: `pickletools` decodes them in names too, where pickle does not.
         """
         longest = LONGEST.get(self.code, OTHERS)
         size, end = 512, 0
@@ -74,7 +74,7 @@ class Window:
 
 
 class Seekable:
-    """The whole view for `zipfile`, which reads directories only: nothing long."""
+    """The whole view for `zipfile`, which reads only directories, so that long reads are refused."""
 
     LONGEST = 2**23
 

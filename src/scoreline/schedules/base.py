@@ -1,4 +1,4 @@
-"""The map itself, and the grid of noise levels that it spaces."""
+"""The base classes of schedules, and `grid`: the noise levels of a run."""
 
 from abc import ABC, abstractmethod
 
@@ -11,31 +11,32 @@ from scoreline.errors import InputError
 class Schedule(ABC):
     """A strictly increasing map between the noise level rho > 0 and a coordinate u.
 
-    Subclasses are frozen dataclasses; tensors of any shape go in, the same shape comes out, float64 stays float64.
+    Subclasses are frozen dataclasses. They take tensors of any shape and return the same shape; float64 stays float64.
+    Subclass this for a new spacing of steps, `NoiseSchedule` for a new process.
     """
 
     @abstractmethod
     def __call__(self, rho: Tensor) -> Tensor:
-        """u(rho)."""
+        """Return u(rho)."""
 
     @abstractmethod
     def inverse(self, u: Tensor) -> Tensor:
-        """rho(u), with inverse(u(rho)) == rho."""
+        """Return rho(u), with inverse(u(rho)) == rho."""
 
     def on(self, sigma_max: float, sigma_min: float) -> "Schedule":
-        """The map for steps between these levels; itself, unless the spacing depends on where it ends."""
+        """Return the map for steps between these levels: itself, unless the spacing depends on its ends."""
         return self
 
     def knots(self) -> Tensor:
-        """Noise levels (M,), increasing, where the map is continuous but not smooth; quadrature never crosses one."""
+        """Return the noise levels (M,), increasing, where the map is not smooth; quadrature never crosses one."""
         return torch.empty(0, dtype=torch.float64)
 
 
 class NoiseSchedule(Schedule):
-    """A process x_t = alpha(t) x_0 + sigma(t) eps; as a map, rho <-> t.
+    """A diffusion process x_t = alpha(t) x_0 + sigma(t) eps; as a map, rho = sigma / alpha <-> t.
 
     Attributes:
-        t_min: the native time at which solvers end by default. It is part of a protocol: it changes FID noticeably at
+        t_min: the native time at which solvers stop by default. It is part of a protocol: it changes FID noticeably at
             small NFE.
         t_max: the native time at which solvers start by default.
     """
@@ -45,10 +46,10 @@ class NoiseSchedule(Schedule):
 
     @abstractmethod
     def alpha(self, t: Tensor) -> Tensor:
-        """Signal scale alpha(t) > 0; sigma(t) = alpha(t) * inverse(t)."""
+        """Return the signal scale alpha(t) > 0."""
 
     def sigma(self, t: Tensor) -> Tensor:
-        """Noise scale of the native state x_t."""
+        """Return the noise scale of the native state x_t, sigma(t) = alpha(t) rho(t)."""
         return self.alpha(t) * self.inverse(t)
 
     @property
@@ -63,22 +64,28 @@ class NoiseSchedule(Schedule):
 
 
 class VariancePreserving(NoiseSchedule):
-    """alpha^2 + sigma^2 = 1, hence alpha(t) = 1 / sqrt(1 + rho(t)^2)."""
+    """A process with alpha^2 + sigma^2 = 1, hence alpha(t) = 1 / sqrt(1 + rho(t)^2)."""
 
     def alpha(self, t: Tensor) -> Tensor:
         return (1 + self.inverse(t) ** 2).rsqrt()
 
 
 def grid(schedule: Schedule, sigma_max: float, sigma_min: float, steps: int) -> Tensor:
-    """Noise levels uniform in the schedule's coordinate.
+    """Return noise levels uniform in the schedule's coordinate, with both ends pinned exactly:
 
-    rho_i = u^-1(u(sigma_max) + (i / steps) (u(sigma_min) - u(sigma_max))), both ends pinned exactly.
+        rho_i = u^-1(u(sigma_max) + (i / steps) (u(sigma_min) - u(sigma_max))).
+
+    Args:
+        schedule: the map u.
+        sigma_max: first noise level.
+        sigma_min: last noise level.
+        steps: number of intervals.
 
     Returns:
-        (steps + 1,) float64 on the CPU, strictly decreasing; `steps` counts intervals.
+        (steps + 1,) float64 on the CPU, strictly decreasing.
 
     Raises:
-        InputError: unless 0 <= sigma_min < sigma_max < inf, steps >= 1 and the levels come out finite and distinct.
+        InputError: unless 0 <= sigma_min < sigma_max < inf, steps >= 1 and the levels are finite and distinct.
     """
     if not 0 <= sigma_min < sigma_max < float("inf"):
         raise InputError(

@@ -1,4 +1,4 @@
-"""The steps of DEIS-SN's released code."""
+"""The time steps of DEIS-SN's released code, and its relative time tau."""
 
 from dataclasses import dataclass
 
@@ -14,11 +14,12 @@ RESOLUTION = 1000
 
 @dataclass(frozen=True)
 class DEISSNTimes(Schedule):
-    """Quadratic time on a lattice: u = sqrt(tau), tau_n = (q_n / 1000)^2, q_n = round(1000 (1 - n / N)).
+    """Quadratic time rounded to a lattice: u = sqrt(tau), tau_n = (q_n / 1000)^2, q_n = round(1000 (1 - n / N)).
 
     tau = (t - t(0)) / (t_max - t(0)), where t(0) is the native time of clean data: -1 for `DiscreteVP`, 0 for
-    `LinearVP`. As published the steps go down to tau = 0: ask for sigma_min=0. Steps that start or end elsewhere are
-    uniform in u between the ends and put on the lattice alike. Ties go to the even q; N > 1000 repeats a level.
+    `LinearVP`. The published steps go down to tau = 0, which needs sigma_min=0. Steps that start or end elsewhere are
+    uniform in u between the ends and rounded alike. Ties go to the even q; N > 1000 repeats a level. Use this to
+    reproduce DEIS-SN's tables; `Polynomial` of power 2 is the same spacing without the lattice.
 
     Source: released code of Xia et al. (2023), arXiv:2311.00157, `timestep_spacing: quadratic`. There q_n comes from a
     floating-point range, which for some N (61, 103, 121, ..) has one point too many; here it is exact.
@@ -41,21 +42,26 @@ class DEISSNTimes(Schedule):
         return relative_time(self.noise_schedule, rho).clamp(min=0).sqrt()
 
     def inverse(self, u: Tensor) -> Tensor:
-        # 1e-6: what ties in exact arithmetic stays a tie after rounding errors of u
+        # rounded to 1e-6 first, so that a tie in exact arithmetic stays one in spite of rounding errors of u
         q = ((u * RESOLUTION * 1e6).round() / 1e6).round()
-        first, last = relative_ends(self.noise_schedule)
-        return self.noise_schedule.inverse(first + (last - first) * (q / RESOLUTION) ** 2)
+        return self.noise_schedule.inverse(native_time(self.noise_schedule, (q / RESOLUTION) ** 2))
 
     def knots(self) -> Tensor:
         return self.noise_schedule.knots()
 
 
 def relative_ends(noise_schedule: NoiseSchedule) -> tuple[float, float]:
-    """Native times (t(0), t_max) of clean data and of the first step: tau = 0 and 1."""
+    """Return the native times (t(0), t_max) of clean data and of the first step: tau = 0 and 1."""
     return float(noise_schedule(torch.zeros((), dtype=torch.float64))), noise_schedule.t_max
 
 
 def relative_time(noise_schedule: NoiseSchedule, rho: Tensor) -> Tensor:
-    """tau(rho) = (t - t(0)) / (t_max - t(0))."""
+    """Return tau(rho) = (t - t(0)) / (t_max - t(0))."""
     first, last = relative_ends(noise_schedule)
     return (noise_schedule(rho) - first) / (last - first)
+
+
+def native_time(noise_schedule: NoiseSchedule, tau: Tensor) -> Tensor:
+    """Return t = t(0) + tau (t_max - t(0))."""
+    first, last = relative_ends(noise_schedule)
+    return first + (last - first) * tau

@@ -16,7 +16,9 @@ from scoreline.schedules.discrete import DiscreteVP
 
 @dataclass(frozen=True)
 class LogNormal(Schedule):
-    """ln rho ~ N(mean, std^2): u = Phi((ln rho - mean) / std).
+    """EDM's density, ln rho ~ N(mean, std^2): u = Phi((ln rho - mean) / std).
+
+    Use this to train with `EDMWeight` and `EDMPreconditioning`.
 
     Source: Karras et al. (2022), arXiv:2206.00364, Table 1 (P_mean = -1.2, P_std = 1.2).
     """
@@ -34,9 +36,14 @@ class LogNormal(Schedule):
 
 @dataclass(frozen=True)
 class UniformTime(Schedule):
-    """The native time of a process uniform on [start, stop]: u = (t(rho) - start) / (stop - start).
+    """The native time of a process, uniform on [start, stop]: u = (t(rho) - start) / (stop - start).
+
+    Use this to train continuous VP and VE networks as score_sde does.
 
     Source: Song et al. (2021), arXiv:2011.13456 (continuous VP: start 1e-5, stop 1).
+
+    Raises:
+        ValueError: unless start < stop.
     """
 
     noise_schedule: NoiseSchedule
@@ -56,7 +63,7 @@ class UniformTime(Schedule):
 
 @dataclass(frozen=True)
 class UniformLevels(Schedule):
-    """One of M given levels, each as likely: rho = level[floor(M u)], as discrete processes are trained.
+    """One of M given levels with equal probability: rho = level[floor(M u)], as discrete processes are trained.
 
     The map is a staircase: u(rho) is the middle of the stair of the nearest level, and inverse(u(rho)) that level.
 
@@ -64,7 +71,7 @@ class UniformLevels(Schedule):
         levels: increasing noise levels, all positive.
 
     Raises:
-        InputError: if they are not.
+        InputError: if the levels do not increase or are not positive.
     """
 
     levels: tuple[float, ...]
@@ -89,7 +96,7 @@ class UniformLevels(Schedule):
 
 
 def uniform_index(noise_schedule: DiscreteVP) -> UniformLevels:
-    """The levels of a discrete process at its training indices 0 .. steps - 1.
+    """Return the levels of a discrete process at its training indices 0 .. steps - 1, for DDPM's objective.
 
     Source: Ho et al. (2020), arXiv:2006.11239, Algorithm 1.
     """
@@ -98,7 +105,7 @@ def uniform_index(noise_schedule: DiscreteVP) -> UniformLevels:
 
 
 def uniform_iddpm(parameterisation: IDDPM) -> UniformLevels:
-    """The levels u_0 > .. > u_{M-1} of improved DDPM.
+    """Return the levels u_0 > .. > u_{M-1} of improved DDPM, in increasing order.
 
     Source: Nichol & Dhariwal (2021), arXiv:2102.09672; levels as in Karras et al. (2022), arXiv:2206.00364, Table 1.
     """

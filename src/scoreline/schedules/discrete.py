@@ -1,4 +1,4 @@
-"""Variance-preserving processes that are given as a list of betas."""
+"""Variance-preserving processes given by a list of betas."""
 
 import math
 from collections.abc import Sequence
@@ -8,15 +8,16 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from scoreline.choices import is_number
 from scoreline.device import moved
 from scoreline.errors import InputError
 from scoreline.schedules.base import VariancePreserving
 
 LARGEST = 0.999
-"""The beta at which the cosine schedule is cut off."""
+"""The largest beta of the cosine schedule."""
 
 KEY = "model.noise_schedule.betas"
-"""What errors call it."""
+"""The key of the betas in error messages."""
 
 RANGE = (1e-4, 0.02)
 """Default beta_min and beta_max."""
@@ -24,25 +25,27 @@ RANGE = (1e-4, 0.02)
 
 @dataclass(frozen=True)
 class DiscreteVP(VariancePreserving):
-    """A list of betas; t is the training index 0 .. steps - 1, fractions allowed.
+    """A discrete process; t is the training index 0 .. steps - 1, fractions allowed.
 
     alpha(t)^2 is the piecewise-linear interpolation of the cumulative product of 1 - beta; one more knot, alpha^2 = 1
     at t = -1, lets solvers go on to clean data as DEIS-SN does. Where rho lies outside the knots (alpha^2 below the
-    last entry) the last segment is not extended: t saturates at steps - 1.
+    last entry) the last segment is not extended: t saturates at steps - 1. Use this for DDPM's, guided diffusion's and
+    latent diffusion's networks, whose labels are indices; `LinearVP` and `CosineVP` are the continuous processes.
 
-    The last noise level of 1000 cosine betas is rho = 20291; a float64 there knows rho(t) to eight digits.
+    The last noise level of 1000 cosine betas is rho = 20291; float64 resolves rho(t) there to eight digits.
 
     Attributes:
         beta_min: first beta of `linear` and `scaled_linear`.
         beta_max: last beta of `linear` and `scaled_linear`.
         steps: number of betas.
+        t_min: the index at which solvers stop by default.
         betas: `linear` from beta_min to beta_max; `scaled_linear`, whose square roots are linear; `cosine`,
             beta_i = min(1 - f((i + 1) / steps) / f(i / steps), 0.999) with f(t) = cos^2(pi/2 (t + 0.008) / 1.008); or
             the betas themselves.
 
     Raises:
-        InputError: for another name, a beta that is not between 0 and 1, a list that has not `steps` entries or leaves
-            no signal that float64 can tell from none, and for ends with betas that have none.
+        InputError: for an unknown name, a beta that is not between 0 and 1, a list of other than `steps` entries or
+            with so much noise that float64 loses the signal, and for beta_min or beta_max with `cosine` or a list.
 
     Source: Ho et al. (2020), arXiv:2006.11239; scaled_linear: Rombach et al. (2022), arXiv:2112.10752, as released;
     cosine: Nichol & Dhariwal (2021), arXiv:2102.09672, Eq. 17; interpolation as in Zhang & Chen (2023),
@@ -92,7 +95,7 @@ class DiscreteVP(VariancePreserving):
 
     def __call__(self, rho: Tensor) -> Tensor:
         level = rho.double()
-        variance = level**2 / (1 + level**2)
+        variance = level**2 / (1 + level**2)  # 1 - alpha^2, which is linear in t between the knots
         table = moved(self.noise_variance, variance.device)
         right = torch.searchsorted(table, variance.contiguous()).clamp(1, self.steps)
         left = right - 1
@@ -117,10 +120,9 @@ def _cosine(steps: int) -> Tensor:
 
 
 def _checked(betas: Sequence[float], steps: int) -> tuple[float, ...]:
-    found = tuple(betas)
-    if len(found) != steps:
-        raise InputError(f"{KEY}: {len(found)} numbers for steps={steps}; give one for each step")
-    for beta in found:
-        if isinstance(beta, bool) or not isinstance(beta, int | float) or not 0 < beta < 1:
-            raise InputError(f"{KEY}: {beta!r:.40} is no number between 0 and 1; give such numbers only")
-    return tuple(map(float, found))
+    if len(betas) != steps:
+        raise InputError(f"{KEY}: {len(betas)} numbers for steps={steps}; give one for each step")
+    for beta in betas:
+        if not (is_number(beta) and 0 < beta < 1):
+            raise InputError(f"{KEY}: {beta!r:.40} is not a number between 0 and 1")
+    return tuple(map(float, betas))

@@ -1,4 +1,4 @@
-"""Steps that meet only noise levels on which a discrete network was trained."""
+"""Steps at whole native times, the only noise levels on which a discrete network was trained."""
 
 from dataclasses import dataclass, replace
 
@@ -10,14 +10,18 @@ from scoreline.schedules.base import NoiseSchedule, Schedule
 
 @dataclass(frozen=True)
 class IntegerTimes(Schedule):
-    """The levels of another spacing, each moved to the nearest whole native time of a discrete process.
+    """The levels of another spacing, each rounded to the nearest whole native time of a discrete process:
 
-    u = spacing(rho), rho(u) = noise_schedule.inverse(round(t(spacing.inverse(u)))), ties to the even time.
+        u = spacing(rho),    rho(u) = noise_schedule.inverse(round(t(spacing.inverse(u)))),    ties to the even time.
 
-    A network trained on whole labels may do badly between them. There are two remedies, and this one is exact: the
-    step itself goes to the level that the label means. `NoisePrediction.round_labels` rounds the label only and leaves
-    the level, so the network is told a slightly wrong one. The two ends of a run are the range that was asked for and
-    not moved; by default (t_min, t_max) they are whole. Not invertible, so no variable for a polynomial.
+    Use this for a network that was trained on whole labels and does badly between them. It is exact: the step itself
+    goes to the level that the label means, whereas `NoisePrediction.round_labels` rounds the label alone, so the
+    network sees a slightly wrong level. The two ends of a run are not rounded; by default (t_min, t_max) they are
+    whole. The map is not invertible, so it cannot be the variable of a polynomial.
+
+    Attributes:
+        spacing: the other spacing.
+        noise_schedule: the discrete process.
 
     Source: integer times as in the JAX code of Zhang & Chen (2023), arXiv:2204.13902, which truncates instead.
 

@@ -1,4 +1,4 @@
-"""Maps in which steps are spaced evenly and polynomials are fitted, beside the noise schedules themselves."""
+"""Spacings of steps and variables of polynomials, beside the noise schedules themselves."""
 
 from dataclasses import dataclass, replace
 
@@ -16,9 +16,14 @@ def _refuse_unless_positive(name: str, value: float) -> None:
 
 @dataclass(frozen=True)
 class Polynomial(Schedule):
-    """u = base(rho)^(1/power) in any base map; in the native time of a process power 1 is uniform, 2 quadratic.
+    """u = base(rho)^(1/power); in the native time of a process power 1 is uniform time, 2 quadratic time.
 
-    Negative coordinates (left of a discrete process's first index) keep their sign, so the map stays monotone.
+    Negative coordinates (left of a discrete process's first index) keep their sign, so the map stays monotone. Use
+    power 2 with DEIS at few evaluations; for two-call methods such as `heun` its first steps are too long.
+
+    Attributes:
+        base: any map.
+        power: of the coordinate.
 
     Source: Song, Meng & Ermon (2021), arXiv:2010.02502, App. D.2; Zhang & Chen (2023), arXiv:2204.13902.
 
@@ -47,6 +52,8 @@ class Polynomial(Schedule):
 class Power(Schedule):
     """u = rho^(1/exponent). Exponent 7 spaces steps as EDM does ("Karras"); exponent 1 is rho itself.
 
+    Use exponent 7 with `heun` and `EDMHeun`, exponent 1 as the variable of DEIS-rhoAB.
+
     Source: Karras et al. (2022), arXiv:2206.00364, Eq. 5, where the exponent is called rho.
 
     Raises:
@@ -69,6 +76,8 @@ class Power(Schedule):
 class LogSNR(Schedule):
     """u = ln rho = -lambda, lambda being half the log signal-to-noise ratio. It cannot reach rho = 0.
 
+    Use this with `DPMSolver`, whose authors space steps so, and as the variable of DEIS in ln rho.
+
     Source: Lu et al. (2022), arXiv:2206.00927, Sec. 3.1.
     """
 
@@ -81,10 +90,13 @@ class LogSNR(Schedule):
 
 @dataclass(frozen=True)
 class NSRLog(Schedule):
-    """u = ln(rho + k sigma_min), sigma_min being where the steps end: SciRE's "NSR" trajectory.
+    """u = ln(rho + k sigma_min): SciRE's "NSR" trajectory. Use this to reproduce SciRE's tables.
 
-    k = 0 is log-SNR, k to infinity uniform in rho; the released code has 3.1 and recommends 2 .. 7. `grid` fills in
-    `sigma_min` from the run (`on`); elsewhere, as the variable of a solver, it must be given.
+    k = 0 is log-SNR, k to infinity uniform in rho; the released code has 3.1 and recommends 2 .. 7.
+
+    Attributes:
+        k: the shift in units of sigma_min.
+        sigma_min: the last noise level. `grid` takes it from the run (`on`); a variable of a solver must be given one.
 
     Source: Li et al. (2023), SciRE-Solver, arXiv:2308.07896; formula and k as in its released code.
 

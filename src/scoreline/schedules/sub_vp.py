@@ -1,4 +1,4 @@
-"""Song et al.'s process of less noise than the variance-preserving one with the same signal."""
+"""The sub-VP process, which has less noise than the variance-preserving one with the same signal."""
 
 from dataclasses import dataclass
 
@@ -10,9 +10,10 @@ from scoreline.schedules.base import NoiseSchedule
 
 @dataclass(frozen=True)
 class SubVP(NoiseSchedule):
-    """Linear beta: alpha(t) = exp(-(beta_max - beta_min) t^2 / 4 - beta_min t / 2), sigma = 1 - alpha^2, t in [0, 1].
+    """Sub-VP with linear beta: alpha = exp(-(beta_max - beta_min) t^2 / 4 - beta_min t / 2), sigma = 1 - alpha^2.
 
-    rho = 1 / alpha - alpha = 2 sinh(-ln alpha). The default end time is that of `LinearVP`.
+    t lies in [0, 1] and rho = 1 / alpha - alpha = 2 sinh(-ln alpha). The default end time is that of `LinearVP`. Use
+    this for score_sde's sub-VP networks.
 
     Source: Song et al. (2021), arXiv:2011.13456, Eqs. 27 and 29, App. B.
     """

@@ -1,8 +1,7 @@
-"""Noise levels that the user lists, in the configuration or in a file."""
+"""Noise levels that the user lists, in the config or in a file."""
 
 import math
 import os
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
@@ -13,25 +12,26 @@ import torch
 from torch import Tensor
 
 from scoreline import schemas
-from scoreline.errors import InputError, did_you_mean, printable
+from scoreline.choices import check_choice, is_number
+from scoreline.errors import InputError, printable
 from scoreline.schedules.base import NoiseSchedule, Schedule
 
 SOFTNESS = 1e-3
 """Between two levels the map is linear in asinh(rho / 1e-3): in ln rho above this level, in rho below it."""
 
 LARGEST = 2**22
-"""Bytes of a file of levels."""
+"""Largest number of bytes of a file of levels."""
 
 SAME = 1e-5
-"""Relative difference up to which an end of the table and an end of a run are one level: six digits in a file."""
+"""Relative difference up to which two noise levels count as equal: files give six digits."""
 
 
 @dataclass(frozen=True)
 class Tabulated(Schedule):
-    """u = number of the level, counted from the lowest, and between levels linear in asinh(rho / 1e-3).
+    """Listed levels: u = number of the level, counted from the lowest, and between levels linear in asinh(rho / 1e-3).
 
-    As many steps as the table has intervals meet the levels to the bit; other numbers of steps interpolate them, so a
-    table is a density of steps too. It is a map on its own range only: outside, u saturates.
+    Use this for steps of your own. As many steps as the table has intervals meet the levels to the bit; other numbers
+    of steps interpolate them. The map covers its own range only: outside, u saturates.
 
     Attributes:
         levels: noise levels, strictly increasing or strictly decreasing; the lowest may be 0.
@@ -48,7 +48,7 @@ class Tabulated(Schedule):
             raise InputError(f"schedule.levels: {len(levels)} noise levels; a schedule needs two or more")
         for level in levels:
             if not 0 <= level < math.inf:
-                raise InputError(f"schedule.levels: {level:g} is no noise level; give finite numbers, 0 or greater")
+                raise InputError(f"schedule.levels: {level:g} is not a noise level; give finite numbers, 0 or greater")
         falling = levels[0] > levels[-1]
         for place, (a, b) in enumerate(pairwise(levels), start=2):
             if a == b or (a > b) != falling:
@@ -58,10 +58,10 @@ class Tabulated(Schedule):
         object.__setattr__(self, "levels", tuple(reversed(levels) if falling else levels))
 
     def on(self, sigma_max: float, sigma_min: float) -> "Tabulated":
-        """The table with its ends at those of the run, from which they may differ by rounding.
+        """Return the table with its ends at those of the run, from which they may differ by rounding.
 
         Raises:
-            InputError: if they differ by more, with the range to ask for.
+            InputError: if they differ by more; the message names the range to use.
         """
         low, high = self.levels[0], self.levels[-1]
         for name, asked, has in (("sigma_max", sigma_max, high), ("sigma_min", sigma_min, low)):
@@ -95,7 +95,7 @@ class Tabulated(Schedule):
 
 
 def from_file(path: str | Path, values: str = "sigma", noise_schedule: NoiseSchedule | None = None) -> Tabulated:
-    """The levels in a file, as they are: .txt or .csv (one number a line, # for comments), .json (a list), .npy.
+    """Read levels from a file: .txt or .csv (one number a line, # for comments), .json (a list) or .npy.
 
     Args:
         path: the file; numbers strictly increasing or strictly decreasing. Nothing in it is executed.
@@ -103,12 +103,11 @@ def from_file(path: str | Path, values: str = "sigma", noise_schedule: NoiseSche
         noise_schedule: the process whose times they are.
 
     Raises:
-        InputError: for a file that is missing, unreadable or of another kind, for what is not such a list of numbers,
-            and for times that have no noise level.
+        InputError: for a file that is missing, unreadable, of another kind or not such a list of numbers, and for times
+            that have no noise level.
     """
     path = Path(path)
-    if values not in ("sigma", "time"):
-        raise InputError(f"schedule.values={values}: not a kind of value{did_you_mean(values, ('sigma', 'time'))}")
+    check_choice("schedule.values", ("sigma", "time"), values)
     numbers = _read(path)
     if values == "time":
         numbers = _levels_of(numbers, noise_schedule)
@@ -124,12 +123,12 @@ def _read(path: Path) -> list[float]:
     if path.suffix.lower() not in readers:
         raise InputError(f"schedule.path={path}: unknown kind of file; use one of {', '.join(sorted(readers))}")
     if not os.path.isfile(path):
-        raise InputError(f"schedule.path={path}: no such file; give one with the levels of the steps")
+        raise InputError(f"schedule.path={path}: no such file; give a file with the levels of the steps")
     try:
         if path.stat().st_size > LARGEST:
             raise ValueError(f"it has more than {LARGEST:,} bytes")
         return readers[path.suffix.lower()](path)
-    except Exception as error:  # numpy's reader of headers raises nearly anything
+    except Exception as error:  # numpy's header reader raises nearly anything
         reason = printable(f"{error!s:.200}") or type(error).__name__
         raise InputError(f"schedule.path={path}: not a list of numbers ({reason})") from error
 
@@ -140,26 +139,26 @@ def _lines(path: Path) -> list[float]:
 
 
 def _json(path: Path) -> list[float]:
-    found = schemas.parse(path.read_text(encoding="utf-8-sig"))
-    if not isinstance(found, list):
-        raise ValueError(f"it holds a {type(found).__name__}")
-    return _numbers(found)
+    numbers = schemas.parse(path.read_text(encoding="utf-8-sig"))
+    if not isinstance(numbers, list):
+        raise ValueError(f"it holds a {type(numbers).__name__}")
+    return _numbers(numbers)
 
 
 def _npy(path: Path) -> list[float]:
     from numpy.lib.format import open_memmap
 
-    found = open_memmap(path, mode="r")
-    if found.ndim != 1 or found.dtype.kind not in "iuf":
-        raise ValueError(f"it holds an array of {found.dtype} with shape {found.shape}")
-    return _numbers(found.tolist())
+    array = open_memmap(path, mode="r")
+    if array.ndim != 1 or array.dtype.kind not in "iuf":
+        raise ValueError(f"it holds an array of {array.dtype} with shape {array.shape}")
+    return _numbers(array.tolist())
 
 
-def _numbers(found: Iterable[Any]) -> list[float]:
-    for number in found:
-        if isinstance(number, bool) or not isinstance(number, int | float):
-            raise ValueError(f"{str(number)[:40]!r} is no number")
-    return [float(number) for number in found]
+def _numbers(values: list[Any]) -> list[float]:
+    for value in values:
+        if not is_number(value):
+            raise ValueError(f"{str(value)[:40]!r} is not a number")
+    return [float(value) for value in values]
 
 
 def _levels_of(times: list[float], noise_schedule: NoiseSchedule | None) -> list[float]:

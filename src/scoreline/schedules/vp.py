@@ -11,10 +11,10 @@ from scoreline.schedules.base import VariancePreserving
 
 @dataclass(frozen=True)
 class LinearVP(VariancePreserving):
-    """Linear beta: alpha(t)^2 = exp(-(beta_max - beta_min) t^2 / 2 - beta_min t), t in [0, 1].
+    """The VP process with linear beta: alpha(t)^2 = exp(-(beta_max - beta_min) t^2 / 2 - beta_min t), t in [0, 1].
 
-    rho(t) = sqrt(expm1((beta_max - beta_min) t^2 / 2 + beta_min t)). The default end time 1e-3 is the one that the
-    few-step literature uses for this process.
+    rho(t) = sqrt(expm1((beta_max - beta_min) t^2 / 2 + beta_min t)). The default end time 1e-3 is that of the few-step
+    literature. Use this for score_sde's continuous VP networks; `DiscreteVP` is DDPM's.
 
     Source: Song et al. (2021), arXiv:2011.13456, Eq. 33.
     """
@@ -34,10 +34,10 @@ class LinearVP(VariancePreserving):
 
 @dataclass(frozen=True)
 class CosineVP(VariancePreserving):
-    """Cosine: alpha(t)^2 = cos^2(pi/2 (t + s) / (1 + s)), hence rho(t) = tan(pi/2 (t + s) / (1 + s)).
+    """The VP process with cosine alpha: alpha(t) = cos(pi/2 (t + s) / (1 + s)), rho(t) = tan(pi/2 (t + s) / (1 + s)).
 
-    Not normalised by alpha(0); rho is infinite at t = 1, so solvers start at t_max = 0.9946 (rho = 119), the value of
-    DPM-Solver's released code.
+    alpha is not normalised by alpha(0). rho is infinite at t = 1, so solvers start at t_max = 0.9946 (rho = 119), the
+    value of DPM-Solver's released code. Use this for continuous cosine networks; improved DDPM's are `DiscreteVP`.
 
     Source: Nichol & Dhariwal (2021), arXiv:2102.09672, Eq. 17.
     """

@@ -69,10 +69,10 @@ def main(cfg: DictConfig) -> float | None:
 
 def run_table(config: TableConfig) -> None:
     """Run every cell of a table, then write the table."""
-    from scoreline.tables import run
+    from scoreline.tables import table_run
 
-    options = run.Options(config.budget, config.jobs, config.on_error, config.wandb, config.lock)
-    run.main(config.name, config.data, run.of_cells(config.overrides), options, config.out)
+    options = table_run.Options(config.budget, config.jobs, config.on_error, config.wandb, config.lock)
+    table_run.main(config.name, config.data, table_run.of_cells(config.overrides), options, config.out)
 
 
 def sample(config: SampleConfig) -> Result:

@@ -112,7 +112,7 @@ def build_trainer(config: TrainConfig, steps: int) -> "Trainer":
     from lightning.fabric.utilities.exceptions import MisconfigurationException
 
     from scoreline.errors import InputError
-    from scoreline.training.checkpoint import AtomicCheckpointIO
+    from scoreline.training.training_state import AtomicCheckpointIO
 
     components = config.components
     options = components.trainer()
@@ -137,11 +137,11 @@ def conclude(config: TrainConfig, trainer: "Trainer", module: "DiffusionModule")
     if not trainer.is_global_zero:
         return
     callbacks: list[Any] = getattr(trainer, "callbacks")  # noqa: B009
-    stopped = next((it for it in callbacks if isinstance(it, Preemption) and it.told), None)
+    stopped = next((it for it in callbacks if isinstance(it, Preemption) and it.received), None)
     kimg, out = f"{module.images_seen / 1000:g} kimg", config.run.path
-    if stopped and stopped.told and module.global_step < trainer.max_steps:
-        print(f"{stopped.told.name}: stopped at {kimg}, state saved; the same command goes on from {out}")
-        stopped.hand_on()
+    if stopped and stopped.received and module.global_step < trainer.max_steps:
+        print(f"{stopped.received.name}: stopped at {kimg}, state saved; the same command goes on from {out}")
+        stopped.hand_over()
         sys.exit(REQUEUE)
     model = out / "model.safetensors"
     print(f"{kimg} -> {model if model.is_file() else 'no model: callbacks.checkpoint, which writes it, is left out'}")

@@ -1,4 +1,4 @@
-"""Solvers as tables. A solver is a pure function (schedule, range, NFE) -> Tableau; it never sees a network.
+"""Solvers. A solver is a pure function (schedule, range, NFE) -> `Tableau`; it never sees a network.
 
-A new solver is one file here (a frozen dataclass that is a `Solver`) and one file in conf/solver.
+To add a solver, write one file here (a frozen dataclass that satisfies `Solver`) and one file in conf/solver.
 """

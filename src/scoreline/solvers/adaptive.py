@@ -1,4 +1,4 @@
-"""Adaptive Runge-Kutta pairs: no table, because the images themselves choose the steps. A reference for all tables."""
+"""Adaptive Runge-Kutta pairs. They have no tableau, because the images themselves choose the steps."""
 
 import math
 from collections.abc import Callable
@@ -10,7 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from scoreline.errors import InputError, NotFiniteError, did_you_mean
+from scoreline.choices import check_choice
+from scoreline.errors import InputError, NotFiniteError
 from scoreline.schedules.base import Schedule
 
 METHODS = ("DOP853", "RK45")
@@ -24,20 +25,20 @@ Slope = Callable[[State, float], State]
 
 @dataclass(frozen=True)
 class Adaptive:
-    """dx/drho = eps(x, rho) by an embedded Runge-Kutta pair (SciPy's), the steps chosen from its error estimate.
+    """Solve dx/drho = eps(x, rho) by one of SciPy's embedded Runge-Kutta pairs, which choose steps by their error.
 
-    The pair runs in v = ln rho, where dx/dv = rho eps, on a float64 state; eps is given float64 states. A step is
-    accepted when the root mean square of error_i / (atol + rtol |x_i|) is below one. The mean is over the whole batch,
-    so the images of a batch share their steps and an image depends on its batch, by about the tolerance.
+    Use this as a reference for other solvers, or for likelihoods; it takes far more evaluations than a tableau. The
+    number of evaluations follows from the tolerance: the budget `nfe` is a ceiling. The schedule plays no role.
 
-    The number of evaluations follows from the tolerance: the budget `nfe` is a ceiling. The schedule plays no role.
+    The pair runs in v = ln rho, where dx/dv = rho eps, on float64 states. It accepts a step if the root mean square of
+    error_i / (atol + rtol |x_i|) is below one. The mean is over the whole batch, so the images of a batch share their
+    steps and an image depends on its batch, by about the tolerance.
 
     Attributes:
         method: `RK45` (Dormand & Prince, order 5(4)) or `DOP853` (order 8(5,3)).
         rtol: relative error allowed per step.
         atol: absolute error allowed per step, in unit-signal units.
-        convergence: NaN: an error falls with the tolerance, not with a grid, so there is no order in NFE to hold the
-            method to.
+        convergence: NaN, since the error falls with the tolerance: there is no order in NFE.
 
     Source: Dormand & Prince (1980), doi:10.1016/0771-050X(80)90013-3; Hairer, Norsett & Wanner (1993), Solving
     Ordinary Differential Equations I, Sec. II.4-5; as black-box sampler Song et al. (2021), arXiv:2011.13456, App. D.
@@ -52,15 +53,14 @@ class Adaptive:
     convergence: ClassVar[float] = math.nan
 
     def __post_init__(self) -> None:
-        if self.method not in METHODS:
-            raise InputError(f"solver.method={self.method}: there is no such pair{did_you_mean(self.method, METHODS)}")
+        check_choice("solver.method", METHODS, self.method)
         if not FINEST <= self.rtol < 1:
             raise InputError(f"solver.rtol={self.rtol:g}: choose {FINEST:g} <= rtol < 1, such as 1e-5")
         if not 0 < self.atol < math.inf:
             raise InputError(f"solver.atol={self.atol:g}: must be a number greater than 0, such as 1e-5")
 
     def __call__(self, schedule: Schedule, sigma_max: float, sigma_min: float, nfe: int) -> "AdaptiveRun":
-        """The run from sigma_max to sigma_min in at most nfe evaluations; `schedule` is not read.
+        """Return the run from sigma_max to sigma_min in at most nfe evaluations; `schedule` is not read.
 
         Raises:
             InputError: unless 0 < sigma_min < sigma_max < inf and nfe >= 1.
@@ -68,7 +68,7 @@ class Adaptive:
         return self.between(sigma_max, sigma_min, nfe)
 
     def between(self, sigma_max: float, sigma_min: float, nfe: int) -> "AdaptiveRun":
-        """The same without a schedule, for who has none."""
+        """Return the same run; for callers without a schedule."""
         if sigma_min == 0:
             raise InputError("sigma_min=0: eps is not defined there and the solver evaluates it; use sigma_min above 0")
         if not 0 < sigma_min < sigma_max < math.inf:
@@ -82,12 +82,12 @@ class Adaptive:
 
 @dataclass(frozen=True)
 class AdaptiveRun:
-    """A solver with its range and ceiling; it holds no state, so a run can be repeated.
+    """An adaptive solver with its range and its ceiling of evaluations; it holds no state, so a run can be repeated.
 
     Attributes:
         solver: the pair and its tolerances.
-        rho: (sigma_max, sigma_min), float64, and 0 behind them if a last hop to clean data is asked for.
-        nfe: largest number of evaluations allowed; how many a run takes is what `solve` returns and eps sees.
+        rho: (sigma_max, sigma_min), float64, followed by 0 if the run ends with a final denoising step.
+        nfe: the largest number of evaluations allowed; `solve` returns how many a run took.
     """
 
     solver: Adaptive
@@ -97,10 +97,11 @@ class AdaptiveRun:
     def __call__(
         self, eps: Callable[[Tensor, float], Tensor], x: Tensor, draw: Callable[[int], Tensor] | None = None
     ) -> Tensor:
-        """The sample (B, *), of x's dtype and on its device, from the state x (B, *) at sigma_max, not modified.
+        """Return the sample (B, *), of x's dtype and on its device.
 
         Args:
             eps: called with float64 states, once for every evaluation.
+            x: the state (B, *) at sigma_max, not modified.
             draw: not used, the method is deterministic.
 
         Raises:
@@ -120,12 +121,12 @@ class AdaptiveRun:
         return state.to(x.dtype)
 
     def covered(self, rho: float) -> float:
-        """How much of the range lies above rho, in ln rho: what a progress bar goes by."""
+        """Return the share of the range, in ln rho, that lies above rho, for progress bars."""
         first, last = self.rho[:2].tolist()
         return min(max(math.log(first / rho) / math.log(first / last), 0.0), 1.0)
 
-    def with_last_hop(self) -> "AdaptiveRun":
-        """The same run followed by E[x_0 | x], one more evaluation."""
+    def denoised(self) -> "AdaptiveRun":
+        """Return the same run followed by the final denoising step E[x_0 | x], one more evaluation."""
         return replace(self, rho=torch.nn.functional.pad(self.rho, (0, 1)))
 
     @property
@@ -143,11 +144,18 @@ class AdaptiveRun:
     def solve(self, slope: Slope, state: State, start: float, end: float) -> tuple[State, int]:
         """Integrate dy/drho = slope(y, rho) between two levels in either direction.
 
+        Args:
+            slope: the right-hand side.
+            state: y(start) (n,).
+            start: first noise level.
+            end: last noise level.
+
         Returns:
-            y(end) (n,), and the number of evaluations, rejected steps included.
+            y(end) (n,), and the number of evaluations, those of rejected steps included.
 
         Raises:
-            InputError, NotFiniteError: as `__call__`.
+            InputError: as `__call__`.
+            NotFiniteError: as `__call__`.
         """
         from scipy import integrate
 
@@ -158,7 +166,7 @@ class AdaptiveRun:
             nonlocal calls
             self._refuse_more_than(calls)
             calls += 1
-            rho = min(max(math.exp(v), low), high)
+            rho = min(max(math.exp(v), low), high)  # exp(log(rho)) may round out of the range
             derivative = slope(y, rho)
             if not np.isfinite(derivative).all():
                 raise NotFiniteError(f"rho={rho:g}: the right-hand side of the ODE is")
@@ -174,11 +182,11 @@ class AdaptiveRun:
 
 
 def to_flat(x: Tensor) -> State:
-    """(B, *) of any dtype and device -> (n,) float64; memory is shared where it can be."""
+    """Flatten (B, *) of any dtype and device into (n,) float64, sharing memory where possible."""
     flat: State = x.detach().to(torch.float64).cpu().numpy().ravel()
     return flat
 
 
 def to_state(flat: State, like: Tensor) -> Tensor:
-    """(n,) -> float64 of the shape and on the device of `like`."""
+    """Return (n,) as float64 of the shape and on the device of `like`."""
     return torch.from_numpy(flat).reshape(like.shape).to(like.device)

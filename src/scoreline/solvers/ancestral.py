@@ -1,4 +1,4 @@
-"""Ancestral sampling: Euler steps that go too far down, and fresh noise that comes back up."""
+"""Ancestral sampling: Euler steps that overshoot, and fresh noise back up to the level."""
 
 import math
 from dataclasses import dataclass
@@ -12,15 +12,16 @@ from scoreline.solvers.tableau import Tableau
 
 @dataclass(frozen=True)
 class EulerAncestral:
-    """x' = x + (down - rho) eps + up z,
+    """Ancestral sampling, DDPM's and DDIM's with noise:
 
-        up = min(rho', eta rho' sqrt(1 - (rho' / rho)^2)),  down = sqrt(rho'^2 - up^2).
+        x' = x + (down - rho) eps + up z,
+        up = min(rho', eta rho' sqrt(1 - (rho' / rho)^2)),    down = sqrt(rho'^2 - up^2).
 
-    eta = 1 is ancestral sampling as in DDPM, eta = 0 is DDIM; in between it is DDIM with noise. Weak order 1, one call
-    a step.
+    eta = 1 is ancestral sampling as in DDPM, eta = 0 is DDIM; values between are DDIM with noise. Weak order 1, one
+    call a step. Use this to reproduce stochastic baselines, with many evaluations; `DPMSDE2M` has weak order 2.
 
     Attributes:
-        eta: share of the noise that is made afresh; above 1 more than DDPM's.
+        eta: strength of the fresh noise; above 1 there is more than DDPM's.
 
     Source: Song, Meng & Ermon (2021), arXiv:2010.02502, Eq. 12 and 16; Ho et al. (2020), arXiv:2006.11239, Alg. 2, of
     which eta = 1 is the smaller choice of variance.

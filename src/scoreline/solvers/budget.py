@@ -1,42 +1,48 @@
-"""How a single-step method of order p spends a budget of network evaluations, and where its steps lie."""
+"""The order of every step of a solver, and the noise levels between which single-step methods step."""
+
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from scoreline.errors import InputError, did_you_mean
+from scoreline.choices import check_choice
+from scoreline.errors import InputError
 from scoreline.schedules.base import Schedule, grid
 from scoreline.schedules.spacings import LogSNR
 
-BUDGETS = ("fixed", "agile")
+NODES: dict[int, tuple[float, ...]] = {1: (), 2: (1 / 2,), 3: (1 / 3, 2 / 3)}
+"""The published positions of the intermediate states of single steps of order 1, 2 and 3, as fractions of the step."""
+
+check_budget = partial(check_choice, "solver.budget", ("fixed", "agile"))
+check_inner = partial(check_choice, "solver.inner", ("fixed", "schedule"))
 
 
-def check_budget(budget: str) -> None:
-    """Refuse an unknown rule.
-
-    Raises:
-        InputError: naming the choices.
-    """
-    if budget not in BUDGETS:
-        raise InputError(f"solver.budget={budget}: there is no such rule{did_you_mean(budget, BUDGETS)}")
-
-
-def check_inner(inner: str) -> None:
-    """Refuse an unknown choice of inner nodes.
+def check_order(method: str, order: int, orders: range) -> None:
+    """Refuse an order that a method does not have.
 
     Raises:
-        InputError: naming the choices.
+        InputError: naming the orders it has.
     """
-    choices = ("fixed", "schedule")
-    if inner not in choices:
-        raise InputError(f"solver.inner={inner}: there is no such choice{did_you_mean(inner, choices)}")
+    if order not in orders:
+        raise InputError(f"solver.order={order}: {method} has the orders {', '.join(map(str, orders))}")
+
+
+def multistep_orders(nfe: int, order: int, lower_order_final: bool) -> list[int]:
+    """Return the order of every step of a multistep method with one call a step.
+
+    The first steps use the estimates there are: order 1, then 2, .. With `lower_order_final` the orders fall the same
+    way at the end, so the last step is of order 1.
+    """
+    steps = range(1, nfe + 1)
+    return [min(order, step, nfe + 1 - step if lower_order_final else order) for step in steps]
 
 
 def step_orders(nfe: int, order: int, budget: str) -> list[int]:
-    """Order, hence number of evaluations, of every step.
+    """Return the order, hence the number of evaluations, of every step of a single-step method.
 
-    `fixed`: nfe // order steps of the full order, what is left over stays unspent (the tables that mark such entries
-    with a dagger). `agile`: exactly nfe evaluations, the last steps of lower order: for order 3, nfe = 3k is spent as
-    k - 1 steps of order 3, then 2 and 1; 3k + 1 as k of order 3, then 1; 3k + 2 as k of order 3, then 2.
+    `fixed` makes nfe // order steps of the full order and leaves the remainder unspent (papers mark such table entries
+    with a dagger). `agile` spends exactly nfe evaluations by last steps of lower order: for order 3, nfe = 3k becomes
+    k - 1 steps of order 3, then 2 and 1; 3k + 1 becomes k of order 3, then 1; 3k + 2 becomes k of order 3, then 2.
 
     Source: Lu et al. (2022), arXiv:2206.00927, App. D (DPM-Solver-fast); Li et al. (2023), arXiv:2308.07896.
 
@@ -54,11 +60,11 @@ def step_orders(nfe: int, order: int, budget: str) -> list[int]:
 
 
 def step_levels(schedule: Schedule, sigma_max: float, sigma_min: float, orders: list[int]) -> Tensor:
-    """Noise levels (len(orders) + 1,) between which steps of these orders run.
+    """Return the noise levels (len(orders) + 1,) between which steps of these orders run.
 
-    Steps of one order are even in the schedule's coordinate. Otherwise a grid of sum(orders) intervals is made and the
-    nodes at the running sums of the orders are kept, so that a step is as long as the evaluations it spends; but on
-    the log-SNR grid all steps are even, as in the released codes of both papers.
+    Steps of equal order are even in the schedule's coordinate. For mixed orders, the levels are those of a grid of
+    sum(orders) intervals at the running sums of the orders, so that a step is as long as the evaluations it spends; on
+    the log-SNR grid, however, all steps are even, as in the released code of DPM-Solver and SciRE.
     """
     if len(set(orders)) == 1 or isinstance(schedule, LogSNR):
         return grid(schedule, sigma_max, sigma_min, len(orders))

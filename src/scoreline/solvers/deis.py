@@ -1,4 +1,7 @@
-"""DEIS and DEIS-SN: Adams-Bashforth exponential integrators, one formula with a variable and a scale."""
+"""DEIS and DEIS-SN: Adams-Bashforth exponential integrators, one formula with a variable and a scale.
+
+The formula of DEIS's weights is `adams_bashforth`.
+"""
 
 from dataclasses import dataclass
 from typing import Protocol
@@ -8,6 +11,7 @@ from torch import Tensor
 
 from scoreline.errors import InputError
 from scoreline.schedules.base import Schedule, grid
+from scoreline.solvers.budget import check_order
 from scoreline.solvers.quadrature import Quadrature, gauss_legendre
 from scoreline.solvers.tableau import Tableau
 
@@ -22,19 +26,25 @@ class Scale(Protocol):
 
 @dataclass(frozen=True)
 class DEIS:
-    """x_{i+1} = x_i + sum_j b_ij eps_{i-j},
-    b_ij = (1 / w(rho_{i-j})) int from rho_i to rho_{i+1} of w(rho) l_j(c(rho)) drho,  j = 0 .. min(order, i).
+    """DEIS and DEIS-SN:
 
-    l_j are the Lagrange polynomials on the latest nodes in the variable c; the first steps use as many nodes as there
-    are, as published. The integrals are exact to round-off (`gauss_legendre`).
+        x_{i+1} = x_i + sum_j b_ij eps_{i-j},    j = 0 .. min(order, i),
+        b_ij = (1 / w(rho_{i-j})) int from rho_i to rho_{i+1} of w(rho) l_j(c(rho)) drho.
+
+    l_j are the Lagrange polynomials on the latest nodes in the variable c. The first steps use as many nodes as there
+    are, as published. The integrals are exact to round-off (`gauss_legendre`). One call a step.
+
+    Use this at few evaluations: of order 3 in the native time of the process, with steps uniform in the square root of
+    time, it is the default (`deis_tab3`). Prefer it to `RhoAB`, which is the same method in the variable rho. Score
+    normalisation needs a `score_norm` record; its gain on the digits models is small.
 
     Attributes:
-        order: degree r of the polynomial; 0 is DDIM. The order of convergence is r + 1. Its first step is of order 0,
-            as published, which formally caps it at 2; from sigma_max = 80, where x is noise, that is not seen before
-            NFE 640, while from 152 or 20 degree 3 falls below 4 (3.4 at NFE 160) and then towards 2. A scale that
-            was measured has noise and kinks, which end the convergence at their own size.
+        order: degree r of the polynomial; 0 is DDIM. The order of convergence is r + 1. The first step is of order 0,
+            as published, which formally caps it at 2; from sigma_max = 80, where x is noise, the cap does not show
+            before NFE 640, while from 152 or 20 degree 3 falls below 4 (3.4 at NFE 160) and then towards 2. A measured
+            scale has noise and kinks, which end the convergence at their own size.
         variable: c. The native time of the process gives DEIS-tAB, rho itself DEIS-rhoAB.
-        scale: w. None is DEIS; the calibrated mean |eps| gives DEIS-SN (score normalisation).
+        scale: w. None gives DEIS; the calibrated mean |eps| gives DEIS-SN (score normalisation).
 
     Source: Zhang & Chen (2023), arXiv:2204.13902, Eq. 14-15; Xia et al. (2023), arXiv:2311.00157 for the scale.
 
@@ -51,8 +61,7 @@ class DEIS:
         return self.order + 1.0
 
     def __post_init__(self) -> None:
-        if self.order not in range(4):
-            raise InputError(f"solver.order={self.order}: DEIS has the orders 0, 1, 2 and 3")
+        check_order("DEIS", self.order, range(4))
 
     def __call__(self, schedule: Schedule, sigma_max: float, sigma_min: float, nfe: int) -> Tableau:
         rho = grid(schedule, sigma_max, sigma_min, nfe)
@@ -62,29 +71,41 @@ class DEIS:
 def adams_bashforth(
     rho: Tensor, order: int, variable: Schedule, scale: Scale | None, rule: Quadrature | None = None
 ) -> Tensor:
-    """Weights b_ij of `DEIS` at column i - j of row i: (K, K) float64 for noise levels rho (K + 1,).
+    """Compute the weights b_ij of `DEIS`, at column i - j of row i.
 
     Args:
-        rule: quadrature over the steps; by default one that is exact to round-off for every schedule.
+        rho: noise levels (K + 1,) float64, decreasing.
+        order: degree of the polynomials.
+        variable: c.
+        scale: w, or None for w = 1.
+        rule: quadrature over the steps; None takes one that is exact to round-off for every schedule.
+
+    Returns:
+        (K, K) float64, lower triangular.
+
+    Raises:
+        InputError: for a scale that is not positive on the range.
     """
     pieces = (variable, scale) if scale is not None else (variable,)
     nodes, weight, step = rule or gauss_legendre(rho, *pieces)
     norm = torch.ones_like(rho[:-1])
+    # w(rho) drho under the integral, 1 / w(rho_{i-j}) in front of it
     if scale is not None:
         weight, norm = weight * scale(nodes), scale(rho[:-1])
         if not bool((norm > 0).all() & (weight < 0).all()):
             raise InputError("solver.scale: the score scale must be positive on the whole range of noise levels")
     c = variable(rho[:-1])
+    # b_ij = sum_m (coefficient m of l_j around c_i) * int (c(rho) - c_i)^m w drho
     moments = _moments(variable(nodes) - c[step], weight, step, (min(order, len(c) - 1) + 1, len(c)))
     weights = (_lagrange(c, len(moments)) * moments).sum(1)
     N = torch.zeros(len(c), len(c), dtype=torch.float64)
-    for j, row in enumerate(weights):
+    for j, row in enumerate(weights):  # b_ij belongs to eps_{i-j}: the j-th subdiagonal
         N.diagonal(-j)[:] = row[j:]
     return N / norm
 
 
 def _moments(c: Tensor, weight: Tensor, step: Tensor, shape: tuple[int, int]) -> Tensor:
-    """int c^m over each step, m = 0 .. M - 1, from nodes and weights of all steps: shape (M, K)."""
+    """Integrate c^m over each step, m = 0 .. M - 1, from the nodes and weights of all steps: (M, K)."""
     powers = [weight]
     for _ in range(shape[0] - 1):
         powers.append(powers[-1] * c)
@@ -92,24 +113,28 @@ def _moments(c: Tensor, weight: Tensor, step: Tensor, shape: tuple[int, int]) ->
 
 
 def _lagrange(c: Tensor, count: int) -> Tensor:
-    """Coefficients (j, m, i) of l_j, j = 0 .. count - 1, in powers (c - c_i)^m for the step i; (count, count, K).
+    """Compute the coefficients of l_j, j = 0 .. count - 1, in powers (c - c_i)^m for every step i: (j, m, i).
 
     The nodes of step i are c_{i-k}, k = 0 .. min(count - 1, i). All lie on the far side of c_i, so neither these
     coefficients nor the sums over moments cancel.
     """
     step, j = torch.arange(len(c)), torch.arange(count)[:, None]
-    d = c[(step - j).clamp(min=0)] - c
+    d = c[(step - j).clamp(min=0)] - c  # d_j = c_{i-j} - c_i: node j, seen from c_i
     basis = torch.cat([c.new_ones(count, 1, len(c)), c.new_zeros(count, count - 1, len(c))], dim=1)
+    # l_j = prod_{k != j} (c - c_i - d_k) / (d_j - d_k), one factor k at a time and all j and i at once
     for k in range(count):
-        other = (j != k) & (step >= j.clamp(min=k))
+        other = (j != k) & (step >= j.clamp(min=k))  # step i has the nodes j and k only if i >= j and i >= k
         gap = torch.where(other, d - d[k], 1.0)[:, None]
-        raised = torch.cat([c.new_zeros(count, 1, len(c)), basis[:, :-1]], dim=1)
+        raised = torch.cat([c.new_zeros(count, 1, len(c)), basis[:, :-1]], dim=1)  # times (c - c_i)
         basis = torch.where(other[:, None], (raised - d[k] * basis) / gap, basis)
     return basis
 
 
 def scaled_residual(tableau: Tableau, scale: Scale) -> float:
-    """max_k |sum_j N_kj w(rho_j) - integral over row k of w drho| / rho_0: zero if eps proportional to w is exact."""
+    """Return max_k |sum_j N_kj w(rho_j) - int over row k of w drho| / rho_0, zero if eps proportional to w is exact.
+
+    Use this in place of `Tableau.residual` for DEIS-SN, which is exact for constant eps / w.
+    """
     nodes, weight, step = gauss_legendre(tableau.rho, scale)
     exact = torch.zeros_like(tableau.B).index_add_(0, step, weight * scale(nodes))
     return float((tableau.N @ scale(tableau.rho[:-1]) - exact).abs().max() / tableau.rho[0])

@@ -13,15 +13,17 @@ from scoreline.solvers.tableau import Tableau
 
 @dataclass(frozen=True)
 class DPMSDE2M:
-    """With D_j = E[x_0 | x] j steps ago, h the step in lambda = -ln rho and r = h_before / h,
+    """SDE-DPM-Solver++(2M):
 
         x' = (rho' / rho) e^(-eta h) x + (1 - e^(-(1 + eta) h)) (D_0 + (D_0 - D_1) / (2 r))
              + rho' sqrt(1 - e^(-2 eta h)) z,
 
-    the first step without the difference. One call a step. eta = 0 is DPM-Solver++(2M), of order 2.
+    D_j = E[x_0 | x] j steps ago, h the step in lambda = -ln rho, r = h_before / h; the first step has no difference.
+    One call a step. eta = 0 is DPM-Solver++(2M), of order 2.
 
     The weak order is 2 as well, though D_0 - D_1 contains fresh noise, which no expansion of the drift accounts for:
-    it stands, one step late, for the noise that moves D within the step and that the formula leaves out.
+    it stands, one step late, for the noise that moves D within the step and that the formula leaves out. Use this for
+    samples of the reverse diffusion rather than of the ODE, at weak order 2; with few evaluations prefer an ODE solver.
 
     Attributes:
         eta: strength of the noise; 1 is the reverse diffusion of the process.
@@ -48,8 +50,8 @@ class DPMSDE2M:
         rows, x, before = Rows(sigma_max), 0, 0.0
         for rho, target in pairwise(levels):
             h = log_step(rho, target)
-            clean = [rows.clean(x), *clean[:1]]
-            extra = h / (2 * before) if before else 0.0
+            clean = [rows.clean(x), *clean[:1]]  # D_0, D_1
+            extra = h / (2 * before) if before else 0.0  # 1 / (2 r)
             weight = -math.expm1(-(1 + self.eta) * h)
             mean = dict(zip(clean, (weight * (1 + extra), -weight * extra), strict=False))
             mean[x] = math.exp(-(1 + self.eta) * h)

@@ -6,39 +6,39 @@ from itertools import pairwise
 
 from scoreline.errors import InputError
 from scoreline.schedules.base import Schedule, grid
-from scoreline.solvers.budget import check_budget, check_inner, step_levels, step_orders
+from scoreline.solvers.budget import NODES, check_budget, check_inner, check_order, step_levels, step_orders
 from scoreline.solvers.frames import Frame, frame_of, log_step, phi
 from scoreline.solvers.rows import NOTHING, Rows, Weights
 from scoreline.solvers.tableau import Tableau
 
-NODES: dict[int, tuple[float, ...]] = {1: (), 2: (1 / 2,), 3: (1 / 3, 2 / 3)}
-"""The published positions of the intermediate states of steps of order 1, 2 and 3."""
-
 
 @dataclass(frozen=True)
 class DPMSolver:
-    """One step of length h in lambda = -ln rho, F the noise or the data prediction, F_k at lambda + r_k h:
+    """Single-step DPM-Solver and DPM-Solver++. A step of length h in lambda = -ln rho, F_k the noise or the data
+    prediction at lambda + r_k h:
 
         order 1:  F_0 held constant, which is DDIM.
         order 2:  F_0 held over r_1 h; then F_0 + (F_1 - F_0) / (2 r_1) held over h.
         order 3:  F_0 held over r_1 h; then the line through F_0 and F_1 integrated over r_2 h; then the line through
                   F_0 and F_2 over h.
 
-    Held and integrated against the exponential weight of the frame, in closed form. In noise prediction:
+    F is held or integrated against the exponential weight of the frame, in closed form. In noise prediction:
 
         x_2 = x + (rho_2 - rho) eps_0 - (r_2 / r_1) rho_2 ((e^(r_2 h) - 1) / (r_2 h) - 1) (eps_1 - eps_0)
         x'  = x + (rho' - rho) eps_0 - (rho' / r_2) ((e^h - 1) / h - 1) (eps_2 - eps_0)
 
     A step of order p makes p calls and measures order p; order 3 needs r_2 = 2/3, else it is 2. `agile` ends order 3 in
-    a step of order 1 or 2, which is felt where it is long: order 3 then measures 3 on log-SNR and Karras grids that end
-    at 0.002, 2 on quadratic time.
+    a step of order 1 or 2, which matters where it is long: order 3 then measures 3 on log-SNR and Karras grids that end
+    at 0.002, 2 on quadratic time. Use this to reproduce DPM-Solver's tables; at few evaluations the multistep form
+    (`DPMMultistep`) makes more steps of the same budget and is far better on the shipped digits model.
 
     Attributes:
         order: 1, 2 or 3.
         prediction: `noise` is DPM-Solver-1/2/3, `data` is DPM-Solver++(1S, 2S, 3S).
         budget: `fixed`, or `agile` (DPM-Solver-fast with order 3), see `step_orders`.
-        r1, r2: positions of the intermediate states of full-order steps; 1/2 for order 2, 1/3 and 2/3 for order 3.
-        inner: `fixed` takes these. `schedule` takes the fractions, in lambda, at which the schedule's own grid of
+        r1: position of the first intermediate state of full-order steps; None is 1/2 for order 2, 1/3 for order 3.
+        r2: position of the second one, for order 3; None is 2/3.
+        inner: `fixed` takes r1 and r2. `schedule` takes the fractions, in lambda, at which the schedule's own grid of
             `order` intervals divides the step, as the authors' code does on grids that are not even in log-SNR.
 
     Source: Lu et al. (2022), arXiv:2206.00927, Alg. 1-2 and App. D; Lu et al. (2022), arXiv:2211.01095, Alg. 1.
@@ -56,8 +56,7 @@ class DPMSolver:
     inner: str = "fixed"
 
     def __post_init__(self) -> None:
-        if self.order not in NODES:
-            raise InputError(f"solver.order={self.order}: DPM-Solver has the orders 1, 2 and 3")
+        check_order("DPM-Solver", self.order, range(1, 4))
         frame_of(self.prediction)
         check_budget(self.budget)
         check_inner(self.inner)
@@ -91,6 +90,7 @@ class DPMSolver:
         return tuple(default if r is None else r for default, r in zip(NODES[order], given, strict=False))
 
     def _step(self, rows: Rows, x: int, target: float, nodes: tuple[float, ...]) -> int:
+        """Write the rows of one step from state x: every stage starts at x and reads F_0 and the stage before."""
         frame, last = frame_of(self.prediction), x
         rho, h = rows.rho[x], log_step(rows.rho[x], target)
         for before, r in pairwise((0.0, *nodes, 1.0)):
@@ -98,23 +98,27 @@ class DPMSolver:
             slopes: Weights = NOTHING
             if before:
                 z = frame.exponent(r * h)
+                # order 2 holds F_0 + (F_1 - F_0) / (2 r_1); order 3 integrates the line through F_0 and F_last
                 slopes = {last: phi(1, z) / (2 * before) if len(nodes) == 1 else r / before * phi(2, z)}
             last = exponential_row(frame, rows, x, level, slopes)
         return last
 
 
 def nodes_in_lambda(schedule: Schedule, rho: float, target: float, order: int) -> tuple[float, ...]:
-    """Where the schedule's own grid of `order` intervals divides a step, as fractions of it in lambda = -ln rho."""
+    """Return where the schedule's own grid of `order` intervals divides a step, as fractions in lambda = -ln rho."""
     levels = grid(schedule, rho, target, order)[1:-1].tolist()
     return tuple(log_step(rho, level) / log_step(rho, target) for level in levels)
 
 
 def exponential_row(frame: Frame, rows: Rows, start: int, rho: float, slopes: Weights = NOTHING) -> int:
-    """x(rho) by an exponential integrator, as one row; returns the new state's number.
+    """Write one row, x(rho) by an exponential integrator that is exact for constant F:
 
         scaled x(rho) = scaled x + scale(rho) h (phi_1(z) F_start + sum_j slopes[j] (F_j - F_start)),
 
-    h = ln(rho_start / rho), z = +-h the frame's exponent; exact for constant F.
+    h = ln(rho_start / rho) and z = +-h the frame's exponent.
+
+    Returns:
+        the new state's number.
 
     Raises:
         InputError: for rho = 0.

@@ -12,27 +12,29 @@ from scoreline.solvers.tableau import Tableau
 
 @dataclass(frozen=True)
 class EDMHeun:
-    """N levels t_0 = sigma_max > .. > t_(N-1) = sigma_min on the schedule's grid, then t_N = 0. At each level
+    """EDM's sampler. N levels t_0 = sigma_max > .. > t_(N-1) = sigma_min lie on the grid, and t_N = 0. At each level
 
         t^ = (1 + gamma) t,  gamma = min(S_churn / N, sqrt(2) - 1) if S_min <= t <= S_max, else 0,
         x^ = x + S_noise sqrt(t^^2 - t^2) z,
 
-    then a Heun step from t^ to the next level, the last one, to 0, by Euler: 2 N - 1 calls. An even budget has one
-    call left, or lacks one: 2 N - 2 calls, the last two steps by Euler. nfe = 1 goes from sigma_max to 0 at once.
+    then a Heun step goes from t^ to the next level; the last step, to 0, is Euler's: 2 N - 1 calls. An even budget has
+    2 N - 2 calls, and its last two steps are Euler's. nfe = 1 goes from sigma_max to 0 at once.
 
-    Tableaux end at rho = 0 by themselves: use `final=none`. Without churn this is `heun` with `final=denoise`.
+    Use this, on the `karras` schedule with an odd budget, to reproduce EDM's tables; it needs more evaluations than the
+    multistep methods, 20 or more on the shipped digits model. Churn costs further evaluations. Tableaus end at rho = 0
+    by themselves: use `final=none`. Without churn this is `heun` with `final=denoise`.
 
-    Order 2, with churn in law, towards the exact flow to sigma_min followed by E[x_0 | x]. Where its bound cuts gamma
-    off, churn still grows with N, so this is seen from N = S_churn / (sqrt(2) - 1) on; and churn at sigma_min itself,
-    if S_min is below, makes the last hop start gamma too high, a first-order error in proportion to sigma_min^2. With
-    S_noise other than 1 churn adds another noise than its level says: the law has an offset that no budget removes,
-    and `Tableau.residual` is not zero.
+    Order 2, with churn in law, towards the exact flow to sigma_min followed by E[x_0 | x]. While the bound cuts gamma
+    off, churn still grows with N, so the order shows from N = S_churn / (sqrt(2) - 1) on; and churn at sigma_min,
+    if S_min is below, makes the final denoising step start gamma too high, a first-order error in proportion to
+    sigma_min^2. With S_noise other than 1 the noise added is not that of its level: the law has an offset that no
+    budget removes, and `Tableau.residual` is not zero.
 
     Attributes:
         S_churn: churn over the whole run; 0 is deterministic, Algorithm 1.
-        S_min: smallest noise level with churn.
-        S_max: largest noise level with churn.
-        S_noise: inflation of the noise that is added.
+        S_min: lowest noise level with churn.
+        S_max: highest noise level with churn.
+        S_noise: factor of the noise that churn adds.
 
     Source: Karras et al. (2022), arXiv:2206.00364, Alg. 1 and 2.
 
@@ -59,16 +61,16 @@ class EDMHeun:
     def __call__(self, schedule: Schedule, sigma_max: float, sigma_min: float, nfe: int) -> Tableau:
         if sigma_min == 0:
             raise InputError("sigma_min=0: EDM's sampler goes on from sigma_min to 0 by itself; choose it above 0")
-        count = nfe // 2 + 1
+        count = nfe // 2 + 1  # N
         levels = [*grid(schedule, sigma_max, sigma_min, max(count - 1, 1)).tolist()[:count], 0.0]
-        steps = [heun()] * (nfe - count) + [EULER] * (2 * count - nfe)
+        steps = [heun()] * (nfe - count) + [EULER] * (2 * count - nfe)  # one Euler step if nfe is odd, else two
         rows, x = Rows(sigma_max), 0
         for step, target in zip(steps, levels[1:], strict=True):
             x = step.step(rows, self._churn(rows, x, count), target)
         return rows.tableau()
 
     def _churn(self, rows: Rows, x: int, count: int) -> int:
-        """State x with fresh noise, or x itself."""
+        """Write the row that adds fresh noise to state x, if there is churn; return the state to step from."""
         rho = rows.rho[x]
         gamma = min(self.S_churn / count, math.sqrt(2) - 1)
         if gamma == 0 or not self.S_min <= rho <= self.S_max:

@@ -1,40 +1,41 @@
 """The two forms in which the literature integrates the same ODE: by noise prediction and by data prediction.
 
 In unit-signal coordinates dx/drho = eps(x, rho). With z = x / rho and u = 1 / rho the same equation is
-dz/du = D(x, rho) = E[x_0 | x]. A frame is one of these: a coordinate s, a scaled state whose derivative in s is the
-slope F, and the row that advances it. Runge-Kutta, multistep and exponential methods are written once, for both.
+dz/du = D(x, rho) = E[x_0 | x]. A frame is one of these forms: a coordinate s, a scaled state whose derivative in s is
+the slope F, and the row that advances it. Runge-Kutta, multistep and exponential methods are written once, for both.
 """
 
 import math
 from functools import lru_cache
 from typing import Protocol
 
-from scoreline.errors import InputError, did_you_mean
+from scoreline.choices import check_choice
+from scoreline.errors import InputError
 from scoreline.solvers.rows import Rows, Weights
 
 
 class Frame(Protocol):
-    """A form of the ODE: scaled state' = F in the coordinate s."""
+    """A form of the ODE: scaled state' = F in the coordinate s. Use `frame_of` to choose one."""
 
     def coordinate(self, rho: float) -> float:
-        """s(rho); its own inverse in both frames."""
+        """Return s(rho); the function is its own inverse in both frames."""
         ...
 
     def exponent(self, h: float) -> float:
-        """z in the exact step x' = .. + scale(rho') sum_k h^(k+1) phi_(k+1)(z) F^(k), h the step in ln(1 / rho)."""
+        """Return z in the exact step x' = .. + scale(rho') sum_k h^(k+1) phi_(k+1)(z) F^(k), h the step in -ln rho."""
         ...
 
     def scale(self, rho: float) -> float:
-        """The factor of that sum, in the units of `advance`'s weights."""
+        """Return the factor of that sum, in the units of `advance`'s weights."""
         ...
 
     def advance(self, rows: Rows, start: int, rho: float, weights: Weights) -> int:
-        """scaled x(rho) = scaled x_start + sum_j weights[j] F_j, as one row; returns the new state's number."""
+        """Write the row scaled x(rho) = scaled x_start + sum_j weights[j] F_j; return the new state's number."""
         ...
 
 
 class Noise:
-    """s = rho, F = eps: x' = x + sum_j w_j eps_j.
+    """Noise prediction, s = rho and F = eps: x' = x + sum_j w_j eps_j.
 
     Exact step: x' = x - rho' sum_k h^(k+1) phi_(k+1)(h) eps^(k), derivatives in lambda = -ln rho.
     """
@@ -53,7 +54,7 @@ class Noise:
 
 
 class Data:
-    """s = 1 / rho, F = D = E[x_0 | x]: x' = (rho' / rho) x + rho' sum_j w_j D_j.
+    """Data prediction, s = 1 / rho and F = D = E[x_0 | x]: x' = (rho' / rho) x + rho' sum_j w_j D_j.
 
     Exact step: x' = (rho' / rho) x + sum_k h^(k+1) phi_(k+1)(-h) D^(k), derivatives in lambda = -ln rho.
     """
@@ -77,18 +78,16 @@ FRAMES: dict[str, Frame] = {"noise": Noise(), "data": Data()}
 
 
 def frame_of(prediction: str) -> Frame:
-    """The frame called `noise` or `data`.
+    """Return the frame called `noise` or `data`.
 
     Raises:
         InputError: for any other name.
     """
-    if prediction not in FRAMES:
-        raise InputError(f"solver.prediction={prediction}: there is no such form{did_you_mean(prediction, FRAMES)}")
-    return FRAMES[prediction]
+    return FRAMES[check_choice("solver.prediction", FRAMES, prediction)]
 
 
 def log_step(rho: float, target: float) -> float:
-    """h = lambda' - lambda = ln(rho / rho') > 0, the step in half log-SNR.
+    """Return h = lambda' - lambda = ln(rho / rho') > 0, the step in half log-SNR, to the level rho' = `target`.
 
     Raises:
         InputError: if the target is rho = 0, which lies at infinity.
@@ -99,10 +98,10 @@ def log_step(rho: float, target: float) -> float:
 
 
 def phi(k: int, z: float) -> float:
-    """phi_k(z) = sum_n z^n / (n + k)!, the functions of exponential integrators: phi_0 = exp, phi_1 = expm1(z) / z.
+    """Evaluate phi_k(z) = sum_n z^n / (n + k)!, k = 0 .. 4, the functions of exponential integrators, to round-off.
 
-    The recursion phi_(k+1) = (phi_k - 1 / k!) / z, upwards where that is stable; else from the series of the highest
-    one downwards, which is: round-off everywhere. k up to 4.
+    phi_0 = exp and phi_1(z) = expm1(z) / z. The recursion phi_(k+1) = (phi_k - 1 / k!) / z runs upwards where that is
+    stable, and else downwards from the series of the highest one.
 
     Source: Hochbruck & Ostermann (2010), Acta Numerica 19, Eq. 2.9-2.11.
     """
@@ -116,7 +115,7 @@ def _phis(z: float) -> list[float]:
         for factorial in FACTORIALS[:TOP]:
             values.append((values[-1] - 1 / factorial) / z)
         return values
-    term = total = 1 / FACTORIALS[TOP]
+    term = total = 1 / FACTORIALS[TOP]  # the series of phi_4
     n = TOP
     while abs(term) > 1e-18:
         n += 1
@@ -129,4 +128,6 @@ def _phis(z: float) -> list[float]:
 
 
 TOP = 4
+"""The largest k of `phi`."""
+
 FACTORIALS = [math.factorial(k) for k in range(TOP + 1)]

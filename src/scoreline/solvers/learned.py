@@ -1,4 +1,4 @@
-"""Tables that were learned for a checkpoint."""
+"""Tableaus learned for one checkpoint by `calibration=tableau`."""
 
 import math
 from dataclasses import dataclass
@@ -15,16 +15,19 @@ from scoreline.solvers.tableau import Tableau
 
 @dataclass(frozen=True)
 class Learned:
-    """x_{k+1} = x_k + sum_{j<=k} N_kj eps_j with the levels and weights of a `tableau` record.
+    """The method whose levels and weights a `tableau` record holds:
 
-    It brings its own levels: the schedule is not read. Of order 1 as a family, exact for constant eps; a table exists
-    for the budgets that were learned, on the range that it was learned on.
+        x_{k+1} = x_k + sum_{j<=k} N_kj eps_j.
+
+    It brings its own levels and does not read the schedule. Of order 1 as a family; exact for constant eps. Use this
+    for a fixed small budget, where it comes closest to the model's own fine run; a tableau exists only for the budgets
+    and the range of noise levels that were learned.
 
     Attributes:
         tables: for each budget, levels (K + 1,) and weights (K, K), float64.
 
     Raises:
-        InputError: when asked for another budget or range.
+        InputError: when called with another budget or range.
     """
 
     tables: dict[int, tuple[Tensor, Tensor]]
@@ -51,6 +54,14 @@ class Learned:
 
 
 def load_learned(path: str | Path, checkpoint: str) -> Learned:
-    """The tables in a `tableau` record; see `load_record` for what is refused."""
+    """Load the tableaus in a `tableau` record.
+
+    Args:
+        path: the record.
+        checkpoint: SHA-256 of the model that it must belong to.
+
+    Raises:
+        InputError: as `load_record`.
+    """
     values = load_record(path, "tableau", checkpoint, "solver.path").values
     return Learned({nfe: (values[f"rho_{nfe}"], values[f"N_{nfe}"]) for nfe in values["budgets"].tolist()})

@@ -1,13 +1,13 @@
-"""DEIS-rhoAB: Adams-Bashforth methods in rho, which is also what LMS is."""
+"""DEIS-rhoAB: Adams-Bashforth methods in rho, also known as LMS."""
 
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from scoreline.errors import InputError
 from scoreline.schedules.base import Schedule, grid
 from scoreline.schedules.spacings import Power
+from scoreline.solvers.budget import check_order
 from scoreline.solvers.deis import adams_bashforth
 from scoreline.solvers.quadrature import Quadrature
 from scoreline.solvers.tableau import Tableau
@@ -15,12 +15,17 @@ from scoreline.solvers.tableau import Tableau
 
 @dataclass(frozen=True)
 class RhoAB:
-    """x_{i+1} = x_i + sum_j b_ij eps_{i-j}, b_ij = integral of l_j(rho) drho over step i, j = 0 .. min(order, i).
+    """`DEIS` with rho itself as the variable:
 
-    `DEIS` with rho itself as the variable. The integrands are cubics at most, so two Gauss-Legendre points a step give
-    the closed form. Order r + 1, as `DEIS` says. The samplers called LMS are Adams-Bashforth methods in sigma: LMS of
-    order 4 is this with order 3 (k-diffusion's run down to sigma = 0 is matched on a table of levels that ends there,
-    with sigma_min=0; a last hop by `final=denoise` is of order 1). One call a step.
+        x_{i+1} = x_i + sum_j b_ij eps_{i-j},    b_ij = int over step i of l_j(rho) drho,    j = 0 .. min(order, i).
+
+    The integrands are cubics at most, so two Gauss-Legendre points a step give the closed form. Order r + 1 with the
+    caveat of `DEIS`; one call a step. Use this to reproduce LMS samplers, which are Adams-Bashforth methods in sigma:
+    LMS of order 4 is this with order 3. To match k-diffusion's run down to sigma = 0, take a table of levels that ends
+    there, with sigma_min=0, since the final denoising step of `final=denoise` is of order 1.
+
+    Attributes:
+        order: degree r of the polynomial; 0 is DDIM.
 
     Source: Zhang & Chen (2023), arXiv:2204.13902, Sec. 3 (rhoAB-DEIS).
 
@@ -31,8 +36,7 @@ class RhoAB:
     order: int
 
     def __post_init__(self) -> None:
-        if self.order not in range(4):
-            raise InputError(f"solver.order={self.order}: rhoAB has the orders 0, 1, 2 and 3")
+        check_order("rhoAB", self.order, range(4))
 
     @property
     def convergence(self) -> float:

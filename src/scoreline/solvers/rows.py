@@ -1,4 +1,4 @@
-"""A tableau written down row by row, for methods that read best as their algorithm box."""
+"""`Rows` writes a tableau row by row, for methods that read best as their algorithm box."""
 
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -14,7 +14,12 @@ NOTHING: Weights = MappingProxyType({})
 
 
 class Rows:
-    """The rows so far, in Python floats (float64); states are known by their number, the initial state is 0.
+    """A tableau under construction, in Python floats. States are known by their number; the initial state is 0.
+
+    Use this in a new solver: `add` the rows of each step, then return `tableau()`.
+
+    Args:
+        sigma_max: noise level of the initial state.
 
     Attributes:
         rho: noise level of every state so far.
@@ -26,24 +31,31 @@ class Rows:
         self._clean: dict[int, int] = {}
 
     def add(self, rho: float, states: Weights, estimates: Weights = NOTHING, noise: float = 0.0) -> int:
-        """x = sum_j states[j] x_j + sum_j estimates[j] eps(x_j, rho_j) + noise z at level rho; returns its number."""
+        """Add the state sum_j states[j] x_j + sum_j estimates[j] eps(x_j, rho_j) + noise z; return its number.
+
+        Args:
+            rho: its noise level.
+            states: weights of states.
+            estimates: weights of noise estimates.
+            noise: standard deviation of the fresh noise z.
+        """
         self._rows.append((states, estimates, noise))
         self.rho.append(rho)
         return len(self._rows)
 
     def clean(self, j: int) -> int:
-        """The number of the state E[x_0 | x_j] = x_j - rho_j eps_j, at noise level 0.
+        """Return the number of the state E[x_0 | x_j] = x_j - rho_j eps_j, at noise level 0, a row made on first use.
 
-        One row, made on first use: methods that predict data keep a history of these, one tensor for a step.
+        Multistep methods that predict data keep a history of these, one tensor for each step.
         """
         if j not in self._clean:
             self._clean[j] = self.add(0.0, {j: 1.0}, {j: -self.rho[j]})
         return self._clean[j]
 
     def data(self, weights: Weights) -> tuple[dict[int, float], dict[int, float]]:
-        """sum_j weights[j] E[x_0 | x_j] as weights of states and of estimates.
+        """Return sum_j weights[j] E[x_0 | x_j] as weights of states and weights of estimates.
 
-        Reads the state of `clean` where there is one, else x_j and eps_j, which is cheaper within a step.
+        It reads the state of `clean` where there is one, else x_j and eps_j, which is cheaper within a step.
         """
         states: dict[int, float] = {}
         estimates: dict[int, float] = {}
@@ -55,7 +67,7 @@ class Rows:
         return states, estimates
 
     def tableau(self) -> Tableau:
-        """Everything written so far; the last row is the sample."""
+        """Return the rows so far as a tableau; the last row is the sample."""
         count = len(self._rows)
         S, N = torch.zeros(2, count, count, dtype=torch.float64)
         for part, side in ((S, [row[0] for row in self._rows]), (N, [row[1] for row in self._rows])):

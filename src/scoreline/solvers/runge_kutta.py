@@ -12,10 +12,15 @@ Row = tuple[float, ...]
 
 @dataclass(frozen=True)
 class RungeKutta:
-    """Stage s at rho_i + c_s h: X_s = x_i + h sum_r a_sr eps(X_r); then x_{i+1} = x_i + h sum_s b_s eps(X_s).
+    """An explicit Runge-Kutta method for dx/drho = eps:
 
-    A step costs len(b) calls; h = rho_{i+1} - rho_i and the stages lie between the levels in rho, not in time. Calls
-    left over by whole steps go to one last step of fewer stages (Euler, Heun, Kutta), so that any budget is exact.
+        X_s = x_i + h sum_r a_sr eps(X_r) at rho_i + c_s h,    x_{i+1} = x_i + h sum_s b_s eps(X_s).
+
+    h = rho_{i+1} - rho_i; the stages lie between the levels in rho, not in time. A step costs len(b) calls. Calls that
+    whole steps leave over go to one last step of fewer stages (Euler, Heun, Kutta), so that any budget is exact.
+
+    Use this with many evaluations, where its order shows; at NFE 10 and below its few long steps are worse than
+    multistep methods on the shipped digits model. `heun` and the other functions of this module are instances.
 
     Attributes:
         c: stage positions, c_0 = 0.
@@ -56,7 +61,7 @@ class RungeKutta:
         return rows.tableau()
 
     def step(self, rows: Rows, x: int, target: float) -> int:
-        """Write one step from state x to the level `target`; returns the new state's number."""
+        """Write one step from state x to the level `target`; return the new state's number."""
         h = target - rows.rho[x]
         stages = [x]
         for c, row in zip(self.c[1:], self.a, strict=True):
@@ -69,7 +74,7 @@ EULER = RungeKutta((0,), (), (1,), 1)
 
 
 def heun() -> RungeKutta:
-    """Heun's method, order 2, two calls a step. With `final=denoise` EDM's deterministic sampler: NFE 2 N - 1.
+    """Return Heun's method, order 2, two calls a step. With `final=denoise` it is EDM's deterministic sampler.
 
     Source: Karras et al. (2022), arXiv:2206.00364, Alg. 1; "2heun" in Zhang & Chen (2023).
     """
@@ -77,17 +82,17 @@ def heun() -> RungeKutta:
 
 
 def midpoint() -> RungeKutta:
-    """The midpoint rule, order 2, two calls a step; the middle is that of rho (DPM-Solver-2 takes that of ln rho)."""
+    """Return the midpoint rule, order 2, two calls a step; its middle is in rho (DPM-Solver-2 takes it in ln rho)."""
     return RungeKutta((0, 1 / 2), ((1 / 2,),), (0, 1), 2)
 
 
 def kutta3() -> RungeKutta:
-    """Kutta's third-order method, three calls a step; "3kutta", the default of DEIS's released code."""
+    """Return Kutta's third-order method, three calls a step; "3kutta", the default of DEIS's released code."""
     return RungeKutta((0, 1 / 2, 1), ((1 / 2,), (-1, 2)), (1 / 6, 4 / 6, 1 / 6), 3)
 
 
 def ralston3() -> RungeKutta:
-    """Ralston's third-order method, three calls a step.
+    """Return Ralston's third-order method, three calls a step.
 
     Source: Ralston (1962), Math. Comp. 16, 431-437.
     """
@@ -95,17 +100,17 @@ def ralston3() -> RungeKutta:
 
 
 def heun3() -> RungeKutta:
-    """Heun's third-order method, three calls a step."""
+    """Return Heun's third-order method, three calls a step."""
     return RungeKutta((0, 1 / 3, 2 / 3), ((1 / 3,), (0, 2 / 3)), (1 / 4, 0, 3 / 4), 3)
 
 
 def van_der_houwen3() -> RungeKutta:
-    """Van der Houwen's third-order method, three calls a step."""
+    """Return Van der Houwen's third-order method, three calls a step."""
     return RungeKutta((0, 8 / 15, 2 / 3), ((8 / 15,), (1 / 4, 5 / 12)), (1 / 4, 0, 3 / 4), 3)
 
 
 def ssprk3() -> RungeKutta:
-    """The third-order strong-stability-preserving method, three calls a step.
+    """Return the third-order strong-stability-preserving method, three calls a step.
 
     Source: Shu & Osher (1988), J. Comput. Phys. 77, 439-471.
     """
@@ -113,9 +118,9 @@ def ssprk3() -> RungeKutta:
 
 
 def rk4() -> RungeKutta:
-    """The classical fourth-order method, four calls a step."""
+    """Return the classical fourth-order method, four calls a step."""
     return RungeKutta((0, 1 / 2, 1 / 2, 1), ((1 / 2,), (0, 1 / 2), (0, 0, 1)), (1 / 6, 1 / 3, 1 / 3, 1 / 6), 4)
 
 
 SHORTER = (EULER, heun(), kutta3())
-"""Last steps of 1, 2 and 3 calls."""
+"""The last steps of 1, 2 and 3 calls that use up a budget."""

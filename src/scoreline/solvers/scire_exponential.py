@@ -1,4 +1,4 @@
-"""SciREI: the recursive difference in an exponential integrator."""
+"""SciREI: SciRE's recursive difference in an exponential integrator."""
 
 import math
 from dataclasses import dataclass
@@ -15,13 +15,14 @@ from scoreline.solvers.tableau import Tableau
 
 @dataclass(frozen=True)
 class SciREExponential:
-    """SciREI-2, two calls a step of length h in lambda = -ln rho, the middle at lambda + r_1 h:
+    """SciREI-2. A step of length h in lambda = -ln rho makes two calls, the second at lambda + r_1 h:
 
         x_1 = x + (rho_1 - rho) eps_0
         x'  = x + (rho' - rho) eps_0 - rho' / (phi_1(m) r_1) ((e^h - 1) / h - 1) (eps_1 - eps_0)
 
     The released code has this for r_1 = 1/2 and m = 3. It measures order 1 for the reason that `SciRE` gives, and
-    order 2 with m = 1, where it is the exponential integral of the line through eps_0 and eps_1.
+    order 2 with m = 1, where it is the exponential integral of the line through eps_0 and eps_1. Use this to reproduce
+    the released code; `DPMSolver` of order 2 is the consistent method of the kind.
 
     Attributes:
         m: number of terms of phi_1, from 1, or `inf`.

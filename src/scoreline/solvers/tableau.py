@@ -1,4 +1,4 @@
-"""Every fixed-step method unrolled into one table."""
+"""The tableau: every fixed-step method written as one linear recursion; and `build`, which makes the one of a run."""
 
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -16,10 +16,13 @@ if TYPE_CHECKING:
 
 
 class Sum(NamedTuple):
-    """A row as a sparse sum: (is a state, number, weight) of every term, first a state whose memory the sum may take.
+    """A row of a tableau as the sparse sum that `sampling.trajectory` evaluates.
 
-    `call` says whether the row's own estimate is a network call, `dead` which states (True) and estimates (False), by
-    number, no later row reads.
+    Attributes:
+        terms: (is a state, number, weight); a state whose memory the sum may overwrite comes first.
+        noise: standard deviation of the row's fresh noise.
+        call: whether the row starts with a network call, eps(x_k, rho_k).
+        dead: the states (True) and estimates (False), by number, that no later row reads.
     """
 
     terms: list[tuple[bool, int, float]]
@@ -30,7 +33,13 @@ class Sum(NamedTuple):
 
 @dataclass(frozen=True)
 class Tableau:
-    """x_{k+1} = sum_j S_kj x_j + sum_j N_kj eps(x_j, rho_j) + B_k z_k,  k = 0 .. K-1.
+    """A whole run as K rows:
+
+        x_{k+1} = sum_j S_kj x_j + sum_j N_kj eps(x_j, rho_j) + B_k z_k,    k = 0 .. K-1.
+
+    Every fixed-step solver returns one; use it to inspect a method's weights, to count its calls (`nfe`), or to run it
+    (`sampling.integrate`). States are in unit-signal coordinates. A row that needs no call (its column of N is empty)
+    costs nothing, so correctors and changes of variable are rows too.
 
     Attributes:
         rho: noise levels of the states x_0 .. x_K, (K + 1,) float64.
@@ -38,9 +47,6 @@ class Tableau:
         N: weights of noise estimates, (K, K) float64, lower triangular. An estimate is a network call exactly where
             its column has a non-zero entry.
         B: standard deviation of fresh noise z_k ~ N(0, I), (K,) float64; zero for deterministic methods.
-
-    A row that keeps the noise level (its column of N empty) costs nothing, so correctors and changes of variable are
-    rows too.
 
     Raises:
         ValueError: if shapes disagree, an entry is not finite or lies above the diagonal, or a row of S does not sum
@@ -55,7 +61,7 @@ class Tableau:
     def __post_init__(self) -> None:
         rows = len(self.rho) - 1
         if self.S.shape != (rows, rows) or self.N.shape != (rows, rows) or self.B.shape != (rows,):
-            raise ValueError(f"{rows} rows asked for by rho, S {self.S.shape}, N {self.N.shape}, B {self.B.shape}")
+            raise ValueError(f"rho has {rows} rows, but S is {self.S.shape}, N {self.N.shape}, B {self.B.shape}")
         for name, part in (("rho", self.rho), ("S", self.S), ("N", self.N), ("B", self.B)):
             if part.dtype != torch.float64 or not bool(part.sum().isfinite()):
                 raise ValueError(f"{name} must be finite float64, got {part.dtype}")
@@ -66,7 +72,7 @@ class Tableau:
 
     @classmethod
     def single_term(cls, rho: Tensor, N: Tensor) -> "Tableau":
-        """Rows that start from the state before: S = I. This is the form of all Adams-Bashforth methods."""
+        """Return x_{k+1} = x_k + sum_j N_kj eps_j, that is S = I: the form of all Adams-Bashforth methods."""
         rows = len(rho) - 1
         return cls(rho, torch.eye(rows, dtype=torch.float64), N, torch.zeros(rows, dtype=torch.float64))
 
@@ -77,8 +83,9 @@ class Tableau:
 
     @cached_property
     def sums(self) -> tuple[Sum, ...]:
-        """The rows as the loop evaluates them."""
+        """The rows as `sampling.trajectory` evaluates them."""
         S, N = _sparse(self.S), _sparse(self.N)
+        # The last row that reads each state (True, j) and each estimate (False, j): it is dead after that row.
         last = {(True, j): j for j in range(len(S))}
         for k in range(len(S)):
             last |= {(True, j): k for j, _ in S[k]} | {(False, j): k for j, _ in N[k]}
@@ -88,7 +95,8 @@ class Tableau:
         rows = []
         for k, noise in enumerate(self.B.tolist()):
             terms = [(True, j, weight) for j, weight in S[k]] + [(False, j, weight) for j, weight in N[k]]
-            free = {term for term in dead[k] if term > (True, 0)}
+            free = {term for term in dead[k] if term > (True, 0)}  # states, but x_0, which belongs to the caller
+            # First a state that dies here, whose memory takes the sum; then a unit weight, which costs no product.
             terms.sort(key=lambda term: (term[:2] not in free, term[2] != 1.0))
             rows.append(Sum(terms, noise, self.calls[k], dead[k]))
         return tuple(rows)
@@ -110,7 +118,7 @@ class Tableau:
         return most
 
     def unrolled(self) -> "Tableau":
-        """The same method with one row a call: x_{k+1} = x_k + sum_j N_kj eps_j, states without a call written out.
+        """Return the same method with one row a call, x_{k+1} = x_k + sum_j N_kj eps_j.
 
         Rows of S sum to one, so every state is x_0 + sum_j M_kj eps_j; N is the difference of M between calls.
 
@@ -129,23 +137,23 @@ class Tableau:
 
     @property
     def nfe(self) -> int:
-        """Network evaluations per image."""
+        """Network evaluations (NFE) per image: the columns of N with an entry."""
         return sum(self.calls)
 
     @property
     def residual(self) -> float:
         """max_k |hypot(sum_j S_kj rho_j + sum_j N_kj, B_k) - rho_{k+1}| / rho_0.
 
-        Zero when every row ends with exactly the noise that its level says: for data at a single point, where
-        x = rho times a standard normal, a row's mean part and its fresh noise add in squares. Without B this is
-        exactness for constant eps.
+        It is zero if every row ends with exactly the noise that its level says: for data at a single point, x is rho
+        times a standard normal, and a row's mean part and its fresh noise add in squares. Without B this is exactness
+        for constant eps.
         """
         kept = self.S @ self.rho[:-1] + self.N.sum(1)
         return float((torch.where(self.B > 0, kept.hypot(self.B), kept) - self.rho[1:]).abs().max() / self.rho[0])
 
 
 def _sparse(part: Tensor) -> list[list[tuple[int, float]]]:
-    """(column, value) of the non-zero entries of each row."""
+    """Return (column, value) of the non-zero entries of each row."""
     rows: list[list[tuple[int, float]]] = [[] for _ in range(len(part))]
     at = part.nonzero(as_tuple=True)
     for k, j, value in zip(at[0].tolist(), at[1].tolist(), part[at].tolist(), strict=True):
@@ -154,7 +162,7 @@ def _sparse(part: Tensor) -> list[list[tuple[int, float]]]:
 
 
 def denoise_last(tableau: Tableau) -> Tableau:
-    """One more row and one more call: x_{K+1} = x_K - rho_K eps(x_K, rho_K) = E[x_0 | x_K], at rho = 0.
+    """Append the final denoising step: x_{K+1} = x_K - rho_K eps(x_K, rho_K) = E[x_0 | x_K], one more call.
 
     After Heun's rows this is EDM's last Euler step to zero (Karras et al., 2022, arXiv:2206.00364, Alg. 1).
 
@@ -172,22 +180,22 @@ def denoise_last(tableau: Tableau) -> Tableau:
 
 
 class Solver(Protocol):
-    """A frozen object whose fields are the method's options.
+    """A solver: a frozen object whose fields are the method's options.
 
-    `convergence` is the order at which its error falls with NFE: what theory says, or what is measured where the
-    docstring explains why theory is not met. `scoreline certify` holds the solver to it.
+    `convergence` is the order at which the error falls with NFE: the theoretical one, or the measured one where the
+    solver's docstring explains the difference. `scoreline certify` checks it.
     """
 
     @property
     def convergence(self) -> float: ...
 
     def __call__(self, schedule: Schedule, sigma_max: float, sigma_min: float, nfe: int) -> Tableau:
-        """The table that goes from sigma_max to sigma_min in exactly `nfe` network calls.
+        """Return the tableau that goes from sigma_max to sigma_min in exactly `nfe` network calls.
 
-        Methods with `budget: fixed` spend the largest multiple of their order that nfe holds; `Tableau.nfe` tells.
+        Methods with `budget: fixed` spend the largest multiple of their order that nfe holds; see `Tableau.nfe`.
 
         Args:
-            schedule: where the steps are uniform.
+            schedule: the coordinate in which steps are uniform.
             sigma_max: noise level of the first state.
             sigma_min: noise level of the last state.
             nfe: network evaluations per image, at least 1.
@@ -201,16 +209,20 @@ class Solver(Protocol):
 def build(
     solver: "Solver | Adaptive", schedule: Schedule, sigma_range: tuple[float, float], nfe: int, final: str
 ) -> "Tableau | AdaptiveRun":
-    """A whole run, the last hop included in the budget: a tableau, but for solvers that choose steps as they go.
+    """Build a whole run: a tableau, or an `AdaptiveRun` for solvers that choose their steps as they go.
+
+    Use this rather than calling a solver: the budget here includes the final denoising step.
 
     Args:
+        solver: the method.
+        schedule: the coordinate in which steps are uniform.
         sigma_range: (sigma_max, sigma_min).
-        nfe: network evaluations per image, all of them; a ceiling for adaptive solvers.
+        nfe: all network evaluations per image; a ceiling for adaptive solvers.
         final: `none` ends at sigma_min; `denoise` spends the last evaluation on E[x_0 | x] (`denoise_last`).
 
     Raises:
-        InputError: for nfe < 1, an unknown `final`, nfe < 2 with `denoise`, a second last hop, or a network call at
-            rho = 0, where eps is not defined.
+        InputError: for nfe < 1, an unknown `final`, nfe < 2 with `denoise`, a second final denoising step, or a network
+            call at rho = 0, where eps is not defined.
     """
     check_final(final)
     steps_nfe = nfe - (final == "denoise")
@@ -218,7 +230,7 @@ def build(
         raise InputError(f"nfe={nfe}: needs at least {2 if final == 'denoise' else 1} with final={final}")
     run = solver(schedule, *sigma_range, steps_nfe)
     if not isinstance(run, Tableau):
-        return replace(run, nfe=nfe).with_last_hop() if final == "denoise" else run
+        return replace(run, nfe=nfe).denoised() if final == "denoise" else run
     if bool((run.rho[:-1][torch.tensor(run.calls)] == 0).any()):
         raise InputError("sigma_min=0: this solver evaluates the network there; use sigma_min above 0, final=denoise")
     if final == "none":
@@ -231,7 +243,7 @@ def build(
 def build_tableau(
     solver: Solver, schedule: Schedule, sigma_range: tuple[float, float], nfe: int, final: str
 ) -> Tableau:
-    """`build` for those who need the table itself.
+    """Build a run as `build` does, for callers that need the tableau itself.
 
     Raises:
         InputError: as `build`, and for an adaptive solver.

@@ -4,18 +4,17 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from scoreline.errors import InputError, did_you_mean
+from scoreline.choices import check_choice
 from scoreline.schedules.base import Schedule, grid
+from scoreline.solvers.budget import check_order, multistep_orders
 from scoreline.solvers.frames import frame_of, log_step, phi
 from scoreline.solvers.rows import Rows
 from scoreline.solvers.tableau import Tableau
 
-VARIANTS = ("bh1", "bh2")
-
 
 @dataclass(frozen=True)
 class UniPC:
-    """One step of length h in lambda = -ln rho, F the noise or the data prediction, z = h or -h the frame's exponent:
+    """UniPC. A step of length h in lambda = -ln rho, F the noise or data prediction, z = h or -h the frame's exponent:
 
         scaled x' = scaled x + scale(rho') (h phi_1(z) F_0 + B(h) sum_m (a_m / r_m) (F_m - F_0)),
         sum_m a_m r_m^(n-1) = n! h phi_(n+1)(z) / B(h),   r_m = (lambda_m - lambda_0) / h,   n = 1, 2, ..
@@ -24,6 +23,10 @@ class UniPC:
     F is taken at the predicted states and serves the next predictor, so a step costs one call; the last step has no
     corrector, which would need one more. Both are exact for polynomials F(lambda) of as many points, hence B cancels,
     except with a single difference: there the paper takes a = 1/2, and `bh1` and `bh2` part ways.
+
+    Use this with 20 evaluations or more, where its order shows; on the shipped digits model order 3 is worse than
+    `DPMMultistep` of order 2 at NFE 5 and 10, and noise prediction at every budget up to 20. With hundreds of
+    evaluations it is the fine run that calibrations compare with.
 
     The corrected state is never evaluated, only stepped from, and scaled states add. So its row is left out: what it
     adds to the predicted state is carried into the next step, one row a call with one more term.
@@ -39,7 +42,7 @@ class UniPC:
         variant: B(h) = h is `bh1`, B(h) = h phi_1(z), the paper's e^h - 1, is `bh2`.
         prediction: `noise` or `data`.
         corrector: False gives UniP-p; UniP-1 is DDIM.
-        lower_order_final: take at most as many points as steps are left.
+        lower_order_final: take at most as many points as steps are left (`multistep_orders`).
 
     Source: Zhao et al. (2023), arXiv:2302.04867, Sec. 3 and App. A (weights), Alg. 1-2 and App. B (data prediction).
 
@@ -54,12 +57,8 @@ class UniPC:
     lower_order_final: bool = False
 
     def __post_init__(self) -> None:
-        if self.order not in (1, 2, 3):
-            raise InputError(f"solver.order={self.order}: UniPC has the orders 1, 2 and 3")
-        if self.variant not in VARIANTS:
-            raise InputError(
-                f"solver.variant={self.variant}: there is no such B(h){did_you_mean(self.variant, VARIANTS)}"
-            )
+        check_order("UniPC", self.order, range(1, 4))
+        check_choice("solver.variant", ("bh1", "bh2"), self.variant)
         frame_of(self.prediction)
 
     @property
@@ -71,20 +70,22 @@ class UniPC:
         levels = grid(schedule, sigma_max, sigma_min, nfe).tolist()
         frame, rows, x = frame_of(self.prediction), Rows(sigma_max), 0
         called, correction = [0], dict[int, float]()
-        for left, target in zip(range(nfe, 0, -1), levels[1:], strict=True):
-            points = called[: min(self.order, left if self.lower_order_final else nfe)]
+        orders = multistep_orders(nfe, self.order, self.lower_order_final)
+        for order, target in zip(orders, levels[1:], strict=True):
+            points = called[:order]
             if self.prediction == "data":
                 rows.clean(x)
+            # UniP: the predictor, plus the former step's correction, which has no row of its own
             predicted = self._weights([rows.rho[j] for j in points], target, points)
             x = frame.advance(rows, x, target, _sum(correction, predicted))
-            if self.corrector:
+            if self.corrector:  # UniC: the same step with F at the predicted point; the next row carries the difference
                 corrected = self._weights([*(rows.rho[j] for j in points), target], target, [*points, x])
                 correction = _sum(corrected, {j: -weight for j, weight in predicted.items()})
             called = [x, *called[:2]]
         return rows.tableau()
 
     def _weights(self, levels: Sequence[float], target: float, points: Sequence[int]) -> dict[int, float]:
-        """Weights of F at `points`, whose noise levels these are, F_0 first, in a step to the level `target`."""
+        """Return the weights of F at `points`, whose noise levels these are, F_0 first, in a step to `target`."""
         frame, h = frame_of(self.prediction), log_step(levels[0], target)
         z = frame.exponent(h)
         r = [math.log(levels[0] / level) / h for level in levels[1:]]
@@ -98,12 +99,13 @@ def _sum(one: dict[int, float], other: dict[int, float]) -> dict[int, float]:
 
 
 def difference_weights(r: Sequence[float], z: float, variant: str) -> list[float]:
-    """B(h) a_m / (h r_m), the weights of F_m - F_0 at lambda_0 + r_m h, in units of h.
+    """Return B(h) a_m / (h r_m), the weights of F_m - F_0 at lambda_0 + r_m h, in units of h.
 
-    A single difference takes a = 1/2 and needs B; of more differences B is free.
+    A single difference takes a = 1/2 and depends on B; with more differences B cancels.
     """
     if len(r) == 1:
         return [(phi(1, z) if variant == "bh2" else 1.0) / (2 * r[0])]
+    # The moments n! phi_(n+1)(z) determine the weights: the linear system of the paper, solved by Lagrange's formula.
     moments = [math.factorial(n) * phi(n + 1, z) for n in range(1, len(r) + 1)]
     weights = []
     for m, node in enumerate(r):
@@ -113,7 +115,7 @@ def difference_weights(r: Sequence[float], z: float, variant: str) -> list[float
 
 
 def _at_product(roots: tuple[float, ...], moments: Sequence[float]) -> float:
-    """The linear functional that is `moments` at 1, x, x^2, at the polynomial with these roots."""
+    """Apply the linear functional that is `moments` at 1, x, x^2 to the polynomial with these roots."""
     match roots:
         case ():
             return moments[0]

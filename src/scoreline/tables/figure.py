@@ -14,14 +14,12 @@ TALLEST = 200
 STYLES = ("-", "--", ":")
 
 
-def figure(grid: Grid, path: Path) -> bool:
-    """Ours with error bars, published figures as hollow markers of the same colour; whether there was one to draw.
+def figure(grid: Grid, path: Path) -> None:
+    """Draw a grid with a measured figure: ours with error bars, published ones as hollow markers of the same colour.
 
     The watermark stands across it. Parts of unequal protocols have axes of their own, the first `PANELS` of them.
     """
     parts = [part for part in grid.parts if any(_points(grid, part, row) for row in grid.rows)][:PANELS]
-    if not parts:
-        return False
     import matplotlib
 
     matplotlib.use("Agg")
@@ -40,18 +38,10 @@ def figure(grid: Grid, path: Path) -> bool:
     else:
         axes[0][0].legend(handles.values(), handles.keys())
     if grid.watermark:
-        mark: dict[str, Any] = {
-            "ha": "center",
-            "va": "center",
-            "rotation": 25,
-            "fontsize": 20,
-            "alpha": 0.25,
-            "color": "red",
-        }
-        chart.text(0.5, 0.5, grid.watermark, **mark)
+        place: dict[str, Any] = {"ha": "center", "va": "center", "rotation": 25}
+        chart.text(0.5, 0.5, grid.watermark, fontsize=20, alpha=0.25, color="red", **place)
     chart.savefig(path, dpi=120, format="png")
     pyplot.close(chart)
-    return True
 
 
 def _draw(grid: Grid, part: Part, axes: Any) -> None:
@@ -81,21 +71,17 @@ def _draw(grid: Grid, part: Part, axes: Any) -> None:
 def _places(columns: list[str]) -> tuple[dict[str, float], bool]:
     """Positive numbers stand at themselves on a logarithmic axis, names one after the other."""
     try:
-        found = {column: float(column) for column in columns}
-    except ValueError:
-        found = {}
-    numeric = bool(found) and all(value > 0 for value in found.values()) and len(set(found.values())) == len(columns)
-    return (found, True) if numeric else ({column: float(k) for k, column in enumerate(columns)}, False)
+        places = {column: float(column) for column in columns}
+        numeric = min(places.values()) > 0 and len(set(places.values())) == len(columns)
+    except ValueError:  # a name, or no column
+        numeric = False
+    return (places, True) if numeric else ({column: float(k) for k, column in enumerate(columns)}, False)
 
 
 def _points(grid: Grid, part: Part, row: str) -> list[tuple[str, float, float]]:
-    found = []
-    for column in grid.columns:
-        entry = part.entries.get((row, column))
-        score = entry.score(grid.metric) if entry else None
-        if score is not None:
-            found.append((column, score["value"], max(score["error"], 0.0)))
-    return found
+    entries = [part.entries.get((row, column)) for column in grid.columns]
+    scores = [(entry.column, entry.score(grid.metric)) for entry in entries if entry]
+    return [(column, score["value"], max(score["error"], 0.0)) for column, score in scores if score is not None]
 
 
 def _published(part: Part, columns: list[str], row: str) -> list[tuple[str, float]]:

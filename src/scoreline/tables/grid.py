@@ -1,4 +1,4 @@
-"""Figures by row and column, ours beside the published ones: what every form of a table is printed from.
+"""Figures by row and column, ours beside the published ones; every form of a table is printed from a grid.
 
 A grid is that of a paper's table (`of_table`), or of the finished runs of a sweep (`of_sweep`), whose rows are solvers
 on schedules with the options that vary and whose columns are NFE.
@@ -25,7 +25,7 @@ from scoreline.tables.schema import PAPER, Paper, Published, Table
 
 @dataclass(frozen=True)
 class Entry:
-    """One cell: a result, or the reason why there is none."""
+    """One cell: a result, or the reason for its absence."""
 
     row: str
     column: str
@@ -34,14 +34,14 @@ class Entry:
     published: Published | None = None
 
     def score(self, metric: str) -> Score | None:
-        """What was measured by that name."""
-        found: Score | None = (self.result or {}).get("metrics", {}).get(metric)
-        return found
+        """The score of that name, None if it was not measured."""
+        score: Score | None = (self.result or {}).get("metrics", {}).get(metric)
+        return score
 
 
 @dataclass(frozen=True)
 class Part:
-    """Cells of equal protocol, and in what it differs from the first part's."""
+    """Cells of equal protocol, and the differences from the protocol of the first part."""
 
     entries: dict[tuple[str, str], Entry]
     differs: list[str] = field(default_factory=list)
@@ -78,18 +78,18 @@ class Grid:
         return [part.entries[place] for part in self.parts for place in order if place in part.entries]
 
 
-def gathered(
+def by_protocol(
     entries: Sequence[Entry], by_row: frozenset[str] = frozenset(), by_column: frozenset[str] = frozenset()
 ) -> list[Part]:
-    """Cells divided by protocol; one without a result stands in the first part that has its row, else in the first."""
-    measured = [entry for entry in entries if entry.result is not None]
-    groups = parts([(entry.column, entry.result or {}) for entry in measured], by_row, by_column) or [[]]
-    found = [{(measured[k].row, measured[k].column): measured[k] for k in sorted(group)} for group in groups]
-    homes = {row: k for k, group in reversed(list(enumerate(found))) for row, _ in group}
+    """Divide cells by protocol; one without a result joins the first part that has its row, else the first."""
+    results = [entry for entry in entries if entry.result is not None]
+    groups = parts([(entry.column, entry.result or {}) for entry in results], by_row, by_column) or [[]]
+    cells = [{(results[k].row, results[k].column): results[k] for k in sorted(group)} for group in groups]
+    homes = {row: k for k, group in reversed(list(enumerate(cells))) for row, _ in group}
     for entry in entries:
         if entry.result is None:
-            found[homes.get(entry.row, 0)][entry.row, entry.column] = entry
-    return [Part(group, _differs(group, found[0], by_row | by_column)) for group in found]
+            cells[homes.get(entry.row, 0)][entry.row, entry.column] = entry
+    return [Part(group, _differs(group, cells[0], by_row | by_column)) for group in cells]
 
 
 def _differs(
@@ -100,7 +100,7 @@ def _differs(
 
 
 def of_table(table: Table, budget: str, entries: Sequence[Entry]) -> Grid:
-    """The grid of a table of a paper."""
+    """Lay out the table of a paper."""
     row_keys = decided([override for row in table.rows for override in row.overrides])
     column_keys = decided([override for column in table.columns for override in column.overrides])
     return Grid(
@@ -110,7 +110,7 @@ def of_table(table: Table, budget: str, entries: Sequence[Entry]) -> Grid:
         table.label,
         [row.name for row in table.rows],
         [column.name for column in table.columns],
-        gathered(entries, row_keys, column_keys),
+        by_protocol(entries, row_keys, column_keys),
         table.note,
         table.paper,
         watermark(budget, table.ranges(budget)),
@@ -119,7 +119,7 @@ def of_table(table: Table, budget: str, entries: Sequence[Entry]) -> Grid:
 
 
 def watermark(budget: str, ranges: Sequence[str]) -> str:
-    """`budget=small: n = 3 x 1000, not the paper's`; nothing for the paper's own budget."""
+    """The text `budget=small: n = 3 x 1000, not the paper's`; empty for the budget of the paper."""
     sizes = [count(one) for one in ranges]
     equal = len(set(sizes)) == 1
     n = str(sizes[0]) if len(sizes) == 1 else f"{len(sizes)} x {sizes[0]}" if equal else " + ".join(map(str, sizes))
@@ -127,7 +127,7 @@ def watermark(budget: str, ranges: Sequence[str]) -> str:
 
 
 def best(part: Part, metric: str, column: str) -> set[str]:
-    """Rows whose figure is the best of a column, or within one standard error of the difference from the best.
+    """The rows whose figure is the best of a column, or within one standard error of the difference from it.
 
     The standard error of a difference a - b is sqrt(error_a^2 + error_b^2).
     """
@@ -146,7 +146,7 @@ def _spread(one: Score, other: Score) -> float:
 
 
 def difference(entry: Entry, metric: str, paper: Paper | None) -> float | str:
-    """Ours less the published figure, or why they are not to be subtracted."""
+    """Ours less the published figure, or the reason why the two cannot be compared."""
     score, published = entry.score(metric), entry.published
     if score is None or published is None or entry.result is None:
         return ""
@@ -161,9 +161,9 @@ def difference(entry: Entry, metric: str, paper: Paper | None) -> float | str:
 
 
 def _measured_on(dataset: str, protocol: dict[str, Any]) -> bool:
-    """`CIFAR-10` is the reference `cifar10-train:1234abcd`."""
-    told = " ".join(str(protocol.get(key, "")) for key in ("reference", "dataset"))
-    return _letters(dataset) in _letters(told)
+    """Whether a protocol names a data set: `CIFAR-10` is the reference `cifar10-train:1234abcd`."""
+    names = " ".join(str(protocol.get(key, "")) for key in ("reference", "dataset"))
+    return _letters(dataset) in _letters(names)
 
 
 def _letters(text: str) -> str:
@@ -172,28 +172,28 @@ def _letters(text: str) -> str:
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run; `config` is None where the directory has no config.yaml."""
+    """A finished run; `config` is None without a config.yaml."""
 
     directory: Path
     result: Result
     config: dict[str, Any] | None = None
 
     def options(self) -> options.Options:
-        """Of its config; none without it."""
+        """The options of its config; none without one."""
         return {} if self.config is None else options.of_config(self.config, self.result)
 
     def row(self) -> str:
-        """Everything that two runs must share to be one figure: the whole config but the seeds.
+        """A text that is equal for runs of one figure: the whole config but the seeds.
 
-        Without a config it is what metrics.json tells.
+        Without a config, metrics.json gives it.
         """
-        told = [self.result.get(key) for key in (*PROTOCOL, "solver", "schedule", "recommended")]
+        method = [self.result.get(key) for key in (*PROTOCOL, "solver", "schedule", "recommended")]
         nfe = self.result["nfe"] if self.config is None else self.config.get("nfe")
-        return json.dumps([told, nfe, self.config is None, options.key(self.options())], sort_keys=True, default=str)
+        return json.dumps([method, nfe, self.config is None, options.key(self.options())], sort_keys=True, default=str)
 
 
 def collect(root: Path) -> list[Run]:
-    """Every finished run below `root`, in order of their directories.
+    """Read every finished run below `root`, in order of their directories.
 
     Raises:
         InputError: if there is none, or a metrics.json or config.yaml is not as sample.py writes it.
@@ -207,7 +207,7 @@ def collect(root: Path) -> list[Run]:
 
 
 def over_seed_ranges(runs: Sequence[Run]) -> list[Run]:
-    """Runs that differ in nothing but disjoint seeds, each group as one figure; a copy of a run counts once.
+    """Average runs that differ in disjoint seeds alone; a copy of a run counts once.
 
     Raises:
         InputError: if runs of one configuration share seeds and are no copies.
@@ -240,7 +240,7 @@ def _refuse(one: Run, other: Run, why: str) -> None:
 
 
 def _seeds(run: Run) -> str:
-    """Equal for equal seeds, however they are written."""
+    """A text that is equal for equal seeds, however they are written."""
     whole: list[list[int]] = []
     for first, last in sorted(spans(run.result["seeds"])):
         if whole and first == whole[-1][1] + 1:
@@ -251,9 +251,9 @@ def _seeds(run: Run) -> str:
 
 
 def of_sweep(figures: Sequence[Run], metric: str) -> Grid:
-    """The of_sweep of what `over_seed_ranges` returns.
+    """Lay out a sweep, as `over_seed_ranges` returns it.
 
-    What the protocols of rows differ in because their names say so does not part them.
+    Rows whose names tell a difference of protocol share a part.
 
     Raises:
         InputError: if no result has the metric.
@@ -264,7 +264,7 @@ def of_sweep(figures: Sequence[Run], metric: str) -> Grid:
     columns = [_column(nfe) for nfe in sorted({figure.result["nfe"] for figure in figures})]
     names, compared = named(figures)
     entries = [Entry(name, _column(it.result["nfe"]), it.result) for name, it in zip(names, figures, strict=True)]
-    return Grid("sweep", "", metric, "NFE", list(dict.fromkeys(names)), columns, gathered(entries, compared))
+    return Grid("sweep", "", metric, "NFE", list(dict.fromkeys(names)), columns, by_protocol(entries, compared))
 
 
 def _column(nfe: float) -> str:
@@ -272,16 +272,16 @@ def _column(nfe: float) -> str:
 
 
 def named(figures: Sequence[Run]) -> tuple[list[str], frozenset[str]]:
-    """A name for the row of each figure, and the parts of the protocol that the names tell.
+    """Name the row of each figure, and return the parts of the protocol that the names tell too.
 
-    Where two figures would stand in one place still, the NFE that was asked for tells them apart, else where they lie.
+    Two figures that would share a place still are told apart by their `nfe` key, else by their directories.
     """
-    told = [figure for figure in figures if figure.config is not None]
-    vary = options.varied([(figure.options(), figure.result) for figure in told])
-    words = dict(zip(map(id, told), options.told(vary), strict=True))
+    configured = [figure for figure in figures if figure.config is not None]
+    vary = options.varied([(figure.options(), figure.result) for figure in configured])
+    words = dict(zip(map(id, configured), options.suffixes(vary), strict=True))
     names = [f"{it.result['solver']} / {it.result['schedule']}{words.get(id(it), '')}" for it in figures]
     compared = decided({name for row in vary for name in row if name.partition(".")[0] not in ("solver", "schedule")})
-    for more in (_asked, _lies):
+    for more in (_nfe, _directory):
         places = [_place(name, it, compared) for name, it in zip(names, figures, strict=True)]
         taken = Counter(places)
         names = [
@@ -291,11 +291,11 @@ def named(figures: Sequence[Run]) -> tuple[list[str], frozenset[str]]:
     return names, compared
 
 
-def _asked(figure: Run) -> str:
+def _nfe(figure: Run) -> str:
     return "" if figure.config is None else f", nfe={figure.config.get('nfe')}"
 
 
-def _lies(figure: Run) -> str:
+def _directory(figure: Run) -> str:
     return f" ({figure.directory})"
 
 

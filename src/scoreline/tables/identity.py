@@ -1,4 +1,4 @@
-"""The identity that sample.py will give a run, known before it is started."""
+"""The identity that sample.py gives a run, known before the run starts."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,28 +8,22 @@ from scoreline.errors import InputError
 
 
 def identities(overrides: Sequence[str], ranges: Sequence[str]) -> list[str]:
-    """`identity` of sample.py with these overrides, for each seed range.
+    """The `identity` of sample.py with these overrides, for each seed range.
 
     Raises:
         InputError: for overrides that sample.py does not take, in its words.
     """
     run_names.register_resolvers()
-    found = []
-    cfg = _composed(overrides)
+    cfg, identities = _composed(overrides), []
     for seeds in ranges:
         cfg.seeds = seeds
-        found.append(str(cfg.identity))
-    return found
+        identities.append(str(cfg.identity))
+    return identities
 
 
 def checkpoint(overrides: Sequence[str]) -> str:
-    """The checkpoint of a run, as it was given."""
+    """The checkpoint that these overrides name."""
     return str(_composed(overrides).checkpoint)
-
-
-def absent(checkpoint: str) -> bool:
-    """Whether a checkpoint is a path at which nothing lies."""
-    return "://" not in checkpoint and not run_names.model_path(checkpoint).exists()
 
 
 def _composed(overrides: Sequence[str]) -> Any:

@@ -1,4 +1,4 @@
-"""The options in which runs of sample.py differ, besides their seeds, and how a row's name tells them."""
+"""The options in which runs of sample.py differ besides their seeds, which name the rows of a sweep."""
 
 import hashlib
 import json
@@ -11,7 +11,7 @@ from scoreline.run_results import Result
 Options = dict[str, Any]
 """Leaves of a config by their dotted names."""
 
-OTHERWISE_TOLD = frozenset(
+ELSEWHERE = frozenset(
     {
         *NEVER,
         *WITHOUT["sample"],
@@ -21,21 +21,21 @@ OTHERWISE_TOLD = frozenset(
         *("format", "trajectories", "trajectory_nfe"),
     }
 )
-"""Keys of a config that are no options of a row: those that cannot change a result; seeds and nfe; the checkpoint and
-what follows from it, told by its digest; metrics, told by their protocol; the record, which stands again where it is
-read; and in which files the images are."""
+"""Keys of a config that are no options of a row: those that cannot change a result; seeds and nfe; the checkpoint,
+which its digest names; metrics, which their protocol names; the record, which stands again where it is read; and the
+format of the images."""
 
 QUIET = ("_partial_", "_convert_", "_recursive_", "trust")
 LONGEST = 40
 
 
 def of_config(config: Mapping[str, Any], result: Result) -> Options:
-    """The options of a run.
+    """The options of a run, from its config.
 
-    Those of a solver and schedule that the file of `solver=auto` recommended follow from it and are no options. Nor is
-    the model's noise schedule where a solver or schedule holds it.
+    The options of a solver and schedule that `solver=auto` chose follow from its record and are left out. So is the
+    model's noise schedule where a solver or schedule holds it.
     """
-    left_out = OTHERWISE_TOLD | ({"solver", "schedule"} if "recommended" in result else set())
+    left_out = ELSEWHERE | ({"solver", "schedule"} if "recommended" in result else set())
     model = config.get("model")
     native = model.get("noise_schedule") if isinstance(model, Mapping) else None
     kept = {key: value for key, value in config.items() if key not in left_out}
@@ -53,38 +53,38 @@ def _leaves(node: Mapping[str, Any], prefix: str, native: object) -> Iterator[tu
 
 
 def _plain(value: Any) -> Any:
-    """Numbers alike however they were written."""
+    """Write equal numbers alike: 2.0 as 2."""
     if isinstance(value, list):
         return [_plain(it) for it in value]
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def key(options: Options) -> str:
-    """The options as text, equal for equal ones; the checkpoint's path is none of them, its digest is compared."""
+    """A text that is equal for equal options. The path of the checkpoint does not count, its digest is compared."""
     return json.dumps({name: it for name, it in options.items() if name != "checkpoint"}, sort_keys=True, default=str)
 
 
 def varied(rows: Sequence[tuple[Options, Result]]) -> list[Options]:
-    """Of each row the options in which rows differ.
+    """The options of each row in which rows differ.
 
-    Those of a solver, schedule, guidance or threshold are compared among the rows that chose the same one, and the
-    choice of guidance and threshold is an option itself: of unequal solvers and schedules the names are enough.
+    The options of a solver, schedule, guidance or threshold are compared among the rows that chose the same one. The
+    choice of guidance and threshold is an option too; solvers and schedules stand in the name of the row anyway.
     """
-    chosen = [{**_choices(result), **_with_checkpoint(options, result, rows)} for options, result in rows]
-    found: list[Options] = [{} for _ in rows]
-    for name in sorted(dict.fromkeys(name for options in chosen for name in options), key=_rank):
+    whole = [{**_choices(result), **_with_checkpoint(options, result, rows)} for options, result in rows]
+    varying: list[Options] = [{} for _ in rows]
+    for name in sorted(dict.fromkeys(name for options in whole for name in options), key=_rank):
         for places in _comparable(name, rows):
-            if len({_text(chosen[k].get(name, _ABSENT)) for k in places}) > 1:
+            if len({_text(whole[k].get(name, _ABSENT)) for k in places}) > 1:
                 for k in places:
-                    found[k] |= {name: chosen[k][name]} if name in chosen[k] else {}
-    return found
+                    varying[k] |= {name: whole[k][name]} if name in whole[k] else {}
+    return varying
 
 
 _ABSENT = object()
 
 
 def _rank(name: str) -> int:
-    """Options of a solver come first, then those of a schedule, beside whose names they stand."""
+    """Options of a solver come first, then those of a schedule, as their names do."""
     group = name.partition(".")[0]
     return ("solver", "schedule").index(group) if group in ("solver", "schedule") else 2
 
@@ -103,17 +103,17 @@ def _choice(result: Result, group: str) -> str:
 
 
 def _comparable(name: str, rows: Sequence[tuple[Options, Result]]) -> list[list[int]]:
-    """Places of the rows between which an option can be compared."""
+    """Groups of rows, as their places, in each of which an option can be compared."""
     group = name.partition(".")[0] if "." in name else ""
-    told = group if group in ("solver", "schedule", "guidance", "threshold") else ""
+    by_choice = group in ("solver", "schedule", "guidance", "threshold")
     places: dict[str, list[int]] = {}
     for k, (_, result) in enumerate(rows):
-        places.setdefault(_choice(result, told) if told else "", []).append(k)
+        places.setdefault(_choice(result, group) if by_choice else "", []).append(k)
     return list(places.values())
 
 
 def _with_checkpoint(options: Options, result: Result, rows: Sequence[tuple[Options, Result]]) -> Options:
-    """The checkpoint as it was given first, with its digest where another one was given by the same name."""
+    """Name the checkpoint as its first row does, with its digest where another one has the same name."""
     digest = result["checkpoint"]["sha256"]
     names: dict[str, Any] = {}
     for other, its in rows:
@@ -123,8 +123,8 @@ def _with_checkpoint(options: Options, result: Result, rows: Sequence[tuple[Opti
     return {**options, "checkpoint": f"{name}@{digest[:8]}" if twice else name}
 
 
-def told(rows: Sequence[Options]) -> list[str]:
-    """`, schedule.power=5`: of each row its options, numbers with as many digits as tell them apart."""
+def suffixes(rows: Sequence[Options]) -> list[str]:
+    """The options of each row as text, `, schedule.power=5`, with as many digits as tell numbers apart."""
     return ["".join(f", {name}={_shown(value, name, rows)}" for name, value in row.items()) for row in rows]
 
 

@@ -1,4 +1,4 @@
-"""Which runs of sample.py a table is made of, where each lies, and what became of it."""
+"""The plan of a table: its runs of sample.py, their directories and their outcomes."""
 
 import hashlib
 import json
@@ -14,13 +14,13 @@ from scoreline.files import write_atomically
 from scoreline.run_results import Result
 from scoreline.tables.grid import Entry, Grid, of_table
 from scoreline.tables.protocol import merged
-from scoreline.tables.schema import Table, parse
+from scoreline.tables.schema import Column, Row, Table, parse
 
 PLAN = "plan.json"
 OUTCOME = "outcome.json"
 
 State = Literal["finished", "refused", "failed", "changed", "missing"]
-"""`changed`: it was made by other code than the plan is of."""
+"""`changed`: the run used other code or files than the plan."""
 
 KEPT = ("refused", "failed", "changed")
 """States that outcome.json holds."""
@@ -53,7 +53,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a run, and the line that says why where it has no result."""
+    """The state of a run, with the reason if it has no result."""
 
     state: State
     sentence: str = ""
@@ -64,7 +64,7 @@ NOT_RUN = Outcome("missing", "not run yet")
 
 @dataclass(frozen=True)
 class Plan:
-    """A table under one budget with overrides of the user's; `data` is the plain content of its file."""
+    """A table at one budget, with overrides of the user's; `data` is the plain content of its file."""
 
     table: Table
     data: Any
@@ -74,7 +74,7 @@ class Plan:
 
 
 def planned(table: Table, data: Any, budget: str, overrides: Sequence[str], identify: Identify) -> Plan:
-    """All runs that are not ruled out, row by row.
+    """Plan all runs that are not ruled out, row by row.
 
     Raises:
         InputError: if the user's overrides set what the table varies.
@@ -96,11 +96,10 @@ def planned(table: Table, data: Any, budget: str, overrides: Sequence[str], iden
 def refuse_varied(table: Table, overrides: Iterable[str]) -> None:
     """Raises InputError where the user would make cells equal that the table tells apart."""
     varied: dict[str, str] = {}
-    for name, chosen in [(it.name, it.overrides) for it in table.rows] + [
-        (it.name, it.overrides) for it in table.columns
-    ]:
-        for word in chosen:
-            varied.setdefault(word.partition("=")[0], name)
+    axes: list[Row | Column] = [*table.rows, *table.columns]
+    for it in axes:
+        for word in it.overrides:
+            varied.setdefault(word.partition("=")[0], it.name)
     for override in overrides:
         key = override.partition("=")[0]
         if key == "seeds":
@@ -110,36 +109,25 @@ def refuse_varied(table: Table, overrides: Iterable[str]) -> None:
 
 
 def safe(name: str) -> str:
-    """A name as the name of a directory."""
+    """Turn a name into the name of a directory."""
     return re.sub(r"[^\w.=+-]+", "_", name).strip(".") or "_"
 
 
 def save(plan: Plan, root: Path) -> None:
-    """config.yaml, what was asked for; plan.json, from which with the cells' files the table can be made again."""
+    """Write config.yaml, the command; and plan.json, from which `load` and the cells' files give the table again."""
     import yaml
 
-    cells = [asdict(cell) for cell in plan.cells]
-    found = {
-        "table": plan.table.name,
-        "budget": plan.budget,
-        "overrides": list(plan.overrides),
-        "data": plan.data,
-        "cells": cells,
-    }
-    config = {"identity": _digest(plan), **{key: found[key] for key in ("table", "budget", "overrides", "data")}}
-    text, described = json.dumps(found, indent=1) + "\n", yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
-    write_atomically(root / "config.yaml", lambda path: path.write_text(described))
-    write_atomically(root / PLAN, lambda path: path.write_text(text))
-
-
-def _digest(plan: Plan) -> str:
-    """Eight digits that name a table with its choices, whatever code runs it."""
     text = json.dumps([plan.table.name, plan.data, plan.budget, plan.overrides], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:8]
+    digest = hashlib.sha256(text.encode()).hexdigest()[:8]
+    choices = {"table": plan.table.name, "budget": plan.budget, "overrides": list(plan.overrides), "data": plan.data}
+    config = yaml.safe_dump({"identity": digest, **choices}, sort_keys=False, allow_unicode=True)
+    content = json.dumps({**choices, "cells": [asdict(cell) for cell in plan.cells]}, indent=1) + "\n"
+    write_atomically(root / "config.yaml", lambda path: path.write_text(config))
+    write_atomically(root / PLAN, lambda path: path.write_text(content))
 
 
 def load(root: Path) -> Plan:
-    """The plan of a table's directory, to report from: it is data of whoever wrote it, none of it is run.
+    """Read the plan of a table's directory, to report from. It may come from a stranger: none of it is run.
 
     Raises:
         InputError: if it is damaged, or names a directory outside the table's.
@@ -164,9 +152,11 @@ def _checked(found: Any) -> dict[str, Any]:
     if not _printable(found["data"]) or not isinstance(found["cells"], list):
         raise ValueError("data holds what cannot be printed, or cells is no list")
     for cell in found["cells"]:
-        if not isinstance(cell, dict) or set(cell) != CELL_KEYS or not _texts(cell["overrides"]):
-            raise ValueError(f"cells holds {cell!r:.60}")
-        if not all(_text(value) for key, value in cell.items() if key != "overrides"):
+        if (
+            not isinstance(cell, dict)
+            or set(cell) != CELL_KEYS
+            or not all((_texts if key == "overrides" else _text)(value) for key, value in cell.items())
+        ):
             raise ValueError(f"cells holds {cell!r:.60}")
         if not inside(cell["directory"]):
             raise ValueError(f"{cell['directory']!r:.60} is no directory of a run of this table")
@@ -196,25 +186,19 @@ def inside(directory: str) -> bool:
 
 
 def outcome(cell: Cell, root: Path) -> Outcome:
-    """What a run's directory says.
+    """Read the outcome of a run from its directory.
 
     Raises:
         InputError: if its config.yaml is damaged.
     """
     folder = root / cell.directory
     if (folder / run_results.NAME).is_file():
-        found = identity_of(folder)
-        if found == cell.identity:
+        identity = (run_config.read(folder) or {}).get("identity")
+        if str(identity) == cell.identity:
             return Outcome("finished")
-        return Outcome(
-            "changed", f"the code or a file that it reads was changed meanwhile ({found}, not {cell.identity})"
-        )
-    return _without_result(folder)
-
-
-def _without_result(folder: Path) -> Outcome:
-    """What `record` kept; anything else counts as not there."""
-    try:
+        why = f"the code or a file that it reads was changed meanwhile ({identity}, not {cell.identity})"
+        return Outcome("changed", why)
+    try:  # what `record` kept; anything else counts as absent
         found = json.loads(reading.content(folder / OUTCOME, LARGEST))
         state, sentence = found["state"], found["sentence"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
@@ -223,23 +207,13 @@ def _without_result(folder: Path) -> Outcome:
 
 
 def record(cell: Cell, root: Path, found: Outcome) -> None:
-    """Keep why a run has no result."""
+    """Keep in outcome.json why a run has no result."""
     text = json.dumps(asdict(found)) + "\n"
     write_atomically(root / cell.directory / OUTCOME, lambda path: path.write_text(text))
 
 
-def identity_of(folder: Path) -> str | None:
-    """`identity` in the config.yaml of a run.
-
-    Raises:
-        InputError: if that is damaged.
-    """
-    found = (run_config.read(folder) or {}).get("identity")
-    return None if found is None else str(found)
-
-
 def result(cell: Cell, root: Path) -> Result:
-    """metrics.json of a finished run.
+    """Read metrics.json of a finished run.
 
     Raises:
         InputError: if it is damaged.
@@ -252,16 +226,16 @@ def result(cell: Cell, root: Path) -> Result:
 
 
 def grid(plan: Plan, root: Path) -> Grid:
-    """The table as far as its runs are finished."""
+    """Lay out the table as far as its runs are finished."""
     return of_table(plan.table, plan.budget, entries(plan, root))
 
 
 def entries(plan: Plan, root: Path) -> list[Entry]:
-    """Every cell of rows times columns."""
+    """The entries of every row and column, seed ranges merged."""
     by_place: dict[tuple[str, str], list[Cell]] = {}
     for cell in plan.cells:
         by_place.setdefault((cell.row, cell.column), []).append(cell)
-    found = []
+    entries = []
     for row in plan.table.rows:
         for column in plan.table.columns:
             published, reason = row.published.get(column.name), row.cannot.get(column.name)
@@ -271,18 +245,15 @@ def entries(plan: Plan, root: Path) -> list[Entry]:
             whole = None if reason else merged([result(cell, root) for cell in cells])
             if whole is not None and plan.table.metric not in whole["metrics"]:
                 reason = f"{plan.table.metric} was not measured"
-            found.append(Entry(row.name, column.name, whole, reason, published))
-    return found
+            entries.append(Entry(row.name, column.name, whole, reason, published))
+    return entries
 
 
 def _unfinished(cells: Sequence[Cell], root: Path) -> str | None:
-    """Why a cell has no figure: the first of its runs that has none says it."""
-    open_ = [found for cell in cells if (found := outcome(cell, root)).state != "finished"]
-    if not open_:
+    """The reason why a cell has no figure: that of its first run without a result, a refusal first of all."""
+    missing = [end for cell in cells if (end := outcome(cell, root)).state != "finished"]
+    if not missing:
         return None if cells else "not planned"
-    refused = [found for found in open_ if found.state == "refused"]
-    if refused:
-        return refused[0].sentence
-    many = f"{len(open_)} of {len(cells)} seed ranges: " if len(cells) > 1 else ""
-    first = open_[0]
-    return f"{many}{first.state}: {first.sentence}" if first.state == "failed" else f"{many}{first.sentence}"
+    first = next((end for end in missing if end.state == "refused"), missing[0])
+    many = f"{len(missing)} of {len(cells)} seed ranges: " if len(cells) > 1 and first.state != "refused" else ""
+    return f"{many}{'failed: ' if first.state == 'failed' else ''}{first.sentence}"

@@ -1,11 +1,11 @@
-"""Runs in processes of their own, several at a time, in an order that a restart can go on with."""
+"""The pool of processes that run the cells of a table, several at a time; a restart continues where it stopped."""
 
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
@@ -24,19 +24,19 @@ PATIENCE = 10.0
 
 @dataclass(frozen=True)
 class Slot:
-    """Where one process at a time runs: a CUDA device by its name, or none, and how many threads it may use."""
+    """A place for one process at a time: a CUDA device by its name, or none, and the number of threads."""
 
     device: str | None
     threads: int
 
     def environment(self) -> dict[str, str]:
-        """Of its processes; a number of threads that the user has set stays."""
+        """The environment of its processes; OMP_NUM_THREADS stays if the user has set it."""
         own = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(self.threads))}
         return {**os.environ, **own, **({} if self.device is None else {"CUDA_VISIBLE_DEVICES": self.device})}
 
 
 def slots(jobs: int | None, devices: Sequence[str]) -> list[Slot]:
-    """`jobs` places, else one per device, else one: devices in turn, the processor's cores divided."""
+    """Make `jobs` places, else one per device, else one: devices in turn, cores divided."""
     count = jobs or len(devices) or 1
     threads = max(1, len(os.sched_getaffinity(0)) // count)
     return [Slot(devices[k % len(devices)] if devices else None, threads) for k in range(count)]
@@ -44,7 +44,7 @@ def slots(jobs: int | None, devices: Sequence[str]) -> list[Slot]:
 
 @dataclass
 class Running:
-    """A process, and from which byte of its log on it writes."""
+    """A process at work, and the byte of its log where its output starts."""
 
     cell: Cell
     slot: Slot
@@ -55,15 +55,18 @@ class Running:
 
 
 class Pool:
-    """Runs what is not finished; what is, is not touched. Where the code was changed meanwhile, it stops.
+    """Runs the cells that are not finished, and leaves the others alone. It stops if the code changed meanwhile.
 
-    A run holds a lock on its log, which its process inherits: where a killed sweep left a process behind, the next
-    sweep waits for it instead of doing its work twice.
+    A process inherits the lock on the log of its cell. If a killed table left a process behind, the next one waits for
+    it instead of doing its work twice.
 
     Args:
-        command: what a cell is run by, from the words that start sample.py to its overrides.
-        tell: called with each run and its outcome as soon as it has one.
-        warm: whether processes are forked from a server that has imported what they need.
+        root: directory of the table.
+        command: maps a cell to the words that run it, from the interpreter to the overrides.
+        places: where processes run.
+        on_error: what follows a failure: `continue`, `stop`, or `retry` once at the end.
+        report: called with each cell and its outcome, `missing` if it is to be tried again.
+        warm: forks processes from a server that has imported what they need.
     """
 
     def __init__(
@@ -72,32 +75,32 @@ class Pool:
         command: Callable[[Cell], list[str]],
         places: Sequence[Slot],
         on_error: str,
-        tell: Callable[[Cell, Outcome], None],
+        report: Callable[[Cell, Outcome], None],
         warm: bool = False,
     ) -> None:
-        self.root, self.command, self.on_error, self.tell, self.warm = root, command, on_error, tell, warm
+        self.root, self.command, self.on_error, self.report, self.warm = root, command, on_error, report, warm
         self.free, self.running = list(places), list[Running]()
         self.attempts: dict[Cell, int] = {}
         self.refused: dict[tuple[str, str], str] = {}
         self.stopped = False
 
     def run(self, cells: Sequence[Cell]) -> None:
-        """Everything once; with `retry`, what failed once more at the end."""
+        """Run every cell once; with `retry`, those that failed once more at the end."""
         queue = list(cells)
         try:
             while queue or self.running:
-                begun = not self.stopped and self._begin(queue)
-                ended = [self._end(one) for one in list(self.running) if worker.exit_code(one.process) is not None]
-                queue += [cell for cell in ended if cell is not None]
+                progress = not self.stopped and self._begin(queue)
+                ends = [self._end(one) for one in list(self.running) if worker.exit_code(one.process) is not None]
+                queue += [cell for cell in ends if cell is not None]
                 if self.stopped and not self.running:
                     return
-                if not begun and not ended:
+                if not progress and not ends:
                     time.sleep(POLL)
         finally:
             self._interrupt()
 
     def _begin(self, queue: list[Cell]) -> bool:
-        """Start the first of the queue that can be; whether there was one."""
+        """Start the first cell of the queue that can start; whether there was one."""
         for cell in list(queue):
             if not self.free:
                 return False
@@ -112,16 +115,15 @@ class Pool:
         return False
 
     def _settled(self, cell: Cell) -> bool:
-        """A run that another process has finished meanwhile, or whose place was refused at another seed range."""
-        found = outcome(cell, self.root)
-        sentence = self.refused.get((cell.row, cell.column))
-        if found.state != "finished" and sentence is not None:
-            found = Outcome("refused", sentence)
-            record(cell, self.root, found)
-        settled = found.state == "finished" or sentence is not None
-        if settled:
-            self.tell(cell, found)
-        return settled
+        """Report a cell that another process has finished, or that sample.py refused at another seed range."""
+        end, sentence = outcome(cell, self.root), self.refused.get((cell.row, cell.column))
+        if end.state != "finished":
+            if sentence is None:
+                return False
+            end = Outcome("refused", sentence)
+            record(cell, self.root, end)
+        self.report(cell, end)
+        return True
 
     def _start(self, cell: Cell, log: IO[bytes]) -> None:
         (self.root / cell.directory / OUTCOME).unlink(missing_ok=True)
@@ -133,26 +135,27 @@ class Pool:
         self.running.append(Running(cell, slot, process, log, start, attempt))
 
     def _end(self, one: Running) -> Cell | None:
-        """Take note of a process that has ended; its cell where it is to be tried once more."""
+        """Record how a process ended; returns its cell if it is to be tried again."""
         self.running.remove(one)
         self.free.append(one.slot)
-        found = self._judged(one)
+        end = self._outcome(one)
         one.log.close()
-        if found.state in ("refused", "failed"):
-            record(one.cell, self.root, found)
-        if found.state == "refused":
-            self.refused[one.cell.row, one.cell.column] = found.sentence
-        failed = found.state == "failed"
-        again = failed and self.on_error == "retry" and one.attempt == 1
-        self.stopped |= found.state == "changed" or (failed and self.on_error == "stop")
-        self.tell(one.cell, Outcome("missing", found.sentence) if again else found)
+        failed, again = end.state == "failed", False
+        if failed or end.state == "refused":
+            record(one.cell, self.root, end)
+        if failed:
+            again = self.on_error == "retry" and one.attempt == 1
+        elif end.state == "refused":
+            self.refused[one.cell.row, one.cell.column] = end.sentence
+        self.stopped |= end.state == "changed" or (failed and self.on_error == "stop")
+        self.report(one.cell, Outcome("missing", end.sentence) if again else end)
         return one.cell if again else None
 
-    def _judged(self, one: Running) -> Outcome:
+    def _outcome(self, one: Running) -> Outcome:
         code, line = worker.exit_code(one.process) or 0, last_line(Path(one.log.name), one.start)
         if code == 0:
-            found = outcome(one.cell, self.root)
-            return Outcome("failed", "it ended without metrics.json") if found.state == "missing" else found
+            end = outcome(one.cell, self.root)
+            return Outcome("failed", "it ended without metrics.json") if end.state == "missing" else end
         script = Path(self.command(one.cell)[1]).name
         if code == 2 and line.startswith(f"{script}: "):
             return Outcome("refused", line.removeprefix(f"{script}: "))
@@ -160,7 +163,7 @@ class Pool:
         return Outcome("failed", f"{how}{': ' if line else ''}{line}")
 
     def _interrupt(self) -> None:
-        """Ask all to end as Ctrl-C does; those that do not in time, or at another Ctrl-C, are killed."""
+        """Send all processes SIGINT, then kill those that do not end in time; another Ctrl-C kills them at once."""
         for one in self.running:
             worker.send_signal(one.process, signal.SIGINT)
         limit = time.monotonic() + PATIENCE
@@ -175,25 +178,19 @@ class Pool:
 
 
 def last_line(path: Path, start: int) -> str:
-    """The last line with something in it, of what was written from byte `start` on."""
+    """The last line that is not blank, of the text from byte `start` on."""
     with open(path, "rb") as file:
         file.seek(start)
         lines = [line for line in file.read().decode(errors="replace").splitlines() if line.strip()]
     return lines[-1].strip() if lines else ""
 
 
-def run_once(words: Sequence[str], log: Path, environment: Mapping[str, str] | None = None) -> tuple[int, str]:
-    """A command in its own log: exit code and last line."""
+def run_once(words: Sequence[str], log: Path) -> tuple[int, str]:
+    """Run a command with a log of its own; returns its exit code and last line."""
     log.parent.mkdir(parents=True, exist_ok=True)
     with open(log, "ab") as file:
         start = file.seek(0, os.SEEK_END)
-        process = subprocess.Popen(
-            list(words),
-            stdout=file,
-            stderr=subprocess.STDOUT,
-            stdin=subprocess.DEVNULL,
-            env=environment and dict(environment),
-        )
+        process = subprocess.Popen(words, stdout=file, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
         try:
             code = process.wait()
         except BaseException:

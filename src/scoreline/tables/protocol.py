@@ -1,4 +1,4 @@
-"""What figures must share to stand in one column, and how runs over several seed ranges become one figure."""
+"""The protocol that figures of a column share, and the mean of runs over several seed ranges."""
 
 import hashlib
 import json
@@ -19,7 +19,7 @@ PROTOCOL = (
 )
 
 UNNUMBERED = "before 0.8"
-"""What a result without `numerics_version` is of."""
+"""Shown for a result without `numerics_version`."""
 
 COUNTS = ("nfe", "network_calls")
 """Per image; an older result has the first alone."""
@@ -36,19 +36,19 @@ DECIDES = {
     "schedule": ("sigma_max", "sigma_end"),
     "solver": ("sigma_max", "sigma_end"),
 }
-"""What a key of the config decides of a protocol: a table that sets it in its rows compares just that."""
+"""The parts of a protocol that a key of the config decides. A table whose rows set the key compares just these."""
 
 
 def decided(overrides: Collection[str]) -> frozenset[str]:
-    """Parts of the protocol that these overrides set: `guidance.scale=2` sets guidance."""
+    """The parts of the protocol that these overrides set: `guidance.scale=2` sets guidance."""
     groups = {override.partition("=")[0].lstrip("+~").partition(".")[0] for override in overrides}
     return frozenset(part for group in groups for part in DECIDES.get(group, ()))
 
 
 def merged(results: Sequence[Result]) -> Result:
-    """Runs of disjoint seed ranges as one: means, and sd / sqrt(R) over the R > 1 ranges as their error.
+    """Average runs of R disjoint seed ranges; the standard error of a mean is sd / sqrt(R).
 
-    One run keeps the standard error over its images. `n` stays the images of one range.
+    A single run keeps the standard error over its images. `n` stays the images of one range.
 
     Raises:
         InputError: if the ranges share seeds.
@@ -81,24 +81,23 @@ def _score(values: Sequence[float], images: int) -> Score:
 
 
 def code_versions(result: Result) -> list[str]:
-    """By which code its runs were made, `unknown` where they do not tell."""
-    found: list[str] = result.get("code_versions", [result.get("code_version", "unknown")])
-    return found
+    """The versions of the code that made a result, `unknown` if it does not tell."""
+    return list(result.get("code_versions", [result.get("code_version", "unknown")]))
 
 
 def _mean_count(values: Sequence[float]) -> float:
-    found = round(mean(values), 1)
-    return int(found) if found == int(found) else found
+    rounded = round(mean(values), 1)
+    return int(rounded) if rounded == int(rounded) else rounded
 
 
 def fingerprint(result: Result, free: Collection[str] = ()) -> dict[str, Any]:
-    """Everything that two figures must share, without what the table sets out to compare."""
+    """Everything that two figures of a column share, without the parts `free` that the table compares."""
     return {key: result.get(key) for key in (*PROTOCOL, "seeds") if key not in free}
 
 
-def digest(found: Mapping[str, Any]) -> str:
+def digest(fingerprint: Mapping[str, Any]) -> str:
     """Eight hexadecimal digits of a fingerprint."""
-    return hashlib.sha256(_text(found).encode()).hexdigest()[:8]
+    return hashlib.sha256(_text(fingerprint).encode()).hexdigest()[:8]
 
 
 def _text(value: Any) -> str:
@@ -108,41 +107,47 @@ def _text(value: Any) -> str:
 def parts(
     results: Sequence[tuple[str, Result]], by_row: Collection[str] = (), by_column: Collection[str] = ()
 ) -> list[list[int]]:
-    """Places of (column, result) that may share a table, largest group first.
+    """Group (column, result) pairs by protocol, as their places; the largest group comes first.
 
-    What columns set is compared within each column only.
+    Args:
+        results: the pairs.
+        by_row: parts of the protocol that rows compare, so they may differ.
+        by_column: parts that columns set, so they may differ between columns.
     """
     prints = [fingerprint(result, by_row) for _, result in results]
     for key in sorted(set(by_column) - set(by_row)):
         for column in {column for column, _ in results}:
             places = [k for k, (name, _) in enumerate(results) if name == column]
             common = [text for text, _ in Counter(_text(prints[k].get(key)) for k in places).most_common()]
-            for k in places:
+            for k in places:  # the rank of a value among those of its column stands for it
                 prints[k] = {**prints[k], key: common.index(_text(prints[k].get(key)))}
     groups: dict[str, list[int]] = {}
-    for k, found in enumerate(prints):
-        groups.setdefault(_text(found), []).append(k)
+    for k, content in enumerate(prints):
+        groups.setdefault(_text(content), []).append(k)
     return sorted(groups.values(), key=len, reverse=True)
 
 
 def differences(one: Result, other: Result, free: Collection[str] = ()) -> list[str]:
-    """`images: 64, not 1000`: in what a result differs from another one's protocol."""
+    """The differences of a result's protocol from another one's: `images: 64, not 1000`."""
     mine, theirs = _flat(fingerprint(one, free)), _flat(fingerprint(other, free))
     keys = dict.fromkeys([*mine, *theirs])
-    return [f"{key}: {_told(key, mine)}, not {_told(key, theirs)}" for key in keys if mine.get(key) != theirs.get(key)]
+    return [
+        f"{key}: {_short(key, mine.get(key))}, not {_short(key, theirs.get(key))}"
+        for key in keys
+        if mine.get(key) != theirs.get(key)
+    ]
 
 
-def _flat(found: Mapping[str, Any]) -> dict[str, Any]:
+def _flat(fingerprint: Mapping[str, Any]) -> dict[str, Any]:
     flat: dict[str, Any] = {}
-    for key, value in found.items():
+    for key, value in fingerprint.items():
         flat |= {f"{key}.{inner}": it for inner, it in value.items()} if isinstance(value, Mapping) else {key: value}
     return flat
 
 
-def _told(key: str, found: Mapping[str, Any]) -> str:
-    return UNNUMBERED if key == "numerics_version" and found.get(key) is None else _short(found.get(key))
-
-
-def _short(value: Any) -> str:
-    text = "-" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+def _short(key: str, value: Any) -> str:
+    """A value as text, a SHA-256 by its first eight digits."""
+    if value is None:
+        return UNNUMBERED if key == "numerics_version" else "-"
+    text = f"{value:g}" if isinstance(value, float) else str(value)
     return text[:8] if len(text) == 64 else text

@@ -1,4 +1,4 @@
-"""Rows of a table over one of them, seed range by seed range."""
+"""Ratios of the rows of a table to one of them, paired by seed range."""
 
 import math
 from collections.abc import Mapping
@@ -24,31 +24,31 @@ class Ratio(NamedTuple):
 
 
 def paired(above: Values, below: Values) -> Ratio | None:
-    """above / below over the seed ranges that both have; None if there is none, or one of them has no finite ratio.
+    """The mean of above / below over the seed ranges that both have; None without one, or if a ratio is not finite.
 
-    Both sides start from the same noise, so that what a range has of good or bad luck divides out: the error is that of
-    the ratio, far below what the errors of both figures would give if they were independent.
+    Both sides start from the same noise, so the luck of a range divides out: the error of the ratio is far below that
+    of two independent figures. Use it to compare two solvers on the seeds that they share.
     """
     common = [seeds for seeds in above if seeds in below]
     if not common or any(below[seeds] == 0 for seeds in common):
         return None
-    found = [above[seeds] / below[seeds] for seeds in common]
-    if not all(map(math.isfinite, found)):
+    ratios = [above[seeds] / below[seeds] for seeds in common]
+    if not all(map(math.isfinite, ratios)):
         return None
-    error = stdev(found) / math.sqrt(len(found)) if len(found) > 1 else math.nan
-    return Ratio(mean(found), error, len(found))
+    error = stdev(ratios) / math.sqrt(len(ratios)) if len(ratios) > 1 else math.nan
+    return Ratio(mean(ratios), error, len(ratios))
 
 
-def markdown(made: Plan, root: Path, base: str) -> str:
+def markdown(plan: Plan, root: Path, base: str) -> str:
     """The ratios of every other row to row `base` of a table as Markdown.
 
     Raises:
         InputError: if the table has no such row.
     """
-    table = grid(made, root)
+    table = grid(plan, root)
     if base not in table.rows:
         raise InputError(f"over={base}: the table has no such row{did_you_mean(base, table.rows)}")
-    values = _values(made, root, table)
+    values = _values(plan, root, table)
     heading = [table.metric, *(f"{table.label} {column}" for column in table.columns)]
     lines = [heading, ["--"] * len(heading)]
     for row in table.rows:
@@ -59,11 +59,11 @@ def markdown(made: Plan, root: Path, base: str) -> str:
     return "\n".join([about, "", *("| " + " | ".join(line) + " |" for line in lines)]) + "\n"
 
 
-def _values(made: Plan, root: Path, table: Grid) -> dict[tuple[str, str], dict[str, float]]:
+def _values(plan: Plan, root: Path, table: Grid) -> dict[tuple[str, str], dict[str, float]]:
     """The metric of every finished figure of the table, by row, column and seed range."""
     whole = {(entry.row, entry.column) for entry in table.entries() if entry.score(table.metric)}
     values: dict[tuple[str, str], dict[str, float]] = {}
-    for cell in made.cells:
+    for cell in plan.cells:
         place = (cell.row, cell.column)
         if place in whole:
             values.setdefault(place, {})[cell.seeds] = result(cell, root)["metrics"][table.metric]["value"]
@@ -76,5 +76,5 @@ def _field(table: Grid, values: Mapping[tuple[str, str], Values], row: str, base
     alike = any(above in part.entries and below in part.entries for part in table.parts)
     if not alike or above not in values or below not in values:
         return ""
-    found = paired(values[above], values[below])
-    return "" if found is None else " +- ".join(with_error(found.mean, found.error))
+    ratio = paired(values[above], values[below])
+    return "" if ratio is None else " +- ".join(with_error(ratio.mean, ratio.error))

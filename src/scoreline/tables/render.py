@@ -1,6 +1,6 @@
-"""A grid as Markdown, LaTeX and CSV.
+"""Print a grid as Markdown, LaTeX and CSV.
 
-`pages` lays a grid out as lines of texts, marks and notes, which Markdown and LaTeX only dress.
+`pages` lays a grid out as lines of texts, marks and notes, to which Markdown and LaTeX add their markup.
 """
 
 import csv
@@ -27,7 +27,7 @@ MEANING = {
 
 @dataclass(frozen=True)
 class Text:
-    """One field: `value` alone, or with its error; `aside` stands in brackets behind; `note` is a letter."""
+    """A field: `value`, perhaps with its error; `aside` follows in brackets; `note` is a letter."""
 
     value: str = ""
     error: str = ""
@@ -53,7 +53,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Page:
-    """A printed table: `about` are sentences below it, `notes` what its letters stand for."""
+    """A printed table: `about` are sentences below it, `notes` the reasons behind its letters."""
 
     heading: list[str]
     lines: list[Line]
@@ -63,13 +63,13 @@ class Page:
 
 
 def sentence(text: str) -> str:
-    """With a full stop, and a capital unless it begins with a key, as in budget=small."""
+    """Add a full stop, and a capital unless the text begins with a key, as in budget=small."""
     text = text if "=" in text.partition(" ")[0] else text[:1].upper() + text[1:]
     return text if text.endswith((".", "?", "!")) else f"{text}."
 
 
 def pages(grid: Grid) -> list[Page]:
-    """One for each part."""
+    """Lay a grid out, a page for each part."""
     return [_page(grid, part) for part in grid.parts]
 
 
@@ -137,8 +137,8 @@ def _images(results: list[Result]) -> str:
 
 def _common(results: list[Result]) -> list[str]:
     """Guidance and threshold, unless there is none or rows differ in it."""
-    found = [{it.get(key, "none") for it in results} for key in ("guidance", "threshold")]
-    return [one for values in found if len(values) == 1 for one in values if one != "none"]
+    choices = [{it.get(key, "none") for it in results} for key in ("guidance", "threshold")]
+    return [one for values in choices if len(values) == 1 for one in values if one != "none"]
 
 
 def _below(results: list[Result]) -> str:
@@ -155,7 +155,7 @@ def _code(results: list[Result]) -> str:
 
 
 def _levels(part: Part, grid: Grid) -> str:
-    """Where the rows begin and end, if not all alike."""
+    """The first and last noise levels of rows, if they differ."""
     ends = {row: dict.fromkeys(_ends(it) for it in _of_row(part, grid, row)) for row in part.rows(grid)}
     if len({end for found in ends.values() for end in found}) < 2:
         return ""
@@ -173,7 +173,7 @@ def _of_row(part: Part, grid: Grid, row: str) -> list[Result]:
 
 
 def _calls(part: Part, grid: Grid) -> str:
-    """Evaluations where the columns do not tell them, and network calls where guidance makes them more."""
+    """The NFE of rows if the columns are something else, and network calls if guidance makes them more."""
     sentences = []
     if grid.label != "NFE":
         nfe = {row: _span([it["nfe"] for it in _of_row(part, grid, row)]) for row in part.rows(grid)}
@@ -206,7 +206,7 @@ def _marks(grid: Grid, part: Part) -> list[str]:
 
 
 def with_error(value: float, error: float) -> tuple[str, str]:
-    """Both with as many decimals as give the error two significant digits: 4.1732 and 0.0412 are 4.173 and 0.041."""
+    """Print a value and its error with two significant digits of the error: 4.1732, 0.0412 as 4.173, 0.041."""
     if not math.isfinite(error) or error <= 0:
         return (f"{value:.4g}", f"{error:.2g}")
     places = max(0, 1 - math.floor(math.log10(float(f"{error:.1e}"))))
@@ -214,23 +214,23 @@ def with_error(value: float, error: float) -> tuple[str, str]:
 
 
 def as_published(value: float) -> str:
-    """At least two decimals, as these tables are printed: 4.1 is 4.10."""
+    """Print at least two decimals, as papers do: 4.1 as 4.10."""
     text = f"{value:.10g}"
     return text if len(text.partition(".")[2]) >= 2 or "e" in text else f"{value:.2f}"
 
 
 def signed(value: float, like: str) -> str:
-    """A difference with a sign and the decimals of another number's text."""
+    """Print a difference with a sign, and with the decimals of another number's text."""
     return f"{value:+.{len(like.partition('.')[2])}f}"
 
 
 def whole_or_tenth(value: float) -> str:
-    """A whole number, or one decimal where a mean over images is none."""
+    """Print a whole number without decimals, a mean over images with one."""
     return str(int(value)) if value == int(value) else f"{value:.1f}"
 
 
 def markdown(grid: Grid) -> str:
-    """Title, where the figures come from, one table for each part with its notes."""
+    """Print title, source, and a table for each part with its notes."""
     head = [f"# {grid.title}" if grid.title else "", grid.watermark and f"**{grid.watermark}**"]
     head += [sentence(grid.paper.citation()) if grid.paper else "", grid.note]
     blocks = [block for block in head if block]
@@ -276,12 +276,12 @@ SPECIAL = {
 
 
 def latex(grid: Grid) -> str:
-    """One table environment for each part, its notes below it."""
+    """Print a table environment for each part, with its notes below it."""
     return "\n".join(_environment(grid, page, number) for number, page in enumerate(pages(grid), 1))
 
 
 def escaped(text: str) -> str:
-    """Text with what LaTeX reads as commands written out."""
+    """Escape the characters that LaTeX reads as commands."""
     return "".join(SPECIAL.get(letter, letter) for letter in text).replace("+-", r"$\pm$")
 
 
@@ -289,11 +289,8 @@ def _environment(grid: Grid, page: Page, number: int) -> str:
     caption = [grid.title, grid.paper.citation() if grid.paper else "", grid.watermark, grid.note]
     caption += [f"Not to be compared with the first table: {'; '.join(page.differs)}"] if page.differs else []
     below = [*page.about, *(f"[{letter}] {reason}" for letter, reason in page.notes.items())]
-    label = (
-        "tab:"
-        + "".join(letter if letter.isalnum() else "-" for letter in grid.name)
-        + ("" if number == 1 else f"-{number}")
-    )
+    name = "".join(letter if letter.isalnum() else "-" for letter in grid.name)
+    label = f"tab:{name}" if number == 1 else f"tab:{name}-{number}"
     lines = [
         r"\begin{table}",
         r"\centering",
@@ -343,9 +340,9 @@ FIELDS = (
 
 
 def long_csv(grid: Grid) -> str:
-    """A line of FIELDS, then every metric of every cell; above them, as a comment, the watermark.
+    """Print a line for every metric of every cell, after a header of FIELDS and the watermark as a comment.
 
-    The metric of the table comes first in each cell and carries what was published. `reason` says why a value or a
+    The metric of the table comes first in each cell and carries the published figure. `reason` says why a value or a
     difference is missing.
     """
     out = io.StringIO()
@@ -384,11 +381,9 @@ def _csv_score(entry: Entry, metric: str) -> dict[str, object]:
 
 
 def _csv_published(grid: Grid, entry: Entry) -> dict[str, object]:
-    found, less = entry.published, difference(entry, grid.metric, grid.paper)
-    told: dict[str, object] = {"reason": entry.reason or (less if isinstance(less, str) else "")}
-    if found is None:
-        return told
-    told |= {"published": found.value, "status": found.status, "source": found.source}
-    if found.error is not None:
-        told["published_error"] = found.error
-    return told | ({"difference": less} if isinstance(less, float) else {})
+    figure, less = entry.published, difference(entry, grid.metric, grid.paper)
+    fields: dict[str, object] = {"reason": entry.reason or (less if isinstance(less, str) else "")}
+    if figure is not None:
+        fields |= {"published": figure.value, "status": figure.status, "source": figure.source}
+        fields |= {} if figure.error is None else {"published_error": figure.error}
+    return fields | ({"difference": less} if isinstance(less, float) else {})

@@ -1,6 +1,7 @@
-"""conf/table/NAME.yaml: the rows, columns and published figures of one table of a paper, checked key by key."""
+"""The schema of conf/table/NAME.yaml: the rows, columns and published figures of a table, checked key by key."""
 
 import re
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
@@ -9,7 +10,7 @@ from scoreline.errors import InputError, did_you_mean
 from scoreline.seeds import count, shared, spans
 
 STATUSES = ("verified", "second-hand", "unverified")
-"""Read in the paper itself; read in another work that quotes it; not yet found in a text that we read."""
+"""How far a published figure was checked: in the paper itself, in a work that quotes it, or not yet."""
 
 PAPER = "paper"
 """The budget whose number of images is the paper's."""
@@ -17,7 +18,7 @@ PAPER = "paper"
 
 @dataclass(frozen=True)
 class Published:
-    """A figure that a paper prints, and how far it was checked that it does."""
+    """A figure that a paper prints, with its source and the status of that claim, one of `STATUSES`."""
 
     value: float
     error: float | None
@@ -35,7 +36,7 @@ class Column:
 
 @dataclass(frozen=True)
 class Row:
-    """One row: what it adds to the command, and by column name what the paper printed and what cannot be."""
+    """One row: its overrides, and by column name the published figures and the reasons why a cell cannot run."""
 
     name: str
     overrides: tuple[str, ...]
@@ -45,7 +46,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Command:
-    """A command that makes `makes`, a path, unless that is there."""
+    """A command to run unless its product, the path `makes`, exists."""
 
     run: str
     makes: str
@@ -53,7 +54,7 @@ class Command:
 
 @dataclass(frozen=True)
 class Paper:
-    """Where the published figures stand, and what must be equal before ours are subtracted from them.
+    """The place of the published figures, and the protocol that ours need before they are compared.
 
     `metric` defaults to the table's, `images` to the length of a seed range of the budget `paper`; a `dataset` is
     compared with the reference set that the metric names.
@@ -75,7 +76,7 @@ class Paper:
 
 @dataclass(frozen=True)
 class Table:
-    """A whole file; `budgets` are the seed ranges by name, and a cell is run once for each range."""
+    """A table of a paper; `budgets` are the seed ranges by name, and a cell runs once for each range."""
 
     name: str
     title: str
@@ -91,7 +92,7 @@ class Table:
     paper: Paper | None
 
     def ranges(self, budget: str) -> tuple[str, ...]:
-        """Seed ranges of a budget.
+        """The seed ranges of a budget.
 
         Raises:
             InputError: if the table has no such budget.
@@ -103,28 +104,19 @@ class Table:
         return self.budgets[budget]
 
 
-KEYS = {
-    "title": True,
-    "metric": True,
-    "columns": True,
-    "rows": True,
-    "budgets": True,
-    "paper": False,
-    "note": False,
-    "needs": False,
-    "prepare": False,
-    "base": False,
-}
-"""Keys of a file, and whether they must be there."""
+KEYS = dict.fromkeys(("title", "metric", "columns", "rows", "budgets"), True) | dict.fromkeys(
+    ("paper", "note", "needs", "prepare", "base"), False
+)
+"""Keys of a file, and whether they are required."""
 
 Node = Mapping[str, Any]
 
 
 def parse(name: str, data: object) -> Table:
-    """A table from the plain content of its file.
+    """Build a table from the plain content of its file.
 
     Raises:
-        InputError: for the first key that is unknown, missing or holds what it cannot, as one sentence.
+        InputError: one sentence that names the first key that is unknown, missing or of a wrong value.
     """
     where = f"table={name}"
     node = _mapping(where, data, KEYS)
@@ -177,7 +169,7 @@ def _shown(value: object) -> str:
 
 
 def _any(where: str, node: Node, key: str) -> dict[str, Any]:
-    """A mapping whose keys are names that its author chose."""
+    """A mapping whose keys are names of the author's."""
     found = node.get(key) or {}
     if not isinstance(found, Mapping):
         _refuse(where, f"{key}: must be a mapping, is {_shown(found)}")
@@ -222,7 +214,7 @@ def _overrides(where: str, node: Node, key: str = "overrides") -> tuple[str, ...
 
 
 def number(where: str, key: str, value: object) -> float:
-    """A number of a file; texts that look like numbers are told apart.
+    """Check a number of a file; the message for a text says how to write a number.
 
     Raises:
         InputError: if it is none, or is not finite.
@@ -330,8 +322,6 @@ def _paper(where: str, value: object, metric: str, images: int | None) -> Paper:
 
 
 def _unique(where: str, names: Collection[str]) -> None:
-    seen: set[str] = set()
-    for name in names:
-        if name in seen:
+    for name, times in Counter(names).items():
+        if times > 1:
             _refuse(where, f"'{name}' occurs twice; give each its own name")
-        seen.add(name)

@@ -1,4 +1,4 @@
-"""Processes that run one cell each: forked from a server that has imported what they need, or fresh interpreters."""
+"""Processes that run one cell each: forks of a server that has imported what they need, or fresh interpreters."""
 
 import importlib
 import multiprocessing
@@ -59,25 +59,25 @@ def _detach(passed: Any) -> int:
 
 
 def start(words: Sequence[str], log: IO[bytes], environment: Mapping[str, str], warm: bool = True) -> BaseProcess:
-    """Start a cell; if the fork server dies meanwhile, as a fresh interpreter.
+    """Start a process for a cell; if the fork server dies meanwhile, a fresh interpreter.
 
     Args:
         words: an interpreter, a script and its arguments.
         log: receives the output.
-        environment: of the cell, with OMP_NUM_THREADS.
-        warm: whether to fork it from the server, which the first such call starts.
+        environment: of the process, with OMP_NUM_THREADS.
+        warm: forks it from the server, which the first such call starts.
     """
-    given = words, Descriptor(log.fileno()), dict(environment), known_digests()
+    arguments = words, Descriptor(log.fileno()), dict(environment), known_digests()
     threads = environment["OMP_NUM_THREADS"]
     if warm:
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload([__name__])
         with suppress(OSError, EOFError), _inherited(OMP_NUM_THREADS=threads, **{SERVER: "1"}):
-            process: BaseProcess = context.Process(target=run, args=given)
+            process: BaseProcess = context.Process(target=run, args=arguments)
             process.start()
             return process
     with _inherited(OMP_NUM_THREADS=threads):
-        process = multiprocessing.get_context("spawn").Process(target=run, args=given)
+        process = multiprocessing.get_context("spawn").Process(target=run, args=arguments)
         process.start()
         return process
 
@@ -97,9 +97,9 @@ def _inherited(**variables: str) -> Iterator[None]:
 
 
 def exit_code(process: BaseProcess) -> int | None:
-    """The exit code, minus the number of the signal that ended it, or None while it runs.
+    """The exit code, minus the number of the signal that ended the process, or None while it runs.
 
-    A process whose server is gone is killed: nobody would learn how it ends.
+    A process whose server is gone is killed, since its exit code would be lost.
     """
     if process.exitcode == LOST:
         send_signal(process, signal.SIGKILL)
@@ -115,10 +115,10 @@ def send_signal(process: BaseProcess, number: int) -> None:
 
 
 def run(words: Sequence[str], log: int, environment: Mapping[str, str], digests: Mapping[Any, str]) -> None:
-    """Be the cell: run the script as `python SCRIPT ARGUMENTS` does, in a process that `start` has made."""
+    """Run the script as `python SCRIPT ARGUMENTS` does; the main function of a process that `start` starts."""
     table = multiprocessing.parent_process()
     if table is not None and not table.is_alive():
-        return  # it ended while the server was starting
+        return  # the table ended while the server was starting
     for stream in (1, 2):
         os.dup2(log, stream)
     os.close(log)
@@ -143,13 +143,13 @@ def _exec_if_changed(words: Sequence[str]) -> None:
 def preload() -> None:
     """Import all that a cell may need, and compose a config once, which fills the caches of Hydra's parsers.
 
-    It computes nothing, so that a fork finds no thread, no CUDA context and no random number drawn.
+    It computes nothing, so a fork inherits no thread, no CUDA context and fresh random generators.
     """
     code_version()
     names = [f"scoreline.{name}" for name in MODULES]
     for package in PACKAGES:
-        found = importlib.import_module(f"scoreline.{package}")
-        names += [f"{found.__name__}.{module.name}" for module in pkgutil.iter_modules(found.__path__)]
+        path = importlib.import_module(f"scoreline.{package}").__path__
+        names += [f"scoreline.{package}.{module.name}" for module in pkgutil.iter_modules(path)]
     with startup.importing():
         for name in (*LIBRARIES, *names):
             importlib.import_module(name)
@@ -166,11 +166,11 @@ def preload() -> None:
 
 
 def _serve() -> None:
-    """Preload, deaf to Ctrl-C, which ends the table; whatever fails is left for the cells to tell."""
-    heard = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Preload while Ctrl-C, which ends the table, is ignored. The cells report whatever fails here."""
+    former = signal.signal(signal.SIGINT, signal.SIG_IGN)
     with suppress(Exception):
         preload()
-    signal.signal(signal.SIGINT, heard)
+    signal.signal(signal.SIGINT, former)
 
 
 if os.environ.pop(SERVER, None):

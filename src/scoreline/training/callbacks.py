@@ -21,10 +21,10 @@ def the_callback(trainer: Trainer, kind: type[Kind]) -> Kind:
     Raises:
         ValueError: if it has none or several.
     """
-    found = [callback for callback in trainer.callbacks if isinstance(callback, kind)]  # type: ignore[attr-defined]
-    if len(found) != 1:
-        raise ValueError(f"one {kind.__name__} is needed, found {len(found)}")
-    return found[0]
+    callbacks = [callback for callback in trainer.callbacks if isinstance(callback, kind)]  # type: ignore[attr-defined]
+    if len(callbacks) != 1:
+        raise ValueError(f"a trainer needs one {kind.__name__}, this one has {len(callbacks)}")
+    return callbacks[0]
 
 
 def say_not_written(path: Path, error: Exception, then: str) -> None:

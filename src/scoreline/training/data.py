@@ -22,9 +22,10 @@ class DeviceData:
     """Read a data set, which stays on the device as uint8 from its first use if it takes at most `limit_mib`.
 
     Batches and references are then rows of one tensor, selected on the device. A larger data set is read again for
-    every batch. On the CPU, a data set in memory is not copied.
+    every batch. On the CPU, a data set in memory is not copied. Share one reader between batches and references.
 
     Args:
+        dataset: the images and labels.
         limit_mib: size of the images in MiB; 0 keeps nothing.
     """
 
@@ -68,11 +69,12 @@ class EndlessBatches(Sampler[list[int]]):
     """Batch k is positions k B .. (k + 1) B of an endless stream of shuffled passes over the data.
 
     Pass e is the permutation drawn by PCG64 with key (seed, e); rank r of W takes the r-th of W equal parts of every
-    batch. The stream is a pure function of (seed, k), so it can begin anywhere.
+    batch. The stream is a pure function of (seed, k), so a resumed training starts it anywhere.
 
     Args:
         count: number of images in the data set.
         batch_size: B, over all ranks.
+        seed: of the permutations.
         start: number k of the first batch.
         rank: r, the share of the batch.
         world: W, the number of processes.
@@ -100,7 +102,7 @@ class EndlessBatches(Sampler[list[int]]):
         return [index for e in needed for index in self._part(e, positions).tolist()]
 
     def _part(self, number: int, positions: range) -> NDArray[np.int64]:
-        """The part of a pass that lies in a range of positions."""
+        """The part of a pass in a range of positions."""
         start = number * self.count
         return self._passes[number][max(0, positions.start - start) : positions.stop - start]
 
@@ -120,6 +122,8 @@ def share_of(batch_size: int, rank: int, world: int) -> slice:
 
 
 class _Reader(Dataset[tuple[Tensor, Tensor]]):
+    """Read whole batches, which `_as_read` passes through unchanged."""
+
     def __init__(self, dataset: ImageDataset) -> None:
         self.dataset = dataset
 

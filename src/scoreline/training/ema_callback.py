@@ -1,4 +1,4 @@
-"""The EMA callback: averages of the weights, under their own key in a checkpoint."""
+"""The EMA callback: running averages of the weights, and their state in a checkpoint."""
 
 import math
 from collections.abc import Sequence
@@ -111,10 +111,10 @@ class EMACallback(Callback):
 
     def whole(self) -> "EMACallback":
         """Gather sharded averages on the first process; whole weights are shared. All processes must call it."""
-        found = copy(self)
-        found.averages = {suffix: _whole(average) for suffix, average in self.averages.items()}
-        found.powers = [_whole(power) for power in self.powers]
-        return found
+        whole = copy(self)
+        whole.averages = {suffix: _whole(average) for suffix, average in self.averages.items()}
+        whole.powers = [_whole(power) for power in self.powers]
+        return whole
 
     def save_snapshots(self, root: Path, images: int) -> None:
         """Write ema/0000064000-0.05.safetensors of every power-function average, if a step was made."""
@@ -133,41 +133,41 @@ class EMACallback(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a state, also one of version 0.3 and before, which holds one average without a name."""
-        self.step, held = state_dict["step"], state_dict.get("averages", {})
+        self.step, saved = state_dict["step"], state_dict.get("averages", {})
         for average in self.averages.values():
-            weights = held.get(average.name, state_dict["weights"])
+            weights = saved.get(average.name, state_dict["weights"])
             average.weights = {name: value.clone() for name, value in weights.items()}
-        missing = [power.sigma_rel for power in self.powers if power.name not in held]
+        missing = [power.sigma_rel for power in self.powers if power.name not in saved]
         if missing and self.step:
             raise InputError(
                 f"ema.post_hoc={[power.sigma_rel for power in self.powers]}: the checkpoint to resume from has not "
-                f"averaged with {', '.join(map(str, missing))} from its first step on; leave them out or begin anew"
+                f"averaged with {', '.join(map(str, missing))} from its first step on; leave them out or start again"
             )
         for power in self.powers:
-            power.weights = {name: value.clone() for name, value in held.get(power.name, {}).items()}
+            power.weights = {name: value.clone() for name, value in saved.get(power.name, {}).items()}
 
 
 def _whole(average: Average) -> Average:
-    found = copy(average)
-    found.weights = assembled(average.weights)
-    return found
+    whole = copy(average)
+    whole.weights = assembled(average.weights)
+    return whole
 
 
 def _real(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _numbers(key: str, given: Any, low: float, high: float) -> list[float]:
+def _numbers(key: str, setting: Any, low: float, high: float) -> list[float]:
     """Check one number or several different ones, from `low` to `high`, neither 0 nor infinity."""
-    several = isinstance(given, Sequence) and not isinstance(given, str)
-    values = list(given) if several else [given]
+    several = isinstance(setting, Sequence) and not isinstance(setting, str)
+    values = list(setting) if several else [setting]
     for value in values:
         if not _real(value) or not low <= value <= high or value in (0, math.inf):
             limits = "greater than 0" if high == math.inf else f"from {low:g} to {high:.6f}"
-            raise InputError(f"{key}={given}: {value} is no number {limits}; give one such number or a list of them")
+            raise InputError(f"{key}={setting}: {value} is no number {limits}; give one such number or a list of them")
     names = [f"{value:g}" for value in values]
     if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise InputError(f"{key}={given}: {twice[0]} is there more than once; leave one out")
+        raise InputError(f"{key}={setting}: {twice[0]} is there more than once; leave one out")
     return [float(value) for value in values]
 
 

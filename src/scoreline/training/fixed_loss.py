@@ -1,5 +1,6 @@
 """The validation loss: the averaged model on fixed images, noise and noise levels."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,9 +15,9 @@ from scoreline.objective import Batch, DenoisingObjective
 from scoreline.pictures import to_unit
 from scoreline.targets import Denoising
 from scoreline.training.ema_callback import ema_of
-from scoreline.training.levels import LossSums, described
+from scoreline.training.levels import LossSums, loss_summary
 from scoreline.training.module import DiffusionModule, step_key
-from scoreline.training.progress import write_record
+from scoreline.training.training_log import write_record
 
 SEED = 0
 """Seeds images, noise and levels in every run, whatever its own seed, so that validation losses compare."""
@@ -40,8 +41,7 @@ class FixedLoss(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, DiffusionModule)
-        given = pl_module.objective
-        self._objective = DenoisingObjective(given.density, given.weight, Denoising())
+        self._objective = replace(pl_module.objective, target=Denoising())
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         assert isinstance(pl_module, DiffusionModule)
@@ -50,7 +50,8 @@ class FixedLoss(Callback):
         denoiser = ema_of(trainer).averaged(pl_module)
         if denoiser is not None:
             record = {"step": pl_module.global_step, "kimg": pl_module.images_seen / 1000}
-            write_record(trainer, record | described(self.measure(denoiser, self.batch(trainer, pl_module)), "fixed_"))
+            sums = self.measure(denoiser, self.batch(trainer, pl_module))
+            write_record(trainer, record | loss_summary(sums, "fixed_"))
 
     def batch(self, trainer: Trainer, module: DiffusionModule) -> Batch:
         """Read the images and draw their noise, once."""

@@ -1,4 +1,4 @@
-"""From the backward pass to the step: gradients are repaired and clipped, and the optimiser is built and resumed."""
+"""Gradients and optimiser: non-finite entries, clipping, and building and resuming the optimiser."""
 
 import inspect
 import math
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from scoreline import checks
 from scoreline.device import LateNumber, computes_apart
 from scoreline.errors import InputError
 from scoreline.shards import own_part
@@ -40,12 +41,8 @@ class Gradients:
     """
 
     def __init__(self, clip: float | None = None, patience: int = 30) -> None:
-        real = isinstance(clip, int | float) and not isinstance(clip, bool)
-        if clip is not None and not (real and 0 < clip < math.inf):
-            raise InputError(f"gradients.clip={clip}: must be a number greater than 0, or null for no limit")
-        if isinstance(patience, bool) or not isinstance(patience, int) or patience < 1:
-            raise InputError(f"gradients.patience={patience}: must be a whole number, at least 1")
-        self.clip, self.patience = clip, patience
+        self.clip = None if clip is None else checks.number("gradients.clip", clip)
+        self.patience = checks.whole("gradients.patience", patience)
         self.norm = torch.zeros(())
         self._bad, self._row = torch.tensor(0), torch.tensor(0)
         self._late = LateNumber()
@@ -117,8 +114,8 @@ def with_fast_step(make: Make, device: torch.device, precision: str, sharded: bo
     divide by the loss scale itself, after gradients are measured and clipped, so foreach takes its place; so it does
     for sharded weights.
     """
-    given: dict[str, Any] = make.keywords if isinstance(make, partial) else {}
-    if any(given.get(key) is not None for key in KERNELS):
+    options: dict[str, Any] = make.keywords if isinstance(make, partial) else {}
+    if any(options.get(key) is not None for key in KERNELS):
         return make
     known = inspect.signature(make.func if isinstance(make, partial) else make).parameters
     fused = device.type == "cuda" and precision != "16-mixed" and not sharded
@@ -159,8 +156,8 @@ def _blamed(make: Make, parameters: list[nn.Parameter]) -> str:
     return ""
 
 
-def kept_of(make: Make) -> frozenset[str] | None:
-    """Names of the optimiser's state for a parameter, as `exp_avg`; None if it cannot step on a CPU."""
+def moments_of(make: Make) -> frozenset[str] | None:
+    """The names in an optimiser's state of a parameter, as `exp_avg`; None if it cannot step on a CPU."""
     parameter = nn.Parameter(torch.zeros(1, 1))
     parameter.grad = torch.zeros_like(parameter)
     optimiser = make([parameter])
@@ -168,11 +165,11 @@ def kept_of(make: Make) -> frozenset[str] | None:
         optimiser.step()
     except (AssertionError, RuntimeError):
         return None
-    return held(optimiser.state[parameter])
+    return names_of(optimiser.state[parameter])
 
 
-def held(state: dict[str, Any]) -> frozenset[str]:
-    """Names in a parameter's state that have a value."""
+def names_of(state: dict[str, Any]) -> frozenset[str]:
+    """The names in a parameter's state that have a value."""
     return frozenset(name for name, value in state.items() if value is not None)
 
 

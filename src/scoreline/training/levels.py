@@ -1,4 +1,4 @@
-"""Means of the loss by noise level."""
+"""The mean of the loss, its standard error, and its means by noise level."""
 
 import math
 from itertools import pairwise
@@ -26,8 +26,8 @@ class LossSums:
         self.sums.index_add_(0, place, torch.stack([torch.ones_like(loss), loss, loss.square()], 1))
 
 
-def described(sums: Tensor, prefix: str = "") -> dict[str, object]:
-    """Describe losses as `loss`, its standard error `loss_error` (None for one image), `images` and `loss_bins`.
+def loss_summary(sums: Tensor, prefix: str = "") -> dict[str, object]:
+    """Summarise losses as `loss`, its standard error `loss_error` (None for one image), `images` and `loss_bins`.
 
     Args:
         sums: (L, 3) of `LossSums`, summed over processes.

@@ -1,4 +1,4 @@
-"""The Lightning module of a score model."""
+"""The Lightning module of a training: its step, its random numbers, and what a checkpoint holds."""
 
 import contextlib
 import hashlib
@@ -35,7 +35,7 @@ from scoreline.training.references import References
 
 
 class DiffusionModule(LightningModule):
-    """Minimises an objective over images, counting progress in images.
+    """Minimise an objective over images, counting progress in images. train.py builds it; use it with a Trainer.
 
     A step is a pure function of the weights and (seed, step): noise levels, noise, augmentations, dropped labels and
     references are drawn for the whole global batch, of which a process takes its rows. Another number of processes or
@@ -44,25 +44,28 @@ class DiffusionModule(LightningModule):
     masks are seeded by (seed, step, rank).
 
     Attributes:
-        offset: images seen beyond steps * batch_size: other than 0 after going on with another batch_size.
+        offset: images seen beyond steps * batch_size; not 0 after resuming with another batch_size.
         resumed_step: the step of the checkpoint that was loaded.
-        clock: time of the network: its forward passes, and backward passes whole, from the loss to the gradients, what
-            processes exchange on the way included. Noise, targets, augmentation, the loss, optimiser, averages, data
-            and files are outside.
+        clock: time of the network's forward passes and of backward passes, from the loss to the gradients, with the
+            exchange between processes. Noise, targets, augmentation, loss, optimiser, averages, data and files are
+            outside.
 
     Args:
         optimiser: parameters -> optimiser, whose steps take few kernels (`with_fast_step`).
         batch_size: images per optimiser step over all processes.
         lr_rampup_kimg: the learning rate grows linearly over the first so many thousand images.
-        card: what the model files written from this module say of themselves.
-        gradients: what happens to them before a step.
-        augmentation: changes images before they are noised; the network is told how.
-        references: where stable targets take their images from; None for an objective that needs none.
+        denoiser: the model.
+        objective: the loss of a batch.
+        seed: of all random numbers.
+        card: description of the model in the files written from this module.
+        gradients: repairs and clips gradients before a step.
+        augmentation: changes images before they are noised, and tells the network how.
+        references: the images over which stable targets average; None for an objective that needs none.
         micro_batch: images that pass through the network at a time on one process; None for its whole share.
-        loss_scale: what the mean over pixels is multiplied by before the backward pass: the number of values of an
-            image makes it the sum that EDM and score_sde's VE minimise. Adam hardly sees it, clipping does.
-        settings: plain descriptions of model, objective and optimiser, kept in checkpoints so that `resume.Start` can
-            tell which key of another command differs.
+        loss_scale: factor of the mean over pixels before the backward pass. The number of values of an image makes it
+            the sum that EDM and score_sde's VE minimise; Adam hardly sees it, clipping does.
+        settings: plain descriptions of model, objective and optimiser. Checkpoints keep them, so that `resume.Start`
+            can name the key in which another command differs.
 
     Raises:
         InputError: for options that the optimiser refuses, or an augmentation that does not fit the network or target.
@@ -125,14 +128,14 @@ class DiffusionModule(LightningModule):
         optimiser, schedule = self.optimizers(), self.lr_schedulers()
         assert isinstance(optimiser, LightningOptimizer)
         assert isinstance(schedule, LRScheduler)
-        while (found := self._backward(examples, optimiser)) is None:
+        while (losses := self._backward(examples, optimiser)) is None:
             self._halve(len(examples.clean))
         optimiser.step()
         schedule.step()
-        return found
+        return losses
 
     def _backward(self, examples: Batch, optimiser: LightningOptimizer) -> dict[str, Tensor] | None:
-        """The gradient of all examples, from nothing, or None where there was not memory enough for it."""
+        """Compute the gradient of all examples from zero; None if the device runs out of memory."""
         seed_default(step_key(self.seed, self.global_step, self.global_rank, "dropout"))
         optimiser.zero_grad()
         losses, levels = [], []
@@ -152,7 +155,7 @@ class DiffusionModule(LightningModule):
         return {"losses": torch.cat(losses), "levels": torch.cat(levels)}
 
     def _halve(self, share: int) -> None:
-        """Half as many images at a time from now on: the same step, but for rounding and dropout's masks.
+        """Halve the micro-batch from now on; the step stays the same but for rounding and dropout's masks.
 
         Raises:
             InputError: where one image does not fit, or other processes wait for this one's gradients.
@@ -162,9 +165,7 @@ class DiffusionModule(LightningModule):
         if size == 1 or self.trainer.world_size > 1:
             remedy = f"micro_batch={half}" if size > 1 else "precision=bf16-mixed, model.network.checkpointing=true"
             raise InputError(f"micro_batch={size}: so many images at a time do not fit in memory; use {remedy}")
-        print(
-            f"out of memory with {size} images at a time; going on with micro_batch={half}", file=sys.stderr, flush=True
-        )
+        print(f"out of memory with {size} images at a time; continuing with micro_batch={half}", file=sys.stderr)
         self.micro_batch = half
         torch.cuda.empty_cache()
 
@@ -184,29 +185,29 @@ class DiffusionModule(LightningModule):
         mine = share_of(self.batch_size, self.global_rank, world)
         generator = seeded(Generator(images.device), step_key(self.seed, self.global_step, 0, "noise"))
         u, eps = self._noise(images, generator)
-        told = self._told(labels, generator, mine)
+        label = self._label(labels, generator, mine)
         clean, augment, reference = self._clean(images, mine)
-        silent = int(getattr(self.denoiser.network, "augment_dim", 0))
-        if augment is None and silent:
-            augment = torch.zeros(len(images), silent, device=images.device)
-        return Batch(clean, u[mine], eps[mine], told, augment, reference)
+        augment_dim = int(getattr(self.denoiser.network, "augment_dim", 0))
+        if augment is None and augment_dim:
+            augment = torch.zeros(len(images), augment_dim, device=images.device)
+        return Batch(clean, u[mine], eps[mine], label, augment, reference)
 
     def _noise(self, images: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
         count, device = self.batch_size, images.device
         u = torch.rand(count, dtype=torch.float64, device=device, generator=generator)
         return u, torch.randn(count, *images.shape[1:], device=device, generator=generator)
 
-    def _told(self, labels: Tensor, generator: Generator, mine: slice) -> Tensor | None:
+    def _label(self, labels: Tensor, generator: Generator, mine: slice) -> Tensor | None:
         """Labels for a conditional network, a random share of them dropped (-1)."""
-        told = self.condition(labels)
+        label = self.condition(labels)
         share = float(getattr(self.denoiser.network, "label_dropout", 0.0))
-        if told is None or not share:
-            return told
+        if label is None or not share:
+            return label
         dropped = torch.rand(self.batch_size, device=labels.device, generator=generator)[mine] < share
-        return told.masked_fill(dropped, -1)
+        return label.masked_fill(dropped, -1)
 
     def _clean(self, images: Tensor, mine: slice) -> tuple[Tensor, Tensor | None, Reference | None]:
-        """Images as they are noised, what the network is told of their augmentation, and the reference."""
+        """Images before noise, augmentation labels of the network, and the reference."""
         if self.references is None:
             drawn = self._augmentations(self.batch_size, 0)
             if drawn is None or self.augmentation is None:
@@ -214,14 +215,15 @@ class DiffusionModule(LightningModule):
             rows = drawn.rows(mine)
             return self.augmentation(to_unit(images), rows), self._labels(rows), None
         world, step = self.trainer.world_size, self.global_step
-        found = self.references.draw(step, self.global_rank, world, images.device)
+        batch = self.references.draw(step, self.global_rank, world, images.device)
         own = 0 if self.references.target.scope == "all" else self.global_rank
-        drawn = self._augmentations(len(found.images), own)
+        drawn = self._augmentations(len(batch.images), own)
         if drawn is None or self.augmentation is None:
-            return to_unit(images), None, Reference(found.images, found.source, found.labels)
-        whole, told = self.augmentation(to_unit(found.images), drawn), self._labels(drawn)
-        reference = Reference(whole, found.source, found.labels, moved(drawn.labels, images.device))
-        return whole[found.source], None if told is None else told[found.source], reference
+            return to_unit(images), None, Reference(batch.images, batch.source, batch.labels)
+        # the reference is augmented as a whole, so each source in it is the very image that is noised
+        whole, augment = self.augmentation(to_unit(batch.images), drawn), self._labels(drawn)
+        reference = Reference(whole, batch.source, batch.labels, moved(drawn.labels, images.device))
+        return whole[batch.source], None if augment is None else augment[batch.source], reference
 
     def _augmentations(self, count: int, rank: int) -> Parameters | None:
         if self.augmentation is None:
@@ -230,9 +232,9 @@ class DiffusionModule(LightningModule):
         return self.augmentation.draw(count, seeded(Generator(), key), "cpu")
 
     def _labels(self, drawn: Parameters) -> Tensor | None:
-        """What the network is told, (n, A)."""
-        told = self.augmentation is not None and self.augmentation.told
-        return moved(drawn.labels, self.device) if told else None
+        """Augmentation labels of the network, (n, A)."""
+        labelled = self.augmentation is not None and self.augmentation.told
+        return moved(drawn.labels, self.device) if labelled else None
 
     def condition(self, labels: Tensor) -> Tensor | None:
         """The labels, for a conditional network."""
@@ -249,11 +251,11 @@ class DiffusionModule(LightningModule):
         return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def _ramp(self, step: int) -> float:
-        """The share of the learning rate that step number `step` is made with."""
+        """The factor of the learning rate at step number `step`."""
         return min((self.offset + (step + 1) * self.batch_size) / max(self.lr_rampup_kimg * 1000, 1e-9), 1.0)
 
     def description(self) -> dict[str, Any]:
-        """What a checkpoint says of the run that it is of, as plain values."""
+        """The description of the run in a checkpoint, as plain values."""
         return {"settings": self.settings, "data": self.card.data, "training": self.card.training}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -262,7 +264,7 @@ class DiffusionModule(LightningModule):
         checkpoint["run"] = self.description()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Weights, averages and the optimiser's state are the file's, the optimiser's options are this module's."""
+        """Take the optimiser's options from this module; weights, averages and moments are the file's."""
         step = int(checkpoint["global_step"])
         self.resumed_step = step
         self.offset = int(checkpoint.get("images_seen", step * self.batch_size)) - step * self.batch_size
@@ -275,10 +277,10 @@ class DiffusionModule(LightningModule):
 def _check_augmentation(
     network: torch.nn.Module, augmentation: Augmentation | None, references: References | None
 ) -> None:
-    told = int(getattr(network, "augment_dim", 0))
-    if augmentation is not None and told != augmentation.dim:
+    dim = int(getattr(network, "augment_dim", 0))
+    if augmentation is not None and dim != augmentation.dim:
         raise InputError(
-            f"model.network.augment_dim={told}: augmentation tells the network {augmentation.dim} numbers; set the key "
+            f"model.network.augment_dim={dim}: augmentation tells the network {augmentation.dim} numbers; set the key "
             "to that, or use augmentation=none"
         )
     if augmentation is not None and references is not None and references.target.augmented == "none":

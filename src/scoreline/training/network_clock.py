@@ -1,4 +1,4 @@
-"""The time that the network takes of a training."""
+"""A clock of the time that a training spends in the network."""
 
 import time
 from collections import deque
@@ -34,9 +34,9 @@ class NetworkClock:
             self._passing.append((begin, end))
             self._settle()
         else:
-            began = time.perf_counter()
+            start = time.perf_counter()
             yield
-            self._seconds += time.perf_counter() - began
+            self._seconds += time.perf_counter() - start
 
     def _settle(self) -> None:
         while self._passing and self._passing[0][1].query():  # type: ignore[no-untyped-call]
@@ -46,8 +46,8 @@ class NetworkClock:
     def take(self) -> float:
         """Return the seconds counted since the last call, and start again from 0."""
         self._settle()
-        found, self._seconds = self._seconds, 0.0
-        return found
+        seconds, self._seconds = self._seconds, 0.0
+        return seconds
 
 
 class _Timed(nn.Module):
@@ -64,6 +64,6 @@ class _Timed(nn.Module):
 
 def timed(denoiser: Denoiser, clock: NetworkClock) -> Denoiser:
     """Return a denoiser of the same network whose network calls count on a clock."""
-    found = Denoiser(_Timed(denoiser.network, clock), denoiser.parameterisation)
-    found.autocast = denoiser.autocast
-    return found
+    timed = Denoiser(_Timed(denoiser.network, clock), denoiser.parameterisation)
+    timed.autocast = denoiser.autocast
+    return timed

@@ -1,4 +1,4 @@
-"""Score-optimal steps learnt while the model trains."""
+"""A score-optimal schedule learnt while the model trains (OnlineSchedule)."""
 
 import json
 from copy import deepcopy
@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
+from scoreline import checks
 from scoreline.calibration.online_length import KEY, Adaptation, LengthDensity, OnlineLength, step_costs
 from scoreline.calibration.record import Record, load_record
 from scoreline.calibration.score_optimal import spread_of
@@ -27,11 +28,11 @@ from scoreline.training.callbacks import dispensable
 from scoreline.training.data import EndlessBatches
 from scoreline.training.ema_callback import ema_of
 from scoreline.training.module import DiffusionModule, step_key
-from scoreline.training.progress import append, keep_until
+from scoreline.training.training_log import append, keep_until
 
 
 class OnlineSchedule(Callback):
-    """Measures the corrector's costs on a few images of every batch and moves the levels (Algorithm 2).
+    """Measure the corrector's costs on a few images of every batch, and move the noise levels (Algorithm 2).
 
     After the burn-in every step evaluates the averaged model twice on `images_per_step` images, noised to the upper
     ends of that many intervals; the intervals pass by in shuffled rounds, so each is visited as often. Two forward
@@ -39,15 +40,15 @@ class OnlineSchedule(Callback):
     8 % for 8 of 64, and the fixed cost of a call; 11 % fewer images a second for the digits' small network on one core
     of a CPU. All processes hold the same numbers, so a file of any of them resumes a run to the bit.
 
-    A score that knows nothing yet costs most at the noisy end, and levels would gather there: burn in first.
+    An untrained score costs most at the noisy end and pulls the levels there, so a burn-in comes first.
 
     With `as_density` the noise levels of training are drawn evenly in length from the first update on; the weight
-    stays as configured. A level's part in the objective is density times weight: a density p in place of q acts like
-    the weight lambda p / q, so the minimiser of a network that can fit every level alone stays, what is learnt first
-    and best changes, and losses before and after cannot be compared.
+    stays as configured. A density p in place of q acts like the weight lambda p / q: the minimiser of a network that
+    can fit every level stays, the order and quality of learning change, and losses before and after do not compare.
 
-    Leaves online_schedule.jsonl and .png in the run directory, and at the end `model.score_optimal.safetensors` beside
-    the model, bound to it, unless calibrate.py has measured this very model already.
+    It writes online_schedule.jsonl and .png into the run directory, and at the end `model.score_optimal.safetensors`
+    for the model, unless calibrate.py has measured this very model already. Use it for `schedule=score_optimal`
+    without a calibration.
 
     Attributes:
         burn_in_kimg: nothing is measured before so many thousand images of training.
@@ -65,8 +66,7 @@ class OnlineSchedule(Callback):
     def __init__(self, burn_in_kimg: float, images_per_step: int, as_density: bool = False, **adaptation: Any) -> None:
         if not burn_in_kimg >= 0:
             raise InputError(f"{KEY}.burn_in_kimg={burn_in_kimg}: must be 0 or more thousand images")
-        if not isinstance(images_per_step, int) or images_per_step < 1:
-            raise InputError(f"{KEY}.images_per_step={images_per_step}: must be a whole number, at least 1")
+        checks.whole(f"{KEY}.images_per_step", images_per_step)
         if not isinstance(as_density, bool):
             raise InputError(f"{KEY}.as_density={as_density}: must be true or false")
         self.burn_in, self.images_per_step, self.as_density = burn_in_kimg * 1000, images_per_step, as_density
@@ -78,7 +78,7 @@ class OnlineSchedule(Callback):
 
     @property
     def length(self) -> OnlineLength:
-        """What was measured, once training has started."""
+        """The measured length, once the training has started."""
         assert self._length is not None
         return self._length
 
@@ -95,14 +95,14 @@ class OnlineSchedule(Callback):
         self._use(pl_module)
 
     def _check_images(self, batch_size: int, world: int) -> None:
-        given = f"{KEY}.images_per_step={self.images_per_step}"
+        setting = f"{KEY}.images_per_step={self.images_per_step}"
         if self.images_per_step > batch_size:
-            raise InputError(f"{given}: a batch has {batch_size} images; choose at most batch_size={batch_size}")
+            raise InputError(f"{setting}: a batch has {batch_size} images; choose at most batch_size={batch_size}")
         if self.images_per_step % world:
-            raise InputError(f"{given}: must be a multiple of the {world} processes")
+            raise InputError(f"{setting}: must be a multiple of the {world} processes")
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Lines of updates that will be repeated go: a checkpoint of step k is older than the update at step k."""
+        """Drop the lines of updates to be repeated: a checkpoint of step k is older than the update at step k."""
         if trainer.is_global_zero:
             keep_until(_lines(trainer), int(trainer.global_step) - 1)
 
@@ -130,7 +130,7 @@ class OnlineSchedule(Callback):
         self.length.add(places, trainer.strategy.reduce(costs, reduce_op="sum"))
 
     def _shadow(self, trainer: Trainer, module: DiffusionModule) -> Denoiser:
-        """The averaged model: its weights are the memory that `EMA.update` writes to, so there is nothing to copy."""
+        """The averaged model. It shares the memory that `EMA.update` writes to, so nothing is copied."""
         if self._averaged is None:
             self._averaged = deepcopy(module.denoiser).eval().requires_grad_(False)
             self._averaged.network.load_state_dict(ema_of(trainer).ema.weights, assign=True)
@@ -186,11 +186,11 @@ class OnlineSchedule(Callback):
                 f"online schedule: no update, hence no record: {self.length.drawn} of {need} images measured since the "
                 f"burn-in, {self.length.dropped} dropped; lower {KEY}.burn_in_kimg, levels or visits, or train longer"
             )
-        told = _figures(self.length)
+        shown = _figures(self.length)
         return (
-            f"online schedule: {told['updates']} updates, length {told['length']:.4g}, spread of the steps' lengths "
-            f"{100 * told['spread']:.2g} %, {100 * told['initial_share']:.2g} % of the way from even levels left, "
-            f"{told['dropped']} of {self.length.images} images dropped -> {self.written}"
+            f"online schedule: {shown['updates']} updates, length {shown['length']:.4g}, spread of the steps' lengths "
+            f"{100 * shown['spread']:.2g} %, {100 * shown['initial_share']:.2g} % of the way from even levels left, "
+            f"{shown['dropped']} of {self.length.images} images dropped -> {self.written}"
         )
 
     def state_dict(self) -> dict[str, Any]:
@@ -201,7 +201,7 @@ class OnlineSchedule(Callback):
 
 
 def online_schedule_of(trainer: Trainer) -> ScoreOptimal | None:
-    """The schedule that the trainer's OnlineSchedule has come to, None without one or before its first update."""
+    """The current schedule of the trainer's OnlineSchedule; None without one or before its first update."""
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, OnlineSchedule) and callback.length.updates:
             return callback.length.schedule()
@@ -215,7 +215,7 @@ def _places(module: DiffusionModule, intervals: int, count: int) -> Tensor:
 
 
 def _figures(length: OnlineLength) -> dict[str, Any]:
-    """What is told of an update; sigma are the levels at 0, 10, .. 100 % of the length."""
+    """The record of an update; sigma are the levels at 0, 10, .. 100 % of the length."""
     sigma = length.schedule().inverse(torch.linspace(0, 1, 11, dtype=torch.float64)).tolist()
     return {
         "updates": length.updates,
@@ -229,7 +229,7 @@ def _figures(length: OnlineLength) -> dict[str, Any]:
 
 
 def _measured_by_others(path: Path, digest: str) -> bool:
-    """Whether a record of this very model is there that no run of this callback wrote."""
+    """Whether a record of this very model exists that another estimator wrote."""
     try:
         return bool(load_record(path, "score_optimal", digest).provenance.get("estimator") != OnlineSchedule.__name__)
     except InputError:

@@ -1,4 +1,4 @@
-"""Save and stop when a scheduler asks for the machine."""
+"""Preemption: save the state and stop when a scheduler asks for the machine, then hand the job over."""
 
 import os
 import signal
@@ -10,7 +10,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from scoreline import compat
 from scoreline.device import LateNumber, computes_apart, moved
-from scoreline.training.checkpoint import checkpointing_of
+from scoreline.training.training_state import checkpointing_of
 
 REQUEUE = 75
 """Exit code EX_TEMPFAIL of sysexits.h: the same command continues where this one stopped."""
@@ -25,13 +25,13 @@ Handler = Any
 
 
 class Agreement:
-    """Whether any process says yes. With GPUs the answer comes one step later, so that no process waits for it."""
+    """A vote of all processes: whether any says yes. With GPUs the answer comes a step later, so none waits for it."""
 
     def __init__(self) -> None:
         self._late = LateNumber()
 
     def any(self, trainer: Trainer, own: bool) -> bool:
-        """The answer, equal on all processes; each of them has to ask at every step."""
+        """Return the answer, equal on all processes. Each of them must ask at every step."""
         device = trainer.strategy.root_device
         if trainer.world_size == 1 or not computes_apart(device):
             return trainer.strategy.reduce_boolean_decision(own, all=False)
@@ -41,15 +41,19 @@ class Agreement:
 
 
 class Preemption(Callback):
-    """On SIGTERM or SIGUSR1, training finishes the step, writes a checkpoint and ends.
+    """On SIGTERM or SIGUSR1, finish the step, write a checkpoint and end the training.
 
-    A signal to one process is enough: all stop after the same step (`Agreement`). It replaces Lightning's exchange of
-    signals, which waits for the GPU before every step. `told` then names the signal. In a job of submitit its own
-    signal (SIGUSR2) counts instead, and `hand_on` passes it on to submitit.
+    A signal to one process is enough: all stop after the same step (`Agreement`), in place of Lightning's exchange of
+    signals, which waits for the GPU before every step. train.py then leaves with exit code `REQUEUE`, and the same
+    command continues the run. In a job of submitit its own signal (SIGUSR2) counts instead, and `hand_over` gives it to
+    submitit, which requeues the job.
+
+    Attributes:
+        received: the signal, None before one arrives.
     """
 
     def __init__(self) -> None:
-        self.told: signal.Signals | None = None
+        self.received: signal.Signals | None = None
         self._agreement = Agreement()
         self._former: dict[signal.Signals, Handler] = {}
         self._requeue: Handler = None
@@ -68,12 +72,11 @@ class Preemption(Callback):
         """SLURM sends SIGTERM along with submitit's signal; only the latter counts."""
 
     def _notice(self, number: int, frame: FrameType | None) -> None:
-        self.told, self._frame = signal.Signals(number), frame
+        self.received, self._frame = signal.Signals(number), frame
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        told = self.told is not None
-        if self._agreement.any(trainer, told):
-            self.told = self.told or signal.SIGTERM
+        if self._agreement.any(trainer, self.received is not None):
+            self.received = self.received or signal.SIGTERM
             checkpointing_of(trainer).save(trainer, pl_module)
             trainer.should_stop = True
 
@@ -85,7 +88,7 @@ class Preemption(Callback):
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self.on_train_end(trainer, pl_module)
 
-    def hand_on(self) -> None:
-        """Let submitit, if it runs this job, requeue it and end the process."""
-        if callable(self._requeue) and self.told is not None:
-            self._requeue(self.told, self._frame)
+    def hand_over(self) -> None:
+        """Let submitit, if it runs this job, requeue it and end this process."""
+        if callable(self._requeue) and self.received is not None:
+            self._requeue(self.received, self._frame)

@@ -23,9 +23,9 @@ from scoreline.training.wandb_run import WandbRun
 
 
 class Preview(Callback):
-    """Draw 64 seeds, the same every `every_kimg` thousand images, to previews/000064kimg.png by DEIS-tAB2 at NFE 20.
+    """Sample the same 64 seeds every `every_kimg` thousand images into previews/000064kimg.png, by DEIS-tAB2 at NFE 20.
 
-    The time steps are EDM's, or those of the trainer's OnlineSchedule after its first update.
+    The steps are EDM's, or those of the trainer's OnlineSchedule after its first update. Use it to watch a training.
     """
 
     def __init__(self, every_kimg: float) -> None:

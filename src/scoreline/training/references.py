@@ -1,4 +1,4 @@
-"""The reference batch of a step, over which stable targets average."""
+"""The reference batch of a step, over which stable targets average (STF)."""
 
 from collections.abc import Sequence
 from typing import NamedTuple

@@ -1,4 +1,4 @@
-"""What a training goes on from, and what has to be the same for that."""
+"""Resuming: the state that a training starts from, and the rules for what must match it."""
 
 import json
 import os
@@ -13,30 +13,34 @@ import torch
 
 from scoreline.errors import InputError
 from scoreline.foreign import torch_files
-from scoreline.training.gradients import held, kept_of
+from scoreline.training.gradients import moments_of, names_of
 from scoreline.training.module import DiffusionModule
 
 Shapes = dict[str, tuple[int, ...]]
 
 FREE = ("model.network.checkpointing",)
-"""Settings that change how a network computes, not what."""
+"""Settings that may differ: they change how a network computes, not its values."""
 
 ABSENT = "nothing"
-"""In place of the value of a key that one side does not have."""
+"""Stands for the value of a key that one side lacks."""
 
 
 @dataclass(frozen=True)
 class Start:
-    """The state that a training begins with; by default there is none.
+    """The state that a training starts from; by default there is none.
+
+    The rules of resuming: network, parameterisation, noise schedule, objective, target and the class of the optimiser
+    must be those of the state; the optimiser's numbers, batch size, seed and the rest are those of the new command; a
+    run must keep its own data, another run may have others.
 
     Attributes:
         path: its file.
-        own: whether the run directory wrote it, so that the run is the same.
-        step: optimiser steps behind it.
-        images: images behind it.
-        run: what the file says of its run, `DiffusionModule.description`; empty in those of version 0.7 and before.
+        own: whether the run directory wrote it, so the run is the same.
+        step: optimiser steps before it.
+        images: images before it.
+        run: `DiffusionModule.description` in the file; empty in files of version 0.7 and before.
         shapes: of its weights.
-        kept: names of what its optimiser keeps for a parameter; empty before the first step.
+        moments: names in its optimiser's state of a parameter, as `exp_avg`; empty before the first step.
     """
 
     path: Path | None = None
@@ -45,14 +49,14 @@ class Start:
     images: int = 0
     run: dict[str, Any] = field(default_factory=dict)
     shapes: Shapes = field(default_factory=dict)
-    kept: frozenset[str] = frozenset()
+    moments: frozenset[str] = frozenset()
 
     def steps_until(self, images: int, batch_size: int) -> int:
         """The number of the last step of a training of so many images in all."""
         return self.step + max(0, -(-(images - self.images) // batch_size))
 
     def earlier(self) -> list[dict[str, Any]]:
-        """The trainings of other runs that this one goes on from, first to last: until when, on what data, and how."""
+        """The trainings of other runs that this one continues, first to last, each with its kimg, data and settings."""
         training = self.run.get("training", {})
         before = list(training.get("earlier", []))
         if self.own:
@@ -61,7 +65,7 @@ class Start:
         return [*before, {**how, "kimg": self.images / 1000, **({"data": self.run["data"]} if self.run else {})}]
 
     def check(self, module: DiffusionModule) -> None:
-        """Compare with what is to be trained; nothing of either is changed.
+        """Compare the state with the module that is to continue it; neither is changed.
 
         Raises:
             InputError: naming the key, if network, parameterisation, noise schedule, objective, target or the kind of
@@ -71,16 +75,16 @@ class Start:
             return
         self._check_settings(module.settings)
         self._check_weights({name: tuple(value.shape) for name, value in module.state_dict().items()})
-        kept = kept_of(module.optimiser) if self.kept else None
-        if kept is not None and kept != self.kept:
+        moments = moments_of(module.optimiser) if self.moments else None
+        if moments is not None and moments != self.moments:
             raise InputError(
-                f"optimiser: keeps {_listed(kept)} of a parameter, {self.path} holds {_listed(self.kept)}; "
+                f"optimiser: keeps {_listed(moments)} of a parameter, {self.path} holds {_listed(self.moments)}; "
                 f"{self._remedy('the optimiser that it was trained with')}"
             )
         if self.own and self._data_differ(module):
             raise InputError(
                 f"dataset: {self.path} was trained on other data ({self._data()}, now {_data(module.card.data)}); "
-                f"restore them, or choose another directory, in which resume={self.path} goes on with the new ones"
+                f"restore them, or choose another directory, in which resume={self.path} continues with the new ones"
             )
 
     def _check_settings(self, settings: Mapping[str, Any]) -> None:
@@ -88,16 +92,16 @@ class Start:
             return
         former, own = (dict(_flat(it)) for it in (self.run["settings"], settings))
         for key in dict.fromkeys([*former, *own]):
-            given, was = own.get(key, ABSENT), former.get(key, ABSENT)
-            if not _alike(key, given, was):
-                raise InputError(f"{key}={given}: {self.path} was trained with {was}; {self._remedy(f'{key}={was}')}")
+            now, was = own.get(key, ABSENT), former.get(key, ABSENT)
+            if not _alike(key, now, was):
+                raise InputError(f"{key}={now}: {self.path} was trained with {was}; {self._remedy(f'{key}={was}')}")
 
     def _check_weights(self, shapes: Shapes) -> None:
         for name in dict.fromkeys([*self.shapes, *shapes]):
-            given, was = shapes.get(name, ABSENT), self.shapes.get(name, ABSENT)
-            if given != was:
+            now, was = shapes.get(name, ABSENT), self.shapes.get(name, ABSENT)
+            if now != was:
                 raise InputError(
-                    f"model.network: {name} is {given}, in {self.path} it is {was}; "
+                    f"model.network: {name} is {now}, in {self.path} it is {was}; "
                     f"{self._remedy('the network that it was trained with')}"
                 )
 
@@ -112,10 +116,10 @@ class Start:
         return _data(self.run["data"])
 
     def note(self, module: DiffusionModule, duration: int) -> str:
-        """What is worth a line before it begins: other data, or nothing to do; empty if there is nothing."""
+        """Lines to print before the training: other data, or no step left; empty if neither is so."""
         lines = []
         if self.path is not None and self._data_differ(module):
-            lines.append(f"resume={self.path}: trained on {self._data()}, goes on with {_data(module.card.data)}")
+            lines.append(f"resume={self.path}: trained on {self._data()}, continues with {_data(module.card.data)}")
         if self.path is not None and self.images >= duration:
             kimg = f"{self.images / 1000:g} kimg"
             lines.append(f"nothing left to train: {self.path} has {kimg}, duration_kimg={duration / 1000:g}")
@@ -123,19 +127,19 @@ class Start:
 
 
 INERT = ("collections.Counter",)
-"""What torch admits in a checkpoint beyond tensors, and some schedulers of the learning rate keep."""
+"""A class besides tensors that torch admits in a checkpoint; some learning-rate schedulers keep it."""
 
 
 def list_checkpoints(root: Path) -> list[Path]:
-    """Files to resume from in a run directory, newest first."""
+    """List the files to resume from in a run directory, newest first."""
     return sorted((root / "checkpoints").glob("[0-9]*.ckpt"), reverse=True)
 
 
 def loadable(path: Path) -> bool:
-    """Whether a checkpoint file can be read back whole; no code of the file is run.
+    """Whether a checkpoint file can be read back whole; no code of the file runs.
 
-    torch unpacks whatever a zip archive declares, and hashes and nests whatever a pickle asks for. A file comes to it
-    after our own reader, which maps the file and bounds all of that; torch then compares the checksums.
+    torch unpacks whatever a zip archive declares, and hashes and nests whatever a pickle asks for. Our own reader,
+    which maps the file and bounds all of that, therefore comes first; torch then compares the checksums.
     """
     try:
         torch_files.read(path, INERT)
@@ -145,7 +149,7 @@ def loadable(path: Path) -> bool:
 
 
 def images_seen(checkpoint: dict[str, Any], path: Path) -> int | None:
-    """Images behind a checkpoint; None where neither it nor its name tells: then they are steps * batch_size."""
+    """The images before a checkpoint; None if neither it nor its name tells, and they are steps * batch_size."""
     if "images_seen" in checkpoint:
         known: int = checkpoint["images_seen"]
         return known
@@ -155,15 +159,16 @@ def images_seen(checkpoint: dict[str, Any], path: Path) -> int | None:
 
 
 def resume_from(root: Path, resume: str, batch_size: int) -> Start:
-    """The state that `resume=` stands for.
+    """Choose the state that a training starts from.
 
     Args:
+        root: the run directory.
         resume: `auto` takes the newest loadable file of the run directory; `never` insists on an empty directory;
-            anything else is the path of a file, which is taken as long as the run directory has none of its own.
-        batch_size: images per step of a file that does not tell.
+            anything else is the path of a file, which counts until the run directory has checkpoints of its own.
+        batch_size: images per step for a file that does not tell.
 
     Raises:
-        InputError: for a file that is missing, damaged or no state of a training, and `never` where a run was begun.
+        InputError: for a file that is missing, damaged or no state of a training, and for `never` if a run is there.
     """
     present = list_checkpoints(root)
     if resume == "never" and present:
@@ -179,18 +184,16 @@ def resume_from(root: Path, resume: str, batch_size: int) -> Start:
 
 
 def _newest(present: list[Path]) -> Path:
-    """Says which files are passed over."""
+    """The newest loadable file; prints the names of those that are damaged."""
     for path in present:
         if loadable(path):
             return path
         print(f"{path}: damaged, passed over", file=sys.stderr)
-    raise InputError(
-        f"{present[0].parent}: none of its checkpoints can be read; restore one, or delete them to begin anew"
-    )
+    raise InputError(f"{present[0].parent}: no checkpoint can be read; restore one, or delete them to start again")
 
 
 def _refuse_models(path: Path) -> None:
-    """Raises InputError for a model file or a run directory, naming the state to go on from if one lies beside it."""
+    """Raises InputError for a model file or a run directory, naming a checkpoint beside it."""
     folder = os.path.isdir(path)
     if path.suffix != ".safetensors" and not folder:
         return
@@ -200,7 +203,7 @@ def _refuse_models(path: Path) -> None:
 
 
 def read_start(path: Path, own: bool, batch_size: int) -> Start:
-    """What a checkpoint tells of itself; its numbers stay in the file.
+    """Read the description of a checkpoint; its tensors stay in the file.
 
     Raises:
         InputError: if it is no state of a training of ours.
@@ -209,10 +212,10 @@ def read_start(path: Path, own: bool, batch_size: int) -> Start:
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         step, seen = _count(state["global_step"]), images_seen(state, path)
         shapes = {name: tuple(value.shape) for name, value in state["state_dict"].items()}
-        kept = [held(values) for values in state["optimizer_states"][0]["state"].values()]
+        moments = [names_of(values) for values in state["optimizer_states"][0]["state"].values()] or [frozenset()]
         assert state["callbacks"]["EMACallback"]["weights"].keys()
         images = step * batch_size if seen is None else _count(seen)
-        return Start(path, own, step, images, _plain(state.get("run", {})), shapes, kept[0] if kept else frozenset())
+        return Start(path, own, step, images, _plain(state.get("run", {})), shapes, moments[0])
     except (AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         raise InputError(f"resume={path}: no state of a training by train.py ({error!r:.80})") from error
 
@@ -224,12 +227,12 @@ def _count(value: Any) -> int:
 
 
 def _plain(run: Any) -> dict[str, Any]:
-    """Raises ValueError, TypeError or RecursionError unless it is made of what JSON has, in the places we look at."""
-    found = json.loads(json.dumps(run))
-    parts = [found, *(found.get(name, {}) for name in ("settings", "data", "training"))]
+    """Raises ValueError, TypeError or RecursionError unless it is JSON, of the types that we rely on."""
+    plain = json.loads(json.dumps(run))
+    parts = [plain, *(plain.get(name, {}) for name in ("settings", "data", "training"))]
     if not all(isinstance(part, dict) for part in parts) or not isinstance(parts[3].get("earlier", []), list):
         raise ValueError("its description of the run is damaged")
-    return dict(found)
+    return dict(plain)
 
 
 def _flat(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
@@ -241,14 +244,14 @@ def _flat(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
         yield name.removeprefix("objective.") if name.startswith("objective.target.") else name, value
 
 
-def _alike(key: str, given: Any, was: Any) -> bool:
-    """Numbers of an optimiser are free; a class is the same wherever its package keeps it."""
+def _alike(key: str, now: Any, was: Any) -> bool:
+    """Whether a setting may continue: an optimiser's numbers are free, and a class may move within its package."""
     if key in FREE or (key.startswith("optimiser.") and not key.endswith("._target_")):
         return True
-    if key.endswith("_target_") and isinstance(given, str) and isinstance(was, str):
-        one, other = (name.split(".") for name in (given, was))
+    if key.endswith("_target_") and isinstance(now, str) and isinstance(was, str):
+        one, other = (name.split(".") for name in (now, was))
         return (one[0], one[-1]) == (other[0], other[-1])
-    return bool(given == was)
+    return bool(now == was)
 
 
 def _data(data: Mapping[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""Lightning strategies of several processes: data parallel and sharded; they also run within a sweep."""
+"""Lightning strategies for several processes, data parallel and sharded, which also run within a sweep."""
 
 import os
 import signal
@@ -23,14 +23,14 @@ from scoreline.shards import assembled, divided
 PRECISIONS = ("32-true", "bf16-mixed")
 
 PAUSE = 5.0
-"""Seconds between two looks at the processes that were started."""
+"""Seconds between two looks at the other processes."""
 
 PATIENCE = 60.0
 """Seconds that the first process waits at its end for each of the others."""
 
 
 class Launcher:
-    """Starts a strategy's `command` once for every further process of this machine.
+    """Start a strategy's `command` once for every further process of this machine.
 
     Lightning's own launcher repeats the command line: in a Hydra sweep every further process would run the whole sweep,
     in a directory of its own. This one runs this job in this job's directory. At the end it restores the environment
@@ -81,7 +81,7 @@ class Launcher:
                 os.kill(os.getpid(), signal.SIGKILL)
 
     def kill(self, signum: int) -> None:
-        """Send a signal to the processes that were started."""
+        """Send a signal to the other processes."""
         for process in self.processes:
             process.send_signal(signum)
 
@@ -115,7 +115,7 @@ class Launched(ParallelStrategy):
 
     @property
     def launcher(self) -> Any:
-        """What Lightning calls to start a training."""
+        """The launcher, which Lightning asks for."""
         return self.processes
 
     def teardown(self) -> None:
@@ -139,10 +139,10 @@ class Sharded(Launched, ModelParallelStrategy):
     """FSDP2 over all processes, for networks too large for one GPU; checkpoints are those of any other trainer.
 
     A process keeps 1 / W of the weights, of their averages, of the gradients and of the optimiser's states, and whole
-    parameters of a block only while it computes; gradients are exchanged after every micro-batch, so that none is kept
-    whole. A checkpoint is one file with whole tensors, assembled in the first process's memory and read by all: another
-    trainer, or another number of processes, goes on from it. With bf16-mixed, parameters are gathered in float32 and
-    rounded by autocast, so that noise levels reach the network as they are.
+    parameters of a block only while it computes. Gradients are exchanged after every micro-batch, so none is kept
+    whole. A checkpoint is one file of whole tensors, assembled in the memory of the first process and read by all, so
+    another trainer or number of processes can resume from it. With bf16-mixed, parameters are gathered in float32 and
+    rounded by autocast, so noise levels reach the network unrounded.
 
     Args:
         command: starts a further process of this job; train.py gives it.

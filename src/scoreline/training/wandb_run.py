@@ -1,7 +1,7 @@
 """W&B while a model trains."""
 
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from math import inf
 from pathlib import Path
@@ -13,7 +13,7 @@ from lightning.pytorch.loggers import WandbLogger
 
 from scoreline import run_config
 from scoreline.history import Row, history, picture_row
-from scoreline.wandb_runs import PROJECT, begin, imported, log, names
+from scoreline.wandb_runs import begin, imported, log, names
 
 
 class WandbRun(WandbLogger):
@@ -27,36 +27,22 @@ class WandbRun(WandbLogger):
 
     An error of W&B becomes one warning: the training continues without it. The files of the run directory hold
     everything in any case, also after a kill, which costs wandb its last rows; a resumed training or `scoreline upload`
-    sends them.
+    sends them. Use it as `logger=wandb`.
 
     Args:
         save_dir: the run directory.
         identity: digest of the config; with the directory's name it gives the id.
-        name: None is the directory's name.
-        group: None is the sweep's directory, for a cell of a sweep.
         offline: needs no account and sends nothing.
-        id: replaces the derived id.
+        chosen: `project`, `entity`, `name`, `group`, `tags` and `id`, which replace those of `wandb_runs.names`.
 
     Raises:
         InputError: if wandb is not installed or does not accept the id.
     """
 
-    def __init__(
-        self,
-        save_dir: str,
-        identity: str,
-        project: str = PROJECT,
-        entity: str | None = None,
-        name: str | None = None,
-        group: str | None = None,
-        tags: Sequence[str] = (),
-        offline: bool = True,
-        id: str | None = None,
-    ) -> None:
+    def __init__(self, save_dir: str, identity: str, offline: bool = True, **chosen: Any) -> None:
         imported()
         self.root, self.offline = Path(save_dir), offline
-        given = {"entity": entity, "name": name, "group": group, "tags": tuple(map(str, tags)), "id": id}
-        self.names = names(self.root, identity, project=project, **given)
+        self.names = names(self.root, identity, **chosen | {"tags": tuple(map(str, chosen.get("tags") or ()))})
         super().__init__(save_dir=save_dir, offline=offline, **self.names)
         self._wandb_run: Any = None
         self._lost = False
@@ -107,7 +93,7 @@ class WandbRun(WandbLogger):
     def _tolerance(self) -> Iterator[None]:
         """Turn an error into one warning; from then on W&B is a disabled run, which takes everything and does nothing.
 
-        An id or a project may be wrong, an account missing, the network or the disk gone: all are met here.
+        The id or project may be wrong, the account missing, the network or the disk gone.
         """
         try:
             yield

@@ -1,4 +1,4 @@
-"""What a file is, told from its content and never from its name."""
+"""The kind of a file, recognised by its content and never by its name."""
 
 import mmap
 import os
@@ -12,7 +12,7 @@ from scoreline.safe_pickle.window import Window
 
 ZIP, LEGACY, PICKLE, SAFETENSORS = "torch zip file", "legacy torch file", "pickle", "safetensors file"
 PICKLE_STARTS = b"\x80(c]})LI"
-"""First bytes of a pickle: PROTO, or what protocols 0 and 1 start a checkpoint with."""
+"""First bytes of a pickle: PROTO, or the opcodes with which protocols 0 and 1 start a checkpoint."""
 
 OTHERS = [
     (b"version https://git-lfs", "a Git LFS pointer instead of the file that it stands for; run git lfs pull"),
@@ -29,7 +29,7 @@ OTHERS = [
 
 
 def mapped(path: Path) -> memoryview:
-    """The file, mapped: it takes memory only where it is written to, and must not change while it is in use.
+    """Map the file: it takes memory only where it is written to, and must not change while it is in use.
 
     Raises:
         FileError: if it is no regular file, empty or not readable.
@@ -51,10 +51,10 @@ def mapped(path: Path) -> memoryview:
 
 
 def kind(view: memoryview) -> str:
-    """One of ZIP, LEGACY, PICKLE and SAFETENSORS.
+    """Return ZIP, LEGACY, PICKLE or SAFETENSORS.
 
     Raises:
-        FileError: for anything else, by name where it is a common mistake.
+        FileError: for anything else; the message names common mistakes.
     """
     start = view[:512].tobytes()
     if start.startswith(torch_zip.MAGIC):
@@ -74,7 +74,7 @@ def kind(view: memoryview) -> str:
 
 
 def _first_is_magic(view: memoryview) -> bool:
-    """Whether the file starts with a pickle of a number alone, which the pickle of a model never is."""
+    """Return whether the file starts with a pickle of a number alone, which is never the pickle of a model."""
     try:
         first = Machine(_no_name, no_persistent, Budget(8, 0)).run(Window(view[:64]))
     except ValueError:

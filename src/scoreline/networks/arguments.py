@@ -1,6 +1,6 @@
-"""What every network refuses in its arguments, each by one sentence that names the key."""
+"""Checks of the arguments that the networks share."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 
 from scoreline.errors import InputError
 
@@ -8,10 +8,14 @@ from scoreline.errors import InputError
 def check_sizes(
     resolution: int, width: int, multipliers: Sequence[float], blocks: int, fractions: bool = False
 ) -> None:
-    """Every level has blocks and can be halved into the next; the embedding of the noise has halves of two or more.
+    """Check the sizes of a U-Net: every level has blocks and can be halved into the next.
 
     Args:
-        fractions: multipliers may be fractions that make whole widths, such as 0.5.
+        resolution: of the images.
+        width: even and at least 4, for the sines and cosines of the noise embedding.
+        multipliers: one a level.
+        blocks: residual blocks a level.
+        fractions: whether multipliers may be fractions that make whole widths, such as 0.5.
 
     Raises:
         InputError: naming the key.
@@ -34,13 +38,21 @@ def check_sizes(
         )
 
 
-def check_choice(key: str, value: str, choices: Collection[str]) -> None:
-    """Raises: InputError unless model.network.`key` is one of the choices."""
-    if value not in choices:
-        raise InputError(f"model.network.{key}={value}: choose from {', '.join(sorted(choices))}")
+def check_factor(value: int) -> None:
+    """Check the number of output channels over that of the image.
+
+    Raises:
+        InputError: if it is less than 1.
+    """
+    if value < 1:
+        raise InputError(f"model.network.output_factor={value}: must be 1, or 2 with a learned variance")
 
 
 def check_probability(key: str, value: float) -> None:
-    """Raises: InputError unless 0 <= model.network.`key` <= 1."""
+    """Check a probability.
+
+    Raises:
+        InputError: unless 0 <= model.network.`key` <= 1.
+    """
     if not 0 <= value <= 1:
         raise InputError(f"model.network.{key}={value}: a probability lies between 0 and 1")

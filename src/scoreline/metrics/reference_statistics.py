@@ -1,4 +1,4 @@
-"""Reference statistics in files: means and covariances of features, ours, EDM's and ADM's."""
+"""Files of reference statistics: means and covariances of features, written by this package, EDM or ADM."""
 
 import hashlib
 import json
@@ -22,22 +22,24 @@ from scoreline.metrics.frechet import GaussianStatistics
 FORMAT = "scoreline/reference/1"
 SYMMETRIC = 1e-6
 MOST_VALUES = 2**16
-"""In the record of a file."""
+"""Values in the record of a file."""
 
 MOST_FEATURES = 2**12
-"""Of an image; Inception has 2048."""
+"""Features of an image; Inception has 2048."""
 
 
 @dataclass(frozen=True)
 class Statistics:
     """Mean and covariance of the features of a set of images.
 
+    When to use it: to compare with a reference whose images are not at hand, or to skip their pass.
+
     Attributes:
-        name: what protocols call it.
-        gaussian: of the features.
-        spatial: of the spatial features, where there are any.
-        about: provenance; empty for files of others.
-        count: number of images, None where the file does not tell.
+        name: short name for protocols.
+        gaussian: statistics of the features.
+        spatial: statistics of the spatial features, if there are any.
+        about: provenance; empty for files of other projects.
+        count: number of images, None if the file does not say.
     """
 
     name: str
@@ -53,19 +55,23 @@ class Statistics:
         return _digest([part for side in sides for part in (side.mean, side.covariance)])
 
 
-def write_statistics(path: Path, found: Statistics) -> None:
-    """`mu`, `sigma` (float64), `n`, `about` (JSON), and `mu_s`, `sigma_s` for spatial features; EDM's and ADM's names.
+def write_statistics(path: Path, statistics: Statistics) -> None:
+    """Write `mu`, `sigma` (float64), `n`, `about` (JSON), and `mu_s`, `sigma_s` for spatial features, as EDM and ADM.
+
+    Args:
+        path: the npz file.
+        statistics: the statistics.
 
     Raises:
-        InputError: if the file is there.
+        InputError: if the file exists.
     """
     if path.exists():
         raise InputError(f"{path} is there already and is not overwritten; choose another name")
-    arrays = {"mu": found.gaussian.mean.numpy(), "sigma": found.gaussian.covariance.numpy()}
-    if found.spatial is not None:
-        arrays |= {"mu_s": found.spatial.mean.numpy(), "sigma_s": found.spatial.covariance.numpy()}
-    n = found.gaussian.n if found.count is None else found.count
-    about = json.dumps({"format": FORMAT, **found.about}, indent=1)
+    arrays = {"mu": statistics.gaussian.mean.numpy(), "sigma": statistics.gaussian.covariance.numpy()}
+    if statistics.spatial is not None:
+        arrays |= {"mu_s": statistics.spatial.mean.numpy(), "sigma_s": statistics.spatial.covariance.numpy()}
+    n = statistics.gaussian.n if statistics.count is None else statistics.count
+    about = json.dumps({"format": FORMAT, **statistics.about}, indent=1)
     write_atomically(path, lambda temporary: _savez(temporary, arrays | {"n": np.array(n), "about": np.array(about)}))
 
 
@@ -75,7 +81,7 @@ def _savez(path: Path, arrays: dict[str, NDArray[Any]]) -> None:
 
 
 def keys(path: Path) -> set[str]:
-    """Names of the arrays in an npz file.
+    """Return the names of the arrays in an npz file.
 
     Raises:
         InputError: if it is no npz file.
@@ -88,7 +94,7 @@ def keys(path: Path) -> set[str]:
 
 
 def read_statistics(path: Path) -> Statistics:
-    """The statistics in an npz file with `mu` and `sigma`; nothing but numbers and text is read from it.
+    """Read the statistics of an npz file with `mu` and `sigma`; only numbers and text are read.
 
     Raises:
         InputError: if there are none, or they are no mean and covariance.
@@ -111,7 +117,7 @@ def read_statistics(path: Path) -> Statistics:
 
 
 def _count(path: Path, n: NDArray[Any]) -> int | None:
-    """The number of images; None for one or none, or several numbers, which files of others may mean otherwise."""
+    """The number of images; None for 0, 1 or several numbers, to which other projects may give another meaning."""
     if n.ndim:
         return None
     if n.dtype.kind not in "iuf" or not math.isfinite(n) or not 0 <= n < 2**53:
@@ -132,7 +138,7 @@ def _about(path: Path, arrays: dict[str, NDArray[Any]]) -> dict[str, Any]:
 
 
 def _gaussian(path: Path, mu: NDArray[Any], sigma: NDArray[Any], count: int | None) -> GaussianStatistics:
-    """Two rows stand for an unknown number: a distance depends on mean and covariance only."""
+    """Statistics of a file; n is 2 if the number is unknown, since a distance needs mean and covariance only."""
     numbers = all(array.dtype.kind == "f" for array in (mu, sigma))
     if not numbers or mu.ndim != 1 or not 0 < len(mu) <= MOST_FEATURES or sigma.shape != (len(mu), len(mu)):
         raise InputError(f"{path}: {mu.dtype} {mu.shape} and {sigma.dtype} {sigma.shape} are no mean and covariance")

@@ -1,4 +1,4 @@
-"""Files to resume from, and the model file that sampling loads; each is whole or not there."""
+"""The state of a training: checkpoints to resume from, and model files for sampling. Each is whole or absent."""
 
 import json
 from collections.abc import Iterable
@@ -33,22 +33,22 @@ __all__ = [
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Lightning's checkpoint files, written beside their place, flushed and renamed.
+    """Lightning's checkpoint files, written to a temporary file, flushed and renamed.
 
-    Files of version 0.7 and before do not hold the images seen: their names do, unless they were renamed.
+    Files of version 0.7 and before do not hold the images seen; their names do, unless a user renamed them.
     """
 
     def load_checkpoint(self, path: Any, *arguments: Any, **options: Any) -> dict[str, Any]:
-        found: dict[str, Any] = super().load_checkpoint(path, *arguments, **options)
-        seen = images_seen(found, Path(path))
-        return found if seen is None else {**found, "images_seen": seen}
+        state: dict[str, Any] = super().load_checkpoint(path, *arguments, **options)
+        seen = images_seen(state, Path(path))
+        return state if seen is None else {**state, "images_seen": seen}
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         write_atomically(Path(path), lambda temporary: _save(checkpoint, temporary))
 
 
 def _save(checkpoint: dict[str, Any], path: Path) -> None:
-    """torch.save, whose writer raises one RuntimeError or another where the disk is full."""
+    """Call torch.save, whose writer raises various RuntimeErrors if the disk is full, as OSError."""
     try:
         torch.save(checkpoint, path)
     except torch.OutOfMemoryError:
@@ -58,12 +58,12 @@ def _save(checkpoint: dict[str, Any], path: Path) -> None:
 
 
 class Checkpointing(Callback):
-    """checkpoints/0000064000.ckpt (images seen) and the model files at the start, every `every_kimg`, at the end.
+    """Write checkpoints/0000064000.ckpt (images seen) and the model files at the start, every `every_kimg`, at the end.
 
-    The two newest files are kept: should the last one be damaged, resuming falls back to the one before. Where there is
-    no room for a new one, that is said, the old ones stay, and training goes on to the next time; only at the end it is
-    an error. Model files are model.safetensors, and model-ema50kimg.safetensors for further averages. A training that
-    goes on from its own end writes those that are not there.
+    The two newest checkpoints are kept: if the last one is damaged, resuming falls back to the one before. If the disk
+    fills up, a warning is printed, the old files stay and training continues; only at the end it is an error. Model
+    files are model.safetensors, and model-ema50kimg.safetensors for further averages. A training that resumes from its
+    own end writes the missing ones.
     """
 
     def __init__(self, every_kimg: float) -> None:
@@ -71,13 +71,13 @@ class Checkpointing(Callback):
         self.saved = -1
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Lightning leaves a training without a step to make before any later call of its callbacks."""
+        """Write missing files if no step is left: Lightning then calls no later hook."""
         assert isinstance(pl_module, DiffusionModule)
         if trainer.ckpt_path is not None and 0 <= trainer.max_steps <= pl_module.resumed_step:
             self._complete(trainer, pl_module)
 
     def _complete(self, trainer: Trainer, module: DiffusionModule) -> None:
-        """Write the files of the state that was loaded, as far as the run directory lacks them."""
+        """Write the files of the loaded state that the run directory lacks."""
         root, averages = Path(trainer.default_root_dir), ema_of(trainer).whole()
         if not trainer.is_global_zero:
             return
@@ -89,7 +89,7 @@ class Checkpointing(Callback):
                 state |= {"images_seen": seen, "run": module.description()}
                 AtomicCheckpointIO().save_checkpoint(state, path)
         except OSError as error:
-            _say(path, error)
+            _warn(path, error)
             raise _no_room(root) from error
         absent = [suffix for suffix in averages.averages if not _is_of(root / f"model{suffix}.safetensors", seen)]
         lacking = absent or not averages.has_snapshots(root, seen)
@@ -116,12 +116,12 @@ class Checkpointing(Callback):
             self.save(trainer, pl_module)
 
     def save(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write all files of this moment, unless they are there."""
+        """Write all files of this step, unless they exist."""
         assert isinstance(pl_module, DiffusionModule)
         root, seen = Path(trainer.default_root_dir), pl_module.images_seen
         if seen == self.saved:
             return
-        failed = self._written(trainer, root / "checkpoints" / f"{seen:010d}.ckpt")
+        failed = self._fails(trainer, root / "checkpoints" / f"{seen:010d}.ckpt")
         averages = ema_of(trainer).whole()
         if trainer.is_global_zero and not failed:
             failed = self._write_models(averages, pl_module, root, seen, averages.averages)
@@ -133,12 +133,12 @@ class Checkpointing(Callback):
                 old.unlink(missing_ok=True)
 
     @staticmethod
-    def _written(trainer: Trainer, path: Path) -> bool:
-        """Save the state to resume from; whether that failed. Lightning ends it with a barrier, also where it fails."""
+    def _fails(trainer: Trainer, path: Path) -> bool:
+        """Save the state to resume from, and return whether that failed. All processes meet at its end in any case."""
         try:
             trainer.save_checkpoint(path)
         except WRITING_FAILED as error:
-            _say(path, error)
+            _warn(path, error)
             trainer.strategy.barrier("Trainer.save_checkpoint")
             return True
         return False
@@ -147,7 +147,7 @@ class Checkpointing(Callback):
     def _write_models(
         averages: EMACallback, module: DiffusionModule, root: Path, seen: int, suffixes: Iterable[str]
     ) -> bool:
-        """Write the model files of these suffixes, and the snapshots; whether that failed."""
+        """Write the model files of these suffixes and the snapshots, and return whether that failed."""
         try:
             for suffix in suffixes:
                 ema = averages.averages[suffix]
@@ -156,18 +156,18 @@ class Checkpointing(Callback):
                 save_model(root / f"model{suffix}.safetensors", ema.weights, card)
             averages.save_snapshots(root, seen)
         except WRITING_FAILED as error:
-            _say(root / "model.safetensors", error)
+            _warn(root / "model.safetensors", error)
             return True
         return False
 
 
-def _say(path: Path, error: Exception) -> None:
-    say_not_written(path, error, "what was written before is kept")
+def _warn(path: Path, error: Exception) -> None:
+    say_not_written(path, error, "the files before it are kept")
 
 
 def _no_room(root: Path) -> InputError:
     before = list_checkpoints(root)
-    then = f"goes on from {before[0].name}" if before else "begins anew"
+    then = f"continues from {before[0].name}" if before else "starts again"
     return InputError(
         f"checkpoint: the last one could not be written to {root}; make room there, then run the same command again: "
         f"it {then}"
@@ -175,7 +175,7 @@ def _no_room(root: Path) -> InputError:
 
 
 def _is_of(path: Path, images: int) -> bool:
-    """Whether a model file is there and was written after so many images."""
+    """Whether a model file of so many images exists."""
     try:
         with safe_open(path, framework="pt") as file:
             return bool(json.loads(file.metadata()["training"])["kimg"] == images / 1000)
@@ -184,5 +184,5 @@ def _is_of(path: Path, images: int) -> bool:
 
 
 def checkpointing_of(trainer: Trainer) -> Checkpointing:
-    """The trainer's Checkpointing callback, of which it needs one."""
+    """Find the trainer's only Checkpointing callback."""
     return the_callback(trainer, Checkpointing)

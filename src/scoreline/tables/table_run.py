@@ -1,4 +1,4 @@
-"""`python sample.py table=NAME`: every cell of a table in a process of its own, then the table itself."""
+"""Run a table: `python sample.py table=NAME` runs every cell in a process of its own, then writes the table."""
 
 import os
 import shlex
@@ -11,11 +11,11 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from scoreline import checks, choices, conf_folder, processes, run_config
+from scoreline import checks, choices, conf_folder, processes, run_config, run_names
 from scoreline.errors import InputError
 from scoreline.progress import ImageProgress
 from scoreline.run_lock import RunLock
-from scoreline.tables import identity, plan, pool, report, worker
+from scoreline.tables import identity, plan, pool, table_files, worker
 from scoreline.tables.plan import Cell, Outcome, Plan
 from scoreline.tables.schema import Command, Table, parse
 
@@ -30,9 +30,9 @@ class Options:
     Args:
         budget: a name of the table's budgets.
         jobs: processes at a time; by default one per CUDA device, else one.
-        on_error: after a failure `continue` with the others, `stop`, or `retry` it once at the end.
-        wandb: `off`, or one run for each cell and one for the table, `offline` or `online`.
-        lock: what to do while another process runs the table: `refuse` or `wait`.
+        on_error: after a failure, `continue` with the others, `stop`, or `retry` it once at the end.
+        wandb: `off`, or one W&B run for each cell and one for the table, `offline` or `online`.
+        lock: while another process runs the table, `refuse` or `wait`.
 
     Raises:
         InputError: naming the key that has another value.
@@ -53,7 +53,7 @@ class Options:
 
 
 def of_cells(task: Sequence[str]) -> list[str]:
-    """The overrides of a command line that go to every cell."""
+    """Select the overrides of a command line that go to every cell."""
     return [word for word in task if word.lstrip("+~").partition("=")[0].partition(".")[0].partition("@")[0] not in OWN]
 
 
@@ -64,6 +64,8 @@ def main(name: str, data: Any, overrides: Sequence[str], options: Options, out: 
         name: of the table.
         data: plain content of its file.
         overrides: of every cell.
+        options: how to run it.
+        out: directory of the table.
 
     Raises:
         InputError: for mistakes in the table or the overrides before anything is run, if another process runs it, and
@@ -76,39 +78,34 @@ def main(name: str, data: Any, overrides: Sequence[str], options: Options, out: 
         from scoreline import wandb_runs
 
         wandb_runs.imported()
-    drafted = plan.planned(table, data, options.budget, overrides, identity.identities)
+    draft = plan.planned(table, data, options.budget, overrides, identity.identities)
     if not unprepared(table.prepare):
-        refuse_absent(drafted)
+        refuse_absent(draft)
     with ended_by_sigterm(), RunLock(out, options.lock) as lock:
-        refuse_other_runs(out, drafted)
+        refuse_other_runs(out, draft)
         if prepare(table.prepare, out / "prepare") or lock.waited:
-            drafted = plan.planned(table, data, options.budget, overrides, identity.identities)
-        refuse_absent(drafted)
-        run_planned(drafted, out, options)
+            draft = plan.planned(table, data, options.budget, overrides, identity.identities)
+        refuse_absent(draft)
+        run_planned(draft, out, options)
 
 
-def refuse_other_runs(out: Path, drafted: Plan) -> None:
+def refuse_absent(draft: Plan) -> None:
+    """Raises InputError, with what the table needs, if no cell has its checkpoint."""
+    overrides = {tuple(word for word in cell.overrides if word.startswith("checkpoint=")): 0 for cell in draft.cells}
+    checkpoints = [identity.checkpoint(words) for words in overrides]
+    if checkpoints and all("://" not in it and not run_names.model_path(it).exists() for it in checkpoints):
+        raise InputError(f"checkpoint={checkpoints[0]}: no such file{_needs(draft.table)}")
+
+
+def _needs(table: Table) -> str:
+    return f"; table={table.name} needs {'; '.join(table.needs)}" if table.needs else ""
+
+
+def refuse_other_runs(out: Path, draft: Plan) -> None:
     """Raises InputError if the directory is that of a run, or of a table of another name or budget."""
-    former, own = run_config.read(out), {"table": drafted.table.name, "budget": drafted.budget}
+    former, own = run_config.read(out), {"table": draft.table.name, "budget": draft.budget}
     if former is not None and {key: former.get(key) for key in own} != own:
         raise InputError(f"hydra.run.dir={out}: holds another run, not table={own['table']}; choose another directory")
-
-
-def run_planned(drafted: Plan, out: Path, options: Options) -> None:
-    """Run the cells, write and print the table.
-
-    Raises:
-        InputError: if cells failed.
-    """
-    plan.save(drafted, out)
-    counts = run_cells(drafted, out, options)
-    print(report.write(drafted, out))
-    if options.wandb != "off" and counts.get("finished"):
-        from scoreline.tables import summary
-
-        for line in summary.upload_new(out, offline=options.wandb == "offline"):
-            print(line)
-    tell_end(drafted, out, counts)
 
 
 def unprepared(commands: Sequence[Command]) -> list[tuple[int, Command]]:
@@ -117,7 +114,7 @@ def unprepared(commands: Sequence[Command]) -> list[tuple[int, Command]]:
 
 
 def prepare(commands: Sequence[Command], logs: Path) -> bool:
-    """Run the commands whose product is not there; whether there was one.
+    """Run the commands whose product is not there, and return whether there was one.
 
     Raises:
         InputError: if one fails or does not make what it should.
@@ -149,49 +146,52 @@ def words_of(command: Command) -> list[str]:
     return [sys.executable, str(conf_folder.script(words[0])), *words[1:], "lock=wait"]
 
 
-def refuse_absent(drafted: Plan) -> None:
-    """Raises InputError, with what the table needs, if no cell has its checkpoint."""
-    chosen = dict.fromkeys(
-        tuple(word for word in cell.overrides if word.startswith("checkpoint=")) for cell in drafted.cells
-    )
-    names = [identity.checkpoint(words) for words in chosen]
-    if names and all(identity.absent(name) for name in names):
-        raise InputError(f"checkpoint={names[0]}: no such file{_needs(drafted.table)}")
+def run_planned(draft: Plan, out: Path, options: Options) -> None:
+    """Run the cells, write and print the table, and upload it if W&B is on.
+
+    Raises:
+        InputError: if cells failed.
+    """
+    plan.save(draft, out)
+    counts = run_cells(draft, out, options)
+    print(table_files.write(plan.grid(draft, out), out))
+    if options.wandb != "off" and counts.get("finished"):
+        from scoreline import wandb_runs
+        from scoreline.tables.wandb_summary import directories, recorded
+
+        for folder in directories(out):
+            print(wandb_runs.upload(folder, *recorded(folder), offline=options.wandb == "offline"))
+    report_end(draft, out, counts)
 
 
-def _needs(table: Table) -> str:
-    return f"; table={table.name} needs {'; '.join(table.needs)}" if table.needs else ""
-
-
-def run_cells(drafted: Plan, out: Path, options: Options) -> dict[str, int]:
-    """Run what is not finished; how many cells are in which state."""
-    states = {cell: plan.outcome(cell, out) for cell in drafted.cells}
-    todo = [cell for cell, found in states.items() if found.state != "finished"]
+def run_cells(draft: Plan, out: Path, options: Options) -> dict[str, int]:
+    """Run what is not finished, and count the cells by their state."""
+    states = {cell: plan.outcome(cell, out) for cell in draft.cells}
+    todo = [cell for cell, outcome in states.items() if outcome.state != "finished"]
     done = len(states) - len(todo)
 
     def command(cell: Cell) -> list[str]:
         folder = conf_folder.quoted(str(out / cell.directory))
-        script = str(conf_folder.script("sample.py"))
-        return [sys.executable, script, *cell.overrides, f"hydra.run.dir={folder}"]
+        return [sys.executable, str(conf_folder.script("sample.py")), *cell.overrides, f"hydra.run.dir={folder}"]
 
-    with ImageProgress(len(states), f"table {drafted.table.name}", done, every=0.0, unit="cell") as progress:
+    with ImageProgress(len(states), f"table {draft.table.name}", done, every=0.0, unit="cell") as progress:
 
-        def tell(cell: Cell, found: Outcome) -> None:
-            states[cell] = found
-            if found.state != "finished":
-                again = ", tried again at the end" if found.state == "missing" else ""
-                line = f"{cell.title()}: {found.state.replace('missing', 'failed')}: {found.sentence}{again}"
+        def report(cell: Cell, outcome: Outcome) -> None:
+            states[cell] = outcome
+            if outcome.state != "finished":
+                again = ", tried again at the end" if outcome.state == "missing" else ""
+                line = f"{cell.title()}: {outcome.state.replace('missing', 'failed')}: {outcome.sentence}{again}"
                 pool.say(f"{line} (log: {out / cell.directory / pool.LOG})")
-            if found.state != "missing":
+            if outcome.state != "missing":
                 progress.update(1, cell.title())
 
         if todo and done:
             pool.say(f"{done} of {len(states)} runs were finished before, {len(todo)} are missing")
-        places = pool.slots(options.jobs, devices(drafted.overrides))
+        places = pool.slots(options.jobs, devices(draft.overrides))
         warm = len(todo) > 1 and worker.can_fork()  # the server costs more than it saves one cell
-        pool.Pool(out, command, places, options.on_error, tell, warm).run(todo)
-    found = [it.state for it in states.values()]
-    return {state: found.count(state) for state in found}
+        pool.Pool(out, command, places, options.on_error, report, warm).run(todo)
+    ends = [outcome.state for outcome in states.values()]
+    return {state: ends.count(state) for state in ends}
 
 
 def devices(overrides: Sequence[str]) -> list[str]:
@@ -205,21 +205,21 @@ def devices(overrides: Sequence[str]) -> list[str]:
     return [name.strip() for name in named.split(",")][:count] if named else [str(k) for k in range(count)]
 
 
-def tell_end(drafted: Plan, out: Path, counts: dict[str, int]) -> None:
-    """The last line, or as an error what is missing.
+def report_end(draft: Plan, out: Path, counts: dict[str, int]) -> None:
+    """Print the last line.
 
     Raises:
-        InputError: if runs failed or were not begun, or none could be.
+        InputError: with what is missing, if runs failed or did not start, or none can be run.
     """
-    total = len(drafted.cells)
+    total = len(draft.cells)
     if counts.get("refused") == total > 0:
-        sentence = plan.outcome(drafted.cells[0], out).sentence
-        raise InputError(f"no cell can be run: {sentence}{_needs(drafted.table)}")
+        sentence = plan.outcome(draft.cells[0], out).sentence
+        raise InputError(f"no cell can be run: {sentence}{_needs(draft.table)}")
     bad = counts.get("failed", 0) + counts.get("changed", 0)
     if bad or counts.get("missing", 0):
-        left = f", {counts['missing']} were not begun" if counts.get("missing") else ""
+        left = f", {counts['missing']} did not start" if counts.get("missing") else ""
         raise InputError(
-            f"table={drafted.table.name}: {bad} of {total} runs failed{left}; {out}/table.md has the rest, "
+            f"table={draft.table.name}: {bad} of {total} runs failed{left}; {out}/table.md has the rest, "
             "the same command runs what is missing"
         )
     refused = f", {counts['refused']} cannot be" if counts.get("refused") else ""
@@ -228,7 +228,7 @@ def tell_end(drafted: Plan, out: Path, counts: dict[str, int]) -> None:
 
 @contextmanager
 def ended_by_sigterm() -> Iterator[None]:
-    """SIGTERM leaves through `finally`, as Ctrl-C does, so that no process is left behind."""
+    """Leave through `finally` at SIGTERM, as at Ctrl-C, so that no process is left behind."""
 
     def leave(number: int, frame: FrameType | None) -> None:
         raise SystemExit(128 + number)

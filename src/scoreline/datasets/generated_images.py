@@ -1,4 +1,4 @@
-"""Images that somebody made: a folder, an archive, an array, or a run directory of sample.py."""
+"""Generated images by path: a folder, an archive, an array, or a run directory of sample.py."""
 
 from pathlib import Path
 
@@ -7,19 +7,22 @@ from scoreline.datasets.base import ImageDataset
 from scoreline.errors import InputError
 
 RUN = ("samples.npz", "samples.zip", "images")
-"""Where sample.py leaves its images, by `format`."""
+"""Where sample.py writes its images, by `format`."""
 
 MARK = "metrics.json"
 
 BEGUN = ("shards", ".hydra")
-"""Folders of a run that is not finished; the second in those of versions before 0.8."""
+"""Folders of an unfinished run; versions before 0.8 have the second."""
 
 
 def images(path: str) -> ImageDataset:
-    """The images at `path`: an npz file (arr_0), a zip archive, a folder of PNG files, or a run directory.
+    """Open the images at `path`: an npz file (arr_0), a zip archive, a folder of PNG files, or a run directory.
+
+    When to use it: to evaluate images of this package or of any other program.
 
     Raises:
-        InputError: if nothing is there, a run is unfinished or kept no images, and what its reader refuses.
+        InputError: if nothing is there, if a run is unfinished or kept no images, and for everything that the kind of
+            data set refuses.
     """
     place = reading.place(path, "images")
     if place.suffix == ".npz":
@@ -43,7 +46,7 @@ def images(path: str) -> ImageDataset:
 
 
 def is_run(place: Path) -> bool:
-    """Whether a folder is a run directory of sample.py."""
+    """Return whether a folder is a run directory of sample.py."""
     begun = (place / "config.yaml").is_file() and any((place / name).is_dir() for name in BEGUN)
     return begun or (place / MARK).is_file()
 
@@ -51,7 +54,7 @@ def is_run(place: Path) -> bool:
 def _kept(run: Path) -> Path:
     if not (run / MARK).is_file():
         raise InputError(f"{run}: this run is not finished; run the same sample.py command again, which goes on")
-    found = [run / name for name in RUN if (run / name).exists()]
-    if not found:
+    kept = [run / name for name in RUN if (run / name).exists()]
+    if not kept:
         raise InputError(f"{run}: this run kept no images as npz, png or zip; sample again with format=npz")
-    return found[0]
+    return kept[0]

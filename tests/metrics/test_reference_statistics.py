@@ -9,7 +9,7 @@ from bounded import refusal
 
 from scoreline.errors import InputError
 from scoreline.metrics.frechet import GaussianStatistics, frechet_distance
-from scoreline.metrics.statistics import Statistics, keys, read_statistics, write_statistics
+from scoreline.metrics.reference_statistics import Statistics, keys, read_statistics, write_statistics
 
 
 def rows(n, d, seed=0):

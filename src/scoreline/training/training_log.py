@@ -1,4 +1,4 @@
-"""Progress of a training: the bar, metrics.jsonl, and metrics.csv made from it."""
+"""The log of a training: the progress bar, metrics.jsonl, and metrics.csv."""
 
 import csv
 import errno
@@ -18,12 +18,12 @@ from scoreline.files import write_atomically
 from scoreline.history import history, row
 from scoreline.progress import ImageProgress
 from scoreline.training.callbacks import dispensable
-from scoreline.training.levels import LossSums, described
+from scoreline.training.levels import LossSums, loss_summary
 from scoreline.training.module import DiffusionModule
 
 
 class TrainingProgress(Callback):
-    """Show a bar in images and write one record to metrics.jsonl and the loggers every `log_kimg` thousand images.
+    """Show a progress bar, and write a record to metrics.jsonl and the loggers every `log_kimg` thousand images.
 
     A record holds step and kimg; the mean loss since the last record with its standard error over images and its mean
     by noise level, over all processes; learning rate, norm of the gradient, number of steps whose gradient was not
@@ -66,7 +66,7 @@ class TrainingProgress(Callback):
         self.on_train_end(trainer, pl_module)
 
     def _record(self, trainer: Trainer, module: DiffusionModule) -> dict[str, Any]:
-        losses = described(trainer.strategy.reduce(self.losses.sums, reduce_op="sum"))  # waits for the device
+        losses = loss_summary(trainer.strategy.reduce(self.losses.sums, reduce_op="sum"))  # waits for the device
         now = time.perf_counter()
         rate = round(self.steps * module.batch_size / (now - self.last), 1)
         outside = 1 - module.clock.take() / (now - self.last)

@@ -1,4 +1,4 @@
-"""Encoder and decoder of the published U-Nets: layers in order, named by their resolution as EDM's checkpoints do."""
+"""Encoder and decoder of the published U-Nets: layers in order, with EDM's names by resolution."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 Step = Callable[[nn.Module, Tensor], Tensor]
-"""(layer, image) -> what the layer makes of the image."""
+"""(layer, image) -> output of the layer."""
 
 
 @dataclass(frozen=True)
@@ -15,13 +15,13 @@ class Plan:
     """Sizes of a U-Net.
 
     Attributes:
-        channels: of the images.
-        resolution: of the images, which are square.
+        channels: channels of the images.
+        resolution: height and width of the images.
         stem: channels after the first convolution.
-        widths: channels of each level, the first at full resolution, each further at half that of the one before.
+        widths: channels of each level, the first at full resolution, each further one at half of the one before.
         blocks: residual blocks of a level of the encoder; the decoder has one more.
         attention: resolutions at which the blocks attend.
-        attend_last: in the decoder only the last block of such a level attends.
+        attend_last: whether only the last block of such a level of the decoder attends.
     """
 
     channels: int
@@ -33,32 +33,32 @@ class Plan:
     attend_last: bool = False
 
     def at(self, level: int) -> str:
-        """What the layers of a level are called by."""
+        """Return the prefix of the names of a level."""
         size = self.resolution >> level
         return f"{size}x{size}"
 
     def attends(self, level: int) -> bool:
-        """Whether blocks of this level attend."""
+        """Return whether blocks of this level attend."""
         return self.resolution >> level in self.attention
 
     def skips(self) -> list[int]:
-        """Channels of what the encoder hands to the decoder, in the order of the encoder."""
-        found = [self.stem]
+        """Return the channels of the skip connections, in the order of the encoder."""
+        channels = [self.stem]
         for level, width in enumerate(self.widths):
-            found += found[-1:] if level else []
-            found += [width] * self.blocks
-        return found
+            channels += channels[-1:] if level else []
+            channels += [width] * self.blocks
+        return channels
 
 
 @dataclass(frozen=True)
 class Kinds:
-    """How each kind of layer is made.
+    """Constructors of the kinds of layers.
 
     Attributes:
         block: (inputs, outputs, attends) -> residual block.
         down: channels -> layer to half the resolution.
         up: channels -> layer to twice the resolution.
-        decoder_block: as `block`, for the levels of the decoder, if it differs there.
+        decoder_block: `block` for the levels of the decoder, if it differs there.
     """
 
     block: Callable[[int, int, bool], nn.Module]
@@ -68,7 +68,7 @@ class Kinds:
 
 
 def encoder_layers(plan: Plan, kinds: Kinds) -> dict[str, nn.Module]:
-    """{R}x{R}_conv or {R}x{R}_down, then {R}x{R}_block{i}, level by level."""
+    """Build {R}x{R}_conv or {R}x{R}_down, then {R}x{R}_block{i}, level by level."""
     layers: dict[str, nn.Module] = {}
     current = plan.stem
     for level, width in enumerate(plan.widths):
@@ -83,7 +83,7 @@ def encoder_layers(plan: Plan, kinds: Kinds) -> dict[str, nn.Module]:
 
 
 def decoder_layers(plan: Plan, kinds: Kinds) -> dict[str, nn.Module]:
-    """{R}x{R}_in0, {R}x{R}_in1 or {R}x{R}_up, then {R}x{R}_block{i}, level by level, the coarsest first."""
+    """Build {R}x{R}_in0 and _in1 or {R}x{R}_up, then {R}x{R}_block{i}, level by level, the coarsest first."""
     layers: dict[str, nn.Module] = {}
     block = kinds.decoder_block or kinds.block
     skips, current = plan.skips(), plan.widths[-1]
@@ -101,7 +101,7 @@ def decoder_layers(plan: Plan, kinds: Kinds) -> dict[str, nn.Module]:
 
 
 def encode(layers: Iterable[nn.Module], x: Tensor, step: Step) -> list[Tensor]:
-    """What every layer returns."""
+    """Return the outputs of all layers."""
     skips = []
     for layer in layers:
         x = step(layer, x)
@@ -110,7 +110,7 @@ def encode(layers: Iterable[nn.Module], x: Tensor, step: Step) -> list[Tensor]:
 
 
 def decode(layers: Iterable[tuple[str, nn.Module]], skips: list[Tensor], step: Step) -> Tensor:
-    """What the last layer returns; `skips` is emptied from its end, into each {R}x{R}_block{i} beside its input."""
+    """Return the output of the last layer; each {R}x{R}_block{i} takes the last of `skips` beside its input."""
     x = skips[-1]
     for name, layer in layers:
         x = step(layer, torch.cat([x, skips.pop()], dim=1) if "_block" in name else x)

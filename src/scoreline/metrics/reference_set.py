@@ -1,0 +1,114 @@
+"""The reference of a metric: images, statistics of their features, or both."""
+
+from dataclasses import dataclass
+
+from scoreline import reading
+from scoreline.datasets import generated_images
+from scoreline.datasets.base import ImageDataset
+from scoreline.errors import InputError
+from scoreline.metrics.reference_statistics import Statistics, keys, read_statistics
+
+Reference = ImageDataset | str | None
+
+
+@dataclass(frozen=True)
+class ReferenceSet:
+    """An opened reference; at least one of its parts is there, and a file in ADM's layout has both.
+
+    Attributes:
+        images: the reference images.
+        statistics: mean and covariance of their features, from a file.
+    """
+
+    images: ImageDataset | None
+    statistics: Statistics | None
+
+    @classmethod
+    def open(cls, reference: Reference) -> "ReferenceSet":
+        """Open a data set, or a path of images or statistics.
+
+        Raises:
+            InputError: if there is no reference, or it cannot be read.
+        """
+        return cls(images_of(reference), statistics_of(reference))
+
+    @property
+    def count(self) -> int | None:
+        """Number of images, None if a file of statistics does not say."""
+        if self.statistics is not None:
+            return self.statistics.count
+        return None if self.images is None else len(self.images)
+
+    @property
+    def split(self) -> str | None:
+        """`train`, `test`, `all` or `unknown`; None for a file of statistics without a record."""
+        if self.statistics is None:
+            return None if self.images is None else split_of(self.images)
+        return str(self.statistics.about.get("split", "unknown")) if self.statistics.about else None
+
+    @property
+    def protocol(self) -> dict[str, str | int]:
+        """The entries of a metric's protocol: name, digest and number of images."""
+        source = self.statistics or self.images
+        assert source is not None
+        return {"reference": f"{source.name}:{source.digest[:8]}", "reference_count": self.count or "unknown"}
+
+    def check_extractor(self, path: object, digest: str, unknown: str | None) -> None:
+        """Check that the statistics were computed with the extractor of this digest.
+
+        Args:
+            path: the reference, for the message.
+            digest: SHA-256 of the extractor.
+            unknown: what stands for the digest of a file without a record; None accepts such a file.
+
+        Raises:
+            InputError: if they come from another extractor.
+        """
+        theirs = None if self.statistics is None else self.statistics.about.get("extractor_digest", unknown)
+        if theirs is not None and theirs != digest:
+            raise InputError(
+                f"metrics.reference={path}: made with extractor {theirs[:8]}, not {digest[:8]}; make it with "
+                "scoreline reference and the same metrics"
+            )
+
+
+def images_of(reference: Reference) -> ImageDataset | None:
+    """The images of a reference, None if it holds statistics alone.
+
+    Raises:
+        InputError: if there is no reference, or it cannot be read.
+    """
+    if reference is None:
+        raise InputError(
+            "metrics.reference: nothing to compare with; add dataset@metrics.reference=cifar10 (with +), or "
+            "metrics.reference=PATH of statistics (npz) or images (folder, zip, npz)"
+        )
+    if isinstance(reference, ImageDataset):
+        return reference
+    return generated_images.images(reference) if "arr_0" in _arrays(reference) or not _statistics(reference) else None
+
+
+def statistics_of(reference: Reference) -> Statistics | None:
+    """The statistics in the file of a reference, None if it holds none.
+
+    Raises:
+        InputError: if they are damaged.
+    """
+    if isinstance(reference, str) and _statistics(reference):
+        return read_statistics(reading.place(reference, "metrics.reference"))
+    return None
+
+
+def split_of(data: ImageDataset) -> str:
+    """The split at the end of a data set's name, `unknown` for others."""
+    last = data.name.rpartition("-")[2]
+    return last if last in ("train", "test", "all") else "unknown"
+
+
+def _statistics(path: str) -> bool:
+    return {"mu", "sigma"} <= _arrays(path)
+
+
+def _arrays(path: str) -> set[str]:
+    place = reading.place(path, "metrics.reference")
+    return keys(place) if place.suffix == ".npz" and place.is_file() else set()
