@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -137,10 +138,9 @@ def test_a_value_of_another_type_is_refused(config: object, key: str) -> None:
 
 
 def test_interpolations_and_other_packages_are_not_looked_at() -> None:
-    refuse_wrong_types({**POWER, "exponent": "${nfe}"})
-    refuse_wrong_types({**POWER, "exponent": float("inf")})
-    refuse_wrong_types({"_target_": "torch.optim.Adam", "lr": "x"})
-    refuse_wrong_types({"_target_": "scoreline.nowhere.Thing", "lr": "x"})
+    others = ({"_target_": "torch.optim.Adam", "lr": "x"}, {"_target_": "scoreline.nowhere.Thing", "lr": "x"})
+    for config in ({**POWER, "exponent": "${nfe}"}, {**POWER, "exponent": float("inf")}, *others):
+        assert not refused(refuse_wrong_types, config)
 
 
 def test_so_many_seeds_are_refused_at_once() -> None:
@@ -161,14 +161,15 @@ def test_a_whole_number_has_a_largest_value(key: str, value: int) -> None:
         whole(key, value)
 
 
-@pytest.mark.parametrize("words", [[], ["nfe=5"], ["-m", "nfe=1,2"], ["--cfg", "job"], ["-c=all"], ["-h"], ["nfe=-1"]])
-def test_options_of_hydra_are_taken(words: list[str]) -> None:
-    refuse_options(words)
+def refused(check: Callable[..., None], *given: object) -> bool:
+    try:
+        check(*given)
+    except InputError:
+        return True
+    return False
 
 
-@pytest.mark.parametrize(
-    "words", [["-x"], ["nfe=1", "--nfe", "5"], ["--cfg"], ["-c", "nosuch"], ["hydra.job.chdir=TRUE"]]
-)
-def test_other_options_are_refused(words: list[str]) -> None:
-    with pytest.raises(InputError):
-        refuse_options(words)
+def test_only_options_of_hydra_are_taken() -> None:
+    taken = ([], ["nfe=5"], ["-m", "nfe=1,2"], ["--cfg", "job"], ["-c=all"], ["-h"], ["nfe=-1"])
+    wrong = (["-x"], ["nfe=1", "--nfe", "5"], ["--cfg"], ["-c", "nosuch"], ["hydra.job.chdir=TRUE"])
+    assert [words for words in (*taken, *wrong) if refused(refuse_options, words)] == list(wrong)
