@@ -35,17 +35,6 @@ SHORTER = {
     r"^(python calibrate.py)(?!.*nfe)": r"\1 nfe=10 seeds=0-3",
 }
 
-LAUNCHER = """
-import runpy, sys, warnings
-warnings.resetwarnings()
-del sys.argv[0]
-try:
-    runpy.run_path(sys.argv[0], run_name="__main__")
-except SystemExit as leaving:
-    sys.exit(0 if leaving.code is None else leaving.code)
-"""
-"""Gives a forked process the warnings of a fresh one, and an exit code that is a number."""
-
 
 def blocks(page: str) -> Iterator[tuple[str, str]]:
     """(language, code) of the blocks that are run."""
@@ -64,9 +53,8 @@ def program(words: list[str]) -> list[str]:
 
 def forked(words: list[str], where: Path) -> tuple[int, str]:
     """Exit code and output of a command, run by a fork of this process."""
-    launcher = where / "launcher.py"
-    launcher.write_text(LAUNCHER)
-    (child,) = forks.start(str(launcher), where, *program(words))
+    script, *arguments = program(words)
+    (child,) = forks.start(script, where, *arguments)
     return forks.ended(child), (where / "said-0").read_text()
 
 
