@@ -87,7 +87,7 @@ PLAIN = [
 """Values that are refused before torch is imported, as those above are."""
 
 AFTER_TORCH = [
-    ("sample", "solver.order=7", "solver.order=7: DEIS has the orders 0, 1, 2 and 3"),
+    ("sample", "solver.order=7", "solver.order=7: DEIS has the orders"),
     ("sample", "sigma_max=0.001", "sigma_max=0.001: choose 0 <= sigma_min < sigma_max"),
     ("sample", "labels=fixed:3", "labels=fixed:3: this checkpoint is unconditional"),
     ("sample", "device=gpu0", "device=gpu0: not available here"),
