@@ -16,13 +16,14 @@ import forks
 import pytest
 import torch
 
-from scoreline import checks
 from scoreline.checkpoints import Card, save_model
 from scoreline.cli import MODULES, VERBS, main
-from scoreline.conf_folder import composed
+from scoreline.commands.composition import script_config
+from scoreline.config import calibrate_config, train_config
 from scoreline.errors import InputError
 from scoreline.networks.unet import UNet
-from scoreline.run_names import _safe, register_resolvers
+from scoreline.run_names import _safe
+from scoreline.scripts import sample
 
 ROOT = Path(__file__).parents[1]
 VP = {"_target_": "scoreline.schedules.vp.LinearVP", "beta_min": 0.1, "beta_max": 20.0}
@@ -130,10 +131,11 @@ def test_a_mistake_is_one_line_before_torch(script: str, argument: str, sentence
 
 
 @pytest.mark.parametrize(("script", "argument", "sentence"), PLAIN, ids=lambda value: str(value)[:28])
-def test_plain_mistakes_are_refused(script: str, argument: str, sentence: str) -> None:
-    register_resolvers()
+def test_plain_mistakes_are_refused(script: str, argument: str, sentence: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SCORELINE_SCRIPT", f"{script}.py")
+    read = {"sample": sample.read, "train": train_config.read, "calibrate": calibrate_config.read}[script]
     with pytest.raises(InputError, match=re.escape(sentence)):
-        checks.refuse_plain_mistakes(composed(script, [argument]))
+        read(script_config(script, [argument, "hydra.runtime.output_dir=out"]))
 
 
 @pytest.mark.parametrize(("script", "argument", "sentence"), AFTER_TORCH, ids=lambda value: str(value)[:28])

@@ -13,7 +13,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -49,35 +49,34 @@ KEEP_TRACEBACKS = "SCORELINE_TRACEBACKS"
 LARGEST = 4096
 """Of the whole numbers that describe a network, such as its width and blocks: it is built before it is trained."""
 
-Job = Callable[[DictConfig], Any]
 Launch = Callable[[Callable[[], None]], None]
+C = TypeVar("C")
 
 
 def script(
-    config_name: str, check: Job | None = None, launch: Launch = processes.run
-) -> Callable[[Job], Callable[[], None]]:
-    """Decorate a job as a script: Hydra around it, and a mistake of the user's becomes one line and exit code 2.
+    config_name: str, read: Callable[[DictConfig], C], launch: Launch = processes.run
+) -> Callable[[Callable[[C], Any]], Callable[[], None]]:
+    """Decorate a job as a Hydra script, in which a user's mistake becomes one line and exit code 2.
 
-    A sweep prints the line of a failed job at once, goes on with the others and leaves with exit code 2 at its end.
+    A sweep prints the line of a failed job at once, runs the other jobs and exits with code 2 at its end.
     With HYDRA_FULL_ERROR=1 in the environment every error keeps its traceback.
 
     Args:
-        config_name: of the script's file in conf/.
-        check: raises InputError for what is wrong with the script's own keys, before torch is imported.
+        config_name: name of the script's file in conf/.
+        read: turns the composed config into the argument of the job. It raises InputError for every mistake that can be
+            told without torch, which is imported afterwards.
         launch: calls the script as one process among those that torchrun or srun started.
     """
 
-    def decorate(job: Job) -> Callable[[], None]:
+    def decorate(job: Callable[[C], Any]) -> Callable[[], None]:
         @functools.wraps(job)
         def guarded(cfg: DictConfig) -> Any:
             try:
-                refuse_appended_keys()
-                checks.refuse_plain_mistakes(cfg)
-                if check is not None:
-                    check(cfg)
+                checks.refuse_unusable()
+                config = read(cfg)
                 startup.load_torch()
                 refuse_wrong_types(OmegaConf.to_container(cfg, resolve=False))
-                return job(cfg)
+                return job(config)
             except Exception as error:
                 if in_sweep():
                     keep_traceback(error)
@@ -269,20 +268,15 @@ def _options(node: DictConfig) -> str:
     return f"({', '.join(shown)})" if shown else ""
 
 
-def refuse_appended_keys() -> None:
-    """`+typo=1` would pass silently: only arguments inside a group may be appended.
+def sigma_range(cfg: DictConfig, native: Any) -> tuple[float, float]:
+    """Return (sigma_max, sigma_min) of a config; a null stands for that end of the model's own noise schedule.
+
+    Args:
+        cfg: a config with both keys.
+        native: the noise schedule of the model.
 
     Raises:
-        InputError: naming the key.
+        InputError: if one of the keys has a value that is no number in its range.
     """
-    for override in HydraConfig.get().overrides.task:
-        key = override.lstrip("+").split("=")[0]
-        if override.startswith("+") and "." not in key and key not in HydraConfig.get().runtime.choices:
-            raise InputError(f"+{key}: no script reads a new key '{key}'; drop it")
-
-
-def sigma_range(cfg: DictConfig, native: Any) -> tuple[float, float]:
-    """(sigma_max, sigma_min): what the config says, else the ends of the model's own noise schedule."""
-    first = native.sigma_max if cfg.sigma_max is None else checks.number("sigma_max", cfg.sigma_max)
-    last = native.sigma_min if cfg.sigma_min is None else checks.number("sigma_min", cfg.sigma_min, zero=True)
-    return first, last
+    first, last = checks.sigma_ends(cfg)
+    return native.sigma_max if first is None else first, native.sigma_min if last is None else last

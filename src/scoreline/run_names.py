@@ -91,6 +91,9 @@ PATHS = ("path", "font", "reference", "resume", "labels", "weights")
 WORDS = ("labels", "weights")
 """Those of them whose values are words, such as `random` and `ema`, unless they look like a path."""
 
+AUTO = {"resume": ("auto", "never"), "solver": ("auto",), "schedule": ("auto",)}
+"""Values that are words, never paths, by the first part of the key; `record=auto` reaches solver and schedule."""
+
 
 def _path_keys(node: dict[str, Any], prefix: str = "") -> Iterator[str]:
     for name, value in node.items():
@@ -102,7 +105,7 @@ def _path_keys(node: dict[str, Any], prefix: str = "") -> Iterator[str]:
 
 def _may_be_path(key: str, value: str) -> bool:
     word = key.rpartition(".")[2] in WORDS and not Path(value).suffix and os.sep not in value
-    return bool(value) and not word
+    return bool(value) and not word and value not in AUTO.get(key.partition(".")[0], ())
 
 
 def _selected(cfg: DictConfig, key: str) -> str:

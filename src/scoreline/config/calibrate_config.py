@@ -77,11 +77,13 @@ class CalibrateComponents:
 
 
 def read(cfg: DictConfig) -> CalibrateConfig:
-    """The run that a composed config describes; nothing of torch is imported.
+    """Read the run that a composed config describes; torch is not imported.
 
     Raises:
         InputError: naming the key whose value is wrong.
     """
+    checks.sigma_ends(cfg)
+    checks.refuse_absent_checkpoint(cfg.checkpoint)
     run = read_directory(cfg)
     return CalibrateConfig(
         run=run,

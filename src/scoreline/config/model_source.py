@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig, OmegaConf
 
 from scoreline import checks, run_names
+from scoreline.errors import InputError
 
 if TYPE_CHECKING:
     from scoreline.checkpoints import Checkpoint
@@ -44,7 +45,6 @@ class ModelSource:
             InputError: if it cannot be loaded, or `model` is given for a file that describes itself.
         """
         from scoreline.checkpoints import load_model
-        from scoreline.errors import InputError
         from scoreline.foreign.conversion import cached, is_url
 
         checks.refuse_absent_checkpoint(self.word)
@@ -94,20 +94,22 @@ class ModelSource:
 
 
 def read_source(cfg: DictConfig) -> ModelSource:
-    """`checkpoint`, `trust`, `model` and `import` of a composed config.
+    """Read `checkpoint`, `trust`, `model` and `import` of a composed config.
 
     Raises:
-        InputError: naming a key that is no list of names.
+        InputError: if `import` has no keys, or naming a key that is no list of names.
     """
-    asked = cfg["import"]
+    options = cfg["import"]
+    if not isinstance(options, DictConfig):
+        raise InputError(f"import={options}: has the keys import.from, import.weights, ..; give these, or drop it")
     return ModelSource(
         word=str(cfg.checkpoint),
         trust=checks.names("trust", cfg.trust),
         model=plain_model(cfg),
-        family=asked["from"],
-        weights=asked.weights,
-        allow=checks.names("import.allow", asked.allow),
-        sha256=asked.sha256,
+        family=options["from"],
+        weights=options.weights,
+        allow=checks.names("import.allow", options.allow),
+        sha256=options.sha256,
     )
 
 

@@ -129,19 +129,27 @@ class TableConfig:
     lock: str
 
 
-def read_table(cfg: DictConfig) -> TableConfig | None:
-    """The table that a composed config asks for, if it asks for one.
+def read(cfg: DictConfig) -> SampleConfig | TableConfig:
+    """Read the run, or the table of runs, that a composed config describes; torch is not imported.
+
+    The keys of a run are checked for a table too, since its cells inherit them.
 
     Raises:
         InputError: naming the key whose value is wrong, and for a table within a sweep.
     """
+    table, run = _read_table(cfg), _read_run(cfg)
     if cfg.table is None:
-        return None
+        checks.refuse_absent_checkpoint(cfg.checkpoint)
+        return run
     if entry.in_sweep():
         raise InputError("table: a table is a sweep of its own; leave out -m")
+    return table
+
+
+def _read_table(cfg: DictConfig) -> TableConfig:
     return TableConfig(
         name=entry.choices("table")["table"],
-        data=OmegaConf.to_container(cfg.table, resolve=False),
+        data=None if cfg.table is None else OmegaConf.to_container(cfg.table, resolve=False),
         overrides=list(HydraConfig.get().overrides.task),
         out=output_dir(),
         budget=str(cfg.budget),
@@ -152,12 +160,9 @@ def read_table(cfg: DictConfig) -> TableConfig | None:
     )
 
 
-def read(cfg: DictConfig) -> SampleConfig:
-    """The run that a composed config describes; nothing of torch is imported.
-
-    Raises:
-        InputError: naming the key whose value is wrong.
-    """
+def _read_run(cfg: DictConfig) -> SampleConfig:
+    checks.sigma_ends(cfg)
+    checks.refuse_absent_record(cfg.record)
     network_batch = cfg.network_batch
     if network_batch not in (None, "auto"):
         network_batch = checks.whole("network_batch", network_batch)

@@ -104,11 +104,15 @@ class TrainComponents:
 
 
 def read(cfg: DictConfig) -> TrainConfig:
-    """The run that a composed config describes.
+    """Read the run that a composed config describes; torch is not imported.
 
     Raises:
         InputError: naming the key whose value is wrong.
     """
+    for key in checks.KIMG:  # the callbacks of the trainer receive them by interpolation
+        checks.images(key, cfg[key])
+    if (lr := OmegaConf.select(cfg, "optimiser.lr")) is not None:
+        checks.number("optimiser.lr", lr, zero=True)
     run = read_directory(cfg)
     settings: dict[str, Any] = {
         group: OmegaConf.to_container(cfg[group], resolve=True) for group in ("model", "objective", "optimiser")

@@ -15,8 +15,6 @@ where sample.py finds it. An interrupted score_norm or target_variance run conti
 
 from typing import TYPE_CHECKING, Any
 
-from omegaconf import DictConfig
-
 from scoreline import entry, processes, run_names
 from scoreline.config import calibrate_config
 from scoreline.config.calibrate_config import CalibrateConfig
@@ -29,10 +27,9 @@ if TYPE_CHECKING:
     from scoreline.datasets.base import ImageDataset
 
 
-@entry.script("calibrate")
-def main(cfg: DictConfig) -> None:
+@entry.script("calibrate", calibrate_config.read)
+def main(config: CalibrateConfig) -> None:
     """Measure a model, and write the record and its plot."""
-    config = calibrate_config.read(cfg)
     config.run.claim()
     checkpoint = config.model.load()
     components = config.components(checkpoint)

@@ -32,21 +32,24 @@ if TYPE_CHECKING:
     from scoreline.generation.shards import Shards
 
 
-def check_table(cfg: DictConfig) -> None:
-    """Raises: InputError for a mistake in the file of a table, or an unknown budget."""
-    table = sample_config.read_table(cfg)
-    if table is not None:
-        schema.parse(table.name, table.data).ranges(table.budget)
+def read(cfg: DictConfig) -> SampleConfig | TableConfig:
+    """Read the config of a run or of a table.
 
-
-@entry.script("sample", check_table)
-def main(cfg: DictConfig) -> float | None:
-    """Sample and evaluate the images of a run directory, or run a table; the first metric, for a sweeper."""
-    table = sample_config.read_table(cfg)
-    if table is not None:
-        run_table(table)
-        return None
+    Raises:
+        InputError: for a wrong value of a key, a mistake in the file of a table, or an unknown budget.
+    """
     config = sample_config.read(cfg)
+    if isinstance(config, TableConfig):
+        schema.parse(config.name, config.data).ranges(config.budget)
+    return config
+
+
+@entry.script("sample", read)
+def main(config: SampleConfig | TableConfig) -> float | None:
+    """Sample and evaluate the images of a run directory, or run a table; return the first metric, for a sweeper."""
+    if isinstance(config, TableConfig):
+        run_table(config)
+        return None
     from scoreline.generation import run
 
     config.run.claim()

@@ -17,8 +17,6 @@ command continues an interrupted run. On SIGTERM or SIGUSR1 it saves its state a
 import sys
 from typing import TYPE_CHECKING, Any
 
-from omegaconf import DictConfig
-
 from scoreline import entry, processes
 from scoreline.config import train_config
 from scoreline.config.train_config import TrainConfig
@@ -31,14 +29,13 @@ if TYPE_CHECKING:
     from scoreline.training.resume import Start
 
 
-@entry.script("train", launch=processes.alike)
-def main(cfg: DictConfig) -> float | None:
-    """Train a model, or go on training it; its last validation loss, for a sweeper."""
+@entry.script("train", train_config.read, processes.alike)
+def main(config: TrainConfig) -> float | None:
+    """Train a model, or resume its training; return the last validation loss, for a sweeper."""
     from scoreline.training.data import DeviceData, ImageDataModule, share_of
     from scoreline.training.resume import resume_from
 
     entry.quieten()
-    config = train_config.read(cfg)
     out, batch_size = config.run.path, config.batch_size
     config.run.claim()
 
