@@ -285,13 +285,13 @@ def test_a_finished_run_whose_files_are_gone_is_made_again(workplace: Path) -> N
     before = {name: (out / name).read_bytes() for name in ("samples.npz", "manifest.csv")}
     (out / "samples.npz").unlink()
     done = call("sample", *arguments, cwd=workplace)
-    assert (done.returncode, done.stdout.splitlines()[0]) == (0, "note: samples.npz is gone: this run is made again")
+    assert (done.returncode, done.stdout.splitlines()[0]) == (0, "note: samples.npz is gone; repeating this run")
     (out / "manifest.csv").write_text("x")
     (out / "metrics.json").write_text("")
     done = call("sample", *arguments, cwd=workplace)
     assert (done.returncode, done.stdout.splitlines()[0]) == (
         0,
-        "note: metrics.json is cut short: this run is made again",
+        "note: metrics.json is cut short; repeating this run",
     )
     assert {name: (out / name).read_bytes() for name in before} == before
     assert json.loads((out / "metrics.json").read_text())["images"] == 4

@@ -241,7 +241,7 @@ def test_ctrl_c_leaves_what_can_go_on(
     with pytest.raises(KeyboardInterrupt):
         run.finish(sampler(Gaussian(stop)), shards(tmp_path), outputs(), Group())
     said = capsys.readouterr().err
-    assert said == "\ninterrupted: 16 of 50 images are kept, the same command goes on from there\n"
+    assert said == "\ninterrupted: 16 of 50 images are kept; the same command resumes\n"
     assert finished(tmp_path)["images_made"] == 34
     assert contents(tmp_path) == whole
 

@@ -1,4 +1,4 @@
-"""What is wrong with a config whatever the model is, told before torch is imported."""
+"""Checks of config values that need neither the model nor torch, so that a mistake is reported at once."""
 
 import os
 import sys
@@ -17,15 +17,16 @@ MOST = {
     **{"nfe": 10_000, "trajectory_nfe": 10_000, "network_batch": 65_536, "jobs": 1024, "threads": cores.MOST},
     **{"workers": 1024, "seed": LARGEST_SEED},
 }
-"""The largest of those whose work or memory grows with them, whatever the model and the number of images are."""
+"""Upper limits of keys on which time or memory depend."""
 
 MOST_ELSE = 2**31 - 1
+"""Upper limit of all other whole numbers."""
 
 RECORDED = ("identity", "digest", "code_version")
-"""Keys of config.yaml that a run fills in."""
+"""Keys of config.yaml that the run itself fills in."""
 
 LARGEST_BATCH = 2**20
-"""Images in a training step: the numbers of a larger one alone would fill the memory."""
+"""Most images in a training step; the index of a larger one alone would fill the memory."""
 
 LARGEST_KIMG = 10**9
 
@@ -65,7 +66,11 @@ def sigma_ends(cfg: DictConfig) -> tuple[float | None, float | None]:
 
 
 def refuse_absent_checkpoint(given: object) -> None:
-    """Raises InputError if a checkpoint is neither a URL nor a shipped model nor a path at which something lies."""
+    """Refuse a `checkpoint` that is neither a URL nor a shipped model nor an existing file or folder.
+
+    Raises:
+        InputError: naming the key, or the reason why the file cannot be read.
+    """
     checkpoint = given if isinstance(given, str) else ""
     path = model_path(checkpoint)
     if "://" in checkpoint and not checkpoint.startswith(("http://", "https://")):
@@ -73,8 +78,8 @@ def refuse_absent_checkpoint(given: object) -> None:
             f"checkpoint={given}: no such file, and only https:// and http:// are fetched; download it first"
         )
     if not checkpoint or not ("://" in checkpoint or os.path.isfile(path) or os.path.isdir(checkpoint)):
-        shown = path if checkpoint else given
-        raise InputError(f"checkpoint={shown}: no such file; give a model.safetensors written by train.py")
+        name = path if checkpoint else given
+        raise InputError(f"checkpoint={name}: no such file; give a model.safetensors written by train.py")
     if os.path.isfile(path):
         try:
             with open(path, "rb") as file:
@@ -96,10 +101,14 @@ def refuse_absent_record(given: object) -> None:
 
 
 def names(key: str, value: Any) -> tuple[str, ...]:
-    """A list of names from the config.
+    """Return a list of names from the config.
+
+    Args:
+        key: its name in messages.
+        value: the value of the key.
 
     Raises:
-        InputError: naming the key if it is none.
+        InputError: if the value is no list of names.
     """
     if not isinstance(value, ListConfig | list | tuple) or not all(isinstance(part, str) for part in value):
         raise InputError(f"{key}={value}: must be a list of names, as in {key}=[mine]")
@@ -107,10 +116,16 @@ def names(key: str, value: Any) -> tuple[str, ...]:
 
 
 def whole(key: str, value: Any, least: int = 1, most: int | None = None) -> int:
-    """A whole number from the config.
+    """Return a whole number from the config.
+
+    Args:
+        key: its name in messages.
+        value: the value of the key.
+        least: lower limit.
+        most: upper limit; None takes that of `MOST`, else `MOST_ELSE`.
 
     Raises:
-        InputError: naming the key if it is no integer, below `least`, or above `most` or what `MOST` says.
+        InputError: if the value is no integer within the limits.
     """
     most = MOST.get(key, MOST_ELSE) if most is None else most
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
@@ -121,27 +136,34 @@ def whole(key: str, value: Any, least: int = 1, most: int | None = None) -> int:
 
 
 def images(key: str, kimg: Any) -> int:
-    """Thousands of images from the config as a whole number of images, at least 1.
+    """Return thousands of images from the config as a whole number of images, at least 1.
+
+    Args:
+        key: its name in messages.
+        kimg: the value of the key.
 
     Raises:
-        InputError: naming the key if it is no such number, or more than `LARGEST_KIMG`.
+        InputError: if the value is no such number, or above `LARGEST_KIMG`.
     """
-    found = round(number(key, kimg) * 1000)
+    count = round(number(key, kimg) * 1000)
     if kimg > LARGEST_KIMG:
         raise InputError(f"{key}={kimg}: must be at most {LARGEST_KIMG}, in thousands of images")
-    if not found:
+    if not count:
         raise InputError(f"{key}={kimg}: less than one image; give 0.001 at least, in thousands of images")
-    return found
+    return count
 
 
 def number(key: str, value: Any, above: float = 0.0, zero: bool = False) -> float:
-    """A finite number from the config.
+    """Return a finite number from the config.
 
     Args:
+        key: its name in messages.
+        value: the value of the key.
+        above: lower limit, itself not allowed.
         zero: whether 0 is allowed too.
 
     Raises:
-        InputError: naming the key if it is no number or not greater than `above`.
+        InputError: if the value is no finite number greater than `above`.
     """
     real = isinstance(value, int | float) and not isinstance(value, bool)
     if not real or not (above < value <= sys.float_info.max or (zero and value == 0)):
