@@ -334,7 +334,7 @@ def test_what_is_said_of_a_run(tmp_path: Path) -> None:
     assert read["manifest"] == files.sha256(tmp_path / "manifest.csv")
     assert read["peak_memory_mib"]["cpu"] > 50
     assert run_results.summary(read, tmp_path) == (
-        "50 images, NFE 3 (0 network calls), all found, "
+        "50 images, NFE 3 (0 network calls), all reused, "
         f"mean {read['metrics']['mean']['value']:.4g} +- 0.5 -> {tmp_path}"
     )
     assert read["numerics_version"] == NUMERICS_VERSION

@@ -129,7 +129,7 @@ def test_a_killed_process_is_replaced_with_a_line(tmp_path: Path, capsys: pytest
     told = capsys.readouterr().err
     assert re.fullmatch(
         rf"{re.escape(str(tmp_path))}: process {process.pid} on {re.escape(HOST)}, since [\d :-]+, left it unfinished; "
-        r"going on from there\n",
+        r"resuming\n",
         told,
     )
     process.communicate()
