@@ -264,7 +264,7 @@ def test_an_image_that_another_process_kept_elsewhere_is_missed(tmp_path: Path) 
     kept = shards(tmp_path)
     sample_missing(sampler(), kept, Group())
     (tmp_path / "shards" / "000000008.safetensors").unlink()
-    with pytest.raises(InputError, match=r"8 of 50 images are missing or damaged when all should be there; start the"):
+    with pytest.raises(InputError, match=r"8 of 50 images are missing or damaged after sampling; repeat the"):
         find_all(kept, Group())
 
 
