@@ -18,11 +18,12 @@ import pytest
 from forks import call
 from small_models import save_small
 
-from scoreline import checks
 from scoreline.cli import MODULES, VERBS, main
-from scoreline.conf_folder import composed
+from scoreline.commands.composition import script_config
+from scoreline.config import calibrate_config, train_config
 from scoreline.errors import InputError
-from scoreline.run_names import _safe, register_resolvers
+from scoreline.run_names import _safe
+from scoreline.scripts import sample
 
 ROOT = Path(__file__).parents[1]
 
@@ -139,10 +140,11 @@ def test_a_mistake_is_one_line_before_torch(
 
 
 @pytest.mark.parametrize(("script", "argument", "sentence"), PLAIN, ids=lambda value: str(value)[:28])
-def test_plain_mistakes_are_refused(script: str, argument: str, sentence: str) -> None:
-    register_resolvers()
+def test_plain_mistakes_are_refused(script: str, argument: str, sentence: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SCORELINE_SCRIPT", f"{script}.py")
+    read = {"sample": sample.read, "train": train_config.read, "calibrate": calibrate_config.read}[script]
     with pytest.raises(InputError, match=re.escape(sentence)):
-        checks.refuse_plain_mistakes(composed(script, [argument]))
+        read(script_config(script, [argument, "hydra.runtime.output_dir=out"]))
 
 
 @pytest.mark.parametrize(("script", "argument", "sentence"), AFTER_TORCH, ids=lambda value: str(value)[:28])
@@ -287,13 +289,13 @@ def test_run_without_its_files_starts_again(workplace: Path) -> None:
     before = {name: (out / name).read_bytes() for name in ("samples.npz", "manifest.csv")}
     (out / "samples.npz").unlink()
     done = call("sample", *arguments, cwd=workplace)
-    assert (done.returncode, done.stdout.splitlines()[0]) == (0, "note: samples.npz is gone: this run is made again")
+    assert (done.returncode, done.stdout.splitlines()[0]) == (0, "note: samples.npz is gone; repeating this run")
     (out / "manifest.csv").write_text("x")
     (out / "metrics.json").write_text("")
     done = call("sample", *arguments, cwd=workplace)
     assert (done.returncode, done.stdout.splitlines()[0]) == (
         0,
-        "note: metrics.json is cut short: this run is made again",
+        "note: metrics.json is cut short; repeating this run",
     )
     assert {name: (out / name).read_bytes() for name in before} == before
     assert json.loads((out / "metrics.json").read_text())["images"] == 4

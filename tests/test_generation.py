@@ -241,7 +241,7 @@ def test_ctrl_c_leaves_what_can_go_on(
     with pytest.raises(KeyboardInterrupt):
         run.finish(sampler(Gaussian(stop)), shards(tmp_path), outputs(), Group())
     said = capsys.readouterr().err
-    assert said == "\ninterrupted: 16 of 50 images are kept, the same command goes on from there\n"
+    assert said == "\ninterrupted: 16 of 50 images are kept; the same command resumes\n"
     assert finished(tmp_path)["images_made"] == 34
     assert contents(tmp_path) == whole
 
@@ -264,7 +264,7 @@ def test_shard_of_another_process_is_missed(tmp_path: Path) -> None:
     kept = shards(tmp_path)
     sample_missing(sampler(), kept, Group())
     (tmp_path / "shards" / "000000008.safetensors").unlink()
-    with pytest.raises(InputError, match=r"8 of 50 images are missing or damaged when all should be there; start the"):
+    with pytest.raises(InputError, match=r"8 of 50 images are missing or damaged after sampling; repeat the"):
         find_all(kept, Group())
 
 
@@ -334,7 +334,7 @@ def test_what_is_said_of_a_run(tmp_path: Path) -> None:
     assert read["manifest"] == files.sha256(tmp_path / "manifest.csv")
     assert read["peak_memory_mib"]["cpu"] > 50
     assert run_results.summary(read, tmp_path) == (
-        "50 images, NFE 3 (0 network calls), all found, "
+        "50 images, NFE 3 (0 network calls), all reused, "
         f"mean {read['metrics']['mean']['value']:.4g} +- 0.5 -> {tmp_path}"
     )
     assert read["numerics_version"] == NUMERICS_VERSION

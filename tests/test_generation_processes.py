@@ -187,7 +187,7 @@ def test_ctrl_c_keeps_images_and_resumes(workplace: Path) -> None:
     there = len(kept(run))
     assert 32 <= there < COUNT
     said = (workplace / "said-0").read_text()
-    assert f"interrupted: {there} of {COUNT} images are kept, the same command goes on from there" in said
+    assert f"interrupted: {there} of {COUNT} images are kept; the same command resumes" in said
     assert "Traceback" not in said
     [again] = forks.start(SCRIPT, workplace, *ASKED, "hydra.run.dir=run")
     assert forks.ended(again) == 0

@@ -143,7 +143,7 @@ def test_what_cannot_be_shown_is_refused() -> None:
         check_trajectories([30], shards(), run, 19)
     adaptive = build(Adaptive(), Power(7), SPAN, 100, "none")
     assert isinstance(adaptive, AdaptiveRun)
-    with pytest.raises(InputError, match="trajectories: an adaptive solver has no levels of its own"):
+    with pytest.raises(InputError, match="trajectories: an adaptive solver has no fixed noise levels"):
         check_trajectories([30], shards(), adaptive, 200)
 
 

@@ -299,7 +299,7 @@ def test_recordings_are_refused_where_they_would_lie() -> None:
     with pytest.raises(InputError, match=r"^graphs=true: needs a CUDA GPU, device is cpu; use graphs=false$"):
         recorder(True, CPU, table())
     for run in (table(EulerAncestral()), build(Adaptive("RK45"), Power(7.0), SPAN, 99, "none")):
-        with pytest.raises(InputError, match="graphs=true: a recording repeats itself"):
+        with pytest.raises(InputError, match="graphs=true: a recording cannot draw noise"):
             recorder(True, torch.device("cuda"), run)
     assert recorder(False, CPU, table()) is None
     assert recorder(True, torch.device("cuda"), table()) is Replayed
@@ -362,7 +362,7 @@ def test_a_limit_is_what_was_asked_for_or_most_of_what_is_free(monkeypatch: pyte
     monkeypatch.setattr(module, "free_memory", lambda device: 1000)
     assert memory_limit(None, CPU) == 800
     monkeypatch.setattr(module, "free_memory", lambda device: None)
-    with pytest.raises(InputError, match="memory_mib: this system does not tell"):
+    with pytest.raises(InputError, match="memory_mib: this system does not report"):
         memory_limit(None, CPU)
 
 

@@ -372,8 +372,8 @@ def test_references_come_from_a_command(name: str) -> None:
     for program, *words in commands(found):
         if program == "scoreline" and words[0] == "reference":
             asked = reference.parse(words[1:], reference.OWN)
-            written[asked.places[-1]] = asked
-            assert len(asked.places) == (1 if "dataset" in asked.own else 2)
+            written[asked.paths[-1]] = asked
+            assert len(asked.paths) == (1 if "dataset" in asked.own else 2)
             assert "dataset" not in asked.own or reference.node(asked)
             spatial = config("sample", ["metrics=inception", *asked.below]).metrics.scores
             assert found.metric in (spatial if found.metric == "sfid" else ["fid", "inception_score"])

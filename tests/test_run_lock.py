@@ -15,7 +15,8 @@ from typing import Any
 
 import pytest
 
-from scoreline import entry, files, run_lock
+from scoreline import files, run_lock
+from scoreline.config import run_directory
 from scoreline.errors import InputError
 from scoreline.files import remove_parts, write_atomically
 from scoreline.run_lock import NAME, RunLock
@@ -129,7 +130,7 @@ def test_a_killed_process_is_replaced_with_a_line(tmp_path: Path, capsys: pytest
     told = capsys.readouterr().err
     assert re.fullmatch(
         rf"{re.escape(str(tmp_path))}: process {process.pid} on {re.escape(HOST)}, since [\d :-]+, left it unfinished; "
-        r"going on from there\n",
+        r"resuming\n",
         told,
     )
     process.communicate()
@@ -374,7 +375,7 @@ def test_one_process_of_a_job_takes_the_lock(
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    assert entry.leads() == leads
+    assert run_directory.leads() == leads
 
 
 def part(folder: Path, process: int, host: str | None = None, name: str = "model.safetensors") -> Path:

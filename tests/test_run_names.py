@@ -36,6 +36,26 @@ def test_folder_of_another_project_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("script", "config"),
     [
+        ("train", {"resume": "auto"}),
+        ("train", {"resume": "never"}),
+        ("sample", {"record": "auto", "solver": {"path": "${record}"}, "checkpoint": "absent.safetensors"}),
+        ("sample", {"schedule": {"path": "auto"}}),
+    ],
+)
+def test_words_name_no_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, config: dict[str, Any]
+) -> None:
+    """A file of the working directory that is named like a word of a key changes no identity."""
+    monkeypatch.chdir(tmp_path)
+    before = named(script, **config)
+    for name in ("auto", "never"):
+        (tmp_path / name).write_text("1")
+    assert named(script, **config) == before
+
+
+@pytest.mark.parametrize(
+    ("script", "config"),
+    [
         ("train", {"dataset": {"_target_": "scoreline.datasets.image_folder.ImageFolder", "path": "HERE"}}),
         ("train", {"resume": "HERE/a.png"}),
         ("sample", {"metrics": {"reference": "HERE"}}),

@@ -44,14 +44,17 @@ def test_a_whole_run_is_believed(run: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "again"),
     [
-        (lambda run: (run / "manifest.csv").write_text("x"), "manifest.csv is not what the run wrote"),
+        (lambda run: (run / "manifest.csv").write_text("x"), "manifest.csv differs from the file of the run"),
         (lambda run: (run / "manifest.csv").unlink(), "manifest.csv is gone"),
         (lambda run: (run / "images").rename(run / "elsewhere"), "images is gone"),
-        (lambda run: (run / "images/00000/000000.png").write_bytes(b"b"), "images is not what the run wrote"),
-        (lambda run: (run / "images/00000/000000.png").unlink(), "images is not what the run wrote"),
-        (lambda run: (run / "images/00000/000001.png").touch(), "images is not what the run wrote"),
+        (lambda run: (run / "images/00000/000000.png").write_bytes(b"b"), "images differs from the file of the run"),
+        (lambda run: (run / "images/00000/000000.png").unlink(), "images differs from the file of the run"),
+        (lambda run: (run / "images/00000/000001.png").touch(), "images differs from the file of the run"),
         (lambda run: (run / "trajectories.npz").unlink(), "trajectories.npz is gone"),
-        (lambda run: (run / "trajectories.npz").write_bytes(b"cut"), "trajectories.npz is not what the run wrote"),
+        (
+            lambda run: (run / "trajectories.npz").write_bytes(b"cut"),
+            "trajectories.npz differs from the file of the run",
+        ),
         (lambda run: rewrite(run, files={"../a": {"bytes": 1, "sha256": "a"}}), "../a is gone"),
     ],
 )
@@ -66,7 +69,7 @@ def test_results_without_files_need_their_manifest(run: Path) -> None:
     (run / "images/00000/000000.png").unlink()
     assert run_results.finished(run).result is not None
     (run / "manifest.csv").write_text("x")
-    assert run_results.finished(run).again == "manifest.csv is not what the run wrote"
+    assert run_results.finished(run).reason == "manifest.csv differs from the file of the run"
 
 
 def test_result_cut_short_is_made_again(run: Path) -> None:
@@ -76,7 +79,7 @@ def test_result_cut_short_is_made_again(run: Path) -> None:
         (run / "metrics.json").write_bytes(whole[:length])
         assert run_results.finished(run) == (None, "metrics.json is cut short")
     (run / "metrics.json").write_bytes(bytes(len(whole)))
-    assert run_results.finished(run).again == "metrics.json is cut short"
+    assert run_results.finished(run).reason == "metrics.json is cut short"
     run_results.reopen(run)
     assert run_results.finished(run) == (None, "")
 
@@ -90,5 +93,5 @@ def test_a_file_that_is_not_ours_is_refused(text: str, run: Path) -> None:
 
 def test_a_result_without_its_config_is_refused(run: Path) -> None:
     (run / "config.yaml").unlink()
-    with pytest.raises(InputError, match=r"metrics.json: it cannot be told of which run it is"):
+    with pytest.raises(InputError, match=r"metrics.json: config.yaml or some of its keys are missing"):
         run_results.finished(run)

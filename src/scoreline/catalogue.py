@@ -1,7 +1,7 @@
-"""What the groups, choices and keys of conf/ are, read from the comments of its files.
+"""Descriptions of the groups, choices and keys of conf/, from the comments of its files.
 
-A file begins with a sentence on what the choice is; a comment behind a key explains the key. `--help`,
-`scoreline show GROUP` and docs/reference/choices.md are made of them, without Hydra, so they answer at once.
+A file begins with a sentence about its choice; a comment behind a key explains the key. `--help`,
+`scoreline show GROUP` and docs/reference/choices.md use them, without Hydra, so that they appear at once.
 """
 
 import re
@@ -37,7 +37,7 @@ class Key(NamedTuple):
 
 
 def keys(text: str) -> Iterator[Key]:
-    """The keys of a YAML text in order, without those that begin with an underscore."""
+    """Yield the keys of a YAML text in order, without those that begin with an underscore."""
     parents: list[tuple[int, str]] = []
     above: list[str] = []
     for line in text.splitlines():
@@ -53,7 +53,7 @@ def keys(text: str) -> Iterator[Key]:
 
 
 def about(path: Path) -> str:
-    """The sentence on a choice: the first one of the comment at the top of its file, or the title of a table."""
+    """Return the sentence about a choice: the first one of the comment at the top of its file, or a table's title."""
     lines = [line for line in path.read_text().splitlines() if not line.startswith("# @")]
     count = next((number for number, line in enumerate(lines) if not line.startswith("#")), len(lines))
     text = " ".join(line.strip("# ") for line in lines[:count])
@@ -63,13 +63,13 @@ def about(path: Path) -> str:
 
 
 def groups() -> list[str]:
-    """The groups of all folders of configs, `hydra/launcher` too."""
-    found = {path.parent.relative_to(folder).as_posix() for folder in folders() for path in folder.rglob("*/*.yaml")}
-    return sorted(found)
+    """Return the groups of all folders of configs, `hydra/launcher` included."""
+    names = {path.parent.relative_to(folder).as_posix() for folder in folders() for path in folder.rglob("*/*.yaml")}
+    return sorted(names)
 
 
 def listing(group: str) -> str:
-    """The choices of a group, each with its sentence, for a terminal."""
+    """Return the choices of a group with their sentences, as text for a terminal."""
     choices = files(group)
     column = max(map(len, choices)) + 4
     lines = [_hanging(f"  {name}", about(path), column) for name, path in choices.items()]
@@ -77,18 +77,23 @@ def listing(group: str) -> str:
 
 
 def chosen(config_name: str) -> dict[str, str]:
-    """The groups of a script with their default choices."""
+    """Return the groups of a script with their default choices."""
     return dict(re.findall(r"- (\w+): (\S+)", _config(config_name)[0]))
 
 
 def keys_of(config_name: str) -> list[Key]:
-    """The keys of a script that a user sets: neither groups nor what the script records itself."""
-    found, groups = keys(_config(config_name)[1].partition("\nhydra:")[0]), chosen(config_name)
-    return [key for key in found if key.name not in groups and not key.comment.startswith("recorded")]
+    """Return the keys of a script without its groups and without the keys that the script records itself."""
+    known, groups = keys(_config(config_name)[1].partition("\nhydra:")[0]), chosen(config_name)
+    return [key for key in known if key.name not in groups and not key.comment.startswith("recorded")]
 
 
 def help_text(description: str, config_name: str) -> str:
-    """What a script's `--help` prints: its docstring, its groups with their defaults, and its keys with theirs."""
+    """Return the text of a script's `--help`: docstring, groups and keys with their defaults.
+
+    Args:
+        description: the docstring of the script.
+        config_name: the name of its file in conf/.
+    """
     groups = [
         f"  {f'{group}={default}':26}{_count(files(group)) + ':':13}scoreline show {group}"
         for group, default in chosen(config_name).items()
@@ -98,7 +103,7 @@ def help_text(description: str, config_name: str) -> str:
 
 
 def _config(name: str) -> tuple[str, str]:
-    """The list of defaults and the rest of a script's config."""
+    """Return the list of defaults and the rest of a script's config."""
     defaults, _, rest = (conf_dir() / f"{name}.yaml").read_text().partition("\n\n")
     return defaults, rest
 
@@ -109,6 +114,6 @@ def _count(choices: Iterable[str]) -> str:
 
 
 def _hanging(name: str, text: str, column: int) -> str:
-    """A name and the text on it from a column on, wrapped there."""
+    """Return a name and its text, wrapped with a hanging indent of `column`."""
     first = f"{name:{column}}" if len(name) < column else f"{name}  "
     return textwrap.fill(text, WIDTH, initial_indent=first, subsequent_indent=" " * column) if text else first.rstrip()

@@ -14,7 +14,7 @@ COMPILE: dict[str, dict[str, Any] | None] = {
     "default": {"dynamic": False},
     "max-autotune": {"dynamic": False, "mode": "max-autotune"},
 }
-"""Options of torch.compile; None runs the network without it."""
+"""Options of torch.compile by the name of the choice; None runs the network without it."""
 
 FINAL = ("none", "denoise")
 """Final denoising step: none (stop at sigma_min), or one more evaluation, to clean data."""
@@ -23,16 +23,22 @@ FORMAT = ("npz", "png", "zip", "webdataset", "none")
 """Output formats of images; `none` writes the manifest alone."""
 
 ON_ERROR = ("continue", "stop", "retry")
-"""What a table does after a failed cell: continue with the others, stop, or retry the cell once at the end."""
+"""Reactions of a table to a failed cell: continue with the others, stop, or retry the cell once at the end."""
 
 LOCK = ("refuse", "wait")
-"""What a job does if another process works in its run directory."""
+"""Reactions of a job to another process in its run directory."""
 
 WANDB = ("off", "offline", "online")
+"""Modes of the W&B runs of a table and its cells."""
 
 
 def check_choice(key: str, choices: Collection[str], value: object) -> str:
     """Return the value if it is one of the choices.
+
+    Args:
+        key: its name in messages.
+        choices: the allowed values.
+        value: the value of the key.
 
     Raises:
         InputError: naming the key and the choices, or the nearest of them.
@@ -55,7 +61,7 @@ def check_final(value: object) -> str:
     """Return the value if it is one of `FINAL`.
 
     Raises:
-        InputError: saying what each of them means.
+        InputError: explaining both choices.
     """
     if value not in FINAL:
         raise InputError(f"final={value}: choose none (stop at sigma_min) or denoise (one more call, to clean data)")

@@ -25,8 +25,8 @@ Images and results:
   upload RUN_DIR     upload a run or a sweep to W&B
 
 Jobs:
-  doctor [SCRIPT]    can this machine do a job, and what will it take?
-  prefetch [SCRIPT]  fetch now what a job would fetch later
+  doctor [SCRIPT]    forecast the time and memory of a job on this machine
+  prefetch [SCRIPT]  download the files of a job in advance
 
 scoreline VERB --help explains each. --config-dir FOLDER adds your own configs.
 """

@@ -1,7 +1,7 @@
-"""The folder conf/ of the package and a folder of the user's own: their choices and keys.
+"""The configs of the package and of a user's own folder: their choices and keys.
 
-Nothing else says which code a config may name: the working directory's conf/ is read where `--config-dir` names it,
-and only there.
+Configs name the code that runs, so they come from these two folders alone: a conf/ in the working directory is read
+only if `--config-dir` names it.
 """
 
 import os
@@ -16,10 +16,10 @@ from omegaconf import DictConfig, OmegaConf
 from scoreline.errors import InputError, printable
 
 NO_NAME = re.compile(r"null|true|false|[-+.\d]+")
-"""Values that Hydra reads as something else than a name of a choice."""
+"""Values that Hydra does not read as the name of a choice."""
 
 OWN_FOLDER = "SCORELINE_CONFIG_DIR"
-"""Where processes of this one find the folder that `--config-dir` named."""
+"""Environment variable that passes the folder of `--config-dir` to child processes."""
 
 OPTIONS = ("--config-dir", "-cd")
 
@@ -27,10 +27,10 @@ SCRIPTS = ("train", "sample", "calibrate")
 
 
 def conf_dir() -> Path:
-    """conf/ of the package: inside it where it was installed, else at the top of its source tree.
+    """Return the folder conf/: inside an installed package, else at the top of the source tree.
 
     Raises:
-        InputError: if there is none.
+        InputError: if there is no such folder.
     """
     here = Path(__file__).resolve()
     for folder in (here.parent / "conf", here.parents[2] / "conf"):
@@ -40,24 +40,24 @@ def conf_dir() -> Path:
 
 
 def script(name: str) -> Path:
-    """train.py, sample.py or calibrate.py: at the top of the source tree, or in the installed package."""
+    """Return the path of train.py, sample.py or calibrate.py, in the source tree or the installed package."""
     root = conf_dir().parent
     return root / name if (root / name).is_file() else root / "scripts" / name
 
 
 def use_own_folder(words: Sequence[str]) -> list[str]:
-    """Take `--config-dir FOLDER` from a command line, for this process and those that it starts; the other words.
+    """Apply `--config-dir FOLDER` to this process and its children, and return the other words of the command line.
 
     Raises:
         InputError: if the option has no folder, or there is no such folder.
     """
-    rest, given = list[str](), iter(words)
-    for word in given:
+    rest, remaining = list[str](), iter(words)
+    for word in remaining:
         option, equals, value = word.partition("=")
         if option not in OPTIONS:
             rest.append(word)
             continue
-        folder = Path(value if equals else next(given, ""))
+        folder = Path(value if equals else next(remaining, ""))
         if str(folder) == "." or not folder.is_dir():
             raise InputError(f"{option} {folder}: no such folder; give one that holds solver/NAME.yaml or the like")
         os.environ[OWN_FOLDER] = str(folder.resolve())
@@ -65,31 +65,33 @@ def use_own_folder(words: Sequence[str]) -> list[str]:
 
 
 def own_folder() -> Path | None:
-    """The folder that the user named by `--config-dir`."""
+    """Return the folder of `--config-dir`, or None."""
     return Path(os.environ[OWN_FOLDER]) if os.environ.get(OWN_FOLDER) else None
 
 
 def folders() -> list[Path]:
-    """Where configs may come from: the package's conf/, and the user's own folder."""
+    """Return the folders of configs: the package's conf/, and the user's own folder if there is one."""
     own = own_folder()
     return [conf_dir(), *([own] if own else [])]
 
 
 def files(group: str) -> dict[str, Path]:
-    """The files of a group by name, in order of their names; one of the package's goes before one of the user's."""
-    found = {path.stem: path for folder in reversed(folders()) for path in (folder / group).glob("*.yaml")}
-    return dict(sorted(found.items()))
+    """Return the files of a group by name, in order of their names; the package's file wins over the user's."""
+    paths = {path.stem: path for folder in reversed(folders()) for path in (folder / group).glob("*.yaml")}
+    return dict(sorted(paths.items()))
 
 
 def choice(group: str, name: str, key: str, without: Collection[str] = ()) -> str:
-    """A name that somebody's file gives, if it is a choice of the group; such a name may then be composed.
+    """Return a name from an untrusted file if it is a choice of the group, so that it may be composed.
 
     Args:
-        key: what the user knows the file by.
-        without: choices that such a file may not make.
+        group: a folder of conf/, such as solver.
+        name: the name in the file.
+        key: the key that named the file, for the message.
+        without: choices of the group that are not allowed here.
 
     Raises:
-        InputError: if it is none.
+        InputError: if it is no such choice.
     """
     known = files(group)
     if name not in known or name in without:
@@ -100,10 +102,12 @@ def choice(group: str, name: str, key: str, without: Collection[str] = ()) -> st
 
 
 def refuse_lost_choices(words: Sequence[str]) -> None:
-    """What Hydra takes, or has no words for: `solver=null`, `~solver`, `solver=../x`, `=x`.
+    """Refuse words that Hydra accepts, or reports badly: `solver=null`, `~solver`, `solver=../x`, `=x`.
+
+    Hydra composes the command line of a script itself, and `composed` that of a command: both call this first.
 
     Raises:
-        InputError: for such a word.
+        InputError: naming the word.
     """
     for word in words:
         key, equals, name = word.partition("=")
@@ -117,10 +121,12 @@ def refuse_lost_choices(words: Sequence[str]) -> None:
 
 
 def composed(name: str, overrides: Sequence[str], whole: bool = False) -> DictConfig:
-    """The config of script `name` with overrides of the user's; within a script that runs, from its search path.
+    """Compose the config of a script; within a running script, use its search path.
 
     Args:
-        whole: whether Hydra's own part is in it.
+        name: train, sample or calibrate.
+        overrides: the words of the command line.
+        whole: whether to include Hydra's own part.
 
     Raises:
         HydraException: for unknown keys and choices.
@@ -138,15 +144,15 @@ def composed(name: str, overrides: Sequence[str], whole: bool = False) -> DictCo
 
 
 def quoted(text: str) -> str:
-    """A text as one value of Hydra's command line."""
+    """Quote a text as one value of Hydra's command line."""
     escaped = text.replace("\\", "\\\\").replace("'", "\\'")
     return f"'{escaped}'"
 
 
 def known_keys() -> set[str]:
-    """Every key and group that this script accepts, dotted; those of sample.py for commands that are no script.
+    """Return every key and group that this script accepts, dotted; a command that is no script gets those of sample.py.
 
-    Keys below a group are those of the choice that the command line makes.
+    The keys below a group are those of the choice on the command line.
     """
     from hydra.core.global_hydra import GlobalHydra
 
@@ -158,7 +164,7 @@ def known_keys() -> set[str]:
 
 
 def _chosen(words: Sequence[str]) -> list[str]:
-    """The choices of groups among the words of a command line, without those that there are not."""
+    """Return the words of a command line that choose an existing file of a group."""
     pairs = [(word, *word.partition("=")[::2]) for word in words]
     return [word for word, group, name in pairs if group.isidentifier() and name in files(group)]
 

@@ -35,7 +35,7 @@ def choose_device(name: str, local: int = 0) -> torch.device:
 
 
 def free_memory(device: torch.device) -> int | None:
-    """Return the bytes that are free on a device, or None if the system does not tell."""
+    """Return the bytes that are free on a device, or None if the system does not report them."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     try:
@@ -60,7 +60,7 @@ def moved(tensor: Tensor, device: torch.device | str) -> Tensor:
 
 
 def to_host(*tensors: Tensor) -> Callable[[], tuple[Tensor, ...]]:
-    """Copies on the CPU, which a GPU sends in the order of its work; calling what is returned waits for them."""
+    """Start copies to the CPU, in the order of the GPU's work, and return a function that waits for them."""
     if not tensors[0].is_cuda:
         return lambda: tensors
     copies = tuple(

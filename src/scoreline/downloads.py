@@ -50,9 +50,9 @@ def fetch(url: str, target: Path | None = None, sha256: str | None = None, remed
     try:
         if not place.exists():
             if os.environ.get(OFFLINE, "") not in ("", "0") and urlsplit(url).scheme != "file":
-                raise InputError(f"{place} is not there, and {OFFLINE} forbids to fetch {url}; {remedy}")
+                raise InputError(f"{place} is not there, and {OFFLINE} forbids downloads of {url}; {remedy}")
             _download_once(url, place, sha256, remedy)
-        _check(place, sha256, f"{place} (of {url}) is there, but has", f"remove it, or {remedy}")
+        _check(place, sha256, f"{place} (from {url}) exists, but has", f"remove it, or {remedy}")
     except OSError as error:
         raise InputError(f"{url} could not be fetched to {place} ({error}); {remedy}") from error
     return place

@@ -1,6 +1,6 @@
-"""What the three scripts share around Hydra.
+"""The frame of the three scripts: Hydra, `--help`, one line per mistake, exit codes.
 
-Imports nothing heavier than Hydra, so that `--help` and mistakes answer at once.
+It imports nothing heavier than Hydra, so that `--help` and error messages appear at once.
 """
 
 import functools
@@ -13,7 +13,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -39,45 +39,44 @@ HARMLESS = (
     *(".*LeafSpec.*", ".*num_workers.*", ".*does not have many workers.*", ".*logging interval.*"),
     ".*Grad strides do not match bucket view strides.*",
 )
-"""Warnings about what is intended here."""
+"""Warnings of Lightning and PyTorch about settings that are intended here."""
 
 SCRIPT = "SCORELINE_SCRIPT"
-"""The script that a person started: in a job of submitit sys.argv[0] is another one."""
+"""Environment variable with the path of the user's script; in a job of submitit sys.argv[0] is another one."""
 
 KEEP_TRACEBACKS = "SCORELINE_TRACEBACKS"
 
 LARGEST = 4096
-"""Of the whole numbers that describe a network, such as its width and blocks: it is built before it is trained."""
+"""Largest whole number in the description of a network, such as its width; a larger network would fill the memory."""
 
-Job = Callable[[DictConfig], Any]
 Launch = Callable[[Callable[[], None]], None]
+C = TypeVar("C")
 
 
 def script(
-    config_name: str, check: Job | None = None, launch: Launch = processes.run
-) -> Callable[[Job], Callable[[], None]]:
-    """Decorate a job as a script: Hydra around it, and a mistake of the user's becomes one line and exit code 2.
+    config_name: str, read: Callable[[DictConfig], C], launch: Launch = processes.run
+) -> Callable[[Callable[[C], Any]], Callable[[], None]]:
+    """Decorate a job as a Hydra script, in which a user's mistake becomes one line and exit code 2.
 
-    A sweep prints the line of a failed job at once, goes on with the others and leaves with exit code 2 at its end.
+    A sweep prints the line of a failed job at once, runs the other jobs and exits with code 2 at its end.
     With HYDRA_FULL_ERROR=1 in the environment every error keeps its traceback.
 
     Args:
-        config_name: of the script's file in conf/.
-        check: raises InputError for what is wrong with the script's own keys, before torch is imported.
+        config_name: name of the script's file in conf/.
+        read: turns the composed config into the argument of the job. It raises InputError for every mistake that can be
+            told without torch, which is imported afterwards.
         launch: calls the script as one process among those that torchrun or srun started.
     """
 
-    def decorate(job: Job) -> Callable[[], None]:
+    def decorate(job: Callable[[C], Any]) -> Callable[[], None]:
         @functools.wraps(job)
         def guarded(cfg: DictConfig) -> Any:
             try:
-                refuse_appended_keys()
-                checks.refuse_plain_mistakes(cfg)
-                if check is not None:
-                    check(cfg)
+                checks.refuse_unusable()
+                config = read(cfg)
                 startup.load_torch()
                 refuse_wrong_types(OmegaConf.to_container(cfg, resolve=False))
-                return job(cfg)
+                return job(config)
             except Exception as error:
                 if in_sweep():
                     keep_traceback(error)
@@ -114,24 +113,28 @@ OPTIONS = (
     *("--multirun", "-m", "--shell-completion", "-sc", "--config-path", "-cp", "--config-name", "-cn"),
     *("--config-dir", "-cd", "--experimental-rerun", "--info", "-i"),
 )
-"""Hydra's own, as its documentation lists them."""
+"""Hydra's options, as its documentation lists them."""
 
-SHOWN = ("job", "hydra", "all")
-"""What `--cfg` takes."""
+CFG_CHOICES = ("job", "hydra", "all")
+"""Values of `--cfg`."""
 
 
 def refuse_options(words: Sequence[str]) -> None:
-    """Raises InputError for options that Hydra does not have, whose own complaint takes eight lines, and for chdir."""
+    """Refuse options that Hydra does not have (its own message takes eight lines), and `hydra.job.chdir`.
+
+    Raises:
+        InputError: naming the option.
+    """
     for word, following in zip(words, [*words[1:], ""], strict=False):
         if re.fullmatch(r"\+{0,2}hydra\.job\.chdir=(true|yes|on|1)", word, re.IGNORECASE):
             raise InputError(
-                f"{word}: paths are relative to where the command was started, and jobs stay there; leave the key out"
+                f"{word}: jobs stay in the working directory, to which all paths are relative; leave the key out"
             )
         option, _, value = word.partition("=")
         if option.startswith("-") and option not in OPTIONS:
             raise InputError(f"{word}: there is no such option{did_you_mean(option, OPTIONS)}")
-        if option in ("--cfg", "-c") and (value or following) not in SHOWN:
-            raise InputError(f"{option} {value or following}: choose from {', '.join(SHOWN)}")
+        if option in ("--cfg", "-c") and (value or following) not in CFG_CHOICES:
+            raise InputError(f"{option} {value or following}: choose from {', '.join(CFG_CHOICES)}")
 
 
 def _run(main: Callable[[], Any]) -> None:
@@ -149,22 +152,27 @@ def _run(main: Callable[[], Any]) -> None:
 
 
 def _of_run_directory(error: Exception) -> InputError | None:
-    """What is wrong with the directory that Hydra makes before the job begins."""
-    begun = any(frame.f_code.co_name == "guarded" for frame, _ in traceback.walk_tb(error.__traceback__))
-    if begun or not isinstance(error, OSError) or not error.filename:
+    """Return the error for a directory that Hydra cannot make before the job begins."""
+    has_begun = any(frame.f_code.co_name == "guarded" for frame, _ in traceback.walk_tb(error.__traceback__))
+    if has_begun or not isinstance(error, OSError) or not error.filename:
         return None
     key = "hydra.sweep.dir" if {"-m", "--multirun"} & set(sys.argv) else "hydra.run.dir"
     return InputError(f"{key}={error.filename}: {error.strerror}; choose another directory")
 
 
 def keep_traceback(error: Exception) -> None:
-    """error.log in the directory of a job of a sweep; a later start of the job removes it."""
+    """Write error.log in the directory of a job of a sweep; the next start of the job removes it."""
     text = "".join(traceback.format_exception(error))
     write_atomically(output_dir() / ERROR_LOG, lambda path: path.write_text(text))
 
 
 def leave(error: Exception, program: str | None = None) -> NoReturn:
-    """A user's mistake as one line and exit code 2; any other error goes on with its traceback."""
+    """Report a user's mistake in one line and exit with code 2; raise any other error again, with its traceback.
+
+    Args:
+        error: the exception that ended the job.
+        program: the name before the line; None stands for the script's name.
+    """
     sentence = None if os.environ.get(KEEP_TRACEBACKS) else explain(error)
     if sentence is None:
         raise error
@@ -173,7 +181,7 @@ def leave(error: Exception, program: str | None = None) -> NoReturn:
 
 
 def guide(cfg: DictConfig) -> dict[str, str]:
-    """The path of the guiding model, for a guidance that has one, as a named argument.
+    """Return the path of the guiding model as a keyword argument of the guidance; empty if it has none.
 
     Raises:
         MissingMandatoryValue: if guidance.checkpoint is not given.
@@ -183,18 +191,18 @@ def guide(cfg: DictConfig) -> dict[str, str]:
 
 
 def apply(node: DictConfig, *arguments: Any, **options: Any) -> Any:
-    """What the function of a `_partial_` group returns; wrong options are told as those of other groups are."""
+    """Call the function of a `_partial_` group; wrong options raise the same errors as in other groups."""
     return hydra.utils.instantiate(node, *arguments, **options, _partial_=False)
 
 
 def command_of_this_job(out: Path) -> list[str]:
-    """What starts a further process of this very job: the same choices, the same directory, no sweep."""
+    """Return the command that starts a further process of this job: the same choices and directory, no sweep."""
     own = [f"hydra.run.dir={quoted(str(out))}", "hydra.mode=RUN"]
     return [sys.executable, os.environ[SCRIPT], *map(str, HydraConfig.get().overrides.task), *own]
 
 
 def provenance(cfg: DictConfig) -> dict[str, Any]:
-    """How a model came to be: the command, and what identifies its config and code; no path of this machine."""
+    """Return the provenance of a model: the command and the digests of config and code; no paths."""
     overrides = [_without_folder(override) for override in HydraConfig.get().overrides.task]
     return {
         "command": shlex.join(["python", "train.py", *overrides]),
@@ -207,14 +215,14 @@ def provenance(cfg: DictConfig) -> dict[str, Any]:
 
 
 def _without_folder(override: str) -> str:
-    """An absolute path, which says where one person keeps things, is cut to its last part."""
+    """Cut an absolute path to its last part, since the rest describes one person's machine."""
     key, equals, value = override.partition("=")
     path = value.strip("'\"")
     return f"{key}{equals}{Path(path).name}" if Path(path).is_absolute() else override
 
 
 def match_data(network: Mapping[Any, Any], dataset: Any) -> None:
-    """The network's shape must be the data's, and no number of its description larger than any network's.
+    """Refuse a network whose shape or classes differ from the data's, or with a size above `LARGEST`.
 
     Raises:
         InputError: naming the key and the data set.
@@ -223,10 +231,10 @@ def match_data(network: Mapping[Any, Any], dataset: Any) -> None:
         if isinstance(value, int) and key != "num_classes" and value > LARGEST:
             raise InputError(f"model.network.{key!s}={value}: must be at most {LARGEST}")
     channels, height, width = dataset.shape
-    wanted = {"channels": channels, "resolution": height}
+    shape = {"channels": channels, "resolution": height}
     if height != width:
         raise InputError(f"dataset={dataset.name}: images are {height}x{width}; networks here take square ones")
-    for key, value in wanted.items():
+    for key, value in shape.items():
         if network.get(key, value) != value:
             raise InputError(f"model.network.{key}={network[key]}: {dataset.name} has {value}; set the key to {value}")
     classes = network.get("num_classes", 0)
@@ -236,7 +244,7 @@ def match_data(network: Mapping[Any, Any], dataset: Any) -> None:
 
 
 def quieten() -> None:
-    """Keep Lightning's advertisements, and hints about what is intended here, quiet; call it after the import."""
+    """Silence Lightning's tips and the warnings of `HARMLESS`; call it after importing Lightning."""
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
     for pattern in HARMLESS:
@@ -244,45 +252,40 @@ def quieten() -> None:
 
 
 def in_sweep() -> bool:
-    """Whether this job is one of several; each then says only its own line."""
+    """Return whether this job is one of a sweep, where each job prints only its own line."""
     return bool(HydraConfig.get().mode == RunMode.MULTIRUN)
 
 
 def choices(*groups: str) -> dict[str, str]:
-    """The names chosen in config groups."""
+    """Return the name of the choice of each config group."""
     return {group: str(HydraConfig.get().runtime.choices[group]) for group in groups}
 
 
 def settings(cfg: DictConfig, *groups: str) -> dict[str, str]:
-    """The names chosen in config groups with their options: `classifier_free(high=inf, low=0.0, scale=2.0)`."""
+    """Return the choice of each config group with its options: `classifier_free(high=inf, low=0.0, scale=2.0)`."""
     return {group: name + _options(cfg[group]) for group, name in choices(*groups).items()}
 
 
 def _options(node: DictConfig) -> str:
-    """A model stands there by its content, numbers alike however they were written."""
-    shown = []
+    """Return `(key=value, ..)`: a model by its digest, every number as a float however the user wrote it."""
+    parts = []
     for key, value in sorted(node.items()):
         if key == "checkpoint":
-            shown.append(f"{key}={sha256(model_path(str(value)))[:16]}")
+            parts.append(f"{key}={sha256(model_path(str(value)))[:16]}")
         elif not str(key).startswith("_") and key != "trust":
-            shown.append(f"{key!s}={float(value) if isinstance(value, int) else str(value)}")
-    return f"({', '.join(shown)})" if shown else ""
-
-
-def refuse_appended_keys() -> None:
-    """`+typo=1` would pass silently: only arguments inside a group may be appended.
-
-    Raises:
-        InputError: naming the key.
-    """
-    for override in HydraConfig.get().overrides.task:
-        key = override.lstrip("+").split("=")[0]
-        if override.startswith("+") and "." not in key and key not in HydraConfig.get().runtime.choices:
-            raise InputError(f"+{key}: no script reads a new key '{key}'; drop it")
+            parts.append(f"{key!s}={float(value) if isinstance(value, int) else str(value)}")
+    return f"({', '.join(parts)})" if parts else ""
 
 
 def sigma_range(cfg: DictConfig, native: Any) -> tuple[float, float]:
-    """(sigma_max, sigma_min): what the config says, else the ends of the model's own noise schedule."""
-    first = native.sigma_max if cfg.sigma_max is None else checks.number("sigma_max", cfg.sigma_max)
-    last = native.sigma_min if cfg.sigma_min is None else checks.number("sigma_min", cfg.sigma_min, zero=True)
-    return first, last
+    """Return (sigma_max, sigma_min) of a config; a null stands for that end of the model's own noise schedule.
+
+    Args:
+        cfg: a config with both keys.
+        native: the noise schedule of the model.
+
+    Raises:
+        InputError: if one of the keys has a value that is no number in its range.
+    """
+    first, last = checks.sigma_ends(cfg)
+    return native.sigma_max if first is None else first, native.sigma_min if last is None else last

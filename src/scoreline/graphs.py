@@ -12,28 +12,28 @@ WARM_UP = 2
 """Calls before the recording, so that libraries choose and load their kernels."""
 
 Recording = Callable[[Callable[[], Tensor]], Callable[[], Tensor]]
-"""(function of fixed memory) -> function that computes it again, into fixed memory."""
+"""Maps a function on fixed memory to a function that repeats it on the same memory."""
 
 
-def recorder(wanted: bool, device: torch.device, run: object) -> "type[Replayed] | None":
-    """`Replayed` if `wanted`, else None.
+def recorder(enabled: bool, device: torch.device, run: object) -> "type[Replayed] | None":
+    """Return `Replayed` if `enabled`, else None.
 
     Args:
-        wanted: the script's key `graphs`.
-        device: where the networks run.
-        run: the solver's steps; a `Tableau` without noise can be recorded.
+        enabled: the script's key `graphs`.
+        device: the device of the networks.
+        run: the solver's steps, of which a `Tableau` without noise can be recorded.
 
     Raises:
-        InputError: without a GPU, and for solvers that draw noise or choose their steps on the way.
+        InputError: without a GPU, and for solvers that draw noise or choose their steps adaptively.
     """
-    if not wanted:
+    if not enabled:
         return None
     if device.type != "cuda":
         raise InputError(f"graphs=true: needs a CUDA GPU, device is {device.type}; use graphs=false")
     if not isinstance(run, Tableau) or bool((run.B > 0).any()):
         raise InputError(
-            "graphs=true: a recording repeats itself, and this solver draws noise or chooses its steps on the way; use "
-            "graphs=false or a solver with a table and without noise"
+            "graphs=true: a recording cannot draw noise or choose steps, as this solver does; use "
+            "graphs=false or a deterministic solver with a tableau"
         )
     return Replayed
 
@@ -66,10 +66,10 @@ class Replayed:
 
 
 def cuda_graph(function: Callable[[], Tensor]) -> Callable[[], Tensor]:
-    """A CUDA graph of the function.
+    """Record a function as a CUDA graph, and return the function that replays it.
 
     Raises:
-        InputError: if the function waits for the device or draws random numbers on the way.
+        InputError: if the function waits for the device or draws random numbers.
     """
     aside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     aside.wait_stream(torch.cuda.current_stream())

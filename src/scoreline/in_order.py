@@ -53,12 +53,12 @@ def beside(function: Callable[[T], object], items: Iterable[T], threads: int) ->
 
 
 class AbandonedError(Exception):
-    """The caller has left; the work of this thread is dropped."""
+    """The caller no longer needs the work of this thread."""
 
 
 @contextmanager
 def until_left(report: Callable[[float], object]) -> Iterator[Callable[[float], None]]:
-    """`report` for several threads, which stops each of them at its next call once the context is left."""
+    """Yield `report` for use in several threads; after the context, its next call in each thread stops that thread."""
     lock, left = threading.Lock(), threading.Event()
 
     def guarded(amount: float) -> None:

@@ -34,8 +34,8 @@ def plan_labels(rule: str | None, seeds: Sequence[int], num_classes: int) -> Ten
         rule: `random` draws from the image's own seed, `balanced` is seed modulo classes, `fixed:k` is class k,
             `none` leaves the condition out, a name with one of `label_rules.SUFFIXES` is a label file
             (`read_label_file`). An unconditional model ignores `random`.
-        seeds: of the images.
-        num_classes: of the model; 0 if it is unconditional.
+        seeds: the seeds of the images.
+        num_classes: number of classes of the model; 0 if it is unconditional.
 
     Raises:
         InputError: for an unknown rule, an unusable file, a class out of range, or a class for an unconditional model.
@@ -170,11 +170,11 @@ def _full_row(row: list[str], header: list[str]) -> list[str]:
 
 
 def _by_seed(rows: Iterable[list[str]], header: list[str], seeds: Sequence[int]) -> list[int]:
-    wanted, classes = set(seeds), dict[int, str]()
+    own, classes = set(seeds), dict[int, str]()
     seed_at, label_at = header.index("seed"), header.index("label")
     for row in rows:
         seed, label = _whole(_full_row(row, header)[seed_at]), row[label_at].strip()
-        if seed in wanted and label and classes.setdefault(seed, label) != label:
+        if seed in own and label and classes.setdefault(seed, label) != label:
             raise InputError(f"gives seed {seed} the classes {classes[seed]:.20} and {label:.20}; keep the right one")
     without = [seed for seed in seeds if seed not in classes]
     if without:

@@ -14,12 +14,12 @@ from scoreline.files import locked
 
 PLUGIN = "hydra_plugins.hydra_joblib_launcher"
 JOBS = "SCORELINE_JOBS"
-"""conf/hydra/launcher/local.yaml reads n_jobs from this variable."""
+"""Environment variable with n_jobs for conf/hydra/launcher/local.yaml."""
 
 PAUSE = 0.05
 
 _held: dict[str, tuple[int, IO[bytes]]] = {}
-"""Places that this process holds until it ends."""
+"""The number and the locked file of this process, by folder; it holds them until it ends."""
 
 
 class OneDeviceEach:
@@ -63,14 +63,14 @@ class OneDeviceEach:
 
 
 def on_cpu(config: Any) -> bool:
-    """Whether the jobs of a config use no GPU."""
+    """Return whether the jobs of a config use the CPU alone."""
     if "device" in config:
         return str(config.device) == "cpu"
     return "trainer" in config and str(config.trainer.accelerator) == "cpu"
 
 
 def visible_devices() -> list[str]:
-    """The CUDA devices, named as in CUDA_VISIBLE_DEVICES."""
+    """Return the CUDA devices, named as in CUDA_VISIBLE_DEVICES."""
     import torch
 
     count, named = torch.cuda.device_count(), os.environ.get("CUDA_VISIBLE_DEVICES", "")
@@ -78,7 +78,7 @@ def visible_devices() -> list[str]:
 
 
 def jobs(config: Any) -> int:
-    """The number of parallel processes.
+    """Return the number of parallel processes.
 
     Raises:
         InputError: if n_jobs is neither a whole number above 0 nor -1, or joblib's plugin is not installed.
@@ -94,7 +94,7 @@ def jobs(config: Any) -> int:
 
 
 def installed() -> bool:
-    """Whether Hydra's plugin for joblib is installed."""
+    """Return whether Hydra's plugin for joblib is installed."""
     try:
         return find_spec(PLUGIN) is not None
     except ModuleNotFoundError:
@@ -102,9 +102,13 @@ def installed() -> bool:
 
 
 def place(folder: str, count: int) -> int:
-    """A number 0 .. count - 1 that no other process of the folder has; this one keeps it until it ends.
+    """Return a number 0 .. count - 1 that no other process of the folder has; this process keeps it until it ends.
 
-    If all are taken, it waits until a process that joblib has replaced is gone.
+    If all numbers are taken, wait for the end of a process that joblib has replaced.
+
+    Args:
+        folder: the folder of the sweep, which holds one lock per number.
+        count: how many numbers there are.
     """
     while folder not in _held:
         for number in range(count):

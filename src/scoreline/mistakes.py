@@ -1,4 +1,4 @@
-"""One sentence for each mistake in what a user gives."""
+"""Explain a user's mistake in one sentence: key, value, remedy."""
 
 import errno
 import re
@@ -18,7 +18,7 @@ COMPILERS = {
     "TritonMissing": "torch.compile found no Triton for this GPU; install triton",
     "GPUTooOldForTriton": "this GPU is older than what torch.compile serves",
 }
-"""What torch.compile lacks, by the name of its exception."""
+"""Messages for missing parts of torch.compile, by the name of its exception."""
 
 UNUSABLE = (
     *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG),
@@ -27,11 +27,11 @@ UNUSABLE = (
 """Error numbers of a path that cannot be read or written."""
 
 LONGEST = 200
-"""Characters of a word of a sentence; a longer word is cut."""
+"""Most characters of a word; a longer one is cut."""
 
 
 def explain(error: BaseException) -> str | None:
-    """The sentence for a mistake of the user's, or None for a defect of this package."""
+    """Return the sentence for a mistake of the user, or None for a defect of this package."""
     sentence = _sentence(error)
     return sentence and " ".join(map(_cut, sentence.split()))
 
@@ -44,9 +44,8 @@ def _sentence(error: BaseException) -> str | None:
     for cause in _causes(error):
         if isinstance(cause, InputError):
             return str(cause)
-        of_the_system = _explain_system(cause)
-        if of_the_system:
-            return of_the_system
+        if system := _explain_system(cause):
+            return system
         missing = COMPILERS.get(type(getattr(cause, "inner_exception", cause)).__name__)
         if missing:
             return f"compile: {missing}, or use compile=none"
@@ -74,22 +73,22 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _explain_system(error: BaseException) -> str | None:
-    """A full disk, a full memory or an unusable path."""
+    """Explain a full disk, a full memory or an unusable path; None for other errors."""
     if without_space(error):
         where = getattr(error, "filename", None) or "hydra.run.dir"
         return (
             f"{where}: no space is left on its disk, or a file is larger than this process may write; free some space "
-            "or raise the limit (ulimit -f), and start the same command again"
+            "or raise the limit (ulimit -f), and repeat the command"
         )
     if isinstance(error, OSError) and error.errno in UNUSABLE and error.filename:
         return f"{error.filename}: {error.strerror}; give another path"
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "can't allocate" in str(error):
-        return "memory: none is left for what was asked; lower network_batch, batch_size, threads or nfe"
+        return "memory: none is left; lower network_batch, batch_size, threads or nfe"
     return None
 
 
 def _explain_composition(error: BaseException) -> str:
-    """A key or a value that the config does not take: OmegaConf's error names it, Hydra's only in its message."""
+    """Explain a key or value that the config refuses. OmegaConf's errors name the key, Hydra's only in the message."""
     cause, message = error.__cause__, str(error)
     if isinstance(cause, ConfigKeyError | ConfigAttributeError):
         return _explain_key(str(cause.full_key))
@@ -111,7 +110,7 @@ def _explain_composition(error: BaseException) -> str:
 
 
 def _explain_key(key: str) -> str:
-    """There is no such key; the sentence names similar keys, or other choices of a group whose choice has none."""
+    """Name similar keys for an unknown one, or the other choices of a group whose choice has no keys."""
     group = key.partition(".")[0]
     known = conf_folder.known_keys()
     below = {name for name in known if name.startswith(f"{group}.") and "._" not in name}
@@ -122,9 +121,9 @@ def _explain_key(key: str) -> str:
 
 
 def _explain_instantiation(error: BaseException) -> str | None:
-    """Wrong arguments of a `_target_`, or a target that cannot be called; None for an error of the called code.
+    """Explain wrong arguments of a `_target_` or an unusable target; None for an error of the called code.
 
-    Hydra's InstantiationException tells the key and the target in its message alone.
+    Hydra's InstantiationException holds the key and the target in its message alone.
     """
     message = str(error)
     named = re.search(r"full_key: (\S+)", message)

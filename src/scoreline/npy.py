@@ -45,6 +45,7 @@ class Header(NamedTuple):
 
     @property
     def nbytes(self) -> int:
+        """Bytes of the numbers."""
         return math.prod(self.shape) * self.dtype.itemsize
 
 
@@ -60,7 +61,7 @@ def header(file: IO[bytes]) -> Header:
     length = int.from_bytes(file.read(2 if start[6] == 1 else 4), "little")
     text = file.read(min(length, LONGEST_HEADER))
     if length > LONGEST_HEADER or len(text) < length:
-        raise ValueError(f"its header has {length:,} bytes, of which {len(text):,} are there")
+        raise ValueError(f"its header of {length:,} bytes is longer than the limit or the file")
     plain = b"".join(text.split())
     found = {name: values for name, *values in ITEMS.findall(plain)} if HEADER.fullmatch(plain) else {}
     if len(found) < 3 or not found[b"descr"][0] or not found[b"fortran_order"][1] or any(found[b"shape"][:2]):
@@ -74,13 +75,13 @@ def _dtype(code: str) -> np.dtype[Any]:
     try:
         return np.dtype(code)
     except TypeError as error:
-        raise ValueError(f"its numbers are of type {code}, which there is not") from error
+        raise ValueError(f"its numbers are of the unknown type {code}") from error
 
 
 def _shape(text: bytes) -> tuple[int, ...]:
     shape = tuple(int(part.removesuffix(b"L")) for part in text.split(b",") if part)
     if max(shape, default=0) >= 2**48:
-        raise ValueError(f"its shape is {shape}, which none can have")
+        raise ValueError(f"its shape {shape} is impossible")
     return shape
 
 

@@ -30,7 +30,7 @@ class Parts:
         folder: where parts are kept, as 000000.safetensors and so on; the processes share it. None keeps the parts in
             memory, and every process computes all of them.
         stamp: text for everything else that a part depends on; a part with another stamp counts as missing.
-        rank: of this process, which computes the missing ones of the parts rank, rank + size, ..
+        rank: number of this process, which computes the missing ones of the parts rank, rank + size, ..
         size: number of processes.
         barrier: a function that waits for the other processes.
     """

@@ -1,4 +1,4 @@
-"""Several processes of one job: rank and size, barriers, and how all leave with one message."""
+"""Several processes of one job: rank and size, barriers, and one message if all fail alike."""
 
 import contextlib
 import io
@@ -19,10 +19,10 @@ SRUN = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID")
 """Only srun sets the number of tasks of a step: a script that sbatch runs without srun is one process."""
 
 PATIENCE = timedelta(days=30)
-"""A barrier waits for as long as the others work; it fails at once if one of them dies."""
+"""Longest wait at a barrier, which fails at once if another process dies."""
 
 MOMENT = timedelta(seconds=10)
-"""A process that leaves with a mistake waits so long to learn whether the others make it too."""
+"""Wait of a process with a mistake in its config to learn whether the others have the same."""
 
 
 @dataclass(frozen=True)
@@ -30,9 +30,9 @@ class Group:
     """One process among `size` of them.
 
     Attributes:
-        rank: its number, 0 .. size - 1; the first one, 0, prints and writes.
+        rank: number of the process, 0 .. size - 1; number 0 prints and writes.
         size: number of processes.
-        local: its number on this machine, which picks its GPU.
+        local: number of the process on its machine, which selects its GPU.
     """
 
     rank: int = 0
@@ -41,7 +41,7 @@ class Group:
 
     @property
     def first(self) -> bool:
-        """Whether this process prints and writes for all."""
+        """Whether this process prints and writes for all of them."""
         return self.rank == 0
 
     def barrier(self) -> None:
@@ -53,10 +53,13 @@ class Group:
 
 
 def current(environment: Mapping[str, str] = os.environ) -> Group:
-    """The rank of this process among those that torchrun or srun started; without them it is alone.
+    """Return the rank of this process among those that torchrun or srun started; without them it is alone.
+
+    Args:
+        environment: the environment variables.
 
     Raises:
-        InputError: if one of their variables is no whole number, or they disagree.
+        InputError: if one of their variables is no whole number, or the rank is not below the size.
     """
     for names in (TORCHRUN, SRUN):
         if names[0] in environment and names[1] in environment:
@@ -98,7 +101,7 @@ def alike(main: Callable[[], None]) -> None:
 
 
 def _or_leave(check: Callable[..., T], *arguments: Any) -> T:
-    """The result of a check; an InputError becomes one line and exit code 2."""
+    """Return the result of a check; report an InputError in one line and exit with code 2."""
     from scoreline.entry import leave
 
     try:
@@ -108,7 +111,7 @@ def _or_leave(check: Callable[..., T], *arguments: Any) -> T:
 
 
 def _speak_at_the_end(main: Callable[[], None], group: Group, all_leave: Callable[[], bool]) -> None:
-    """Hold what a process other than the first writes to stderr until it ends; drop a mistake that all make."""
+    """Delay the stderr of all processes but the first until they end; drop it if all have the same mistake."""
     held = io.StringIO()
     try:
         with contextlib.nullcontext() if group.first else contextlib.redirect_stderr(held):
@@ -124,15 +127,19 @@ def _speak_at_the_end(main: Callable[[], None], group: Group, all_leave: Callabl
 
 
 def refuse_sweep(arguments: list[str]) -> None:
-    """Raises InputError if the command line asks for a sweep, whose jobs run one after another in one process."""
-    asked = [word for word in arguments if word == "-m" or word.startswith("--m") or word == "hydra.mode=MULTIRUN"]
-    if asked:
-        raise InputError(f"{asked[0]}: a sweep runs in one process; start it without torchrun and srun")
+    """Refuse a sweep, whose jobs run one after another in one process.
+
+    Raises:
+        InputError: naming the word that starts a sweep.
+    """
+    words = [word for word in arguments if word == "-m" or word.startswith("--m") or word == "hydra.mode=MULTIRUN"]
+    if words:
+        raise InputError(f"{words[0]}: a sweep runs in one process; start it without torchrun and srun")
 
 
 @contextlib.contextmanager
 def _joined(group: Group) -> Iterator[Any]:
-    """The store of the processes, within a gloo group for barriers and short lists."""
+    """Join a gloo group for barriers and short lists, and yield its store."""
     import torch.distributed as dist
     from torch.distributed.rendezvous import rendezvous
 
@@ -147,15 +154,24 @@ def _joined(group: Group) -> Iterator[Any]:
 
 
 def refuse_no_meeting_point(environment: Mapping[str, str] = os.environ) -> None:
-    """Raises InputError if the environment names no place where the processes meet."""
-    told = {**_meeting_point(environment), **environment}
+    """Refuse an environment without the address at which the processes meet.
+
+    Args:
+        environment: the environment variables.
+
+    Raises:
+        InputError: naming the variable.
+    """
+    known = {**_meeting_point(environment), **environment}
     for name, pattern in (("MASTER_ADDR", ".+"), ("MASTER_PORT", "[0-9]{1,5}")):
-        if not re.fullmatch(pattern, told.get(name, "")):
-            raise InputError(f"{name}={told.get(name, '')}: says no place to meet; start all with torchrun or srun")
+        if not re.fullmatch(pattern, known.get(name, "")):
+            raise InputError(
+                f"{name}={known.get(name, '')}: no address for the processes to meet; start all with torchrun or srun"
+            )
 
 
 def _meeting_point(environment: Mapping[str, str]) -> dict[str, str]:
-    """MASTER_ADDR, MASTER_PORT for a step of srun: its first node, and a port that belongs to the job and step."""
+    """Return MASTER_ADDR and MASTER_PORT for a step of srun: its first node, and a port derived from job and step."""
     node = re.match(r"([^,\[]+)(?:\[(\d+))?", environment.get("SLURM_STEP_NODELIST", ""))
     if node is None:
         return {}
@@ -164,7 +180,7 @@ def _meeting_point(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def _all_leave(store: Any, group: Group) -> bool:
-    """Whether every process leaves with a mistake; the second step keeps the store alive until all have heard."""
+    """Return whether every process fails; the second step keeps the store alive until all know."""
     for step in ("mistake", "heard"):
         try:
             store.set(f"{step}/{group.rank}", "")

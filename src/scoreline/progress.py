@@ -7,24 +7,24 @@ from types import TracebackType
 from typing import Any
 
 DELAY, BAR_DELAY = 5.0, 1.0
-"""Seconds before the first line, or the bar; work that ends sooner shows none."""
+"""Seconds before the first line, or the bar; shorter work has none."""
 
 REFRESH = 0.1
-"""Seconds between two states of a bar."""
+"""Seconds between two updates of a bar."""
 
 BEGUN = 1e-3
-"""Share of the work after which its rate predicts its end."""
+"""Share of the work after which its rate predicts the remaining time."""
 
 
 class ImageProgress:
     """Images done, their rate and the time left: rich's bar on a terminal, else a line every `every` seconds.
 
     Args:
-        total: images of the whole work.
+        total: number of images of the whole work.
         what: name of the work.
-        done: images that an earlier start finished; the rate leaves them out.
-        enabled: whether this process reports; one of several does.
-        every: seconds between two lines; 0 prints one for each update.
+        done: number of images from an earlier start, which the rate leaves out.
+        enabled: whether this process reports; only one of several should.
+        every: seconds between two lines; 0 prints one line per update.
         unit: name of one image.
     """
 
@@ -41,7 +41,12 @@ class ImageProgress:
         self.due = self.began + (BAR_DELAY if self.terminal else min(DELAY, every)) if enabled else math.inf
 
     def update(self, images: float, note: str = "") -> None:
-        """Count `images` more, in fractions where one image takes long; `note` is shown behind the rate."""
+        """Count more images, also fractions of one, and print a line or update the bar if it is time.
+
+        Args:
+            images: images' worth of work since the last update.
+            note: text behind the rate.
+        """
         self.done, self.note = self.done + images, note
         if time.monotonic() < self.due:
             return
@@ -53,7 +58,7 @@ class ImageProgress:
         self.bar.update(0, completed=self.done, text=self.line(note), refresh=True)
 
     def line(self, note: str = "") -> str:
-        """`training: 12800/128000 img, 850 img/s, ETA 2:15, loss 0.31`."""
+        """Return `training: 12800/128000 img, 850 img/s, ETA 2:15, loss 0.31`."""
         rate = (self.done - self.start) / max(time.monotonic() - self.began, 1e-9)
         text = f"{self.what}: {round(self.done)}/{self.total} {self.unit}, {rate:.3g} {self.unit}/s"
         if self.done - self.start > BEGUN * self.total:
@@ -76,9 +81,9 @@ class ImageProgress:
 
 
 def _bar(total: int) -> Any:
-    """A bar that stays below whatever is printed to the terminal, without a thread of its own.
+    """Return a bar that stays below other output on the terminal, without a thread of its own.
 
-    rich is imported here, since short work needs no bar.
+    The import of rich is here, since short work needs no bar.
     """
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn

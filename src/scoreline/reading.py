@@ -23,8 +23,8 @@ def place(path: str, key: str) -> Path:
     """Return the path that a user gave, with ~ expanded; the file need not exist.
 
     Args:
-        path: as given.
-        key: of the config, for the message.
+        path: the path as the user wrote it.
+        key: the key of the config, for the message.
 
     Raises:
         InputError: if no file system accepts such a name.

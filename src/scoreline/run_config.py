@@ -1,4 +1,4 @@
-"""config.yaml of a run directory: written whole, read back as plain data."""
+"""Read config.yaml of a run directory as plain data."""
 
 from pathlib import Path
 from typing import Any
@@ -9,36 +9,35 @@ from scoreline.reading import content
 NAME = "config.yaml"
 
 LARGEST = 2**20
-"""Bytes of the largest config that is read; those of the package's own runs have a few thousand."""
+"""Largest config in bytes; those of our runs have a few thousand."""
 
 DEEPEST = 64
-"""Levels of nesting that are read."""
+"""Most levels of nesting."""
 
 
 def read(root: Path) -> dict[str, Any] | None:
-    """The config of a run directory, or None if it holds no config.yaml.
+    """Return the config of a run directory, or None if it holds no config.yaml.
 
-    The text is data: interpolations such as `${oc.env:HOME}` stay text, and tags, anchors and aliases are refused, so
-    that reading takes no more memory than the file.
+    The file is untrusted data: interpolations such as `${oc.env:HOME}` stay text, and tags, anchors and aliases are
+    errors, so that reading takes no more memory than the file.
 
     Raises:
-        InputError: for a file that is unreadable, empty, no mapping, or larger or deeper than a config can be.
+        InputError: for a file that is unreadable, empty, no mapping, or above the limits of size and depth.
     """
     path = root / NAME
     if not path.exists():
         return None
     try:
-        found = _parsed(path)
+        return _parsed(path)
     except (OSError, ValueError, RecursionError) as error:
         reason = " ".join(str(error).split())[:120]
         raise InputError(
             f"{path}: not a readable config ({reason}); restore the file that the run wrote, or delete this directory"
         ) from error
-    return found
 
 
 def _parsed(path: Path) -> dict[str, Any]:
-    """Raises ValueError for text that is no plain mapping."""
+    """Parse the file; raise ValueError for text that is no plain mapping."""
     import yaml
     from omegaconf import OmegaConf
 
@@ -46,16 +45,16 @@ def _parsed(path: Path) -> dict[str, Any]:
     try:
         _refuse_all_but_plain(yaml.parse(text, yaml.CSafeLoader))
         # OmegaConf's own reader: 1e-3 is a number to it, as it was to the run that wrote the file
-        found = OmegaConf.to_container(OmegaConf.create(text), resolve=False)
+        config = OmegaConf.to_container(OmegaConf.create(text), resolve=False)
     except Exception as error:  # PyYAML and OmegaConf share no base class
         raise ValueError(error) from error
-    if not isinstance(found, dict) or not found or not all(isinstance(key, str) for key in found):
+    if not isinstance(config, dict) or not config or not all(isinstance(key, str) for key in config):
         raise ValueError("not a mapping of names")
-    return {str(key): value for key, value in found.items()}
+    return {str(key): value for key, value in config.items()}
 
 
 def _refuse_all_but_plain(events: Any) -> None:
-    """Raises ValueError for tags, anchors, aliases, nesting beyond `DEEPEST`, and what is no mapping."""
+    """Raise ValueError for tags, anchors, aliases, nesting beyond `DEEPEST`, and a file without a mapping."""
     from yaml import events as kinds
 
     depth = 0

@@ -1,4 +1,4 @@
-"""One job at a time works in a run directory."""
+"""The lock of a run directory, in which one job works at a time."""
 
 import json
 import os
@@ -26,27 +26,26 @@ STALE = 120.0
 """Seconds without a sign of life after which a lock of another host counts as left behind."""
 
 POLL = 1.0
-"""Seconds between two looks of a process that waits."""
-
+"""Seconds between two attempts of a waiting process."""
 
 SIGNING = 2.0
-"""Seconds that a process which has just taken a lock is given to say who it is."""
+"""Seconds that a new holder of the lock has to write its name into it."""
 
 LARGEST = 4096
-"""Bytes of a lock file that are read."""
+"""Most bytes of a lock file that are read."""
 
 
 class RunLock:
-    """The lock of a run directory: a file `.lock` that names the process that works there.
+    """The lock of a run directory: a file `.lock` that names the process in it.
 
-    The operating system frees the lock of a process that ends, however it ends. Its file then stays, and names a
-    process that is gone: the next one says so and takes the directory over. Where the file system does not carry locks
-    between hosts, the file's time of change does: the holder renews it every `BEAT` seconds, and a lock of another host
-    is taken over after `STALE` seconds without. Processes that are forked from the holder have no part in it.
+    The operating system frees the lock when the process ends, for whatever reason. A killed process leaves the file:
+    the next process prints its name and takes the directory over. If the file system does not carry locks between
+    hosts, the file's modification time serves instead: the holder renews it every `BEAT` seconds, and another host may
+    take the lock over after `STALE` seconds. Processes that the holder forks do not inherit the lock.
 
     Args:
-        folder: the run directory, which is made if it is missing.
-        way: what to do while another process works there: `refuse` or `wait` (`choices.LOCK`).
+        folder: the run directory, which is created if it is missing.
+        way: the reaction to another process there: `refuse` or `wait` (`choices.LOCK`).
 
     Attributes:
         waited: whether another process worked there before this one got the lock.
@@ -76,7 +75,7 @@ class RunLock:
         self.release()
 
     def release(self) -> None:
-        """Give the directory free; a second call does nothing."""
+        """Release the directory; a second call does nothing."""
         if self.left.is_set() or os.getpid() != self.process:
             return
         self.left.set()
@@ -104,7 +103,7 @@ class RunLock:
         return found
 
     def _attempt(self) -> IO[bytes] | None:
-        """The locked file, or None where another process has it."""
+        """Return the locked file, or None if another process holds it."""
         with _writing(self.path.parent):
             file = locked(self.path)
             while file is not None and not _same(file, self.path):  # the one before removed it since it was opened here
@@ -117,7 +116,7 @@ class RunLock:
                 file.close()
                 return None
         if former:
-            print(f"{self.path.parent}: {_described(former)} left it unfinished; going on from there", file=sys.stderr)
+            print(f"{self.path.parent}: {_described(former)} left it unfinished; resuming", file=sys.stderr)
         return file
 
     def _sign(self) -> None:
@@ -127,7 +126,7 @@ class RunLock:
 
     def _beat(self) -> None:
         while not self.left.wait(BEAT):
-            with suppress(OSError, ValueError):  # the disk is away for a while, or the lock was given free just now
+            with suppress(OSError, ValueError):  # the disk is away for a while, or the lock was released just now
                 os.utime(self.file.fileno())
 
 
@@ -135,7 +134,7 @@ _locks: "weakref.WeakSet[RunLock]" = weakref.WeakSet()
 
 
 def _forget() -> None:
-    """A fork of the holder would keep the lock beyond the holder's end."""
+    """Close the locks in a forked child, which would otherwise outlive the holder with them."""
     for lock in list(_locks):
         lock.file.close()
 
@@ -145,7 +144,7 @@ os.register_at_fork(after_in_child=_forget)
 
 @contextmanager
 def _writing(folder: Path) -> Iterator[None]:
-    """Raises InputError where the file system refuses."""
+    """Turn errors of the file system into InputError."""
     try:
         yield
     except OSError as error:
@@ -155,7 +154,7 @@ def _writing(folder: Path) -> Iterator[None]:
 
 
 def _same(file: IO[bytes], path: Path) -> bool:
-    """Whether an open file is still the one at a path."""
+    """Return whether an open file is still the one at a path."""
     try:
         return os.path.samestat(os.fstat(file.fileno()), os.stat(path))
     except FileNotFoundError:
@@ -163,7 +162,7 @@ def _same(file: IO[bytes], path: Path) -> bool:
 
 
 def _holder(path: Path) -> dict[str, Any]:
-    """What a lock file says of its process; nothing if it is gone or was not written whole."""
+    """Return the content of a lock file; empty if the file is gone or incomplete."""
     try:
         with open(path, "rb") as file:
             found = json.loads(file.read(LARGEST))
@@ -186,14 +185,14 @@ def _shown(text: str, length: int) -> str:
 
 
 def _named(holder: dict[str, Any]) -> bool:
-    """Whether a held lock names its holder, which may have begun just now or be about to end."""
+    """Return whether a held lock names its holder, which may have started just now or be about to end."""
     if not holder or holder["host"] != socket.gethostname() or holder.get("started") is None:
         return bool(holder)
     return bool(_started(holder["pid"]) == holder["started"])
 
 
 def _alive(holder: dict[str, Any], path: Path) -> bool:
-    """Whether the process of a lock that the system gave to this one still runs: locks may not reach other hosts."""
+    """Return whether the former holder runs although this process has the lock, which may not reach other hosts."""
     if holder["host"] != socket.gethostname():
         return _now(path.parent) - path.stat().st_mtime < STALE
     if holder["pid"] == os.getpid():
@@ -202,15 +201,15 @@ def _alive(holder: dict[str, Any], path: Path) -> bool:
 
 
 def _now(folder: Path) -> float:
-    """The time on the clock of the file system that holds `folder`, which may not be this host's."""
+    """Return the time on the clock of the file system, which may differ from this host's."""
     with tempfile.TemporaryFile(dir=folder) as probe:
         return os.fstat(probe.fileno()).st_mtime
 
 
 def _started(process: int) -> str | None:
-    """When a process of this host began, in the system's ticks, which tells it from a later one of the same number.
+    """Return the start time of a process of this host in system ticks, which identifies it with its number.
 
-    None for one that has ended, also where its parent has not taken note of it.
+    A process that has ended, even as a zombie, gives None.
     """
     status = process_status(process)
     return status[19] if len(status) > 19 and status[0] not in ("Z", "X") else None

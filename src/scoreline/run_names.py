@@ -1,4 +1,4 @@
-"""Names of runs: digests of what they depend on, directories, and the files that stand behind a model's name."""
+"""Names of runs: digests of everything that they depend on, directories, and the files behind a model's name."""
 
 import hashlib
 import json
@@ -23,7 +23,7 @@ FOREIGN = {".json", ".safetensors", ".bin"}
 
 
 def register_resolvers() -> None:
-    """`${scoreline.digest:...}`, `.cell:`, `.sweep:...`, `.record:...` and `.directory:`."""
+    """Register the resolvers `${scoreline.digest:...}`, `.cell:`, `.sweep:...`, `.record:...` and `.directory:`."""
     OmegaConf.register_new_resolver("scoreline.digest", run_digest, replace=True)
     OmegaConf.register_new_resolver("scoreline.cell", cell_name, replace=True)
     OmegaConf.register_new_resolver("scoreline.record", checkpoint_record, replace=True)
@@ -32,19 +32,20 @@ def register_resolvers() -> None:
 
 
 def run_digest(script: str, *, _root_: DictConfig) -> str:
-    """The first eight digits of `run_sha256`, which name a run."""
+    """Return the first eight digits of `run_sha256`, which name a run."""
     return run_sha256(_root_, script)[:8]
 
 
 def run_sha256(cfg: DictConfig, script: str) -> str:
-    """SHA-256 of what a result depends on: equal digests are runs of one result.
+    """Return the SHA-256 of everything that a result depends on: runs with equal digests have equal results.
 
-    That is the configuration without the keys of `WITHOUT`, the content of the files and folders that it names
+    It covers the configuration without the keys of `WITHOUT`, the content of the files and folders that it names
     (checkpoint, records, schedule, labels, data, reference, the state that training starts from), the user's own code
-    (`own_code`), and `NUMERICS_VERSION`. The package's own sources are no part of it: they may change without changing
-    a number.
+    (`own_code`), and `NUMERICS_VERSION`. It leaves out the package's own sources, which may change without changing a
+    number.
 
     Args:
+        cfg: the composed config.
         script: `train`, `sample` or `calibrate`.
     """
     whole = OmegaConf.to_container(cfg, resolve=False)
@@ -60,7 +61,7 @@ def run_sha256(cfg: DictConfig, script: str) -> str:
 
 
 def _digest(path: Path) -> str | None:
-    """That of a file or folder; None for what is neither or cannot be read, which the code that reads it says."""
+    """Return the digest of a file or folder, or None if it is missing or unreadable; its reader reports that."""
     if not os.path.isfile(path) and not os.path.isdir(path):
         return None
     try:
@@ -80,16 +81,19 @@ WITHOUT = {
     ),
     "calibrate": ("device", "batch_size"),
 }
-"""Keys of each script that change no result, or by rounding alone. Of `resume`, the content of its file counts."""
+"""Keys of each script that change results by rounding at most. For `resume`, the content of its file counts."""
 
 NEVER = ("hydra", "identity", "digest", "code_version", "lock")
-"""Keys that no result depends on, or that follow from the others."""
+"""Keys without influence on results, and keys that follow from others."""
 
 PATHS = ("path", "font", "reference", "resume", "labels", "weights")
 """Last parts of the keys whose values may name a file or a folder."""
 
 WORDS = ("labels", "weights")
-"""Those of them whose values are words, such as `random` and `ema`, unless they look like a path."""
+"""Those of them with values such as `random` and `ema`, which are words unless they look like a path."""
+
+AUTO = {"resume": ("auto", "never"), "solver": ("auto",), "schedule": ("auto",)}
+"""Values that are words, never paths, by the first part of the key; `record=auto` reaches solver and schedule."""
 
 
 def _path_keys(node: dict[str, Any], prefix: str = "") -> Iterator[str]:
@@ -102,11 +106,11 @@ def _path_keys(node: dict[str, Any], prefix: str = "") -> Iterator[str]:
 
 def _may_be_path(key: str, value: str) -> bool:
     word = key.rpartition(".")[2] in WORDS and not Path(value).suffix and os.sep not in value
-    return bool(value) and not word
+    return bool(value) and not word and value not in AUTO.get(key.partition(".")[0], ())
 
 
 def _selected(cfg: DictConfig, key: str) -> str:
-    """A value as text; nothing where it cannot be resolved, which the code that reads the key says."""
+    """Return a value as text; empty if it cannot be resolved, which the reader of the key reports."""
     try:
         value = OmegaConf.select(cfg, key)
     except OmegaConfBaseException:
@@ -118,14 +122,14 @@ LIBRARIES = {
     *("builtins", "scoreline", "torch", "lightning", "pytorch_lightning", "torchmetrics"),
     *("numpy", "scipy", "sklearn", "hydra", "omegaconf", "wandb", "diffusers", "datasets"),
 }
-"""Packages that a config may name whose code is not the user's own."""
+"""Packages in configs whose code is not the user's own."""
 
 
 def own_code(config: Any) -> list[Path]:
-    """Sources of the user's own modules that a config names, as `_target_` or in `trust`, in order.
+    """Return the sources of the user's own modules that a config names as `_target_` or in `trust`, in order.
 
-    All of the package that holds a module counts, or the one file of a module that is in no package; nothing is
-    imported. What these import from elsewhere is not followed.
+    A module in a package stands for the whole package, any other module for its file. Nothing is imported, and imports
+    of other packages are not followed.
     """
     tops = {target.partition(".")[0] for target in _targets(config)} - LIBRARIES - set(sys.stdlib_module_names)
     return [path for top in sorted(tops) for path in _sources(top)]
@@ -158,7 +162,7 @@ def _sources(top: str) -> list[Path]:
 
 
 def _files_read(config: dict[str, Any], named: list[Path], with_record: bool) -> list[Path]:
-    """Checkpoint, guide, files that keys name, records that may be read, whether they exist or not."""
+    """Return the checkpoint, the guide, the files that keys name, and possible records, whether they exist or not."""
     checkpoint, guide = config.get("checkpoint"), config.get("guidance", {}).get("checkpoint")
     files = [model_path(name) for name in (checkpoint, guide) if isinstance(name, str)]
     files += named
@@ -173,27 +177,27 @@ def _files_read(config: dict[str, Any], named: list[Path], with_record: bool) ->
 
 
 def foreign_files(folder: Path) -> list[Path]:
-    """Weights and descriptions in another project's folder, such as diffusers', in order; none if it is no folder."""
+    """Return the weights and descriptions in another project's folder, in order; empty if it is no folder."""
     return sorted(path for path in folder.rglob("*") if path.suffix in FOREIGN) if os.path.isdir(folder) else []
 
 
 def record_beside(checkpoint: Path, kind: str) -> Path:
-    """Where the record of a checkpoint is looked for: model.safetensors -> model.score_norm.safetensors."""
+    """Return the path of a checkpoint's record: model.safetensors -> model.score_norm.safetensors."""
     return checkpoint.with_name(f"{checkpoint.stem}.{kind}.safetensors")
 
 
 def record_path(given: object, checkpoint: Path) -> Path:
-    """The record that `record=` names; with auto, the score norms beside the checkpoint."""
+    """Return the path of the record that `record=` names; auto stands for the score norms beside the checkpoint."""
     return record_beside(checkpoint, "score_norm") if given == "auto" else Path(str(given))
 
 
 def checkpoint_record(kind: str, *, _root_: DictConfig) -> str:
-    """Where a config finds the record of that kind for its checkpoint: beside it."""
+    """Return the path of the record of a kind beside the checkpoint of a config."""
     return str(record_beside(model_path(str(_root_.checkpoint)), kind))
 
 
 def sample_directory(*, _root_: DictConfig) -> str:
-    """Where a run of sample.py lies: outputs/table/NAME-BUDGET, or outputs/sample/SOLVER-nfeNFE-IDENTITY."""
+    """Return the directory of sample.py: outputs/table/NAME-BUDGET, or outputs/sample/SOLVER-nfeNFE-IDENTITY."""
     chosen = _root_.hydra.runtime.choices
     if _root_.table is not None:
         return f"outputs/table/{chosen.table}-{_root_.budget}"
@@ -201,18 +205,18 @@ def sample_directory(*, _root_: DictConfig) -> str:
 
 
 def sweep_digest(overrides: list[str]) -> str:
-    """Eight digits that name a sweep: what was asked for on the command line, and `NUMERICS_VERSION`."""
+    """Return eight digits that name a sweep, from its command line and `NUMERICS_VERSION`."""
     return _short(json.dumps(sorted(overrides)) + str(NUMERICS_VERSION))
 
 
 def cell_name(*, _root_: DictConfig) -> str:
-    """`nfe=5,solver=ddim`: the choices of one job of a sweep, safe as a directory name."""
+    """Return the choices of one job of a sweep, `nfe=5,solver=ddim`, safe as a directory name."""
     name = ",".join(_safe(str(override)) for override in sorted(_root_.hydra.overrides.task)) or "default"
     return name if len(name) <= 120 else f"{name[:110]}-{_short(name)}"
 
 
 def _safe(override: str) -> str:
-    """A path keeps its last part and a digest of the whole: models of several directories are often named alike."""
+    """Shorten a path to its last part and a digest, since models in several directories often share a name."""
     key, _, value = override.partition("=")
     short = f"{value.rstrip('/').rpartition('/')[2]}-{_short(value)}" if "/" in value else value
     return re.sub(r"[^\w.=+-]+", "_", f"{key}={short}")
@@ -223,7 +227,7 @@ def _short(text: str) -> str:
 
 
 def model_path(checkpoint: str) -> Path:
-    """`digits_vp` names a model that ships with the package, a directory stands for its model.safetensors."""
+    """Return the path of a model: `digits_vp` ships with the package, a directory stands for its model.safetensors."""
     shipped = ASSETS / f"{checkpoint}.safetensors"
     if os.path.isfile(shipped):  # which is false, as that of a Path is not, for a name that no file can have
         return shipped

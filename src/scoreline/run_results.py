@@ -1,4 +1,4 @@
-"""metrics.json of a run directory of sample.py: written, read back as checked, plain data, compared with the files."""
+"""metrics.json of a run directory of sample.py: write it, read it as checked plain data, compare it with the files."""
 
 import json
 import math
@@ -17,16 +17,16 @@ from scoreline.seeds import shared, spans
 NAME = "metrics.json"
 
 LARGEST = 2**20
-"""Bytes of the largest file that is read; those of the package's own runs have a few thousand."""
+"""Largest file in bytes; those of our runs have a few thousand."""
 
 LONGEST = 2000
-"""Letters of the longest text in it."""
+"""Most characters of a text in it."""
 
 DEEPEST = 8
-"""Levels of nesting that are read."""
+"""Most levels of nesting."""
 
 BEGINNING = b'{\n  "solver": '
-"""Of every metrics.json that sample.py writes."""
+"""The beginning of every metrics.json that sample.py writes."""
 
 MANIFEST = "manifest.csv"
 
@@ -38,10 +38,10 @@ Result = dict[str, Any]
 
 
 def read(root: Path) -> Result | None:
-    """What a run directory says of itself, or None if it holds no metrics.json.
+    """Return the result in a run directory, or None if it holds no metrics.json.
 
     Raises:
-        InputError: for a file that is unreadable, too large, no JSON, or of other keys and types than sample.py writes.
+        InputError: for a file that is unreadable, too large, no JSON, or without the keys and types of sample.py.
     """
     path = root / NAME
     if not os.path.lexists(path):
@@ -56,17 +56,17 @@ def read(root: Path) -> Result | None:
 
 
 class Former(NamedTuple):
-    """What an earlier start left: its result if it is whole, else why the run is made again, if there was one."""
+    """The result of an earlier start if it is whole, else the reason to repeat the run (empty for a first start)."""
 
     result: Result | None
-    again: str = ""
+    reason: str = ""
 
 
 def finished(out: Path) -> Former:
-    """The result of a run directory that was finished before; a partly filled one counts as empty.
+    """Return the result of a finished run directory; an unfinished one counts as empty.
 
     Raises:
-        InputError: for a metrics.json that no run of ours can have left there.
+        InputError: for a metrics.json without config.yaml, or without keys that sample.py writes.
     """
     if cut_short(out):
         return Former(None, f"{NAME} is cut short")
@@ -75,7 +75,7 @@ def finished(out: Path) -> Former:
         return Former(None)
     if not set(result) >= ALWAYS or not (out / run_config.NAME).is_file():
         raise InputError(
-            f"{out / NAME}: it cannot be told of which run it is, config.yaml or keys of it are missing; "
+            f"{out / NAME}: config.yaml or some of its keys are missing, so that its run is unknown; "
             "delete it, or choose another directory with hydra.run.dir"
         )
     missing = lacking(out, result)
@@ -83,28 +83,28 @@ def finished(out: Path) -> Former:
 
 
 def reopen(out: Path) -> None:
-    """Take the mark of a finished run away, before it is made again."""
+    """Remove metrics.json, the mark of a finished run; call it before repeating the run."""
     (out / NAME).unlink(missing_ok=True)
 
 
 def write(out: Path, result: Result) -> None:
-    """metrics.json, the mark of a finished run, which is written last of all."""
+    """Write metrics.json, the mark of a finished run; call it last."""
     text = json.dumps(result, indent=2) + "\n"
     write_atomically(out / NAME, lambda path: path.write_text(text))
 
 
 def summary(result: Result, out: Path) -> str:
-    """`64 images, NFE 10 (20 network calls), 850 images/s, frechet_distance 3.21 +- 0.40 -> outputs/...`."""
+    """Format a result: `64 images, NFE 10 (20 network calls), 850 images/s, frechet_distance 3.21 +- 0.40 -> ...`."""
     calls = "" if result["network_calls"] == result["nfe"] else f" ({result['network_calls']} network calls)"
     speed = result["images_per_second"]
-    rate = f"{speed:{'.0f' if speed >= 10 else '.2g'}} images/s" if speed else "all found"
+    rate = f"{speed:{'.0f' if speed >= 10 else '.2g'}} images/s" if speed else "all reused"
     parts = [f"{result['images']} images", f"NFE {result['nfe']}{calls}", rate]
     parts += [f"{name} {m['value']:.4g} +- {m['error']:.2g}" for name, m in list(result["metrics"].items())[:1]]
     return f"{', '.join(parts)} -> {out}"
 
 
 def cut_short(root: Path) -> bool:
-    """Whether metrics.json is empty or the beginning of one, as a full disk or a lost power leaves it."""
+    """Return whether metrics.json is empty or truncated, as a full disk or a power failure leaves it."""
     path = root / NAME
     if not path.is_file() or path.stat().st_size > LARGEST:
         return False
@@ -138,7 +138,7 @@ def _checked(found: Result) -> Result:
 
 
 def _bare(seeds: object) -> str:
-    """A list of seeds stands in brackets."""
+    """Remove the brackets of a list of seeds."""
     return str(seeds).removeprefix("[").removesuffix("]")
 
 
@@ -154,7 +154,7 @@ def _text(value: object) -> bool:
 
 
 def _number(value: object) -> bool:
-    """Also inf and nan, which some error may be.
+    """Return whether a value is a number; an error may be inf or nan.
 
     Raises:
         OverflowError: for an integer beyond what a float holds.
@@ -184,7 +184,7 @@ def _score(value: object) -> bool:
 
 
 def _named(check: Callable[[object], bool]) -> Callable[[object], bool]:
-    """A mapping of texts to what passes a check."""
+    """Return a check for mappings from texts to values that pass a check."""
     return lambda value: isinstance(value, dict) and all(_text(key) and check(it) for key, it in value.items())
 
 
@@ -205,7 +205,7 @@ NEEDED: Mapping[str, Callable[[object], bool]] = {
     "protocol": _named(lambda value: _text(value) or _number(value)),
     "metrics": _named(_score),
 }
-"""Keys that every result has, and what each must be."""
+"""Keys of every result, with their checks."""
 
 POSSIBLE: Mapping[str, Callable[[object], bool]] = {
     **dict.fromkeys(("guidance", "threshold", "final", "labels", "recommended", "format"), _text),
@@ -216,30 +216,30 @@ POSSIBLE: Mapping[str, Callable[[object], bool]] = {
     "warnings": lambda value: isinstance(value, list) and all(map(_text, value)),
     "files": _named(_file),
 }
-"""Keys that results of some versions lack."""
+"""Keys that results of some versions lack, with their checks."""
 
 
 ALWAYS = {"manifest", "network_calls", "images_per_second", "warnings"}
-"""Keys of every result that sample.py writes today, on which `read` does not insist."""
+"""Keys of every result today, which results of older versions may lack."""
 
 OF_SEVERAL = ("ranges", "code_versions")
-"""Keys that tables give to the mean of several results, and no file."""
+"""Keys that tables add to the mean of several results; no file has them."""
 
 
 class Written(NamedTuple):
-    """Bytes and SHA-256 of a file; of a folder, of all its files together with their names."""
+    """Bytes and SHA-256 of a file, or of all files of a folder with their names."""
 
     bytes: int
     sha256: str
 
 
 def described(out: Path, names: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """`files` of metrics.json: what lies below a run directory under these names."""
+    """Return `files` of metrics.json: size and digest of the files of a run directory with these names."""
     return {name: written(out / name)._asdict() for name in names}
 
 
 def written(path: Path) -> Written:
-    """What a file or folder holds."""
+    """Return size and digest of a file or folder."""
     return Written(_size(path), content_digest(path))
 
 
@@ -250,9 +250,9 @@ def _size(path: Path) -> int:
 
 
 def lacking(out: Path, result: Result) -> str:
-    """What of a finished run's files is not as it was written, as `samples.npz is gone`; empty if nothing is.
+    """Return the first defect of a finished run's files, such as `samples.npz is gone`; empty if there is none.
 
-    A result of a version that did not record `files` is held to its manifest, and to the presence of its images.
+    For a result of a version without `files`, the manifest is compared and the images must exist.
     """
     known = {name: Written(it["bytes"], it["sha256"]) for name, it in result.get("files", {}).items()}
     if "manifest" in result:
@@ -262,10 +262,10 @@ def lacking(out: Path, result: Result) -> str:
 
 
 def _wrong(out: Path, name: str, known: Written | None) -> str:
-    """The size is compared first; it is -1 where only the digest is known."""
+    """Return the defect of a file, comparing its size first; a size of -1 is unknown."""
     path = out / name
     if not re.fullmatch(r"[\w-]+(\.\w+)?", name) or not (path.is_file() or path.is_dir()):
         return f"{name} is gone"
     if known is None or (known.bytes in (-1, _size(path)) and written(path).sha256 == known.sha256):
         return ""
-    return f"{name} is not what the run wrote"
+    return f"{name} differs from the file of the run"

@@ -14,8 +14,8 @@ def parse_seeds(text: str | int | Iterable[int], key: str = "seeds") -> list[int
     """Return the image seeds of `7`, `0-63`, `0-9,20,30-39` or a list, in the given order.
 
     Args:
-        text: as given.
-        key: its name in messages.
+        text: the seeds as the user wrote them.
+        key: the name of the key in messages.
 
     Raises:
         InputError: if there is no seed, a part is not a number or a range, a range runs backwards, a seed occurs twice,
@@ -25,7 +25,7 @@ def parse_seeds(text: str | int | Iterable[int], key: str = "seeds") -> list[int
     total = sum(last - first + 1 for first, last in found)
     if total > MOST:
         raise InputError(
-            f"{key}={text}: {total:,} seeds, a run has at most {MOST:,}; ask for the others in runs of their own"
+            f"{key}={text}: {total:,} seeds are more than the {MOST:,} of a run; split them into several runs"
         )
     if shared(found):
         raise InputError(f"{key}={text}: a seed occurs twice; every image needs its own")

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def importing() -> Iterator[None]:
-    """Import large packages within it: the garbage collector is off meanwhile and never visits their objects later."""
+    """Turn the garbage collector off for the import of large packages, whose objects it never visits later."""
     was = gc.isenabled()
     gc.disable()
     try:

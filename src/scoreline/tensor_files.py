@@ -8,22 +8,22 @@ from torch import Tensor
 from scoreline.errors import InputError, printable
 
 LONGEST_HEADER = 2**23
-"""Bytes. A network of 1000 tensors takes 0.1 MB."""
+"""Most bytes of a header; a network of 1000 tensors has 0.1 MB."""
 
 MOST_TENSORS = 2**13
-"""Networks have a few hundred."""
+"""Most tensors of a file; networks have a few hundred."""
 
 
 class Header(NamedTuple):
     """Header of a safetensors file.
 
     Attributes:
-        path: of the file.
+        path: the path of the file.
         name: the file's name in messages, such as `checkpoint=model.safetensors`.
         remedy: the end of each message.
-        metadata: text by name.
-        shapes: of each tensor.
-        types: of each tensor, such as F32.
+        metadata: texts by name.
+        shapes: the shape of each tensor.
+        types: the type of each tensor, such as F32.
     """
 
     path: Path
@@ -39,7 +39,12 @@ class Header(NamedTuple):
 
 
 def read_header(path: Path, name: str, remedy: str) -> Header:
-    """Read the header of a file that exists.
+    """Read the header of an existing file.
+
+    Args:
+        path: the path of the file.
+        name: the file's name in messages.
+        remedy: the end of each message.
 
     Raises:
         InputError: if it is not a readable safetensors file, its header is longer than `LONGEST_HEADER`, or it has more

@@ -4,7 +4,7 @@ import json
 import re
 import resource
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -12,14 +12,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from omegaconf import OmegaConf
+from omegaconf import DictConfig
 from PIL import Image
 from runs import assert_same_run, records, state
 from runs import train as trained
 from safetensors.torch import load_file
 
-from scoreline import checks
 from scoreline.checkpoints import load_model
+from scoreline.commands.composition import script_config
+from scoreline.config import train_config
+from scoreline.config.model_source import replaced
 from scoreline.datasets.digits import Digits
 from scoreline.errors import InputError
 from scoreline.training.callbacks import dispensable
@@ -326,8 +328,20 @@ def test_a_sweeper_gets_the_last_fixed_loss(first: Path, tmp_path: Path) -> None
     assert json.loads((tmp_path / "returned.json").read_text()) is None
 
 
+@pytest.fixture(scope="module")
+def plain() -> Iterator[DictConfig]:
+    """The config of train.py without overrides."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SCORELINE_SCRIPT", "train.py")
+        yield script_config("train", ["hydra.runtime.output_dir=out"])
+
+
+def read_with(cfg: DictConfig, key: str, value: Any) -> train_config.TrainConfig:
+    return train_config.read(replaced(cfg, **{key: value}))
+
+
 @pytest.mark.parametrize("value", [0, -1, float("nan"), float("inf"), 1e-9, "x", None, True])
-def test_less_than_one_image_is_refused(value: Any) -> None:
+def test_less_than_one_image_is_refused(value: Any, plain: DictConfig) -> None:
     makers: dict[str, Callable[[], object]] = {
         "checkpoint_kimg": lambda: Checkpointing(value),
         "preview_kimg": lambda: Preview(value),
@@ -339,7 +353,7 @@ def test_less_than_one_image_is_refused(value: Any) -> None:
         with pytest.raises(InputError, match=f"^{key}={value}: "):
             make()
         with pytest.raises(InputError, match=f"^{key}={value}: "):
-            checks.refuse_plain_mistakes(OmegaConf.create({key: value}))
+            read_with(plain, key, value)
 
 
 @pytest.mark.parametrize(
@@ -354,12 +368,10 @@ def test_less_than_one_image_is_refused(value: Any) -> None:
         ("optimiser.lr", [-1, float("nan"), float("inf"), "x", True]),
     ],
 )
-def test_numbers_out_of_range_are_refused_early(key: str, values: list[Any]) -> None:
+def test_numbers_out_of_range_are_refused_early(key: str, values: list[Any], plain: DictConfig) -> None:
     for value in values:
-        cfg = OmegaConf.create({})
-        OmegaConf.update(cfg, key, value, force_add=True)
         with pytest.raises(InputError, match=rf"^{re.escape(key)}={re.escape(str(value))}: "):
-            checks.refuse_plain_mistakes(cfg)
+            read_with(plain, key, value)
     with pytest.raises(InputError, match="workers=-1"):
         ImageDataModule(Digits(), 8, 0, -1)
 

@@ -1,5 +1,5 @@
 """scoreline certify [solver=a,b] [out=DIR] [OVERRIDES]
-Measure what solvers promise: order, consistency, NFE and set-up time.
+Measure the order, consistency, NFE and set-up time of solvers.
 
   scoreline certify                        every solver of conf/solver
   scoreline certify solver=ddim,heun       some of them
@@ -28,7 +28,7 @@ from scoreline.schedules.base import Schedule
 OWN = {"solver": "", "out": "outputs/certify"}
 
 BOUND = ("auto", "learned")
-"""Files of conf/solver that read a result found for one checkpoint: they promise no order to measure."""
+"""Files of conf/solver that read a result for one checkpoint, which has no order of convergence."""
 
 
 def main(words: list[str]) -> int:
@@ -43,38 +43,43 @@ def main(words: list[str]) -> int:
     own, overrides = split(words, OWN)
     refuse_blocked(f"out={own['out']}", Path(own["out"]))
     names = named(own["solver"])
-    found = []
+    certificates = []
     with ImageProgress(len(names), "certifying", unit="solver") as progress:
         for name in names:
-            found.append(certify(name, maker(name, overrides)))
+            certificates.append(certify(name, maker(name, overrides)))
             progress.update(1)
-    text = markdown(found)
+    text = markdown(certificates)
     print(text)
-    _write(Path(own["out"]), text, found)
-    broken = [certificate.name for certificate in found if certificate.breaches]
-    print(f"\n{len(found) - len(broken)} of {len(found)} solvers keep their promises; {_where(broken)}")
+    _write(Path(own["out"]), text, certificates)
+    broken = [certificate.name for certificate in certificates if certificate.breaches]
+    print(f"\n{len(certificates) - len(broken)} of {len(certificates)} solvers keep their promises; {_where(broken)}")
     return 1 if broken else 0
 
 
-def named(asked: str) -> list[str]:
-    """The solvers of `solver=a,b`, or all.
+def named(value: str) -> list[str]:
+    """Return the solvers of `solver=a,b`; all but `BOUND` if the value is empty.
 
     Raises:
-        InputError: for one that is bound to a checkpoint.
+        InputError: for a solver that is bound to a checkpoint.
     """
-    if not asked:
+    if not value:
         return [name for name in conf_folder.files("solver") if name not in BOUND]
-    names = asked.split(",")
+    names = value.split(",")
     for name in names:
         if name in BOUND:
             raise InputError(
-                f"solver={name}: it was found for one checkpoint and promises no order to measure; leave it out"
+                f"solver={name}: it belongs to one checkpoint and has no order of convergence; leave it out"
             )
     return names
 
 
 def maker(name: str, overrides: list[str]) -> Callable[[Schedule], Any]:
-    """The solver of a config file as a function of the noise schedule that it is given."""
+    """Return a function that builds the solver of a config file for a noise schedule.
+
+    Args:
+        name: a choice of conf/solver.
+        overrides: further words of the command line.
+    """
     cfg = composed([f"solver={name}", *overrides])
 
     def make(native: Schedule) -> Any:
@@ -88,8 +93,8 @@ def _where(broken: list[str]) -> str:
     return f"not: {', '.join(broken)}" if broken else "none breaks one"
 
 
-def _write(out: Path, text: str, found: list[Certificate]) -> None:
+def _write(out: Path, text: str, certificates: list[Certificate]) -> None:
     out.mkdir(parents=True, exist_ok=True)
-    rows = json.dumps([asdict(certificate) for certificate in found], indent=1)
+    rows = json.dumps([asdict(certificate) for certificate in certificates], indent=1)
     write_atomically(out / "certify.md", lambda path: path.write_text(text + "\n"))
     write_atomically(out / "certify.json", lambda path: path.write_text(rows + "\n"))

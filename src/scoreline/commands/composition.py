@@ -1,4 +1,4 @@
-"""Configs composed as the scripts compose them, for commands that are no Hydra scripts."""
+"""Composition of configs for commands, equal to that of the scripts, and construction of the objects in them."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,22 +16,27 @@ if TYPE_CHECKING:
 
 
 def composed(overrides: Sequence[str]) -> DictConfig:
-    """The config of sample.py with these overrides and the model of its checkpoint.
+    """Compose the config of sample.py with these overrides and the description of its checkpoint's model.
 
     Raises:
-        InputError, HydraException: as sample.py does, explained by `mistakes.explain`.
+        InputError: for a checkpoint that cannot be loaded.
+        HydraException: for unknown keys and choices; `mistakes.explain` explains it.
     """
     cfg = plain_config(overrides)
-    found = bound(cfg, read_source(cfg).load())
-    OmegaConf.set_struct(found, False)
-    return found
+    cfg = bound(cfg, read_source(cfg).load())
+    OmegaConf.set_struct(cfg, False)
+    return cfg
 
 
 def plain_config(overrides: Sequence[str], **values: Any) -> DictConfig:
-    """The config of sample.py with these overrides and values, without the model of its checkpoint.
+    """Compose the config of sample.py without loading its checkpoint.
+
+    Args:
+        overrides: words of a command line.
+        values: values of further keys.
 
     Raises:
-        HydraException: as sample.py does, explained by `mistakes.explain`.
+        HydraException: for unknown keys and choices; `mistakes.explain` explains it.
     """
     from hydra.core.global_hydra import GlobalHydra
 
@@ -45,22 +50,31 @@ def plain_config(overrides: Sequence[str], **values: Any) -> DictConfig:
 
 
 def described_model(choice: str, overrides: Sequence[str]) -> "Spec":
-    """A choice of conf/model with some of its keys changed.
+    """Return the description of a choice of conf/model.
+
+    Args:
+        choice: the name of the file.
+        overrides: words that change some of its keys.
 
     Raises:
-        InputError, HydraException: for an unknown choice or key.
+        InputError: if the choice is null.
+        HydraException: for an unknown choice or key.
     """
-    found = plain_model(plain_config([f"model={choice}", *overrides]))
-    if found is None:
+    model = plain_model(plain_config([f"model={choice}", *overrides]))
+    if model is None:
         raise InputError(f"model={choice}: give a choice of conf/model")
-    return found
+    return model
 
 
 def script_config(script: str, overrides: Sequence[str]) -> DictConfig:
-    """The config of a script with Hydra's part, as the running script sees it.
+    """Compose the config of a script with Hydra's part, as the running script sees it.
+
+    Args:
+        script: train, sample or calibrate.
+        overrides: words of a command line.
 
     Raises:
-        HydraException: as the script does, explained by `mistakes.explain`.
+        HydraException: for unknown keys and choices; `mistakes.explain` explains it.
     """
     from hydra.core.global_hydra import GlobalHydra
     from hydra.core.hydra_config import HydraConfig
@@ -74,23 +88,27 @@ def script_config(script: str, overrides: Sequence[str]) -> DictConfig:
 
 
 def families(cfg: DictConfig, checkpoint: Path) -> dict[str, dict[str, Any]]:
-    """Solvers and schedules that `calibration.solvers` and `calibration.schedules` name, built for a checkpoint.
+    """Build the solvers and schedules of `calibration.solvers` and `calibration.schedules` for a checkpoint.
 
-    With `all`, those that this checkpoint cannot have (a record or a file is missing) are left out; one that is named
-    has to work.
+    `all` leaves out those without the record or file that they need; one that the user names must work.
+
+    Args:
+        cfg: the config of calibrate.py.
+        checkpoint: the path of the model.
 
     Raises:
-        InputError: if a named one cannot be built.
+        InputError: for a list that names none, or one twice.
+        InstantiationException: if a named one cannot be built.
     """
-    asked = {group: cfg.calibration[f"{group}s"] for group in GROUPS}
-    names = {group: _named(group, value) for group, value in asked.items()}
+    choices = {group: cfg.calibration[f"{group}s"] for group in GROUPS}
+    names = {group: _named(group, value) for group, value in choices.items()}
     record = str(run_names.record_beside(checkpoint, "score_norm"))
     whole = OmegaConf.create({**cfg, "record": record, "families": _nodes(names)})
     return {
         group: {
-            name: found
+            name: candidate
             for name in names[group]
-            if (found := _tried(whole.families[group][name], optional=asked[group] == "all")) is not None
+            if (candidate := _tried(whole.families[group][name], optional=choices[group] == "all")) is not None
         }
         for group in names
     }
@@ -102,25 +120,25 @@ CHOOSERS = ("auto",)
 """Files of conf/solver that choose among the others."""
 
 BOUND = (*CHOOSERS, "learned")
-"""Files of conf/solver that `all` leaves out. A learned table exists at its own NFE only, and it would win unfairly on
-the seeds that it was learned on."""
+"""Files of conf/solver that `all` leaves out. A learned tableau exists at its own NFE only, and it would win unfairly
+on its training seeds."""
 
 
-def _named(group: str, asked: Any) -> list[str]:
-    if asked == "all":
+def _named(group: str, value: Any) -> list[str]:
+    if value == "all":
         return [name for name in conf_folder.files(group) if name not in BOUND]
-    names = [asked] if isinstance(asked, str) else asked
+    names = [value] if isinstance(value, str) else value
     whole = isinstance(names, Sequence) and bool(names) and all(isinstance(name, str) for name in names)
     if not whole or len(set(names)) < len(names) or set(names) & set(CHOOSERS):
         raise InputError(
-            f"calibration.{group}s={asked}: give all, or a list of different names of conf/{group}"
+            f"calibration.{group}s={value}: give all, or a list of different names of conf/{group}"
             f"{' other than auto' * (group == 'solver')}"
         )
     return list(names)
 
 
 def _nodes(names: dict[str, list[str]]) -> Any:
-    """The content of config files, all in one composition."""
+    """Return the content of config files, composed together."""
     chosen = [f"+{group}@families.{group}.{name}={name}" for group in names for name in names[group]]
     return conf_folder.composed("sample", chosen).families
 
@@ -139,12 +157,20 @@ def _tried(node: DictConfig, optional: bool) -> Any:
 
 
 def followed(cfg: DictConfig, span: tuple[float, float], nfe: int) -> tuple[DictConfig, tuple[str, str] | None]:
-    """If solver= chooses among the others, the config with the two files of its choice, and their names.
+    """Replace a solver that chooses among the others (`solver=auto`) and the schedule by its recommendation.
 
-    The record may come from anybody, so it can only name choices that exist.
+    The record is untrusted, so it can only name existing choices.
+
+    Args:
+        cfg: the config, completed with the model.
+        span: (sigma_max, sigma_min).
+        nfe: evaluations of the solver.
+
+    Returns:
+        The config, and the names of solver and schedule; None if the solver is an ordinary one.
 
     Raises:
-        InputError: if its record was measured on another range, or names no choice of conf/.
+        InputError: if the record was measured on another range, or names no choice of conf/.
     """
     from scoreline.calibration.search import Recommendation
 
@@ -159,11 +185,11 @@ def followed(cfg: DictConfig, span: tuple[float, float], nfe: int) -> tuple[Dict
 
 
 def built(node: DictConfig, plain: bool = False) -> Any:
-    """The object that a config node describes.
+    """Return the object that a config node describes.
 
     Args:
-        node: with a `_target_`.
-        plain: whether lists and mappings below it become plain ones.
+        node: a node with a `_target_`.
+        plain: whether to pass lists and mappings below it as plain Python objects.
     """
     from hydra.utils import instantiate
 

@@ -1,13 +1,13 @@
 """scoreline doctor [sample|train|calibrate] [OVERRIDES] [--quick]
-Can this machine do the job, and what will it take?
+Check whether this machine can run a job, and forecast its time and memory.
 
   scoreline doctor                            the default job of sample.py
   scoreline doctor sample checkpoint=NAME seeds=0-49999 metrics=inception
   scoreline doctor train experiment=cifar10_edm --quick
   scoreline doctor calibrate checkpoint=NAME nfe=1000
 
-It lists versions, the device, every file that the job reads, free disk space
-where the job writes, the size of the network and the number of its calls. It
+It lists versions, the device, every file that the job reads, the free disk
+space for its output, the size of the network and the number of its calls. It
 times one call of the network (some seconds; --quick skips it) and forecasts
 memory and time from it: the time of network calls alone, on this machine. It
 writes and fetches nothing; `scoreline prefetch` fetches what is missing.
@@ -57,7 +57,7 @@ def main(words: list[str]) -> int:
         1 if a line fails, else 0.
 
     Raises:
-        InputError: for words that are no job.
+        InputError: for words that describe no job.
     """
     script, overrides, quick = parse(words)
     findings = list(report(script, job_config(script, overrides), quick))
@@ -66,10 +66,10 @@ def main(words: list[str]) -> int:
 
 
 def parse(words: Sequence[str]) -> tuple[str, list[str], bool]:
-    """Script, overrides and --quick.
+    """Return the script, its overrides, and whether --quick is given.
 
     Raises:
-        InputError: for a word that is neither.
+        InputError: for an unknown script or option.
     """
     rest = [word for word in words if word != QUICK]
     script = rest.pop(0).removesuffix(".py") if rest and "=" not in rest[0] else "sample"
@@ -82,10 +82,10 @@ def parse(words: Sequence[str]) -> tuple[str, list[str], bool]:
 
 
 def job_config(script: str, overrides: Sequence[str]) -> Any:
-    """The config that `python SCRIPT.py OVERRIDES` would run with, Hydra's part included.
+    """Compose the config of `python SCRIPT.py OVERRIDES`, Hydra's part included.
 
     Raises:
-        InputError: for keys, choices and values that the script refuses, in its words.
+        InputError: for keys, choices and values that the script refuses, with the script's message.
     """
     try:
         return composition.script_config(script, overrides)
@@ -94,18 +94,18 @@ def job_config(script: str, overrides: Sequence[str]) -> Any:
 
 
 def sentence(error: Exception) -> str:
-    """The script's words for an error; one that is a defect of ours is raised again."""
-    found = mistakes.explain(error)
-    if found is None:
+    """Return the script's message for an error; raise an error that is no mistake of the user again."""
+    message = mistakes.explain(error)
+    if message is None:
         raise error
-    return found
+    return message
 
 
 def report(script: str, cfg: Any, quick: bool) -> Iterator[Finding]:
-    """Every line, as it is found."""
+    """Yield the lines of the report."""
     yield machine.versions()
-    found, device = _device(script, cfg)
-    yield found
+    line, device = _device(script, cfg)
+    yield line
     yield from (asset.finding() for asset in assets(script, cfg))
     yield machine.folder("cache", cache_folder())
     try:
@@ -123,11 +123,13 @@ def _device(script: str, cfg: Any) -> tuple[Finding, torch.device | None]:
 
 
 def sampling(script: str, cfg: Any, timed: torch.device | None, device: torch.device | None) -> Iterator[Finding]:
-    """Network, files, memory and time of sample.py or calibrate.py.
+    """Yield the network, files, memory and time of sample.py or calibrate.py.
 
     Args:
-        timed: the device on which a call is timed, None to time nothing.
-        device: the device of the job, None where this machine lacks it.
+        script: sample or calibrate.
+        cfg: its config.
+        timed: the device of the timed call, or None for no timing.
+        device: the device of the job, or None if this machine lacks it.
     """
     out = Path(cfg.hydra.run.dir)
     checkpoint = read_source(cfg).load_local()
@@ -159,10 +161,10 @@ def sampling(script: str, cfg: Any, timed: torch.device | None, device: torch.de
 
 
 def sample_job(script: str, cfg: Any, checkpoint: Checkpoint) -> SampleJob:
-    """What the script builds before it draws the first image.
+    """Build the solver and the denoiser as the script does.
 
     Raises:
-        InputError: for what it refuses.
+        InputError: for a config that the script refuses.
     """
     card, nfe, final = checkpoint.card, checks.whole("nfe", cfg.nfe), str(cfg.get("final", "none"))
     batch_size, own, seeds = (
@@ -190,17 +192,17 @@ def sample_job(script: str, cfg: Any, checkpoint: Checkpoint) -> SampleJob:
 
 
 def _features(metrics: Any) -> int:
-    """Bytes of an image's features that a metric of a large network keeps during the run."""
+    """Return the bytes per image of features that a metric with a large network keeps during the run."""
     is_large = "url" in (metrics.get("extractor") or {})
     return 4 * (2048 + 2023 * ("sfid" in metrics.scores)) if is_large else 0
 
 
 def training(script: str, cfg: Any, timed: torch.device | None, device: torch.device | None) -> Iterator[Finding]:
-    """Data, network, files, memory and time of train.py; see `sampling`."""
+    """Yield the data, network, files, memory and time of train.py; see `sampling` for the arguments."""
     data: int | None = None
     if timed is not None and all(asset.is_there for asset in dataset("dataset", cfg.dataset)):
-        found, data = _data(cfg)
-        yield found
+        line, data = _data(cfg)
+        yield line
     job = train_job(cfg, timed is None)
     yield job.network()
     final, most = job.sizes_on_disk
@@ -214,7 +216,7 @@ def training(script: str, cfg: Any, timed: torch.device | None, device: torch.de
 
 
 def _data(cfg: Any) -> tuple[Finding, int | None]:
-    """Whether the images fit the network, and how many bytes of them are kept on the device."""
+    """Report whether the images suit the network, and return their bytes on the device."""
     try:
         images = built(cfg.dataset)
         entry.match_data(cfg.model.network, images)
@@ -226,10 +228,11 @@ def _data(cfg: Any) -> tuple[Finding, int | None]:
 
 
 def train_job(cfg: Any, without_numbers: bool) -> TrainJob:
-    """The job as training begins with it.
+    """Return the job of a config of train.py.
 
     Args:
-        without_numbers: build the network without its weights, where nothing is timed.
+        cfg: the config.
+        without_numbers: whether to build the network without weights, for a report without timing.
     """
     network, process = cfg.model.network, built(cfg.model.noise_schedule)
     with torch.device("meta") if without_numbers else nullcontext():
@@ -255,7 +258,7 @@ def train_job(cfg: Any, without_numbers: bool) -> TrainJob:
 
 
 def _processes(trainer: Any) -> int:
-    """Processes that share a batch; `devices=auto` counts the GPUs that are visible."""
+    """Return the number of processes that share a batch; `devices=auto` counts the visible GPUs."""
     devices, gpus = trainer.get("devices", 1), max(1, torch.cuda.device_count())
     return (devices if isinstance(devices, int) and devices > 0 else gpus) * int(trainer.get("num_nodes", 1))
 

@@ -1,5 +1,5 @@
 """scoreline ema RUN KEY=VALUE .. DEST.safetensors
-Write a model with an average of the weights that training did not keep.
+Write a model with a post-hoc average of the weights.
 
   scoreline ema RUN sigma_rel=0.15 DEST.safetensors
   scoreline ema RUN sigma_rel=0.15 kimg=96 DEST.safetensors
@@ -10,7 +10,7 @@ RUN             a run directory of train.py ema.post_hoc=[0.05,0.1], which
 DEST            the new model file; it must not exist yet
 sigma_rel       relative width of a power-function average, or
 half_life_kimg  half-life of an EMA; rampup adds EDM's ramp to it
-kimg            when (default: at the newest snapshot)
+kimg            end of the average (default: the newest snapshot)
 trust           a package from which the model may take its network
 
 Post-hoc EMA of Karras et al. (2024), arXiv:2312.02696.
@@ -34,14 +34,14 @@ from scoreline.post_hoc_ema import PowerProfile, Profile, exponential, fit, trac
 OWN = {"sigma_rel": "", "half_life_kimg": "", "rampup": "", "kimg": "", "trust": ""}
 
 MOST = 0.05
-"""Largest residual of a fit that is accepted."""
+"""Largest accepted residual of a fit."""
 
 TRIED = 40
-"""Widths, uniform in their logarithm, that are tried to find which ones work."""
+"""Number of widths, uniform in their logarithm, among which `working_range` searches."""
 
 
 class Arguments(NamedTuple):
-    """The words of the command line."""
+    """The arguments of the command."""
 
     run: Path
     destination: Path
@@ -50,7 +50,7 @@ class Arguments(NamedTuple):
 
 @dataclass(frozen=True)
 class Target:
-    """A kind of profile, the key and the value that set its width, and settings for the card."""
+    """The profile of the new average: its key, width and limits, and its settings for the card."""
 
     key: str
     value: float
@@ -63,29 +63,29 @@ def main(words: list[str]) -> None:
     """Fit the profile, sum the snapshots and write the model file.
 
     Raises:
-        InputError: for what cannot be used, and a profile that the snapshots miss by more than 5 %.
+        InputError: for unusable arguments, and a profile that the snapshots miss by more than 5 %.
     """
-    given = arguments(words)
-    checkpoint = load_model(given.run / "model.safetensors", names(given.keys["trust"]))
-    snapshots = list_snapshots(given.run)
-    images = moment(given.keys["kimg"], snapshots)
-    target, used = target_of(given.keys, images, snapshots[0].batch), until(images, snapshots)
-    found = fit(target.profile(target.value), profiles(used))
-    if not found.residual <= MOST:
-        raise InputError(refusal(target, images, used, found.residual))
-    weights = combine(used, found.coefficients.tolist(), checkpoint.denoiser.network)
-    save_model(given.destination, weights, described(checkpoint.card, target, images, used, found.residual))
+    run, destination, keys = arguments(words)
+    checkpoint = load_model(run / "model.safetensors", names(keys["trust"]))
+    snapshots = list_snapshots(run)
+    images = moment(keys["kimg"], snapshots)
+    target, used = target_of(keys, images, snapshots[0].batch), until(images, snapshots)
+    combination = fit(target.profile(target.value), profiles(used))
+    if not combination.residual <= MOST:
+        raise InputError(refusal(target, images, used, combination.residual))
+    weights = combine(used, combination.coefficients.tolist(), checkpoint.denoiser.network)
+    save_model(destination, weights, described(checkpoint.card, target, images, used, combination.residual))
     print(
         f"{target.key}={target.value:g} at {images / 1000:g} kimg from {len(used)} snapshots, "
-        f"residual {100 * found.residual:.2g} % -> {given.destination}"
+        f"residual {100 * combination.residual:.2g} % -> {destination}"
     )
 
 
 def arguments(words: list[str]) -> Arguments:
-    """RUN, DEST and the keys.
+    """Parse RUN, DEST and the keys.
 
     Raises:
-        InputError: for anything else, or if DEST is there already.
+        InputError: for other words, or if DEST exists already.
     """
     found = parse(words, OWN)
     if len(found.paths) != 2:
@@ -107,10 +107,10 @@ def _number(key: str, text: str) -> float:
 
 
 def moment(kimg: str, snapshots: Sequence[Snapshot]) -> int:
-    """The images seen at `kimg`, to the nearest step; by default at the newest snapshot.
+    """Return the images seen at `kimg`, rounded to a step; empty stands for the newest snapshot.
 
     Raises:
-        InputError: if it is before the first step or after the newest snapshot.
+        InputError: if `kimg` is before the first step or after the newest snapshot.
     """
     newest, batch = snapshots[-1].images, snapshots[-1].batch
     if not kimg:
@@ -124,7 +124,12 @@ def moment(kimg: str, snapshots: Sequence[Snapshot]) -> int:
 
 
 def target_of(keys: dict[str, str], images: int, batch: int) -> Target:
-    """The profile that the keys ask for.
+    """Return the profile of the keys.
+
+    Args:
+        keys: the keys of the command line.
+        images: images seen at the end of the average.
+        batch: images per step.
 
     Raises:
         InputError: unless exactly one of sigma_rel and half_life_kimg is given.
@@ -148,32 +153,32 @@ def target_of(keys: dict[str, str], images: int, batch: int) -> Target:
 
 
 def until(images: int, snapshots: Sequence[Snapshot]) -> list[Snapshot]:
-    """The snapshots up to `images` and the next one, which covers the last stretch before it."""
+    """Return the snapshots up to `images` and the next one, which covers the rest."""
     last = min(snapshot.images for snapshot in snapshots if snapshot.images >= images)
     return [snapshot for snapshot in snapshots if snapshot.images <= last]
 
 
 def profiles(snapshots: Sequence[Snapshot]) -> list[PowerProfile]:
-    """The profile of each snapshot's average."""
+    """Return the profile of each snapshot's average."""
     return [PowerProfile(gamma_of(snapshot.sigma_rel), snapshot.images) for snapshot in snapshots]
 
 
 def refusal(target: Target, images: int, snapshots: Sequence[Snapshot], residual: float) -> str:
-    """Why the target is refused and which widths, or else which moments, work."""
-    said = (
+    """Return why the snapshots cannot represent the target, and which widths or moments work instead."""
+    reason = (
         f"{target.key}={target.value:g}: its profile at {images / 1000:g} kimg is missed by {100 * residual:.2g} % by "
         f"the {len(snapshots)} snapshots, more than {100 * MOST:g} %"
     )
     if works := working_range(target, snapshots):
-        return f"{said}; {target.key} from {works[0]:g} to {works[1]:g} works there"
+        return f"{reason}; {target.key} from {works[0]:g} to {works[1]:g} works there"
     taken = sorted({snapshot.images for snapshot in snapshots})
     if images not in taken:
-        return f"{said}; choose the kimg of a snapshot, such as {' or '.join(f'{t / 1000:g}' for t in taken[-2:])}"
-    return f"{said}, as is any other width there; choose a later kimg, or train with a smaller checkpoint_kimg"
+        return f"{reason}; choose the kimg of a snapshot, such as {' or '.join(f'{t / 1000:g}' for t in taken[-2:])}"
+    return f"{reason}, as is any other width there; choose a later kimg, or train with a smaller checkpoint_kimg"
 
 
 def working_range(target: Target, snapshots: Sequence[Snapshot]) -> tuple[float, float] | None:
-    """Least and greatest of the widths nearest to `target.value`, of those tried, that the snapshots represent."""
+    """Return the limits of the range of widths nearest to `target.value` that the snapshots represent, or None."""
     known = profiles(snapshots)
     tried = sorted({target.value, *(float(f"{width:.3g}") for width in np.geomspace(*target.limits, TRIED))})
     works = [fit(target.profile(width), known).residual <= MOST for width in tried]
@@ -189,7 +194,7 @@ def working_range(target: Target, snapshots: Sequence[Snapshot]) -> tuple[float,
 
 
 def described(card: Card, target: Target, images: int, snapshots: Sequence[Snapshot], residual: float) -> Card:
-    """The run's card with its part on the average replaced."""
+    """Return the run's card with the description of the new average."""
     kept = {key: value for key, value in card.training.items() if key != "ema_half_life_kimg"}
     reconstruction = {
         "snapshots": len(snapshots),

@@ -1,6 +1,6 @@
 """scoreline evaluate SAMPLES REFERENCE [KEY=VALUE ..]
 scoreline evaluate SAMPLES dataset=NAME [KEY=VALUE ..]
-Score images, whoever made them, against images or statistics.
+Score images of any origin against images or statistics.
 
   scoreline evaluate outputs/sample/NAME dataset=digits
   scoreline evaluate samples.npz cifar10-32x32.npz out=scores.json
@@ -46,15 +46,15 @@ def main(words: list[str]) -> None:
     """Print a table of scores with their errors, the protocol, and warnings.
 
     Raises:
-        InputError: for what cannot be used, as one sentence.
+        InputError: for unusable arguments or files.
     """
-    asked = parse(words, {**OWN, "out": ""}, GROUPS)
-    place, reference = sides(asked)
-    out = Path(asked.own["out"]) if asked.own["out"] else None
+    arguments = parse(words, {**OWN, "out": ""}, GROUPS)
+    place, reference = sides(arguments)
+    out = Path(arguments.own["out"]) if arguments.own["out"] else None
     if out is not None:
         new_file(f"out={out}", out)
     images = generated_images.images(place)
-    metrics = build(asked, images.shape, reference)
+    metrics = build(arguments, images.shape, reference)
     check_sizes(images, metrics)
     metrics.check(images.shape, len(images))
     with ImageProgress(len(images), "features") as progress:
@@ -66,26 +66,26 @@ def main(words: list[str]) -> None:
         print(f"-> {out}")
 
 
-def sides(asked: Words) -> tuple[str, Any]:
-    """The place of the samples, and the reference: a path or the config of a data set.
+def sides(arguments: Words) -> tuple[str, Any]:
+    """Return the path of the samples, and the reference: a path or the config of a data set.
 
     Raises:
-        InputError: for fewer or more.
+        InputError: for a wrong number of paths.
     """
-    wanted = 1 if asked.own["dataset"] else 2
-    if len(asked.paths) != wanted:
+    count = 1 if arguments.own["dataset"] else 2
+    if len(arguments.paths) != count:
         raise InputError(
-            f"{' '.join(asked.paths) or 'no SAMPLES'}: give SAMPLES and REFERENCE, or SAMPLES and dataset=; "
+            f"{' '.join(arguments.paths) or 'no SAMPLES'}: give SAMPLES and REFERENCE, or SAMPLES and dataset=; "
             "scoreline evaluate --help shows both"
         )
-    return asked.paths[0], node(asked) if wanted == 1 else asked.paths[1]
+    return arguments.paths[0], node(arguments) if count == 1 else arguments.paths[1]
 
 
 def check_sizes(images: ImageDataset, metrics: Metrics) -> None:
-    """Compare the two sides before the metrics fetch or load their network.
+    """Compare the shapes of both sides, before the metrics download or load their network.
 
     Raises:
-        InputError: if their images are of different shapes.
+        InputError: if the shapes differ.
     """
     reference = getattr(metrics, "reference", None)
     others = None if reference is None else images_of(reference)
@@ -98,14 +98,14 @@ def check_sizes(images: ImageDataset, metrics: Metrics) -> None:
 
 
 def parts_for(place: Path, metrics: Metrics) -> Parts:
-    """The place where the features of the samples are kept."""
+    """Return the parts that hold the features of the samples, in a run directory or the cache."""
     if not metrics.keeps_features:
         return Parts()
     return Parts(place / "features" if place.is_dir() and generated_images.is_run(place) else cache_folder("features"))
 
 
 def report(images: ImageDataset, metrics: Metrics, scores: Mapping[str, Score]) -> str:
-    """The table, the protocol and the notes."""
+    """Return the table, the protocol and the notes as text."""
     width = max(map(len, scores), default=0)
     lines = [f"{len(images)} images of {images.name}, {'x'.join(map(str, images.shape))}"]
     for name, score in scores.items():
@@ -118,7 +118,7 @@ def report(images: ImageDataset, metrics: Metrics, scores: Mapping[str, Score]) 
 
 
 def record(place: str, images: ImageDataset, metrics: Metrics, scores: Mapping[str, Score]) -> dict[str, Any]:
-    """The content of the JSON file."""
+    """Return the content of the JSON file."""
     shape: Sequence[int] = images.shape
     return {
         "format": FORMAT,

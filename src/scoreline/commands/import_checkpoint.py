@@ -39,10 +39,10 @@ OWN = {"from": "", "model": "", "weights": "ema", "allow": "", "sha256": ""}
 
 
 def main(words: list[str]) -> None:
-    """Import, write, and print the conventions that the file is read with.
+    """Import a checkpoint, write it, and print the conventions of the model.
 
     Raises:
-        InputError: for what cannot be imported, as one sentence.
+        InputError: for a file that cannot be imported.
     """
     from scoreline.foreign.conversion import Options, convert
 
@@ -65,10 +65,10 @@ def main(words: list[str]) -> None:
 
 
 def arguments(words: Sequence[str]) -> tuple[list[str], dict[str, str], list[str]]:
-    """SOURCE and DEST, our keys, and overrides of the model; `--key value` and `--key=value` are key=value.
+    """Return SOURCE and DEST, the command's keys, and overrides of the model; `--key value` means key=value.
 
     Raises:
-        InputError: for another number of places, or an unknown key.
+        InputError: for a wrong number of paths, or an unknown key.
     """
     pairs, rest = [], iter(words)
     for word in rest:
@@ -84,7 +84,7 @@ def arguments(words: Sequence[str]) -> tuple[list[str], dict[str, str], list[str
 
 
 def conventions(imported: "ForeignModel") -> list[str]:
-    """The conventions that the checkpoint is read with, to compare with its paper."""
+    """Return the conventions of the model in lines, for comparison with its paper."""
     weights, model = imported.weights, imported.model
     numbers = sum(weight.numel() for weight in weights.values())
     size, classes = "x".join(map(str, imported.shape)), imported.num_classes or "no"

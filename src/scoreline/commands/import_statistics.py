@@ -6,7 +6,7 @@ out       the record (default: beside the checkpoint); it must not exist yet
 trust     a package from which the checkpoint may take its network
 
 sample.py reads the record like one of calibrate.py: solver=deis_sn, or
-solver=deis_sn_published for the way in which the released code reads it.
+solver=deis_sn_published, which interprets it like the released code.
 """
 
 from pathlib import Path
@@ -22,7 +22,7 @@ def main(words: list[str]) -> None:
     """Write the record beside the checkpoint, where sample.py finds it, or to `out`.
 
     Raises:
-        InputError: for what cannot be imported, as one sentence, and if there is a record already.
+        InputError: for a file that cannot be imported, and if the record exists already.
     """
     from scoreline.calibration.published_statistics import published_record
     from scoreline.checkpoints import load_model
@@ -38,14 +38,14 @@ def main(words: list[str]) -> None:
 
 
 def arguments(words: list[str]) -> tuple[Path, dict[str, str]]:
-    """The one file, and the keys.
+    """Return the file and the keys.
 
     Raises:
-        InputError: for none or several files, an unknown key, or no checkpoint.
+        InputError: for no or several files, an unknown key, or no checkpoint.
     """
     found = parse(words, OWN)
     if len(found.paths) != 1:
         raise InputError(f"{len(found.paths)} files of statistics: give one, as in FILE.pt checkpoint=PATH")
     if not found.own["checkpoint"]:
-        raise InputError("checkpoint: has no default; give checkpoint=... of the model whose statistics they are")
+        raise InputError("checkpoint: has no default; give checkpoint=... of their model")
     return Path(found.paths[0]), found.own

@@ -6,8 +6,8 @@ Describe checkpoints and calibration records as text.
 PATH is a safetensors file, a directory with a model.safetensors, the name of a
 shipped model, or another project's checkpoint (a file of torch, a pickle, a
 diffusers folder). For a checkpoint of scoreline it prints the card, for a
-record its provenance and measurements, for others what the file names and
-holds. Nothing in a file is run or built.
+record its provenance and measurements, for others the names and contents of
+the file. It runs and builds nothing of the file.
 """
 
 import json
@@ -31,20 +31,20 @@ LEVELS = 10
 """Rows of the table of a score_norm record."""
 
 ROWS = 10_000
-"""A record with more levels or budgets than this is printed without a table."""
+"""Most levels or budgets of a record for which a table is printed."""
 
 BEST = 3
-"""Candidates that are printed for each budget of a search record."""
+"""Printed candidates for each budget of a search record."""
 
 LONGEST = 200
-"""Characters of a value that are printed."""
+"""Printed characters of a value."""
 
 
 def main(words: list[str]) -> None:
     """Describe each file.
 
     Raises:
-        InputError: for the first that is missing, unreadable or none of ours.
+        InputError: for the first file that is missing, unreadable or no checkpoint or record.
     """
     if not words:
         raise InputError("give a checkpoint or a record: scoreline inspect digits_vp")
@@ -53,10 +53,10 @@ def main(words: list[str]) -> None:
 
 
 def find(word: str) -> Path:
-    """The file that a word on the command line means.
+    """Return the file that a word on the command line names.
 
     Raises:
-        InputError: if there is none.
+        InputError: if there is no such file.
     """
     path = run_names.model_path(word)
     if path.is_file():
@@ -71,7 +71,7 @@ def find(word: str) -> Path:
 
 
 def text(path: Path) -> str:
-    """The description of one file, control characters escaped.
+    """Describe a file, with control characters escaped.
 
     Raises:
         InputError: if it is no checkpoint, or its metadata is damaged.
@@ -90,17 +90,17 @@ def text(path: Path) -> str:
 
 
 def foreign_lines(path: Path) -> Iterator[str]:
-    """A checkpoint of another project.
+    """Describe a checkpoint of another project.
 
     Raises:
-        InputError: if it is none.
+        InputError: if the file is no checkpoint.
     """
     for name, shown, depth in description.lines(path):
         yield printable(line(name, shown, depth))
 
 
 def checkpoint_lines(header: Header) -> Iterator[str]:
-    """The card of a model."""
+    """Describe a model by its card."""
     card = parse_entries(header.metadata, checkpoints.CARD, ("format",))
     numbers = sum(map(math.prod, header.shapes.values()))
     yield from _first("model checkpoint", header)
@@ -114,7 +114,7 @@ def checkpoint_lines(header: Header) -> Iterator[str]:
 
 
 def record_lines(header: Header) -> Iterator[str]:
-    """Provenance and tensors of a record."""
+    """Describe a record by its provenance and tensors."""
     kind, provenance = header.metadata["kind"], record.read_provenance(header)
     values = record.read_values(header)
     yield from _first(f"calibration record, {kind}", header)
@@ -134,7 +134,7 @@ def record_lines(header: Header) -> Iterator[str]:
 
 
 def tree(name: str, value: Any, depth: int = 0) -> Iterator[str]:
-    """One line an item, nested ones indented; a description of an object starts with its class."""
+    """Yield one line per item, nested ones indented; an object starts with its class."""
     if not isinstance(value, dict):
         shown = value if isinstance(value, str) else json.dumps(value)
         yield line(name, shown if len(shown) <= LONGEST else f"{shown[:LONGEST]} ..", depth)
@@ -145,12 +145,12 @@ def tree(name: str, value: Any, depth: int = 0) -> Iterator[str]:
 
 
 def summary(value: Tensor) -> str:
-    """Shape, type, first, last, least and greatest value of a tensor."""
-    what = f"{tuple(value.shape)} {str(value.dtype).removeprefix('torch.')}"
+    """Return shape, type, first, last, least and greatest value of a tensor as text."""
+    kind = f"{tuple(value.shape)} {str(value.dtype).removeprefix('torch.')}"
     numbers = value.double().flatten()
     if not len(numbers):
-        return f"{what}, empty"
-    ends = f"{what}, first {float(numbers[0]):.6g}, last {float(numbers[-1]):.6g}"
+        return f"{kind}, empty"
+    ends = f"{kind}, first {float(numbers[0]):.6g}, last {float(numbers[-1]):.6g}"
     finite = numbers[numbers.isfinite()]
     if not len(finite):
         return f"{ends}, no finite number"
@@ -159,7 +159,7 @@ def summary(value: Tensor) -> str:
 
 
 def levels(values: dict[str, Tensor]) -> Iterator[str]:
-    """rho, mean |eps| and standard error at ten measured levels or fewer, from noise to data, even in ln rho."""
+    """Yield rho, mean |eps| and standard error at up to ten measured levels, uniform in ln rho, from noise to data."""
     rows = torch.stack([values[name].double() for name in ("rho", "mean_abs_eps", "standard_error")], dim=1)
     yield f"{'rho':>12} {'mean |eps|':>12}    standard error"
     log = rows[:, 0].log()
@@ -170,7 +170,7 @@ def levels(values: dict[str, Tensor]) -> Iterator[str]:
 
 
 def best(values: dict[str, Tensor], provenance: dict[str, Any]) -> Iterator[str]:
-    """The nearest solvers and schedules to the fine run at every budget of a search record."""
+    """Yield the solvers and schedules nearest to the fine run at every budget of a search record."""
     yield f"{'NFE':>4} {'distance':>11}    standard error  solver / schedule"
     for place, nfe in enumerate(values["budgets"].tolist()):
         for k, names in enumerate(provenance["candidates"][place][:BEST]):
@@ -180,7 +180,7 @@ def best(values: dict[str, Tensor], provenance: dict[str, Any]) -> Iterator[str]
 
 
 def learned(values: dict[str, Tensor], provenance: dict[str, Any]) -> Iterator[str]:
-    """Held-out distance of the start and of the learned table at every budget of a tableau record."""
+    """Yield the held-out distance of the start and of the learned tableau at every budget of a tableau record."""
     yield f"{'NFE':>4} {'held out, before':>24} {'learned':>24}  start"
     columns = ("start", "start_error", "learned", "learned_error")
     for place, nfe in enumerate(values["budgets"].tolist()):
@@ -189,8 +189,9 @@ def learned(values: dict[str, Tensor], provenance: dict[str, Any]) -> Iterator[s
         yield f"{nfe:>4} {next(numbers):>24} {next(numbers):>24}  {' / '.join(provenance['starts'][place])}"
 
 
-def line(name: str, shown: str, depth: int = 0) -> str:
-    return f"{'  ' * depth + name:<24} {shown}".rstrip()
+def line(name: str, value: str, depth: int = 0) -> str:
+    """Return a line of the description, indented by its depth."""
+    return f"{'  ' * depth + name:<24} {value}".rstrip()
 
 
 def _first(what: str, header: Header) -> Iterator[str]:
@@ -208,7 +209,7 @@ def _tensors(header: Header) -> str:
 
 
 def _metadata(header: Header) -> str:
-    """Keys and beginnings of the values of foreign metadata."""
+    """Return the keys and the beginnings of the values of foreign metadata."""
     shown = [printable(f"{key}: {value:.40}") for key, value in sorted(header.metadata.items())[:5]]
     more = len(header.metadata) - len(shown)
     return f"metadata {{{', '.join(shown)}{f', and {more} more' * (more > 0)}}}" if shown else "no metadata"

@@ -1,6 +1,6 @@
 """scoreline likelihood [KEY=VALUE ..]
-Bits per dimension of 8-bit images: -log2 of the model's density, uniformly
-dequantised, under the probability-flow ODE. The mean over images is an upper
+Measure bits per dimension of 8-bit images: -log2 of the model's density under
+the probability-flow ODE, with uniform dequantisation. The mean over images is an upper
 bound on the bits of a code for them.
 
   scoreline likelihood checkpoint=digits_vp images=32
@@ -9,19 +9,19 @@ checkpoint      a shipped model, a model.safetensors, or its directory
                 (digits_vp)
 data            digits-test, digits-train, or FILE.npz with arr_0, uint8 NHWC
                 (digits-test)
-images          how many, from the first (64)
+images          number of images, from the first (64)
 batch_size      images that share their steps (64)
 divergence      rademacher or gaussian probes, or exact for small images
                 (rademacher)
-probes          of an image (1)
-seed            of dequantisation and probes (0)
+probes          probes per image (1)
+seed            seed of dequantisation and probes (0)
 --conditional   log p(x | label), with the labels of the data
 method          RK45 or DOP853 (RK45)
 rtol, atol      tolerances of a step, relative and absolute (1e-5)
-nfe             the most evaluations of a batch (5000)
-sigma_max       where to start (the model's own)
-sigma_min       where to end (the model's own)
-prior_variance  of a pixel at sigma_max (the process's own)
+nfe             most evaluations per batch (5000)
+sigma_max       largest noise level (the model's own)
+sigma_min       smallest noise level (the model's own)
+prior_variance  variance of a pixel at sigma_max (the process's own)
 device          auto, cpu or cuda (auto)
 trust           a package from which the checkpoint may take its network
 """
@@ -56,7 +56,7 @@ from scoreline.sampling import Eps, Progress
 from scoreline.solvers.adaptive import Adaptive, AdaptiveRun
 
 MOST_PROBES = 10_000
-"""Probes of an image; each takes as long as a pass over it, and memory."""
+"""Most probes per image; each takes memory and the time of a pass."""
 
 
 OWN: dict[str, str | int | float] = {
@@ -73,7 +73,7 @@ class Parser(argparse.ArgumentParser):
 
 
 class Images(NamedTuple):
-    """uint8 (N, C, H, W), class labels (N,) or None, and what to call them."""
+    """Images uint8 (N, C, H, W), class labels (N,) or None, and their name."""
 
     name: str
     pixels: Tensor
@@ -81,17 +81,17 @@ class Images(NamedTuple):
 
 
 class Measured(NamedTuple):
-    """Bits per dimension (N,) float64 and the evaluations that each batch took."""
+    """Bits per dimension (N,) float64, and the evaluations of each batch."""
 
     bits: Tensor
     nfe: list[int]
 
 
 def main(arguments: list[str]) -> None:
-    """Run the command on the words behind `scoreline likelihood`: key=value or --key value.
+    """Measure and print bits per dimension; the words are key=value or --key value.
 
     Raises:
-        InputError: for anything that cannot be used, as one sentence.
+        InputError: for unusable arguments or files.
     """
     options = parser().parse_args([_as_option(word) for word in arguments])
     device = choose_device(options.device)
@@ -103,13 +103,13 @@ def main(arguments: list[str]) -> None:
 
 
 def _as_option(word: str) -> str:
-    """key=value, as in the other commands, for --key=value."""
+    """Return --key=value for key=value, the form of the other commands."""
     key, equals, value = word.partition("=")
     return word if word.startswith("-") or not equals else f"--{key.replace('_', '-')}={value}"
 
 
 def parser() -> Parser:
-    """The options and their defaults."""
+    """Return the parser of the options."""
     it = Parser("scoreline likelihood", allow_abbrev=False, add_help=False)
     for name, default in OWN.items():
         it.add_argument(f"--{name.replace('_', '-')}", type=type(default), default=default)
@@ -121,7 +121,11 @@ def parser() -> Parser:
 
 
 def choose(options: argparse.Namespace, checkpoint: Checkpoint) -> Images:
-    """The first `--images` of `--data`, checked against the model."""
+    """Return the first `--images` images of `--data`.
+
+    Raises:
+        InputError: for an option out of range, or data that do not suit the model.
+    """
     for name, least in (("images", 1), ("batch_size", 1), ("probes", 1), ("seed", 0)):
         if getattr(options, name) < least:
             raise InputError(f"--{name.replace('_', '-')}={getattr(options, name)}: must be at least {least}")
@@ -144,7 +148,11 @@ def choose(options: argparse.Namespace, checkpoint: Checkpoint) -> Images:
 
 
 def classes(name: str, labels: Tensor | None, num_classes: int) -> Tensor:
-    """Labels that a conditional model can take."""
+    """Return the labels for a conditional model.
+
+    Raises:
+        InputError: for an unconditional model, or missing or unsuitable labels.
+    """
     if num_classes == 0:
         raise InputError("--conditional: this checkpoint is unconditional; drop the option")
     if labels is None:
@@ -155,7 +163,11 @@ def classes(name: str, labels: Tensor | None, num_classes: int) -> Tensor:
 
 
 def digits(data: str) -> Images:
-    """`digits-test` or `digits-train`."""
+    """Return the images of `digits-test` or `digits-train`.
+
+    Raises:
+        InputError: for another name.
+    """
     known = ("digits-test", "digits-train")
     if data not in known:
         raise InputError(f"--data={data}: give a FILE.npz or one of ours{did_you_mean(data, known)}")
@@ -164,7 +176,11 @@ def digits(data: str) -> Images:
 
 
 def read_npz(path: Path) -> Images:
-    """arr_0 uint8 (N, H, W, C) and, if there, labels arr_1 (N,): the layout of samples.npz."""
+    """Read arr_0 uint8 (N, H, W, C) and, if present, labels arr_1 (N,): the layout of samples.npz.
+
+    Raises:
+        InputError: if the file is damaged or has another layout.
+    """
     try:
         pixels, labels = npy.member(path, "arr_0"), npy.member(path, "arr_1")
         if pixels is None:
@@ -181,7 +197,7 @@ def read_npz(path: Path) -> Images:
 
 
 def measure(options: argparse.Namespace, checkpoint: Checkpoint, images: Images) -> Measured:
-    """Bits per dimension of all images, batch by batch, with a progress bar."""
+    """Measure bits per dimension of all images, batch by batch, with a progress bar."""
     denoiser, run = checkpoint.denoiser, span(options, checkpoint)
     prior = options.prior_variance
     if prior is None:
@@ -202,7 +218,7 @@ def measure(options: argparse.Namespace, checkpoint: Checkpoint, images: Images)
 
 
 def span(options: argparse.Namespace, checkpoint: Checkpoint) -> AdaptiveRun:
-    """The solver on the range that was asked for, else on the model's own."""
+    """Return the steps of the solver on the range of the options, by default the model's own."""
     native = checkpoint.noise_schedule
     first = native.sigma_max if options.sigma_max is None else options.sigma_max
     last = native.sigma_min if options.sigma_min is None else options.sigma_min
@@ -210,7 +226,11 @@ def span(options: argparse.Namespace, checkpoint: Checkpoint) -> AdaptiveRun:
 
 
 def divergence(options: argparse.Namespace, seeds: list[int], shape: tuple[int, ...]) -> Divergence:
-    """`exact`, or probes of the named distribution."""
+    """Return the divergence estimator: `exact`, or probes of the named distribution.
+
+    Raises:
+        InputError: for another name.
+    """
     if options.divergence == "exact":
         return Exact()
     if options.divergence not in PROBES:
@@ -220,7 +240,7 @@ def divergence(options: argparse.Namespace, seeds: list[int], shape: tuple[int, 
 
 
 def batches(options: argparse.Namespace, images: Images) -> Iterator[tuple[list[int], Tensor, Tensor | None]]:
-    """Noise seeds, pixels and labels; image i of --seed s has the seed 2^32 s + i."""
+    """Yield noise seeds, pixels and labels; image i of --seed s has the noise seed 2^32 s + i."""
     for start in range(0, len(images.pixels), options.batch_size):
         part = slice(start, start + options.batch_size)
         seeds = [(options.seed << 32) + i for i in range(len(images.pixels))[part]]
@@ -228,7 +248,14 @@ def batches(options: argparse.Namespace, images: Images) -> Iterator[tuple[list[
 
 
 def watch(eps: Eps, run: AdaptiveRun, images: int, update: Progress) -> Eps:
-    """eps that tells how much more of the range, in ln rho, a batch of `images` has reached."""
+    """Return eps with progress: each call reports the covered share of the range in ln rho, times `images`.
+
+    Args:
+        eps: the noise estimate of the model.
+        run: the steps of the solver.
+        images: images of the batch.
+        update: receives the images' worth of work.
+    """
     sigma_max, sigma_min = run.rho.tolist()
     furthest = 0.0
 
@@ -243,7 +270,7 @@ def watch(eps: Eps, run: AdaptiveRun, images: int, update: Progress) -> Eps:
 
 
 def line(options: argparse.Namespace, name: str, measured: Measured) -> str:
-    """`3.210 +- 0.012 bits/dim, 64 images of digits-test, NFE 123, divergence rademacher x 1`."""
+    """Format the result: `3.210 +- 0.012 bits/dim, 64 images of digits-test, NFE 123, divergence rademacher x 1`."""
     bits, low, high = measured.bits, min(measured.nfe), max(measured.nfe)
     error = f"{float(bits.std()) / math.sqrt(len(bits)):.4f}" if len(bits) > 1 else "unknown"
     nfe = f"{low}" if low == high else f"{low}-{high}"

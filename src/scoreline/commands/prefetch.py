@@ -1,6 +1,6 @@
 """scoreline prefetch [sample|train|calibrate] [OVERRIDES] [--dry-run]
 scoreline prefetch table=NAME [OVERRIDES] [--dry-run]
-Fetch now what a job, or all cells of conf/table/NAME.yaml, would fetch later.
+Download the files of a job, or of all cells of conf/table/NAME.yaml, in advance.
 
   scoreline prefetch sample checkpoint=https://... model=cifar10_ddpmpp_vp
   scoreline prefetch train experiment=cifar10_edm
@@ -9,9 +9,9 @@ Fetch now what a job, or all cells of conf/table/NAME.yaml, would fetch later.
 Checkpoints behind URLs are fetched and imported into the cache
 ($SCORELINE_CACHE, else ~/.cache/scoreline), which also keeps the network of
 metrics=inception. A data set that can be downloaded goes where dataset.path
-says, one of the Hugging Face hub into that library's cache. A file that is
-there stays as it is. A file that no program can fetch is listed with what to
-do. Afterwards the job runs with SCORELINE_OFFLINE=1 (data of the hub need
+says, one of the Hugging Face hub into that library's cache. Existing files
+stay as they are. A file that no program can fetch is listed with a remedy.
+Afterwards the job runs with SCORELINE_OFFLINE=1 (data of the hub need
 HF_HUB_OFFLINE=1 too).
 
 --dry-run fetches nothing. Exit code: 0 if everything is there at the end (with
@@ -42,12 +42,12 @@ DRY = "--dry-run"
 READ_BY_CELLS = {
     *("checkpoint", "import", "model", "trust", "guidance", "labels", "metrics", "solver", "schedule", "record"),
 }
-"""Keys that decide which files a cell reads."""
+"""Keys on which the files of a cell depend."""
 
 
 @dataclass(frozen=True)
 class Item:
-    """One file, the config of the job that reads it, and for a table the line of `needs` about it."""
+    """A file, the config of its job, and for a table the line of `needs` about it."""
 
     asset: Asset
     cfg: Any
@@ -55,13 +55,13 @@ class Item:
 
 
 def main(words: list[str]) -> int:
-    """Fetch, and print a line for each file.
+    """Fetch the files, and print a line for each.
 
     Returns:
         1 if something is missing at the end, else 0.
 
     Raises:
-        InputError: for words that are no job or table.
+        InputError: for words that describe no job or table.
     """
     dry, rest = DRY in words, [word for word in words if word != DRY]
     name = next((word.removeprefix("table=") for word in rest if word.startswith("table=")), None)
@@ -83,10 +83,10 @@ def _items(script: str, cfg: Any) -> list[Item]:
 
 
 def read_table(name: str) -> Table:
-    """conf/table/NAME.yaml.
+    """Read conf/table/NAME.yaml.
 
     Raises:
-        InputError: if there is no such table, or it is not one.
+        InputError: if there is no such table, or the file is invalid.
     """
     import yaml
 
@@ -97,7 +97,7 @@ def read_table(name: str) -> Table:
 
 
 def of_table(chosen: Table, overrides: Sequence[str]) -> Iterator[Item]:
-    """The files that preparations and cells read, without those that preparations write."""
+    """Yield the files that preparations and cells read, without those that preparations write."""
     products: set[Path] = set()
     for command in chosen.prepare:
         words, product = shlex.split(command.run), Path(command.makes).absolute()
@@ -122,7 +122,7 @@ def _without(products: set[Path], items: Sequence[Item], chosen: Table) -> Itera
 
 
 def _distinct(chosen: Table, overrides: Sequence[str]) -> list[tuple[str, ...]]:
-    """Overrides of the cells, cut down to those that decide which files are read, each combination once."""
+    """Return the overrides of the cells that decide which files are read, each combination once."""
     cells = [
         (*chosen.base, *row.overrides, *column.overrides, *overrides)
         for row in chosen.rows
@@ -138,17 +138,17 @@ def _reads(word: str) -> bool:
 
 
 def missing_needs(chosen: Table) -> list[str]:
-    """Lines of `needs` whose path is not there, or that name none."""
+    """Return the lines of `needs` without an existing path."""
     return [need for need in chosen.needs if not Path(need.partition(": ")[0]).exists()]
 
 
 def unique(items: Iterable[Item]) -> list[Item]:
-    """Each file once."""
+    """Return each file once."""
     return list({(it.asset.key.rpartition(".")[2], it.asset.value, it.asset.url): it for it in items}.values())
 
 
 def fetched(item: Item, dry: bool) -> Finding:
-    """Fetch one file, or say why not."""
+    """Fetch a file unless it exists or `dry` is set, and report the result."""
     asset = item.asset
     name, is_there = f"{asset.key}={asset.value}", asset.is_there
     if is_there and asset.source != "url":
@@ -166,7 +166,7 @@ def fetched(item: Item, dry: bool) -> Finding:
 
 
 def _fetch(asset: Asset, cfg: Any) -> str:
-    """Where it is now. A checkpoint is imported and loaded too, and a data set opened, so that mistakes show now."""
+    """Fetch a file and return its place. Load a checkpoint and open a data set too, so that mistakes show now."""
     if asset.key == "checkpoint":
         return str(read_source(cfg).load().path)
     if asset.source == "url":

@@ -45,11 +45,11 @@ def main(words: list[str]) -> None:
     """Write the statistics and print what they describe.
 
     Raises:
-        InputError: for what cannot be used, as one sentence.
+        InputError: for unusable arguments or files.
     """
-    asked = parse(words, OWN, GROUPS)
-    images, out = images_and_out(asked)
-    metrics = build(asked, images.shape)
+    arguments = parse(words, OWN, GROUPS)
+    images, out = images_and_out(arguments)
+    metrics = build(arguments, images.shape)
     with ImageProgress(len(images), "features") as progress:
         found = metrics.statistics(images, progress=progress.update)
     about = {
@@ -68,47 +68,52 @@ def main(words: list[str]) -> None:
     )
 
 
-def images_and_out(asked: Words) -> tuple[ImageDataset, Path]:
-    """The images of dataset= or of the first path, and where the statistics go, both checked."""
-    wanted = 1 if asked.own["dataset"] else 2
-    if len(asked.paths) != wanted or not asked.paths[-1].endswith(".npz"):
+def images_and_out(arguments: Words) -> tuple[ImageDataset, Path]:
+    """Return the images of `dataset=` or of the first path, and the path of the statistics.
+
+    Raises:
+        InputError: for missing paths, or if the file exists already.
+    """
+    count = 1 if arguments.own["dataset"] else 2
+    if len(arguments.paths) != count or not arguments.paths[-1].endswith(".npz"):
         raise InputError(
-            f"{' '.join(asked.paths) or 'no OUT.npz'}: give images and where to write, as in scoreline reference "
+            f"{' '.join(arguments.paths) or 'no OUT.npz'}: give images and where to write, as in scoreline reference "
             "dataset=digits OUT.npz or scoreline reference FOLDER OUT.npz"
         )
-    out = new_file(asked.paths[-1], Path(asked.paths[-1]))
+    out = new_file(arguments.paths[-1], Path(arguments.paths[-1]))
     refuse_blocked(str(out), out.parent)
-    return (dataset(asked) if wanted == 1 else generated_images.images(asked.paths[0])), out
+    return (dataset(arguments) if count == 1 else generated_images.images(arguments.paths[0])), out
 
 
-def dataset(asked: Words) -> ImageDataset:
-    """The data set that dataset= and its keys name."""
-    found: ImageDataset = built(node(asked))
+def dataset(arguments: Words) -> ImageDataset:
+    """Return the data set of `dataset=` and its keys."""
+    found: ImageDataset = built(node(arguments))
     return found
 
 
-def node(asked: Words) -> Any:
-    """The config of that data set."""
-    words = [word for word in asked.overrides if word.startswith("dataset.")]
-    return composed([f"+dataset={asked.own['dataset']}", *words]).dataset
+def node(arguments: Words) -> Any:
+    """Return the config of that data set."""
+    words = [word for word in arguments.overrides if word.startswith("dataset.")]
+    return composed([f"+dataset={arguments.own['dataset']}", *words]).dataset
 
 
-def build(asked: Words, shape: tuple[int, int, int], reference: Any = None) -> Metrics:
-    """The metrics that metrics= and its keys name.
+def build(arguments: Words, shape: tuple[int, int, int], reference: Any = None) -> Metrics:
+    """Return the metrics of `metrics=` and its keys.
 
     Args:
-        shape: of the images that are measured; decides where metrics= is not given.
-        reference: a path, or the config of a data set, in place of their own reference.
+        arguments: the words of the command line.
+        shape: (C, H, W) of the images, which decides if `metrics=` is missing.
+        reference: a path, or the config of a data set, in place of the metrics' own reference.
 
     Raises:
-        InputError: for keys of a data set without dataset=, or metrics that compare with nothing.
+        InputError: for keys of a data set without dataset=, or metrics without a reference.
     """
-    lost = [word for word in asked.overrides if word.startswith("dataset.")]
-    if lost and not asked.own["dataset"]:
+    lost = [word for word in arguments.overrides if word.startswith("dataset.")]
+    if lost and not arguments.own["dataset"]:
         raise InputError(f"{lost[0]}: give dataset= too, a choice of conf/dataset")
-    name = asked.own["metrics"] or ("digits" if tuple(shape) == SMALL else "inception")
-    words = [word for word in asked.overrides if word.startswith("metrics.")]
-    words += [f"device={asked.own['device']}"] if asked.own["device"] else []
+    name = arguments.own["metrics"] or ("digits" if tuple(shape) == SMALL else "inception")
+    words = [word for word in arguments.overrides if word.startswith("metrics.")]
+    words += [f"device={arguments.own['device']}"] if arguments.own["device"] else []
     cfg = composed([f"metrics={name}", *words])
     if reference is not None:
         if "reference" not in cfg.metrics:

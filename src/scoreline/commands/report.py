@@ -1,13 +1,13 @@
-"""`scoreline report DIR`: a table and its figure from finished runs, without running anything.
+"""`scoreline report DIR`: write the table and the figure of finished runs.
 
-scoreline report outputs/table/NAME-small            the table of sample.py table=NAME, as far as its runs are finished
+scoreline report outputs/table/NAME-small            the finished cells of sample.py table=NAME
 scoreline report multirun/sample-XXXXXXXX            a sweep of sample.py -m, also of Optuna, or any folder of runs
-scoreline report DIR metric=recall                   another of the metrics that were measured
-scoreline report outputs/table/NAME-small over=DDIM  each row over that one, seed range by seed range, in ratios.md too
+scoreline report DIR metric=recall                   another measured metric
+scoreline report outputs/table/NAME-small over=DDIM  ratios to that row, seed range by seed range, also in ratios.md
 
 It prints the table and writes table.md, table.tex, table.csv and table.png into DIR. Rows of a sweep are solvers on
-schedules with the options that vary (schedule.power=5), columns are NFE. Runs of unequal protocols stand in tables of
-their own; runs that differ in nothing but disjoint seeds are one figure, with the spread between them.
+schedules with the options that vary (schedule.power=5), columns are NFE. Runs of unequal protocols form separate
+tables; runs that differ in their (disjoint) seeds alone become one number, with the spread between them.
 """
 
 from dataclasses import replace
@@ -23,11 +23,11 @@ METRIC = "frechet_distance"
 
 
 def main(words: list[str]) -> None:
-    """Write and print.
+    """Write the files of the table, and print it.
 
     Raises:
-        InputError: for no directory, one without finished runs, a metric that was not measured, or ratios to a row that
-            there is not or of a sweep, which has no rows of equal seed ranges.
+        InputError: for no directory, one without finished runs, an unmeasured metric, or ratios to an unknown row or of
+            a sweep, which has no rows of equal seed ranges.
     """
     if {"-h", "--help"} & set(words):
         print(__doc__)
@@ -45,7 +45,7 @@ def main(words: list[str]) -> None:
 
 
 def grid(root: Path, metric: str) -> Grid:
-    """What the runs below a directory make up.
+    """Collect the runs below a directory into a grid.
 
     Raises:
         InputError: as `main`.
@@ -56,7 +56,7 @@ def grid(root: Path, metric: str) -> Grid:
 
 
 def ratio_table(root: Path, metric: str, base: str) -> str:
-    """Write the rows of a table over row `base` into ratios.md; the text.
+    """Write the ratios of the rows of a table to row `base` into ratios.md; return the text.
 
     Raises:
         InputError: as `main`.
@@ -69,10 +69,10 @@ def ratio_table(root: Path, metric: str, base: str) -> str:
 
 
 def measured(root: Path, metric: str) -> plan.Plan:
-    """A table's plan, by its own metric or another one.
+    """Load the plan of a table, with its own metric or another one.
 
     Raises:
-        InputError: if that was not measured.
+        InputError: if the runs lack that metric.
     """
     found = plan.load(root)
     if not metric:

@@ -48,7 +48,7 @@ def main(words: list[str]) -> None:
 
 
 def text(tableau: Tableau) -> str:
-    """One line per row: x_{k+1} as a sum, a star where the row's own eps is a network call."""
+    """Return one line per row: x_{k+1} as a sum, with a star if the row's own eps is a network call."""
     lines = [f"NFE {tableau.nfe}, {len(tableau.B)} rows, consistency residual {tableau.residual:.1e}"]
     width = len(str(len(tableau.B)))
     lines.append(f"x_{0:<{width}} rho {tableau.rho[0]:<12.6g}")
@@ -67,7 +67,13 @@ def _sum(tableau: Tableau, k: int) -> str:
 
 
 def picture(tableau: Tableau, title: str, path: Path) -> None:
-    """Noise levels of all states with the network calls marked, and the weights S and N as maps."""
+    """Draw the noise levels of all states with the network calls marked, and the weights S and N as maps.
+
+    Args:
+        tableau: the tableau.
+        title: the title of the figure.
+        path: the PNG file.
+    """
     import matplotlib
 
     matplotlib.use("Agg")

@@ -1,4 +1,4 @@
-"""`scoreline upload RUN_DIR ...`: send run directories to W&B that trained or sampled without it.
+"""`scoreline upload RUN_DIR ...`: send run directories to W&B after the run.
 
 scoreline upload RUN_DIR                             a directory of train.py or sample.py, of a sweep or of a table
 scoreline upload RUN_DIR RUN_DIR project=NAME        several; project= is scoreline otherwise, entity= your own
@@ -7,8 +7,8 @@ scoreline upload RUN_DIR id=ID                       replaces the derived id
 
 Each directory becomes one run of its config, metrics.jsonl, online_schedule.jsonl, previews, or metrics.json and
 grid.png. A run of the same id is replaced, so a second upload leaves no duplicates. A table becomes one run for each
-finished cell and one for its values and figure, in one group. What logger=wandb recorded offline is sent by
-`wandb sync` of the newest RUN_DIR/wandb/offline-run-*, which holds the whole run.
+finished cell and one for its values and figure, in one group. For offline runs of logger=wandb, use
+`wandb sync` with the newest RUN_DIR/wandb/offline-run-*, which holds the whole run.
 """
 
 from pathlib import Path
@@ -25,7 +25,7 @@ def main(words: list[str]) -> None:
     """Read all directories, then upload one after the other, with a line for each.
 
     Raises:
-        InputError: for a directory that cannot be uploaded, before the first one is.
+        InputError: for a directory that cannot be uploaded, before the first upload.
     """
     if {"-h", "--help"} & set(words):
         print(__doc__)
@@ -37,31 +37,31 @@ def main(words: list[str]) -> None:
 
 
 def arguments(words: list[str]) -> tuple[list[Path], dict[str, str]]:
-    """Separate directories from keys; a sweep stands for its cells, whose names contain = too.
+    """Separate directories from keys; a sweep stands for its cells, whose names may contain =.
 
     Raises:
         InputError: for no directory, an unknown key, or a value that a key cannot have.
     """
-    given = [word for word in words if "=" not in word or Path(word).is_dir()]
-    own, unknown = split([word for word in words if word not in given], OWN)
+    places = [word for word in words if "=" not in word or Path(word).is_dir()]
+    own, unknown = split([word for word in words if word not in places], OWN)
     for word in unknown:
         key = word.partition("=")[0]
         raise InputError(f"{key}: there is no such key{did_you_mean(key, OWN)}")
-    if not given:
+    if not places:
         raise InputError("no run directory: give one or more, as in outputs/train/NAME")
     if own["offline"] not in ("true", "false"):
         raise InputError(f"offline={own['offline']}: must be true or false")
-    roots = list(dict.fromkeys(root for word in given for root in runs(Path(word))))
+    roots = list(dict.fromkeys(root for word in places for root in runs(Path(word))))
     if own["id"] and len(roots) > 1:
         raise InputError(f"id={own['id']}: names one run, and {len(roots)} directories are given; leave it out")
     return roots, own
 
 
 def runs(root: Path) -> list[Path]:
-    """The run directories of a sweep or a table, else the directory itself.
+    """Return the run directories of a sweep or a table, else the directory itself.
 
     Raises:
-        InputError: if it holds no run.
+        InputError: if the directory holds no run.
     """
     if (root / plan.PLAN).is_file():
         return wandb_summary.directories(root)

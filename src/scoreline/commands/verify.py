@@ -1,26 +1,26 @@
 """scoreline verify CHECKPOINT [KEY=VALUE ..]
-Check that a checkpoint does what its conventions say, such as one that was just
-imported, before its numbers are quoted.
+Check a checkpoint against its conventions. Use it after an import, before you
+quote numbers.
 
   scoreline verify digits_vp
   scoreline verify models/cifar10 dataset=cifar10 dataset.path=FILE device=cuda
   scoreline verify NAME dataset=zip dataset.path=FILE images=32 seeds=0-3
 
-It measures the loss at each noise level beside what is known without a network;
-the label that the network does best with; the order of channels of colour
+It measures the loss at each noise level beside bounds that need no network; the
+label with the least loss; the order of channels of colour
 images; first-order solvers beside DDIM in native coordinates; convergence to a
 fine run; the size and range of eps and images. Exit code: 1 if a check fails,
 else 0.
 
 dataset=     real images: a choice of conf/dataset, or none (default: the digits
              for models of digits); dataset.KEY=VALUE changes it
-images=      how many of them (256)
+images=      number of them (256)
 levels=      noise levels of the loss (12)
-seeds=       of the samples (0-7)
+seeds=       seeds of the samples (0-7)
 nfe=         evaluations of the fine run (1000)
 labels=      random | balanced | fixed:3 | none, for class-conditional models
              (random); real images keep their own unless none
-batch_size=  images of a call (64)
+batch_size=  images per network call (64)
 device=      auto | cpu | cuda (auto)
 trust=       a package from which the checkpoint may take its network
 out=         FILE.json for the results, or a directory for verify.json; the file
@@ -79,7 +79,7 @@ def main(words: list[str]) -> int:
         1 if a check fails, else 0.
 
     Raises:
-        InputError: for anything that cannot be used, as one sentence.
+        InputError: for unusable arguments or files.
     """
     own, dataset_words, import_words = split(words)
     out = destination(own["out"])
@@ -112,10 +112,10 @@ def _passed(verdicts: Sequence[Verdict]) -> str:
 
 
 def split(words: Sequence[str]) -> tuple[dict[str, str], list[str], list[str]]:
-    """The command's own keys, overrides of the data set (`dataset.path=..`), and those of the import.
+    """Return the command's own keys, overrides of the data set (`dataset.path=..`), and those of the import.
 
     Raises:
-        InputError: for a key that there is not, two checkpoints or none.
+        InputError: for an unknown key, and unless there is exactly one checkpoint.
     """
     places, own, overrides = parse(words, OWN, ("dataset", "model", "import"))
     places += [own["checkpoint"]] * bool(own["checkpoint"])
@@ -126,10 +126,10 @@ def split(words: Sequence[str]) -> tuple[dict[str, str], list[str], list[str]]:
 
 
 def destination(out: str) -> Path | None:
-    """The file for the results, if one is wanted.
+    """Return the file for the results, or None.
 
     Raises:
-        InputError: if it is there.
+        InputError: if the file exists.
     """
     if not out:
         return None
@@ -138,7 +138,16 @@ def destination(out: str) -> Path | None:
 
 
 def prepare(own: dict[str, str], dataset_words: list[str], import_words: list[str]) -> Plan:
-    """Check every key and build what the checks need."""
+    """Check every key, and build the model, the runs and the images of the checks.
+
+    Args:
+        own: the command's own keys.
+        dataset_words: overrides of the data set.
+        import_words: overrides of the import.
+
+    Raises:
+        InputError: for a wrong value of a key.
+    """
     whole = {key: _whole(key, own[key], least) for key, least in LEAST.items()}
     if whole["nfe"] % 2:
         raise InputError(f"nfe={whole['nfe']}: the reference spends two evaluations a step; use an even number")
@@ -163,10 +172,15 @@ def _whole(key: str, text: str, least: int) -> int:
 
 
 def dataset(choice: str, words: list[str], card: Card) -> tuple[ImageDataset | None, str]:
-    """The data set of dataset=, by default the digits if the card names them; or None and the reason.
+    """Return the data set of `dataset=`, by default the digits if the card names them; or None and the reason.
+
+    Args:
+        choice: the value of `dataset=`.
+        words: overrides of the data set.
+        card: the card of the model.
 
     Raises:
-        InputError: for keys of a data set without dataset=, and as the data set.
+        InputError: for keys of a data set without dataset=, or an unreadable data set.
     """
     if choice in ("", "none"):
         if words:

@@ -9,7 +9,7 @@ from scoreline.errors import InputError, did_you_mean
 
 
 class Words(NamedTuple):
-    """Paths, the command's own keys with their defaults filled in, and overrides of the config."""
+    """Paths, the command's own keys (with defaults), and overrides of the config."""
 
     paths: list[str]
     own: dict[str, str]
@@ -17,32 +17,32 @@ class Words(NamedTuple):
 
 
 def parse(words: Sequence[str], own: Mapping[str, str], groups: Collection[str] | None = ()) -> Words:
-    """Sort the words; a path may hold =, if it is there or ends in .safetensors.
+    """Sort the words of a command line; a path may contain = if it exists or ends in .safetensors.
 
     Args:
-        words: those behind the command's name.
+        words: the words behind the command's name.
         own: the command's own keys with their defaults.
-        groups: the groups of the config whose keys may be overridden, None for all of the config.
+        groups: groups of the config whose keys may be overridden; None stands for the whole config.
 
     Raises:
-        InputError: for a key that there is not.
+        InputError: for an unknown key.
     """
-    found = Words([], dict(own), [])
+    sorted_words = Words([], dict(own), [])
     for word in words:
         key, equals, value = word.partition("=")
         if equals and key in own:
-            found.own[key] = value
+            sorted_words.own[key] = value
         elif equals and (groups is None or key.lstrip("+~").partition(".")[0] in groups):
-            found.overrides.append(word)
+            sorted_words.overrides.append(word)
         elif not equals or "://" in key or word.endswith(".safetensors") or Path(word).exists():
-            found.paths.append(word)
+            sorted_words.paths.append(word)
         else:
             raise InputError(f"{key}: there is no such key{did_you_mean(key, own)}")
-    return found
+    return sorted_words
 
 
 def split(words: Sequence[str], own: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:
-    """The same for a command that takes no paths and any override.
+    """Return own keys and overrides of a command that takes no paths.
 
     Raises:
         InputError: for a word without `=`.
@@ -54,18 +54,19 @@ def split(words: Sequence[str], own: Mapping[str, str]) -> tuple[dict[str, str],
 
 
 def names(value: str) -> tuple[str, ...]:
-    """The names in `a,b` or `[a,b]`."""
+    """Return the names in `a,b` or `[a,b]`."""
     return tuple(part.strip() for part in value.strip("[]").split(",") if part.strip())
 
 
 def new_file(given: str, path: Path) -> Path:
-    """The path, at which no file may be yet.
+    """Return the path of a new file.
 
     Args:
-        given: how the user named it.
+        given: the path as the user wrote it, for the message.
+        path: the path.
 
     Raises:
-        InputError: if one is there.
+        InputError: if the file exists.
     """
     if path.exists():
         raise InputError(f"{given}: is there already and is not overwritten; move it, or choose another name")
@@ -73,13 +74,14 @@ def new_file(given: str, path: Path) -> Path:
 
 
 def refuse_blocked(given: str, folder: Path) -> None:
-    """Refuse a folder to write to that cannot be one, before any time is spent.
+    """Refuse an output folder that cannot exist; call it before long work.
 
     Args:
-        given: how the user named it.
+        given: the folder as the user wrote it, for the message.
+        folder: the folder.
 
     Raises:
-        InputError: if a file stands in its way.
+        InputError: if a file is in its place.
     """
     there = next(path for path in (folder, *folder.parents, Path()) if os.path.lexists(path))
     if not there.is_dir():

@@ -1,1 +1,1 @@
-"""The configuration of a job, read once from what Hydra composed into a frozen dataclass."""
+"""Everything about Hydra: each script reads its composed config once, into a frozen dataclass."""

@@ -1,4 +1,4 @@
-"""What one run of calibrate.py is asked for."""
+"""The configuration of calibrate.py, read once into a frozen dataclass."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,20 +24,20 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class CalibrateConfig:
-    """A run of calibrate.py, as conf/calibrate.yaml and the command line describe it; every field is checked.
+    """A run of calibrate.py, as conf/calibrate.yaml and the command line describe it; `read` checks every field.
 
     Attributes:
         run: the run directory.
-        model: where the checkpoint comes from.
-        nfe: evaluations of the run that is measured.
-        seeds: one image each, in order.
+        model: the source of the checkpoint.
+        nfe: evaluations of the measured run.
+        seeds: one seed per image, in order.
         seeds_text: the seeds as the user wrote them.
         labels: a rule for class labels, or the name of a file of classes.
-        batch_size: images at a time.
+        batch_size: images per batch.
         device: auto, cpu or cuda.
         threads: CPU threads of each process.
         calibration: the estimator's name with its options.
-        components: builds what refers to the loaded checkpoint.
+        components: builds the objects that refer to the loaded checkpoint.
     """
 
     run: RunDirectory
@@ -58,13 +58,13 @@ class CalibrateComponents:
     """The objects that a config describes, for one checkpoint.
 
     Attributes:
-        solver: of the run that is measured.
-        schedule: where its steps are even.
-        classes: names of the classes of solver and schedule, for the record.
+        solver: the solver of the measured run.
+        schedule: the map on whose grid the solver's steps are uniform.
+        classes: class names of solver and schedule, for the record.
         span: (sigma_max, sigma_min).
         data: real images, or None.
-        estimator: builds what measures.
-        config_yaml: makes the content of config.yaml.
+        estimator: builds the estimator.
+        config_yaml: returns the content of config.yaml.
     """
 
     solver: "Solver"
@@ -77,11 +77,13 @@ class CalibrateComponents:
 
 
 def read(cfg: DictConfig) -> CalibrateConfig:
-    """The run that a composed config describes; nothing of torch is imported.
+    """Read the run that a composed config describes; torch is not imported.
 
     Raises:
         InputError: naming the key whose value is wrong.
     """
+    checks.sigma_ends(cfg)
+    checks.refuse_absent_checkpoint(cfg.checkpoint)
     run = read_directory(cfg)
     return CalibrateConfig(
         run=run,
@@ -112,12 +114,12 @@ def _components(cfg: DictConfig, identity: str, checkpoint: "Checkpoint") -> Cal
 
 
 def _estimator(cfg: DictConfig, checkpoint: "Checkpoint") -> Any:
-    """The estimator; one that compares solvers and schedules has them built for the checkpoint."""
+    """Build the estimator, together with the solvers and schedules that it compares, if any."""
     if "solvers" not in cfg.calibration:
         return built(cfg.calibration)
     from scoreline.calibration.ranking import Families
 
-    found = families(cfg, checkpoint.path)
+    candidates = families(cfg, checkpoint.path)
     options = {key: value for key, value in cfg.calibration.items() if key not in ("solvers", "schedules")}
     partial_options = OmegaConf.create({**options, "_partial_": True})
-    return built(partial_options, plain=True)(families=Families(found["solver"], found["schedule"]))
+    return built(partial_options, plain=True)(families=Families(candidates["solver"], candidates["schedule"]))

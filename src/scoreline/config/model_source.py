@@ -1,4 +1,4 @@
-"""`checkpoint=`: where a job takes its model from, and what a config says once the model is known."""
+"""`checkpoint=`: the source of a job's model, and the config completed with the description of that model."""
 
 import copy
 import sys
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig, OmegaConf
 
 from scoreline import checks, run_names
+from scoreline.errors import InputError
 
 if TYPE_CHECKING:
     from scoreline.checkpoints import Checkpoint
@@ -17,16 +18,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ModelSource:
-    """A file of ours, or a checkpoint of another project that is imported into the cache.
+    """The source of a model: a file of this project, or another project's checkpoint, which is imported into the cache.
 
     Attributes:
         word: `checkpoint` as the user wrote it: a shipped model's name, a path or a URL.
-        trust: packages outside scoreline from which the network may come.
+        trust: further packages from which the network may be imported.
         model: a description for files that do not describe themselves, or None.
-        family: the project of a foreign file, or None to recognise it.
-        weights: ema or raw, of a foreign file.
-        allow: names of classes that the pickle of a foreign file may hold.
-        sha256: expected digest of a foreign file, or None.
+        family: the project of a foreign file; None detects it.
+        weights: which weights of a foreign file to use, ema or raw.
+        allow: class names that the pickle of a foreign file may hold, as inert records.
+        sha256: expected SHA-256 of a foreign file, or None.
     """
 
     word: str
@@ -38,13 +39,12 @@ class ModelSource:
     sha256: str | None
 
     def load(self) -> "Checkpoint":
-        """The model, on the CPU; one of another project is imported first.
+        """Return the model, on the CPU; import another project's checkpoint first. A URL is downloaded.
 
         Raises:
-            InputError: if it cannot be loaded, or `model` is given for a file that describes itself.
+            InputError: if the model cannot be loaded, or `model` is given for a file that describes itself.
         """
         from scoreline.checkpoints import load_model
-        from scoreline.errors import InputError
         from scoreline.foreign.conversion import cached, is_url
 
         checks.refuse_absent_checkpoint(self.word)
@@ -62,10 +62,10 @@ class ModelSource:
         return load_model(target, self.trust)
 
     def load_local(self) -> "Checkpoint | None":
-        """The model, None where it would have to be downloaded or imported first.
+        """Return the model, or None if it would have to be downloaded or imported first; for forecasts.
 
         Raises:
-            InputError: if it is damaged.
+            InputError: if the file is damaged.
         """
         from scoreline.checkpoints import load_model
         from scoreline.foreign.conversion import cached_place
@@ -76,7 +76,7 @@ class ModelSource:
         return load_model(path, self.trust) if path.is_file() else None
 
     def _file(self) -> tuple[Path, bool]:
-        """Where the file behind `checkpoint=` lies, a URL's in the cache; and whether it has to be imported."""
+        """Return the path of the checkpoint, for a URL that in the cache, and whether it needs to be imported."""
         from scoreline.downloads import cached_path
         from scoreline.foreign.conversion import is_url
         from scoreline.foreign.families import is_diffusers, is_foreign
@@ -94,25 +94,27 @@ class ModelSource:
 
 
 def read_source(cfg: DictConfig) -> ModelSource:
-    """`checkpoint`, `trust`, `model` and `import` of a composed config.
+    """Read `checkpoint`, `trust`, `model` and `import` of a composed config.
 
     Raises:
-        InputError: naming a key that is no list of names.
+        InputError: if `import` has no keys, or naming a key that is no list of names.
     """
-    asked = cfg["import"]
+    options = cfg["import"]
+    if not isinstance(options, DictConfig):
+        raise InputError(f"import={options}: has the keys import.from, import.weights, ..; give these, or drop it")
     return ModelSource(
         word=str(cfg.checkpoint),
         trust=checks.names("trust", cfg.trust),
         model=plain_model(cfg),
-        family=asked["from"],
-        weights=asked.weights,
-        allow=checks.names("import.allow", asked.allow),
-        sha256=asked.sha256,
+        family=options["from"],
+        weights=options.weights,
+        allow=checks.names("import.allow", options.allow),
+        sha256=options.sha256,
     )
 
 
 def plain_model(cfg: DictConfig) -> dict[str, Any] | None:
-    """`model` with everything resolved, None where none was chosen."""
+    """Return `model` as plain data with all interpolations resolved, or None if no model is chosen."""
     if cfg.model is None:
         return None
     whole = OmegaConf.to_container(OmegaConf.create({"model": cfg.model}), resolve=True)
@@ -121,15 +123,15 @@ def plain_model(cfg: DictConfig) -> dict[str, Any] | None:
 
 
 def bound(cfg: DictConfig, checkpoint: "Checkpoint", **values: Any) -> DictConfig:
-    """A copy of a composed config, in which solvers and schedules find the model that they refer to.
+    """Return a copy of a composed config that describes the loaded model, to which solvers and schedules refer.
 
-    The description of a loaded (hence verified) checkpoint stands at `model`, its digest at `digest`, and the path of
-    its record at `record`, where that is auto.
+    `model` becomes the description in the checkpoint (which loading has verified), `digest` its digest, and
+    `record=auto` the path of its record.
 
     Args:
-        cfg: what Hydra composed; it is not changed.
+        cfg: the composed config; it stays unchanged.
         checkpoint: the model.
-        values: further keys that a run fills in itself.
+        values: further keys to set, such as `identity`.
     """
     model = checkpoint.card.model
     described = {name: model[name] for name in ("network", "noise_schedule", "parameterisation")}
@@ -140,8 +142,8 @@ def bound(cfg: DictConfig, checkpoint: "Checkpoint", **values: Any) -> DictConfi
 
 
 def replaced(cfg: DictConfig, **values: Any) -> DictConfig:
-    """A copy of a config with other values at some of its keys."""
-    found = copy.deepcopy(cfg)
+    """Return a copy of a config with other values at some of its keys, given by their dotted names."""
+    copied = copy.deepcopy(cfg)
     for key, value in values.items():
-        OmegaConf.update(found, key, value, merge=False, force_add=True)
-    return found
+        OmegaConf.update(copied, key, value, merge=False, force_add=True)
+    return copied

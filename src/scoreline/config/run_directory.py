@@ -1,4 +1,4 @@
-"""The run directory of a job: its lock, its config.yaml, and whether it belongs to this very run."""
+"""The run directory of a job: its lock, its config.yaml, and the check that it belongs to the same run."""
 
 import os
 from contextlib import suppress
@@ -24,12 +24,12 @@ _held: list[RunLock] = []
 
 @dataclass(frozen=True)
 class RunDirectory:
-    """A directory, and the run that it belongs to.
+    """The directory of a run.
 
     Attributes:
         path: relative to the working directory where possible.
-        identity: digest of what the results depend on (`run_names.run_sha256`).
-        lock: what to do where another process works in it, one of `choices.LOCK`.
+        identity: digest of everything that the results depend on (`run_names.run_sha256`).
+        lock: the reaction to another process in the directory, one of `choices.LOCK`.
     """
 
     path: Path
@@ -37,12 +37,13 @@ class RunDirectory:
     lock: str
 
     def claim(self) -> None:
-        """Make the directory this run's own: no other process works in it, and it is new or belongs to this very run.
+        """Lock the directory, once it is clear that it is empty or holds the same run.
 
-        Every process of a job calls it; the first one holds the lock until the job ends.
+        Call it in every process of a job, before anything is written; the first process holds the lock until the job
+        ends.
 
         Raises:
-            InputError: if another process works there, or the directory holds another run, or one that cannot be read.
+            InputError: if another process works there, or the directory holds another run or an unreadable one.
         """
         from scoreline.generation.sharing import said_by_first
 
@@ -51,7 +52,7 @@ class RunDirectory:
             raise InputError(problem)
 
     def _problem(self) -> str | None:
-        """Why this run cannot have the directory; None once it has it."""
+        """Lock the directory; return the reason if that is impossible, else None."""
         try:
             _held.append(RunLock(self.path, self.lock))
             former = run_config.read(self.path)
@@ -66,12 +67,12 @@ class RunDirectory:
                 "the key out"
             )
         if former.get("code_version") not in (None, code_version()):
-            begun = f"{former['code_version']!s:.20}"
-            print(f"note: {self.path} was begun by code {begun}, this is {code_version()} of the same NUMERICS_VERSION")
+            older = f"{former['code_version']!s:.20}"
+            print(f"note: {self.path} was begun by code {older}, this is {code_version()} of the same NUMERICS_VERSION")
         return None
 
     def save_config(self, text: str) -> None:
-        """Write config.yaml."""
+        """Write config.yaml, and remove the error log of an earlier start."""
         path = self.path / run_config.NAME
         if not path.exists():
             _first_written.append(path)
@@ -80,7 +81,7 @@ class RunDirectory:
 
 
 def read_directory(cfg: DictConfig) -> RunDirectory:
-    """The run directory of a composed config.
+    """Read the run directory of a composed config.
 
     Raises:
         InputError: for an unknown choice of `lock`.
@@ -89,30 +90,30 @@ def read_directory(cfg: DictConfig) -> RunDirectory:
 
 
 def output_dir() -> Path:
-    """Hydra's directory of this job, relative to the working directory where possible."""
+    """Return Hydra's directory of this job, relative to the working directory where possible."""
     path = Path(HydraConfig.get().runtime.output_dir)
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
 def leads() -> bool:
-    """Whether this process is the first of its job, whoever started the others: torchrun, srun, Lightning or a person.
+    """Return whether this process is the first of its job, whether torchrun, srun, Lightning or a person started it.
 
-    Who starts one process on every machine names the machine in NODE_RANK.
+    A launcher that starts one process per machine sets NODE_RANK.
     """
     ranks = [os.environ.get(name, "0") for name in ("LOCAL_RANK", "NODE_RANK")]
     return processes.current().first and ranks == ["0", "0"]
 
 
 def release() -> None:
-    """Let others work in the run directory."""
+    """Release the lock of the run directory."""
     while _held:
         _held.pop().release()
 
 
 def give_up(folder: Path) -> None:
-    """Remove a run directory that holds nothing, and its parents below the working directory that hold nothing else.
+    """Remove a run directory without content, and its parents below the working directory that are empty then.
 
-    A config.yaml that this process wrote first counts as nothing if it is alone; it is removed while the lock is held.
+    A lone config.yaml that this process wrote first does not count as content.
     """
     with suppress(OSError):
         if {path.name for path in folder.iterdir()} <= {run_lock.NAME, *(path.name for path in _first_written)}:

@@ -1,4 +1,4 @@
-"""What one run of sample.py is asked for."""
+"""The configuration of sample.py, read once into a frozen dataclass."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -30,29 +30,29 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SampleConfig:
-    """A run of sample.py, as conf/sample.yaml and the command line describe it; every field is checked.
+    """A run of sample.py, as conf/sample.yaml and the command line describe it; `read` checks every field.
 
     Attributes:
         run: the run directory.
-        model: where the checkpoint comes from.
-        nfe: evaluations of the denoiser for each image.
+        model: the source of the checkpoint.
+        nfe: evaluations of the denoiser per image.
         final: `none` ends at sigma_min, `denoise` spends the last evaluation on E[x_0 | x].
-        seeds: one image each, in order.
+        seeds: one seed per image, in order.
         seeds_text: the seeds as the user wrote them.
         labels: a rule for class labels, or the name of a file of classes.
-        batch_size: images that are kept as soon as they are finished.
-        network_batch: images of a network call; None for `batch_size`, auto for what fits into memory.
-        memory_mib: MiB for activations and states where `network_batch` is auto; None for 0.8 of what is free.
+        batch_size: images that are sampled, then saved, at a time.
+        network_batch: images per network call; None stands for `batch_size`, auto for as many as fit in memory.
+        memory_mib: MiB for activations and states if `network_batch` is auto; None stands for 80 % of the free memory.
         threads: network calls at a time on a CPU.
         device: auto, cpu or cuda.
         precision: of the networks, one of `choices.PRECISION`.
         compile: of the networks, one of `choices.COMPILE`.
-        channels_last: whether activations lie in memory channel by channel for each pixel.
-        graphs: whether all steps are recorded once as a CUDA graph.
+        channels_last: whether the networks use the channels-last memory format.
+        graphs: whether a CUDA graph records all sampling steps once and replays them.
         format: the file or folder of the images, one of `choices.FORMAT`.
-        trajectories: seeds whose trajectories are kept.
+        trajectories: seeds whose trajectories are saved.
         trajectory_nfe: evaluations of the fine run that trajectories are compared with.
-        components: builds what refers to the loaded checkpoint.
+        components: builds the objects that refer to the loaded checkpoint.
     """
 
     run: RunDirectory
@@ -82,14 +82,14 @@ class SampleComponents:
     """The objects that a config describes, for one checkpoint.
 
     Attributes:
-        solver: makes a tableau.
-        schedule: where its steps are even.
+        solver: computes the tableau.
+        schedule: the map on whose grid the solver's steps are uniform.
         span: (sigma_max, sigma_min).
-        denoiser: the checkpoint's under guidance and threshold.
-        metrics: what is measured of the images.
+        denoiser: the denoiser of the checkpoint, under guidance and threshold.
+        metrics: the metrics of the images.
         recommended: names of the solver and the schedule that `solver=auto` chooses, or None.
         choices: names of solver, schedule, guidance and threshold for metrics.json.
-        config_yaml: (network_batch) -> the content of config.yaml.
+        config_yaml: maps `network_batch` to the content of config.yaml.
     """
 
     solver: "Solver | Adaptive"
@@ -107,15 +107,15 @@ class TableConfig:
     """A run of sample.py table=NAME.
 
     Attributes:
-        name: of the table, a choice of conf/table.
+        name: the name of the table, a choice of conf/table.
         data: its content as plain data.
         overrides: the words of the command line.
-        out: directory of the table.
-        budget: how many images, one of the table's ranges.
-        jobs: cells at a time; None for one per GPU.
-        on_error: what follows a failed cell, one of `choices.ON_ERROR`.
+        out: the directory of the table.
+        budget: the number of images per cell, by the name of one of the table's ranges.
+        jobs: cells to run at a time; None stands for one per GPU.
+        on_error: the reaction to a failed cell, one of `choices.ON_ERROR`.
         wandb: one of `choices.WANDB`.
-        lock: what to do where another process works in the directory, one of `choices.LOCK`.
+        lock: the reaction to another process in the directory, one of `choices.LOCK`.
     """
 
     name: str
@@ -129,19 +129,27 @@ class TableConfig:
     lock: str
 
 
-def read_table(cfg: DictConfig) -> TableConfig | None:
-    """The table that a composed config asks for, if it asks for one.
+def read(cfg: DictConfig) -> SampleConfig | TableConfig:
+    """Read the run, or the table of runs, that a composed config describes; torch is not imported.
+
+    The keys of a run are checked for a table too, since its cells inherit them.
 
     Raises:
         InputError: naming the key whose value is wrong, and for a table within a sweep.
     """
+    table, run = _read_table(cfg), _read_run(cfg)
     if cfg.table is None:
-        return None
+        checks.refuse_absent_checkpoint(cfg.checkpoint)
+        return run
     if entry.in_sweep():
         raise InputError("table: a table is a sweep of its own; leave out -m")
+    return table
+
+
+def _read_table(cfg: DictConfig) -> TableConfig:
     return TableConfig(
         name=entry.choices("table")["table"],
-        data=OmegaConf.to_container(cfg.table, resolve=False),
+        data=None if cfg.table is None else OmegaConf.to_container(cfg.table, resolve=False),
         overrides=list(HydraConfig.get().overrides.task),
         out=output_dir(),
         budget=str(cfg.budget),
@@ -152,12 +160,9 @@ def read_table(cfg: DictConfig) -> TableConfig | None:
     )
 
 
-def read(cfg: DictConfig) -> SampleConfig:
-    """The run that a composed config describes; nothing of torch is imported.
-
-    Raises:
-        InputError: naming the key whose value is wrong.
-    """
+def _read_run(cfg: DictConfig) -> SampleConfig:
+    checks.sigma_ends(cfg)
+    checks.refuse_absent_record(cfg.record)
     network_batch = cfg.network_batch
     if network_batch not in (None, "auto"):
         network_batch = checks.whole("network_batch", network_batch)

@@ -1,4 +1,4 @@
-"""What one run of train.py is asked for."""
+"""The configuration of train.py, read once into a frozen dataclass."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,30 +25,30 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """A run of train.py, as conf/train.yaml and the command line describe it; every plain field is checked.
+    """A run of train.py, as conf/train.yaml and the command line describe it; `read` checks every plain field.
 
     Attributes:
         run: the run directory.
-        seed: of weights, order of the data and training noise.
-        batch_size: images of an optimiser step, over all processes and micro-batches.
-        micro_batch: images that pass through the network at a time on one process; None for all of its share.
-        duration: training images in all.
-        lr_rampup_kimg: thousands of images over which the learning rate grows from zero.
+        seed: of the initial weights, the order of the data and the training noise.
+        batch_size: images per optimiser step, over all processes and micro-batches.
+        micro_batch: images per forward pass of one process; None stands for its whole share of the batch.
+        duration: length of the training in images.
+        lr_rampup_kimg: length of the learning rate's warm-up in thousands of images.
         loss_scale: factor of the loss before the backward pass.
         workers: processes that read images ahead.
-        device_mib: MiB up to which a data set is kept on the device.
+        device_mib: size in MiB up to which the data set is kept on the device.
         precision: of the network, one of `choices.PRECISION`.
         compile: of the network, one of `choices.COMPILE`.
-        channels_last: whether activations lie in memory channel by channel for each pixel.
+        channels_last: whether the network uses the channels-last memory format.
         resume: auto, never, or the path of a checkpoint.
         fixed_loss_kimg: thousands of images between measurements of the validation loss.
         model: description of network, noise schedule and parameterisation, as plain data.
         settings: descriptions of model, objective and optimiser, as plain data.
-        provenance: how the model comes to be, for its card.
+        provenance: the command, config digest and code version, for the model's card.
         trainer_name: the choice of conf/trainer.
         command: the words that start a further process of this job.
         components: builds the objects that the config describes.
-        config_yaml: makes the content of config.yaml.
+        config_yaml: returns the content of config.yaml.
     """
 
     run: RunDirectory
@@ -76,19 +76,19 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class TrainComponents:
-    """Calls that build the objects that a config describes, each anew.
+    """Functions that build the objects of a config; each call builds a new one.
 
     Attributes:
-        dataset: training images.
-        network: with weights from torch's random generator.
-        parameterisation: how the network becomes a denoiser.
+        dataset: the training images.
+        network: the network, with weights from torch's random generator.
+        parameterisation: the map from the network to a denoiser.
         objective: the loss, with its target.
-        optimiser: parameters -> optimiser.
-        gradients: what happens to gradients before a step.
-        augmentation: of images before they are noised.
+        optimiser: maps parameters to an optimiser.
+        gradients: the checks between the backward pass and the optimiser step.
+        augmentation: the transformation of clean images, or None.
         trainer: options of `lightning.Trainer`.
-        callbacks: of the trainer.
-        logger: of the trainer.
+        callbacks: callbacks of the trainer.
+        logger: the logger of the trainer.
     """
 
     dataset: Callable[[], "ImageDataset"]
@@ -104,11 +104,15 @@ class TrainComponents:
 
 
 def read(cfg: DictConfig) -> TrainConfig:
-    """The run that a composed config describes.
+    """Read the run that a composed config describes; torch is not imported.
 
     Raises:
         InputError: naming the key whose value is wrong.
     """
+    for key in checks.KIMG:  # the callbacks of the trainer receive them by interpolation
+        checks.images(key, cfg[key])
+    if (lr := OmegaConf.select(cfg, "optimiser.lr")) is not None:
+        checks.number("optimiser.lr", lr, zero=True)
     run = read_directory(cfg)
     settings: dict[str, Any] = {
         group: OmegaConf.to_container(cfg[group], resolve=True) for group in ("model", "objective", "optimiser")

@@ -1,1 +1,1 @@
-"""Whether this machine can do a job, and what the job will take, before anything runs or is written."""
+"""Forecasts: whether this machine can run a job, and how much time, memory and disk space the job takes."""

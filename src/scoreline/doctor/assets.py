@@ -1,4 +1,4 @@
-"""The files that a job reads: where each should be, whether it is there, and how to get it."""
+"""The files that a job reads: their paths, whether they exist, and how to get them."""
 
 import os
 from collections.abc import Iterator
@@ -14,22 +14,21 @@ from scoreline.foreign.conversion import is_url
 from scoreline.label_rules import is_label_file
 
 Source = Literal["user", "url", "download", "hub"]
-"""Where a missing file comes from: the user supplies it, its `url` delivers it, its data set downloads it
-(`dataset.download`), or the Hugging Face hub has it."""
+"""The source of a missing file: the user, its `url`, its data set (`dataset.download`), or the Hugging Face hub."""
 
 
 @dataclass(frozen=True)
 class Asset:
-    """One file or folder.
+    """A file or folder that a job reads.
 
     Attributes:
-        key: of the config.
-        value: of that key.
-        place: where it lies, None for what the Hugging Face library keeps in its own cache, or if nothing is named.
-        remedy: how to get it if it is missing, in words.
-        source: where it comes from.
-        url: its address, if it has one.
-        sha256: of the file behind the URL, if it is known.
+        key: the key of the config that names it.
+        value: the value of that key.
+        place: its path; None for files in the cache of the Hugging Face library, or if the key names nothing.
+        remedy: how to get a missing file, in words.
+        source: the source of a missing file.
+        url: its address, or empty.
+        sha256: expected SHA-256 of the file behind the URL, or None.
     """
 
     key: str
@@ -42,11 +41,11 @@ class Asset:
 
     @property
     def is_there(self) -> bool | None:
-        """None if it cannot be told."""
+        """Whether it exists; None if `place` is unknown."""
         return None if self.place is None else self.place.exists()
 
     def finding(self) -> Finding:
-        """A missing file fails, unless the job itself fetches it."""
+        """Return a line of the report; a missing file fails unless the job itself fetches it."""
         name, offline = f"{self.key}={self.value}", os.environ.get(OFFLINE, "") not in ("", "0")
         if self.is_there:
             return Finding("ok", "asset", name + f" -> {self.place}" * (str(self.place) != self.value))
@@ -54,12 +53,12 @@ class Asset:
             return Finding("warn", "asset", f"{name}: in the cache of the Hugging Face library or not; {self.remedy}")
         if self.source == "url" and not offline:
             return Finding("warn", "asset", f"{name}: not in the cache {cache_folder()} yet; {self.remedy}")
-        why = f"{OFFLINE} forbids to fetch it; " if self.source == "url" else ""
+        why = f"{OFFLINE} forbids downloads; " if self.source == "url" else ""
         return Finding("fail", "asset", f"{name}: not there; {why}{self.remedy}")
 
 
 def assets(script: str, cfg: Any) -> Iterator[Asset]:
-    """All assets of a job, in the order in which its script reads them.
+    """Yield all assets of a job, in the order in which its script reads them.
 
     Args:
         script: sample, train or calibrate.
@@ -67,7 +66,7 @@ def assets(script: str, cfg: Any) -> Iterator[Asset]:
 
     Raises:
         InputError: for a URL that does not end in the name of a file.
-        MissingMandatoryValue: for a key without a default that was not given.
+        MissingMandatoryValue: for a missing key without a default.
     """
     if script != "train":
         yield _checkpoint("checkpoint", str(cfg.checkpoint), cfg["import"].sha256)
@@ -99,7 +98,7 @@ ESTIMATOR = {
 
 
 def _records(cfg: Any) -> Iterator[Asset]:
-    """Files of solver and schedule: lists of levels, and records of the checkpoint if that is there to be measured."""
+    """Yield the files of solver and schedule: lists of levels, and records of the checkpoint if that exists."""
     path = run_names.model_path(str(cfg.checkpoint))
     for group in ("solver", "schedule"):
         for key, value in _paths(cfg[group], group):
@@ -113,7 +112,7 @@ def _records(cfg: Any) -> Iterator[Asset]:
 
 
 def _paths(node: Any, prefix: str) -> Iterator[tuple[str, str]]:
-    """Keys named `path` with their values, at any depth."""
+    """Yield the keys named `path` with their values, at any depth."""
     for name, value in node.items_ex(resolve=False):
         key = f"{prefix}.{name}"
         if hasattr(value, "items_ex"):
@@ -123,7 +122,12 @@ def _paths(node: Any, prefix: str) -> Iterator[tuple[str, str]]:
 
 
 def dataset(key: str, node: Any) -> Iterator[Asset]:
-    """The files that a choice of conf/dataset reads."""
+    """Yield the files that a choice of conf/dataset reads.
+
+    Args:
+        key: the key of the data set, such as `dataset`.
+        node: its config.
+    """
     if "font" in node:
         yield _given(f"{key}.font", str(node.font), f"give {key}.font=FILE")
     elif "path" in list(node.keys()) and node.path is not None:
@@ -149,7 +153,7 @@ def _on_hub(target: str, path: str) -> bool:
 
 
 def _metrics(node: Any) -> Iterator[Asset]:
-    """The reference and the extractor of `metrics=`."""
+    """Yield the reference and the extractor of `metrics=`."""
     reference: Any = node.get("reference")
     extractor: Any = node.get("extractor") or {}
     if isinstance(reference, str):

@@ -17,22 +17,22 @@ from scoreline.files import code_version
 PACKAGES = ("torch", "lightning", "hydra-core", "safetensors")
 
 TIGHT = 0.8
-"""Share of the free memory above which a job gets a warning."""
+"""Share of the free memory above which the report warns."""
 
 
 def versions() -> Finding:
-    """Python, the packages that a job runs on, CUDA, and a digest of the package's sources."""
+    """Report the versions of Python, of the packages that a job uses and of CUDA, and a digest of our sources."""
     packages = [f"{name} {importlib.metadata.version(name)}" for name in PACKAGES]
     ours = f"python {platform.python_version()}, scoreline {__version__}, code {code_version()}"
     return Finding("ok", "versions", ", ".join([ours, *packages, f"CUDA {torch.version.cuda or 'none'}"]))
 
 
 def device_of(name: str, remedy: str = "") -> tuple[Finding, torch.device | None]:
-    """The device that `device=NAME` chooses, None where this machine lacks it.
+    """Report the device that `device=NAME` chooses, and return it, or None if this machine lacks it.
 
     Args:
         name: auto, cpu, cuda or cuda:N.
-        remedy: the text for a device that is missing, in place of `choose_device`'s own.
+        remedy: the text for a missing device, in place of that of `choose_device`.
     """
     try:
         device = choose_device(name)
@@ -49,12 +49,12 @@ def device_of(name: str, remedy: str = "") -> tuple[Finding, torch.device | None
 
 
 def memory(parts: dict[str, float | None], device: torch.device | None, keys: str) -> Finding:
-    """Whether the parts fit in the device's free memory together.
+    """Report whether the parts fit in the device's free memory together.
 
     Args:
-        parts: bytes by name, None for what is unknown.
-        device: None where this machine lacks it.
-        keys: keys of the config that lower them.
+        parts: bytes by name, None for an unknown part.
+        device: the device of the job, or None if this machine lacks it.
+        keys: keys of the config that lower the memory.
     """
     total, free = sum(size or 0 for size in parts.values()), None if device is None else free_memory(device)
     named = ", ".join(f"{name} {'unknown' if size is None else amount(size)}" for name, size in parts.items())
@@ -67,7 +67,13 @@ def memory(parts: dict[str, float | None], device: torch.device | None, keys: st
 
 
 def folder(topic: str, path: Path, needed: float = 0.0) -> Finding:
-    """Whether the job may write `needed` bytes to the folder `path`, which need not exist yet."""
+    """Report whether the job can write to a folder.
+
+    Args:
+        topic: the name of the folder in the report.
+        path: the folder, which need not exist yet.
+        needed: bytes that the job writes.
+    """
     path = path.absolute()
     place = next(place for place in (path, *path.parents) if place.exists())
     if not place.is_dir():

@@ -1,4 +1,4 @@
-"""What `sample.py`, or `calibrate.py` on its way, will take."""
+"""Forecast of sample.py, and of the measured run of calibrate.py."""
 
 import math
 from dataclasses import dataclass, replace
@@ -15,31 +15,35 @@ from scoreline.solvers.adaptive import AdaptiveRun
 from scoreline.solvers.tableau import Tableau
 
 BLOCK = 4096
-"""Bytes in which file systems give out space."""
+"""Bytes of a block of the file system."""
 
 BESIDE_PNG = 100
-"""Bytes of a PNG file besides its rows, about."""
+"""Approximate bytes of a PNG file besides its rows."""
 
 BESIDE_SHARD = 72
-"""Bytes of a shard for each image besides its pixels: index, seed, label, digest and two counts."""
+"""Bytes of a shard per image besides its pixels: index, seed, label, digest and two counts."""
 
 LINE = 90
-"""Bytes of a line of manifest.csv, about."""
+"""Approximate bytes of a line of manifest.csv."""
 
 
 def weights(module: nn.Module) -> tuple[int, int]:
-    """The number of a module's parameters, and their bytes with those of its buffers."""
+    """Return the number of a module's parameters, and the bytes of its parameters and buffers."""
     parameters = list(module.parameters())
     size = sum(tensor.nbytes for tensor in (*parameters, *module.buffers()))
     return sum(tensor.numel() for tensor in parameters), size
 
 
 def sizes_on_disk(choice: str, images: int, shape: tuple[int, int, int], features: int = 0) -> tuple[float, float]:
-    """Bytes of a run directory of sample.py in the end and at most, PNG files as large as those of random pixels.
+    """Return the bytes of a run directory of sample.py at the end, and the most during the run.
+
+    PNG files count as those of random pixels.
 
     Args:
-        choice: `format`.
-        features: bytes of an image's features that are kept until the run is finished.
+        choice: the value of `format`.
+        images: number of images.
+        shape: (C, H, W) of an image.
+        features: bytes per image of features, which the directory holds until the end of the run.
     """
     pixels = math.prod(shape)
     png = pixels + shape[1] + BESIDE_PNG
@@ -59,11 +63,15 @@ class SampleJob:
     """A run of `images` seeds.
 
     Attributes:
-        denoiser: with guidance and threshold.
-        network_batch: images of a call; None calls the network on `batch_size` of them.
-        labelled: whether the network is given labels.
-        threads: batches that are made at the same time.
-        auto_batch: whether the script chooses network_batch itself; here it is then the most that it may choose.
+        denoiser: the denoiser under guidance and threshold.
+        run: the steps of the solver.
+        shape: (C, H, W) of an image.
+        images: number of images.
+        batch_size: images per batch.
+        network_batch: images per network call; None stands for `batch_size`.
+        labelled: whether the network receives labels.
+        threads: batches that are computed at a time.
+        auto_batch: whether the script chooses network_batch itself; `network_batch` is its upper limit then.
     """
 
     denoiser: Denoising
@@ -78,19 +86,19 @@ class SampleJob:
 
     @property
     def call_size(self) -> int:
-        """Images of a call of the network."""
+        """Images per network call."""
         return min(self.images, self.batch_size) if self.network_batch is None else self.network_batch
 
     @property
     def levels(self) -> list[float]:
-        """Noise levels of the evaluations; of an adaptive run its first one, as often as it may evaluate at most."""
+        """Noise levels of the evaluations; for an adaptive run the first one, as often as it may evaluate at most."""
         if isinstance(self.run, AdaptiveRun):
             return [float(self.run.rho[0])] * self.run.nfe
         return [rho for rho, called in zip(self.run.rho.tolist(), self.run.calls, strict=False) if called]
 
     @property
     def network_calls(self) -> int:
-        """Calls of networks, the last one filled up; an adaptive run goes batch by batch."""
+        """Number of network calls, the padded last one included; an adaptive run goes batch by batch."""
         if isinstance(self.run, AdaptiveRun):
             batch = min(self.batch_size, self.images)
             pieces = -(-self.images // batch) * -(-batch // self.call_size)
@@ -103,14 +111,14 @@ class SampleJob:
         return "at most " * isinstance(self.run, AdaptiveRun)
 
     def network(self) -> Finding:
-        """Parameters, images, NFE and calls."""
+        """Report parameters, images, NFE and network calls."""
         numbers, size = weights(self.denoiser)
         text = f"{numbers:,} parameters, {amount(size)}; {self.images:,} images {'x'.join(map(str, self.shape))}"
         text += f", NFE {self._at_most}{self.run.nfe}, {self.network_calls:,} network calls of {self.call_size} images"
         return Finding("ok", "network", text)
 
     def cost(self, device: torch.device) -> Cost:
-        """One evaluation at the level where it calls the most networks."""
+        """Time one evaluation, at the level with the most network calls."""
         denoiser, level = self.denoiser.to(device), max(self.levels, key=self.denoiser.calls)
 
         def call(images: int) -> None:
@@ -122,7 +130,7 @@ class SampleJob:
             return timed_call(call, self.call_size, device)
 
     def memory(self, cost: Cost | None, device: torch.device | None) -> Finding:
-        """Weights, states, the finished images of a batch and, where they were measured, activations."""
+        """Report the memory of weights, states, the images of a batch and, if `cost` is given, activations."""
         batch, image = min(self.batch_size, self.images), 4 * math.prod(self.shape)
         unit = self.threads * (batch if isinstance(self.run, AdaptiveRun) else self.call_size)
         parts = {
@@ -137,7 +145,7 @@ class SampleJob:
         return machine.memory(parts, device, "batch_size, network_batch")
 
     def time(self, cost: Cost) -> Finding:
-        """Seconds of all network calls on one process."""
+        """Report the time of all network calls on one process."""
         evaluations = self.network_calls / max(map(self.denoiser.calls, self.levels)) / self.threads
         text = f"{self._at_most}{duration(cost.seconds_for(evaluations * self.call_size))} of network calls"
         where = "one process" if self.threads == 1 else f"{self.threads} threads"

@@ -1,4 +1,4 @@
-"""Seconds and memory of one call of a network."""
+"""Time and memory of one network call."""
 
 import time
 from collections.abc import Callable
@@ -9,30 +9,37 @@ import torch
 from scoreline.generation.memory import peak_bytes
 
 SECONDS = 1.5
-"""What the timed call may take, about; the whole measurement takes about three times as long."""
+"""Approximate duration of the timed call; the whole measurement takes about three times as long."""
 
 
 class Cost(NamedTuple):
-    """One call on `images` images took `seconds` and held `bytes`; other sizes are taken as proportional to it."""
+    """Time and memory of a call on `images` images; other sizes are proportional."""
 
     images: int
     seconds: float
     bytes: int
 
     def seconds_for(self, images: float) -> float:
+        """Return the seconds of a number of images."""
         return self.seconds * images / self.images
 
     def bytes_for(self, images: float) -> float:
+        """Return the memory of a call on a number of images."""
         return self.bytes * images / self.images
 
 
-def timed_call(call: Callable[[int], object], wanted: int, device: torch.device) -> Cost:
-    """Time one `call(n)`, n up to `wanted` and such that it takes about `SECONDS`.
+def timed_call(call: Callable[[int], object], largest: int, device: torch.device) -> Cost:
+    """Time one `call(n)` that takes about `SECONDS`.
 
-    The first call of a size is not timed, because the libraries choose and load their kernels in it.
+    The first call of a size is not timed, because libraries choose and load their kernels in it.
+
+    Args:
+        call: evaluates a number of images.
+        largest: upper limit of n.
+        device: the device of the network.
     """
     call(1)
-    size = max(1, min(wanted, int(SECONDS / max(_seconds(call, 1, device), 1e-9))))
+    size = max(1, min(largest, int(SECONDS / max(_seconds(call, 1, device), 1e-9))))
     call(size)
     return Cost(size, _seconds(call, size, device), peak_bytes(lambda: call(size), device))
 

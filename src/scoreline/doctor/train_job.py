@@ -1,4 +1,4 @@
-"""What `train.py` will take."""
+"""Forecast of train.py."""
 
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
@@ -16,7 +16,7 @@ from scoreline.doctor.timing import Cost, timed_call
 
 
 def optimiser_share(optimiser: Callable[[Iterable[nn.Parameter]], Any]) -> float:
-    """Bytes of an optimiser's state for each byte of the parameters, from one step of one parameter."""
+    """Return the bytes of an optimiser's state per byte of parameters, measured on one step of one parameter."""
     parameter = nn.Parameter(torch.zeros(64, 64))
     one = optimiser([parameter])
     parameter.grad = torch.zeros_like(parameter)
@@ -30,15 +30,19 @@ class TrainJob:
     """A training.
 
     Attributes:
-        shape: of an image, (C, H, W).
+        model: the denoiser.
+        shape: (C, H, W) of an image.
+        labelled: whether the network receives labels.
         level: the noise level of the timed call.
-        images: how many the training sees in all.
-        micro_batch: images that pass through the network at a time on one process.
-        optimiser_share: see `optimiser_share`.
-        model_files: averages of the weights that become model files.
-        post_hoc: power-function averages, of which each checkpoint keeps a snapshot.
-        checkpoints: how many there are.
-        precision: the type that autocast computes in, None for float32.
+        images: length of the training in images.
+        batch_size: images per optimiser step, over all processes.
+        micro_batch: images per forward pass of one process.
+        processes: number of processes.
+        optimiser_share: the result of the function `optimiser_share`.
+        model_files: number of averages of the weights that become model files.
+        post_hoc: number of power-function averages, of which each checkpoint saves a snapshot.
+        checkpoints: number of checkpoints.
+        precision: the type of autocast, None for float32.
     """
 
     model: Denoiser
@@ -57,26 +61,26 @@ class TrainJob:
 
     @property
     def state(self) -> dict[str, float]:
-        """Bytes that each process holds besides images and activations, all in float32."""
+        """Bytes of each process besides images and activations, all in float32."""
         one = 4.0 * weights(self.model)[0]
         averages = (self.model_files + self.post_hoc) * one
         return {"weights": one, "gradients": one, "optimiser": self.optimiser_share * one, "averages": averages}
 
     @property
     def sizes_on_disk(self) -> tuple[float, float]:
-        """Bytes in the end and at most: two states and a third while it is written, model files and snapshots."""
+        """Bytes at the end and at most: two states and a third during a write, model files and snapshots."""
         one, state = self.state["weights"], sum(self.state.values()) - self.state["gradients"]
         final = 2 * state + (self.model_files + self.post_hoc * self.checkpoints) * one
         return final, final + state + one
 
     def network(self) -> Finding:
-        """Parameters, optimiser steps and images."""
+        """Report parameters, optimiser steps and images."""
         numbers, size = weights(self.model)
         text = f"{numbers:,} parameters, {amount(size)}; {-(-self.images // self.batch_size):,} steps of "
         return Finding("ok", "network", f"{text}{self.batch_size} images, {self.images / 1000:g} kimg")
 
     def cost(self, device: torch.device) -> Cost:
-        """One forward and backward pass."""
+        """Time one forward and backward pass."""
         model = self.model.to(device).train()
 
         def call(images: int) -> None:
@@ -87,15 +91,17 @@ class TrainJob:
                 loss = model(x, rho, label=label).square().mean()
             loss.backward()
 
-        found = timed_call(call, self.micro_batch, device)
+        cost = timed_call(call, self.micro_batch, device)
         model.zero_grad(set_to_none=True)
-        return found
+        return cost
 
     def memory(self, cost: Cost | None, data: int | None, device: torch.device | None) -> Finding:
-        """State, images on the device and, where they were measured, activations.
+        """Report the memory of the state, of images on the device and, if `cost` is given, of activations.
 
         Args:
-            data: bytes of the images that are kept on the device; None where they are unknown.
+            cost: the timed pass, or None.
+            data: bytes of the images on the device, None if unknown.
+            device: the device of the job, or None if this machine lacks it.
         """
         activations = None if cost is None else cost.bytes_for(self.micro_batch)
         return machine.memory(
@@ -103,7 +109,7 @@ class TrainJob:
         )
 
     def time(self, cost: Cost) -> Finding:
-        """Seconds of all forward and backward passes, over the processes that share a batch."""
+        """Report the time of all forward and backward passes, divided over the processes."""
         text = f"{duration(cost.seconds_for(self.images / self.processes))} of forward and backward passes on "
         where = f"{self.processes} process{'es' * (self.processes > 1)}"
         measured = f"one pass of {cost.images} images took {cost.seconds:.3g} s"

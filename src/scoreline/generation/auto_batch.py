@@ -1,4 +1,4 @@
-"""`network_batch=auto`: how many images the network is called on, from the memory that is free."""
+"""`network_batch=auto`: the largest network batch that fits in memory."""
 
 from collections.abc import Callable
 
@@ -14,20 +14,27 @@ from scoreline.solvers.adaptive import AdaptiveRun
 from scoreline.solvers.tableau import Tableau
 
 SHARE = 0.8
+"""Share of the free memory to use."""
 
 MOST = {"cuda": 1024, "cpu": 256}
-"""Images of a call beyond which the devices at hand did no more of them per second."""
+"""Images per call beyond which the measured devices got no faster."""
 
 USUAL = 64
-"""Images of a call that a small job may fill up to, as with the default of network_batch."""
+"""Images per call up to which a small job is padded, equal to the default of network_batch."""
 
 
 def largest_batch(call: Callable[[int], object], limit: float, device: torch.device, images: int) -> int:
-    """The largest power of two n, at most `MOST`, with which `call(n)` holds at most `limit` bytes.
+    """Return the largest power of two n, at most `MOST`, with which `call(n)` holds at most `limit` bytes.
 
-    The last call of a job is filled up, so n is at most `USUAL` or a quarter of the job's `images`. Bytes are taken as
-    linear in n from calls of 1 and 2 images; on a GPU the size found is tried, and halved until it fits. The same
+    The last call of a job is padded, so n is at most `USUAL` or a quarter of the job's images. Memory is extrapolated
+    linearly from calls on 1 and 2 images; on a GPU the resulting size is tried, and halved until it fits. The same
     model, limit, kind of device and number of images give the same size.
+
+    Args:
+        call: evaluates the network on a number of images.
+        limit: bytes that a call may hold.
+        device: the device of the network.
+        images: number of images of the job.
 
     Raises:
         InputError: if a single image does not fit.
@@ -49,13 +56,13 @@ def largest_batch(call: Callable[[int], object], limit: float, device: torch.dev
 
 
 def most_images(device: torch.device, images: int) -> int:
-    """The size that a job of so many images is given where memory is no limit, a power of two."""
+    """Return the size for a job of so many images if memory is no limit, a power of two."""
     largest = min(MOST.get(device.type, MOST["cpu"]), max(USUAL, images // 4))
     return 1 << (largest.bit_length() - 1)
 
 
 def one_call(denoiser: Denoising, tableau: Tableau | AdaptiveRun, shards: Shards) -> Callable[[int], object]:
-    """n -> an evaluation on n images at the first noise level, beside the states that the tableau holds."""
+    """Return a function that evaluates n images at the first noise level, beside the states that the tableau holds."""
     device, level = next(denoiser.parameters()).device, float(tableau.rho[0])
     states = tableau.peak_tensors
 
@@ -70,16 +77,20 @@ def one_call(denoiser: Denoising, tableau: Tableau | AdaptiveRun, shards: Shards
 
 
 def memory_limit(mib: float | None, device: torch.device) -> float:
-    """Bytes: those that are wanted, else `SHARE` of what is free.
+    """Return the limit in bytes: `mib`, else `SHARE` of the free memory.
+
+    Args:
+        mib: the limit in MiB, or None.
+        device: the device of the network.
 
     Raises:
-        InputError: where nothing is wanted and the system does not tell what is free.
+        InputError: if `mib` is None and the system does not report its free memory.
     """
     if mib is not None:
         return mib * 2**20
     free = free_memory(device)
     if free is None:
-        raise InputError("memory_mib: this system does not tell how much memory is free; give the key a number")
+        raise InputError("memory_mib: this system does not report its free memory; give the key a number")
     return SHARE * free
 
 

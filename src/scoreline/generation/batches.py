@@ -1,4 +1,6 @@
-"""Sample batches of images: noise from seeds, network calls of a fixed size, several threads."""
+"""Sample batches of images: noise from seeds, network calls of a fixed size, several threads.
+
+Use `generate` from Python; `Sampler.batches` feeds the loop of sample.py, which checks the samples itself."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -17,13 +19,17 @@ from scoreline.solvers.adaptive import AdaptiveRun
 from scoreline.solvers.tableau import Tableau
 
 Record = Callable[[Callable[..., Tensor], Sequence[Tensor]], Callable[..., Tensor]]
-"""(function, examples of its arguments) -> a function of the same values."""
+"""Maps a function and examples of its arguments to a function with the same results."""
 
 
 class Batch(NamedTuple):
     """Samples of a few seeds: x (B, C, H, W) float32 in unit-signal coordinates.
 
-    An image took `nfe` evaluations of the denoiser and `network_calls` calls of networks; guidance makes them differ.
+    Attributes:
+        seeds: the seeds (B,).
+        x: the samples, on the device.
+        nfe: evaluations of the denoiser per image.
+        network_calls: calls of networks per image, of which guidance takes several per evaluation.
     """
 
     seeds: list[int]
@@ -34,18 +40,17 @@ class Batch(NamedTuple):
 
 @dataclass(frozen=True)
 class Sampler:
-    """A model, the tableau that it is sampled with, and how many images are computed at a time.
+    """A model, the tableau of its solver, and the batch sizes.
 
     Attributes:
         denoiser: the model, on the device of its parameters.
         tableau: a solver's rows at the noise levels of a schedule, or an adaptive run.
-        batch_size: images that are handed over at a time.
-        network_batch: images that the network is called on and whose states are held at a time; the last call is filled
-            up. With None it is `batch_size`, nothing is filled up, and images then depend on their batch by float32
-            rounding.
-        threads: network calls that are computed at a time, on a CPU; see `in_order` for the cores each of them takes.
-        record: makes a function of tensors into one that is replayed, such as `graphs.Replayed`; for tableaus that draw
-            no noise.
+        batch_size: images per yielded batch.
+        network_batch: images per network call, whose states are in memory together; the last call is padded. None
+            stands for `batch_size` without padding: images then depend on their batch by float32 rounding.
+        threads: network calls at a time on a CPU; see `in_order` for the cores of each.
+        record: turns a function of tensors into a recording of it, such as `graphs.Replayed`; for tableaus without
+            noise.
     """
 
     denoiser: Denoising
@@ -63,7 +68,15 @@ class Sampler:
         labels: Tensor | None = None,
         progress: Progress = lambda images: None,
     ) -> Iterator[Batch]:
-        """As `generate`, without waiting for the device or checking samples: a GPU may still compute a yielded batch.
+        """Yield batches as `generate` does, without waiting for the device or checking samples.
+
+        A GPU may still be computing a yielded batch.
+
+        Args:
+            shape: (C, H, W) of an image.
+            seeds: one seed per image.
+            labels: class labels (len(seeds),) int64, or None.
+            progress: receives the images' worth of work after every evaluation.
 
         Raises:
             RuntimeError: as `generate`.
@@ -90,20 +103,27 @@ def generate(
 ) -> Iterator[Batch]:
     """Sample one image per seed, batch by batch, on the device of the denoiser's parameters.
 
-    x_0 = rho_0 z, z = `noise.normal(seed, "initial")`; the signal that x_0 would carry at the first level is left out,
-    as all samplers do. Image of seed s depends on s, its label, the denoiser and the tableau only, to the bit on one
-    kind of processor or GPU, because the network always sees `network_batch` images at a time. An adaptive run chooses
-    the steps of a batch together, so its images depend on the batch by the tolerance.
+    x_0 = rho_0 z with z = `noise.normal(seed, "initial")`; like all samplers it neglects the signal in x_0. The image
+    of a seed depends on the seed, its label, the denoiser and the tableau only, to the bit on one kind of processor or
+    GPU, because every network call has `network_batch` images. An adaptive run chooses the steps of a batch together,
+    so its images depend on the batch by the tolerance.
 
     Args:
-        denoiser: as `tableau`, `batch_size`, `network_batch` and `threads`, of `Sampler`.
+        denoiser: the model, see `Sampler`.
+        tableau: a solver's rows, or an adaptive run.
         shape: (C, H, W) of an image.
-        seeds: one for each image.
+        seeds: one seed per image.
+        batch_size: images per yielded batch.
         labels: class labels (len(seeds),) int64 in the order of the seeds, or None.
-        progress: called after every evaluation with the images' worth of work it did.
+        network_batch: images per network call, see `Sampler`.
+        progress: receives the images' worth of work after every evaluation.
+        threads: network calls at a time on a CPU, see `Sampler`.
+
+    Yields:
+        Samples in the order of the seeds.
 
     Raises:
-        RuntimeError: if the counts measured are not those of `Tableau.nfe` and `Denoising.calls`.
+        RuntimeError: if the measured counts differ from `Tableau.nfe` and `Denoising.calls`.
         NotFiniteError: if a sample is not finite.
     """
     sampler = Sampler(denoiser, tableau, batch_size, network_batch, threads)
@@ -113,7 +133,11 @@ def generate(
 
 
 def check_finite(seeds: Sequence[int], finite: Tensor) -> None:
-    """Raises: NotFiniteError naming the seeds unless their samples are `finite`, of shape ()."""
+    """Raise an error that names the seeds unless `finite`, a scalar tensor, is true.
+
+    Raises:
+        NotFiniteError: if a sample is not finite.
+    """
     if not bool(finite):
         raise NotFiniteError(f"seeds {seeds[0]}-{seeds[-1]}: their samples are")
 
@@ -152,7 +176,7 @@ class _Work:
         return self._rows(noise.normal(unit.seeds, self.shape, purpose, step))
 
     def _rows(self, rows: Tensor) -> Tensor:
-        """Rows on the device; for a tableau, copies of the last one fill up the network's batch."""
+        """Return the rows on the device; for a tableau, copies of the last row pad the network's batch."""
         rows = moved(rows, self.device)
         missing = (self.sampler.network_batch or 0) - len(rows)
         if missing <= 0 or isinstance(self.sampler.tableau, AdaptiveRun):
@@ -162,9 +186,9 @@ class _Work:
     def _integrated(
         self, initial: Callable[[], Tensor], label: Tensor | None, unit: _Unit | None = None
     ) -> tuple[Tensor, int, int]:
-        """The sample, from an `initial` state that nothing holds while the steps are made; `unit` draws fresh noise.
+        """Return the sample with its counts, which must be those of `Tableau.nfe` and `Denoising.calls`.
 
-        Evaluations and network calls are counted, and must be those of `Tableau.nfe` and `Denoising.calls`.
+        `initial` is a function, so that the first state is freed during the steps; `unit` draws fresh noise.
         """
         denoiser, tableau, images = self.sampler.denoiser, self.sampler.tableau, len(unit.seeds) if unit else 0
         levels, before, furthest = list[float](), self.calls.count, 0.0
@@ -196,7 +220,7 @@ class _Work:
         return x, len(levels), expected
 
     def _replayed(self, x: Tensor, label: Tensor | None, record: Record) -> tuple[Tensor, int, int]:
-        """All steps as one recorded function of the initial state; the counts are those of the recording."""
+        """Replay all steps as one recorded function of the initial state; the counts are those of the recording."""
         inputs = [x] if label is None else [x, label]
         if self.recorded is None:
             counts: list[int] = []
@@ -211,7 +235,7 @@ class _Work:
 
 
 def _in_fixed_batches(denoiser: Denoising, x: Tensor, rho: float, label: Tensor | None, size: int) -> Tensor:
-    """eps of x (B, *) from calls on exactly `size` rows: kernels round differently for other shapes."""
+    """Return eps of x (B, *) from calls on exactly `size` rows, since kernels round differently for other shapes."""
     if len(x) == size:
         return denoiser.eps(x, rho, label=label)
     parts = []
@@ -222,7 +246,7 @@ def _in_fixed_batches(denoiser: Denoising, x: Tensor, rho: float, label: Tensor 
 
 
 def _regrouped(units: Iterator[Batch], batch_size: int) -> Iterator[Batch]:
-    """The same images, `batch_size` at a time."""
+    """Yield the same images, `batch_size` at a time."""
     held: Batch | None = None
     for unit in units:
         held = unit if held is None else held._replace(seeds=held.seeds + unit.seeds, x=torch.cat([held.x, unit.x]))

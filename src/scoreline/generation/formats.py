@@ -1,4 +1,4 @@
-"""`format=`: the file or folder that the images of a run end in."""
+"""`format=`: the file or folder of a run's images."""
 
 import errno
 import io
@@ -26,10 +26,10 @@ PER_FOLDER = 1000
 
 
 def write_folder(path: Path, images: ShardImages, progress: Progress) -> None:
-    """PNG files `00000/000123.png`: a folder for each thousand, six digits or more of the index.
+    """Write PNG files `00000/000123.png`: a folder per thousand images, at least six digits of the index.
 
-    They are written into a folder of this call's own, which is renamed at the end: several writers leave a whole folder
-    of one of them. What a killed one leaves is for `files.remove_parts`.
+    The call writes into a folder of its own and renames it at the end, so that several writers leave one whole folder.
+    `files.remove_parts` removes the leftovers of a killed writer.
     """
     partial = _own(path)
     try:
@@ -44,12 +44,12 @@ def write_folder(path: Path, images: ShardImages, progress: Progress) -> None:
 
 
 def _own(path: Path) -> Path:
-    """A name beside `path` that no other call has."""
+    """Return a name beside `path` that is unique to this call."""
     return part_beside(path, f".{secrets.token_hex(4)}")
 
 
 def _take_the_place(partial: Path, path: Path) -> None:
-    """Rename a whole folder to `path`; a folder of the same content that is there stays, of another content it goes."""
+    """Rename a whole folder to `path`; an equal folder there stays, a different one is removed."""
     while not _renamed(partial, path) and not _alike(partial, path):
         former = _own(path)
         with suppress(FileNotFoundError):
@@ -58,7 +58,7 @@ def _take_the_place(partial: Path, path: Path) -> None:
 
 
 def _renamed(partial: Path, path: Path) -> bool:
-    """Raises InputError where something other than a folder is in the way."""
+    """Rename a folder unless a folder is in the way; raise InputError if a file is."""
     try:
         partial.rename(path)
     except NotADirectoryError as error:
@@ -71,7 +71,7 @@ def _renamed(partial: Path, path: Path) -> bool:
 
 
 def _alike(partial: Path, path: Path) -> bool:
-    """Whether both hold the same; not if another writer is just renaming one."""
+    """Return whether both folders are equal; False if another writer is renaming one."""
     try:
         return written(partial) == written(path)
     except OSError:
@@ -79,7 +79,7 @@ def _alike(partial: Path, path: Path) -> bool:
 
 
 def write_zip(path: Path, images: ShardImages, progress: Progress) -> None:
-    """EDM's and StyleGAN's layout: `00000/img00000123.png`, stored, and their classes in `dataset.json`, or null.
+    """Write EDM's and StyleGAN's layout: `00000/img00000123.png`, stored, and classes or null in `dataset.json`.
 
     Source: Karras et al. (2022), arXiv:2206.00364, reference data set tool.
     """
@@ -94,7 +94,7 @@ def write_zip(path: Path, images: ShardImages, progress: Progress) -> None:
 
 
 def write_webdataset(path: Path, images: ShardImages, progress: Progress) -> None:
-    """A tar with `000123.png`, `000123.cls` (where there are labels) and `000123.json`, its line of the manifest.
+    """Write a tar with `000123.png`, `000123.cls` (if there are labels) and `000123.json`, the line of the manifest.
 
     Source: layout of the webdataset package, https://github.com/webdataset/webdataset.
     """
@@ -110,7 +110,7 @@ def write_webdataset(path: Path, images: ShardImages, progress: Progress) -> Non
 def _add_to_tar(archive: tarfile.TarFile, name: str, content: bytes) -> None:
     """Add a file to a tar archive, dated 1970-01-01 and without an owner.
 
-    The archive forgets it at once: its list of members would grow with the images.
+    The list of members is cleared, since it would grow with the images.
     """
     entry = tarfile.TarInfo(name)
     entry.size, entry.mode = len(content), npz.MODE
@@ -119,14 +119,14 @@ def _add_to_tar(archive: tarfile.TarFile, name: str, content: bytes) -> None:
 
 
 def _stem(index: int, images: ShardImages) -> str:
-    """Digits enough that the order of the names is that of the images."""
+    """Return the index with enough digits that the names sort like the images."""
     return f"{index:0{max(6, len(str(len(images) - 1)))}d}"
 
 
 def write_manifest(path: Path, images: ShardImages) -> None:
-    """The header `index,seed,label,sha256` and a line for each image in the order of the seeds.
+    """Write the header `index,seed,label,sha256` and one line per image, in the order of the seeds.
 
-    The label is empty where there is none; `sha256` is `images.Entry.sha256`.
+    A missing label is empty; `sha256` is `images.Entry.sha256`.
     """
     with open(path, "w", newline="") as file:
         file.write(",".join(field.name for field in fields(Entry)) + "\n")
@@ -136,7 +136,7 @@ def write_manifest(path: Path, images: ShardImages) -> None:
 
 
 class Format(NamedTuple):
-    """Where images go below the run directory, how, and whether as PNG files, which have one or three channels."""
+    """The name of a format's file or folder, its writer, and whether it holds PNG files (one or three channels)."""
 
     name: str
     write: Callable[[Path, ShardImages, Progress], None]
@@ -150,14 +150,18 @@ FORMATS = {
     "webdataset": Format(OUTPUTS["webdataset"], write_webdataset, True),
 }
 NONE = "none"
-"""Only the manifest stays."""
+"""The format that writes the manifest alone."""
 
 
 def check_format(choice: str, shape: tuple[int, int, int]) -> None:
-    """Refuse a format before anybody spends time on images.
+    """Refuse an unsuitable format; call it before sampling.
+
+    Args:
+        choice: one of `choices.FORMAT`.
+        shape: (C, H, W) of the images.
 
     Raises:
-        InputError: for an unknown one, or PNG files of images that have neither one nor three channels.
+        InputError: for an unknown format, or PNG files of images with neither one nor three channels.
     """
     choices.check_format(choice)
     if choice != NONE and FORMATS[choice].png and shape[0] not in (1, 3):
@@ -165,7 +169,14 @@ def check_format(choice: str, shape: tuple[int, int, int]) -> None:
 
 
 def write_format(choice: str, out: Path, images: ShardImages, progress: Progress = unwatched) -> None:
-    """Write the images below `out`; whole or not at all."""
+    """Write the images below `out` atomically.
+
+    Args:
+        choice: one of `choices.FORMAT`.
+        out: the run directory.
+        images: all images of the run.
+        progress: receives the number of images after each block.
+    """
     if choice == NONE:
         return
     name, write, _ = FORMATS[choice]

@@ -1,4 +1,4 @@
-"""The images of a finished generation, read from their shards a few at a time."""
+"""The images of a finished run, read from their shards a few at a time."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -14,12 +14,12 @@ BLOCK = 256
 
 
 def unwatched(images: float) -> None:
-    """Nobody is told of progress."""
+    """Ignore the progress."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """What the manifest says of an image: `sha256`, hexadecimal, is of its bytes in the order (H, W, C)."""
+    """A line of the manifest: `sha256`, hexadecimal, covers the bytes of the image in the order (H, W, C)."""
 
     index: int
     seed: int
@@ -28,11 +28,13 @@ class Entry:
 
 
 class ShardImages(ImageDataset):
-    """The N images of a run in the order of its seeds; memory does not grow with N but for a few numbers an image.
+    """The N images of a run in the order of its seeds; only a few numbers per image are in memory.
 
     Args:
-        found: where they lie; none may be missing.
+        shards: the images of the run.
+        found: the places of the images; none may be missing.
         num_classes: number of classes of the model, 0 for an unconditional one.
+        name: the name of the data set.
     """
 
     def __init__(self, shards: Shards, found: Found, num_classes: int = 0, name: str = "generated") -> None:
@@ -46,11 +48,11 @@ class ShardImages(ImageDataset):
 
     @property
     def labelled(self) -> bool:
-        """Whether the images have labels."""
+        """Return whether the images have labels."""
         return self.shards.labels is not None
 
     def read(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Images uint8 (B, C, H, W) and labels int64 (B,), -1 where there is none, in the order asked for."""
+        """Return images uint8 (B, C, H, W) and labels int64 (B,), -1 without a label, in the order of the indices."""
         from safetensors import safe_open
 
         index = torch.as_tensor(indices, dtype=torch.int64)
@@ -63,20 +65,20 @@ class ShardImages(ImageDataset):
         return images, self.shards.label(index)
 
     def entry(self, index: int) -> Entry:
-        """The line of the manifest for image `index`."""
+        """Return the line of the manifest for image `index`."""
         label = int(self.shards.label(torch.tensor([index])))
         digest = self.found.digests[index].numpy().tobytes().hex()
         return Entry(index, self.shards.seeds[index], None if label == NO_LABEL else label, digest)
 
     def blocks(self, progress: Progress = unwatched) -> Iterator[Tensor]:
-        """All images in order, as blocks uint8 (n, C, H, W); `progress` is told of each when it has been used."""
+        """Yield all images in order, as blocks uint8 (n, C, H, W); `progress` receives n after the block is used."""
         for start in range(0, len(self), BLOCK):
             block, _ = self.read(range(start, min(start + BLOCK, len(self))))
             yield block
             progress(len(block))
 
     def one_by_one(self, progress: Progress = unwatched) -> Iterator[tuple[Entry, Tensor]]:
-        """All images uint8 (C, H, W) in order with what the manifest says of them."""
+        """Yield all images uint8 (C, H, W) in order, each with its line of the manifest."""
         index = 0
         for block in self.blocks(progress):
             for image in block:

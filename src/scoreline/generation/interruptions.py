@@ -1,4 +1,4 @@
-"""Report how many images are kept when sampling stops early."""
+"""Report how many images are kept if sampling stops early."""
 
 import sys
 from collections.abc import Iterator
@@ -11,14 +11,14 @@ from scoreline.generation.shards import Shards
 
 @contextmanager
 def report_kept(shards: Shards, speaks: bool = True) -> Iterator[None]:
-    """Report how many images are kept when the disk is full or Ctrl-C is pressed; what is kept is whole.
+    """Report how many images are kept if the disk fills up or the user presses Ctrl-C; every kept image is whole.
 
     Args:
-        shards: of the run.
+        shards: the images of the run.
         speaks: whether this process answers Ctrl-C.
 
     Raises:
-        InputError: for a full disk.
+        InputError: if the disk is full.
     """
     try:
         yield
@@ -27,11 +27,11 @@ def report_kept(shards: Shards, speaks: bool = True) -> Iterator[None]:
             raise
         raise InputError(
             f"hydra.run.dir={shards.folder.parent}: no space is left on its disk; {_kept(shards)}, free some space, or "
-            "raise how large a file may be (ulimit -f), and start the same command again"
+            "raise the limit of file sizes (ulimit -f), and repeat the command"
         ) from error
     except KeyboardInterrupt:
         if speaks:
-            print(f"\ninterrupted: {_kept(shards)}, the same command goes on from there", file=sys.stderr)
+            print(f"\ninterrupted: {_kept(shards)}; the same command resumes", file=sys.stderr)
         raise
 
 

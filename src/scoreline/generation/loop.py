@@ -1,4 +1,4 @@
-"""The loop that samples missing images, as one of several processes, and keeps them as shards."""
+"""The loop that samples missing images in one of several processes and writes them as shards."""
 
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -17,22 +17,27 @@ from scoreline.processes import Group
 from scoreline.progress import ImageProgress
 
 WRITERS = 2
-"""Threads that write finished batches while the next ones are computed: so many batches are held at most."""
+"""Threads that write finished batches while the next ones are computed; at most so many batches wait in memory."""
 
 
 def sample_missing(sampler: Sampler, shards: Shards, group: Group) -> tuple[int, float]:
     """Sample every image that is in no shard yet, together with the other processes of the group.
 
-    Image i is what `generation.batches.generate` makes of seed i on the device of the denoiser's parameters: to the
-    bit the same for any number of processes and threads, any `batch_size` and any number of kills and restarts, as long
-    as `network_batch` is a number and a thread of a CPU computes with as many cores. Where it is None, and with an
-    adaptive solver, images depend on their batch by rounding or by the tolerance. A kill loses the batches in flight
-    and nothing else: a finished batch becomes a shard at once, written beside the computing of the next ones.
+    Image i is the image of seed i that `generation.batches.generate` yields on the device of the denoiser's parameters.
+    It is equal to the bit for any number of processes and threads, any `batch_size` and any number of kills and
+    restarts, as long as `network_batch` is a number and a thread of a CPU uses as many cores. With `network_batch` None
+    or an adaptive solver, images depend on their batch by rounding or by the tolerance. A kill loses the batches in
+    flight only: a thread writes each finished batch as a shard at once, while the next ones are computed.
+
+    Args:
+        sampler: the model, its tableau and the batch sizes.
+        shards: the images of the run.
+        group: the processes that share the work.
 
     Returns:
-        Images that all processes sampled in this call together, and the seconds they took.
+        The number of images that all processes sampled in this call, and the seconds they took.
     """
-    # 1. the first process tells which images are missing, each process takes its share
+    # 1. the first process lists the missing images, each process takes its share
     missing = from_first(shards.find().missing if group.first else None, group)
     own = share(missing.tolist(), group, sampler.network_batch or 1)
     seeds = [shards.seeds[i] for i in own]
@@ -60,9 +65,9 @@ def _write_shards(shards: Shards, indices: Sequence[int], batches: Iterator[Batc
 
 
 def images_on_host(batch: Batch) -> Callable[[], Tensor]:
-    """A call that waits for the batch's images uint8 (n, C, H, W) on the CPU; a GPU sends them beside its work.
+    """Start the copy of a batch to the CPU, and return a function that waits for the images uint8 (n, C, H, W).
 
-    The call raises NotFiniteError if a sample is not finite.
+    That function raises NotFiniteError if a sample is not finite.
     """
     seeds, copies = batch.seeds, to_host(to_uint8(batch.x), batch.x.isfinite().all())
 
@@ -75,15 +80,15 @@ def images_on_host(batch: Batch) -> Callable[[], Tensor]:
 
 
 def find_all(shards: Shards, group: Group) -> Found:
-    """Where all images lie; the first process compares every one with its SHA-256.
+    """Return the places of all images, after the first process has compared every image with its SHA-256.
 
     Raises:
-        InputError: if one is missing or damaged, which happens where the processes do not share the folder.
+        InputError: if an image is missing or damaged, as happens if the processes do not share the folder.
     """
-    found = shards.find(check=group.first)
-    if missing := len(found.missing):
+    places = shards.find(check=group.first)
+    if missing := len(places.missing):
         raise InputError(
             f"hydra.run.dir={shards.folder.parent}: {missing} of {len(shards.seeds)} images are missing or damaged "
-            "when all should be there; start the same command again, in a directory that all processes share"
+            "after sampling; repeat the command in a directory that all processes share"
         )
-    return found
+    return places

@@ -1,4 +1,4 @@
-"""Memory of a process: its peak, the peak of one computation, and freed memory that stays with it."""
+"""Memory of a process: its peak, the peak of one computation, and the reuse of freed memory."""
 
 import ctypes
 import sys
@@ -14,7 +14,7 @@ from scoreline.compat import TorchDispatchMode
 MIB = 2**20
 
 TRIM_THRESHOLD, TOP_PAD, MMAP_MAX, ARENA_MAX = -1, -2, -4, -8
-"""Names of glibc's options in malloc.h."""
+"""Numbers of glibc's options in malloc.h."""
 
 
 def peak_memory() -> dict[str, float]:
@@ -37,9 +37,9 @@ def _resident() -> int:
 def keep_freed_memory() -> bool:
     """Stop glibc's malloc from returning freed memory to the system; use it before running a network on a CPU.
 
-    A network on a CPU allocates the same megabytes at every layer. By default glibc maps each such block anew, and the
-    kernel zeroes it page by page: 39,000 page faults in one call of a small U-Net. Afterwards the process keeps its
-    peak memory, in one heap for all threads.
+    A network on a CPU allocates the same megabytes in every layer. By default glibc maps each such block anew, and the
+    kernel zeroes it page by page: 39,000 page faults in one call of a small U-Net. With these options the process keeps
+    its peak memory, in one heap for all threads.
 
     Returns:
         Whether malloc accepted the options; False without glibc, where nothing changes.
@@ -62,11 +62,11 @@ class _Live(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         for tensor in _tensors((args, kwargs)):
             self._meet(tensor, 0)
-        found = func(*args, **(kwargs or {}))
-        for tensor in _tensors(found):
+        result = func(*args, **(kwargs or {}))
+        for tensor in _tensors(result):
             self._meet(tensor, tensor.untyped_storage().nbytes())
         self.peak = max(self.peak, self.bytes)
-        return found
+        return result
 
     def _meet(self, tensor: Tensor, size: int) -> None:
         storage = tensor.untyped_storage()
@@ -82,7 +82,7 @@ class _Live(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def _tensors(tree: Any) -> list[Tensor]:
-    """The tensors in nested dictionaries, lists and tuples."""
+    """Return the tensors in nested dictionaries, lists and tuples."""
     if isinstance(tree, Tensor):
         return [tree]
     inside = tree.values() if isinstance(tree, dict) else tree if isinstance(tree, list | tuple) else ()
@@ -90,10 +90,14 @@ def _tensors(tree: Any) -> list[Tensor]:
 
 
 def peak_bytes(compute: Callable[[], object], device: torch.device) -> int:
-    """The most bytes that `compute` holds at once, beyond those that were allocated before.
+    """Return the most bytes that `compute` allocates at a time.
 
-    On a CUDA device this is what PyTorch's allocator counts; elsewhere it counts the tensors that operations return,
-    without the scratch memory of a kernel.
+    On a CUDA device PyTorch's allocator counts them; elsewhere only the tensors that operations return count, without
+    the scratch memory of kernels.
+
+    Args:
+        compute: a function without arguments.
+        device: the device of its tensors.
     """
     if device.type == "cuda":
         torch.cuda.synchronize(device)

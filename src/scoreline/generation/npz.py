@@ -1,4 +1,4 @@
-"""npz files written array by array and row by row, always the same bytes for the same numbers."""
+"""A writer of npz files, array by array and block by block; equal numbers give equal bytes."""
 
 import zipfile
 from collections.abc import Iterable
@@ -15,14 +15,14 @@ MODE = 0o644
 
 
 def zip_entry(name: str) -> zipfile.ZipInfo:
-    """A file of a zip archive, stored, dated 1980-01-01, the first day that zip knows."""
+    """Return the entry of a stored file in a zip archive, dated 1980-01-01, the first day of the format."""
     entry = zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0))
     entry.compress_type, entry.create_system, entry.external_attr = zipfile.ZIP_STORED, UNIX, MODE << 16
     return entry
 
 
 def write_images(path: Path, images: ShardImages, progress: Progress = unwatched) -> None:
-    """ADM's layout: arr_0 uint8 (N, H, W, C) and, where there are labels, arr_1 int64 (N,).
+    """Write ADM's layout: arr_0 uint8 (N, H, W, C) and, if there are labels, arr_1 int64 (N,).
 
     Source: layout of Dhariwal & Nichol (2021), arXiv:2105.05233, reference sampling script.
     """
@@ -36,7 +36,7 @@ def write_images(path: Path, images: ShardImages, progress: Progress = unwatched
 
 
 def write_arrays(path: Path, arrays: dict[str, NDArray[np.generic]]) -> None:
-    """Arrays that are in memory, under their names."""
+    """Write arrays that are in memory, under their names."""
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
         for name, array in arrays.items():
             add(archive, name, array.shape, array.dtype, [np.ascontiguousarray(array)])
@@ -49,7 +49,15 @@ def add(
     dtype: np.dtype[np.generic],
     parts: Iterable[NDArray[np.generic]],
 ) -> None:
-    """One array of the given shape in C order, from parts along its first axis, contiguous in memory."""
+    """Add one array to an archive.
+
+    Args:
+        archive: an archive that is open for writing.
+        name: the name of the array.
+        shape: its shape.
+        dtype: its type.
+        parts: consecutive parts along the first axis, C-contiguous.
+    """
     header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
     with archive.open(zip_entry(f"{name}.npy"), "w", force_zip64=True) as file:
         np.lib.format.write_array_header_1_0(file, header)

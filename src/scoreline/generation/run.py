@@ -28,18 +28,18 @@ from scoreline.solvers.adaptive import AdaptiveRun
 from scoreline.solvers.tableau import Tableau
 
 SHARDS, FEATURES = "shards", "features"
-"""Folders of a run directory that keep finished work until all is finished."""
+"""Folders of a run directory with finished parts of an unfinished run."""
 
 
 @dataclass(frozen=True)
 class Outputs:
-    """What a run makes of its images.
+    """The files and metrics of a run.
 
     Attributes:
-        format: one of `generation.formats`.
-        metrics: what is measured of them.
-        trajectories: seeds whose trajectories are shown step by step.
-        trajectory_nfe: evaluations of the fine run that the trajectories are compared with.
+        format: one of `choices.FORMAT`.
+        metrics: the metrics of the images.
+        trajectories: seeds whose trajectories are saved step by step.
+        trajectory_nfe: evaluations of the fine run that trajectories are compared with.
         num_classes: classes of the model, 0 for an unconditional one.
     """
 
@@ -50,7 +50,15 @@ class Outputs:
     num_classes: int = 0
 
     def check(self, shards: Shards, tableau: Tableau | AdaptiveRun) -> None:
-        """Raises: InputError for what cannot be made of these images, before any is sampled."""
+        """Refuse outputs that these images cannot have; call it before sampling.
+
+        Args:
+            shards: the images of the run.
+            tableau: the steps of the run.
+
+        Raises:
+            InputError: for an unsuitable format, trajectory or metric.
+        """
         check_format(self.format, shards.shape)
         if self.trajectories:
             trajectories.check_trajectories(self.trajectories, shards, tableau, self.trajectory_nfe)
@@ -58,17 +66,23 @@ class Outputs:
 
 
 def finish(sampler: Sampler, shards: Shards, outputs: Outputs, group: Group) -> Result:
-    """Sample what is missing, write all images below the run directory, measure them; every process of the group.
+    """Sample missing images, write all images below the run directory, and measure them.
 
-    The first process writes manifest.csv, grid.png and the file or folder of the format, all below the folder that
-    the shards lie in. Every file is whole or not there. A second call goes on where a first one was stopped.
+    Call it in every process of the group. The first process writes manifest.csv, grid.png and the file or folder of the
+    format, each atomically. A second call resumes an interrupted first one.
+
+    Args:
+        sampler: the model, its tableau and the batch sizes.
+        shards: the images of the run.
+        outputs: the files and metrics of the run.
+        group: the processes that share the work.
 
     Returns:
-        What metrics.json says of the images. Seconds, images made, images per second, processes and memory, the most
-        that one process had, are those of this start, which may have found images of earlier ones.
+        The part of metrics.json about the images. Seconds, sampled images, images per second, processes and memory (the
+        maximum over processes) are those of this start, which may have reused images of earlier ones.
 
     Raises:
-        InputError: for a full disk, or a directory that the processes do not share.
+        InputError: if the disk is full, or the processes do not share the directory.
     """
     out = shards.folder.parent
     with report_kept(shards, group.first):
@@ -82,8 +96,8 @@ def finish(sampler: Sampler, shards: Shards, outputs: Outputs, group: Group) -> 
             with ImageProgress(len(images), "writing") as progress:
                 write_format(outputs.format, out, images, progress.update)
             if outputs.trajectories:
-                shown = trajectories.record(sampler, shards, outputs.trajectories, outputs.trajectory_nfe)
-                trajectories.save(out, shown)
+                runs = trajectories.record(sampler, shards, outputs.trajectories, outputs.trajectory_nfe)
+                trajectories.save(out, runs)
         # images to numbers
         scores = _measure(images, outputs.metrics, out / FEATURES, group)
     kept = filter(None, [OUTPUTS.get(outputs.format), trajectories.NAME if outputs.trajectories else None])
@@ -103,7 +117,7 @@ def _measure(images: ShardImages, metrics: Metrics, folder: Path, group: Group) 
 
 
 def _counts(images: ShardImages, count: int, seconds: float, group: Group) -> Result:
-    """Counts are means over images, which differ for adaptive solvers only."""
+    """Return counts and times; NFE and network calls are means over images, which differ for adaptive solvers only."""
     means = images.found.counts.double().mean(0).tolist()
     nfe, network_calls = (round(mean) if mean == round(mean) else round(mean, 1) for mean in means)
     memory = peak_memory()
@@ -121,5 +135,5 @@ def _counts(images: ShardImages, count: int, seconds: float, group: Group) -> Re
 
 
 def clear(out: Path) -> None:
-    """Remove the shards of a finished run; features that took long stay for `scoreline evaluate`."""
+    """Remove the shards of a finished run; features of large networks stay for `scoreline evaluate`."""
     shutil.rmtree(out / SHARDS, ignore_errors=True)

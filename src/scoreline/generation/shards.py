@@ -1,4 +1,4 @@
-"""Images as they are made: files of a few images each, which say themselves whether they are whole and whose."""
+"""Shards: files of a few finished images each, with a stamp of the run and a digest of every image."""
 
 import hashlib
 from collections.abc import Sequence
@@ -26,24 +26,24 @@ Fields = dict[str, Tensor]
 
 
 def image_digests(images: Tensor) -> Tensor:
-    """SHA-256 of each image's bytes in the order (H, W, C), of images uint8 (N, C, H, W): uint8 (N, 32).
+    """Return the SHA-256 of the bytes of each image uint8 (N, C, H, W) in the order (H, W, C): uint8 (N, 32).
 
-    It is the digest of `arr_0[i].tobytes()` in ADM's layout, so that anybody can check it without this package.
+    It equals the digest of `arr_0[i].tobytes()` in ADM's layout, so that users can check it without this package.
     """
-    found = [hashlib.sha256(image.tobytes()).digest() for image in images.permute(0, 2, 3, 1).contiguous().numpy()]
-    return torch.from_numpy(np.frombuffer(b"".join(found), dtype=np.uint8).reshape(len(images), 32).copy())
+    digests = [hashlib.sha256(image.tobytes()).digest() for image in images.permute(0, 2, 3, 1).contiguous().numpy()]
+    return torch.from_numpy(np.frombuffer(b"".join(digests), dtype=np.uint8).reshape(len(images), 32).copy())
 
 
 @dataclass(frozen=True)
 class Found:
-    """Where each of N images lies, and what is known of it without reading its pixels.
+    """The place of each of N images, with its digest and counts.
 
     Attributes:
         paths: the shards.
-        shard: (N,) int64, number of the shard that holds image i; -1 for an image that is missing.
-        row: (N,) int64, its row there.
+        shard: (N,) int64, number of the shard with image i; -1 for a missing image.
+        row: (N,) int64, row of the image in the shard.
         digests: (N, 32) uint8, SHA-256 of its bytes.
-        counts: (N, 2) int64, evaluations of the denoiser and calls of networks that it took.
+        counts: (N, 2) int64, evaluations of the denoiser and calls of networks for the image.
     """
 
     paths: list[Path]
@@ -81,7 +81,14 @@ class Shards:
     shape: tuple[int, int, int]
 
     def write(self, indices: Sequence[int], images: Tensor, nfe: int, network_calls: int) -> None:
-        """Keep images uint8 (n, C, H, W), those of the given indices."""
+        """Write a shard.
+
+        Args:
+            indices: indices of the images.
+            images: uint8 (n, C, H, W).
+            nfe: evaluations of the denoiser per image.
+            network_calls: calls of networks per image.
+        """
         from safetensors.torch import save
 
         index = torch.tensor(indices)
@@ -98,14 +105,14 @@ class Shards:
         write_atomically(self.folder / name, lambda temporary: temporary.write_bytes(content))
 
     def label(self, index: Tensor) -> Tensor:
-        """Labels int64 of the images at `index`, -1 where there is none."""
+        """Return the labels int64 of the images at `index`, -1 without a label."""
         return torch.full((len(index),), NO_LABEL) if self.labels is None else self.labels[index]
 
     def find(self, check: bool = True) -> Found:
-        """Every image that is there, of several copies the one in the first shard by name.
+        """Return the places of all images; of several copies the one in the first shard by name counts.
 
         Args:
-            check: compare the pixels with their SHA-256 too, which reads them all; the rest is always compared.
+            check: whether to compare the pixels with their SHA-256 too, which reads them all.
         """
         total = len(self.seeds)
         shard, row = torch.full((total,), -1), torch.zeros(total, dtype=torch.int64)
@@ -127,7 +134,7 @@ class Shards:
         return torch.tensor([self.seeds[i] for i in index.tolist()], dtype=torch.int64)
 
     def _read(self, path: Path, check: bool) -> Fields | None:
-        """What a shard holds, None unless it is whole and of this run."""
+        """Return the content of a shard, or None unless it is whole and belongs to this run."""
         from safetensors import SafetensorError, safe_open
 
         try:

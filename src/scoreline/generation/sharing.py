@@ -1,4 +1,4 @@
-"""Who makes what: the images that are missing, dealt to the processes of a group."""
+"""Shares of missing images for the processes of a group, and short messages between these."""
 
 from collections.abc import Sequence
 
@@ -9,19 +9,25 @@ from scoreline.processes import Group
 
 
 def share(missing: Sequence[int], group: Group, unit: int) -> list[int]:
-    """The part of `missing` that this process makes; those of all processes together are all of it, none twice.
+    """Return the share of `missing` for this process; the shares of all processes partition it.
 
-    Images are dealt in runs of `unit`, the network's batch, which it would fill up with waste if they were fewer.
+    Images are dealt in runs of `unit`, so that few network calls need padding.
+
+    Args:
+        missing: indices of the missing images.
+        group: the processes.
+        unit: images per network call.
     """
     units = (missing[start : start + unit] for start in range(group.rank * unit, len(missing), group.size * unit))
     return [index for run in units for index in run]
 
 
 def from_first(values: Tensor | None, group: Group) -> Tensor:
-    """int64 (n,) of the first process, in every process: what one saw of a shared folder is then true for all.
+    """Return the first process's values int64 (n,) in every process, so that all see a shared folder alike.
 
     Args:
-        values: given in the first process only.
+        values: the values in the first process, None in the others.
+        group: the processes.
     """
     if group.size == 1:
         assert values is not None
@@ -30,23 +36,23 @@ def from_first(values: Tensor | None, group: Group) -> Tensor:
 
     count = torch.tensor([0 if values is None else len(values)])
     dist.broadcast(count, 0)
-    told = torch.empty(int(count), dtype=torch.int64) if values is None else values.contiguous()
-    dist.broadcast(told, 0)
-    return told
+    received = torch.empty(int(count), dtype=torch.int64) if values is None else values.contiguous()
+    dist.broadcast(received, 0)
+    return received
 
 
 def said_by_first(sentence: str | None, group: Group) -> str | None:
-    """What the first process says, in every process that has joined its group; else what this one says."""
+    """Return the first process's sentence in every process that has joined its group, else this process's own."""
     import torch.distributed as dist
 
     if group.size == 1 or not dist.is_available() or not dist.is_initialized():
         return sentence
-    said = torch.tensor(list(f".{sentence or ''}".encode())) if group.first else None
-    return bytes(from_first(said, group).tolist()).decode()[1:] or None
+    letters = torch.tensor(list(f".{sentence or ''}".encode())) if group.first else None
+    return bytes(from_first(letters, group).tolist()).decode()[1:] or None
 
 
 def largest(values: Tensor, group: Group) -> Tensor:
-    """The largest of each of the values (n,) over all processes."""
+    """Return the maximum of each of the values (n,) over all processes."""
     if group.size > 1:
         import torch.distributed as dist
 

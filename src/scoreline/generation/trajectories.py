@@ -1,4 +1,4 @@
-"""`trajectories=0-3`: how a few images came to be, call by call, and how far they are from the ODE's solution."""
+"""`trajectories=0-3`: the states of a few images at every network call, and their distance from the ODE's solution."""
 
 import math
 from collections.abc import Sequence
@@ -31,7 +31,7 @@ LAST_FRAME_MS = 2000
 
 
 class Recorder(Denoising):
-    """A denoiser that keeps what it was asked and what it answered.
+    """A denoiser that records its arguments and results.
 
     Attributes:
         calls_seen: (rho, x, D(x, rho)) of every evaluation, x and D (B, *) float32 on the CPU.
@@ -47,14 +47,14 @@ class Recorder(Denoising):
         return x - float(rho) * self.eps(x, rho, **condition)
 
     def eps(self, x: Tensor, rho: Tensor | float, **condition: Tensor | None) -> Tensor:
-        """The denoiser's own, kept."""
+        """Return the denoiser's eps, and record it."""
         estimate: Tensor = self.denoiser.eps(x, rho, **condition)
         clean = x.double() - float(rho) * estimate.double()
         self.calls_seen.append((float(rho), x.float().cpu().clone(), clean.float().cpu()))
         return estimate
 
     def calls(self, rho: float) -> int:
-        """The denoiser's."""
+        """Return the number of network calls of an evaluation at `rho`."""
         return self.denoiser.calls(rho)
 
 
@@ -65,12 +65,12 @@ class Trajectories:
     Attributes:
         seeds: (S,) int64.
         rho: (K + 1,) float64, noise levels of the states.
-        x: (S, K + 1, C, H, W) float32 in unit-signal coordinates, the state at each evaluation, and the sample. Of
+        x: (S, K + 1, C, H, W) float32 in unit-signal coordinates, the state at each evaluation, and the sample. For
             methods with stages or correctors these are the states at which the network is called.
-        denoised: (S, K, C, H, W) float32, D(x_k, rho_k), the mean of the images that x_k may have come from.
-        error: (S, K + 1) float64, root mean square over pixels of x_k less the fine run's state at rho_k, NaN for
-            stochastic methods, whose states are no solution of the ODE.
-        labels: (S,) int64, -1 where there is none.
+        denoised: (S, K, C, H, W) float32, D(x_k, rho_k) = E[x_0 | x_k].
+        error: (S, K + 1) float64, root mean square over pixels of x_k minus the fine run's state at rho_k; NaN for
+            stochastic methods, whose states do not solve the ODE.
+        labels: (S,) int64, -1 without a label.
     """
 
     seeds: Tensor
@@ -81,34 +81,43 @@ class Trajectories:
     labels: Tensor
 
     def arrays(self) -> dict[str, NDArray[np.generic]]:
-        """All of them by name, as trajectories.npz holds them."""
+        """Return all arrays by name, as trajectories.npz holds them."""
         return {name: value.numpy() for name, value in vars(self).items()}
 
 
 def check_trajectories(seeds: Sequence[int], shards: Shards, run: object, nfe: int) -> None:
-    """Refuse before anybody spends time.
+    """Refuse unsuitable trajectories; call it before sampling.
+
+    Args:
+        seeds: seeds of the trajectories.
+        shards: the images of the run.
+        run: the steps of the run, a tableau or not.
+        nfe: evaluations of the fine run.
 
     Raises:
-        InputError: for a seed that is not among those of the run, a solver that has no table, or a fine run of fewer
-            evaluations than the run itself.
+        InputError: for a seed outside the run, a solver without a tableau, or a fine run of less than twice the NFE.
     """
     strangers = sorted(set(seeds) - set(shards.seeds))
     if strangers:
         raise InputError(f"trajectories: seed {strangers[0]} is not among seeds; choose some of those")
     if not isinstance(run, Tableau):
-        raise InputError(
-            "trajectories: an adaptive solver has no levels of its own to show; use another, or drop the key"
-        )
+        raise InputError("trajectories: an adaptive solver has no fixed noise levels; use another, or drop the key")
     if nfe < 2 * run.nfe:
         raise InputError(f"trajectory_nfe={nfe}: must be at least twice the run's {run.nfe}; 200 is usual")
 
 
 @torch.inference_mode()
 def record(sampler: Sampler, shards: Shards, seeds: Sequence[int], fine_nfe: int) -> Trajectories:
-    """The runs of some of the seeds once more, call by call; `x[:, -1]` is the sample, to the bit.
+    """Repeat the runs of some seeds and record every network call; `x[:, -1]` equals the sample to the bit.
 
-    The fine run starts from the same noise and follows dx/drho = eps(x, rho) by Heun's method with steps even in
-    rho^(1/7), through every level of the run; it spends about `fine_nfe` evaluations.
+    The fine run starts from the same noise and solves dx/drho = eps(x, rho) by Heun's method with steps uniform in
+    rho^(1/7), through every level of the run.
+
+    Args:
+        sampler: the model with a tableau.
+        shards: the images of the run.
+        seeds: seeds of the trajectories.
+        fine_nfe: evaluations of the fine run, about.
     """
     assert isinstance(sampler.tableau, Tableau)
     index = torch.tensor([shards.seeds.index(seed) for seed in seeds])
@@ -141,10 +150,17 @@ def _errors(sampler: Sampler, states: Tensor, rho: Tensor, labels: Tensor | None
 def fine_states(
     denoiser: Denoising, x: Tensor, levels: list[float], labels: Tensor | None, fine_nfe: int
 ) -> list[Tensor]:
-    """States of the ODE at falling noise levels, float32 on the CPU, from x (S, *) at the first of them.
+    """Solve the ODE through decreasing noise levels and return its states, float32 on the CPU.
 
-    Between two levels at least one of Heun's steps is made, the rest of `fine_nfe` is spent evenly in rho^(1/7). At
-    rho = 0, where eps is not defined, the state is E[x_0 | x] at the level before.
+    There is at least one Heun step between two levels; the rest of `fine_nfe` is uniform in rho^(1/7). At rho = 0,
+    where eps is not defined, the state is E[x_0 | x] at the level before.
+
+    Args:
+        denoiser: the model.
+        x: states (S, *) at the first level.
+        levels: decreasing noise levels.
+        labels: class labels (S,) int64, or None.
+        fine_nfe: evaluations, about.
     """
     device = next(denoiser.parameters()).device
     label = None if labels is None else labels.to(device)
@@ -152,15 +168,15 @@ def fine_states(
     def eps(x: Tensor, rho: float) -> Tensor:
         return denoiser.eps(x, rho, label=label)
 
-    x, found = x.to(device), [x.cpu()]
+    x, states = x.to(device), [x.cpu()]
     for (start, end), steps in zip(pairwise(levels), _steps(levels, fine_nfe // 2), strict=True):
         if end == 0:
             x = x - start * eps(x, start)
         else:
             for state in trajectory(eps, x, heun()(Power(7), start, end, 2 * steps)):
                 x = state.x
-        found.append(x.float().cpu())
-    return found
+        states.append(x.float().cpu())
+    return states
 
 
 def _steps(levels: list[float], total: int) -> list[int]:
@@ -168,32 +184,32 @@ def _steps(levels: list[float], total: int) -> list[int]:
     return [max(1, round(total * width / sum(widths))) for width in widths]
 
 
-def save(out: Path, shown: Trajectories) -> None:
-    """trajectories.npz, .png and .gif."""
-    write_atomically(out / NAME, lambda path: npz.write_arrays(path, shown.arrays()))
-    save_strip(out / "trajectories.png", shown)
-    save_film(out / "trajectories.gif", shown)
+def save(out: Path, runs: Trajectories) -> None:
+    """Write trajectories.npz, .png and .gif."""
+    write_atomically(out / NAME, lambda path: npz.write_arrays(path, runs.arrays()))
+    save_strip(out / "trajectories.png", runs)
+    save_film(out / "trajectories.gif", runs)
 
 
-def save_strip(path: Path, shown: Trajectories) -> None:
-    """PNG: two rows for each seed, above x / sqrt(1 + rho^2), below the denoised image; a column for each step.
+def save_strip(path: Path, runs: Trajectories) -> None:
+    """Write a PNG with two rows per seed, x / sqrt(1 + rho^2) above the denoised image, and one column per step.
 
-    Of more than COLUMNS states that many are shown, evenly chosen, the first and the last among them. The last column
-    is the sample in both rows.
+    At most COLUMNS states are drawn, evenly spaced from the first to the last. The last column is the sample in both
+    rows.
     """
-    last = len(shown.rho) - 1
+    last = len(runs.rho) - 1
     columns = torch.linspace(0, last, min(COLUMNS, last + 1)).round().long()
-    tiles = torch.stack([_frame(shown, int(k)) for k in columns], 2)
+    tiles = torch.stack([_frame(runs, int(k)) for k in columns], 2)
     save_png(path, sheet(tiles.flatten(0, 2), columns=len(columns)))
 
 
-def save_film(path: Path, shown: Trajectories) -> None:
-    """GIF: a frame for each state, the seeds side by side, x / sqrt(1 + rho^2) above the denoised image."""
+def save_film(path: Path, runs: Trajectories) -> None:
+    """Write a GIF with one frame per state: the seeds side by side, x / sqrt(1 + rho^2) above the denoised image."""
     from PIL import Image
 
-    seeds, frames = len(shown.seeds), []
-    for k in range(len(shown.rho)):
-        picture = sheet(_frame(shown, k).transpose(0, 1).flatten(0, 1), columns=seeds)
+    seeds, frames = len(runs.seeds), []
+    for k in range(len(runs.rho)):
+        picture = sheet(_frame(runs, k).transpose(0, 1).flatten(0, 1), columns=seeds)
         array = picture.permute(1, 2, 0).contiguous().numpy()
         frames.append(Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else array))
     durations = [FRAME_MS] * (len(frames) - 1) + [LAST_FRAME_MS]
@@ -205,9 +221,9 @@ def save_film(path: Path, shown: Trajectories) -> None:
     )
 
 
-def _frame(shown: Trajectories, k: int) -> Tensor:
-    """State k of all seeds, noisy and denoised: uint8 (S, 2, C, H, W)."""
-    state = shown.x[:, k]
-    if k == shown.denoised.shape[1]:
+def _frame(runs: Trajectories, k: int) -> Tensor:
+    """Return state k of all seeds, noisy and denoised: uint8 (S, 2, C, H, W)."""
+    state = runs.x[:, k]
+    if k == runs.denoised.shape[1]:
         return to_uint8(torch.stack([state, state], 1))
-    return to_uint8(torch.stack([state / float(1 + shown.rho[k] ** 2) ** 0.5, shown.denoised[:, k]], 1))
+    return to_uint8(torch.stack([state / float(1 + runs.rho[k] ** 2) ** 0.5, runs.denoised[:, k]], 1))

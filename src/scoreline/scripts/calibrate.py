@@ -15,8 +15,6 @@ where sample.py finds it. An interrupted score_norm or target_variance run conti
 
 from typing import TYPE_CHECKING, Any
 
-from omegaconf import DictConfig
-
 from scoreline import entry, processes, run_names
 from scoreline.config import calibrate_config
 from scoreline.config.calibrate_config import CalibrateConfig
@@ -29,10 +27,9 @@ if TYPE_CHECKING:
     from scoreline.datasets.base import ImageDataset
 
 
-@entry.script("calibrate")
-def main(cfg: DictConfig) -> None:
+@entry.script("calibrate", calibrate_config.read)
+def main(config: CalibrateConfig) -> None:
     """Measure a model, and write the record and its plot."""
-    config = calibrate_config.read(cfg)
     config.run.claim()
     checkpoint = config.model.load()
     components = config.components(checkpoint)
@@ -48,7 +45,7 @@ def main(cfg: DictConfig) -> None:
 
 
 def build_subject(config: CalibrateConfig, components: "CalibrateComponents", checkpoint: "Checkpoint") -> "Subject":
-    """The model, the run that is measured, and its images."""
+    """Return the subject of a calibration: the model, the measured run and its images."""
     import torch
 
     from scoreline.calibration.subject import Subject
@@ -71,7 +68,11 @@ def build_subject(config: CalibrateConfig, components: "CalibrateComponents", ch
 
 
 def refuse_other_classes(data: "ImageDataset", labels: str, classes: int) -> None:
-    """Raises: InputError for real images whose classes are not the model's."""
+    """Refuse real images whose classes differ from those of the model.
+
+    Raises:
+        InputError: naming `labels` or the data set.
+    """
     from scoreline.errors import InputError
 
     if classes and labels not in ("random", "none"):
@@ -81,7 +82,7 @@ def refuse_other_classes(data: "ImageDataset", labels: str, classes: int) -> Non
 
 
 def measure(estimator: Any, subject: "Subject") -> dict[str, Any]:
-    """What the estimator measures, with a progress bar."""
+    """Return the measurements of the estimator; show a progress bar meanwhile."""
     from scoreline.progress import ImageProgress
 
     first = processes.current().first
@@ -98,7 +99,7 @@ def build_record(
     estimator: Any,
     values: dict[str, Any],
 ) -> "Record":
-    """The values, and what they were measured with."""
+    """Return the record: the measurements and their provenance."""
     import torch
 
     from scoreline.calibration.record import Record
@@ -126,7 +127,7 @@ def build_record(
 def publish(
     config: CalibrateConfig, estimator: Any, values: dict[str, Any], record: "Record", checkpoint: "Checkpoint"
 ) -> None:
-    """Write the record and its plot into the run directory, and a copy beside the checkpoint, if none is there."""
+    """Write the record and its plot to the run directory, and a copy beside the checkpoint unless a record is there."""
     from scoreline.files import write_atomically
 
     out = config.run.path
@@ -140,7 +141,7 @@ def publish(
         return
     beside = run_names.record_beside(checkpoint.path, record.kind)
     if beside.exists():
-        print(f"{beside.name} was there already and is kept; to use the new one: {estimator.key}={path}")
+        print(f"{beside.name} exists already and stays as it is; to use the new record: {estimator.key}={path}")
     else:
         record.save(beside)
         print(f"copied to {beside.name} beside the checkpoint, where sample.py finds it")

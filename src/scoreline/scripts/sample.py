@@ -32,33 +32,36 @@ if TYPE_CHECKING:
     from scoreline.generation.shards import Shards
 
 
-def check_table(cfg: DictConfig) -> None:
-    """Raises: InputError for a mistake in the file of a table, or an unknown budget."""
-    table = sample_config.read_table(cfg)
-    if table is not None:
-        schema.parse(table.name, table.data).ranges(table.budget)
+def read(cfg: DictConfig) -> SampleConfig | TableConfig:
+    """Read the config of a run or of a table.
 
-
-@entry.script("sample", check_table)
-def main(cfg: DictConfig) -> float | None:
-    """Sample and evaluate the images of a run directory, or run a table; the first metric, for a sweeper."""
-    table = sample_config.read_table(cfg)
-    if table is not None:
-        run_table(table)
-        return None
+    Raises:
+        InputError: for a wrong value of a key, a mistake in the file of a table, or an unknown budget.
+    """
     config = sample_config.read(cfg)
+    if isinstance(config, TableConfig):
+        schema.parse(config.name, config.data).ranges(config.budget)
+    return config
+
+
+@entry.script("sample", read)
+def main(config: SampleConfig | TableConfig) -> float | None:
+    """Sample and evaluate the images of a run directory, or run a table; return the first metric, for a sweeper."""
+    if isinstance(config, TableConfig):
+        run_table(config)
+        return None
     from scoreline.generation import run
 
     config.run.claim()
     out, first = config.run.path, processes.current().first
-    result, again = run_results.finished(out)
-    if again and first:
+    result, reason = run_results.finished(out)
+    if reason and first:
         run_results.reopen(out)
-        print(f"note: {again}: this run is made again")
+        print(f"note: {reason}; repeating this run")
     if result is None:
         result = sample(config)
     elif first:
-        print("note: this run was finished before, what it found is shown; delete its directory to repeat it")
+        print("note: this run was finished before; its results follow. To repeat it, delete its directory")
     if first:
         run.clear(out)
         for warning in [] if entry.in_sweep() else result["warnings"]:
@@ -76,7 +79,7 @@ def run_table(config: TableConfig) -> None:
 
 
 def sample(config: SampleConfig) -> Result:
-    """From seeds to metrics.json, in every process of the group."""
+    """Sample, save and evaluate all images, and write metrics.json; call it in every process of the group."""
     import torch
 
     from scoreline.device import choose_device
@@ -93,14 +96,14 @@ def sample(config: SampleConfig) -> Result:
     torch.set_num_threads(1)
     device = choose_device(config.device, group.local)
 
-    # 1. checkpoint, and what refers to it: solver, schedule, guidance, threshold
+    # 1. checkpoint, and the objects that refer to it: solver, schedule, guidance, threshold
     checkpoint = config.model.load()
     card, components = checkpoint.card, config.components(checkpoint)
 
     # 2. tableau: the coefficients of every step, at exactly nfe evaluations
     tableau = build(components.solver, components.schedule, components.span, config.nfe, config.final)
 
-    # 3. shards: image i belongs to seed i and label i; those of an earlier start are found again
+    # 3. shards: image i belongs to seed i and label i; images of an earlier start are reused
     labels = plan_labels(config.labels, config.seeds, card.num_classes)
     stamp = f"{config.run.identity} {checkpoint.digest}"
     shards = Shards(config.run.path / run.SHARDS, stamp, config.seeds, labels, card.shape)
@@ -108,7 +111,7 @@ def sample(config: SampleConfig) -> Result:
     outputs = run.Outputs(config.format, components.metrics, *trajectories, card.num_classes)
     outputs.check(shards, tableau)
 
-    # 4. sampler: how many images the network is called on, on which device, in which precision
+    # 4. sampler: images per network call, device, precision
     denoiser = components.denoiser.to(device)
     Execution(config.precision, config.compile, config.channels_last).apply(denoiser)
     threads = 1 if device.type == "cuda" else config.threads
@@ -123,18 +126,19 @@ def sample(config: SampleConfig) -> Result:
             print(f"solver={components.choices['solver']}: {chosen}, closest to the fine run at about this NFE")
 
     # 5. images, their files and metrics, then metrics.json
-    found = run.finish(sampler, shards, outputs, group)
-    asked = {"final": config.final, "seeds": config.seeds_text, "labels": describe_labels(config.labels, labels)}
-    result = describe({**components.choices, **asked}, checkpoint, sampler, outputs, found)
+    scores = run.finish(sampler, shards, outputs, group)
+    choices = {"final": config.final, "seeds": config.seeds_text, "labels": describe_labels(config.labels, labels)}
+    result = describe({**components.choices, **choices}, checkpoint, sampler, outputs, scores)
     if group.first:
         run_results.write(config.run.path, result)
     return result
 
 
 def network_batch(config: SampleConfig, sampler: "Sampler", shards: "Shards") -> "Sampler":
-    """The sampler with its `network_batch`, the same in every process.
+    """Return the sampler with its `network_batch`, the same in every process.
 
-    With auto it is that of this run directory's first start, else the largest that fits into memory.
+    `network_batch=auto` repeats the size of this run directory's first start; a first start takes the largest size that
+    fits in memory.
     """
     from dataclasses import replace
 
@@ -158,24 +162,24 @@ def network_batch(config: SampleConfig, sampler: "Sampler", shards: "Shards") ->
 
 
 def describe(
-    choices: dict[str, str], checkpoint: "Checkpoint", sampler: "Sampler", outputs: "Outputs", found: Result
+    choices: dict[str, str], checkpoint: "Checkpoint", sampler: "Sampler", outputs: "Outputs", scores: Result
 ) -> Result:
-    """The content of metrics.json.
+    """Return the content of metrics.json.
 
     Args:
-        choices: solver, schedule, guidance and the rest, as the user gave them.
+        choices: solver, schedule, guidance and so on, as the user gave them.
         checkpoint: the model.
-        sampler: how it was sampled.
-        outputs: what was made of the images.
-        found: what `generation.run.finish` returns.
+        sampler: the sampler of the images.
+        outputs: the files and metrics of the run.
+        scores: the result of `generation.run.finish`.
     """
     from scoreline.files import code_version
     from scoreline.numerics import NUMERICS_VERSION
 
-    count = found["images"]
+    count = scores["images"]
     return {
         **choices,
-        **found,
+        **scores,
         "protocol": outputs.metrics.fingerprint(count),
         "warnings": outputs.metrics.warnings(count),
         "checkpoint": {"name": checkpoint.path.name, "sha256": checkpoint.digest},

@@ -17,8 +17,6 @@ command continues an interrupted run. On SIGTERM or SIGUSR1 it saves its state a
 import sys
 from typing import TYPE_CHECKING, Any
 
-from omegaconf import DictConfig
-
 from scoreline import entry, processes
 from scoreline.config import train_config
 from scoreline.config.train_config import TrainConfig
@@ -31,24 +29,23 @@ if TYPE_CHECKING:
     from scoreline.training.resume import Start
 
 
-@entry.script("train", launch=processes.alike)
-def main(cfg: DictConfig) -> float | None:
-    """Train a model, or go on training it; its last validation loss, for a sweeper."""
+@entry.script("train", train_config.read, processes.alike)
+def main(config: TrainConfig) -> float | None:
+    """Train a model, or resume its training; return the last validation loss, for a sweeper."""
     from scoreline.training.data import DeviceData, ImageDataModule, share_of
     from scoreline.training.resume import resume_from
 
     entry.quieten()
-    config = train_config.read(cfg)
     out, batch_size = config.run.path, config.batch_size
     config.run.claim()
 
-    # data and model; the state of an earlier start, if there is one
+    # data and model, and the state of an earlier start if there is one
     start = resume_from(out, config.resume, batch_size)
     data = DeviceData(config.components.dataset(), config.device_mib)
     module = build_module(config, data, start)
     start.check(module)
 
-    # the loop over batches is Lightning's
+    # Lightning runs the loop over batches
     trainer = build_trainer(config, start.steps_until(config.duration, batch_size))
     share_of(batch_size, trainer.global_rank, trainer.world_size)
     batches = ImageDataModule(data, batch_size, config.seed, config.workers)
@@ -62,7 +59,7 @@ def main(cfg: DictConfig) -> float | None:
 
 
 def build_module(config: TrainConfig, data: "DeviceData", start: "Start") -> "DiffusionModule":
-    """The denoiser with its objective and optimiser."""
+    """Return the denoiser with its objective and optimiser, for Lightning."""
     from scoreline.checkpoints import Card
     from scoreline.denoiser import Denoiser
     from scoreline.execution import execute
@@ -103,10 +100,10 @@ def build_module(config: TrainConfig, data: "DeviceData", start: "Start") -> "Di
 
 
 def build_trainer(config: TrainConfig, steps: int) -> "Trainer":
-    """Lightning's trainer up to a number of steps.
+    """Return Lightning's trainer, which stops after a number of steps.
 
     Raises:
-        InputError: for devices or a precision that this machine does not have.
+        InputError: for devices or a precision that this machine lacks.
     """
     from lightning import Trainer
     from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -130,7 +127,7 @@ def build_trainer(config: TrainConfig, steps: int) -> "Trainer":
 
 
 def conclude(config: TrainConfig, trainer: "Trainer", module: "DiffusionModule") -> None:
-    """Print the last lines; a training that a scheduler stopped leaves with exit code 75."""
+    """Print the last lines; exit with code 75 if a scheduler stopped the training."""
     from scoreline.training.online_schedule import OnlineSchedule
     from scoreline.training.preemption import REQUEUE, Preemption
 
@@ -140,11 +137,11 @@ def conclude(config: TrainConfig, trainer: "Trainer", module: "DiffusionModule")
     stopped = next((it for it in callbacks if isinstance(it, Preemption) and it.received), None)
     kimg, out = f"{module.images_seen / 1000:g} kimg", config.run.path
     if stopped and stopped.received and module.global_step < trainer.max_steps:
-        print(f"{stopped.received.name}: stopped at {kimg}, state saved; the same command goes on from {out}")
+        print(f"{stopped.received.name}: stopped at {kimg}, state saved; the same command resumes from {out}")
         stopped.hand_over()
         sys.exit(REQUEUE)
     model = out / "model.safetensors"
-    print(f"{kimg} -> {model if model.is_file() else 'no model: callbacks.checkpoint, which writes it, is left out'}")
+    print(f"{kimg} -> {model if model.is_file() else 'no model, since callbacks.checkpoint is left out'}")
     for callback in callbacks:
         if isinstance(callback, OnlineSchedule):
             print(callback.summary())
@@ -153,16 +150,16 @@ def conclude(config: TrainConfig, trainer: "Trainer", module: "DiffusionModule")
 
 
 def validation_loss(config: TrainConfig) -> float | None:
-    """The last loss of the averaged model on fixed images and noise, for a sweeper to minimise; None without one."""
+    """Return the last validation loss, which a sweeper minimises, or None if there is none."""
     from scoreline.history import records
 
-    found = [record["fixed_loss"] for record in records(config.run.path / "metrics.jsonl") if "fixed_loss" in record]
-    if not found and entry.in_sweep():
+    losses = [record["fixed_loss"] for record in records(config.run.path / "metrics.jsonl") if "fixed_loss" in record]
+    if not losses and entry.in_sweep():
         print(
             f"fixed_loss_kimg={config.fixed_loss_kimg}: no fixed_loss was measured, so a sweeper that optimises has "
             f"nothing to compare; set it to at most duration_kimg={config.duration / 1000:g}"
         )
-    return float(found[-1]) if found else None
+    return float(losses[-1]) if losses else None
 
 
 if __name__ == "__main__":
