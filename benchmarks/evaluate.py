@@ -30,9 +30,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from scoreline.cores import usable_cores
 from scoreline.datasets.digits import Digits
-from scoreline.files import sha256
 from scoreline.generation.images import ShardImages
 from scoreline.generation.shards import Shards
 from scoreline.metrics.feature_pass import extract
@@ -40,8 +38,10 @@ from scoreline.metrics.fidelity import Fidelity
 from scoreline.metrics.frechet import GaussianStatistics, frechet_distance, frechet_replicates
 from scoreline.metrics.inception_features import BATCH, InceptionFeatures, unfused
 from scoreline.metrics.jackknife import assign_groups
-from scoreline.parts import Parts
-from scoreline.pictures import to_unit
+from scoreline.runtime.cores import usable_cores
+from scoreline.storage.files import sha256
+from scoreline.storage.pictures import to_unit
+from scoreline.storage.resumable import Parts
 
 WORKS = ("features", "frechet")
 FEATURES = 2048

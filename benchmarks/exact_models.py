@@ -18,9 +18,9 @@ from torch import Tensor
 from scoreline.checkpoints import Card, Checkpoint, save_model
 from scoreline.datasets.digits import Digits
 from scoreline.errors import InputError
-from scoreline.exact import FullGaussianMixture, GaussianMixture
+from scoreline.networks.exact import FullGaussianMixture, GaussianMixture
 from scoreline.networks.gaussian_mixture import GaussianMixtureScore
-from scoreline.pictures import to_unit
+from scoreline.storage.pictures import to_unit
 
 Mixture = GaussianMixture | FullGaussianMixture
 

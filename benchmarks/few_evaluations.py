@@ -23,23 +23,23 @@ import exact_models
 import torch
 from torch import Tensor
 
-from scoreline import run_names
 from scoreline.calibration.distances import fine_ends
 from scoreline.calibration.search import Recommendation
 from scoreline.calibration.subject import Subject
 from scoreline.checkpoints import Checkpoint, load_model
-from scoreline.commands.composition import built, composed
+from scoreline.config import run_names
+from scoreline.config.compose import built, composed
 from scoreline.datasets.digits import Digits
 from scoreline.errors import InputError
-from scoreline.files import code_version, write_atomically
 from scoreline.metrics.features import DigitFeatures
 from scoreline.metrics.frechet import GaussianStatistics, frechet_replicates
 from scoreline.metrics.jackknife import assign_groups, delete_each_group
 from scoreline.networks.gaussian_mixture import GaussianMixtureScore
-from scoreline.pictures import to_uint8
 from scoreline.schedules.spacings import Power
 from scoreline.solvers.tableau import Tableau, build_tableau
 from scoreline.solvers.unipc import UniPC
+from scoreline.storage.files import code_version, write_atomically
+from scoreline.storage.pictures import to_uint8
 from scoreline.tables.grid import Run, of_sweep, over_seed_ranges
 from scoreline.tables.render import markdown
 

@@ -24,14 +24,14 @@ from typing import Any
 
 import torch
 
-from scoreline import run_names
-from scoreline.certification import SPAN
 from scoreline.checkpoints import load_model
 from scoreline.commands.certify import maker
+from scoreline.config import run_names
 from scoreline.generation.batches import generate
-from scoreline.generation.memory import keep_freed_memory
+from scoreline.runtime.memory import keep_freed_memory
 from scoreline.schedules.spacings import Polynomial
 from scoreline.schedules.vp import LinearVP
+from scoreline.verification.certification import SPAN
 
 ROOT = Path(__file__).parents[1]
 WORKS = ("batch", "processes", "setup")

@@ -25,10 +25,10 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from scoreline.checkpoints import Card, load_model, save_model
+from scoreline.descriptions.specs import Spec, rebuild
 from scoreline.errors import InputError
-from scoreline.foreign.torch_files import read
 from scoreline.foreign.translation import skeleton
-from scoreline.specs import Spec, rebuild
+from scoreline.safe_pickle.torch_files import read
 
 MODEL = Path(__file__).parents[1] / "conf" / "model" / "imagenet64_adm.yaml"
 OURS, ZIP, PICKLE, MADE = "ours.safetensors", "weights.pth", "weights.pkl", "imported.safetensors"

@@ -21,20 +21,21 @@ import torch
 from few_evaluations import claim, place, span_of, stored, subject_of, whole_numbers, write_json
 from torch import Tensor
 
-from scoreline import conf_folder, noise, run_names
 from scoreline.calibration.distances import fine_ends
-from scoreline.calibration.learned_tableau import HELD_OUT, LearnedTableau
+from scoreline.calibration.learned.learned_tableau import HELD_OUT, LearnedTableau
 from scoreline.calibration.ranking import Families, candidates, rank
-from scoreline.calibration.record import load_record
 from scoreline.calibration.subject import Subject
 from scoreline.checkpoints import Checkpoint, load_model
-from scoreline.commands.composition import families
+from scoreline.config import conf_folder, run_names
+from scoreline.config.compose import families
 from scoreline.config.model_source import bound
 from scoreline.errors import InputError
-from scoreline.exact import GaussianMixture
-from scoreline.files import code_version, write_atomically
 from scoreline.metrics.digit_classifier import DigitClassifier
+from scoreline.networks.exact import GaussianMixture
+from scoreline.records import load_record
+from scoreline.runtime import seeded_noise
 from scoreline.solvers.tableau import Tableau, build_tableau
+from scoreline.storage.files import code_version, write_atomically
 
 Row = dict[str, Any]
 Eps = Callable[[Tensor, Tensor], Tensor]
@@ -278,7 +279,7 @@ class Lesson:
         some = subject_of(self.checkpoint, seeds)
         if not decreasing(start):
             names, start = self.steady(some, start.nfe)
-        x = noise.normal(seeds, some.shape, "initial").double().flatten(1) * some.span[0]
+        x = seeded_noise.normal(seeds, some.shape, "initial").double().flatten(1) * some.span[0]
         ends = fine_ends(some).noisy.double().flatten(1)
         rates = PLAIN[self.checkpoint.path.parent.name]
         found = first_try(eps_of(self.checkpoint), x, ends, start.unrolled(), rates)

@@ -32,17 +32,17 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from scoreline import conf_folder
-from scoreline.certification import SPACING, SPAN
 from scoreline.commands.certify import BOUND, maker
+from scoreline.config import conf_folder
 from scoreline.denoiser import Denoiser
 from scoreline.generation.batches import generate
-from scoreline.generation.memory import MIB
 from scoreline.networks.song_unet import SongUNet
 from scoreline.parameterisations import EDMPreconditioning
+from scoreline.runtime.memory import MIB
 from scoreline.sampling import integrate
 from scoreline.schedules.vp import LinearVP
 from scoreline.solvers.tableau import Tableau
+from scoreline.verification.certification import SPACING, SPAN
 
 WORKS = ("states", "network", "images")
 ROOT = Path(__file__).parents[1]

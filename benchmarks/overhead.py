@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scoreline import conf_folder
-from scoreline.certification import SPACING, SPAN
 from scoreline.commands.certify import maker
+from scoreline.config import conf_folder
 from scoreline.sampling import integrate
 from scoreline.schedules.vp import LinearVP
 from scoreline.solvers.tableau import Tableau
+from scoreline.verification.certification import SPACING, SPAN
 
 NFE, REPEATS, UNITS = 48, 15, 100
 MEASURED = {"auto", "learned"}

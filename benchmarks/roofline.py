@@ -18,12 +18,12 @@ from peers.modes import MODES, Mode
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
-from scoreline import noise
 from scoreline.execution import DTYPES
 from scoreline.generation.batches import Batch, Sampler
+from scoreline.generation.cuda_graphs import Replayed
 from scoreline.generation.loop import images_on_host
-from scoreline.graphs import Replayed
-from scoreline.in_order import beside
+from scoreline.runtime import seeded_noise
+from scoreline.runtime.threads import beside
 from scoreline.sampling import integrate
 from scoreline.solvers.deis import DEIS
 from scoreline.solvers.tableau import Tableau
@@ -96,7 +96,7 @@ def beside_the_network(model: Model, run: Tableau, batch: int, device: str) -> t
     """Seconds that the updates of a batch and the drawing of its noise take, medians."""
     x = torch.randn(batch, *model.shape, device=device)
     updates = [seconds(lambda: integrate(lambda x, rho: x, x, run), device) for _ in range(REPEATS)]
-    draws = [seconds(lambda: noise.normal(range(batch), model.shape, "initial"), "cpu") for _ in range(REPEATS)]
+    draws = [seconds(lambda: seeded_noise.normal(range(batch), model.shape, "initial"), "cpu") for _ in range(REPEATS)]
     return statistics.median(updates), statistics.median(draws)
 
 

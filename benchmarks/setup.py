@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
-from scoreline import conf_folder
 from scoreline.commands.certify import maker
+from scoreline.config import conf_folder
 from scoreline.schedules.base import NoiseSchedule
 from scoreline.schedules.discrete import DiscreteVP
 from scoreline.schedules.spacings import Polynomial

@@ -22,18 +22,18 @@ import torch
 from few_evaluations import whole_numbers, write_json
 from torch import Tensor
 
-from scoreline import noise
 from scoreline.calibration.subject import Subject
 from scoreline.checkpoints import Checkpoint, load_model
 from scoreline.datasets.digits import Digits
-from scoreline.files import code_version, write_atomically
 from scoreline.metrics.features import DigitFeatures
 from scoreline.metrics.frechet import GaussianStatistics, frechet_distance
 from scoreline.objective import EDMWeight
-from scoreline.pictures import to_uint8, to_unit
+from scoreline.runtime import seeded_noise
 from scoreline.schedules.spacings import Power
 from scoreline.solvers.deis import DEIS
 from scoreline.solvers.tableau import build_tableau
+from scoreline.storage.files import code_version, write_atomically
+from scoreline.storage.pictures import to_uint8, to_unit
 from scoreline.targets import posterior_mean
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -78,7 +78,7 @@ def errors(checkpoint: Checkpoint, digits: Digits) -> dict[str, float]:
     images, _ = digits.read(range(len(digits)))
     clean, found = to_unit(images[:PROBES]), {}
     for rho in LEVELS:
-        z = noise.normal(range(PROBES), digits.shape, f"probe {rho}")
+        z = seeded_noise.normal(range(PROBES), digits.shape, f"probe {rho}")
         x = clean + rho * z
         exact = posterior_mean(x.double(), torch.tensor(rho), images)
         apart: Tensor = checkpoint.denoiser(x, rho) - exact
@@ -97,7 +97,7 @@ def losses(checkpoint: Checkpoint, digits: Digits, references: int) -> dict[str,
     clean = to_unit(train[:PROBES])
     generator = torch.Generator().manual_seed(0)
     for rho in LEVELS:
-        x = clean + rho * noise.normal(range(PROBES), digits.shape, f"probe {rho}")
+        x = clean + rho * seeded_noise.normal(range(PROBES), digits.shape, f"probe {rho}")
         target = clean
         if references:
             parts = []

@@ -50,23 +50,22 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from scoreline.augmentation import Augmentation
 from scoreline.checkpoints import Card
 from scoreline.datasets.zip_archive import ZipArchive
 from scoreline.denoiser import Denoiser
 from scoreline.execution import DTYPES, execute
 from scoreline.foreign.edm import OURS
 from scoreline.networks.song_unet import SongUNet
-from scoreline.objective import DenoisingObjective, EDMWeight
+from scoreline.objective import DenoisingObjective, EDMWeight, LogNormal
 from scoreline.parameterisations import EDMPreconditioning
-from scoreline.schedules.densities import LogNormal
 from scoreline.targets import Denoising, StableTarget
+from scoreline.training.augmentation import Augmentation
 from scoreline.training.data import DeviceData, ImageDataModule
 from scoreline.training.ema_callback import EMACallback
 from scoreline.training.gradients import with_fast_step
 from scoreline.training.module import DiffusionModule
 from scoreline.training.network_clock import NetworkClock
-from scoreline.training.references import References
+from scoreline.training.stf_references import References
 from scoreline.training.training_log import TrainingProgress
 
 SIDE, AUGMENT = 32, 9

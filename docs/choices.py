@@ -3,8 +3,8 @@
 from collections.abc import Iterable
 from pathlib import Path
 
-from scoreline import catalogue
-from scoreline.conf_folder import SCRIPTS, files
+from scoreline.config import catalogue
+from scoreline.config.conf_folder import SCRIPTS, files
 
 PAGE = Path(__file__).parent / "reference/choices.md"
 

@@ -12,7 +12,7 @@ from hypothesis import settings
 from scipy.integrate import solve_ivp
 from torch import Tensor
 
-from scoreline.exact import GaussianMixture
+from scoreline.networks.exact import GaussianMixture
 
 torch.set_num_threads(1)
 settings.register_profile("repeatable", derandomize=True, deadline=None)

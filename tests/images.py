@@ -8,8 +8,8 @@ from torch import Tensor
 from scoreline.checkpoints import Checkpoint
 from scoreline.denoiser import Denoising
 from scoreline.generation.batches import generate
-from scoreline.pictures import to_uint8
 from scoreline.solvers.tableau import Tableau
+from scoreline.storage.pictures import to_uint8
 
 
 def images_of(

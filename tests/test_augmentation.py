@@ -11,9 +11,9 @@ from scipy.ndimage import map_coordinates
 from scipy.stats import kstest
 from torch import Generator, Tensor
 
-from scoreline.augmentation import CACHED, LABELS, Augmentation, Parameters
 from scoreline.errors import InputError
-from scoreline.wavelets import CENTRE, SYM6
+from scoreline.training.augmentation import CACHED, LABELS, Augmentation, Parameters
+from scoreline.training.wavelets import CENTRE, SYM6
 
 MANY = 200_000
 EDM = Augmentation()

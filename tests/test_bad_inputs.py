@@ -13,11 +13,11 @@ import bad_inputs
 import pytest
 from omegaconf import OmegaConf
 
-from scoreline.annotations import refuse_wrong_types
-from scoreline.checks import whole
-from scoreline.entry import refuse_options
+from scoreline.config.script import refuse_options
+from scoreline.config.validate import whole
+from scoreline.descriptions.annotations import refuse_wrong_types
 from scoreline.errors import InputError
-from scoreline.seeds import MOST, parse_seeds
+from scoreline.values import MOST, parse_seeds
 
 QUICK = [
     f"sample nfe={bad_inputs.HUGE}",

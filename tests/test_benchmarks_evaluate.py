@@ -10,9 +10,9 @@ import torch
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 import evaluate
 
-from scoreline.files import sha256
 from scoreline.metrics.frechet import frechet_distance
 from scoreline.metrics.inception_features import InceptionFeatures
+from scoreline.storage.files import sha256
 
 
 def cells(text: str) -> list[list[str]]:

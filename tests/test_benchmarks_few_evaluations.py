@@ -11,23 +11,23 @@ import torch
 from safetensors.numpy import load_file
 from torch import Tensor
 
-from scoreline import noise
 from scoreline.calibration.distances import distances, fine_ends
 from scoreline.calibration.ranking import Families
-from scoreline.calibration.record import Record
 from scoreline.checkpoints import load_model
+from scoreline.config.run_names import record_beside
 from scoreline.datasets.base import ArrayDataset
 from scoreline.datasets.digits import Digits
 from scoreline.errors import InputError
 from scoreline.generation.batches import generate
 from scoreline.metrics.fidelity import Fidelity
 from scoreline.metrics.frechet import GaussianStatistics, frechet_distance
-from scoreline.pictures import to_uint8
-from scoreline.run_names import record_beside
+from scoreline.records import Record
+from scoreline.runtime import seeded_noise
 from scoreline.schedules.spacings import LogSNR, Power
 from scoreline.solvers.ddim import DDIM
 from scoreline.solvers.runge_kutta import heun
 from scoreline.solvers.tableau import Tableau, build_tableau
+from scoreline.storage.pictures import to_uint8
 from scoreline.tables.render import with_error
 
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
@@ -220,7 +220,7 @@ def test_plain_recipe_lowers_loss_and_keeps_ends(ring: learned.Lesson, monkeypat
     """Its loss at the start is the mean distance that the package's own loop finds."""
     monkeypatch.setattr(learned, "STEPS", 60)
     some, start = ring.training, ring.table(("ddim", "log_snr"), 4)
-    x = noise.normal(some.seeds, some.shape, "initial").double().flatten(1) * some.span[0]
+    x = seeded_noise.normal(some.seeds, some.shape, "initial").double().flatten(1) * some.span[0]
     fine, eps = fine_ends(some), learned.eps_of(ring.checkpoint)
     ends = fine.noisy.double().flatten(1)
     plain = start.unrolled()

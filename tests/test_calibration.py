@@ -7,17 +7,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from scoreline.calibration.record import Record, load_record
 from scoreline.calibration.score_norm import ScoreNorm, median
 from scoreline.calibration.score_norm_plot import _clipped, _title, plot
 from scoreline.calibration.score_scale import ScoreScale, load_scale
 from scoreline.calibration.subject import Subject
+from scoreline.config.run_names import record_beside
 from scoreline.datasets.base import ArrayDataset
 from scoreline.denoiser import Denoiser
 from scoreline.errors import InputError
-from scoreline.noise import normal
 from scoreline.parameterisations import VarianceExploding
-from scoreline.run_names import record_beside
+from scoreline.records import Record, load_record
+from scoreline.runtime.seeded_noise import normal
 from scoreline.sampling import trajectory
 from scoreline.schedules.base import NoiseSchedule, grid
 from scoreline.schedules.discrete import DiscreteVP

@@ -22,23 +22,23 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from scoreline import processes, run_names
-from scoreline.calibration.record import Record, load_record
 from scoreline.calibration.score_norm import ScoreNorm
 from scoreline.calibration.subject import Subject
 from scoreline.checkpoints import Checkpoint, load_model
-from scoreline.config import calibrate_config
+from scoreline.config import calibrate_config, run_names
+from scoreline.config.run_names import model_path
+from scoreline.config.script import leave
 from scoreline.datasets.digits import Digits
-from scoreline.device import choose_device
-from scoreline.entry import leave
 from scoreline.errors import InputError
-from scoreline.parts import Parts
-from scoreline.processes import Group, current, refuse_sweep
-from scoreline.run_names import model_path
+from scoreline.records import Record, load_record
+from scoreline.runtime import distributed
+from scoreline.runtime.device import choose_device
+from scoreline.runtime.distributed import Group, current, refuse_sweep
 from scoreline.sampling import count_calls
 from scoreline.schedules.spacings import Polynomial
 from scoreline.scripts import calibrate
 from scoreline.solvers.deis import DEIS
+from scoreline.storage.resumable import Parts
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = str(ROOT / "calibrate.py")
@@ -147,11 +147,11 @@ def test_who_this_process_is() -> None:
 )
 def test_processes_of_srun_meet_at_the_first_node(nodes: str, first: str) -> None:
     step = {"SLURM_STEP_NODELIST": nodes, "SLURM_JOB_ID": "123456", "SLURM_STEP_ID": "2"}
-    met = processes._meeting_point(step)
+    met = distributed._meeting_point(step)
     assert met["MASTER_ADDR"] == first
     assert 1024 < int(met["MASTER_PORT"]) < 32768
-    assert processes._meeting_point({**step, "SLURM_STEP_ID": "3"})["MASTER_PORT"] != met["MASTER_PORT"]
-    assert processes._meeting_point({}) == {}
+    assert distributed._meeting_point({**step, "SLURM_STEP_ID": "3"})["MASTER_PORT"] != met["MASTER_PORT"]
+    assert distributed._meeting_point({}) == {}
 
 
 @pytest.mark.parametrize("word", ["-m", "--multirun", "hydra.mode=MULTIRUN"])
@@ -189,7 +189,7 @@ def forked(main: Callable[[], None], says: Path, environment: dict[str, str], *a
         sys.stdout = sys.stderr = file
         sys.argv = [SCRIPT, *arguments]
         try:
-            processes.run(main)
+            distributed.run(main)
         except SystemExit as leaving:
             code = int(str(leaving.code))
         except BaseException as error:
@@ -207,7 +207,7 @@ def test_mistake_of_all_processes_is_reported_once(tmp_path: Path) -> None:
 
 
 def test_mistake_of_one_process_ends_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(processes, "MOMENT", timedelta(seconds=0.5))
+    monkeypatch.setattr(distributed, "MOMENT", timedelta(seconds=0.5))
 
     def main() -> None:
         if current().rank == 1:

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 import scoreline
-from scoreline import catalogue
-from scoreline.catalogue import Key
 from scoreline.commands import show
-from scoreline.conf_folder import conf_dir, files
+from scoreline.config import catalogue
+from scoreline.config.catalogue import Key
+from scoreline.config.conf_folder import conf_dir, files
 
 ROOT = Path(__file__).parents[1]
 

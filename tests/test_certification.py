@@ -10,10 +10,9 @@ import pytest
 import torch
 
 from scoreline import cli
-from scoreline.certification import MODELS, SPAN, certify, markdown, start, truth
 from scoreline.commands import certify as certify_command
 from scoreline.commands import show
-from scoreline.conf_folder import conf_dir
+from scoreline.config.conf_folder import conf_dir
 from scoreline.schedules.base import Schedule
 from scoreline.schedules.spacings import Power
 from scoreline.solvers.adaptive import Adaptive
@@ -21,6 +20,7 @@ from scoreline.solvers.ddim import DDIM
 from scoreline.solvers.deis import DEIS
 from scoreline.solvers.edm import EDMHeun
 from scoreline.solvers.tableau import Tableau
+from scoreline.verification.certification import MODELS, SPAN, certify, markdown, start, truth
 
 SOLVERS = certify_command.named("")
 

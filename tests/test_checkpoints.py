@@ -10,13 +10,13 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from scoreline.checkpoints import Card, load_model, save_model
+from scoreline.config.run_names import ASSETS
+from scoreline.descriptions.specs import rebuild
 from scoreline.errors import InputError
-from scoreline.files import sha256
 from scoreline.networks.unet import UNet
-from scoreline.run_names import ASSETS
 from scoreline.schedules.base import NoiseSchedule
 from scoreline.schedules.vp import LinearVP
-from scoreline.specs import rebuild
+from scoreline.storage.files import sha256
 
 VP = {"_target_": "scoreline.schedules.vp.LinearVP", "beta_min": 0.1, "beta_max": 20.0}
 NETWORK = {"_target_": "scoreline.networks.unet.UNet", "channels": 1, "resolution": 8, "width": 8, "blocks": 1}
@@ -68,7 +68,7 @@ EVIL = [
     {"_target_": "scoreline.networks.unet.torch.load", "f": "x"},
     {"_target_": "scoreline.networks.unet.interpolate", "input": 1},
     {"_target_": "scoreline.networks.unet.nn.Linear", "in_features": 1, "out_features": 1},
-    {"_target_": "scoreline.files.write_atomically", "path": "{marker}"},
+    {"_target_": "scoreline.storage.files.write_atomically", "path": "{marker}"},
     {"_target_": "scoreline.networks_evil.Net"},
     {**NETWORK, "width": {"_target_": "os.system", "command": "touch {marker}"}},
     {**NETWORK, "multipliers": [{"_target_": "os.system", "command": "touch {marker}"}]},
@@ -140,7 +140,7 @@ def test_wrong_weights_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_killed_write_leaves_the_former_file(tmp_path: Path) -> None:
-    from scoreline.files import write_atomically
+    from scoreline.storage.files import write_atomically
 
     path = tmp_path / "file"
     path.write_text("former")

@@ -19,10 +19,10 @@ from forks import call
 from small_models import save_small
 
 from scoreline.cli import MODULES, VERBS, main
-from scoreline.commands.composition import script_config
 from scoreline.config import calibrate_config, train_config
+from scoreline.config.compose import script_config
+from scoreline.config.run_names import _safe
 from scoreline.errors import InputError
-from scoreline.run_names import _safe
 from scoreline.scripts import sample
 
 ROOT = Path(__file__).parents[1]
@@ -108,7 +108,7 @@ WITHOUT_TORCH = """
 import json, sys
 from pathlib import Path
 sys.modules.update(dict.fromkeys(("torch", "numpy", "lightning", "matplotlib")))
-import scoreline.entry
+import scoreline.config.script
 from forks import call
 print(json.dumps([vars(call(*words, cwd=Path.cwd())) for words in json.loads(sys.argv[1])]))
 """

@@ -1,4 +1,4 @@
-"""Every access to a private part of a library still works, and scoreline.compat is the only file with one."""
+"""Every access to a private part of a library still works, and scoreline.runtime.compat is the only file with one."""
 
 import ast
 import importlib
@@ -12,7 +12,7 @@ import torch
 from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
 
 import scoreline
-from scoreline import compat
+from scoreline.runtime import compat
 from scoreline.training.preemption import Preemption
 from scoreline.training.strategies import DataParallel, Sharded
 
@@ -21,12 +21,14 @@ LIBRARIES = {"torch", "lightning", "hydra", "omegaconf", "wandb", "numpy", "thre
 PUBLIC = {"_replace", "_asdict", "_fields", "_make", "_exit", "_abc_impl", "_partial_", "_convert_", "_target_"}
 """Names with an underscore that Python and Hydra document."""
 
-REMEDY = "use a public call, or add the access to scoreline.compat with a test"
+REMEDY = "use a public call, or add the access to scoreline.runtime.compat with a test"
 
 
 def test_lightning_exchanges_signals_where_it_is_skipped() -> None:
     name = "_broadcast_sigterm_tensor"
-    changed = f"Lightning no longer calls {name} in a step: adapt or delete scoreline.compat.skip_sigterm_exchange"
+    changed = (
+        f"Lightning no longer calls {name} in a step: adapt or delete scoreline.runtime.compat.skip_sigterm_exchange"
+    )
     assert hasattr(_TrainingEpochLoop, name), changed
     assert name in _TrainingEpochLoop.advance.__code__.co_names, changed
     loop = SimpleNamespace()
@@ -46,7 +48,7 @@ def test_a_dispatch_mode_sees_operations() -> None:
 
     with Seen() as seen:
         torch.zeros(2) + 1
-    changed = "PyTorch's TorchDispatchMode no longer sees operations: adapt scoreline.compat"
+    changed = "PyTorch's TorchDispatchMode no longer sees operations: adapt scoreline.runtime.compat"
     assert "aten.add.Tensor" in seen.names, changed
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from forks import call
 
-from scoreline import conf_folder
+from scoreline.config import conf_folder
 from scoreline.errors import InputError
 
 ROOT = Path(conf_folder.__file__).parents[2]

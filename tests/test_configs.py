@@ -12,13 +12,14 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from scoreline import entry, mistakes, run_names
 from scoreline.calibration.ranking import Families
-from scoreline.calibration.record import Record
 from scoreline.calibration.search import Recommendation
 from scoreline.checkpoints import load_model
+from scoreline.config import explain, run_names
+from scoreline.config import script as entry
 from scoreline.datasets.digits import Digits
 from scoreline.errors import InputError
+from scoreline.records import Record
 from scoreline.schedules.base import grid
 from scoreline.schedules.spacings import Power
 from scoreline.solvers.ddim import DDIM
@@ -252,7 +253,7 @@ def test_datasets_that_need_a_file_say_so(tmp_path: Path) -> None:
             cfg.dataset.path = str(tmp_path / "nothing")
         with pytest.raises(InstantiationException) as caught:
             instantiate(cfg.dataset)
-        sentence = mistakes.explain(caught.value)
+        sentence = explain.explain(caught.value)
         assert sentence is not None, key
         assert "dataset." in sentence, sentence
     assert isinstance(instantiate(composed("train", out=tmp_path).dataset), Digits)

@@ -9,13 +9,13 @@ from omegaconf import OmegaConf
 from torch import Tensor
 
 from scoreline.parameterisations import EDMPreconditioning, NoisePrediction, VarianceExploding
-from scoreline.pictures import to_uint8, to_unit
 from scoreline.schedules.base import grid
 from scoreline.schedules.discrete import DiscreteVP
 from scoreline.schedules.spacings import Polynomial, Power
 from scoreline.schedules.ve import EDM, VE
 from scoreline.schedules.vp import CosineVP, LinearVP
 from scoreline.solvers.tableau import Tableau, build_tableau
+from scoreline.storage.pictures import to_uint8, to_unit
 
 CONF = Path(__file__).parents[1] / "conf"
 

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from scoreline.denoiser import Denoiser
-from scoreline.exact import GaussianMixture
+from scoreline.networks.exact import GaussianMixture
 from scoreline.parameterisations import (
     IDDPM,
     EDMPreconditioning,

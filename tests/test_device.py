@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from scoreline import device
-from scoreline.device import LateNumber, computes_apart, moved
+from scoreline.runtime import device
+from scoreline.runtime.device import LateNumber, computes_apart, moved
 
 
 def test_a_gpu_computes_apart_and_the_cpu_does_not() -> None:

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from scoreline.checkpoints import load_model, save_model
 from scoreline.commands import doctor
-from scoreline.commands.composition import built
 from scoreline.commands.doctor import job_config
-from scoreline.doctor import machine, timing
+from scoreline.config.compose import built
+from scoreline.config.run_names import model_path
+from scoreline.doctor import environment, timing
 from scoreline.doctor.assets import dataset
 from scoreline.doctor.findings import Finding, amount, duration, table
 from scoreline.doctor.sample_job import SampleJob, sizes_on_disk
@@ -23,12 +24,11 @@ from scoreline.doctor.train_job import TrainJob, optimiser_share
 from scoreline.generation import run as generation_run
 from scoreline.generation.batches import Sampler, generate
 from scoreline.generation.formats import FORMATS
-from scoreline.generation.memory import peak_bytes
 from scoreline.generation.shards import Shards
 from scoreline.guidance import Autoguidance
 from scoreline.metrics.no_metrics import NoMetrics
-from scoreline.processes import Group
-from scoreline.run_names import model_path
+from scoreline.runtime.distributed import Group
+from scoreline.runtime.memory import peak_bytes
 from scoreline.sampling import count_calls, integrate
 from scoreline.schedules.spacings import Power
 from scoreline.solvers.adaptive import Adaptive
@@ -89,7 +89,7 @@ def test_quick_times_nothing() -> None:
     ],
 )
 def test_words_that_are_no_job_are_refused(words: list[str], reason: str) -> None:
-    from scoreline.mistakes import explain
+    from scoreline.config.explain import explain
 
     with pytest.raises(Exception) as refused:  # noqa: PT011
         doctor.main(words)
@@ -152,17 +152,18 @@ def test_a_device_that_is_not_there_fails(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_folders_are_judged_by_space_and_rights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").touch()
-    assert "is a file" in machine.folder("run", tmp_path / "file" / "b").text
+    assert "is a file" in environment.folder("run", tmp_path / "file" / "b").text
     monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=1000))
-    assert [machine.folder("run", tmp_path / "a" / "b", it).status for it in (1000, 1001)] == ["ok", "fail"]
+    assert [environment.folder("run", tmp_path / "a" / "b", it).status for it in (1000, 1001)] == ["ok", "fail"]
     monkeypatch.setattr("os.access", lambda path, mode: False)
-    assert "not writable" in machine.folder("run", tmp_path).text
+    assert "not writable" in environment.folder("run", tmp_path).text
 
 
 def test_memory_is_judged_by_what_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine, "free_memory", lambda device: 1000)
+    monkeypatch.setattr(environment, "free_memory", lambda device: 1000)
     found = [
-        machine.memory({"states": total, "activations": None}, CPU, "batch_size").status for total in (800, 801, 1001)
+        environment.memory({"states": total, "activations": None}, CPU, "batch_size").status
+        for total in (800, 801, 1001)
     ]
     assert found == ["ok", "warn", "fail"]
     adjusted = only(lines("sample", "--quick", "network_batch=auto", "device=cpu"), "memory")

@@ -15,10 +15,10 @@ from pathlib import Path
 
 import pytest
 
-from scoreline import downloads
-from scoreline.downloads import cached_path, check_url, fetch
 from scoreline.errors import InputError
-from scoreline.files import cache_folder
+from scoreline.storage import downloads
+from scoreline.storage.downloads import cached_path, check_url, fetch
+from scoreline.storage.files import cache_folder
 
 CONTENT = hashlib.shake_256(b"weights").digest(1_000_003)
 SHA = hashlib.sha256(CONTENT).hexdigest()
@@ -236,7 +236,7 @@ def test_where_the_cache_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
 def process(site: Site, target: Path) -> subprocess.Popen[str]:
     """A process that fetches; its start imports none of the libraries that do."""
     program = (
-        "import sys, pathlib; from scoreline.downloads import fetch\n"
+        "import sys, pathlib; from scoreline.storage.downloads import fetch\n"
         "assert not {'pooch', 'requests', 'huggingface_hub', 'filelock'} & set(sys.modules)\n"
         "fetch(sys.argv[1], pathlib.Path(sys.argv[2]))"
     )

@@ -5,8 +5,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from scoreline.ema import EMA, UNIFORM, PowerFunctionEMA, RunningAverage, gamma_of, sigma_rel_of
 from scoreline.errors import InputError
+from scoreline.training.ema import EMA, UNIFORM, PowerFunctionEMA, RunningAverage, gamma_of, sigma_rel_of
 
 
 def walk(module: nn.Module, steps: int, seed: int = 0) -> list[Tensor]:

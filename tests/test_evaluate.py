@@ -99,7 +99,7 @@ def test_slow_features_are_cached(place):
 )
 def test_mistakes_are_one_sentence(words, message):
     np.savez("big.npz", arr_0=np.zeros((9, 16, 16, 3), np.uint8))
-    from scoreline.mistakes import explain
+    from scoreline.config.explain import explain
 
     with pytest.raises(Exception) as caught:  # noqa: PT011 - the sentence is compared below
         main(words)

@@ -13,13 +13,13 @@ from torch.distributions import Categorical, MixtureSameFamily, MultivariateNorm
 
 from scoreline.checkpoints import Checkpoint, load_model
 from scoreline.commands import inspect
+from scoreline.config.run_names import ASSETS
 from scoreline.denoiser import Denoiser
 from scoreline.errors import InputError
-from scoreline.exact import FullGaussianMixture, GaussianMixture
 from scoreline.generation.batches import generate
+from scoreline.networks.exact import FullGaussianMixture, GaussianMixture
 from scoreline.networks.gaussian_mixture import GaussianMixtureScore
 from scoreline.parameterisations import VarianceExploding
-from scoreline.run_names import ASSETS
 from scoreline.schedules.spacings import Power
 from scoreline.solvers.runge_kutta import heun
 from scoreline.solvers.tableau import build

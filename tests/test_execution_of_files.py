@@ -14,7 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 import scoreline
-from scoreline.run_names import ASSETS
+from scoreline.config.run_names import ASSETS
 
 PACKAGE = Path(scoreline.__file__).parent
 ROOT = PACKAGE.parents[1]

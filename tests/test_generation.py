@@ -15,22 +15,20 @@ from images import images_of
 from safetensors import SafetensorError
 from torch import Tensor
 
-from scoreline import files, run_results
 from scoreline.checkpoints import Card, Checkpoint
 from scoreline.datasets.base import ImageDataset
 from scoreline.denoiser import Denoiser, Denoising
 from scoreline.errors import InputError
-from scoreline.generation import interruptions, loop, run
+from scoreline.generation import interruptions, loop, run, run_results
 from scoreline.generation.batches import Sampler
 from scoreline.generation.loop import find_all, sample_missing
-from scoreline.generation.memory import peak_memory
 from scoreline.generation.shards import Shards
 from scoreline.metrics.base import Metrics, Score
 from scoreline.metrics.no_metrics import NoMetrics
 from scoreline.numerics import NUMERICS_VERSION
 from scoreline.parameterisations import NoisePrediction
-from scoreline.parts import Parts
-from scoreline.processes import Group
+from scoreline.runtime.distributed import Group
+from scoreline.runtime.memory import peak_memory
 from scoreline.sampling import Progress
 from scoreline.schedules.spacings import Power
 from scoreline.schedules.vp import LinearVP
@@ -38,6 +36,8 @@ from scoreline.scripts.sample import describe
 from scoreline.solvers.adaptive import Adaptive
 from scoreline.solvers.ddim import DDIM
 from scoreline.solvers.tableau import build
+from scoreline.storage import files
+from scoreline.storage.resumable import Parts
 
 SHAPE, COUNT, NFE = (1, 4, 4), 50, 3
 SPAN = (10.0, 0.1)
@@ -360,7 +360,7 @@ def test_adaptive_counts_are_means_over_all_images(tmp_path: Path) -> None:
 def test_peak_memory_excludes_the_parent_process() -> None:
     """getrusage gives a program the memory of the process that forked it."""
     ballast = np.ones(60 * 2**20)
-    code = "from scoreline.generation.memory import peak_memory; print(peak_memory()['cpu'])"
+    code = "from scoreline.runtime.memory import peak_memory; print(peak_memory()['cpu'])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert 50 < float(done.stdout) < peak_memory()["cpu"] - 100
     del ballast

@@ -23,17 +23,17 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from scoreline import choices
+from scoreline import values
 from scoreline.datasets.image_folder import ImageFolder
 from scoreline.datasets.zip_archive import ZipArchive
 from scoreline.errors import InputError
-from scoreline.files import part_beside, remove_parts
 from scoreline.generation import npz
 from scoreline.generation.formats import FORMATS, NONE, check_format, write_format, write_manifest
 from scoreline.generation.images import Entry, ShardImages, unwatched
+from scoreline.generation.run_results import written
 from scoreline.generation.shards import Shards
-from scoreline.run_results import written
 from scoreline.sampling import Progress
+from scoreline.storage.files import part_beside, remove_parts
 
 COUNT = 1003
 
@@ -336,4 +336,4 @@ def test_npz_writer_memory_is_constant(tmp_path: Path) -> None:
 
 
 def test_config_choices_are_the_existing_formats() -> None:
-    assert (*FORMATS, NONE) == choices.FORMAT
+    assert (*FORMATS, NONE) == values.FORMAT

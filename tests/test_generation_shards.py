@@ -13,8 +13,8 @@ from torch import Tensor
 from scoreline.datasets.base import ArrayDataset
 from scoreline.generation.images import BLOCK, ShardImages
 from scoreline.generation.shards import Shards, image_digests
-from scoreline.generation.sharing import from_first, largest, share
-from scoreline.processes import Group
+from scoreline.runtime.collectives import from_first, largest, share
+from scoreline.runtime.distributed import Group
 
 SHAPE = (3, 4, 5)
 COUNTS = (7, 14)

@@ -9,12 +9,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from scoreline import noise
 from scoreline.denoiser import Denoising
 from scoreline.errors import InputError
 from scoreline.generation.batches import Sampler, generate
 from scoreline.generation.shards import Shards
 from scoreline.generation.trajectories import COLUMNS, Trajectories, check_trajectories, fine_states, record, save
+from scoreline.runtime import seeded_noise
 from scoreline.schedules.spacings import Power
 from scoreline.solvers.adaptive import Adaptive, AdaptiveRun
 from scoreline.solvers.ancestral import EulerAncestral
@@ -88,7 +88,7 @@ def test_trajectory_equals_the_closed_form(name: str, final: str) -> None:
     assert found.rho[0] == SPAN[0]
     assert found.rho[-1] == (0 if final == "denoise" else run.rho[-1])
     exact = Gaussian()
-    assert torch.equal(found.x[:, 0], noise.normal(seeds, SHAPE, "initial") * SPAN[0])
+    assert torch.equal(found.x[:, 0], seeded_noise.normal(seeds, SHAPE, "initial") * SPAN[0])
     for k, rho in enumerate(found.rho.tolist()):
         if k < run.nfe:
             torch.testing.assert_close(found.denoised[:, k], exact(found.x[:, k], rho, label=label), rtol=0, atol=2e-5)
@@ -124,7 +124,7 @@ def test_stochastic_methods_have_no_error() -> None:
 
 
 def test_fine_run_is_of_second_order() -> None:
-    exact, x = Gaussian(), noise.normal(range(4), SHAPE, "initial").double() * 20
+    exact, x = Gaussian(), seeded_noise.normal(range(4), SHAPE, "initial").double() * 20
     gaps = []
     for nfe in (200, 400, 800):
         states = fine_states(exact, x, [20.0, 7.0, 0.9, 0.05], None, nfe)

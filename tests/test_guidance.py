@@ -12,14 +12,14 @@ from images import images_of
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
-from scoreline import run_names
 from scoreline.checkpoints import Card, Checkpoint, load_model, save_model
+from scoreline.config import run_names
 from scoreline.denoiser import Denoiser
 from scoreline.errors import InputError
-from scoreline.exact import GaussianMixture
 from scoreline.generation.batches import generate
+from scoreline.generation.labels import plan_labels
 from scoreline.guidance import Autoguidance, ClassifierFree, autoguidance, classifier_free
-from scoreline.labels import plan_labels
+from scoreline.networks.exact import GaussianMixture
 from scoreline.networks.unet import UNet
 from scoreline.parameterisations import EDMPreconditioning, NoisePrediction, VarianceExploding
 from scoreline.schedules.spacings import Polynomial, Power

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scoreline.errors import InputError
-from scoreline.history import history, picture_row, records, row
+from scoreline.storage.run_history import history, picture_row, records, row
 
 NAMES = st.text("abc-<.1", min_size=1, max_size=4)
 VALUES = st.recursive(

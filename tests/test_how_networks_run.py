@@ -13,18 +13,17 @@ import torch
 from torch import Tensor, nn
 
 from scoreline.checkpoints import load_model
-from scoreline.choices import COMPILE, PRECISION
-from scoreline.cores import threads_of, usable_cores
+from scoreline.config.run_names import model_path
 from scoreline.denoiser import Denoiser
 from scoreline.errors import InputError
 from scoreline.execution import MODES, Execution
 from scoreline.generation.auto_batch import MOST, largest_batch, memory_limit
 from scoreline.generation.batches import Batch, Sampler, generate
-from scoreline.graphs import Replayed, recorder
+from scoreline.generation.cuda_graphs import Replayed, recorder
 from scoreline.guidance import Autoguidance
-from scoreline.in_order import beside, in_order
 from scoreline.parameterisations import VarianceExploding
-from scoreline.run_names import model_path
+from scoreline.runtime.cores import threads_of, usable_cores
+from scoreline.runtime.threads import beside, in_order
 from scoreline.sampling import count_calls
 from scoreline.schedules.spacings import Power
 from scoreline.solvers.adaptive import Adaptive
@@ -32,6 +31,7 @@ from scoreline.solvers.ancestral import EulerAncestral
 from scoreline.solvers.ddim import DDIM
 from scoreline.solvers.deis import DEIS
 from scoreline.solvers.tableau import build
+from scoreline.values import COMPILE, PRECISION
 
 CPU = torch.device("cpu")
 SHAPE = (1, 8, 8)
@@ -229,7 +229,7 @@ def test_a_compiled_network_is_counted_and_agrees(monkeypatch: pytest.MonkeyPatc
     program = """
 import torch
 from scoreline.checkpoints import load_model
-from scoreline.run_names import model_path
+from scoreline.config.run_names import model_path
 from scoreline.execution import Execution
 from scoreline.generation.batches import generate
 from scoreline.networks.unet import UNet
@@ -371,7 +371,7 @@ def test_kept_memory_is_not_mapped_again(monkeypatch: pytest.MonkeyPatch) -> Non
     """Page faults of the same work in a process of its own; a threshold that is set does not adapt."""
     program = """
 import resource, torch
-from scoreline.generation.memory import keep_freed_memory
+from scoreline.runtime.memory import keep_freed_memory
 torch.set_num_threads(1)
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

@@ -13,15 +13,14 @@ from scipy.interpolate import PchipInterpolator
 
 from scoreline import cli
 from scoreline.calibration.published_statistics import published_record
-from scoreline.calibration.record import load_record
 from scoreline.calibration.score_norm_plot import plot
 from scoreline.calibration.score_norm_published import load_published_scale
 from scoreline.calibration.score_scale import load_scale
 from scoreline.checkpoints import Card, Checkpoint, load_model, save_model
 from scoreline.commands import import_statistics, inspect
 from scoreline.errors import InputError
-from scoreline.files import sha256
 from scoreline.networks.unet import UNet
+from scoreline.records import load_record
 from scoreline.schedules.base import NoiseSchedule
 from scoreline.schedules.deis_sn_times import DEISSNTimes
 from scoreline.schedules.discrete import DiscreteVP
@@ -30,6 +29,7 @@ from scoreline.schedules.ve import EDM, VE
 from scoreline.schedules.vp import CosineVP, LinearVP
 from scoreline.solvers.deis import DEIS
 from scoreline.solvers.tableau import build
+from scoreline.storage.files import sha256
 
 SIGMA = (1 - torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float32), 0)).sqrt().numpy()
 """Of the released code, in its own precision; entry k is at tau = (k + 1) / 1000."""

@@ -10,12 +10,12 @@ import torch
 from safetensors.torch import save_file
 
 from scoreline import cli
-from scoreline.calibration.record import Record
 from scoreline.checkpoints import Card, save_model
 from scoreline.commands import inspect
+from scoreline.config.run_names import ASSETS
 from scoreline.errors import InputError
-from scoreline.files import sha256
-from scoreline.run_names import ASSETS
+from scoreline.records import Record
+from scoreline.storage.files import sha256
 
 VP = {"_target_": "scoreline.schedules.discrete.DiscreteVP", "steps": 500}
 NETWORK = {"_target_": "scoreline.networks.unet.UNet", "multipliers": [1, 2], "width": 8}

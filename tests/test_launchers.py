@@ -12,9 +12,9 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from scoreline import launching
+from scoreline.config import local_launcher
+from scoreline.config.local_launcher import OneDeviceEach, jobs, on_cpu, place
 from scoreline.errors import InputError
-from scoreline.launching import OneDeviceEach, jobs, on_cpu, place
 
 ROOT = Path(__file__).parents[1]
 
@@ -42,7 +42,9 @@ main()
 def sweep(tmp_path: Path, devices: list[str], *words: str) -> subprocess.CompletedProcess[str]:
     script = tmp_path / "app.py"
     script.write_text(textwrap.dedent(APP.replace("NAMES", repr(devices))))
-    environment = {key: value for key, value in os.environ.items() if key not in ("OMP_NUM_THREADS", launching.JOBS)}
+    environment = {
+        key: value for key, value in os.environ.items() if key not in ("OMP_NUM_THREADS", local_launcher.JOBS)
+    }
     search = f"hydra.searchpath=[file://{ROOT / 'conf'}]"
     command = [sys.executable, str(script), "-m", search, "hydra/launcher=local", f"hydra.sweep.dir={tmp_path}/sweep"]
     return subprocess.run(
@@ -85,9 +87,9 @@ def test_an_impossible_number_of_jobs_is_one_line(capsys: pytest.CaptureFixture[
 
 
 def test_processes_beyond_the_devices_share_them_evenly(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(launching, "visible_devices", lambda: ["3", "5"])
-    monkeypatch.setattr(launching, "jobs", lambda config: 5)
-    monkeypatch.setenv(launching.JOBS, "5")
+    monkeypatch.setattr(local_launcher, "visible_devices", lambda: ["3", "5"])
+    monkeypatch.setattr(local_launcher, "jobs", lambda config: 5)
+    monkeypatch.setenv(local_launcher.JOBS, "5")
     callback = OneDeviceEach()
     callback.on_multirun_start({})
     assert callback.names == ["3", "5", "3", "5", "3"]
@@ -96,7 +98,7 @@ def test_processes_beyond_the_devices_share_them_evenly(monkeypatch: pytest.Monk
 def test_place_belongs_to_one_process(tmp_path: Path) -> None:
     own = place(str(tmp_path), 2)
     assert place(str(tmp_path), 2) == own == 0
-    code = f"from scoreline.launching import place; print(place({str(tmp_path)!r}, 2))"
+    code = f"from scoreline.config.local_launcher import place; print(place({str(tmp_path)!r}, 2))"
     others = [
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100) for _ in range(2)
     ]
@@ -104,7 +106,7 @@ def test_place_belongs_to_one_process(tmp_path: Path) -> None:
 
 
 def test_without_the_plugin_the_remedy_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(launching, "PLUGIN", "hydra_plugins.hydra_no_launcher")
+    monkeypatch.setattr(local_launcher, "PLUGIN", "hydra_plugins.hydra_no_launcher")
     with pytest.raises(InputError, match=r"pip install 'scoreline\[sweep\]'"):
         jobs({})
 
@@ -132,12 +134,12 @@ def test_jobs_that_need_no_gpu_are_known(script: str, words: list[str], expected
 
 @pytest.mark.parametrize("script", ["sample", "train", "calibrate"])
 def test_the_launcher_composes_for_every_script(script: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(launching.JOBS, "3")
+    monkeypatch.setenv(local_launcher.JOBS, "3")
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         cfg = compose(script, ["hydra/launcher=local"], return_hydra_config=True)
     assert cfg.hydra.launcher._target_.endswith("JoblibLauncher")
     assert cfg.hydra.launcher.n_jobs == 3
-    assert cfg.hydra.callbacks.one_device_each._target_ == "scoreline.launching.OneDeviceEach"
+    assert cfg.hydra.callbacks.one_device_each._target_ == "scoreline.config.local_launcher.OneDeviceEach"
 
 
 def test_devices_follow_cuda_visible_devices(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -145,6 +147,6 @@ def test_devices_follow_cuda_visible_devices(monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-x, GPU-y")
-    assert launching.visible_devices() == ["GPU-x", "GPU-y"]
+    assert local_launcher.visible_devices() == ["GPU-x", "GPU-y"]
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
-    assert launching.visible_devices() == ["0", "1"]
+    assert local_launcher.visible_devices() == ["0", "1"]

@@ -15,24 +15,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from scoreline.calibration import learned_tableau
 from scoreline.calibration.distances import distances, fine_ends
-from scoreline.calibration.learned_tableau import LearnedTableau
-from scoreline.calibration.least_distance import SOFTENED, Linear, descend
-from scoreline.calibration.linearisation import linearise
-from scoreline.calibration.neighbourhood import Neighbourhood
+from scoreline.calibration.learned import learned_tableau
+from scoreline.calibration.learned.learned_tableau import LearnedTableau
+from scoreline.calibration.learned.least_distance import SOFTENED, Linear, descend
+from scoreline.calibration.learned.linearisation import linearise
+from scoreline.calibration.learned.neighbourhood import Neighbourhood
 from scoreline.calibration.ranking import Families
-from scoreline.calibration.record import Record, load_record
 from scoreline.calibration.subject import Subject
 from scoreline.checkpoints import Card, save_model
 from scoreline.commands.certify import maker
 from scoreline.denoiser import Denoiser
 from scoreline.errors import InputError
-from scoreline.exact import GaussianMixture
-from scoreline.files import sha256
 from scoreline.generation.batches import generate
+from scoreline.networks.exact import GaussianMixture
 from scoreline.networks.gaussian_mixture import GaussianMixtureScore
 from scoreline.parameterisations import VarianceExploding
+from scoreline.records import Record, load_record
 from scoreline.schedules.base import grid
 from scoreline.schedules.spacings import Power
 from scoreline.schedules.vp import LinearVP
@@ -41,6 +40,7 @@ from scoreline.solvers.deis import DEIS
 from scoreline.solvers.edm import EDMHeun
 from scoreline.solvers.learned import Learned, load_learned
 from scoreline.solvers.tableau import Solver, Tableau, build, build_tableau
+from scoreline.storage.files import sha256
 
 ROOT = Path(__file__).parents[1]
 SPAN = (20.0, 0.05)

@@ -9,12 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from scoreline import noise
 from scoreline.checkpoints import Card, load_model, save_model
 from scoreline.commands import likelihood as command
+from scoreline.config.run_names import model_path
 from scoreline.datasets.digits import Digits
 from scoreline.errors import InputError, NotFiniteError
-from scoreline.exact import GaussianMixture
 from scoreline.likelihood import (
     Exact,
     bits_per_dim,
@@ -23,13 +22,14 @@ from scoreline.likelihood import (
     log_likelihood,
     native_prior_variance,
 )
+from scoreline.networks.exact import GaussianMixture
 from scoreline.networks.unet import UNet
-from scoreline.pictures import to_uint8, to_unit
-from scoreline.run_names import model_path
+from scoreline.runtime import seeded_noise
 from scoreline.schedules.discrete import DiscreteVP
 from scoreline.schedules.ve import EDM
 from scoreline.schedules.vp import LinearVP
 from scoreline.solvers.adaptive import Adaptive
+from scoreline.storage.pictures import to_uint8, to_unit
 
 FINE = Adaptive("DOP853", 1e-10, 1e-10)
 
@@ -173,7 +173,7 @@ def test_uniform_noise_costs_eight_bits() -> None:
 def test_bits_of_known_density_equal_its_cells() -> None:
     """A wide normal density barely changes within a cell: the bound meets -log2 of the cells' exact masses."""
     normal = torch.distributions.Normal(torch.tensor(0.1).double(), torch.tensor(0.4).double())
-    images = to_uint8(normal.mean + normal.stddev * noise.normal(range(64), (1, 8, 8), "data").double())
+    images = to_uint8(normal.mean + normal.stddev * seeded_noise.normal(range(64), (1, 8, 8), "data").double())
     low = (images.double() - 0.5) / 127.5 - 1
     masses = normal.cdf(low + 1 / 127.5) - normal.cdf(low)
     direct = -masses.log2().flatten(1).mean(1)

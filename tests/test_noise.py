@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Generator, Tensor, nn
 
-from scoreline.noise import seed_default, seeded
+from scoreline.runtime.seeded_noise import seed_default, seeded
 from scoreline.training.module import step_key
 
 STEPS = 250_000

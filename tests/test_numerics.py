@@ -23,16 +23,16 @@ from lightning import Trainer
 from omegaconf import DictConfig, OmegaConf
 from torch import Generator, Tensor
 
-from scoreline import noise, run_names
-from scoreline.augmentation import Augmentation
 from scoreline.checkpoints import Card, Checkpoint, load_model
+from scoreline.config import run_names
 from scoreline.datasets.digits import Digits
 from scoreline.denoiser import Denoiser
-from scoreline.exact import GaussianMixture
 from scoreline.generation.batches import generate
-from scoreline.labels import plan_labels
-from scoreline.noise import seed_default, seeded
+from scoreline.generation.labels import plan_labels
+from scoreline.networks.exact import GaussianMixture
 from scoreline.numerics import NUMERICS_VERSION
+from scoreline.runtime import seeded_noise
+from scoreline.runtime.seeded_noise import seed_default, seeded
 from scoreline.sampling import sample
 from scoreline.schedules.spacings import Polynomial, Power
 from scoreline.solvers.adaptive import Adaptive
@@ -40,10 +40,11 @@ from scoreline.solvers.ddim import DDIM
 from scoreline.solvers.learned import Learned
 from scoreline.solvers.tableau import build
 from scoreline.targets import StableTarget
+from scoreline.training.augmentation import Augmentation
 from scoreline.training.data import DeviceData, EndlessBatches, ImageDataModule
 from scoreline.training.ema_callback import EMACallback
 from scoreline.training.module import DiffusionModule, step_key
-from scoreline.training.references import References
+from scoreline.training.stf_references import References
 
 ROOT = Path(__file__).parents[1]
 GOLDEN = Path(__file__).with_suffix(".json")
@@ -127,7 +128,7 @@ def random_numbers() -> Numbers:
 def initial_noise() -> Numbers:
     seeds = [0, 1, 2**40]
     return {
-        f"noise {purpose} {step}": noise.normal(seeds, (3, 5), purpose, step).flatten().tolist()
+        f"noise {purpose} {step}": seeded_noise.normal(seeds, (3, 5), purpose, step).flatten().tolist()
         for purpose, step in (("initial", 0), ("solver", 3))
     }
 

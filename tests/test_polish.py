@@ -7,12 +7,12 @@ import torch
 from test_learned_tableau import SPAN, Counting, anisotropic, subject, zeros
 from torch import Tensor, nn
 
-from scoreline.calibration import polish as module
-from scoreline.calibration.adjoint import slope
 from scoreline.calibration.distances import fine_ends
-from scoreline.calibration.halves import SeedGroup, Trial, split_seeds
-from scoreline.calibration.neighbourhood import Neighbourhood
-from scoreline.calibration.polish import Plan, cost, gradient, polish
+from scoreline.calibration.learned import polish as module
+from scoreline.calibration.learned.adjoint import slope
+from scoreline.calibration.learned.halves import SeedGroup, Trial, split_seeds
+from scoreline.calibration.learned.neighbourhood import Neighbourhood
+from scoreline.calibration.learned.polish import Plan, cost, gradient, polish
 from scoreline.schedules.spacings import Power
 from scoreline.schedules.vp import LinearVP
 from scoreline.solvers.deis import DEIS

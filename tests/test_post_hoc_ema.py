@@ -15,11 +15,20 @@ from torch import nn
 from scoreline.checkpoints import Card, load_model, save_model
 from scoreline.commands import ema as command
 from scoreline.commands import inspect
-from scoreline.ema import EMA, PowerFunctionEMA, RunningAverage, gamma_of
-from scoreline.ema_snapshots import combine, drop_later, list_snapshots, save_snapshot, snapshot_path
 from scoreline.errors import InputError
 from scoreline.networks.unet import UNet
-from scoreline.post_hoc_ema import PowerProfile, Profile, StepProfile, exponential, fit, product, products, tracked
+from scoreline.training.ema import EMA, PowerFunctionEMA, RunningAverage, gamma_of
+from scoreline.training.ema_snapshots import combine, drop_later, list_snapshots, save_snapshot, snapshot_path
+from scoreline.training.post_hoc_ema import (
+    PowerProfile,
+    Profile,
+    StepProfile,
+    exponential,
+    fit,
+    product,
+    products,
+    tracked,
+)
 
 POWERS = [PowerProfile(16.97, 96e3), PowerProfile(6.94, 96e3), PowerProfile(6.94, 41e3), PowerProfile(0.0, 70e3)]
 BATCH, STEPS, EVERY = 64, 3000, 120

@@ -17,14 +17,14 @@ import torch
 import yaml
 
 from scoreline.commands import doctor, prefetch
-from scoreline.commands.composition import plain_config
 from scoreline.commands.doctor import job_config
-from scoreline.conf_folder import OWN_FOLDER
+from scoreline.config.compose import plain_config
+from scoreline.config.conf_folder import OWN_FOLDER
+from scoreline.config.explain import explain
 from scoreline.config.model_source import read_source
+from scoreline.config.run_names import ASSETS
 from scoreline.datasets import cifar10
 from scoreline.errors import InputError
-from scoreline.mistakes import explain
-from scoreline.run_names import ASSETS
 
 GOLDEN = json.loads((Path(__file__).parent / "foreign" / "golden_ddpm.json").read_text())
 NARROW = ["model=cifar10_ddpm"]

@@ -8,9 +8,9 @@ import pytest
 import torch
 from PIL import Image
 
-from scoreline import progress
-from scoreline.pictures import save_png, sheet
-from scoreline.progress import ImageProgress
+from scoreline.runtime import progress
+from scoreline.runtime.progress import ImageProgress
+from scoreline.storage.pictures import save_png, sheet
 
 
 class Terminal(io.StringIO):

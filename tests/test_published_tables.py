@@ -16,21 +16,22 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from scoreline import entry, run_names
-from scoreline.calibration.record import Record
 from scoreline.checkpoints import load_model
 from scoreline.commands import reference
-from scoreline.commands.composition import described_model
 from scoreline.commands.import_checkpoint import arguments
+from scoreline.config import run_names
+from scoreline.config import script as entry
+from scoreline.config.compose import described_model
 from scoreline.errors import InputError
+from scoreline.records import Record
 from scoreline.schedules.base import grid
 from scoreline.schedules.spacings import Power
 from scoreline.schedules.ve import EDM
 from scoreline.schedules.vp import LinearVP
-from scoreline.seeds import parse_seeds
 from scoreline.solvers.scire_exponential import SciREExponential
 from scoreline.solvers.tableau import Tableau, build
 from scoreline.tables.schema import Column, Row, Table, parse
+from scoreline.values import parse_seeds
 
 CONF = Path(__file__).parents[1] / "conf"
 NAMES = [path.stem for path in sorted((CONF / "table").glob("*.yaml"))]

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from bounded import refusal
 
-from scoreline import npy, reading
 from scoreline.errors import InputError
+from scoreline.storage import bounded_reading, npy
 
 ARRAYS = [
     np.arange(12.0).reshape(3, 4),
@@ -96,7 +96,7 @@ def named(function, path: Path):
     def call() -> None:
         try:
             function(path)
-        except reading.DAMAGE as error:
+        except bounded_reading.DAMAGE as error:
             raise InputError(f"refused: {error}") from error
 
     return call
@@ -155,12 +155,12 @@ def test_files_that_are_none(tmp_path: Path) -> None:
     (tmp_path / "zero").symlink_to("/dev/zero")
     os.mkfifo(tmp_path / "pipe")
     for name in ("loop", "zero", "pipe", ".", "missing", "x" * 300):
-        said = refusal(named(lambda path: reading.content(path, 100), tmp_path / name), seconds=5)
+        said = refusal(named(lambda path: bounded_reading.content(path, 100), tmp_path / name), seconds=5)
         assert said.startswith("refused: "), name
     (tmp_path / "long").write_bytes(bytes(101))
     with pytest.raises(ValueError, match="it has 101 bytes, more than 100"):
-        reading.content(tmp_path / "long", 100)
-    assert reading.content(tmp_path / "long", 101) == bytes(101)
+        bounded_reading.content(tmp_path / "long", 100)
+    assert bounded_reading.content(tmp_path / "long", 101) == bytes(101)
 
 
 @pytest.mark.parametrize(
@@ -176,22 +176,22 @@ def test_files_that_are_none(tmp_path: Path) -> None:
 )
 def test_json_that_is_refused(text: bytes, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        reading.json_value(text, 99)
+        bounded_reading.json_value(text, 99)
 
 
 def test_json_that_is_deep_or_read() -> None:
     with pytest.raises(ValueError, match="too deeply"):
-        reading.json_value(b"[" * 100_000, 2**20)
-    assert reading.json_value(b'{"a": [1, 2.5, null], "b": {"c": "d, e"}}', 12) == {
+        bounded_reading.json_value(b"[" * 100_000, 2**20)
+    assert bounded_reading.json_value(b'{"a": [1, 2.5, null], "b": {"c": "d, e"}}', 12) == {
         "a": [1, 2.5, None],
         "b": {"c": "d, e"},
     }
-    assert reading.json_value("\ufeff[1]".encode(), 2) == [1]
+    assert bounded_reading.json_value("\ufeff[1]".encode(), 2) == [1]
 
 
 def test_names_that_no_file_has() -> None:
     for name in ("x" * 5000, "a\0b"):
         with pytest.raises(InputError, match=r"^dataset\.path=.{1,70}no file has such a name"):
-            reading.place(name, "dataset.path")
-    assert reading.place("~/x", "k") == Path.home() / "x"
-    assert reading.place("~nobody-of-this-name/x", "k") == Path("~nobody-of-this-name/x")
+            bounded_reading.place(name, "dataset.path")
+    assert bounded_reading.place("~/x", "k") == Path.home() / "x"
+    assert bounded_reading.place("~nobody-of-this-name/x", "k") == Path("~nobody-of-this-name/x")

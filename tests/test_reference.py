@@ -66,7 +66,7 @@ def test_other_images_get_inception_with_spatial_features(place):
         from tiny_inception import FEATURES, SIDE, write
     finally:
         sys.path.pop(0)
-    from scoreline.files import sha256
+    from scoreline.storage.files import sha256
 
     spatial = 7 * SIDE * SIDE
     network = write(place / "tiny.pt")

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from scoreline import run_config
 from scoreline.errors import InputError
+from scoreline.storage import run_config
 
 
 def test_numbers_and_interpolations_stay_what_they_were(tmp_path: Path) -> None:

@@ -15,18 +15,18 @@ from typing import Any
 
 import pytest
 
-from scoreline import files, run_lock
 from scoreline.config import run_directory
 from scoreline.errors import InputError
-from scoreline.files import remove_parts, write_atomically
-from scoreline.run_lock import NAME, RunLock
+from scoreline.storage import files, run_lock
+from scoreline.storage.files import remove_parts, write_atomically
+from scoreline.storage.run_lock import NAME, RunLock
 
 HOST = socket.gethostname()
 
 HOLDER = """
 import os, sys, time
 from pathlib import Path
-from scoreline.run_lock import RunLock
+from scoreline.storage.run_lock import RunLock
 lock = RunLock(Path(sys.argv[1]))
 if "fork" in sys.argv:
     if not os.fork():
@@ -310,7 +310,7 @@ RACER = """
 import os, sys
 from pathlib import Path
 from scoreline.errors import InputError
-from scoreline.run_lock import RunLock
+from scoreline.storage.run_lock import RunLock
 folder, took = Path(sys.argv[1]), 0
 while took < 40:
     try:

@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from scoreline import numerics, run_names
-from scoreline.conf_folder import composed
+from scoreline import numerics
+from scoreline.config import run_names
+from scoreline.config.conf_folder import composed
 
 Named = Callable[..., str]
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from tables_files import ran
 
-from scoreline import run_results
 from scoreline.errors import InputError
+from scoreline.generation import run_results
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from torch import Tensor
 
 import scoreline
 from scoreline.errors import InputError
-from scoreline.exact import GaussianMixture
+from scoreline.networks.exact import GaussianMixture
 from scoreline.schedules.spacings import Power
 from scoreline.solvers.adaptive import Adaptive
 from scoreline.solvers.ancestral import EulerAncestral

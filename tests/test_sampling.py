@@ -6,11 +6,10 @@ from torch import Tensor, nn
 
 from scoreline.denoiser import Denoiser
 from scoreline.errors import InputError, NotFiniteError
-from scoreline.exact import GaussianMixture
 from scoreline.generation.batches import generate
-from scoreline.noise import integers, normal
+from scoreline.networks.exact import GaussianMixture
 from scoreline.parameterisations import NoisePrediction
-from scoreline.pictures import to_uint8, to_unit
+from scoreline.runtime.seeded_noise import integers, normal
 from scoreline.sampling import integrate, trajectory
 from scoreline.schedules.spacings import Polynomial, Power
 from scoreline.schedules.vp import LinearVP
@@ -20,6 +19,7 @@ from scoreline.solvers.deis import DEIS
 from scoreline.solvers.rows import Rows
 from scoreline.solvers.runge_kutta import heun
 from scoreline.solvers.tableau import Tableau, build
+from scoreline.storage.pictures import to_uint8, to_unit
 
 VP = LinearVP()
 SPAN = (VP.sigma_max, VP.sigma_min)

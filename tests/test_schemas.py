@@ -21,25 +21,26 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from scoreline import checkpoints, ema_snapshots, specs
-from scoreline.calibration import record
-from scoreline.calibration.record import load_record
+from scoreline import checkpoints, records
 from scoreline.calibration.score_scale import load_scale
 from scoreline.calibration.search import load_recommendation
 from scoreline.checkpoints import Card, load_model, save_model
 from scoreline.commands import inspect
-from scoreline.ema_snapshots import list_snapshots
+from scoreline.config.run_names import ASSETS
+from scoreline.descriptions import specs
+from scoreline.descriptions.skeletons import PARTS, build
+from scoreline.descriptions.specs import rebuild
 from scoreline.errors import InputError
 from scoreline.networks.unet import UNet
 from scoreline.parameterisations import Parameterisation
-from scoreline.run_names import ASSETS
+from scoreline.records import load_record
 from scoreline.schedules.base import NoiseSchedule
 from scoreline.schedules.score_optimal import load_schedule
 from scoreline.schedules.tabulated import from_file
-from scoreline.skeletons import PARTS, build
 from scoreline.solvers.learned import load_learned
-from scoreline.specs import rebuild
-from scoreline.tensor_files import LONGEST_HEADER, MOST_TENSORS
+from scoreline.storage.tensor_files import LONGEST_HEADER, MOST_TENSORS
+from scoreline.training import ema_snapshots
+from scoreline.training.ema_snapshots import list_snapshots
 
 VP = {"_target_": "scoreline.schedules.vp.LinearVP", "beta_min": 0.1, "beta_max": 20.0}
 NETWORK = {
@@ -576,7 +577,7 @@ def test_any_record_loads_or_is_refused(data: st.DataObject, tmp_path_factory: p
 @HOSTILE
 @given(ODD | st.lists(ODD) | st.dictionaries(st.text(), ODD))
 def test_every_rule_refuses_in_one_line(value: Any) -> None:
-    for name, rule in {**checkpoints.CARD, **specs.ARGUMENTS, **ema_snapshots.SNAPSHOT, **record.PROVENANCE}.items():
+    for name, rule in {**checkpoints.CARD, **specs.ARGUMENTS, **ema_snapshots.SNAPSHOT, **records.PROVENANCE}.items():
         said = complaint(lambda rule=rule, name=name: rule(name, value))
         assert said is None or said.startswith(name)
         assert len(said or "") < 300

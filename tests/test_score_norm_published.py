@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from scoreline.calibration.record import Record
 from scoreline.calibration.score_norm_published import PublishedScale, load_published_scale
 from scoreline.errors import InputError
+from scoreline.records import Record
 from scoreline.schedules.discrete import DiscreteVP
 from scoreline.schedules.vp import LinearVP
 

@@ -18,16 +18,17 @@ from omegaconf import DictConfig
 from scipy.integrate import quad
 from torch import Tensor, nn
 
-from scoreline import mistakes, noise, run_names
-from scoreline.calibration.record import Record
 from scoreline.calibration.score_cost import corrector, predictor, predictor_probed
 from scoreline.calibration.score_optimal import CumulativeLength
 from scoreline.calibration.subject import Subject
+from scoreline.config import explain, run_names
 from scoreline.datasets.base import ArrayDataset
 from scoreline.denoiser import Denoiser
 from scoreline.errors import InputError
-from scoreline.exact import GaussianMixture
+from scoreline.networks.exact import GaussianMixture
 from scoreline.parameterisations import VarianceExploding
+from scoreline.records import Record
+from scoreline.runtime import seeded_noise as noise
 from scoreline.sampling import count_calls
 from scoreline.schedules.base import grid
 from scoreline.schedules.score_optimal import ScoreOptimal, load_schedule
@@ -451,7 +452,7 @@ def test_another_checkpoint_is_told_the_command(tmp_path: Path) -> None:
     cfg.digest = "cd" * 32
     with pytest.raises(InstantiationException) as caught:
         instantiate(cfg.schedule)
-    assert mistakes.explain(caught.value) == (
+    assert explain.explain(caught.value) == (
         f"schedule.path={path}: made for checkpoint abababababab, this one is cdcdcdcdcdcd; "
         "make one with: python calibrate.py calibration=score_optimal checkpoint=..."
     )

@@ -10,22 +10,20 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from scoreline import noise
 from scoreline.calibration import ranking
 from scoreline.calibration.distances import distances, fine_ends, first_images
 from scoreline.calibration.ranking import FINALISTS, Families, candidates, rank, work
-from scoreline.calibration.record import Record, load_record
 from scoreline.calibration.search import Recommendation, Search, load_recommendation
 from scoreline.calibration.subject import Subject
 from scoreline.checkpoints import Card, save_model
 from scoreline.commands.certify import maker
 from scoreline.denoiser import Denoiser
 from scoreline.errors import InputError
-from scoreline.files import sha256
 from scoreline.generation.batches import generate
 from scoreline.networks.gaussian_mixture import GaussianMixtureScore
 from scoreline.parameterisations import VarianceExploding
-from scoreline.pictures import to_uint8
+from scoreline.records import Record, load_record
+from scoreline.runtime import seeded_noise as noise
 from scoreline.sampling import integrate
 from scoreline.schedules.spacings import LogSNR, Power
 from scoreline.schedules.ve import VE
@@ -36,6 +34,8 @@ from scoreline.solvers.deis import DEIS
 from scoreline.solvers.edm import EDMHeun
 from scoreline.solvers.runge_kutta import heun
 from scoreline.solvers.tableau import Solver, Tableau
+from scoreline.storage.files import sha256
+from scoreline.storage.pictures import to_uint8
 
 ROOT = Path(__file__).parents[1]
 SPAN = (20.0, 0.05)

@@ -8,8 +8,8 @@ import torch
 from bounded import refusal
 
 from scoreline.errors import InputError
-from scoreline.labels import describe_labels, plan_labels
-from scoreline.seeds import parse_seeds
+from scoreline.generation.labels import describe_labels, plan_labels
+from scoreline.values import parse_seeds
 
 
 @pytest.mark.parametrize(

@@ -4,14 +4,14 @@ import pytest
 import torch
 from images import images_of
 
-from scoreline.calibration.record import load_record
 from scoreline.calibration.score_scale import load_scale
 from scoreline.calibration.subject import Subject
 from scoreline.checkpoints import Checkpoint, load_model
+from scoreline.config.run_names import model_path, record_beside
 from scoreline.datasets.base import ArrayDataset
 from scoreline.datasets.digits import Digits
 from scoreline.metrics.fidelity import Fidelity
-from scoreline.run_names import model_path, record_beside
+from scoreline.records import load_record
 from scoreline.schedules.spacings import Polynomial, Power
 from scoreline.solvers.deis import DEIS
 from scoreline.solvers.learned import load_learned

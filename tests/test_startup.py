@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from scoreline import files, startup
-from scoreline.files import known_digests, learn_digests, sha256
+from scoreline.runtime import startup
+from scoreline.storage import files
+from scoreline.storage.files import known_digests, learn_digests, sha256
 
 
 def test_import_freezes_objects_and_keeps_the_collector() -> None:

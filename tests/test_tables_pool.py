@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from scoreline.errors import InputError
-from scoreline.files import locked
+from scoreline.storage.files import locked
 from scoreline.tables import pool, table_run
 from scoreline.tables.plan import Cell, Outcome, outcome
 from scoreline.tables.pool import Pool, Slot, slots

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from scoreline.errors import InputError
-from scoreline.files import sha256
-from scoreline.run_lock import RunLock
+from scoreline.storage.files import sha256
+from scoreline.storage.run_lock import RunLock
 from scoreline.tables import identity, plan, table_run
 
 ROOT = Path(__file__).parents[1]

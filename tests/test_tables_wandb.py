@@ -9,10 +9,10 @@ from wandb_files import no_account, offline_runs
 
 from scoreline.commands import report, upload
 from scoreline.errors import InputError
-from scoreline.files import sha256
+from scoreline.storage.files import sha256
+from scoreline.storage.wandb_runs import names
 from scoreline.tables import table_run
 from scoreline.tables.plan import Plan
-from scoreline.wandb_runs import names
 
 __all__ = ["no_account"]
 pytestmark = pytest.mark.usefixtures("no_account")

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from scoreline.files import locked
+from scoreline.storage.files import locked
 from scoreline.tables import worker
 
 ROOT = Path(__file__).parents[1]
@@ -56,7 +56,7 @@ if how == "killed":
 DRIVER = """
 import json, os, sys, time
 from pathlib import Path
-from scoreline.files import locked
+from scoreline.storage.files import locked
 from scoreline.tables import worker
 Path("marks").open("a").write("x")
 for command in json.loads(sys.argv[1]):
@@ -206,7 +206,7 @@ def test_changed_sources_run_in_fresh_interpreters(tmp_path: Path) -> None:
     (tmp_path / "cell").mkdir()
     looks = [words(tmp_path / "cell", "look", str(table / f"found{k}"))[1:] for k in range(2)]
     source = tmp_path / "clone/src"
-    with drive(table, looks, source / "scoreline/seeds.py", PYTHONPATH=str(source)) as process:
+    with drive(table, looks, source / "scoreline/values.py", PYTHONPATH=str(source)) as process:
         assert process.communicate(timeout=120)[0].split() == ["0", "0"], text(table / "cell.log")
     assert [json.loads(text(table / f"found{k}"))["warm"] for k in range(2)] == [True, False]
     assert text(table / "marks") == "x"

@@ -16,24 +16,24 @@ from scipy.stats import binom
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from scoreline import noise
 from scoreline.calibration import target_variance
-from scoreline.calibration.record import Record, load_record
 from scoreline.calibration.subject import Part, Subject
 from scoreline.calibration.target_variance import TargetVariance, moments
-from scoreline.calibration.target_variance_plot import table
+from scoreline.calibration.target_variance_report import table
 from scoreline.commands import inspect
+from scoreline.config.run_names import ASSETS
 from scoreline.datasets.base import ArrayDataset
 from scoreline.datasets.digits import Digits
 from scoreline.denoiser import Denoiser
 from scoreline.errors import InputError
-from scoreline.files import sha256
 from scoreline.parameterisations import VarianceExploding
-from scoreline.parts import Parts
-from scoreline.pictures import to_unit
-from scoreline.run_names import ASSETS
+from scoreline.records import Record, load_record
+from scoreline.runtime import seeded_noise
 from scoreline.schedules.spacings import Power
 from scoreline.solvers.ddim import DDIM
+from scoreline.storage.files import sha256
+from scoreline.storage.pictures import to_unit
+from scoreline.storage.resumable import Parts
 
 ROOT = Path(__file__).parents[1]
 
@@ -140,7 +140,7 @@ def test_references_of_two_and_three_by_enumeration(replacement: bool) -> None:
     found = per_image(TargetVariance(levels, (2, 3), draws, replacement), given)
     y = to_unit(TRIO.images).flatten(1).double().numpy()
     clean = given.real(Part([0, 1, 2, 3], None))[0].flatten(1).double().numpy()
-    eps = noise.normal(range(4), (3,), "target_variance").double().numpy()
+    eps = seeded_noise.normal(range(4), (3,), "target_variance").double().numpy()
     for k, rho in enumerate(levels):
         for image in range(4):
             x = clean[image] + rho * eps[image]
@@ -241,7 +241,7 @@ def test_digits_agree_with_brute_force() -> None:
     found = per_image(TargetVariance(levels, (64,), draws), given)
     y = to_unit(data.images).flatten(1).double().numpy()
     clean = given.real(Part(list(range(6)), None))[0].flatten(1).double().numpy()
-    eps = noise.normal(range(6), (64,), "target_variance").double().numpy()
+    eps = seeded_noise.normal(range(6), (64,), "target_variance").double().numpy()
     random = np.random.default_rng(5)
     for k, image in itertools.product(range(3), range(6)):
         x = clean[image] + levels[k] * eps[image]

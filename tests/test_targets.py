@@ -17,8 +17,8 @@ from scoreline import targets
 from scoreline.datasets.digits import Digits
 from scoreline.denoiser import Denoiser
 from scoreline.errors import InputError
-from scoreline.exact import GaussianMixture
-from scoreline.objective import Batch, DenoisingObjective, EDMWeight
+from scoreline.networks.exact import GaussianMixture
+from scoreline.objective import Batch, DenoisingObjective, EDMWeight, LogNormal
 from scoreline.parameterisations import (
     EDMPreconditioning,
     NoisePrediction,
@@ -26,9 +26,8 @@ from scoreline.parameterisations import (
     VarianceExploding,
     VelocityPrediction,
 )
-from scoreline.pictures import to_unit
-from scoreline.schedules.densities import LogNormal
 from scoreline.schedules.vp import LinearVP
+from scoreline.storage.pictures import to_unit
 from scoreline.targets import (
     Denoising,
     Reference,

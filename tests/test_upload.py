@@ -14,8 +14,8 @@ from wandb_files import no_account, offline_runs
 
 from scoreline import cli
 from scoreline.commands import upload
-from scoreline.files import sha256
-from scoreline.wandb_runs import run_id
+from scoreline.storage.files import sha256
+from scoreline.storage.wandb_runs import run_id
 
 __all__ = ["no_account"]
 pytestmark = pytest.mark.usefixtures("no_account")

@@ -15,14 +15,14 @@ from torch import Tensor, nn
 
 from scoreline.checkpoints import Card, Checkpoint, load_model, save_model
 from scoreline.commands import verify
+from scoreline.config.run_names import model_path
 from scoreline.datasets.base import ArrayDataset
 from scoreline.datasets.digits import Digits
 from scoreline.denoiser import Denoiser
 from scoreline.errors import InputError
-from scoreline.exact import GaussianMixture
+from scoreline.networks.exact import GaussianMixture
 from scoreline.networks.gaussian_mixture import GaussianMixtureScore
 from scoreline.networks.unet import UNet
-from scoreline.noise import normal
 from scoreline.parameterisations import (
     IDDPM,
     EDMPreconditioning,
@@ -31,18 +31,18 @@ from scoreline.parameterisations import (
     VarianceExploding,
     VelocityPrediction,
 )
-from scoreline.pictures import to_unit
-from scoreline.run_names import model_path
+from scoreline.runtime.seeded_noise import normal
 from scoreline.schedules.base import NoiseSchedule
 from scoreline.schedules.discrete import DiscreteVP
 from scoreline.schedules.sub_vp import SubVP
 from scoreline.schedules.ve import EDM, VE
 from scoreline.schedules.vp import LinearVP
+from scoreline.storage.pictures import to_unit
 from scoreline.verification.changes import Change, altered
 from scoreline.verification.channels import judge_channels, measure_reversed
 from scoreline.verification.convergence import Convergence, Runs, judge_convergence, measure_convergence
 from scoreline.verification.ddim import ddim, ddim_differences, judge_ddim
-from scoreline.verification.labels import judge_labels, levels_of_labels, measure_shifts
+from scoreline.verification.diagnosis import mending
 from scoreline.verification.loss import (
     FACTORS,
     Losses,
@@ -54,8 +54,8 @@ from scoreline.verification.loss import (
     losses,
     measure_losses,
 )
-from scoreline.verification.mistakes import mending
-from scoreline.verification.plan import header, real_images
+from scoreline.verification.measurement_plan import header, real_images
+from scoreline.verification.noise_labels import judge_labels, levels_of_labels, measure_shifts
 from scoreline.verification.scale import Scale, judge_scale, measure_scale
 from scoreline.verification.sections import loss_section
 
@@ -299,7 +299,7 @@ BAD = [
 
 @pytest.mark.parametrize(("words", "message"), BAD, ids=lambda value: str(value)[:40])
 def test_bad_input_is_refused(words: tuple[str, ...], message: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from scoreline.mistakes import explain
+    from scoreline.config.explain import explain
 
     monkeypatch.setattr(verify, "header", lambda plan: pytest.fail("work was begun"))
     with pytest.raises(Exception) as caught:  # noqa: PT011 (Hydra wraps errors of data sets)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from scoreline.wavelets import CENTRE, HISTORY, SYM6, downsample, upsample
+from scoreline.training.wavelets import CENTRE, HISTORY, SYM6, downsample, upsample
 
 TAPS = np.array(SYM6)
 

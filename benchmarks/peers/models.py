@@ -9,17 +9,17 @@ import torch
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
-from scoreline import noise
 from scoreline.checkpoints import load_model
+from scoreline.config.run_names import ASSETS
 from scoreline.denoiser import Denoiser
+from scoreline.descriptions.specs import rebuild
 from scoreline.networks.unet import UNet
 from scoreline.parameterisations import EDMPreconditioning, NoisePrediction
-from scoreline.run_names import ASSETS
+from scoreline.runtime import seeded_noise
 from scoreline.schedules.base import NoiseSchedule, Schedule, grid
 from scoreline.schedules.spacings import Polynomial, Power
 from scoreline.schedules.ve import EDM
 from scoreline.schedules.vp import LinearVP
-from scoreline.specs import rebuild
 
 DDPMPP = Path(__file__).parents[2] / "conf" / "model" / "cifar10_ddpmpp_edm.yaml"
 TINY = {"width": 32, "multipliers": [1, 1], "blocks": 1}
@@ -55,7 +55,7 @@ class Model:
 
     def latents(self, seeds: list[int]) -> Tensor:
         """Standard normal noise of these seeds, the very one that `generation.batches.generate` starts from."""
-        return noise.normal(seeds, self.shape, "initial").to(next(self.denoiser.parameters()).device)
+        return seeded_noise.normal(seeds, self.shape, "initial").to(next(self.denoiser.parameters()).device)
 
     def on(self, device: str) -> "Model":
         return replace(self, denoiser=self.denoiser.to(device))

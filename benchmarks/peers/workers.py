@@ -21,10 +21,10 @@ from peers.pairs import Pair
 from peers.timing import forward, seconds
 from scoreline.denoiser import Denoiser
 from scoreline.generation.batches import Sampler
+from scoreline.generation.cuda_graphs import Replayed
 from scoreline.generation.loop import images_on_host
-from scoreline.generation.memory import keep_freed_memory
-from scoreline.graphs import Replayed
-from scoreline.in_order import in_order
+from scoreline.runtime.memory import keep_freed_memory
+from scoreline.runtime.threads import in_order
 
 LAST_SEED = 2**31
 TURN = 0.75

@@ -10,14 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from scoreline.denoiser import Denoiser
+from scoreline.descriptions.skeletons import Shapes, SizeError, build, tensors
+from scoreline.descriptions.specs import Spec, is_ours
 from scoreline.errors import InputError, printable
-from scoreline.files import order_metadata, sha256, write_atomically
 from scoreline.parameterisations import Parameterisation
 from scoreline.schedules.base import NoiseSchedule
-from scoreline.schemas import PLAIN, Anything, ListOf, Object, Rule, Text, parse_entries, shown, whole
-from scoreline.skeletons import Shapes, SizeError, build, tensors
-from scoreline.specs import Spec, is_ours
-from scoreline.tensor_files import Header, read_header, read_tensors
+from scoreline.storage.files import order_metadata, sha256, write_atomically
+from scoreline.storage.schemas import PLAIN, Anything, ListOf, Object, Rule, Text, parse_entries, shown, whole
+from scoreline.storage.tensor_files import Header, read_header, read_tensors
 
 FORMAT = "scoreline/model/1"
 

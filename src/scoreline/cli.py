@@ -36,9 +36,9 @@ import importlib
 import sys
 from pathlib import Path
 
-from scoreline import startup
-from scoreline.conf_folder import SCRIPTS, script, use_own_folder
+from scoreline.config.conf_folder import SCRIPTS, script, use_own_folder
 from scoreline.errors import InputError, did_you_mean
+from scoreline.runtime import startup
 
 VERBS = (
     *("certify", "doctor", "ema", "evaluate", "import", "import-statistics", "inspect", "likelihood"),
@@ -70,7 +70,7 @@ def main() -> None:
     except KeyboardInterrupt:
         sys.exit(130)
     except Exception as error:
-        from scoreline.entry import leave
+        from scoreline.config.script import leave
 
         verb = next(iter(sys.argv[1:]), "")
         leave(error, f"scoreline {verb}" if verb in VERBS else "scoreline")

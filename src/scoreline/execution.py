@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from scoreline.choices import COMPILE, PRECISION, check_compile, check_precision, check_switch
 from scoreline.denoiser import Denoiser
+from scoreline.values import COMPILE, PRECISION, check_compile, check_precision, check_switch
 
 DTYPES: dict[str, torch.dtype | None] = {
     name: None if dtype is None else getattr(torch, dtype) for name, dtype in PRECISION.items()

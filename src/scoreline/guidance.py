@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from scoreline.checkpoints import Checkpoint, load_model
-from scoreline.choices import is_number
 from scoreline.denoiser import Denoising, per_image
 from scoreline.errors import InputError
+from scoreline.values import is_number
 
 
 class Autoguidance(Denoising):

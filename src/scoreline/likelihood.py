@@ -9,12 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scoreline import noise
-from scoreline.choices import check_choice
 from scoreline.errors import InputError
+from scoreline.runtime import seeded_noise
 from scoreline.sampling import Eps
 from scoreline.schedules.base import NoiseSchedule, VariancePreserving
 from scoreline.solvers.adaptive import AdaptiveRun, State, to_flat, to_state
+from scoreline.values import check_choice
 
 PROBES = ("rademacher", "gaussian")
 
@@ -102,7 +102,9 @@ def hutchinson(
     check_choice("divergence", PROBES, distribution)
     if probes < 1:
         raise InputError(f"probes={probes}: must be at least 1")
-    drawn = torch.stack([noise.normal(seeds, shape, "likelihood probe", step) for step in range(probes)]).double()
+    drawn = torch.stack(
+        [seeded_noise.normal(seeds, shape, "likelihood probe", step) for step in range(probes)]
+    ).double()
     return Hutchinson(torch.where(drawn < 0, -1.0, 1.0).double() if distribution == "rademacher" else drawn)
 
 
@@ -190,7 +192,7 @@ def dequantise(images: Tensor, seeds: Sequence[int]) -> Tensor:
 
     Source: Theis et al. (2016), arXiv:1511.01844.
     """
-    u: Tensor = torch.special.ndtr(noise.normal(seeds, tuple(images.shape[1:]), "dequantisation").double())
+    u: Tensor = torch.special.ndtr(seeded_noise.normal(seeds, tuple(images.shape[1:]), "dequantisation").double())
     return (images.double() + u.to(images.device) - 0.5) / 127.5 - 1
 
 

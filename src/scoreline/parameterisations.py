@@ -15,7 +15,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from scoreline.device import moved
+from scoreline.runtime.device import moved
 from scoreline.schedules.base import NoiseSchedule
 
 

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from scoreline.choices import check_choice, is_whole
 from scoreline.errors import InputError
-from scoreline.pictures import to_unit
+from scoreline.storage.pictures import to_unit
+from scoreline.values import check_choice, is_whole
 
 ELEMENTS = 2**22
 """Pixels of the data that are in float64 at a time: 32 MiB, whatever the number of images."""

@@ -14,14 +14,14 @@ import torch
 from tables_files import draft, finish
 from test_code_blocks import ROOT, forked
 
-from scoreline.calibration.record import load_record
 from scoreline.checkpoints import load_model
 from scoreline.commands import reference, verify
-from scoreline.files import sha256
+from scoreline.config.run_names import ASSETS
 from scoreline.metrics.reference_statistics import read_statistics
-from scoreline.run_names import ASSETS
+from scoreline.records import load_record
 from scoreline.sampling import integrate
 from scoreline.solvers.tableau import Tableau
+from scoreline.storage.files import sha256
 from scoreline.tables import plan
 
 COMMANDS = (

@@ -9,9 +9,9 @@ import torch
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
+from scoreline.descriptions.specs import rebuild
 from scoreline.errors import InputError
 from scoreline.foreign.translation import ForeignModel, Rule, skeleton
-from scoreline.specs import rebuild
 
 CONF = Path(__file__).parents[2] / "conf" / "model"
 Reader = Callable[[Any, Any, str], ForeignModel]

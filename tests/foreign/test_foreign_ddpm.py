@@ -11,13 +11,13 @@ from published import assert_golden, assert_half_precision, assert_refusal, desc
 from torch import Tensor, nn
 
 from scoreline.denoiser import Denoiser
+from scoreline.descriptions.specs import rebuild
 from scoreline.errors import InputError
 from scoreline.foreign.ddpm import INERT, MODELS, read_model, recognises, table
-from scoreline.foreign.torch_files import read
 from scoreline.networks.ddpm_unet import DDPMUNet
 from scoreline.parameterisations import NoisePrediction, Parameterisation
+from scoreline.safe_pickle.torch_files import read
 from scoreline.schedules.discrete import DiscreteVP
-from scoreline.specs import rebuild
 
 GOLDEN = json.loads((Path(__file__).parent / "golden_ddpm.json").read_text())
 """Names and shapes of a narrow network of pytorch_diffusion, and what it made of filled weights."""

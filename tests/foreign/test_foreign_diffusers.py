@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from scoreline.checkpoints import Checkpoint, load_model, save_model
-from scoreline.commands.composition import plain_config
+from scoreline.config.compose import plain_config
 from scoreline.config.model_source import read_source
 from scoreline.errors import InputError
 from scoreline.foreign.conversion import card

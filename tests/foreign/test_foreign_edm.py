@@ -16,15 +16,15 @@ from torch import Tensor, nn
 
 from scoreline.checkpoints import Card, load_model, save_model
 from scoreline.denoiser import Denoiser
+from scoreline.descriptions.specs import rebuild
 from scoreline.errors import InputError
 from scoreline.foreign import edm
-from scoreline.foreign.torch_files import read
 from scoreline.foreign.translation import ForeignModel, skeleton
 from scoreline.parameterisations import EDMPreconditioning, Parameterisation
+from scoreline.safe_pickle.torch_files import read
 from scoreline.schedules.base import NoiseSchedule
 from scoreline.schedules.ve import EDM, VE
 from scoreline.schedules.vp import LinearVP
-from scoreline.specs import rebuild
 
 GOLDEN = json.loads((Path(__file__).parent / "golden_edm.json").read_text())
 CASES = {case["wrapper"]: case for case in GOLDEN}

@@ -11,12 +11,12 @@ from published import assert_golden, assert_half_precision, assert_refusal, desc
 from torch import Tensor
 
 from scoreline.denoiser import Denoiser
+from scoreline.descriptions.specs import rebuild
 from scoreline.errors import InputError
 from scoreline.foreign.guided_diffusion import INERT, MODELS, read_model, recognises, table
-from scoreline.foreign.torch_files import read
 from scoreline.networks.adm import DhariwalUNet
 from scoreline.parameterisations import Parameterisation
-from scoreline.specs import rebuild
+from scoreline.safe_pickle.torch_files import read
 
 GOLDEN: dict[str, dict[str, Any]] = json.loads((Path(__file__).parent / "golden_guided.json").read_text())
 """Names and shapes of narrow networks of guided-diffusion, and what they made of filled weights."""

@@ -12,9 +12,9 @@ from filled import filled_state, image
 from scoreline.checkpoints import load_model
 from scoreline.commands import import_checkpoint, inspect, verify
 from scoreline.errors import InputError
-from scoreline.files import sha256
 from scoreline.foreign.conversion import Options, cached, digest
 from scoreline.foreign.families import load
+from scoreline.storage.files import sha256
 
 ROOT = Path(__file__).parents[2]
 GOLDEN = json.loads((Path(__file__).parent / "golden_ddpm.json").read_text())

@@ -19,12 +19,11 @@ from scoreline.errors import InputError
 from scoreline.foreign.conversion import card
 from scoreline.foreign.families import load
 from scoreline.foreign.lightning import INERT, recognises
-from scoreline.foreign.torch_files import read
 from scoreline.foreign.translation import ForeignModel
 from scoreline.networks.unet import UNet
-from scoreline.objective import DenoisingObjective, InverseVariance
+from scoreline.objective import DenoisingObjective, InverseVariance, UniformTime
 from scoreline.parameterisations import NoisePrediction
-from scoreline.schedules.densities import UniformTime
+from scoreline.safe_pickle.torch_files import read
 from scoreline.schedules.vp import LinearVP
 from scoreline.targets import Denoising
 from scoreline.training.ema_callback import EMACallback

@@ -16,7 +16,7 @@ from assembled_pickles import Code, legacy_file, program, value, zip_file
 from malice import Corpus, effective, everything
 
 from scoreline.errors import InputError
-from scoreline.foreign.torch_files import kind, names, read
+from scoreline.safe_pickle.torch_files import kind, names, read
 
 TITLES = list(everything(Path("/nowhere")))
 linux = pytest.mark.skipif(sys.platform != "linux", reason="uses /proc, rlimits or commands of Linux")
@@ -88,7 +88,7 @@ def test_the_whole_corpus_fits_into_little_memory(tmp_path: Path, corpus: Corpus
     script = (
         "import json, pathlib, resource, sys\n"
         "from scoreline.errors import InputError\n"
-        "from scoreline.foreign.torch_files import read, names, kind\n"
+        "from scoreline.safe_pickle.torch_files import read, names, kind\n"
         "import safetensors.torch\n"
         "pages = int(open('/proc/self/statm').read().split()[0])\n"
         "room = pages * resource.getpagesize() + 800 * 2**20\n"

@@ -10,11 +10,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from scoreline.errors import InputError
-from scoreline.foreign import trees
-from scoreline.foreign.torch_files import read
-from scoreline.safe_pickle import limits
+from scoreline.safe_pickle import limits, trees
 from scoreline.safe_pickle.limits import Budget, FileError
 from scoreline.safe_pickle.machine import Machine, Name, Record, no_persistent, unknown
+from scoreline.safe_pickle.torch_files import read
 from scoreline.safe_pickle.window import Window
 
 keys = st.one_of(

@@ -14,8 +14,8 @@ from torch import Tensor
 from scoreline.checkpoints import Card, load_model, save_model
 from scoreline.errors import InputError
 from scoreline.foreign import score_sde
-from scoreline.foreign.torch_files import read
 from scoreline.networks.song_unet import SongUNet
+from scoreline.safe_pickle.torch_files import read
 
 GOLDEN = json.loads((Path(__file__).parent / "golden_score_sde.json").read_text())
 

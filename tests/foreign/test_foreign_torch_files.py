@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from scoreline.errors import InputError
-from scoreline.foreign.torch_files import kind, names, read
+from scoreline.safe_pickle.torch_files import kind, names, read
 
 FLOATS = [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.complex64, torch.complex128]
 INTEGERS = [torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool]

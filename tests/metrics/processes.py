@@ -11,7 +11,7 @@ START = """
 import sys, json, torch, torch.distributed as dist
 from pathlib import Path
 from scoreline.datasets.base import ArrayDataset
-from scoreline.parts import Parts
+from scoreline.storage.resumable import Parts
 
 torch.set_num_threads(1)
 rank, size, folder, words = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]), sys.argv[4:]

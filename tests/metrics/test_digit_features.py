@@ -11,7 +11,7 @@ from scoreline.errors import InputError
 from scoreline.metrics import digit_classifier, features
 from scoreline.metrics.digit_classifier import DigitClassifier, accuracy, card, shifted, to_safetensors, train
 from scoreline.metrics.features import DigitFeatures
-from scoreline.pictures import to_unit
+from scoreline.storage.pictures import to_unit
 
 
 @pytest.fixture(scope="module")

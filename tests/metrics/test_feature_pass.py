@@ -9,7 +9,7 @@ from scoreline.metrics import feature_pass
 from scoreline.metrics.base import Score
 from scoreline.metrics.feature_pass import extract, shared, spread
 from scoreline.metrics.fidelity import Fidelity
-from scoreline.parts import Parts
+from scoreline.storage.resumable import Parts
 
 
 class Counted(ImageDataset):

@@ -13,7 +13,6 @@ from tiny_inception import Bare, Plain, load, write
 
 from scoreline.datasets.base import ArrayDataset
 from scoreline.errors import InputError
-from scoreline.files import sha256
 from scoreline.metrics.frechet import GaussianStatistics, frechet_distance
 from scoreline.metrics.inception import SCORES, Inception
 from scoreline.metrics.inception_features import InceptionFeatures
@@ -22,7 +21,8 @@ from scoreline.metrics.jackknife import assign_groups
 from scoreline.metrics.kid import kernel_distance
 from scoreline.metrics.precision_recall import support_replicates
 from scoreline.metrics.reference_statistics import Statistics, write_statistics
-from scoreline.parts import Parts
+from scoreline.storage.files import sha256
+from scoreline.storage.resumable import Parts
 
 CONF = Path(__file__).parents[2] / "conf" / "metrics"
 
@@ -233,7 +233,7 @@ from pathlib import Path
 from scoreline.datasets.base import ImageDataset
 from scoreline.metrics.inception import Inception
 from scoreline.metrics.inception_features import InceptionFeatures
-from scoreline.parts import Parts
+from scoreline.storage.resumable import Parts
 
 class Synthetic(ImageDataset):
     shape, num_classes = (3, 32, 32), 0

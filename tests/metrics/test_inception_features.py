@@ -5,9 +5,9 @@ from PIL import Image
 from tiny_inception import FEATURES, SIDE, Bare, Shifted, load, write
 
 from scoreline.errors import InputError
-from scoreline.files import sha256
 from scoreline.metrics import inception_features
 from scoreline.metrics.inception_features import PUBLISHED, InceptionFeatures, clean_resize, tf_bilinear
+from scoreline.storage.files import sha256
 
 
 def images(n, shape=(3, 32, 32), seed=0):
@@ -150,7 +150,7 @@ def test_offline_refusal_names_the_file_and_place(tmp_path, monkeypatch):
 
 
 def test_a_cached_file_is_used_offline(file, tmp_path, monkeypatch):
-    from scoreline.downloads import cached_path
+    from scoreline.storage.downloads import cached_path
 
     monkeypatch.setenv("SCORELINE_OFFLINE", "1")
     monkeypatch.setenv("SCORELINE_CACHE", str(tmp_path))

@@ -6,12 +6,12 @@ from tiny_inception import write
 
 from scoreline.datasets.base import ArrayDataset
 from scoreline.datasets.digits import Digits
-from scoreline.files import sha256
 from scoreline.metrics.fidelity import Fidelity
 from scoreline.metrics.frechet import GaussianStatistics, frechet_replicates
 from scoreline.metrics.inception_features import InceptionFeatures
 from scoreline.metrics.jackknife import assign_groups
-from scoreline.metrics.one_core import one_core_each
+from scoreline.runtime.threads import one_core_each
+from scoreline.storage.files import sha256
 
 
 @pytest.fixture(params=[("1", 2), ("3", 1)], ids=lambda it: f"{it[0]} cores, {it[1]} threads")

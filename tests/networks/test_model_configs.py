@@ -9,8 +9,8 @@ import torch
 from omegaconf import OmegaConf
 from torch import nn
 
+from scoreline.descriptions.specs import rebuild
 from scoreline.parameterisations import Parameterisation
-from scoreline.specs import rebuild
 
 MODELS = Path(__file__).parents[2] / "conf" / "model"
 PUBLISHED: dict[str, tuple[int, int, float | None]] = {

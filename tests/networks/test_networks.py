@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from scoreline.descriptions.specs import rebuild
 from scoreline.errors import InputError
 from scoreline.networks.adm import DhariwalUNet
 from scoreline.networks.ddpm_unet import DDPMUNet
@@ -14,7 +15,6 @@ from scoreline.networks.gaussian_mixture import GaussianMixtureScore
 from scoreline.networks.residual_block import ResidualBlock
 from scoreline.networks.song_unet import SongUNet
 from scoreline.networks.unet import UNet
-from scoreline.specs import rebuild
 
 TINY: dict[str, Any] = {
     "channels": 2,

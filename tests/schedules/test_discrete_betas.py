@@ -5,11 +5,11 @@ import pytest
 import torch
 from diffusers import DDPMScheduler
 
+from scoreline.descriptions.specs import rebuild
 from scoreline.errors import InputError
 from scoreline.schedules.base import NoiseSchedule, grid
 from scoreline.schedules.discrete import DiscreteVP
 from scoreline.schedules.spacings import LogSNR
-from scoreline.specs import rebuild
 
 LISTED = (0.3, 0.001, 0.05, 0.999, 0.02)
 SCHEDULES = [

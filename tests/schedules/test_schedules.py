@@ -5,8 +5,8 @@ import torch
 from torch import Tensor
 
 from scoreline.errors import InputError
+from scoreline.objective import LogNormal, UniformTime
 from scoreline.schedules.base import NoiseSchedule, Schedule, grid
-from scoreline.schedules.densities import LogNormal, UniformTime
 from scoreline.schedules.discrete import DiscreteVP
 from scoreline.schedules.spacings import LogSNR, Polynomial, Power
 from scoreline.schedules.ve import EDM, VE

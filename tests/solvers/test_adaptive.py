@@ -13,7 +13,7 @@ from scipy.integrate import solve_ivp
 from torch import Tensor
 
 from scoreline.errors import InputError, NotFiniteError
-from scoreline.exact import GaussianMixture
+from scoreline.networks.exact import GaussianMixture
 from scoreline.schedules.spacings import LogSNR
 from scoreline.solvers.adaptive import Adaptive
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from scoreline.exact import GaussianMixture
+from scoreline.networks.exact import GaussianMixture
 from scoreline.sampling import integrate
 from scoreline.schedules.base import Schedule
 from scoreline.schedules.spacings import LogSNR, NSRLog, Polynomial, Power

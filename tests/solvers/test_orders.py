@@ -6,7 +6,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from scoreline.exact import GaussianMixture
+from scoreline.networks.exact import GaussianMixture
 from scoreline.sampling import integrate
 from scoreline.schedules.spacings import Polynomial
 from scoreline.schedules.vp import LinearVP

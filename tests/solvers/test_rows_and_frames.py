@@ -7,7 +7,7 @@ import torch
 from scipy.integrate import quad
 
 from scoreline.errors import InputError
-from scoreline.exact import GaussianMixture
+from scoreline.networks.exact import GaussianMixture
 from scoreline.sampling import integrate
 from scoreline.schedules.spacings import LogSNR, Power
 from scoreline.solvers.budget import check_budget, step_levels, step_orders

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from scoreline.errors import InputError
-from scoreline.exact import GaussianMixture
+from scoreline.networks.exact import GaussianMixture
 from scoreline.sampling import integrate
 from scoreline.schedules.base import grid
 from scoreline.schedules.spacings import Power

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from scoreline.errors import InputError
-from scoreline.exact import GaussianMixture
+from scoreline.networks.exact import GaussianMixture
 from scoreline.sampling import integrate
 from scoreline.schedules.spacings import LogSNR, Polynomial, Power
 from scoreline.schedules.vp import LinearVP

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from scoreline.errors import InputError
-from scoreline.exact import GaussianMixture
+from scoreline.networks.exact import GaussianMixture
 from scoreline.sampling import integrate
 from scoreline.schedules.base import grid
 from scoreline.schedules.spacings import Polynomial, Power
@@ -21,7 +21,7 @@ from scoreline.solvers.edm import EDMHeun
 from scoreline.solvers.runge_kutta import heun
 from scoreline.solvers.tableau import Solver, Tableau, build
 from scoreline.solvers.unipc import UniPC
-from scoreline.weak_error import gaussian_variance
+from scoreline.verification.weak_error import gaussian_variance
 
 VP = LinearVP()
 QUADRATIC = Polynomial(VP, 2)

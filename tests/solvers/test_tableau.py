@@ -3,7 +3,7 @@ import torch
 
 from scoreline.commands.certify import maker
 from scoreline.errors import InputError
-from scoreline.exact import GaussianMixture
+from scoreline.networks.exact import GaussianMixture
 from scoreline.sampling import integrate
 from scoreline.schedules.base import grid
 from scoreline.schedules.spacings import Power

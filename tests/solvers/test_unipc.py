@@ -12,7 +12,7 @@ from scipy.integrate import quad
 from torch import Tensor
 
 from scoreline.errors import InputError
-from scoreline.exact import GaussianMixture
+from scoreline.networks.exact import GaussianMixture
 from scoreline.sampling import integrate, trajectory
 from scoreline.schedules.base import grid
 from scoreline.schedules.spacings import LogSNR, Polynomial, Power

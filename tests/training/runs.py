@@ -20,9 +20,8 @@ from scoreline.checkpoints import Card
 from scoreline.datasets.digits import Digits
 from scoreline.denoiser import Denoiser
 from scoreline.networks.unet import UNet
-from scoreline.objective import DenoisingObjective, InverseVariance
+from scoreline.objective import DenoisingObjective, InverseVariance, UniformTime
 from scoreline.parameterisations import NoisePrediction
-from scoreline.schedules.densities import UniformTime
 from scoreline.schedules.vp import LinearVP
 from scoreline.targets import Denoising
 from scoreline.training.data import ImageDataModule

@@ -15,7 +15,7 @@ from scoreline.datasets.base import ArrayDataset, ImageDataset
 from scoreline.errors import InputError
 from scoreline.targets import StableTarget
 from scoreline.training.data import DeviceBatches, DeviceData, EndlessBatches, ImageDataModule
-from scoreline.training.references import References
+from scoreline.training.stf_references import References
 
 CPU = torch.device("cpu")
 

@@ -13,10 +13,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from scoreline.commands import ema as command
-from scoreline.ema import EMA, PowerFunctionEMA, gamma_of
-from scoreline.ema_snapshots import list_snapshots
 from scoreline.errors import InputError
+from scoreline.training.ema import EMA, PowerFunctionEMA, gamma_of
 from scoreline.training.ema_callback import EMACallback, ema_of
+from scoreline.training.ema_snapshots import list_snapshots
 from scoreline.training.module import DiffusionModule
 from scoreline.training.training_state import Checkpointing
 

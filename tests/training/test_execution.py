@@ -8,10 +8,10 @@ from runs import records, train
 from safetensors.torch import load_file
 from torch import nn
 
-from scoreline.choices import COMPILE
 from scoreline.errors import InputError
 from scoreline.execution import execute
 from scoreline.networks.unet import UNet
+from scoreline.values import COMPILE
 
 
 @pytest.fixture

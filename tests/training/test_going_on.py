@@ -19,8 +19,8 @@ from runs import train as trained
 from safetensors.torch import load_file
 
 from scoreline.checkpoints import load_model
-from scoreline.commands.composition import script_config
 from scoreline.config import train_config
+from scoreline.config.compose import script_config
 from scoreline.config.model_source import replaced
 from scoreline.datasets.digits import Digits
 from scoreline.errors import InputError
@@ -306,7 +306,7 @@ def test_a_damaged_description_is_no_traceback(checkpoint: Path, tmp_path: Path)
 
 
 def test_moved_class_is_the_same_class() -> None:
-    former = {"objective": {"density": {"_target_": "scoreline.schedules.densities.LogNormal", "std": 1}}}
+    former = {"objective": {"density": {"_target_": "scoreline.objective.LogNormal", "std": 1}}}
     start = Start(Path("x.ckpt"), False, run={"settings": former})
     start._check_settings({"objective": {"density": {"_target_": "scoreline.objective.LogNormal", "std": 1.0}}})
     for target in ("scoreline.objective.Normal", "mine.LogNormal"):

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from scoreline import device
 from scoreline.errors import InputError
+from scoreline.runtime import device
 from scoreline.training import gradients
 from scoreline.training.gradients import (
     Gradients,

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from scoreline.training.levels import EDGES, NAMES, LossSums, loss_summary
+from scoreline.training.loss_by_level import EDGES, NAMES, LossSums, loss_summary
 
 
 def test_losses_by_level_are_means_with_their_error() -> None:

@@ -14,18 +14,19 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from scoreline import device, run_names
 from scoreline.calibration.online_length import step_costs
+from scoreline.config import run_names
 from scoreline.datasets.base import ArrayDataset
 from scoreline.denoiser import Denoiser
-from scoreline.ema import EMA
 from scoreline.objective import Batch
+from scoreline.runtime import device
 from scoreline.targets import Reference
 from scoreline.training import data as loading
 from scoreline.training import gradients
 from scoreline.training.data import DeviceData
+from scoreline.training.ema import EMA
 from scoreline.training.gradients import Gradients
-from scoreline.training.levels import LossSums
+from scoreline.training.loss_by_level import LossSums
 
 CONF, META = Path(__file__).parents[2] / "conf", torch.device("meta")
 MODELS = [("cifar10_ddpmpp_edm", "edm"), ("cifar10_ddpmpp_vp", "vp"), ("cifar10_ncsnpp_ve", "ve")]

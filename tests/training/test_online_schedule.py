@@ -18,20 +18,20 @@ from runs import script, tiny_fit, tiny_module
 from safetensors.torch import load_file
 from torch import Tensor
 
-from scoreline import run_names
 from scoreline.calibration.online_length import Adaptation, LengthDensity, OnlineLength, step_costs
-from scoreline.calibration.record import Record, load_record
 from scoreline.calibration.score_cost import corrector
 from scoreline.commands import inspect
+from scoreline.config import run_names
 from scoreline.denoiser import Denoiser
 from scoreline.errors import InputError
-from scoreline.files import sha256
+from scoreline.objective import UniformTime
 from scoreline.parameterisations import VarianceExploding
+from scoreline.records import Record, load_record
 from scoreline.schedules.base import grid
-from scoreline.schedules.densities import UniformTime
 from scoreline.schedules.score_optimal import load_schedule
 from scoreline.schedules.spacings import Power
 from scoreline.schedules.vp import LinearVP
+from scoreline.storage.files import sha256
 from scoreline.training import preview
 from scoreline.training.ema_callback import EMACallback, ema_of
 from scoreline.training.online_schedule import OnlineSchedule, _places, online_schedule_of

@@ -9,9 +9,8 @@ from safetensors.torch import load_file
 
 from scoreline.denoiser import Denoiser
 from scoreline.networks.unet import UNet
-from scoreline.objective import Batch, DenoisingObjective, EDMWeight
+from scoreline.objective import Batch, DenoisingObjective, EDMWeight, LogNormal
 from scoreline.parameterisations import EDMPreconditioning
-from scoreline.schedules.densities import LogNormal
 from scoreline.targets import Denoising
 
 

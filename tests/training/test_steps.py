@@ -7,20 +7,19 @@ import numpy as np
 import pytest
 import torch
 
-from scoreline.augmentation import Augmentation
 from scoreline.checkpoints import Card
 from scoreline.datasets.base import ArrayDataset
 from scoreline.denoiser import Denoiser
 from scoreline.errors import InputError
 from scoreline.networks.unet import UNet
-from scoreline.objective import Batch, DenoisingObjective, EDMWeight
+from scoreline.objective import Batch, DenoisingObjective, EDMWeight, LogNormal
 from scoreline.parameterisations import EDMPreconditioning
-from scoreline.pictures import to_unit
-from scoreline.schedules.densities import LogNormal
+from scoreline.storage.pictures import to_unit
 from scoreline.targets import Denoising, StableTarget, posterior_mean
+from scoreline.training.augmentation import Augmentation
 from scoreline.training.data import DeviceData, EndlessBatches
 from scoreline.training.module import DiffusionModule
-from scoreline.training.references import References
+from scoreline.training.stf_references import References
 
 SIZE, STEP = 24, 5
 

@@ -16,14 +16,14 @@ from runs import PARTS, assert_same_run, flat, group, records, state, train, wai
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from scoreline.ema import PowerFunctionEMA
 from scoreline.errors import InputError
 from scoreline.networks.adm import DhariwalUNet
 from scoreline.networks.ddpm_unet import DDPMUNet
 from scoreline.networks.song_unet import SongUNet
 from scoreline.networks.unet import UNet
-from scoreline.shards import assembled, blank, divided, own_part, shard, sharded
+from scoreline.training.ema import PowerFunctionEMA
 from scoreline.training.gradients import Gradients
+from scoreline.training.sharding import assembled, blank, divided, own_part, shard, sharded
 from scoreline.training.strategies import Sharded, _divided_state
 
 FSDP = ["trainer=fsdp", "trainer.accelerator=cpu", "trainer.devices=2"]

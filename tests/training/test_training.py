@@ -11,9 +11,8 @@ from runs import tiny_fit, tiny_module
 from scoreline.checkpoints import load_model
 from scoreline.denoiser import Denoiser
 from scoreline.errors import InputError
-from scoreline.objective import Batch, DenoisingObjective, EDMWeight, InverseVariance
+from scoreline.objective import Batch, DenoisingObjective, EDMWeight, InverseVariance, LogNormal, UniformTime
 from scoreline.parameterisations import EDMPreconditioning
-from scoreline.schedules.densities import LogNormal, UniformTime
 from scoreline.schedules.vp import LinearVP
 from scoreline.targets import Denoising
 from scoreline.training.data import EndlessBatches

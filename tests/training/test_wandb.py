@@ -22,11 +22,11 @@ from wandb_files import Offline, no_account, offline_runs
 
 from scoreline.commands import upload
 from scoreline.errors import InputError
-from scoreline.files import sha256
-from scoreline.history import history, row
+from scoreline.storage.files import sha256
+from scoreline.storage.run_history import history, row
+from scoreline.storage.wandb_runs import public, run_id
 from scoreline.training.training_log import keep_until
 from scoreline.training.wandb_run import WandbRun
-from scoreline.wandb_runs import public, run_id
 
 __all__ = ["no_account"]
 ROOT = Path(__file__).parents[2]

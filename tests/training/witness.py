@@ -8,7 +8,7 @@ import torch
 from hydra.experimental.callback import Callback as HydraCallback
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from scoreline import device
+from scoreline.runtime import device
 from scoreline.training import gradients, preemption
 
 

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from scoreline.calibration.score_optimal import FLOOR, WEIGHTS, equal_lengths, spread_of, velocity_squared
-from scoreline.choices import check_choice, is_whole
 from scoreline.denoiser import Denoising, per_image
 from scoreline.errors import InputError
 from scoreline.schedules.base import Schedule, grid
 from scoreline.schedules.score_optimal import ScoreOptimal
 from scoreline.schedules.spacings import LogSNR
+from scoreline.values import check_choice, is_whole
 
 KEY = "callbacks.online_schedule"
 

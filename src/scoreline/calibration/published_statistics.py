@@ -7,13 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scoreline.calibration.record import Record
 from scoreline.calibration.score_norm_published import ENTRIES
 from scoreline.errors import InputError
-from scoreline.files import code_version, sha256
-from scoreline.foreign import torch_files
+from scoreline.records import Record
+from scoreline.safe_pickle import torch_files
 from scoreline.schedules.base import NoiseSchedule
 from scoreline.schedules.deis_sn_times import native_time
+from scoreline.storage.files import code_version, sha256
 
 KEYS = ("Ls", "score_abs")
 

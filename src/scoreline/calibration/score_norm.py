@@ -7,12 +7,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from scoreline.calibration.record import Record
 from scoreline.calibration.subject import Part, Subject
-from scoreline.choices import check_choice, check_switch
 from scoreline.errors import InputError, NotFiniteError
+from scoreline.records import Record
 from scoreline.sampling import Progress, trajectory
 from scoreline.schedules.base import NoiseSchedule
+from scoreline.values import check_choice, check_switch
 
 
 def median(per_image: Tensor) -> tuple[Tensor, Tensor]:

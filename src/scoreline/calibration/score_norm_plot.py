@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from scoreline.calibration.plots import figure
-from scoreline.calibration.record import Record
 from scoreline.calibration.score_norm_published import ENTRIES, PublishedScale
+from scoreline.records import Record
 from scoreline.schedules.base import NoiseSchedule
 from scoreline.schedules.deis_sn_times import relative_ends
 

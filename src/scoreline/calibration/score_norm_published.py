@@ -7,9 +7,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from scoreline.calibration.record import load_record
 from scoreline.calibration.score_scale import ScoreScale
 from scoreline.errors import InputError
+from scoreline.records import load_record
 from scoreline.schedules.base import NoiseSchedule
 from scoreline.schedules.deis_sn_times import native_time, relative_time
 

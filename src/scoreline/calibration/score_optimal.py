@@ -10,18 +10,18 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from scoreline import noise
 from scoreline.calibration.plots import figure
-from scoreline.calibration.record import Record
 from scoreline.calibration.score_cost import corrector, predictor, predictor_probed
 from scoreline.calibration.subject import Part, Subject
-from scoreline.choices import check_choice
 from scoreline.denoiser import Denoising
 from scoreline.errors import InputError
+from scoreline.records import Record
+from scoreline.runtime import seeded_noise
 from scoreline.sampling import Eps, Progress, trajectory
 from scoreline.schedules.base import Schedule, grid
 from scoreline.schedules.score_optimal import ScoreOptimal
 from scoreline.schedules.spacings import LogSNR
+from scoreline.values import check_choice
 
 WEIGHTS = {"destination": 0.0, "geometric": 0.5, "source": 1.0}
 """The point between the two levels of a step, in ln rho, of the velocity v; the published one is the destination."""
@@ -219,7 +219,7 @@ class CumulativeLength:
     ) -> Iterator[Tensor]:
         device = next(denoiser.parameters()).device
         clean = images.clean.to(device).double()
-        fresh = noise.normal(images.seeds, tuple(clean.shape[1:]), "score_optimal", number).to(clean)
+        fresh = seeded_noise.normal(images.seeds, tuple(clean.shape[1:]), "score_optimal", number).to(clean)
 
         def eps(x: Tensor, level: float) -> Tensor:
             return denoiser.eps(x, level, label=None if images.label is None else images.label.to(device))
@@ -320,7 +320,7 @@ def _clean(denoiser: Denoising, x: Tensor, part: Part, rho: float) -> Images:
 
 
 def _signs(seeds: list[int], x: Tensor, step: int) -> Tensor:
-    return noise.normal(seeds, tuple(x.shape[1:]), "score_optimal_probe", step).sign().to(x)
+    return seeded_noise.normal(seeds, tuple(x.shape[1:]), "score_optimal_probe", step).sign().to(x)
 
 
 def equal_lengths(rho: Tensor, length: Tensor, damping: float = 1.0) -> Tensor:

@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from scoreline.calibration.record import load_record
 from scoreline.errors import InputError
+from scoreline.records import load_record
 
 
 @dataclass(frozen=True)

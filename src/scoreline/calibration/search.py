@@ -11,13 +11,13 @@ import torch
 from scoreline.calibration.distances import fine_ends
 from scoreline.calibration.plots import figure
 from scoreline.calibration.ranking import Families, Measurement, candidates, rank, work
-from scoreline.calibration.record import Record, load_record
 from scoreline.calibration.subject import Subject
-from scoreline.choices import is_whole
 from scoreline.errors import InputError
+from scoreline.records import Record, load_record
 from scoreline.sampling import Progress
 from scoreline.schedules.base import NoiseSchedule
 from scoreline.schedules.tabulated import SAME
+from scoreline.values import is_whole
 
 SHOWN = 3
 """Number of candidates of each budget that the summary names."""

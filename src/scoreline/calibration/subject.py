@@ -7,15 +7,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from scoreline import noise
 from scoreline.datasets.base import ImageDataset
 from scoreline.denoiser import Denoising
 from scoreline.errors import InputError
 from scoreline.generation.batches import Batch, generate
-from scoreline.parts import Parts
-from scoreline.pictures import to_unit
+from scoreline.runtime import seeded_noise
 from scoreline.sampling import Progress
 from scoreline.solvers.tableau import Tableau
+from scoreline.storage.pictures import to_unit
+from scoreline.storage.resumable import Parts
 
 
 class Part(NamedTuple):
@@ -77,7 +77,7 @@ class Subject:
 
     def noise(self, seeds: Sequence[int], purpose: str, step: int = 0) -> Tensor:
         """Return `noise.normal` of these seeds' images, on the device of the model."""
-        return noise.normal(seeds, self.shape, purpose, step).to(self.device)
+        return seeded_noise.normal(seeds, self.shape, purpose, step).to(self.device)
 
     def check_seeds(self) -> None:
         """Refuse a single image.
@@ -118,7 +118,7 @@ class Subject:
             InputError: if a conditional run meets an image without a label.
         """
         assert self.data is not None
-        chosen = noise.integers(part.seeds, len(self.data), "calibration_image").tolist()
+        chosen = seeded_noise.integers(part.seeds, len(self.data), "calibration_image").tolist()
         images, labels = self.data.read(chosen)
         if part.label is not None and bool((labels < 0).any()):
             raise InputError(f"dataset: {self.data.name} has images without a label; use labels=none")

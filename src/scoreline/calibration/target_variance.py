@@ -9,18 +9,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scoreline import noise
-from scoreline.calibration.record import Record
 from scoreline.calibration.subject import Part, Subject
-from scoreline.calibration.target_variance_plot import table
-from scoreline.choices import check_switch, is_number, is_whole
+from scoreline.calibration.target_variance_report import table
 from scoreline.datasets.base import ImageDataset
 from scoreline.errors import InputError
-from scoreline.pictures import to_unit
+from scoreline.records import Record
+from scoreline.runtime import seeded_noise
 from scoreline.sampling import Progress
 from scoreline.schedules.base import NoiseSchedule, grid
 from scoreline.schedules.spacings import LogSNR
+from scoreline.storage.pictures import to_unit
 from scoreline.targets import ELEMENTS, effective_size, posterior_weights, squared_distances
+from scoreline.values import check_switch, is_number, is_whole
 
 WEIGHTS = 2**23
 """Posterior weights in memory at a time, 64 MiB; those of one noisy image are kept whatever their number."""
@@ -147,7 +147,7 @@ class TargetVariance:
     ) -> dict[str, Tensor]:
         """Return `effective_size` and `dsm` (K, B) and `stf` (J, K, B), expectations given each noisy image."""
         clean = subject.real(part._replace(label=None))[0].flatten(1).double()
-        eps = noise.normal(part.seeds, clean.shape[1:], "target_variance").double()
+        eps = seeded_noise.normal(part.seeds, clean.shape[1:], "target_variance").double()
         x = (clean[:, None] + rho[:, None] * eps[:, None]).to(images.device)
         measured: list[tuple[Tensor, Tensor, Tensor]] = []
         size = max(1, WEIGHTS // (len(rho) * len(images)))
@@ -208,7 +208,7 @@ class TargetVariance:
 
     def plot(self, record: Record, path: Path, noise_schedule: NoiseSchedule | None = None) -> None:
         """Plot variances of eps, their ratios and the effective sample size against rho."""
-        from scoreline.calibration.target_variance_plot import plot
+        from scoreline.calibration.target_variance_report import plot
 
         plot(record, path)
 

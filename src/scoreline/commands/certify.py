@@ -16,14 +16,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from scoreline import conf_folder
-from scoreline.certification import Certificate, certify, markdown
-from scoreline.commands.composition import built, composed
 from scoreline.commands.words import refuse_blocked, split
+from scoreline.config import conf_folder
+from scoreline.config.compose import built, composed
 from scoreline.errors import InputError
-from scoreline.files import write_atomically
-from scoreline.progress import ImageProgress
+from scoreline.runtime.progress import ImageProgress
 from scoreline.schedules.base import Schedule
+from scoreline.storage.files import write_atomically
+from scoreline.verification.certification import Certificate, certify, markdown
 
 OWN = {"solver": "", "out": "outputs/certify"}
 

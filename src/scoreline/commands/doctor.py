@@ -24,26 +24,26 @@ from typing import Any
 
 import torch
 
-from scoreline import checks, entry, mistakes
 from scoreline.checkpoints import Checkpoint
-from scoreline.commands import composition
-from scoreline.commands.composition import built
-from scoreline.conf_folder import SCRIPTS
+from scoreline.config import compose, explain, validate
+from scoreline.config import script as entry
+from scoreline.config.compose import built
+from scoreline.config.conf_folder import SCRIPTS
 from scoreline.config.model_source import bound, read_source
-from scoreline.cores import threads_of
 from scoreline.denoiser import Denoiser, Denoising
-from scoreline.doctor import machine
+from scoreline.doctor import environment
 from scoreline.doctor.assets import assets, dataset
 from scoreline.doctor.findings import Finding, amount, failed, table
 from scoreline.doctor.sample_job import SampleJob, sizes_on_disk
 from scoreline.doctor.train_job import TrainJob, optimiser_share
 from scoreline.errors import InputError, did_you_mean
-from scoreline.files import cache_folder
 from scoreline.generation.auto_batch import most_images
 from scoreline.generation.formats import check_format
-from scoreline.labels import plan_labels
-from scoreline.seeds import parse_seeds
+from scoreline.generation.labels import plan_labels
+from scoreline.runtime.cores import threads_of
 from scoreline.solvers.tableau import build
+from scoreline.storage.files import cache_folder
+from scoreline.values import parse_seeds
 
 QUICK = "--quick"
 
@@ -88,14 +88,14 @@ def job_config(script: str, overrides: Sequence[str]) -> Any:
         InputError: for keys, choices and values that the script refuses, with the script's message.
     """
     try:
-        return composition.script_config(script, overrides)
+        return compose.script_config(script, overrides)
     except Exception as error:
         raise InputError(sentence(error)) from error
 
 
 def sentence(error: Exception) -> str:
     """Return the script's message for an error; raise an error that is no mistake of the user again."""
-    message = mistakes.explain(error)
+    message = explain.explain(error)
     if message is None:
         raise error
     return message
@@ -103,11 +103,11 @@ def sentence(error: Exception) -> str:
 
 def report(script: str, cfg: Any, quick: bool) -> Iterator[Finding]:
     """Yield the lines of the report."""
-    yield machine.versions()
+    yield environment.versions()
     line, device = _device(script, cfg)
     yield line
     yield from (asset.finding() for asset in assets(script, cfg))
-    yield machine.folder("cache", cache_folder())
+    yield environment.folder("cache", cache_folder())
     try:
         yield from (training if script == "train" else sampling)(script, cfg, None if quick else device, device)
     except Exception as error:
@@ -116,10 +116,10 @@ def report(script: str, cfg: Any, quick: bool) -> Iterator[Finding]:
 
 def _device(script: str, cfg: Any) -> tuple[Finding, torch.device | None]:
     if script != "train":
-        return machine.device_of(str(cfg.device))
+        return environment.device_of(str(cfg.device))
     name = {"cpu": "cpu", "gpu": "cuda", "cuda": "cuda"}.get(str(cfg.trainer.accelerator), "auto")
     trainer = f"trainer={cfg.hydra.runtime.choices.trainer}"
-    return machine.device_of(name, f"{trainer}: needs a GPU, and none is visible here; use trainer=cpu")
+    return environment.device_of(name, f"{trainer}: needs a GPU, and none is visible here; use trainer=cpu")
 
 
 def sampling(script: str, cfg: Any, timed: torch.device | None, device: torch.device | None) -> Iterator[Finding]:
@@ -134,7 +134,7 @@ def sampling(script: str, cfg: Any, timed: torch.device | None, device: torch.de
     out = Path(cfg.hydra.run.dir)
     checkpoint = read_source(cfg).load_local()
     if checkpoint is None:
-        yield machine.folder("run directory", out)
+        yield environment.folder("run directory", out)
         text = "no forecast before the checkpoint is here and imported"
         yield Finding("warn", "forecast", f"checkpoint={cfg.checkpoint}: {text}")
         return
@@ -144,16 +144,16 @@ def sampling(script: str, cfg: Any, timed: torch.device | None, device: torch.de
     if script == "sample":
         final, most = sizes_on_disk(cfg.format, job.images, job.shape, _features(cfg.metrics))
         yield Finding("ok", "files", f"format={cfg.format}: {amount(final)}, {amount(most)} on the way")
-        yield machine.folder("run directory", out, most)
+        yield environment.folder("run directory", out, most)
         torch.set_num_threads(1)  # as sample.py does
     else:
-        yield machine.folder("run directory", out)
+        yield environment.folder("run directory", out)
         kind = cfg.hydra.runtime.choices.calibration
         if kind != "score_norm":
             yield Finding("warn", "forecast", f"none for calibration={kind}, which does more than one run")
             return
         if cfg.threads is not None:
-            torch.set_num_threads(checks.whole("threads", cfg.threads))
+            torch.set_num_threads(validate.whole("threads", cfg.threads))
     cost = None if timed is None else job.cost(timed)
     yield job.memory(cost, device)
     if cost is not None:
@@ -166,9 +166,9 @@ def sample_job(script: str, cfg: Any, checkpoint: Checkpoint) -> SampleJob:
     Raises:
         InputError: for a config that the script refuses.
     """
-    card, nfe, final = checkpoint.card, checks.whole("nfe", cfg.nfe), str(cfg.get("final", "none"))
+    card, nfe, final = checkpoint.card, validate.whole("nfe", cfg.nfe), str(cfg.get("final", "none"))
     batch_size, own, seeds = (
-        checks.whole("batch_size", cfg.batch_size),
+        validate.whole("batch_size", cfg.batch_size),
         cfg.get("network_batch"),
         parse_seeds(cfg.seeds),
     )
@@ -176,13 +176,13 @@ def sample_job(script: str, cfg: Any, checkpoint: Checkpoint) -> SampleJob:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         network_batch: int | None = most_images(device, len(seeds))
     else:
-        network_batch = None if own is None else checks.whole("network_batch", own)
+        network_batch = None if own is None else validate.whole("network_batch", own)
     labelled = plan_labels(cfg.labels, seeds, card.num_classes) is not None
     span = entry.sigma_range(cfg, checkpoint.noise_schedule)
     denoiser: Denoising = checkpoint.denoiser
     if script == "sample":
         check_format(cfg.format, card.shape)
-        cfg, _ = composition.followed(cfg, span, nfe - (final == "denoise"))
+        cfg, _ = compose.followed(cfg, span, nfe - (final == "denoise"))
         denoiser = entry.apply(cfg.threshold, entry.apply(cfg.guidance, checkpoint, **entry.guide(cfg)))
     run = build(built(cfg.solver), built(cfg.schedule), span, nfe, final)
     pieces = -(-len(seeds) // (network_batch or batch_size))
@@ -208,7 +208,7 @@ def training(script: str, cfg: Any, timed: torch.device | None, device: torch.de
     final, most = job.sizes_on_disk
     text = f"states, models and snapshots: {amount(final)}, {amount(most)} on the way"
     yield Finding("ok", "files", text)
-    yield machine.folder("run directory", Path(cfg.hydra.run.dir), most)
+    yield environment.folder("run directory", Path(cfg.hydra.run.dir), most)
     cost = None if timed is None else job.cost(timed)
     yield job.memory(cost, data, device)
     if cost is not None:
@@ -222,7 +222,7 @@ def _data(cfg: Any) -> tuple[Finding, int | None]:
         entry.match_data(cfg.model.network, images)
     except Exception as error:
         return Finding("fail", "dataset", sentence(error)), None
-    shape, limit = "x".join(map(str, images.shape)), checks.number("device_mib", cfg.device_mib, zero=True) * 2**20
+    shape, limit = "x".join(map(str, images.shape)), validate.number("device_mib", cfg.device_mib, zero=True) * 2**20
     text = f"{images.name}: {len(images):,} images {shape}, {images.num_classes} classes"
     return Finding("ok", "dataset", text), int(images.nbytes) if images.nbytes <= limit else 0
 
@@ -237,7 +237,7 @@ def train_job(cfg: Any, without_numbers: bool) -> TrainJob:
     network, process = cfg.model.network, built(cfg.model.noise_schedule)
     with torch.device("meta") if without_numbers else nullcontext():
         model = Denoiser(built(network), built(cfg.model.parameterisation))
-    kimg, batch_size = checks.number("duration_kimg", cfg.duration_kimg), checks.whole("batch_size", cfg.batch_size)
+    kimg, batch_size = validate.number("duration_kimg", cfg.duration_kimg), validate.whole("batch_size", cfg.batch_size)
     processes = _processes(cfg.trainer)
     share = max(1, batch_size // processes)
     return TrainJob(
@@ -247,12 +247,12 @@ def train_job(cfg: Any, without_numbers: bool) -> TrainJob:
         level=math.sqrt(process.sigma_min * process.sigma_max),
         images=round(1000 * kimg),
         batch_size=batch_size,
-        micro_batch=share if cfg.micro_batch is None else min(share, checks.whole("micro_batch", cfg.micro_batch)),
+        micro_batch=share if cfg.micro_batch is None else min(share, validate.whole("micro_batch", cfg.micro_batch)),
         processes=processes,
         optimiser_share=optimiser_share(built(cfg.optimiser)),
         model_files=_count(cfg.ema.half_life_kimg),
         post_hoc=_count(cfg.ema.post_hoc),
-        checkpoints=int(kimg // checks.number("checkpoint_kimg", cfg.checkpoint_kimg)) + 2,
+        checkpoints=int(kimg // validate.number("checkpoint_kimg", cfg.checkpoint_kimg)) + 2,
         precision=HALF.get(str(cfg.precision)),
     )
 

@@ -23,13 +23,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from scoreline import checks
 from scoreline.checkpoints import Card, load_model, save_model
 from scoreline.commands.words import names, new_file, parse
-from scoreline.ema import EMA, gamma_of
-from scoreline.ema_snapshots import Snapshot, combine, list_snapshots
+from scoreline.config import validate
 from scoreline.errors import InputError
-from scoreline.post_hoc_ema import PowerProfile, Profile, exponential, fit, tracked
+from scoreline.training.ema import EMA, gamma_of
+from scoreline.training.ema_snapshots import Snapshot, combine, list_snapshots
+from scoreline.training.post_hoc_ema import PowerProfile, Profile, exponential, fit, tracked
 
 OWN = {"sigma_rel": "", "half_life_kimg": "", "rampup": "", "kimg": "", "trust": ""}
 
@@ -103,7 +103,7 @@ def _number(key: str, text: str) -> float:
         value = float(text)
     except ValueError:
         raise InputError(f"{key}={text}: must be a number greater than 0") from None
-    return checks.number(key, value)
+    return validate.number(key, value)
 
 
 def moment(kimg: str, snapshots: Sequence[Snapshot]) -> int:

@@ -33,11 +33,11 @@ from scoreline.commands.words import Words, new_file, parse
 from scoreline.datasets import generated_images
 from scoreline.datasets.base import ImageDataset
 from scoreline.errors import InputError
-from scoreline.files import cache_folder, code_version, write_atomically
 from scoreline.metrics.base import HIGHER_IS_BETTER, Metrics, Score
 from scoreline.metrics.reference_set import images_of
-from scoreline.parts import Parts
-from scoreline.progress import ImageProgress
+from scoreline.runtime.progress import ImageProgress
+from scoreline.storage.files import cache_folder, code_version, write_atomically
+from scoreline.storage.resumable import Parts
 
 FORMAT = "scoreline/evaluate/1"
 

@@ -26,10 +26,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from scoreline.commands.composition import described_model
 from scoreline.commands.words import names, parse
+from scoreline.config.compose import described_model
+from scoreline.descriptions.specs import Spec
 from scoreline.errors import InputError
-from scoreline.specs import Spec
 
 if TYPE_CHECKING:
     from scoreline.foreign.translation import ForeignModel

@@ -11,8 +11,8 @@ solver=deis_sn_published, which interprets it like the released code.
 
 from pathlib import Path
 
-from scoreline import run_names
 from scoreline.commands.words import names, new_file, parse
+from scoreline.config import run_names
 from scoreline.errors import InputError
 
 OWN = {"checkpoint": "", "out": "", "trust": ""}

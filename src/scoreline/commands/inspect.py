@@ -19,13 +19,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scoreline import checkpoints, run_names
-from scoreline.calibration import record, target_variance_plot
+from scoreline import checkpoints, records
+from scoreline.calibration import target_variance_report
+from scoreline.config import run_names
 from scoreline.errors import InputError, did_you_mean, printable
-from scoreline.files import sha256
 from scoreline.foreign import description, families
-from scoreline.schemas import parse_entries
-from scoreline.tensor_files import Header, read_header
+from scoreline.storage.files import sha256
+from scoreline.storage.schemas import parse_entries
+from scoreline.storage.tensor_files import Header, read_header
 
 LEVELS = 10
 """Rows of the table of a score_norm record."""
@@ -79,7 +80,7 @@ def text(path: Path) -> str:
     if path.is_dir() or not (path.suffix == ".safetensors" or families.is_safetensors(path)):
         return "\n".join([printable(f"{path}: checkpoint of another project"), *foreign_lines(path)])
     header = read_header(path, str(path), "copy or make it again")
-    describe = {checkpoints.FORMAT: checkpoint_lines, record.FORMAT: record_lines}.get(_format(header))
+    describe = {checkpoints.FORMAT: checkpoint_lines, records.FORMAT: record_lines}.get(_format(header))
     if describe is None:
         head = f"{path}: no file of scoreline, but a safetensors file with {_tensors(header)} and {_metadata(header)}"
         return "\n".join([printable(head), *foreign_lines(path)])
@@ -115,8 +116,8 @@ def checkpoint_lines(header: Header) -> Iterator[str]:
 
 def record_lines(header: Header) -> Iterator[str]:
     """Describe a record by its provenance and tensors."""
-    kind, provenance = header.metadata["kind"], record.read_provenance(header)
-    values = record.read_values(header)
+    kind, provenance = header.metadata["kind"], records.read_provenance(header)
+    values = records.read_values(header)
     yield from _first(f"calibration record, {kind}", header)
     yield from tree("provenance", provenance)
     for name, value in sorted(values.items()):
@@ -130,7 +131,7 @@ def record_lines(header: Header) -> Iterator[str]:
     if kind == "tableau":
         yield from learned(values, provenance)
     if kind == "target_variance":
-        yield from target_variance_plot.table(values)
+        yield from target_variance_report.table(values)
 
 
 def tree(name: str, value: Any, depth: int = 0) -> Iterator[str]:

@@ -36,10 +36,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scoreline import npy, reading, run_names
 from scoreline.checkpoints import Checkpoint, load_model
+from scoreline.config import run_names
 from scoreline.datasets.digits import Digits
-from scoreline.device import choose_device
 from scoreline.errors import InputError, did_you_mean
 from scoreline.likelihood import (
     PROBES,
@@ -51,9 +50,11 @@ from scoreline.likelihood import (
     log_likelihood,
     native_prior_variance,
 )
-from scoreline.progress import ImageProgress
+from scoreline.runtime.device import choose_device
+from scoreline.runtime.progress import ImageProgress
 from scoreline.sampling import Eps, Progress
 from scoreline.solvers.adaptive import Adaptive, AdaptiveRun
+from scoreline.storage import bounded_reading, npy
 
 MOST_PROBES = 10_000
 """Most probes per image; each takes memory and the time of a pass."""
@@ -185,7 +186,7 @@ def read_npz(path: Path) -> Images:
         pixels, labels = npy.member(path, "arr_0"), npy.member(path, "arr_1")
         if pixels is None:
             raise ValueError("arr_0 is not there")
-    except reading.DAMAGE as error:
+    except bounded_reading.DAMAGE as error:
         raise InputError(f"--data={path}: not a readable npz file with arr_0 ({error}); write it again") from error
     if pixels.dtype != np.uint8 or pixels.ndim != 4:
         found = f"{pixels.dtype} {'x'.join(map(str, pixels.shape))}"

@@ -25,15 +25,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from scoreline import conf_folder
-from scoreline.commands.composition import built
 from scoreline.commands.doctor import job_config, parse, sentence
-from scoreline.conf_folder import SCRIPTS
+from scoreline.config import conf_folder
+from scoreline.config.compose import built
+from scoreline.config.conf_folder import SCRIPTS
 from scoreline.config.model_source import read_source
 from scoreline.doctor.assets import Asset, assets
 from scoreline.doctor.findings import Finding, failed, table
-from scoreline.downloads import fetch
 from scoreline.errors import InputError, did_you_mean
+from scoreline.storage.downloads import fetch
 from scoreline.tables.schema import Table
 from scoreline.tables.schema import parse as parse_table
 

@@ -25,16 +25,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from scoreline.commands.composition import built, composed
 from scoreline.commands.words import Words, new_file, parse, refuse_blocked
+from scoreline.config.compose import built, composed
 from scoreline.datasets import generated_images
 from scoreline.datasets.base import ImageDataset
 from scoreline.errors import InputError
-from scoreline.files import code_version
 from scoreline.metrics.base import Metrics
 from scoreline.metrics.reference_set import split_of
 from scoreline.metrics.reference_statistics import write_statistics
-from scoreline.progress import ImageProgress
+from scoreline.runtime.progress import ImageProgress
+from scoreline.storage.files import code_version
 
 OWN = {"dataset": "", "metrics": "", "device": ""}
 GROUPS = ("dataset", "metrics")

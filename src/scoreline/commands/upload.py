@@ -13,9 +13,9 @@ finished cell and one for its values and figure, in one group. For offline runs 
 
 from pathlib import Path
 
-from scoreline import wandb_runs
 from scoreline.commands.words import split
 from scoreline.errors import InputError, did_you_mean
+from scoreline.storage import wandb_runs
 from scoreline.tables import plan, wandb_summary
 
 OWN = {"project": "", "entity": "", "offline": "false", "id": ""}

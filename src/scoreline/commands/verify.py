@@ -35,21 +35,21 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from scoreline import checks
 from scoreline.checkpoints import Card
-from scoreline.commands.composition import built, plain_config
 from scoreline.commands.words import names, new_file, parse
+from scoreline.config import validate
+from scoreline.config.compose import built, plain_config
 from scoreline.config.model_source import read_source
 from scoreline.datasets.base import ImageDataset
 from scoreline.datasets.digits import Digits
-from scoreline.device import choose_device
 from scoreline.errors import InputError
-from scoreline.files import code_version, write_atomically
-from scoreline.labels import plan_labels
-from scoreline.seeds import parse_seeds
+from scoreline.generation.labels import plan_labels
+from scoreline.runtime.device import choose_device
+from scoreline.storage.files import code_version, write_atomically
+from scoreline.values import parse_seeds
 from scoreline.verification.convergence import Runs
 from scoreline.verification.loss import levels
-from scoreline.verification.plan import Plan, header, real_images
+from scoreline.verification.measurement_plan import Plan, header, real_images
 from scoreline.verification.sections import Section, ddim_section, loss_section, sample_section
 from scoreline.verification.verdicts import Verdict
 
@@ -168,7 +168,7 @@ def prepare(own: dict[str, str], dataset_words: list[str], import_words: list[st
 
 
 def _whole(key: str, text: str, least: int) -> int:
-    return checks.whole(key, int(text) if re.fullmatch(r"-?\d+", text) else text, least)
+    return validate.whole(key, int(text) if re.fullmatch(r"-?\d+", text) else text, least)
 
 
 def dataset(choice: str, words: list[str], card: Card) -> tuple[ImageDataset | None, str]:

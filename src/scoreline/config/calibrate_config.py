@@ -7,13 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from scoreline import checks, entry
-from scoreline.commands.composition import built, families
+from scoreline.config import script, validate
+from scoreline.config.compose import built, families
 from scoreline.config.model_source import ModelSource, bound, read_source
 from scoreline.config.run_directory import RunDirectory, read_directory
-from scoreline.files import code_version
-from scoreline.label_rules import check_rule
-from scoreline.seeds import parse_seeds
+from scoreline.storage.files import code_version
+from scoreline.values import check_rule, parse_seeds
 
 if TYPE_CHECKING:
     from scoreline.checkpoints import Checkpoint
@@ -82,20 +81,20 @@ def read(cfg: DictConfig) -> CalibrateConfig:
     Raises:
         InputError: naming the key whose value is wrong.
     """
-    checks.sigma_ends(cfg)
-    checks.refuse_absent_checkpoint(cfg.checkpoint)
+    validate.sigma_ends(cfg)
+    validate.refuse_absent_checkpoint(cfg.checkpoint)
     run = read_directory(cfg)
     return CalibrateConfig(
         run=run,
         model=read_source(cfg),
-        nfe=checks.whole("nfe", cfg.nfe),
+        nfe=validate.whole("nfe", cfg.nfe),
         seeds=parse_seeds(cfg.seeds),
         seeds_text=str(cfg.seeds),
         labels=check_rule(cfg.labels),
-        batch_size=checks.whole("batch_size", cfg.batch_size),
+        batch_size=validate.whole("batch_size", cfg.batch_size),
         device=cfg.device,
-        threads=checks.whole("threads", cfg.threads),
-        calibration=entry.settings(cfg, "calibration"),
+        threads=validate.whole("threads", cfg.threads),
+        calibration=script.settings(cfg, "calibration"),
         components=partial(_components, cfg, run.identity),
     )
 
@@ -106,7 +105,7 @@ def _components(cfg: DictConfig, identity: str, checkpoint: "Checkpoint") -> Cal
         solver=built(cfg.solver),
         schedule=built(cfg.schedule),
         classes={group: cfg[group]._target_.rpartition(".")[2] for group in ("solver", "schedule")},
-        span=entry.sigma_range(cfg, checkpoint.noise_schedule),
+        span=script.sigma_range(cfg, checkpoint.noise_schedule),
         data=None if cfg.dataset is None else built(cfg.dataset),
         estimator=partial(_estimator, cfg, checkpoint),
         config_yaml=lambda: OmegaConf.to_yaml(cfg, resolve=True),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from scoreline import checks, run_names
+from scoreline.config import run_names, validate
 from scoreline.errors import InputError
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ class ModelSource:
         from scoreline.checkpoints import load_model
         from scoreline.foreign.conversion import cached, is_url
 
-        checks.refuse_absent_checkpoint(self.word)
+        validate.refuse_absent_checkpoint(self.word)
         path, is_import = self._file()
         if not is_import:
             if self.model is not None:
@@ -77,9 +77,9 @@ class ModelSource:
 
     def _file(self) -> tuple[Path, bool]:
         """Return the path of the checkpoint, for a URL that in the cache, and whether it needs to be imported."""
-        from scoreline.downloads import cached_path
         from scoreline.foreign.conversion import is_url
         from scoreline.foreign.families import is_diffusers, is_foreign
+        from scoreline.storage.downloads import cached_path
 
         if is_url(self.word):
             return cached_path(self.word), True
@@ -104,11 +104,11 @@ def read_source(cfg: DictConfig) -> ModelSource:
         raise InputError(f"import={options}: has the keys import.from, import.weights, ..; give these, or drop it")
     return ModelSource(
         word=str(cfg.checkpoint),
-        trust=checks.names("trust", cfg.trust),
+        trust=validate.names("trust", cfg.trust),
         model=plain_model(cfg),
         family=options["from"],
         weights=options.weights,
-        allow=checks.names("import.allow", options.allow),
+        allow=validate.names("import.allow", options.allow),
         sha256=options.sha256,
     )
 

@@ -8,10 +8,12 @@ from pathlib import Path
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from scoreline import choices, processes, run_config, run_lock
+from scoreline import values
 from scoreline.errors import InputError
-from scoreline.files import code_version, write_atomically
-from scoreline.run_lock import RunLock
+from scoreline.runtime import distributed
+from scoreline.storage import run_config, run_lock
+from scoreline.storage.files import code_version, write_atomically
+from scoreline.storage.run_lock import RunLock
 
 ERROR_LOG = "error.log"
 
@@ -45,9 +47,9 @@ class RunDirectory:
         Raises:
             InputError: if another process works there, or the directory holds another run or an unreadable one.
         """
-        from scoreline.generation.sharing import said_by_first
+        from scoreline.runtime.collectives import said_by_first
 
-        problem = said_by_first(self._problem() if leads() else None, processes.current())
+        problem = said_by_first(self._problem() if leads() else None, distributed.current())
         if problem:
             raise InputError(problem)
 
@@ -86,7 +88,7 @@ def read_directory(cfg: DictConfig) -> RunDirectory:
     Raises:
         InputError: for an unknown choice of `lock`.
     """
-    return RunDirectory(output_dir(), str(cfg.identity), choices.check_lock(cfg.lock))
+    return RunDirectory(output_dir(), str(cfg.identity), values.check_lock(cfg.lock))
 
 
 def output_dir() -> Path:
@@ -101,7 +103,7 @@ def leads() -> bool:
     A launcher that starts one process per machine sets NODE_RANK.
     """
     ranks = [os.environ.get(name, "0") for name in ("LOCAL_RANK", "NODE_RANK")]
-    return processes.current().first and ranks == ["0", "0"]
+    return distributed.current().first and ranks == ["0", "0"]
 
 
 def release() -> None:

@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from scoreline import checks, choices, entry
-from scoreline.commands.composition import built, followed
+from scoreline import values as choices
+from scoreline.config import script, validate
+from scoreline.config.compose import built, followed
 from scoreline.config.model_source import ModelSource, bound, read_source, replaced
 from scoreline.config.run_directory import RunDirectory, output_dir, read_directory
-from scoreline.cores import threads_of
 from scoreline.errors import InputError
-from scoreline.files import code_version
-from scoreline.label_rules import check_rule
-from scoreline.seeds import parse_seeds
+from scoreline.runtime.cores import threads_of
+from scoreline.storage.files import code_version
+from scoreline.values import check_rule, parse_seeds
 
 if TYPE_CHECKING:
     from scoreline.checkpoints import Checkpoint
@@ -139,21 +139,21 @@ def read(cfg: DictConfig) -> SampleConfig | TableConfig:
     """
     table, run = _read_table(cfg), _read_run(cfg)
     if cfg.table is None:
-        checks.refuse_absent_checkpoint(cfg.checkpoint)
+        validate.refuse_absent_checkpoint(cfg.checkpoint)
         return run
-    if entry.in_sweep():
+    if script.in_sweep():
         raise InputError("table: a table is a sweep of its own; leave out -m")
     return table
 
 
 def _read_table(cfg: DictConfig) -> TableConfig:
     return TableConfig(
-        name=entry.choices("table")["table"],
+        name=script.choices("table")["table"],
         data=None if cfg.table is None else OmegaConf.to_container(cfg.table, resolve=False),
         overrides=list(HydraConfig.get().overrides.task),
         out=output_dir(),
         budget=str(cfg.budget),
-        jobs=None if cfg.jobs is None else checks.whole("jobs", cfg.jobs),
+        jobs=None if cfg.jobs is None else validate.whole("jobs", cfg.jobs),
         on_error=choices.check_on_error(cfg.sweep.on_error),
         wandb=choices.check_wandb(cfg.wandb),
         lock=choices.check_lock(cfg.lock),
@@ -161,23 +161,23 @@ def _read_table(cfg: DictConfig) -> TableConfig:
 
 
 def _read_run(cfg: DictConfig) -> SampleConfig:
-    checks.sigma_ends(cfg)
-    checks.refuse_absent_record(cfg.record)
+    validate.sigma_ends(cfg)
+    validate.refuse_absent_record(cfg.record)
     network_batch = cfg.network_batch
     if network_batch not in (None, "auto"):
-        network_batch = checks.whole("network_batch", network_batch)
+        network_batch = validate.whole("network_batch", network_batch)
     run = read_directory(cfg)
     return SampleConfig(
         run=run,
         model=read_source(cfg),
-        nfe=checks.whole("nfe", cfg.nfe),
+        nfe=validate.whole("nfe", cfg.nfe),
         final=choices.check_final(cfg.final),
         seeds=parse_seeds(cfg.seeds),
         seeds_text=str(cfg.seeds),
         labels=check_rule(cfg.labels),
-        batch_size=checks.whole("batch_size", cfg.batch_size),
+        batch_size=validate.whole("batch_size", cfg.batch_size),
         network_batch=network_batch,
-        memory_mib=None if cfg.memory_mib is None else checks.number("memory_mib", cfg.memory_mib),
+        memory_mib=None if cfg.memory_mib is None else validate.number("memory_mib", cfg.memory_mib),
         threads=threads_of(cfg.threads),
         device=cfg.device,
         precision=choices.check_precision(cfg.precision),
@@ -186,17 +186,17 @@ def _read_run(cfg: DictConfig) -> SampleConfig:
         graphs=choices.check_switch("graphs", cfg.graphs),
         format=choices.check_format(cfg.format),
         trajectories=[] if cfg.trajectories is None else parse_seeds(cfg.trajectories, "trajectories"),
-        trajectory_nfe=checks.whole("trajectory_nfe", cfg.trajectory_nfe),
+        trajectory_nfe=validate.whole("trajectory_nfe", cfg.trajectory_nfe),
         components=partial(_components, cfg, run.identity),
     )
 
 
 def _components(cfg: DictConfig, identity: str, checkpoint: "Checkpoint") -> SampleComponents:
     cfg = bound(cfg, checkpoint, identity=identity, code_version=code_version())
-    span = entry.sigma_range(cfg, checkpoint.noise_schedule)
+    span = script.sigma_range(cfg, checkpoint.noise_schedule)
     cfg, recommended = followed(cfg, span, cfg.nfe - (cfg.final == "denoise"))
     solver = built(cfg.solver)
-    names = entry.choices("solver", "schedule")
+    names = script.choices("solver", "schedule")
     if recommended is not None:
         names |= {"schedule": "its own", "recommended": " / ".join(recommended)}
     elif getattr(solver, "own_levels", False):
@@ -205,9 +205,9 @@ def _components(cfg: DictConfig, identity: str, checkpoint: "Checkpoint") -> Sam
         solver=solver,
         schedule=built(cfg.schedule),
         span=span,
-        denoiser=entry.apply(cfg.threshold, entry.apply(cfg.guidance, checkpoint, **entry.guide(cfg))),
+        denoiser=script.apply(cfg.threshold, script.apply(cfg.guidance, checkpoint, **script.guide(cfg))),
         metrics=built(cfg.metrics),
         recommended=recommended,
-        choices={**names, **entry.settings(cfg, "guidance", "threshold")},
+        choices={**names, **script.settings(cfg, "guidance", "threshold")},
         config_yaml=lambda size: OmegaConf.to_yaml(replaced(cfg, network_batch=size), resolve=True),
     )

@@ -7,19 +7,20 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from scoreline import checks, choices, entry
-from scoreline.commands.composition import built
+from scoreline import values
+from scoreline.config import script, validate
+from scoreline.config.compose import built
 from scoreline.config.model_source import replaced
 from scoreline.config.run_directory import RunDirectory, output_dir, read_directory
-from scoreline.files import code_version
+from scoreline.storage.files import code_version
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from scoreline.augmentation import Augmentation
     from scoreline.datasets.base import ImageDataset
     from scoreline.objective import DenoisingObjective
     from scoreline.parameterisations import Parameterisation
+    from scoreline.training.augmentation import Augmentation
     from scoreline.training.gradients import Gradients
 
 
@@ -109,34 +110,34 @@ def read(cfg: DictConfig) -> TrainConfig:
     Raises:
         InputError: naming the key whose value is wrong.
     """
-    for key in checks.KIMG:  # the callbacks of the trainer receive them by interpolation
-        checks.images(key, cfg[key])
+    for key in validate.KIMG:  # the callbacks of the trainer receive them by interpolation
+        validate.images(key, cfg[key])
     if (lr := OmegaConf.select(cfg, "optimiser.lr")) is not None:
-        checks.number("optimiser.lr", lr, zero=True)
+        validate.number("optimiser.lr", lr, zero=True)
     run = read_directory(cfg)
     settings: dict[str, Any] = {
         group: OmegaConf.to_container(cfg[group], resolve=True) for group in ("model", "objective", "optimiser")
     }
     return TrainConfig(
         run=run,
-        seed=checks.whole("seed", cfg.seed, least=0),
-        batch_size=checks.whole("batch_size", cfg.batch_size, most=checks.LARGEST_BATCH),
-        micro_batch=None if cfg.micro_batch is None else checks.whole("micro_batch", cfg.micro_batch),
-        duration=checks.images("duration_kimg", cfg.duration_kimg),
-        lr_rampup_kimg=checks.number("lr_rampup_kimg", cfg.lr_rampup_kimg, zero=True),
-        loss_scale=checks.number("loss_scale", cfg.loss_scale),
-        workers=checks.whole("workers", cfg.workers, least=0),
-        device_mib=checks.number("device_mib", cfg.device_mib, zero=True),
-        precision=choices.check_precision(cfg.precision),
-        compile=choices.check_compile(cfg.compile),
-        channels_last=choices.check_switch("channels_last", cfg.channels_last),
+        seed=validate.whole("seed", cfg.seed, least=0),
+        batch_size=validate.whole("batch_size", cfg.batch_size, most=validate.LARGEST_BATCH),
+        micro_batch=None if cfg.micro_batch is None else validate.whole("micro_batch", cfg.micro_batch),
+        duration=validate.images("duration_kimg", cfg.duration_kimg),
+        lr_rampup_kimg=validate.number("lr_rampup_kimg", cfg.lr_rampup_kimg, zero=True),
+        loss_scale=validate.number("loss_scale", cfg.loss_scale),
+        workers=validate.whole("workers", cfg.workers, least=0),
+        device_mib=validate.number("device_mib", cfg.device_mib, zero=True),
+        precision=values.check_precision(cfg.precision),
+        compile=values.check_compile(cfg.compile),
+        channels_last=values.check_switch("channels_last", cfg.channels_last),
         resume=str(cfg.resume),
         fixed_loss_kimg=cfg.fixed_loss_kimg,
         model=settings["model"],
         settings=settings,
-        provenance=entry.provenance(cfg),
-        trainer_name=entry.choices("trainer")["trainer"],
-        command=entry.command_of_this_job(output_dir()),
+        provenance=script.provenance(cfg),
+        trainer_name=script.choices("trainer")["trainer"],
+        command=script.command_of_this_job(output_dir()),
         components=_components(cfg),
         config_yaml=lambda: OmegaConf.to_yaml(
             replaced(cfg, identity=run.identity, code_version=code_version()), resolve=True

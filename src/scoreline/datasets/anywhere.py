@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from scoreline import reading
 from scoreline.datasets.base import ImageDataset
 from scoreline.datasets.lazy import LazyDataset
 from scoreline.errors import InputError
+from scoreline.storage import bounded_reading
 
 SAVED = ("dataset_info.json", "dataset_dict.json")
 """Files that `save_to_disk` of the Hugging Face library writes into a folder."""
@@ -25,7 +25,7 @@ def images(path: str, resolution: int, labels: str = "none", cache_mib: float = 
     Raises:
         InputError: if nothing is there, and for everything that the kind of data set refuses.
     """
-    place = reading.place(path, "dataset.path")
+    place = bounded_reading.place(path, "dataset.path")
     if place.suffix == ".zip" and place.is_file():
         from scoreline.datasets.zip_archive import ZipArchive
 

@@ -11,12 +11,12 @@ from typing import IO, cast
 import numpy as np
 import torch
 
-from scoreline import reading
-from scoreline.choices import check_choice
 from scoreline.datasets.base import ArrayDataset
 from scoreline.datasets.cifar_pickle import read_batch
-from scoreline.downloads import fetch
 from scoreline.errors import InputError
+from scoreline.storage import bounded_reading
+from scoreline.storage.downloads import fetch
+from scoreline.values import check_choice
 
 ARCHIVE = "cifar-10-python.tar.gz"
 URL = f"https://www.cs.toronto.edu/~kriz/{ARCHIVE}"
@@ -49,7 +49,7 @@ class Cifar10(ArrayDataset):
 
     def __init__(self, path: str = f"data/{ARCHIVE}", split: str = "train", download: bool = False) -> None:
         check_choice("dataset.split", BATCHES, split)
-        place = reading.place(path, "dataset.path")
+        place = bounded_reading.place(path, "dataset.path")
         if download and _find(place) is None:
             target = place if place.suffix in (".gz", ".tgz") else place / ARCHIVE
             fetch(URL, target, SHA256, "fetch it by other means and give dataset.path=")
@@ -84,7 +84,7 @@ def _read_files(place: Path, names: Sequence[str]) -> dict[str, bytes]:
 
 def _from_folder(folder: Path, names: Sequence[str]) -> dict[str, bytes]:
     try:
-        return {name: reading.content(folder / name, MAX_BYTES) for name in names if (folder / name).exists()}
+        return {name: bounded_reading.content(folder / name, MAX_BYTES) for name in names if (folder / name).exists()}
     except (OSError, ValueError) as error:
         raise InputError(f"dataset.path={folder} holds a file that is no batch ({error}); fetch {URL} anew") from error
 
@@ -93,13 +93,13 @@ def _from_archive(archive: Path, names: Sequence[str]) -> dict[str, bytes]:
     """Read the plain files of these names from any folder of the archive; nothing is unpacked to the disk."""
     files: dict[str, bytes] = {}
     try:
-        with reading.regular(archive) as packed, tarfile.open(fileobj=_unpacked(packed), mode="r|") as tar:
+        with bounded_reading.regular(archive) as packed, tarfile.open(fileobj=_unpacked(packed), mode="r|") as tar:
             for member in tar:
                 name = PurePosixPath(member.name).name
                 content = tar.extractfile(member) if name in names and _plain(member) else None
                 if content is not None:
                     files[name] = content.read()
-    except (tarfile.TarError, *reading.DAMAGE) as error:
+    except (tarfile.TarError, *bounded_reading.DAMAGE) as error:
         raise InputError(f"dataset.path={archive} is not a whole tar archive ({error}); fetch {URL} anew") from error
     return files
 

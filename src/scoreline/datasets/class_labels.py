@@ -5,11 +5,11 @@ from typing import Any
 
 import torch
 
-from scoreline.choices import check_choice
 from scoreline.datasets.image_files import hidden, spelled
 from scoreline.datasets.lazy import Classes, count_classes
 from scoreline.errors import InputError
-from scoreline.reading import json_value
+from scoreline.storage.bounded_reading import json_value
+from scoreline.values import check_choice
 
 LABEL_FILE = "dataset.json"
 CHOICES = ("auto", "file", "folders", "none")

@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from scoreline.choices import check_choice
 from scoreline.datasets.base import ArrayDataset
 from scoreline.errors import InputError
+from scoreline.values import check_choice
 
 SPLITS = ("train", "test", "all")
 

@@ -10,14 +10,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from scoreline import reading
-from scoreline.choices import check_choice
 from scoreline.datasets.base import ArrayDataset
 from scoreline.datasets.color_font import Glyph, Text, read_glyphs
 from scoreline.datasets.decode import open_image
 from scoreline.datasets.digits import SPLITS
 from scoreline.datasets.emoji_groups import base, merge
 from scoreline.errors import InputError
+from scoreline.storage import bounded_reading
+from scoreline.values import check_choice
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -79,7 +79,7 @@ def _check(split: str, resolution: int, background: int) -> None:
 
 
 def _existing(font: str) -> Path:
-    path = reading.place(font, "dataset.font")
+    path = bounded_reading.place(font, "dataset.font")
     if not path.is_file():
         raise InputError(
             f"dataset.font={font}: no such file; `apt-get install fonts-noto-color-emoji`, or give the path of "

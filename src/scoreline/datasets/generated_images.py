@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from scoreline import reading
 from scoreline.datasets.base import ImageDataset
 from scoreline.errors import InputError
+from scoreline.storage import bounded_reading
 
 RUN = ("samples.npz", "samples.zip", "images")
 """Where sample.py writes its images, by `format`."""
@@ -24,7 +24,7 @@ def images(path: str) -> ImageDataset:
         InputError: if nothing is there, if a run is unfinished or kept no images, and for everything that the kind of
             data set refuses.
     """
-    place = reading.place(path, "images")
+    place = bounded_reading.place(path, "images")
     if place.suffix == ".npz":
         from scoreline.datasets.npz_archive import NpzArchive
 

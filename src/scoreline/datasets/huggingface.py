@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from scoreline import reading
 from scoreline.datasets.decode import decode
 from scoreline.datasets.image_files import MAX_IMAGE_BYTES
 from scoreline.datasets.lazy import Classes, LazyDataset, count_classes
 from scoreline.errors import InputError, did_you_mean
+from scoreline.storage import bounded_reading
 
 FORMATS = ("PNG", "JPEG", "BMP", "WEBP")
 LOSSLESS = (b"\x89PNG", b"BM")
@@ -85,7 +85,7 @@ class _Images:
         if cell is None:
             raise InputError(f"{self.where(index)} holds no image; filter such rows out")
         try:
-            return bytes(cell["bytes"] or reading.content(Path(cell["path"]), MAX_IMAGE_BYTES))
+            return bytes(cell["bytes"] or bounded_reading.content(Path(cell["path"]), MAX_IMAGE_BYTES))
         except (OSError, TypeError, ValueError) as error:
             reason = getattr(error, "strerror", None) or error
             raise InputError(
@@ -108,7 +108,7 @@ def _library() -> Any:
 
 def _load(path: str, split: str, config: str | None) -> Any:
     library = _library()
-    place = reading.place(path, "dataset.path")
+    place = bounded_reading.place(path, "dataset.path")
     try:
         if (place / "state.json").is_file() or (place / "dataset_dict.json").is_file():
             return _saved(library.load_from_disk(place), split, path)

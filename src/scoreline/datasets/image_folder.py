@@ -5,11 +5,11 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-from scoreline import reading
 from scoreline.datasets.class_labels import LABEL_FILE, MAX_LABEL_BYTES, read_classes
 from scoreline.datasets.image_files import MAX_IMAGE_BYTES, ImageFiles, select_images
 from scoreline.datasets.lazy import LazyDataset
 from scoreline.errors import InputError
+from scoreline.storage import bounded_reading
 
 
 class ImageFolder(LazyDataset):
@@ -45,14 +45,14 @@ class ImageFolder(LazyDataset):
 
 def _content(root: Path, name: str) -> bytes:
     try:
-        return reading.content(root / name, MAX_LABEL_BYTES if name == LABEL_FILE else MAX_IMAGE_BYTES)
+        return bounded_reading.content(root / name, MAX_LABEL_BYTES if name == LABEL_FILE else MAX_IMAGE_BYTES)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise InputError(f"dataset.path={root}: {name} cannot be read ({reason}); restore it") from error
 
 
 def _existing(path: str) -> Path:
-    root = reading.place(path, "dataset.path")
+    root = bounded_reading.place(path, "dataset.path")
     if root.is_file():
         raise InputError(f"dataset.path={path}: is a file; give a folder of PNG files, or use dataset=zip")
     if not root.is_dir():

@@ -8,10 +8,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from scoreline import npy, reading
 from scoreline.datasets.base import ImageDataset
 from scoreline.datasets.lazy import count_classes
 from scoreline.errors import InputError
+from scoreline.storage import bounded_reading, npy
 
 IMAGES, LABELS = "arr_0", "arr_1"
 
@@ -34,12 +34,12 @@ class NpzArchive(ImageDataset):
     """
 
     def __init__(self, path: str) -> None:
-        file = reading.place(path, "dataset.path")
+        file = bounded_reading.place(path, "dataset.path")
         if not file.is_file():
             raise InputError(f"dataset.path={path}: no such file; give an npz file of images (arr_0)")
         try:
             self._images, labels = npy.member(file, IMAGES), npy.member(file, LABELS)
-        except reading.DAMAGE as error:
+        except bounded_reading.DAMAGE as error:
             raise InputError(f"dataset.path={path}: cannot be read as an npz file ({error}); make it anew") from error
         self.name, images = file.stem, self._images
         if images is None or images.dtype != np.uint8 or images.ndim != 4 or 0 in images.shape:

@@ -6,11 +6,11 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from scoreline import reading
 from scoreline.datasets.class_labels import LABEL_FILE, MAX_LABEL_BYTES, read_classes
 from scoreline.datasets.image_files import MAX_IMAGE_BYTES, ImageFiles, select_images, spelled
 from scoreline.datasets.lazy import LazyDataset
 from scoreline.errors import InputError
+from scoreline.storage import bounded_reading
 
 PACKINGS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # zipfile does not bound what the others unpack to
 
@@ -55,7 +55,7 @@ class _Entries:
     def _open(self) -> zipfile.ZipFile:
         try:
             return zipfile.ZipFile(self.path)
-        except reading.DAMAGE as error:
+        except bounded_reading.DAMAGE as error:
             raise InputError(f"dataset.path={self.key} is not a whole zip archive ({error}); make it anew") from error
 
     def __getstate__(self) -> dict[str, Any]:
@@ -81,7 +81,7 @@ class _Entries:
         try:
             with self.archive.open(entry) as handle:
                 return handle.read(entry.file_size)
-        except reading.DAMAGE as error:
+        except bounded_reading.DAMAGE as error:
             raise InputError(f"dataset.path={self.key}: {name} cannot be unpacked ({error}); make it anew") from error
 
     def _check(self, entry: zipfile.ZipInfo, limit: int) -> None:
@@ -93,7 +93,7 @@ class _Entries:
 
 
 def _existing(path: str) -> Path:
-    archive = reading.place(path, "dataset.path")
+    archive = bounded_reading.place(path, "dataset.path")
     if archive.is_dir():
         raise InputError(f"dataset.path={path}: is a folder; give a zip file, or use dataset=image_folder")
     if not archive.is_file():

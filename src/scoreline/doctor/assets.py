@@ -6,12 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from scoreline import entry, reading, run_names
+from scoreline.config import run_names
+from scoreline.config import script as entry
 from scoreline.doctor.findings import Finding
-from scoreline.downloads import OFFLINE, cached_path
-from scoreline.files import cache_folder
 from scoreline.foreign.conversion import is_url
-from scoreline.label_rules import is_label_file
+from scoreline.storage import bounded_reading
+from scoreline.storage.downloads import OFFLINE, cached_path
+from scoreline.storage.files import cache_folder
+from scoreline.values import is_label_file
 
 Source = Literal["user", "url", "download", "hub"]
 """The source of a missing file: the user, its `url`, its data set (`dataset.download`), or the Hugging Face hub."""
@@ -136,7 +138,7 @@ def dataset(key: str, node: Any) -> Iterator[Asset]:
             from scoreline.datasets.cifar10 import URL
 
             remedy = f"{key.removesuffix('path')}download=true, or fetch {URL} and give {key}=FILE"
-            yield Asset(key, path, reading.place(path, key), remedy, "download", URL)
+            yield Asset(key, path, bounded_reading.place(path, key), remedy, "download", URL)
         elif _on_hub(str(node.get("_target_")), path):
             yield Asset(key, path, None, "scoreline prefetch fetches it from the Hugging Face hub", "hub")
         else:
@@ -144,7 +146,7 @@ def dataset(key: str, node: Any) -> Iterator[Asset]:
 
 
 def _given(key: str, path: str, remedy: str) -> Asset:
-    return Asset(key, path, reading.place(path, key), remedy)
+    return Asset(key, path, bounded_reading.place(path, key), remedy)
 
 
 def _on_hub(target: str, path: str) -> bool:

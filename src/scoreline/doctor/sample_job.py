@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from scoreline.denoiser import Denoising
-from scoreline.doctor import machine
+from scoreline.doctor import environment
 from scoreline.doctor.findings import Finding, amount, duration
 from scoreline.doctor.timing import Cost, timed_call
 from scoreline.generation.formats import NONE
@@ -140,9 +140,9 @@ class SampleJob:
             "activations": None if cost is None else cost.bytes_for(self.call_size * self.threads),
         }
         if self.auto_batch:  # the script fits its size to the device, so that it never fails here
-            found = machine.memory(parts, None, "")
+            found = environment.memory(parts, None, "")
             return replace(found, text=f"at most {found.text}; network_batch=auto takes fewer images if need be")
-        return machine.memory(parts, device, "batch_size, network_batch")
+        return environment.memory(parts, device, "batch_size, network_batch")
 
     def time(self, cost: Cost) -> Finding:
         """Report the time of all network calls on one process."""

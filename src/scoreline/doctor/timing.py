@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import torch
 
-from scoreline.generation.memory import peak_bytes
+from scoreline.runtime.memory import peak_bytes
 
 SECONDS = 1.5
 """Approximate duration of the timed call; the whole measurement takes about three times as long."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from scoreline.denoiser import Denoiser
-from scoreline.doctor import machine
+from scoreline.doctor import environment
 from scoreline.doctor.findings import Finding, amount, duration
 from scoreline.doctor.sample_job import weights
 from scoreline.doctor.timing import Cost, timed_call
@@ -104,7 +104,7 @@ class TrainJob:
             device: the device of the job, or None if this machine lacks it.
         """
         activations = None if cost is None else cost.bytes_for(self.micro_batch)
-        return machine.memory(
+        return environment.memory(
             {**self.state, "images": data, "activations": activations}, device, "micro_batch, device_mib"
         )
 

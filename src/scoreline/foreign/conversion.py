@@ -7,12 +7,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from scoreline.checkpoints import Card, save_model
-from scoreline.downloads import fetch
+from scoreline.descriptions.specs import Spec
 from scoreline.errors import InputError
-from scoreline.files import cache_folder, sha256
 from scoreline.foreign.families import is_ours, load
 from scoreline.foreign.translation import ForeignModel
-from scoreline.specs import Spec
+from scoreline.storage.downloads import fetch
+from scoreline.storage.files import cache_folder, sha256
 
 REVISION = 1
 """Version of the conversion; a change invalidates the cache."""

@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from scoreline.descriptions.specs import Spec
 from scoreline.errors import InputError
 from scoreline.foreign.translation import (
     ForeignModel,
@@ -26,7 +27,6 @@ from scoreline.foreign.translation import (
 )
 from scoreline.networks.ddpm_unet import DDPMUNet
 from scoreline.networks.residual_block import ResidualBlock
-from scoreline.specs import Spec
 
 INERT: frozenset[str] = frozenset()
 MODELS = (

@@ -9,8 +9,8 @@ from torch import Tensor
 from scoreline.errors import InputError
 from scoreline.foreign.conversion import digest
 from scoreline.foreign.families import DESCRIBED, content_of, recognised
-from scoreline.foreign.torch_files import kind, names
 from scoreline.safe_pickle.machine import Record
+from scoreline.safe_pickle.torch_files import kind, names
 
 FIRST = 6
 """Number of entries that are shown of a container."""

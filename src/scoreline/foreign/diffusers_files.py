@@ -8,8 +8,8 @@ from typing import Any
 from torch import Tensor
 
 from scoreline.errors import InputError
-from scoreline.foreign.torch_files import read
-from scoreline.reading import content, json_value
+from scoreline.safe_pickle.torch_files import read
+from scoreline.storage.bounded_reading import content, json_value
 
 STEM = "diffusion_pytorch_model"
 SINGLE = re.compile(STEM + r"(?:\.(?P<variant>\w+))?\.(?P<kind>safetensors|bin)")

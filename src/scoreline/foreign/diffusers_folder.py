@@ -13,13 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from scoreline.descriptions.specs import Spec, rebuild
 from scoreline.errors import InputError, did_you_mean
 from scoreline.foreign.diffusers_files import read_json, tensors, weight_files, word
 from scoreline.foreign.translation import INCOMPLETE, ForeignModel, Rule, skeleton, translate
 from scoreline.networks.diffusers_unet import DiffusersUNet
 from scoreline.parameterisations import Parameterisation
 from scoreline.schedules.discrete import DiscreteVP
-from scoreline.specs import Spec, rebuild
 
 INERT: frozenset[str] = frozenset()
 

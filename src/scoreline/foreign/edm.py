@@ -13,10 +13,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from scoreline.descriptions.specs import Spec
 from scoreline.errors import InputError, did_you_mean
 from scoreline.foreign.translation import INCOMPLETE, ForeignModel, Rule, skeleton, translate
 from scoreline.safe_pickle.machine import Record
-from scoreline.specs import Spec
 
 RECONSTRUCT = "torch_utils.persistence._reconstruct_persistent_obj"
 CONTAINERS = ("torch.nn.modules.container.ModuleDict", "torch.nn.modules.container.ModuleList")

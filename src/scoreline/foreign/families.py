@@ -6,12 +6,12 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from scoreline.choices import check_choice
+from scoreline.descriptions.specs import Spec
 from scoreline.errors import InputError
-from scoreline.foreign.torch_files import read
 from scoreline.foreign.translation import ForeignModel
-from scoreline.reading import json_value
-from scoreline.specs import Spec
+from scoreline.safe_pickle.torch_files import read
+from scoreline.storage.bounded_reading import json_value
+from scoreline.values import check_choice
 
 FAMILIES = {
     "edm": "edm",

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from scoreline.descriptions.specs import Spec
 from scoreline.errors import InputError
 from scoreline.foreign.translation import (
     ForeignModel,
@@ -23,7 +24,6 @@ from scoreline.networks.adm import DhariwalUNet
 from scoreline.networks.fir_resampling import Resample, ResampledConv, fir_kernel
 from scoreline.networks.layers import Down, Up
 from scoreline.networks.residual_block import ResidualBlock
-from scoreline.specs import Spec
 
 INERT: frozenset[str] = frozenset()
 MODELS = (

@@ -10,9 +10,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from scoreline.descriptions.specs import Spec
 from scoreline.errors import InputError
 from scoreline.foreign.translation import ForeignModel, Rule, described_network, translate
-from scoreline.specs import Spec
 
 INERT = frozenset(
     f"{module}.{name}"

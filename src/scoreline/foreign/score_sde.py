@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from scoreline.descriptions.specs import Spec, rebuild
 from scoreline.errors import InputError
 from scoreline.foreign.translation import (
     ForeignModel,
@@ -31,7 +32,6 @@ from scoreline.networks.song_unet import SongUNet
 from scoreline.parameterisations import NoisePrediction, Parameterisation
 from scoreline.schedules.base import NoiseSchedule
 from scoreline.schedules.ve import VE
-from scoreline.specs import Spec, rebuild
 
 INERT: frozenset[str] = frozenset()
 MODELS = (

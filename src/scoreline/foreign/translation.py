@@ -7,9 +7,9 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from scoreline.descriptions.specs import Spec, rebuild
 from scoreline.errors import InputError, did_you_mean
 from scoreline.safe_pickle.limits import shown
-from scoreline.specs import Spec, rebuild
 
 Network = TypeVar("Network", bound=nn.Module)
 

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 from scoreline.denoiser import Denoising
-from scoreline.device import free_memory
 from scoreline.errors import InputError
-from scoreline.generation.memory import peak_bytes
 from scoreline.generation.shards import Shards
+from scoreline.runtime.device import free_memory
+from scoreline.runtime.memory import peak_bytes
 from scoreline.solvers.adaptive import AdaptiveRun
 from scoreline.solvers.tableau import Tableau
 

@@ -9,11 +9,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from scoreline import noise
 from scoreline.denoiser import Denoising
-from scoreline.device import moved
 from scoreline.errors import NotFiniteError
-from scoreline.in_order import in_order, until_left
+from scoreline.runtime import seeded_noise
+from scoreline.runtime.device import moved
+from scoreline.runtime.threads import in_order, until_left
 from scoreline.sampling import Calls, Progress, count_calls, integrate
 from scoreline.solvers.adaptive import AdaptiveRun
 from scoreline.solvers.tableau import Tableau
@@ -173,7 +173,7 @@ class _Work:
         return Batch(unit.seeds, x[: len(unit.seeds)], *counts)
 
     def _normal(self, unit: _Unit, purpose: str, step: int = 0) -> Tensor:
-        return self._rows(noise.normal(unit.seeds, self.shape, purpose, step))
+        return self._rows(seeded_noise.normal(unit.seeds, self.shape, purpose, step))
 
     def _rows(self, rows: Tensor) -> Tensor:
         """Return the rows on the device; for a tableau, copies of the last row pad the network's batch."""

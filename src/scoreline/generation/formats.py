@@ -13,14 +13,14 @@ from dataclasses import asdict, astuple, fields
 from pathlib import Path
 from typing import NamedTuple
 
-from scoreline import choices
+from scoreline import values as choices
 from scoreline.errors import InputError
-from scoreline.files import part_beside, write_atomically
 from scoreline.generation import npz
 from scoreline.generation.images import Entry, ShardImages, unwatched
-from scoreline.pictures import png_bytes
-from scoreline.run_results import OUTPUTS, written
+from scoreline.generation.run_results import OUTPUTS, written
 from scoreline.sampling import Progress
+from scoreline.storage.files import part_beside, write_atomically
+from scoreline.storage.pictures import png_bytes
 
 PER_FOLDER = 1000
 

@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from scoreline.errors import InputError
-from scoreline.files import without_space
 from scoreline.generation.shards import Shards
+from scoreline.storage.files import without_space
 
 
 @contextmanager

@@ -6,15 +6,15 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from scoreline.device import to_host
 from scoreline.errors import InputError
 from scoreline.generation.batches import Batch, Sampler, check_finite
 from scoreline.generation.shards import Found, Shards
-from scoreline.generation.sharing import from_first, share
-from scoreline.in_order import beside
-from scoreline.pictures import to_uint8
-from scoreline.processes import Group
-from scoreline.progress import ImageProgress
+from scoreline.runtime.collectives import from_first, share
+from scoreline.runtime.device import to_host
+from scoreline.runtime.distributed import Group
+from scoreline.runtime.progress import ImageProgress
+from scoreline.runtime.threads import beside
+from scoreline.storage.pictures import to_uint8
 
 WRITERS = 2
 """Threads that write finished batches while the next ones are computed; at most so many batches wait in memory."""

@@ -7,25 +7,24 @@ from pathlib import Path
 
 import torch
 
-from scoreline import run_results
-from scoreline.files import sha256, write_atomically
-from scoreline.generation import trajectories
+from scoreline.generation import run_results, trajectories
 from scoreline.generation.batches import Sampler
 from scoreline.generation.formats import check_format, write_format, write_manifest
 from scoreline.generation.images import ShardImages
 from scoreline.generation.interruptions import report_kept
 from scoreline.generation.loop import find_all, sample_missing
-from scoreline.generation.memory import peak_memory
+from scoreline.generation.run_results import MANIFEST, OUTPUTS, Result
 from scoreline.generation.shards import Shards
-from scoreline.generation.sharing import largest
 from scoreline.metrics.base import Metrics, Score
-from scoreline.parts import Parts
-from scoreline.pictures import save_png, sheet
-from scoreline.processes import Group
-from scoreline.progress import ImageProgress
-from scoreline.run_results import MANIFEST, OUTPUTS, Result
+from scoreline.runtime.collectives import largest
+from scoreline.runtime.distributed import Group
+from scoreline.runtime.memory import peak_memory
+from scoreline.runtime.progress import ImageProgress
 from scoreline.solvers.adaptive import AdaptiveRun
 from scoreline.solvers.tableau import Tableau
+from scoreline.storage.files import sha256, write_atomically
+from scoreline.storage.pictures import save_png, sheet
+from scoreline.storage.resumable import Parts
 
 SHARDS, FEATURES = "shards", "features"
 """Folders of a run directory with finished parts of an unfinished run."""

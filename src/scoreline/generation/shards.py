@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scoreline.files import write_atomically
+from scoreline.storage.files import write_atomically
 
 NO_LABEL = -1
 FIELDS = {

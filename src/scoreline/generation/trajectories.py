@@ -13,15 +13,15 @@ from torch import Tensor
 
 from scoreline.denoiser import Denoising
 from scoreline.errors import InputError
-from scoreline.files import write_atomically
 from scoreline.generation import npz
 from scoreline.generation.batches import Sampler, generate
 from scoreline.generation.shards import Shards
-from scoreline.pictures import save_png, sheet, to_uint8
 from scoreline.sampling import trajectory
 from scoreline.schedules.spacings import Power
 from scoreline.solvers.runge_kutta import heun
 from scoreline.solvers.tableau import Tableau
+from scoreline.storage.files import write_atomically
+from scoreline.storage.pictures import save_png, sheet, to_uint8
 
 NAME = "trajectories.npz"
 

@@ -6,8 +6,8 @@ from typing import TypedDict
 from scoreline.datasets.base import ImageDataset
 from scoreline.errors import InputError
 from scoreline.metrics.reference_statistics import Statistics
-from scoreline.parts import Parts
 from scoreline.sampling import Progress
+from scoreline.storage.resumable import Parts
 
 HIGHER_IS_BETTER = frozenset({"precision", "recall", "density", "coverage", "inception_score"})
 ALONE = Parts()

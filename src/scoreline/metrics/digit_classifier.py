@@ -15,8 +15,8 @@ from torch.nn.functional import cross_entropy, pad
 import scoreline
 from scoreline.datasets.base import ArrayDataset
 from scoreline.datasets.digits import Digits
-from scoreline.noise import seed_default, seeded
-from scoreline.pictures import to_unit
+from scoreline.runtime.seeded_noise import seed_default, seeded
+from scoreline.storage.pictures import to_unit
 
 SEED, EPOCHS, BATCH = 0, 60, 50
 LEARNING_RATE, WEIGHT_DECAY = 3e-3, 1e-2

@@ -9,8 +9,8 @@ from torch import Tensor
 from scoreline.datasets.base import ImageDataset
 from scoreline.metrics.base import Score
 from scoreline.numerics import NUMERICS_VERSION
-from scoreline.parts import Parts, Tensors
 from scoreline.sampling import Progress
+from scoreline.storage.resumable import Parts, Tensors
 
 PART = 512
 """Images a part. Image i is always in part i // PART, so that its features have the same bits on any machine."""

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from scoreline.errors import InputError
 from scoreline.metrics.digit_classifier import DigitClassifier
-from scoreline.pictures import to_unit
+from scoreline.storage.pictures import to_unit
 
 SHIPPED = "assets/digits_features.safetensors"
 CHUNK = 512

@@ -17,8 +17,8 @@ from scoreline.metrics.precision_recall import support_replicates
 from scoreline.metrics.reference_set import Reference, ReferenceSet
 from scoreline.metrics.reference_statistics import Statistics
 from scoreline.metrics.sliced_wasserstein import directions, project, sliced_wasserstein_replicates
-from scoreline.parts import Parts, Tensors
 from scoreline.sampling import Progress
+from scoreline.storage.resumable import Parts, Tensors
 
 FEW = 1000
 PROJECTION_SEED = 0

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from scoreline.metrics.jackknife import Replicates
-from scoreline.metrics.one_core import in_turn, one_core_each
+from scoreline.runtime.threads import in_turn, one_core_each
 
 AT_ONCE = 2
 """Large replicates at a time; each holds several matrices of 34 MB at d = 2048."""

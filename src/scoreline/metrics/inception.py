@@ -9,10 +9,8 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from scoreline.choices import check_choice
 from scoreline.datasets.base import ImageDataset
 from scoreline.errors import InputError
-from scoreline.files import cache_folder
 from scoreline.metrics import protocols
 from scoreline.metrics.base import ALONE, Metrics, Score, check_least, sample_warnings
 from scoreline.metrics.feature_pass import Features, extract, shared
@@ -24,9 +22,11 @@ from scoreline.metrics.kid import kernel_replicates
 from scoreline.metrics.precision_recall import support_replicates
 from scoreline.metrics.reference_set import Reference, ReferenceSet
 from scoreline.metrics.reference_statistics import Statistics
-from scoreline.parts import Parts, Tensors
-from scoreline.progress import ImageProgress
+from scoreline.runtime.progress import ImageProgress
 from scoreline.sampling import Progress
+from scoreline.storage.files import cache_folder
+from scoreline.storage.resumable import Parts, Tensors
+from scoreline.values import check_choice
 
 SUPPORT = ("precision", "recall", "density", "coverage")
 SCORES = ("fid", "sfid", "kid", "inception_score", *SUPPORT)

@@ -11,13 +11,14 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from scoreline import processes, reading
-from scoreline.choices import check_choice
-from scoreline.device import choose_device
-from scoreline.downloads import fetch
 from scoreline.errors import InputError
-from scoreline.metrics.one_core import one_core_each
-from scoreline.parts import Tensors
+from scoreline.runtime import distributed
+from scoreline.runtime.device import choose_device
+from scoreline.runtime.threads import one_core_each
+from scoreline.storage import bounded_reading
+from scoreline.storage.downloads import fetch
+from scoreline.storage.resumable import Tensors
+from scoreline.values import check_choice
 
 PUBLISHED = "f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4"
 """SHA-256 of inception-2015-12-05.pt (95,607,719 bytes), which several public projects record independently."""
@@ -93,7 +94,7 @@ class InceptionFeatures:
             InputError: if the file is missing, is not the expected one, or is no program of this interface.
         """
         content = self._content()
-        place = choose_device(self.device, processes.current().local)
+        place = choose_device(self.device, distributed.current().local)
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", DeprecationWarning)
@@ -114,7 +115,7 @@ class InceptionFeatures:
         remedy = "fetch it elsewhere and put it there, or give metrics.extractor.path=FILE"
         if self.path is None:
             file = fetch(self.url, sha256=self.sha256, remedy=remedy)
-        elif (file := reading.place(self.path, "metrics.extractor.path")).is_file():
+        elif (file := bounded_reading.place(self.path, "metrics.extractor.path")).is_file():
             pass
         else:
             raise InputError(

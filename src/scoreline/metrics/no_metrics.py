@@ -2,8 +2,8 @@
 
 from scoreline.datasets.base import ImageDataset
 from scoreline.metrics.base import ALONE, Metrics, Score
-from scoreline.parts import Parts
 from scoreline.sampling import Progress
+from scoreline.storage.resumable import Parts
 
 
 class NoMetrics(Metrics):

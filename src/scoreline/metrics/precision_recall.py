@@ -5,7 +5,7 @@ from torch import Tensor
 from torch.nn.functional import one_hot, pad
 
 from scoreline.metrics.jackknife import Replicates
-from scoreline.metrics.one_core import one_core_each
+from scoreline.runtime.threads import one_core_each
 
 CHUNK = 256
 LARGE = 256

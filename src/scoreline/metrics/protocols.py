@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from scoreline.choices import check_choice
+from scoreline.values import check_choice
 
 
 @dataclass(frozen=True)

@@ -2,11 +2,11 @@
 
 from dataclasses import dataclass
 
-from scoreline import reading
 from scoreline.datasets import generated_images
 from scoreline.datasets.base import ImageDataset
 from scoreline.errors import InputError
 from scoreline.metrics.reference_statistics import Statistics, keys, read_statistics
+from scoreline.storage import bounded_reading
 
 Reference = ImageDataset | str | None
 
@@ -95,7 +95,7 @@ def statistics_of(reference: Reference) -> Statistics | None:
         InputError: if they are damaged.
     """
     if isinstance(reference, str) and _statistics(reference):
-        return read_statistics(reading.place(reference, "metrics.reference"))
+        return read_statistics(bounded_reading.place(reference, "metrics.reference"))
     return None
 
 
@@ -110,5 +110,5 @@ def _statistics(path: str) -> bool:
 
 
 def _arrays(path: str) -> set[str]:
-    place = reading.place(path, "metrics.reference")
+    place = bounded_reading.place(path, "metrics.reference")
     return keys(place) if place.suffix == ".npz" and place.is_file() else set()

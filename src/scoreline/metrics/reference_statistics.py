@@ -14,10 +14,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from scoreline import npy, reading
 from scoreline.errors import InputError
-from scoreline.files import write_atomically
 from scoreline.metrics.frechet import GaussianStatistics
+from scoreline.storage import bounded_reading, npy
+from scoreline.storage.files import write_atomically
 
 FORMAT = "scoreline/reference/1"
 SYMMETRIC = 1e-6
@@ -87,9 +87,9 @@ def keys(path: Path) -> set[str]:
         InputError: if it is no npz file.
     """
     try:
-        with reading.regular(path) as file, zipfile.ZipFile(file) as archive:
+        with bounded_reading.regular(path) as file, zipfile.ZipFile(file) as archive:
             return {name.removesuffix(".npy") for name in archive.namelist()}
-    except reading.DAMAGE as error:
+    except bounded_reading.DAMAGE as error:
         raise InputError(f"{path}: not a whole npz file ({error}); make it anew") from error
 
 
@@ -102,7 +102,7 @@ def read_statistics(path: Path) -> Statistics:
     names = ("mu", "sigma", "mu_s", "sigma_s", "n", "about")
     try:
         found = {name: npy.member(path, name) for name in names}
-    except reading.DAMAGE as error:
+    except bounded_reading.DAMAGE as error:
         raise InputError(f"{path}: cannot be read as an npz file of numbers ({error}); make it anew") from error
     arrays = {name: array for name, array in found.items() if array is not None}
     if not {"mu", "sigma"} <= set(arrays):
@@ -129,7 +129,7 @@ def _about(path: Path, arrays: dict[str, NDArray[Any]]) -> dict[str, Any]:
     if "about" not in arrays:
         return {}
     try:
-        found = reading.json_value(str(arrays["about"]).encode(), MOST_VALUES)
+        found = bounded_reading.json_value(str(arrays["about"]).encode(), MOST_VALUES)
         if found["format"] != FORMAT:
             raise ValueError(f"format {found['format']!r:.40}")
     except (ValueError, KeyError, TypeError) as error:

@@ -5,8 +5,8 @@ import torch
 from torch import Tensor
 
 from scoreline.metrics.jackknife import Replicates
-from scoreline.metrics.one_core import one_core_each
-from scoreline.pictures import to_unit
+from scoreline.runtime.threads import one_core_each
+from scoreline.storage.pictures import to_unit
 
 CHUNK = 4096
 

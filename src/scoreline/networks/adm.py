@@ -4,7 +4,6 @@ from collections.abc import Callable, Sequence
 
 from torch import nn
 
-from scoreline.choices import check_choice
 from scoreline.errors import InputError
 from scoreline.networks.arguments import check_factor, check_sizes
 from scoreline.networks.embeddings import Sinusoidal
@@ -13,6 +12,7 @@ from scoreline.networks.layers import Down, Up, zeroed
 from scoreline.networks.plain_unet import PlainUNet
 from scoreline.networks.residual_block import ResidualBlock, Style
 from scoreline.networks.unet_levels import Kinds, Plan
+from scoreline.values import check_choice
 
 RESAMPLING = ("residual", "convolution", "plain")
 

@@ -6,10 +6,10 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import functional
 
-from scoreline.choices import check_choice
 from scoreline.errors import InputError
 from scoreline.networks.arguments import check_probability
 from scoreline.networks.embeddings import indices
+from scoreline.values import check_choice
 
 REFUSED = (ValueError, TypeError, RuntimeError, KeyError, IndexError, AttributeError, ZeroDivisionError, OverflowError)
 """Exceptions of its constructor for values that do not go together."""

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from scoreline.errors import InputError
-from scoreline.exact import FullGaussianMixture, GaussianMixture
+from scoreline.networks.exact import FullGaussianMixture, GaussianMixture
 
 
 class GaussianMixtureScore(nn.Module):

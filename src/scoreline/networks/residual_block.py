@@ -8,11 +8,11 @@ from torch import Tensor, nn
 from torch.nn.functional import silu
 from torch.utils.checkpoint import checkpoint
 
-from scoreline.choices import check_choice
 from scoreline.networks.arguments import check_probability
 from scoreline.networks.attention import QKV_ORDERS, may_be_differentiated_twice, qkv_attention
 from scoreline.networks.fir_resampling import Direction, Resample, ResampledConv
 from scoreline.networks.layers import group_norm, zeroed
+from scoreline.values import check_choice
 
 
 @dataclass(frozen=True)

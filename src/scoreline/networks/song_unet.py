@@ -7,13 +7,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
-from scoreline.choices import check_choice
 from scoreline.networks.arguments import check_factor, check_probability, check_sizes
 from scoreline.networks.embeddings import Fourier, Sinusoidal, one_hot, or_zeros
 from scoreline.networks.fir_resampling import ConvThenHalve, Resample
 from scoreline.networks.layers import group_norm, xavier
 from scoreline.networks.residual_block import ResidualBlock, Style, run
 from scoreline.networks.unet_levels import Kinds, Plan, Step, decoder_layers, encoder_layers
+from scoreline.values import check_choice
 
 EMBEDDINGS = ("positional", "fourier")
 ENCODERS = ("standard", "residual", "skip")

@@ -6,12 +6,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
-from scoreline.choices import check_choice
 from scoreline.networks.arguments import check_probability, check_sizes
 from scoreline.networks.attention import Attention
 from scoreline.networks.embeddings import Fourier, Sinusoidal, indices, or_zeros
 from scoreline.networks.layers import Down, Up, group_norm, zeroed
 from scoreline.networks.residual_block import ResidualBlock, Style, run
+from scoreline.values import check_choice
 
 EMBEDDINGS = {"sinusoidal": Sinusoidal, "fourier": Fourier}
 

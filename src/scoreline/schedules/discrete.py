@@ -8,10 +8,10 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from scoreline.choices import is_number
-from scoreline.device import moved
 from scoreline.errors import InputError
+from scoreline.runtime.device import moved
 from scoreline.schedules.base import VariancePreserving
+from scoreline.values import is_number
 
 LARGEST = 0.999
 """The largest beta of the cosine schedule."""

@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from scoreline.calibration.record import load_record
 from scoreline.errors import InputError
+from scoreline.records import load_record
 from scoreline.schedules.base import Schedule
 from scoreline.schedules.tabulated import SAME
 

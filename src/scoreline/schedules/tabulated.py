@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scoreline import schemas
-from scoreline.choices import check_choice, is_number
 from scoreline.errors import InputError, printable
 from scoreline.schedules.base import NoiseSchedule, Schedule
+from scoreline.storage import schemas
+from scoreline.values import check_choice, is_number
 
 SOFTNESS = 1e-3
 """Between two levels the map is linear in asinh(rho / 1e-3): in ln rho above this level, in rho below it."""

@@ -15,26 +15,26 @@ where sample.py finds it. An interrupted score_norm or target_variance run conti
 
 from typing import TYPE_CHECKING, Any
 
-from scoreline import entry, processes, run_names
-from scoreline.config import calibrate_config
+from scoreline.config import calibrate_config, run_names, script
 from scoreline.config.calibrate_config import CalibrateConfig
+from scoreline.runtime import distributed
 
 if TYPE_CHECKING:
-    from scoreline.calibration.record import Record
     from scoreline.calibration.subject import Subject
     from scoreline.checkpoints import Checkpoint
     from scoreline.config.calibrate_config import CalibrateComponents
     from scoreline.datasets.base import ImageDataset
+    from scoreline.records import Record
 
 
-@entry.script("calibrate", calibrate_config.read)
+@script.script("calibrate", calibrate_config.read)
 def main(config: CalibrateConfig) -> None:
     """Measure a model, and write the record and its plot."""
     config.run.claim()
     checkpoint = config.model.load()
     components = config.components(checkpoint)
     subject = build_subject(config, components, checkpoint)
-    estimator, first = components.estimator(), processes.current().first
+    estimator, first = components.estimator(), distributed.current().first
     if first:
         config.run.save_config(components.config_yaml())
     values = measure(estimator, subject)
@@ -49,13 +49,13 @@ def build_subject(config: CalibrateConfig, components: "CalibrateComponents", ch
     import torch
 
     from scoreline.calibration.subject import Subject
-    from scoreline.device import choose_device
-    from scoreline.labels import plan_labels
-    from scoreline.parts import Parts
+    from scoreline.generation.labels import plan_labels
+    from scoreline.runtime.device import choose_device
     from scoreline.solvers.tableau import build_tableau
+    from scoreline.storage.resumable import Parts
 
     torch.set_num_threads(config.threads)
-    group, card, data = processes.current(), checkpoint.card, components.data
+    group, card, data = distributed.current(), checkpoint.card, components.data
     device = choose_device(config.device, group.local)
     labels = plan_labels(config.labels, config.seeds, card.num_classes)
     tableau = build_tableau(components.solver, components.schedule, components.span, config.nfe, "none")
@@ -83,9 +83,9 @@ def refuse_other_classes(data: "ImageDataset", labels: str, classes: int) -> Non
 
 def measure(estimator: Any, subject: "Subject") -> dict[str, Any]:
     """Return the measurements of the estimator; show a progress bar meanwhile."""
-    from scoreline.progress import ImageProgress
+    from scoreline.runtime.progress import ImageProgress
 
-    first = processes.current().first
+    first = distributed.current().first
     with ImageProgress(len(subject.seeds), "calibrating", done=subject.done, enabled=first) as progress:
         values: dict[str, Any] = estimator(subject, progress.update)
     return values
@@ -102,8 +102,8 @@ def build_record(
     """Return the record: the measurements and their provenance."""
     import torch
 
-    from scoreline.calibration.record import Record
-    from scoreline.files import code_version
+    from scoreline.records import Record
+    from scoreline.storage.files import code_version
 
     tensors = {name: value for name, value in values.items() if isinstance(value, torch.Tensor)}
     provenance = {
@@ -128,7 +128,7 @@ def publish(
     config: CalibrateConfig, estimator: Any, values: dict[str, Any], record: "Record", checkpoint: "Checkpoint"
 ) -> None:
     """Write the record and its plot to the run directory, and a copy beside the checkpoint unless a record is there."""
-    from scoreline.files import write_atomically
+    from scoreline.storage.files import write_atomically
 
     out = config.run.path
     path = out / f"{record.kind}.safetensors"

@@ -19,10 +19,12 @@ from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
 
-from scoreline import checks, entry, processes, run_config, run_results
-from scoreline.config import sample_config
+from scoreline.config import sample_config, script, validate
 from scoreline.config.sample_config import SampleConfig, TableConfig
-from scoreline.run_results import Result
+from scoreline.generation import run_results
+from scoreline.generation.run_results import Result
+from scoreline.runtime import distributed
+from scoreline.storage import run_config
 from scoreline.tables import schema
 
 if TYPE_CHECKING:
@@ -44,7 +46,7 @@ def read(cfg: DictConfig) -> SampleConfig | TableConfig:
     return config
 
 
-@entry.script("sample", read)
+@script.script("sample", read)
 def main(config: SampleConfig | TableConfig) -> float | None:
     """Sample and evaluate the images of a run directory, or run a table; return the first metric, for a sweeper."""
     if isinstance(config, TableConfig):
@@ -53,7 +55,7 @@ def main(config: SampleConfig | TableConfig) -> float | None:
     from scoreline.generation import run
 
     config.run.claim()
-    out, first = config.run.path, processes.current().first
+    out, first = config.run.path, distributed.current().first
     result, reason = run_results.finished(out)
     if reason and first:
         run_results.reopen(out)
@@ -64,7 +66,7 @@ def main(config: SampleConfig | TableConfig) -> float | None:
         print("note: this run was finished before; its results follow. To repeat it, delete its directory")
     if first:
         run.clear(out)
-        for warning in [] if entry.in_sweep() else result["warnings"]:
+        for warning in [] if script.in_sweep() else result["warnings"]:
             print(f"note: {warning}")
         print(run_results.summary(result, out))
     return next((metric["value"] for metric in result["metrics"].values()), None)
@@ -82,17 +84,17 @@ def sample(config: SampleConfig) -> Result:
     """Sample, save and evaluate all images, and write metrics.json; call it in every process of the group."""
     import torch
 
-    from scoreline.device import choose_device
     from scoreline.execution import Execution
     from scoreline.generation import run
     from scoreline.generation.batches import Sampler
-    from scoreline.generation.memory import keep_freed_memory
+    from scoreline.generation.cuda_graphs import recorder
+    from scoreline.generation.labels import describe_labels, plan_labels
     from scoreline.generation.shards import Shards
-    from scoreline.graphs import recorder
-    from scoreline.labels import describe_labels, plan_labels
+    from scoreline.runtime.device import choose_device
+    from scoreline.runtime.memory import keep_freed_memory
     from scoreline.solvers.tableau import build
 
-    group = processes.current()
+    group = distributed.current()
     torch.set_num_threads(1)
     device = choose_device(config.device, group.local)
 
@@ -145,13 +147,13 @@ def network_batch(config: SampleConfig, sampler: "Sampler", shards: "Shards") ->
     import torch
 
     from scoreline.generation.auto_batch import largest_batch, memory_limit, one_call
-    from scoreline.generation.sharing import from_first
+    from scoreline.runtime.collectives import from_first
 
-    group = processes.current()
+    group = distributed.current()
     if isinstance(config.network_batch, int | None):
         return replace(sampler, network_batch=config.network_batch)
     former = (run_config.read(config.run.path) or {}).get("network_batch")
-    size = None if former is None else checks.whole("network_batch", former)
+    size = None if former is None else validate.whole("network_batch", former)
     if size is None and group.first:
         device = next(sampler.denoiser.parameters()).device
         limit = memory_limit(config.memory_mib, device) / sampler.threads
@@ -173,8 +175,8 @@ def describe(
         outputs: the files and metrics of the run.
         scores: the result of `generation.run.finish`.
     """
-    from scoreline.files import code_version
     from scoreline.numerics import NUMERICS_VERSION
+    from scoreline.storage.files import code_version
 
     count = scores["images"]
     return {

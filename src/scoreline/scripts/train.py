@@ -17,9 +17,9 @@ command continues an interrupted run. On SIGTERM or SIGUSR1 it saves its state a
 import sys
 from typing import TYPE_CHECKING, Any
 
-from scoreline import entry, processes
-from scoreline.config import train_config
+from scoreline.config import script, train_config
 from scoreline.config.train_config import TrainConfig
+from scoreline.runtime import distributed
 
 if TYPE_CHECKING:
     from lightning import Trainer
@@ -29,13 +29,13 @@ if TYPE_CHECKING:
     from scoreline.training.resume import Start
 
 
-@entry.script("train", train_config.read, processes.alike)
+@script.script("train", train_config.read, distributed.alike)
 def main(config: TrainConfig) -> float | None:
     """Train a model, or resume its training; return the last validation loss, for a sweeper."""
     from scoreline.training.data import DeviceData, ImageDataModule, share_of
     from scoreline.training.resume import resume_from
 
-    entry.quieten()
+    script.quieten()
     out, batch_size = config.run.path, config.batch_size
     config.run.claim()
 
@@ -63,12 +63,12 @@ def build_module(config: TrainConfig, data: "DeviceData", start: "Start") -> "Di
     from scoreline.checkpoints import Card
     from scoreline.denoiser import Denoiser
     from scoreline.execution import execute
-    from scoreline.noise import seed_default
+    from scoreline.runtime.seeded_noise import seed_default
     from scoreline.training.module import DiffusionModule
-    from scoreline.training.references import References
+    from scoreline.training.stf_references import References
 
     dataset, components = data.dataset, config.components
-    entry.match_data(config.model["network"], dataset)
+    script.match_data(config.model["network"], dataset)
     seed_default(config.seed)
     denoiser = Denoiser(components.network(), components.parameterisation())
     execute(denoiser.network, config.compile, config.channels_last)
@@ -151,10 +151,10 @@ def conclude(config: TrainConfig, trainer: "Trainer", module: "DiffusionModule")
 
 def validation_loss(config: TrainConfig) -> float | None:
     """Return the last validation loss, which a sweeper minimises, or None if there is none."""
-    from scoreline.history import records
+    from scoreline.storage.run_history import records
 
     losses = [record["fixed_loss"] for record in records(config.run.path / "metrics.jsonl") if "fixed_loss" in record]
-    if not losses and entry.in_sweep():
+    if not losses and script.in_sweep():
         print(
             f"fixed_loss_kimg={config.fixed_loss_kimg}: no fixed_loss was measured, so a sweeper that optimises has "
             f"nothing to compare; set it to at most duration_kimg={config.duration / 1000:g}"

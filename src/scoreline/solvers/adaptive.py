@@ -10,9 +10,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from scoreline.choices import check_choice
 from scoreline.errors import InputError, NotFiniteError
 from scoreline.schedules.base import Schedule
+from scoreline.values import check_choice
 
 METHODS = ("DOP853", "RK45")
 FINEST = 1e-13

@@ -5,10 +5,10 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from scoreline.choices import check_choice
 from scoreline.errors import InputError
 from scoreline.schedules.base import Schedule, grid
 from scoreline.schedules.spacings import LogSNR
+from scoreline.values import check_choice
 
 NODES: dict[int, tuple[float, ...]] = {1: (), 2: (1 / 2,), 3: (1 / 3, 2 / 3)}
 """The published positions of the intermediate states of single steps of order 1, 2 and 3, as fractions of the step."""

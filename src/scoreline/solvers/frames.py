@@ -9,9 +9,9 @@ import math
 from functools import lru_cache
 from typing import Protocol
 
-from scoreline.choices import check_choice
 from scoreline.errors import InputError
 from scoreline.solvers.rows import Rows, Weights
+from scoreline.values import check_choice
 
 
 class Frame(Protocol):

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from torch import Tensor
 
-from scoreline.calibration.record import load_record
 from scoreline.errors import InputError
+from scoreline.records import load_record
 from scoreline.schedules.base import Schedule
 from scoreline.schedules.tabulated import SAME
 from scoreline.solvers.tableau import Tableau

@@ -6,13 +6,13 @@ from itertools import pairwise
 
 from torch import Tensor
 
-from scoreline.choices import check_choice
 from scoreline.errors import InputError
 from scoreline.schedules.base import Schedule, grid
 from scoreline.solvers.budget import NODES, check_budget, check_inner, check_order, step_levels, step_orders
 from scoreline.solvers.frames import frame_of
 from scoreline.solvers.rows import Rows
 from scoreline.solvers.tableau import Tableau
+from scoreline.values import check_choice
 
 Nodes = tuple[float, ...]
 """Positions of the intermediate states of a step, as fractions of it."""

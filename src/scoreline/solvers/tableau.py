@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from scoreline.choices import check_final
 from scoreline.errors import InputError
 from scoreline.schedules.base import Schedule
+from scoreline.values import check_final
 
 if TYPE_CHECKING:
     from scoreline.solvers.adaptive import Adaptive, AdaptiveRun

@@ -4,12 +4,12 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from scoreline.choices import check_choice
 from scoreline.schedules.base import Schedule, grid
 from scoreline.solvers.budget import check_order, multistep_orders
 from scoreline.solvers.frames import frame_of, log_step, phi
 from scoreline.solvers.rows import Rows
 from scoreline.solvers.tableau import Tableau
+from scoreline.values import check_choice
 
 
 @dataclass(frozen=True)

@@ -13,14 +13,15 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from scoreline import run_config, run_results
 from scoreline.errors import InputError, did_you_mean
+from scoreline.generation import run_results
+from scoreline.generation.run_results import Result
 from scoreline.metrics.base import HIGHER_IS_BETTER, Score
-from scoreline.run_results import Result
-from scoreline.seeds import count, spans
+from scoreline.storage import run_config
 from scoreline.tables import options
 from scoreline.tables.protocol import PROTOCOL, decided, differences, fingerprint, merged, parts
 from scoreline.tables.schema import PAPER, Paper, Published, Table
+from scoreline.values import count, spans
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from scoreline import conf_folder, mistakes, run_names
+from scoreline.config import conf_folder, explain, run_names
 from scoreline.errors import InputError
 
 
@@ -30,7 +30,7 @@ def _composed(overrides: Sequence[str]) -> Any:
     try:
         return conf_folder.composed("sample", overrides)
     except Exception as error:
-        sentence = mistakes.explain(error)
+        sentence = explain.explain(error)
         if sentence is None:
             raise
         raise InputError(sentence) from error

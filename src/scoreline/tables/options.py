@@ -5,8 +5,8 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from scoreline.run_names import NEVER, WITHOUT
-from scoreline.run_results import Result
+from scoreline.config.run_names import NEVER, WITHOUT
+from scoreline.generation.run_results import Result
 
 Options = dict[str, Any]
 """Leaves of a config by their dotted names."""

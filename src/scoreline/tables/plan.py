@@ -8,10 +8,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from scoreline import reading, run_config, run_results
 from scoreline.errors import InputError
-from scoreline.files import write_atomically
-from scoreline.run_results import Result
+from scoreline.generation import run_results
+from scoreline.generation.run_results import Result
+from scoreline.storage import bounded_reading, run_config
+from scoreline.storage.files import write_atomically
 from scoreline.tables.grid import Entry, Grid, of_table
 from scoreline.tables.protocol import merged
 from scoreline.tables.schema import Column, Row, Table, parse
@@ -134,7 +135,7 @@ def load(root: Path) -> Plan:
     """
     path = root / PLAN
     try:
-        found = _checked(json.loads(reading.content(path, LARGEST)))
+        found = _checked(json.loads(bounded_reading.content(path, LARGEST)))
         table = parse(found["table"], found["data"])
     except (OSError, ValueError, RecursionError, InputError) as error:
         reason = " ".join(str(error).split())[:160]
@@ -199,7 +200,7 @@ def outcome(cell: Cell, root: Path) -> Outcome:
         why = f"the code or a file that it reads was changed meanwhile ({identity}, not {cell.identity})"
         return Outcome("changed", why)
     try:  # what `record` kept; anything else counts as absent
-        found = json.loads(reading.content(folder / OUTCOME, LARGEST))
+        found = json.loads(bounded_reading.content(folder / OUTCOME, LARGEST))
         state, sentence = found["state"], found["sentence"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return NOT_RUN

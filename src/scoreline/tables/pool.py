@@ -12,7 +12,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import IO
 
-from scoreline.files import locked
+from scoreline.storage.files import locked
 from scoreline.tables import worker
 from scoreline.tables.plan import OUTCOME, Cell, Outcome, outcome, record
 

@@ -9,9 +9,9 @@ from statistics import mean, stdev
 from typing import Any
 
 from scoreline.errors import InputError
+from scoreline.generation.run_results import Result
 from scoreline.metrics.base import Score
-from scoreline.run_results import Result
-from scoreline.seeds import shared, spans
+from scoreline.values import shared, spans
 
 PROTOCOL = (
     *("protocol", "images", "checkpoint", "labels", "guidance", "threshold"),

@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
-from scoreline.run_results import Result
+from scoreline.generation.run_results import Result
 from scoreline.tables.grid import Entry, Grid, Part, best, difference
 from scoreline.tables.protocol import code_versions, digest, fingerprint
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 from scoreline.errors import InputError, did_you_mean
-from scoreline.seeds import count, shared, spans
+from scoreline.values import count, shared, spans
 
 STATUSES = ("verified", "second-hand", "unverified")
 """How far a published figure was checked: in the paper itself, in a work that quotes it, or not yet."""

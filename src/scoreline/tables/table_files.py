@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from scoreline.errors import InputError
-from scoreline.files import write_atomically
+from scoreline.storage.files import write_atomically
 from scoreline.tables.figure import figure
 from scoreline.tables.grid import Grid
 from scoreline.tables.render import latex, long_csv, markdown

@@ -11,10 +11,13 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from scoreline import checks, choices, conf_folder, processes, run_config, run_names
+from scoreline import values
+from scoreline.config import conf_folder, run_names, validate
 from scoreline.errors import InputError
-from scoreline.progress import ImageProgress
-from scoreline.run_lock import RunLock
+from scoreline.runtime import distributed
+from scoreline.runtime.progress import ImageProgress
+from scoreline.storage import run_config
+from scoreline.storage.run_lock import RunLock
 from scoreline.tables import identity, plan, pool, table_files, worker
 from scoreline.tables.plan import Cell, Outcome, Plan
 from scoreline.tables.schema import Command, Table, parse
@@ -45,11 +48,11 @@ class Options:
     lock: str = "refuse"
 
     def __post_init__(self) -> None:
-        choices.check_on_error(self.on_error)
-        choices.check_wandb(self.wandb)
-        choices.check_lock(self.lock)
+        values.check_on_error(self.on_error)
+        values.check_wandb(self.wandb)
+        values.check_lock(self.lock)
         if self.jobs is not None:
-            checks.whole("jobs", self.jobs)
+            validate.whole("jobs", self.jobs)
 
 
 def of_cells(task: Sequence[str]) -> list[str]:
@@ -71,11 +74,11 @@ def main(name: str, data: Any, overrides: Sequence[str], options: Options, out: 
         InputError: for mistakes in the table or the overrides before anything is run, if another process runs it, and
             at the end if cells failed.
     """
-    if processes.current().size > 1:
+    if distributed.current().size > 1:
         raise InputError(f"table={name}: starts processes of its own; run it without torchrun or srun, with jobs=...")
     table = parse(name, data)
     if options.wandb != "off":
-        from scoreline import wandb_runs
+        from scoreline.storage import wandb_runs
 
         wandb_runs.imported()
     draft = plan.planned(table, data, options.budget, overrides, identity.identities)
@@ -156,7 +159,7 @@ def run_planned(draft: Plan, out: Path, options: Options) -> None:
     counts = run_cells(draft, out, options)
     print(table_files.write(plan.grid(draft, out), out))
     if options.wandb != "off" and counts.get("finished"):
-        from scoreline import wandb_runs
+        from scoreline.storage import wandb_runs
         from scoreline.tables.wandb_summary import directories, recorded
 
         for folder in directories(out):

@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-from scoreline import run_config
 from scoreline.errors import InputError
-from scoreline.history import Row, history, sampled
+from scoreline.storage import run_config
+from scoreline.storage.run_history import Row, history, sampled
 from scoreline.tables import plan
 from scoreline.tables.grid import Grid
 

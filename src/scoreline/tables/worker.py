@@ -15,8 +15,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import IO, Any
 
-from scoreline import conf_folder, startup
-from scoreline.files import code_version, known_digests, learn_digests
+from scoreline.config import conf_folder
+from scoreline.runtime import startup
+from scoreline.storage.files import code_version, known_digests, learn_digests
 
 FRESH = "SCORELINE_FRESH"
 """If this variable is set, every cell is an interpreter of its own."""
@@ -153,10 +154,10 @@ def preload() -> None:
     with startup.importing():
         for name in (*LIBRARIES, *names):
             importlib.import_module(name)
-        from scoreline.commands import composition
+        from scoreline.config import compose
 
         sys.argv = [str(conf_folder.script("sample.py"))]
-        composition.plain_config([])
+        compose.plain_config([])
     import numpy
     import torch
 

@@ -9,12 +9,12 @@ from typing import Any, TypeVar
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from scoreline.denoiser import Denoiser
-from scoreline.ema import EMA, NARROWEST, UNIFORM, PowerFunctionEMA, RunningAverage
-from scoreline.ema_snapshots import drop_later, save_snapshot, snapshot_path
 from scoreline.errors import InputError
-from scoreline.shards import assembled, divided
 from scoreline.training.callbacks import dispensable, the_callback
+from scoreline.training.ema import EMA, NARROWEST, UNIFORM, PowerFunctionEMA, RunningAverage
+from scoreline.training.ema_snapshots import drop_later, save_snapshot, snapshot_path
 from scoreline.training.module import DiffusionModule
+from scoreline.training.sharding import assembled, divided
 
 Average = TypeVar("Average", bound=RunningAverage)
 

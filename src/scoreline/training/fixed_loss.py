@@ -8,14 +8,14 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Generator, Tensor
 
-from scoreline import checks
+from scoreline.config import validate
 from scoreline.denoiser import Denoiser
-from scoreline.noise import seeded
 from scoreline.objective import Batch, DenoisingObjective
-from scoreline.pictures import to_unit
+from scoreline.runtime.seeded_noise import seeded
+from scoreline.storage.pictures import to_unit
 from scoreline.targets import Denoising
 from scoreline.training.ema_callback import ema_of
-from scoreline.training.levels import LossSums, loss_summary
+from scoreline.training.loss_by_level import LossSums, loss_summary
 from scoreline.training.module import DiffusionModule, step_key
 from scoreline.training.training_log import write_record
 
@@ -35,7 +35,7 @@ class FixedLoss(Callback):
     """
 
     def __init__(self, every_kimg: float, images: int = 256) -> None:
-        self.every, self.images = checks.images("fixed_loss_kimg", every_kimg), images
+        self.every, self.images = validate.images("fixed_loss_kimg", every_kimg), images
         self._batch: Batch | None = None
         self._objective: DenoisingObjective | None = None
 

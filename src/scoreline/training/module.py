@@ -18,20 +18,20 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
-from scoreline.augmentation import Augmentation, Parameters
 from scoreline.checkpoints import Card
 from scoreline.denoiser import Denoiser
-from scoreline.device import moved
 from scoreline.errors import InputError
-from scoreline.noise import seed_default, seeded
 from scoreline.objective import Batch, DenoisingObjective
-from scoreline.pictures import to_unit
-from scoreline.shards import blank, shard
+from scoreline.runtime.device import moved
+from scoreline.runtime.seeded_noise import seed_default, seeded
+from scoreline.storage.pictures import to_unit
 from scoreline.targets import Reference
+from scoreline.training.augmentation import Augmentation, Parameters
 from scoreline.training.data import share_of
 from scoreline.training.gradients import Gradients, check_options, take_options, with_fast_step
 from scoreline.training.network_clock import NetworkClock, timed
-from scoreline.training.references import References
+from scoreline.training.sharding import blank, shard
+from scoreline.training.stf_references import References
 
 
 class DiffusionModule(LightningModule):

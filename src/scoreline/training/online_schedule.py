@@ -10,20 +10,20 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from scoreline import checks
 from scoreline.calibration.online_length import KEY, Adaptation, LengthDensity, OnlineLength, step_costs
-from scoreline.calibration.record import Record, load_record
 from scoreline.calibration.score_optimal import spread_of
+from scoreline.config import validate
 from scoreline.denoiser import Denoiser
-from scoreline.device import moved
+from scoreline.descriptions.specs import rebuild
 from scoreline.errors import InputError
-from scoreline.files import code_version, sha256, write_atomically
-from scoreline.history import row
-from scoreline.noise import seeded
-from scoreline.pictures import to_unit
+from scoreline.records import Record, load_record
+from scoreline.runtime.device import moved
+from scoreline.runtime.seeded_noise import seeded
 from scoreline.schedules.base import NoiseSchedule
 from scoreline.schedules.score_optimal import ScoreOptimal
-from scoreline.specs import rebuild
+from scoreline.storage.files import code_version, sha256, write_atomically
+from scoreline.storage.pictures import to_unit
+from scoreline.storage.run_history import row
 from scoreline.training.callbacks import dispensable
 from scoreline.training.data import EndlessBatches
 from scoreline.training.ema_callback import ema_of
@@ -66,7 +66,7 @@ class OnlineSchedule(Callback):
     def __init__(self, burn_in_kimg: float, images_per_step: int, as_density: bool = False, **adaptation: Any) -> None:
         if not burn_in_kimg >= 0:
             raise InputError(f"{KEY}.burn_in_kimg={burn_in_kimg}: must be 0 or more thousand images")
-        checks.whole(f"{KEY}.images_per_step", images_per_step)
+        validate.whole(f"{KEY}.images_per_step", images_per_step)
         if not isinstance(as_density, bool):
             raise InputError(f"{KEY}.as_density={as_density}: must be true or false")
         self.burn_in, self.images_per_step, self.as_density = burn_in_kimg * 1000, images_per_step, as_density

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from scoreline import compat
-from scoreline.device import LateNumber, computes_apart, moved
+from scoreline.runtime import compat
+from scoreline.runtime.device import LateNumber, computes_apart, moved
 from scoreline.training.training_state import checkpointing_of
 
 REQUEUE = 75

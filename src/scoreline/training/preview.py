@@ -6,15 +6,15 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from scoreline import checks
+from scoreline.config import validate
 from scoreline.denoiser import Denoiser
+from scoreline.descriptions.specs import rebuild
 from scoreline.generation.batches import generate
-from scoreline.pictures import save_png, sheet, to_uint8
 from scoreline.schedules.base import NoiseSchedule
 from scoreline.schedules.spacings import Power
 from scoreline.solvers.deis import DEIS
 from scoreline.solvers.tableau import build_tableau
-from scoreline.specs import rebuild
+from scoreline.storage.pictures import save_png, sheet, to_uint8
 from scoreline.training.callbacks import dispensable
 from scoreline.training.ema_callback import ema_of
 from scoreline.training.module import DiffusionModule
@@ -29,7 +29,7 @@ class Preview(Callback):
     """
 
     def __init__(self, every_kimg: float) -> None:
-        self.every = checks.images("preview_kimg", every_kimg)
+        self.every = validate.images("preview_kimg", every_kimg)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         assert isinstance(pl_module, DiffusionModule)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from scoreline.errors import InputError
-from scoreline.foreign import torch_files
+from scoreline.safe_pickle import torch_files
 from scoreline.training.gradients import moments_of, names_of
 from scoreline.training.module import DiffusionModule
 

@@ -15,10 +15,10 @@ from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Par
 from torch import Tensor
 from torch.optim import Optimizer
 
-from scoreline.choices import check_compile
-from scoreline.cores import usable_cores
 from scoreline.errors import InputError
-from scoreline.shards import assembled, divided
+from scoreline.runtime.cores import usable_cores
+from scoreline.training.sharding import assembled, divided
+from scoreline.values import check_compile
 
 PRECISIONS = ("32-true", "bf16-mixed")
 

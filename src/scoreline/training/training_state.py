@@ -11,10 +11,10 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from safetensors import SafetensorError, safe_open
 
-from scoreline import checks
 from scoreline.checkpoints import save_model
+from scoreline.config import validate
 from scoreline.errors import InputError
-from scoreline.files import write_atomically
+from scoreline.storage.files import write_atomically
 from scoreline.training.callbacks import WRITING_FAILED, say_not_written, the_callback
 from scoreline.training.ema_callback import EMACallback, ema_of
 from scoreline.training.gradients import NotFiniteError
@@ -67,7 +67,7 @@ class Checkpointing(Callback):
     """
 
     def __init__(self, every_kimg: float) -> None:
-        self.every = checks.images("checkpoint_kimg", every_kimg)
+        self.every = validate.images("checkpoint_kimg", every_kimg)
         self.saved = -1
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

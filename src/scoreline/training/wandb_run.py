@@ -11,9 +11,9 @@ from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.loggers import WandbLogger
 
-from scoreline import run_config
-from scoreline.history import Row, history, picture_row
-from scoreline.wandb_runs import begin, imported, log, names
+from scoreline.storage import run_config
+from scoreline.storage.run_history import Row, history, picture_row
+from scoreline.storage.wandb_runs import begin, imported, log, names
 
 
 class WandbRun(WandbLogger):

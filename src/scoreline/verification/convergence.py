@@ -6,10 +6,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from scoreline import noise
 from scoreline.denoiser import Denoiser
 from scoreline.errors import NotFiniteError
 from scoreline.generation.batches import generate
+from scoreline.runtime import seeded_noise
 from scoreline.sampling import Progress
 from scoreline.schedules.base import NoiseSchedule, Schedule, VariancePreserving
 from scoreline.schedules.spacings import Polynomial, Power
@@ -59,7 +59,7 @@ class Runs:
 
     def start(self) -> tuple[Tensor, Tensor | None]:
         """Standard normal noise (B, C, H, W) and labels, on the model's device."""
-        z = noise.normal(self.seeds, self.shape, "initial").to(self.device)
+        z = seeded_noise.normal(self.seeds, self.shape, "initial").to(self.device)
         return z, None if self.labels is None else self.labels.to(self.device)
 
     def ends(self, table: Tableau, progress: Progress) -> Tensor:

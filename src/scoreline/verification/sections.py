@@ -8,14 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scoreline.progress import ImageProgress
+from scoreline.runtime.progress import ImageProgress
 from scoreline.verification.channels import judge_channels, measure_reversed
 from scoreline.verification.convergence import judge_convergence, measure_convergence
 from scoreline.verification.ddim import DDIM_STEPS, ddim_differences, judge_ddim
-from scoreline.verification.labels import SHIFTS, SMALL_LABELS, best_factors, judge_labels, measure_shifts
+from scoreline.verification.diagnosis import TRIED, mending
 from scoreline.verification.loss import FACTORS, Losses, above_linear, failing, judge_losses, measure_losses
-from scoreline.verification.mistakes import TRIED, mending
-from scoreline.verification.plan import Plan, evaluations, small_levels
+from scoreline.verification.measurement_plan import Plan, evaluations, small_levels
+from scoreline.verification.noise_labels import SHIFTS, SMALL_LABELS, best_factors, judge_labels, measure_shifts
 from scoreline.verification.scale import Scale, judge_scale, measure_scale
 from scoreline.verification.verdicts import Verdict, mean
 

@@ -1,0 +1,145 @@
+"""Explain a user's mistake in one sentence: key, value, remedy."""
+
+import errno
+import re
+from collections.abc import Iterator
+
+from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
+
+from scoreline.config import conf_folder
+from scoreline.errors import InputError, did_you_mean
+from scoreline.storage.files import without_space
+
+MISCONFIGURED = "MisconfigurationException"  # Lightning's, by its name, since importing Lightning takes seconds
+
+COMPILERS = {
+    "InvalidCxxCompiler": "torch.compile found no C++ compiler; install g++, name yours in CXX",
+    "TritonMissing": "torch.compile found no Triton for this GPU; install triton",
+    "GPUTooOldForTriton": "this GPU is older than what torch.compile serves",
+}
+"""Messages for missing parts of torch.compile, by the name of its exception."""
+
+UNUSABLE = (
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG),
+    *(errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ELOOP),
+)
+"""Error numbers of a path that cannot be read or written."""
+
+LONGEST = 200
+"""Most characters of a word; a longer one is cut."""
+
+
+def explain(error: BaseException) -> str | None:
+    """Return the sentence for a mistake of the user, or None for a defect of this package."""
+    sentence = _sentence(error)
+    return sentence and " ".join(map(_cut, sentence.split()))
+
+
+def _cut(word: str) -> str:
+    return word if len(word) <= LONGEST else f"{word[: LONGEST // 2]}..({len(word)} characters)"
+
+
+def _sentence(error: BaseException) -> str | None:
+    for cause in _causes(error):
+        if isinstance(cause, InputError):
+            return str(cause)
+        if system := _explain_system(cause):
+            return system
+        missing = COMPILERS.get(type(getattr(cause, "inner_exception", cause)).__name__)
+        if missing:
+            return f"compile: {missing}, or use compile=none"
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
+        group, _, choice = error.missing_cfg_file.rpartition("/")
+        if not group:
+            return f"--config-name {choice}: there is no such config; see --help for how to name your own choices"
+        return f"{group}={choice}: there is no such choice{did_you_mean(choice, error.options or [])}"
+    if isinstance(error, OverrideParseException):
+        given = error.override or "''"
+        return f"{given}: not of the form key=value; put quotes round a value with commas, spaces or brackets"
+    if isinstance(error, ConfigCompositionException):
+        return _explain_composition(error)
+    if isinstance(error, MissingMandatoryValue):
+        return f"{error.full_key}: has no default; give {error.full_key}=..."
+    if isinstance(error, HydraException | OmegaConfBaseException):
+        return _explain_instantiation(error)
+    return None
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _explain_system(error: BaseException) -> str | None:
+    """Explain a full disk, a full memory or an unusable path; None for other errors."""
+    if without_space(error):
+        where = getattr(error, "filename", None) or "hydra.run.dir"
+        return (
+            f"{where}: no space is left on its disk, or a file is larger than this process may write; free some space "
+            "or raise the limit (ulimit -f), and repeat the command"
+        )
+    if isinstance(error, OSError) and error.errno in UNUSABLE and error.filename:
+        return f"{error.filename}: {error.strerror}; give another path"
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "can't allocate" in str(error):
+        return "memory: none is left; lower network_batch, batch_size, threads or nfe"
+    return None
+
+
+def _explain_composition(error: BaseException) -> str:
+    """Explain a key or value that the config refuses. OmegaConf's errors name the key, Hydra's only in the message."""
+    cause, message = error.__cause__, str(error)
+    if isinstance(cause, ConfigKeyError | ConfigAttributeError):
+        return _explain_key(str(cause.full_key))
+    if isinstance(cause, OmegaConfBaseException):
+        return f"{cause.full_key}: {_first_line(cause)}; give it another value, or leave it out"
+    refused = re.match(r"Could not (override|append|delete)[^']*'([^'@]+)", message)
+    if refused and refused[1] == "append":
+        return f"+{refused[2]}: there is such a key already; write it without +"
+    if refused:
+        return _explain_key(refused[2])
+    several = re.match(r"Ambiguous value for argument '([^=]+)=(.*)'", message)
+    if several:
+        key, value = several.groups()
+        return (
+            f"{key}={value}: commas make a sweep, which needs -m; for one value quote it, for Hydra and for the shell: "
+            f"\"{key}='{value}'\""
+        )
+    return _first_line(error)
+
+
+def _explain_key(key: str) -> str:
+    """Name similar keys for an unknown one, or the other choices of a group whose choice has no keys."""
+    group = key.partition(".")[0]
+    known = conf_folder.known_keys()
+    below = {name for name in known if name.startswith(f"{group}.") and "._" not in name}
+    others = ", ".join(conf_folder.files(group)) if group in known and not below else ""
+    if "." in key and others:
+        return f"{key}: there is no such key, this {group} has none; drop it, or choose another: {others}"
+    return f"{key}: there is no such key{did_you_mean(key, below or known)}"
+
+
+def _explain_instantiation(error: BaseException) -> str | None:
+    """Explain wrong arguments of a `_target_` or an unusable target; None for an error of the called code.
+
+    Hydra's InstantiationException holds the key and the target in its message alone.
+    """
+    message = str(error)
+    named = re.search(r"full_key: (\S+)", message)
+    key = named[1] if named else "config"
+    located = re.search(r"Error (?:locating|loading) target '?([^',]+)", message)
+    if located:
+        return f"{key}._target_={located[1]}: there is no such class or function; check its name and what is installed"
+    blocked = re.match(r"Target '([^']+)' is blocklisted", message)
+    if blocked:
+        return f"{key}._target_={blocked[1]}: Hydra does not call it from a config; name a class that may be built"
+    known = (TypeError, OmegaConfBaseException)
+    for cause in _causes(error):
+        if isinstance(cause, known) or type(cause).__name__ == MISCONFIGURED:
+            return f"{key}: {_first_line(cause)}"
+    return None
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).partition("\n")[0]

@@ -1,0 +1,235 @@
+"""Names of runs: digests of everything that they depend on, directories, and the files behind a model's name."""
+
+import hashlib
+import json
+import os
+import re
+import sys
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from scoreline.numerics import NUMERICS_VERSION
+from scoreline.storage.files import content_digest, sha256
+
+ASSETS = Path(__file__).parent / "assets"
+
+FOREIGN = {".json", ".safetensors", ".bin"}
+"""Suffixes of the files of a folder that a model is imported from."""
+
+
+def register_resolvers() -> None:
+    """Register the resolvers `${scoreline.digest:...}`, `.cell:`, `.sweep:...`, `.record:...` and `.directory:`."""
+    OmegaConf.register_new_resolver("scoreline.digest", run_digest, replace=True)
+    OmegaConf.register_new_resolver("scoreline.cell", cell_name, replace=True)
+    OmegaConf.register_new_resolver("scoreline.record", checkpoint_record, replace=True)
+    OmegaConf.register_new_resolver("scoreline.directory", sample_directory, replace=True)
+    OmegaConf.register_new_resolver("scoreline.sweep", sweep_digest, replace=True, use_cache=True)
+
+
+def run_digest(script: str, *, _root_: DictConfig) -> str:
+    """Return the first eight digits of `run_sha256`, which name a run."""
+    return run_sha256(_root_, script)[:8]
+
+
+def run_sha256(cfg: DictConfig, script: str) -> str:
+    """Return the SHA-256 of everything that a result depends on: runs with equal digests have equal results.
+
+    It covers the configuration without the keys of `WITHOUT`, the content of the files and folders that it names
+    (checkpoint, records, schedule, labels, data, reference, the state that training starts from), the user's own code
+    (`own_code`), and `NUMERICS_VERSION`. It leaves out the package's own sources, which may change without changing a
+    number.
+
+    Args:
+        cfg: the composed config.
+        script: `train`, `sample` or `calibrate`.
+    """
+    whole = OmegaConf.to_container(cfg, resolve=False)
+    assert isinstance(whole, dict)
+    raw = {str(key): value for key, value in whole.items() if key not in NEVER}
+    decisive = {key: value for key, value in raw.items() if key not in WITHOUT[script]}
+    text = json.dumps(decisive, sort_keys=True, default=str)
+    values = {key: _selected(cfg, key) for key in sorted(_path_keys(raw))}
+    named = [Path(os.path.expanduser(value)) for key, value in values.items() if _may_be_path(key, value)]
+    read = map(_digest, _files_read(raw, named, "${record}" in text))
+    digests = [digest for digest in read if digest] + [sha256(path) for path in own_code(raw)]
+    return hashlib.sha256("".join([text, *digests, str(NUMERICS_VERSION)]).encode()).hexdigest()
+
+
+def _digest(path: Path) -> str | None:
+    """Return the digest of a file or folder, or None if it is missing or unreadable; its reader reports that."""
+    if not os.path.isfile(path) and not os.path.isdir(path):
+        return None
+    try:
+        return content_digest(path)
+    except OSError:
+        return None
+
+
+WITHOUT = {
+    "train": (
+        *("name", "resume", "duration_kimg", "workers", "log_kimg", "preview_kimg", "checkpoint_kimg"),
+        *("fixed_loss_kimg", "logger", "trainer", "micro_batch", "compile", "channels_last", "device_mib"),
+    ),
+    "sample": (
+        *("device", "batch_size", "memory_mib", "threads"),
+        *("table", "budget", "jobs", "sweep", "wandb"),
+    ),
+    "calibrate": ("device", "batch_size"),
+}
+"""Keys of each script that change results by rounding at most. For `resume`, the content of its file counts."""
+
+NEVER = ("hydra", "identity", "digest", "code_version", "lock")
+"""Keys without influence on results, and keys that follow from others."""
+
+PATHS = ("path", "font", "reference", "resume", "labels", "weights")
+"""Last parts of the keys whose values may name a file or a folder."""
+
+WORDS = ("labels", "weights")
+"""Those of them with values such as `random` and `ema`, which are words unless they look like a path."""
+
+AUTO = {"resume": ("auto", "never"), "solver": ("auto",), "schedule": ("auto",)}
+"""Values that are words, never paths, by the first part of the key; `record=auto` reaches solver and schedule."""
+
+
+def _path_keys(node: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    for name, value in node.items():
+        if isinstance(value, dict):
+            yield from _path_keys(value, f"{prefix}{name}.")
+        elif name in PATHS:
+            yield f"{prefix}{name}"
+
+
+def _may_be_path(key: str, value: str) -> bool:
+    word = key.rpartition(".")[2] in WORDS and not Path(value).suffix and os.sep not in value
+    return bool(value) and not word and value not in AUTO.get(key.partition(".")[0], ())
+
+
+def _selected(cfg: DictConfig, key: str) -> str:
+    """Return a value as text; empty if it cannot be resolved, which the reader of the key reports."""
+    try:
+        value = OmegaConf.select(cfg, key)
+    except OmegaConfBaseException:
+        return ""
+    return value if isinstance(value, str) else ""
+
+
+LIBRARIES = {
+    *("builtins", "scoreline", "torch", "lightning", "pytorch_lightning", "torchmetrics"),
+    *("numpy", "scipy", "sklearn", "hydra", "omegaconf", "wandb", "diffusers", "datasets"),
+}
+"""Packages in configs whose code is not the user's own."""
+
+
+def own_code(config: Any) -> list[Path]:
+    """Return the sources of the user's own modules that a config names as `_target_` or in `trust`, in order.
+
+    A module in a package stands for the whole package, any other module for its file. Nothing is imported, and imports
+    of other packages are not followed.
+    """
+    tops = {target.partition(".")[0] for target in _targets(config)} - LIBRARIES - set(sys.stdlib_module_names)
+    return [path for top in sorted(tops) for path in _sources(top)]
+
+
+def _targets(node: Any) -> Iterator[str]:
+    if isinstance(node, dict):
+        for key, value in node.items():
+            if key == "_target_" and isinstance(value, str):
+                yield value
+            elif key == "trust" and isinstance(value, list):
+                yield from map(str, value)
+            else:
+                yield from _targets(value)
+    elif isinstance(node, list):
+        for value in node:
+            yield from _targets(value)
+
+
+def _sources(top: str) -> list[Path]:
+    try:
+        spec = find_spec(top) if top.isidentifier() else None
+    except (ImportError, ValueError):
+        return []
+    if spec is None:
+        return []
+    if spec.submodule_search_locations is None:
+        return [Path(spec.origin)] if spec.origin and Path(spec.origin).is_file() else []
+    return sorted(path for folder in spec.submodule_search_locations for path in Path(folder).rglob("*.py"))
+
+
+def _files_read(config: dict[str, Any], named: list[Path], with_record: bool) -> list[Path]:
+    """Return the checkpoint, the guide, the files that keys name, and possible records, whether they exist or not."""
+    checkpoint, guide = config.get("checkpoint"), config.get("guidance", {}).get("checkpoint")
+    files = [model_path(name) for name in (checkpoint, guide) if isinstance(name, str)]
+    files += named
+    if isinstance(checkpoint, str) and not os.path.exists(files[0]):
+        files += foreign_files(Path(checkpoint))
+    if "load_recommendation" in str(config.get("solver")):
+        files += sorted(files[0].parent.glob(f"{files[0].stem}.*.safetensors"))
+    record = config.get("record") if with_record and isinstance(checkpoint, str) else None
+    if record is None:
+        return files
+    return [*files, record_path(record, files[0])]
+
+
+def foreign_files(folder: Path) -> list[Path]:
+    """Return the weights and descriptions in another project's folder, in order; empty if it is no folder."""
+    return sorted(path for path in folder.rglob("*") if path.suffix in FOREIGN) if os.path.isdir(folder) else []
+
+
+def record_beside(checkpoint: Path, kind: str) -> Path:
+    """Return the path of a checkpoint's record: model.safetensors -> model.score_norm.safetensors."""
+    return checkpoint.with_name(f"{checkpoint.stem}.{kind}.safetensors")
+
+
+def record_path(given: object, checkpoint: Path) -> Path:
+    """Return the path of the record that `record=` names; auto stands for the score norms beside the checkpoint."""
+    return record_beside(checkpoint, "score_norm") if given == "auto" else Path(str(given))
+
+
+def checkpoint_record(kind: str, *, _root_: DictConfig) -> str:
+    """Return the path of the record of a kind beside the checkpoint of a config."""
+    return str(record_beside(model_path(str(_root_.checkpoint)), kind))
+
+
+def sample_directory(*, _root_: DictConfig) -> str:
+    """Return the directory of sample.py: outputs/table/NAME-BUDGET, or outputs/sample/SOLVER-nfeNFE-IDENTITY."""
+    chosen = _root_.hydra.runtime.choices
+    if _root_.table is not None:
+        return f"outputs/table/{chosen.table}-{_root_.budget}"
+    return f"outputs/sample/{chosen.solver}-nfe{_root_.nfe}-{_root_.identity}"
+
+
+def sweep_digest(overrides: list[str]) -> str:
+    """Return eight digits that name a sweep, from its command line and `NUMERICS_VERSION`."""
+    return _short(json.dumps(sorted(overrides)) + str(NUMERICS_VERSION))
+
+
+def cell_name(*, _root_: DictConfig) -> str:
+    """Return the choices of one job of a sweep, `nfe=5,solver=ddim`, safe as a directory name."""
+    name = ",".join(_safe(str(override)) for override in sorted(_root_.hydra.overrides.task)) or "default"
+    return name if len(name) <= 120 else f"{name[:110]}-{_short(name)}"
+
+
+def _safe(override: str) -> str:
+    """Shorten a path to its last part and a digest, since models in several directories often share a name."""
+    key, _, value = override.partition("=")
+    short = f"{value.rstrip('/').rpartition('/')[2]}-{_short(value)}" if "/" in value else value
+    return re.sub(r"[^\w.=+-]+", "_", f"{key}={short}")
+
+
+def _short(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def model_path(checkpoint: str) -> Path:
+    """Return the path of a model: `digits_vp` ships with the package, a directory stands for its model.safetensors."""
+    shipped = ASSETS / f"{checkpoint}.safetensors"
+    if os.path.isfile(shipped):  # which is false, as that of a Path is not, for a name that no file can have
+        return shipped
+    path = Path(checkpoint)
+    return path / "model.safetensors" if os.path.isdir(path) else path

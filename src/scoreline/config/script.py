@@ -1,0 +1,286 @@
+"""The frame of the three scripts: Hydra, `--help`, one line per mistake, exit codes.
+
+It imports nothing heavier than Hydra, so that `--help` and error messages appear at once.
+"""
+
+import functools
+import logging
+import os
+import re
+import shlex
+import sys
+import traceback
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+
+from scoreline.config import catalogue, validate
+from scoreline.config.conf_folder import conf_dir, own_folder, quoted, refuse_lost_choices, use_own_folder
+from scoreline.config.explain import explain
+from scoreline.config.run_directory import ERROR_LOG, give_up, output_dir, release
+from scoreline.config.run_names import model_path, register_resolvers, run_sha256
+from scoreline.descriptions.annotations import refuse_wrong_types
+from scoreline.errors import InputError, did_you_mean
+from scoreline.runtime import distributed, startup
+from scoreline.storage.files import code_version, sha256, write_atomically
+
+HARMLESS = (
+    *(".*LeafSpec.*", ".*num_workers.*", ".*does not have many workers.*", ".*logging interval.*"),
+    ".*Grad strides do not match bucket view strides.*",
+)
+"""Warnings of Lightning and PyTorch about settings that are intended here."""
+
+SCRIPT = "SCORELINE_SCRIPT"
+"""Environment variable with the path of the user's script; in a job of submitit sys.argv[0] is another one."""
+
+KEEP_TRACEBACKS = "SCORELINE_TRACEBACKS"
+
+LARGEST = 4096
+"""Largest whole number in the description of a network, such as its width; a larger network would fill the memory."""
+
+Launch = Callable[[Callable[[], None]], None]
+C = TypeVar("C")
+
+
+def script(
+    config_name: str, read: Callable[[DictConfig], C], launch: Launch = distributed.run
+) -> Callable[[Callable[[C], Any]], Callable[[], None]]:
+    """Decorate a job as a Hydra script, in which a user's mistake becomes one line and exit code 2.
+
+    A sweep prints the line of a failed job at once, runs the other jobs and exits with code 2 at its end.
+    With HYDRA_FULL_ERROR=1 in the environment every error keeps its traceback.
+
+    Args:
+        config_name: name of the script's file in conf/.
+        read: turns the composed config into the argument of the job. It raises InputError for every mistake that can be
+            told without torch, which is imported afterwards.
+        launch: calls the script as one process among those that torchrun or srun started.
+    """
+
+    def decorate(job: Callable[[C], Any]) -> Callable[[], None]:
+        @functools.wraps(job)
+        def guarded(cfg: DictConfig) -> Any:
+            try:
+                validate.refuse_unusable()
+                config = read(cfg)
+                startup.load_torch()
+                refuse_wrong_types(OmegaConf.to_container(cfg, resolve=False))
+                return job(config)
+            except Exception as error:
+                if in_sweep():
+                    keep_traceback(error)
+                    words = " ".join(HydraConfig.get().overrides.task)
+                    print(f"{words}: {explain(error) or repr(error)}", file=sys.stderr)
+                    raise
+                give_up(output_dir())
+                leave(error)
+            finally:
+                release()
+
+        @startup.reader_may_leave
+        def main() -> None:
+            try:
+                words = use_own_folder(sys.argv[1:])
+                refuse_lost_choices(words)
+                refuse_options(words)
+            except InputError as error:
+                leave(error)
+            if {"--help", "-h"} & set(words):
+                print(catalogue.help_text(str(sys.modules[job.__module__].__doc__), config_name))
+                return
+            own = own_folder()
+            sys.argv[1:] = [*(["--config-dir", str(own)] if own else []), *words]
+            _run(hydra.main(str(conf_dir()), config_name, "1.3")(guarded))
+
+        return functools.partial(launch, main)
+
+    return decorate
+
+
+OPTIONS = (
+    *("--help", "-h", "--hydra-help", "--version", "--cfg", "-c", "--resolve", "--package", "-p", "--run", "-r"),
+    *("--multirun", "-m", "--shell-completion", "-sc", "--config-path", "-cp", "--config-name", "-cn"),
+    *("--config-dir", "-cd", "--experimental-rerun", "--info", "-i"),
+)
+"""Hydra's options, as its documentation lists them."""
+
+CFG_CHOICES = ("job", "hydra", "all")
+"""Values of `--cfg`."""
+
+
+def refuse_options(words: Sequence[str]) -> None:
+    """Refuse options that Hydra does not have (its own message takes eight lines), and `hydra.job.chdir`.
+
+    Raises:
+        InputError: naming the option.
+    """
+    for word, following in zip(words, [*words[1:], ""], strict=False):
+        if re.fullmatch(r"\+{0,2}hydra\.job\.chdir=(true|yes|on|1)", word, re.IGNORECASE):
+            raise InputError(
+                f"{word}: jobs stay in the working directory, to which all paths are relative; leave the key out"
+            )
+        option, _, value = word.partition("=")
+        if option.startswith("-") and option not in OPTIONS:
+            raise InputError(f"{word}: there is no such option{did_you_mean(option, OPTIONS)}")
+        if option in ("--cfg", "-c") and (value or following) not in CFG_CHOICES:
+            raise InputError(f"{option} {value or following}: choose from {', '.join(CFG_CHOICES)}")
+
+
+def _run(main: Callable[[], Any]) -> None:
+    startup.end_without_search()
+    register_resolvers()
+    os.environ[SCRIPT] = str(Path(sys.argv[0]).resolve())
+    os.environ.setdefault(KEEP_TRACEBACKS, os.environ.get("HYDRA_FULL_ERROR", ""))
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except Exception as error:
+        leave(_of_run_directory(error) or error)
+
+
+def _of_run_directory(error: Exception) -> InputError | None:
+    """Return the error for a directory that Hydra cannot make before the job begins."""
+    has_begun = any(frame.f_code.co_name == "guarded" for frame, _ in traceback.walk_tb(error.__traceback__))
+    if has_begun or not isinstance(error, OSError) or not error.filename:
+        return None
+    key = "hydra.sweep.dir" if {"-m", "--multirun"} & set(sys.argv) else "hydra.run.dir"
+    return InputError(f"{key}={error.filename}: {error.strerror}; choose another directory")
+
+
+def keep_traceback(error: Exception) -> None:
+    """Write error.log in the directory of a job of a sweep; the next start of the job removes it."""
+    text = "".join(traceback.format_exception(error))
+    write_atomically(output_dir() / ERROR_LOG, lambda path: path.write_text(text))
+
+
+def leave(error: Exception, program: str | None = None) -> NoReturn:
+    """Report a user's mistake in one line and exit with code 2; raise any other error again, with its traceback.
+
+    Args:
+        error: the exception that ended the job.
+        program: the name before the line; None stands for the script's name.
+    """
+    sentence = None if os.environ.get(KEEP_TRACEBACKS) else explain(error)
+    if sentence is None:
+        raise error
+    print(f"{program or Path(sys.argv[0]).name}: {sentence}", file=sys.stderr)
+    sys.exit(2)
+
+
+def guide(cfg: DictConfig) -> dict[str, str]:
+    """Return the path of the guiding model as a keyword argument of the guidance; empty if it has none.
+
+    Raises:
+        MissingMandatoryValue: if guidance.checkpoint is not given.
+    """
+    path = OmegaConf.select(cfg, "guidance.checkpoint", throw_on_missing=True)
+    return {} if path is None else {"checkpoint": str(model_path(str(path)))}
+
+
+def apply(node: DictConfig, *arguments: Any, **options: Any) -> Any:
+    """Call the function of a `_partial_` group; wrong options raise the same errors as in other groups."""
+    return hydra.utils.instantiate(node, *arguments, **options, _partial_=False)
+
+
+def command_of_this_job(out: Path) -> list[str]:
+    """Return the command that starts a further process of this job: the same choices and directory, no sweep."""
+    own = [f"hydra.run.dir={quoted(str(out))}", "hydra.mode=RUN"]
+    return [sys.executable, os.environ[SCRIPT], *map(str, HydraConfig.get().overrides.task), *own]
+
+
+def provenance(cfg: DictConfig) -> dict[str, Any]:
+    """Return the provenance of a model: the command and the digests of config and code; no paths."""
+    overrides = [_without_folder(override) for override in HydraConfig.get().overrides.task]
+    return {
+        "command": shlex.join(["python", "train.py", *overrides]),
+        "seed": cfg.seed,
+        **settings(cfg, "target", "augmentation"),
+        "batch_size": cfg.batch_size,
+        "config_sha256": run_sha256(cfg, "train"),
+        "code_version": code_version(),
+    }
+
+
+def _without_folder(override: str) -> str:
+    """Cut an absolute path to its last part, since the rest describes one person's machine."""
+    key, equals, value = override.partition("=")
+    path = value.strip("'\"")
+    return f"{key}{equals}{Path(path).name}" if Path(path).is_absolute() else override
+
+
+def match_data(network: Mapping[Any, Any], dataset: Any) -> None:
+    """Refuse a network whose shape or classes differ from the data's, or with a size above `LARGEST`.
+
+    Raises:
+        InputError: naming the key and the data set.
+    """
+    for key, value in network.items():
+        if isinstance(value, int) and key != "num_classes" and value > LARGEST:
+            raise InputError(f"model.network.{key!s}={value}: must be at most {LARGEST}")
+    channels, height, width = dataset.shape
+    shape = {"channels": channels, "resolution": height}
+    if height != width:
+        raise InputError(f"dataset={dataset.name}: images are {height}x{width}; networks here take square ones")
+    for key, value in shape.items():
+        if network.get(key, value) != value:
+            raise InputError(f"model.network.{key}={network[key]}: {dataset.name} has {value}; set the key to {value}")
+    classes = network.get("num_classes", 0)
+    if classes not in (0, dataset.num_classes):
+        has = f"{dataset.name} has {dataset.num_classes}"
+        raise InputError(f"model.network.num_classes={classes}: {has}; use that or 0")
+
+
+def quieten() -> None:
+    """Silence Lightning's tips and the warnings of `HARMLESS`; call it after importing Lightning."""
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    for pattern in HARMLESS:
+        warnings.filterwarnings("ignore", message=pattern)
+
+
+def in_sweep() -> bool:
+    """Return whether this job is one of a sweep, where each job prints only its own line."""
+    return bool(HydraConfig.get().mode == RunMode.MULTIRUN)
+
+
+def choices(*groups: str) -> dict[str, str]:
+    """Return the name of the choice of each config group."""
+    return {group: str(HydraConfig.get().runtime.choices[group]) for group in groups}
+
+
+def settings(cfg: DictConfig, *groups: str) -> dict[str, str]:
+    """Return the choice of each config group with its options: `classifier_free(high=inf, low=0.0, scale=2.0)`."""
+    return {group: name + _options(cfg[group]) for group, name in choices(*groups).items()}
+
+
+def _options(node: DictConfig) -> str:
+    """Return `(key=value, ..)`: a model by its digest, every number as a float however the user wrote it."""
+    parts = []
+    for key, value in sorted(node.items()):
+        if key == "checkpoint":
+            parts.append(f"{key}={sha256(model_path(str(value)))[:16]}")
+        elif not str(key).startswith("_") and key != "trust":
+            parts.append(f"{key!s}={float(value) if isinstance(value, int) else str(value)}")
+    return f"({', '.join(parts)})" if parts else ""
+
+
+def sigma_range(cfg: DictConfig, native: Any) -> tuple[float, float]:
+    """Return (sigma_max, sigma_min) of a config; a null stands for that end of the model's own noise schedule.
+
+    Args:
+        cfg: a config with both keys.
+        native: the noise schedule of the model.
+
+    Raises:
+        InputError: if one of the keys has a value that is no number in its range.
+    """
+    first, last = validate.sigma_ends(cfg)
+    return native.sigma_max if first is None else first, native.sigma_min if last is None else last

@@ -1,0 +1,199 @@
+"""values: docstring to write."""
+
+import re
+from collections.abc import Collection, Iterable
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, TypeGuard
+
+from scoreline.errors import InputError, did_you_mean
+from scoreline.storage import bounded_reading
+
+PRECISION: dict[str, str | None] = {"32-true": None, "bf16-mixed": "bfloat16", "16-mixed": "float16"}
+"""Lightning's name -> torch's type of matrix products and convolutions; None keeps the network's own."""
+
+COMPILE: dict[str, dict[str, Any] | None] = {
+    "none": None,
+    "default": {"dynamic": False},
+    "max-autotune": {"dynamic": False, "mode": "max-autotune"},
+}
+"""Options of torch.compile by the name of the choice; None runs the network without it."""
+
+FINAL = ("none", "denoise")
+"""Final denoising step: none (stop at sigma_min), or one more evaluation, to clean data."""
+
+FORMAT = ("npz", "png", "zip", "webdataset", "none")
+"""Output formats of images; `none` writes the manifest alone."""
+
+ON_ERROR = ("continue", "stop", "retry")
+"""Reactions of a table to a failed cell: continue with the others, stop, or retry the cell once at the end."""
+
+LOCK = ("refuse", "wait")
+"""Reactions of a job to another process in its run directory."""
+
+WANDB = ("off", "offline", "online")
+"""Modes of the W&B runs of a table and its cells."""
+
+
+def check_choice(key: str, choices: Collection[str], value: object) -> str:
+    """Return the value if it is one of the choices.
+
+    Args:
+        key: its name in messages.
+        choices: the allowed values.
+        value: the value of the key.
+
+    Raises:
+        InputError: naming the key and the choices, or the nearest of them.
+    """
+    if not isinstance(value, str) or value not in choices:
+        hint = did_you_mean(str(value), list(choices)) or f"; choose from {', '.join(choices)}"
+        raise InputError(f"{key}={value}: there is no such choice{hint}")
+    return value
+
+
+check_precision = partial(check_choice, "precision", PRECISION)
+check_compile = partial(check_choice, "compile", COMPILE)
+check_format = partial(check_choice, "format", FORMAT)
+check_lock = partial(check_choice, "lock", LOCK)
+check_on_error = partial(check_choice, "sweep.on_error", ON_ERROR)
+check_wandb = partial(check_choice, "wandb", WANDB)
+
+
+def check_final(value: object) -> str:
+    """Return the value if it is one of `FINAL`.
+
+    Raises:
+        InputError: explaining both choices.
+    """
+    if value not in FINAL:
+        raise InputError(f"final={value}: choose none (stop at sigma_min) or denoise (one more call, to clean data)")
+    return str(value)
+
+
+def is_number(value: object) -> TypeGuard[int | float]:
+    """Return whether a value is a number; true and false are not."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def is_whole(value: object, least: int = 1) -> TypeGuard[int]:
+    """Return whether a value is a whole number, at least `least`; true and false are not."""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def check_switch(key: str, value: object) -> bool:
+    """Return the value if it is true or false.
+
+    Raises:
+        InputError: naming the key.
+    """
+    if not isinstance(value, bool):
+        raise InputError(f"{key}={value}: must be true or false")
+    return value
+
+
+MOST = 10_000_000
+"""Largest number of images of a run."""
+
+
+def parse_seeds(text: str | int | Iterable[int], key: str = "seeds") -> list[int]:
+    """Return the image seeds of `7`, `0-63`, `0-9,20,30-39` or a list, in the given order.
+
+    Args:
+        text: the seeds as the user wrote them.
+        key: the name of the key in messages.
+
+    Raises:
+        InputError: if there is no seed, a part is not a number or a range, a range runs backwards, a seed occurs twice,
+            or there are more than `MOST` seeds.
+    """
+    found = spans(text, key)
+    total = sum(last - first + 1 for first, last in found)
+    if total > MOST:
+        raise InputError(
+            f"{key}={text}: {total:,} seeds are more than the {MOST:,} of a run; split them into several runs"
+        )
+    if shared(found):
+        raise InputError(f"{key}={text}: a seed occurs twice; every image needs its own")
+    return [seed for first, last in found for seed in range(first, last + 1)]
+
+
+def spans(text: str | int | Iterable[int], key: str = "seeds") -> list[tuple[int, int]]:
+    """Return the first and last seed of each part, without expanding the ranges.
+
+    Raises:
+        InputError: if there is no seed, a part is not a number or a range, or a range runs backwards.
+    """
+    if not isinstance(text, Iterable):
+        text = str(text)
+    parts = text.split(",") if isinstance(text, str) else [str(part) for part in text]
+    if not parts:
+        raise InputError(f"{key}={text}: no seed is given; give a number or a range such as 0-63")
+    return [_span(f"{key}={text}", part) for part in parts]
+
+
+def _span(given: str, part: str) -> tuple[int, int]:
+    match = re.fullmatch(r"\s*([0-9]{1,19})(?:-([0-9]{1,19}))?\s*", part)
+    if not match:
+        beyond = "past 2^63" if re.fullmatch(r"[\s0-9-]{20,}", part) else "neither a number nor a range such as 0-63"
+        raise InputError(f"{given}: '{part}' is {beyond}")
+    first, last = int(match[1]), int(match[2] or match[1])
+    if last < first or last >= 2**63:
+        raise InputError(f"{given}: the range {part} runs backwards or past 2^63; write the smaller seed first")
+    return first, last
+
+
+def count(text: str) -> int:
+    """Return the number of seeds that a text asks for."""
+    return sum(last - first + 1 for first, last in spans(text))
+
+
+def shared(found: Iterable[tuple[int, int]]) -> bool:
+    """Return whether two of these spans overlap."""
+    return any(later[0] <= former[1] for former, later in pairwise(sorted(found)))
+
+
+SUFFIXES = (".txt", ".csv", ".npy", ".json")
+"""File suffixes of label files; see `labels.read_label_file`."""
+
+
+def is_label_file(rule: str) -> bool:
+    """Return whether a rule is the name of a label file."""
+    return Path(rule).suffix.lower() in SUFFIXES
+
+
+def fixed_class(rule: str) -> int | None:
+    """Return k of `fixed:k`, or None for any other rule."""
+    found = re.fullmatch(r"fixed:([0-9]{1,18})", rule.lower())
+    return int(found[1]) if found else None
+
+
+def label_file(rule: str) -> Path:
+    """Return the path of a label file.
+
+    Raises:
+        InputError: if it does not exist.
+    """
+    path = bounded_reading.place(rule, "labels")
+    if not path.is_file():
+        raise InputError(f"labels={rule}: no such file; give one with a class for each seed")
+    return path
+
+
+def check_rule(rule: object) -> str:
+    """Return the rule in its normal form: a file name as given, anything else in lower case.
+
+    Raises:
+        InputError: if it is neither `random`, `balanced`, `none`, `fixed:k` nor the name of an existing label file.
+    """
+    given = str(rule)
+    plain = given.lower()
+    if is_label_file(given):
+        label_file(given)
+        return given
+    if re.fullmatch(r"fixed:[0-9]{19,}", plain):
+        raise InputError(f"labels={rule}: no model has so many classes; give one of the checkpoint's, from 0")
+    if fixed_class(plain) is None and plain not in ("random", "balanced", "none"):
+        raise InputError(f"labels={rule}: choose random, balanced, fixed:K, none or a file of classes (.txt, .csv, ..)")
+    return plain
