@@ -46,7 +46,7 @@ def around(owner, name, before, after):
             mark()
         return found
     setattr(owner, name, marked)
-from scoreline import startup
+from scoreline.runtime import startup
 mark()
 load = startup.load_torch
 def loaded():

@@ -1,128 +1,161 @@
-"""Mathematics knows nothing of Lightning, Hydra, W&B or files of pictures."""
+"""Rooms import downwards only, and mathematics knows nothing of Lightning, Hydra, W&B or files of pictures."""
 
 import ast
+import re
 import subprocess
 import sys
+from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
+
+import pytest
 
 import scoreline
 
 PACKAGE = Path(scoreline.__file__).parent
-PURE = [
-    "schedules",
-    "solvers",
-    "networks",
-    "parameterisations",
-    "denoiser",
-    "targets",
-    "objective",
-    "sampling",
-    "noise",
+
+ORDER = [
+    *("errors", "numerics", "storage", "values", "runtime", "networks"),
+    *("safe_pickle", "datasets", "records", "schedules", "solvers", "parameterisations"),
+    *("denoiser", "thresholding", "sampling", "targets", "objective", "execution", "likelihood", "descriptions"),
+    *("checkpoints", "guidance", "foreign", "metrics", "generation", "verification", "calibration"),
+    *("calibration.learned", "training", "config", "doctor", "tables", "scripts", "commands", "cli"),
 ]
-PURE += [
-    "ema",
-    "exact",
-    "labels",
-    "seeds",
-    "errors",
-    "metrics",
-    "datasets",
-    "calibration",
-    "likelihood",
-    "weak_error",
-    "certification",
-    "thresholding",
-    "guidance",
-    "augmentation",
-    "wavelets",
-    "post_hoc_ema",
-    "shards",
-    "ema_snapshots",
-    "history",
-    "verification",
-    "generation",
-    "label_rules",
-    "choices",
-    "parts",
-    "foreign",
-    "safe_pickle",
-    "reading",
-    "npy",
-    "checkpoints",
-    "downloads",
-]
+"""Rooms and the files at the root, from the lowest up: each imports those before it, and itself."""
+
+NOT_PURE = {"storage", "config", "training", "doctor", "tables", "scripts", "commands", "cli"}
+"""Rooms above mathematics, and the one that reads and writes files."""
+
+HYDRA = {"config", "scripts", "commands"}
+"""Rooms that may import Hydra or OmegaConf."""
+
+NAMING = {"storage.run_config", "tables.worker", "foreign.lightning", "safe_pickle.machine"}
+"""Files outside them: one parses YAML by OmegaConf, one preloads libraries, two name classes of pickles."""
+
 BLOCKED = [
-    "lightning",
-    "pytorch_lightning",
-    "hydra",
-    "omegaconf",
-    "wandb",
-    "torchmetrics",
-    "PIL",
-    "matplotlib",
-    "sklearn",
-    "pooch",
-    "requests",
-    "huggingface_hub",
+    *("lightning", "pytorch_lightning", "hydra", "omegaconf", "wandb", "torchmetrics", "PIL", "matplotlib", "sklearn"),
+    *("pooch", "requests", "huggingface_hub"),
 ]
 
+COMPOSING = {"config", "scripts", "commands", "doctor"}
+"""Rooms in which a config is composed or turned into a frozen dataclass."""
 
-AROUND_HYDRA = {
-    *("entry.py", "checks.py", "conf_folder.py", "mistakes.py", "run_config.py", "run_names.py"),
-    "commands/composition.py",
-}
-COMPOSING = ("config/", "scripts/", "commands/", "doctor/", "tables/identity.py")
-"""Where a config is composed or turned into a frozen dataclass."""
+DOTTED = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*\.?")
 
 
-def modules(name: str) -> list[str]:
-    path = PACKAGE / name.replace(".", "/")
-    files = sorted(path.glob("*.py")) if path.is_dir() else [path.with_suffix(".py")]
-    return [".".join(["scoreline", *file.relative_to(PACKAGE).with_suffix("").parts]) for file in files]
+def module_names() -> dict[str, Path]:
+    """Every module of the package without the prefix `scoreline.`."""
+    paths = {".".join(path.relative_to(PACKAGE).with_suffix("").parts): path for path in PACKAGE.rglob("*.py")}
+    return {name.removesuffix(".__init__"): path for name, path in paths.items()}
+
+
+MODULES = module_names()
+
+
+def names_imported(path: Path) -> Iterator[str]:
+    """Dotted names that a file imports, by statement or by a string that spells a module."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        match node:
+            case ast.ImportFrom(module=str(module)):
+                yield from (f"{module}.{alias.name}" for alias in node.names)
+            case ast.Import():
+                yield from (alias.name for alias in node.names)
+            case ast.Constant(value=str(text)) if "." in text and DOTTED.fullmatch(text):
+                yield text.rstrip(".") if text.startswith("scoreline.") else text
+
+
+def room(module: str) -> str:
+    """The longest name of `ORDER` that a module lies in."""
+    inside = [name for name in ORDER if f"{module}.".startswith(f"{name}.")]
+    return max(inside, key=len, default=module)
+
+
+def module_of(name: str) -> str | None:
+    """The module of the package that a dotted name is, or is defined in."""
+    head, _, rest = name.partition(".")
+    while head == "scoreline" and rest:
+        if rest in MODULES:
+            return rest
+        rest = rest.rpartition(".")[0]
+    return None
+
+
+def arrows() -> dict[tuple[str, str], set[str]]:
+    """(room, room that it imports) -> the imports."""
+    found = defaultdict(set)
+    for module, path in MODULES.items():
+        for target in filter(None, map(module_of, names_imported(path))):
+            if room(module) != room(target):
+                found[room(module), room(target)].add(f"{module} -> {target}")
+    return found
+
+
+def test_every_module_lies_in_a_room_of_the_order() -> None:
+    assert {room(module) for module in MODULES} - {"__init__"} == set(ORDER)
+    assert len(list(PACKAGE.glob("*.py"))) <= 16
+
+
+def test_no_import_points_upwards() -> None:
+    upwards = [words for (a, b), words in arrows().items() if a != "__init__" and ORDER.index(b) > ORDER.index(a)]
+    assert not upwards
+
+
+def test_no_two_files_of_a_name_in_different_senses() -> None:
+    places = defaultdict(list)
+    for module in (name for name, path in MODULES.items() if path.name != "__init__.py"):
+        places[module.rpartition(".")[2]].append(module)
+    assert {name for name, modules in places.items() if len(modules) > 1} == SAME_SENSE
+
+
+SAME_SENSE = {"base", "ddim", "edm", "ema", "likelihood", "score_optimal"}
+"""File names that occur twice and mean the same."""
+
+
+def test_only_config_and_what_stands_above_it_touch_hydra() -> None:
+    users = {
+        module
+        for module, path in MODULES.items()
+        for name in names_imported(path)
+        if name.split(".")[0] in ("hydra", "omegaconf") and not name.endswith(".")
+    }
+    assert {room(module) for module in users - NAMING} <= HYDRA
+
+
+@pytest.mark.parametrize("text", ['get_object("scoreline.tables.plan")', "from scoreline.tables import plan"])
+def test_a_module_spelt_in_a_string_counts(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "evader.py"
+    path.write_text(text)
+    assert "tables.plan" in map(module_of, names_imported(path))
 
 
 def test_pure_modules_import_with_everything_else_blocked() -> None:
-    names = [m for name in PURE for m in modules(name)]
-    assert len(names) > 40
+    names = [f"scoreline.{module}" for module in MODULES if module != "__init__" and room(module) not in NOT_PURE]
     code = f"import sys\nfor name in {BLOCKED}: sys.modules[name] = None\nimport importlib\n"
     code += f"for name in {names}: importlib.import_module(name)\n"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
 
 
-def test_only_the_scripts_and_what_they_share_touch_hydra() -> None:
-    users = {
-        path.relative_to(PACKAGE).as_posix()
-        for path in PACKAGE.rglob("*.py")
-        if any(
-            line.lstrip().startswith(("import hydra", "from hydra", "from omegaconf"))
-            for line in path.read_text().splitlines()
-        )
-    }
-    assert {name for name in users if not name.startswith(("config/", "scripts/"))} == AROUND_HYDRA
-
-
-def test_nothing_below_the_scripts_sees_the_composed_config() -> None:
-    """A script turns it into a frozen dataclass; run_config.py reads the plain data of a file with OmegaConf."""
+def test_nothing_below_the_scripts_sees_a_config() -> None:
     names = {"cfg", "DictConfig", "ListConfig", "OmegaConf"}
-    seeing = {
-        path.relative_to(PACKAGE).as_posix()
-        for path in PACKAGE.rglob("*.py")
+    users = {
+        module
+        for module, path in MODULES.items()
         for node in ast.walk(ast.parse(path.read_text()))
         if names & {getattr(node, key, None) for key in ("id", "arg", "attr", "name")}
     }
-    assert {name for name in seeing if not name.startswith(COMPOSING)} <= AROUND_HYDRA
+    assert {room(module) for module in users - {"storage.run_config"}} <= COMPOSING
 
 
 def test_nothing_writes_to_the_composed_config() -> None:
-    for path in [*PACKAGE.glob("config/*.py"), *PACKAGE.glob("scripts/*.py")]:
+    for path in (path for module, path in MODULES.items() if room(module) in COMPOSING):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Attribute | ast.Subscript) and isinstance(node.ctx, ast.Store):
                 assert not ast.unparse(node).startswith("cfg"), (path, node.lineno)
 
 
 def test_nothing_loads_pickles() -> None:
-    for path in [*PACKAGE.rglob("*.py")]:
+    for path in MODULES.values():
         text = path.read_text()
         assert "pickle.load" not in text, path
         assert "allow_pickle=True" not in text, path

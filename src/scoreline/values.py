@@ -1,7 +1,8 @@
-"""values: docstring to write."""
+"""Checks of plain values: numbers, named choices, seeds and label rules. They do not import PyTorch."""
 
 import re
-from collections.abc import Collection, Iterable
+import sys
+from collections.abc import Collection, Iterable, Sequence
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -9,6 +10,98 @@ from typing import Any, TypeGuard
 
 from scoreline.errors import InputError, did_you_mean
 from scoreline.storage import bounded_reading
+
+LARGEST_SEED = 2**63 - 1
+
+MOST_THREADS = 1024
+"""Largest number of threads of a process."""
+
+LIMITS = {
+    **{"nfe": 10_000, "trajectory_nfe": 10_000, "network_batch": 65_536, "jobs": 1024, "threads": MOST_THREADS},
+    **{"workers": 1024, "seed": LARGEST_SEED},
+}
+"""Upper limits of keys on which time or memory depend."""
+
+LIMIT_ELSE = 2**31 - 1
+"""Upper limit of all other whole numbers."""
+
+
+LARGEST_BATCH = 2**20
+"""Most images in a training step; the index of a larger one alone would fill the memory."""
+
+LARGEST_KIMG = 10**9
+
+
+def whole_number(key: str, value: Any, least: int = 1, most: int | None = None) -> int:
+    """Return a whole number from the config.
+
+    Args:
+        key: its name in messages.
+        value: the value of the key.
+        least: lower limit.
+        most: upper limit; None takes that of `LIMITS`, else `LIMIT_ELSE`.
+
+    Raises:
+        InputError: if the value is no integer within the limits.
+    """
+    most = LIMITS.get(key, LIMIT_ELSE) if most is None else most
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise InputError(f"{key}={value}: must be a whole number, at least {least}")
+    if value > most:
+        raise InputError(f"{key}={value}: must be a whole number, at most {most}")
+    return value
+
+
+def real_number(key: str, value: Any, above: float = 0.0, zero: bool = False) -> float:
+    """Return a finite number from the config.
+
+    Args:
+        key: its name in messages.
+        value: the value of the key.
+        above: lower limit, itself not allowed.
+        zero: whether 0 is allowed too.
+
+    Raises:
+        InputError: if the value is no finite number greater than `above`.
+    """
+    real = isinstance(value, int | float) and not isinstance(value, bool)
+    if not real or not (above < value <= sys.float_info.max or (zero and value == 0)):
+        raise InputError(f"{key}={value}: must be a number greater than {above:g}{', or 0' if zero else ''}")
+    return float(value)
+
+
+def images_of_kimg(key: str, kimg: Any) -> int:
+    """Return thousands of images from the config as a whole number of images, at least 1.
+
+    Args:
+        key: its name in messages.
+        kimg: the value of the key.
+
+    Raises:
+        InputError: if the value is no such number, or above `LARGEST_KIMG`.
+    """
+    count = round(real_number(key, kimg) * 1000)
+    if kimg > LARGEST_KIMG:
+        raise InputError(f"{key}={kimg}: must be at most {LARGEST_KIMG}, in thousands of images")
+    if not count:
+        raise InputError(f"{key}={kimg}: less than one image; give 0.001 at least, in thousands of images")
+    return count
+
+
+def list_of_names(key: str, value: Any) -> tuple[str, ...]:
+    """Return a list of names from the config.
+
+    Args:
+        key: its name in messages.
+        value: the value of the key.
+
+    Raises:
+        InputError: if the value is no list of names.
+    """
+    if isinstance(value, str) or not isinstance(value, Sequence) or not all(isinstance(part, str) for part in value):
+        raise InputError(f"{key}={value}: must be a list of names, as in {key}=[mine]")
+    return tuple(value)
+
 
 PRECISION: dict[str, str | None] = {"32-true": None, "bf16-mixed": "bfloat16", "16-mixed": "float16"}
 """Lightning's name -> torch's type of matrix products and convolutions; None keeps the network's own."""
@@ -93,7 +186,7 @@ def check_switch(key: str, value: object) -> bool:
     return value
 
 
-MOST = 10_000_000
+MOST_SEEDS = 10_000_000
 """Largest number of images of a run."""
 
 
@@ -106,13 +199,13 @@ def parse_seeds(text: str | int | Iterable[int], key: str = "seeds") -> list[int
 
     Raises:
         InputError: if there is no seed, a part is not a number or a range, a range runs backwards, a seed occurs twice,
-            or there are more than `MOST` seeds.
+            or there are more than `MOST_SEEDS` seeds.
     """
     found = spans(text, key)
     total = sum(last - first + 1 for first, last in found)
-    if total > MOST:
+    if total > MOST_SEEDS:
         raise InputError(
-            f"{key}={text}: {total:,} seeds are more than the {MOST:,} of a run; split them into several runs"
+            f"{key}={text}: {total:,} seeds are more than the {MOST_SEEDS:,} of a run; split them into several runs"
         )
     if shared(found):
         raise InputError(f"{key}={text}: a seed occurs twice; every image needs its own")

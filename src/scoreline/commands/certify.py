@@ -19,6 +19,7 @@ from typing import Any
 from scoreline.commands.words import refuse_blocked, split
 from scoreline.config import conf_folder
 from scoreline.config.compose import built, composed
+from scoreline.config.model_source import replaced
 from scoreline.errors import InputError
 from scoreline.runtime.progress import ImageProgress
 from scoreline.schedules.base import Schedule
@@ -83,7 +84,8 @@ def maker(name: str, overrides: list[str]) -> Callable[[Schedule], Any]:
     cfg = composed([f"solver={name}", *overrides])
 
     def make(native: Schedule) -> Any:
-        cfg.model.noise_schedule = {"_target_": f"{type(native).__module__}.{type(native).__name__}"}
+        process = {"_target_": f"{type(native).__module__}.{type(native).__name__}"}
+        cfg = replaced(cfg, **{"model.noise_schedule": process})
         return built(cfg.solver)
 
     return make

@@ -25,7 +25,7 @@ from typing import Any
 import torch
 
 from scoreline.checkpoints import Checkpoint
-from scoreline.config import compose, explain, validate
+from scoreline.config import compose, explain
 from scoreline.config import script as entry
 from scoreline.config.compose import built
 from scoreline.config.conf_folder import SCRIPTS
@@ -43,7 +43,7 @@ from scoreline.generation.labels import plan_labels
 from scoreline.runtime.cores import threads_of
 from scoreline.solvers.tableau import build
 from scoreline.storage.files import cache_folder
-from scoreline.values import parse_seeds
+from scoreline.values import parse_seeds, real_number, whole_number
 
 QUICK = "--quick"
 
@@ -153,7 +153,7 @@ def sampling(script: str, cfg: Any, timed: torch.device | None, device: torch.de
             yield Finding("warn", "forecast", f"none for calibration={kind}, which does more than one run")
             return
         if cfg.threads is not None:
-            torch.set_num_threads(validate.whole("threads", cfg.threads))
+            torch.set_num_threads(whole_number("threads", cfg.threads))
     cost = None if timed is None else job.cost(timed)
     yield job.memory(cost, device)
     if cost is not None:
@@ -166,9 +166,9 @@ def sample_job(script: str, cfg: Any, checkpoint: Checkpoint) -> SampleJob:
     Raises:
         InputError: for a config that the script refuses.
     """
-    card, nfe, final = checkpoint.card, validate.whole("nfe", cfg.nfe), str(cfg.get("final", "none"))
+    card, nfe, final = checkpoint.card, whole_number("nfe", cfg.nfe), str(cfg.get("final", "none"))
     batch_size, own, seeds = (
-        validate.whole("batch_size", cfg.batch_size),
+        whole_number("batch_size", cfg.batch_size),
         cfg.get("network_batch"),
         parse_seeds(cfg.seeds),
     )
@@ -176,7 +176,7 @@ def sample_job(script: str, cfg: Any, checkpoint: Checkpoint) -> SampleJob:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         network_batch: int | None = most_images(device, len(seeds))
     else:
-        network_batch = None if own is None else validate.whole("network_batch", own)
+        network_batch = None if own is None else whole_number("network_batch", own)
     labelled = plan_labels(cfg.labels, seeds, card.num_classes) is not None
     span = entry.sigma_range(cfg, checkpoint.noise_schedule)
     denoiser: Denoising = checkpoint.denoiser
@@ -222,7 +222,7 @@ def _data(cfg: Any) -> tuple[Finding, int | None]:
         entry.match_data(cfg.model.network, images)
     except Exception as error:
         return Finding("fail", "dataset", sentence(error)), None
-    shape, limit = "x".join(map(str, images.shape)), validate.number("device_mib", cfg.device_mib, zero=True) * 2**20
+    shape, limit = "x".join(map(str, images.shape)), real_number("device_mib", cfg.device_mib, zero=True) * 2**20
     text = f"{images.name}: {len(images):,} images {shape}, {images.num_classes} classes"
     return Finding("ok", "dataset", text), int(images.nbytes) if images.nbytes <= limit else 0
 
@@ -237,7 +237,7 @@ def train_job(cfg: Any, without_numbers: bool) -> TrainJob:
     network, process = cfg.model.network, built(cfg.model.noise_schedule)
     with torch.device("meta") if without_numbers else nullcontext():
         model = Denoiser(built(network), built(cfg.model.parameterisation))
-    kimg, batch_size = validate.number("duration_kimg", cfg.duration_kimg), validate.whole("batch_size", cfg.batch_size)
+    kimg, batch_size = real_number("duration_kimg", cfg.duration_kimg), whole_number("batch_size", cfg.batch_size)
     processes = _processes(cfg.trainer)
     share = max(1, batch_size // processes)
     return TrainJob(
@@ -247,12 +247,12 @@ def train_job(cfg: Any, without_numbers: bool) -> TrainJob:
         level=math.sqrt(process.sigma_min * process.sigma_max),
         images=round(1000 * kimg),
         batch_size=batch_size,
-        micro_batch=share if cfg.micro_batch is None else min(share, validate.whole("micro_batch", cfg.micro_batch)),
+        micro_batch=share if cfg.micro_batch is None else min(share, whole_number("micro_batch", cfg.micro_batch)),
         processes=processes,
         optimiser_share=optimiser_share(built(cfg.optimiser)),
         model_files=_count(cfg.ema.half_life_kimg),
         post_hoc=_count(cfg.ema.post_hoc),
-        checkpoints=int(kimg // validate.number("checkpoint_kimg", cfg.checkpoint_kimg)) + 2,
+        checkpoints=int(kimg // real_number("checkpoint_kimg", cfg.checkpoint_kimg)) + 2,
         precision=HALF.get(str(cfg.precision)),
     )
 

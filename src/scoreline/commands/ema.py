@@ -25,11 +25,11 @@ import numpy as np
 
 from scoreline.checkpoints import Card, load_model, save_model
 from scoreline.commands.words import names, new_file, parse
-from scoreline.config import validate
 from scoreline.errors import InputError
 from scoreline.training.ema import EMA, gamma_of
 from scoreline.training.ema_snapshots import Snapshot, combine, list_snapshots
 from scoreline.training.post_hoc_ema import PowerProfile, Profile, exponential, fit, tracked
+from scoreline.values import real_number
 
 OWN = {"sigma_rel": "", "half_life_kimg": "", "rampup": "", "kimg": "", "trust": ""}
 
@@ -103,7 +103,7 @@ def _number(key: str, text: str) -> float:
         value = float(text)
     except ValueError:
         raise InputError(f"{key}={text}: must be a number greater than 0") from None
-    return validate.number(key, value)
+    return real_number(key, value)
 
 
 def moment(kimg: str, snapshots: Sequence[Snapshot]) -> int:

@@ -27,6 +27,7 @@ from typing import Any
 
 from scoreline.commands.words import Words, new_file, parse, refuse_blocked
 from scoreline.config.compose import built, composed
+from scoreline.config.model_source import replaced
 from scoreline.datasets import generated_images
 from scoreline.datasets.base import ImageDataset
 from scoreline.errors import InputError
@@ -118,7 +119,7 @@ def build(arguments: Words, shape: tuple[int, int, int], reference: Any = None) 
     if reference is not None:
         if "reference" not in cfg.metrics:
             raise InputError(f"metrics={name}: compares with nothing; use metrics=digits or metrics=inception")
-        cfg.metrics.reference = reference
+        cfg = replaced(cfg, **{"metrics.reference": reference})
     found: Metrics = built(cfg.metrics)
     return found
 

@@ -12,10 +12,11 @@ GROUP, such as solver or table, print its choices instead.
 from pathlib import Path
 
 from scoreline.commands.words import refuse_blocked, split
-from scoreline.config import catalogue, script, validate
+from scoreline.config import catalogue, script
 from scoreline.config.compose import built, composed, followed
 from scoreline.solvers.tableau import Tableau, build_tableau
 from scoreline.storage.files import write_atomically
+from scoreline.values import whole_number
 
 OWN = {"out": "outputs/show"}
 
@@ -35,7 +36,7 @@ def main(words: list[str]) -> None:
     refuse_blocked(f"out={own['out']}", Path(own["out"]))
     cfg = composed(overrides)
     native = built(cfg.model.noise_schedule)
-    span, nfe = script.sigma_range(cfg, native), validate.whole("nfe", cfg.nfe)
+    span, nfe = script.sigma_range(cfg, native), whole_number("nfe", cfg.nfe)
     cfg, recommended = followed(cfg, span, nfe - (cfg.final == "denoise"))
     if recommended:
         print(f"{cfg.checkpoint}: {' on '.join(recommended)}")

@@ -37,7 +37,6 @@ from pathlib import Path
 
 from scoreline.checkpoints import Card
 from scoreline.commands.words import names, new_file, parse
-from scoreline.config import validate
 from scoreline.config.compose import built, plain_config
 from scoreline.config.model_source import read_source
 from scoreline.datasets.base import ImageDataset
@@ -46,7 +45,7 @@ from scoreline.errors import InputError
 from scoreline.generation.labels import plan_labels
 from scoreline.runtime.device import choose_device
 from scoreline.storage.files import code_version, write_atomically
-from scoreline.values import parse_seeds
+from scoreline.values import parse_seeds, whole_number
 from scoreline.verification.convergence import Runs
 from scoreline.verification.loss import levels
 from scoreline.verification.measurement_plan import Plan, header, real_images
@@ -168,7 +167,7 @@ def prepare(own: dict[str, str], dataset_words: list[str], import_words: list[st
 
 
 def _whole(key: str, text: str, least: int) -> int:
-    return validate.whole(key, int(text) if re.fullmatch(r"-?\d+", text) else text, least)
+    return whole_number(key, int(text) if re.fullmatch(r"-?\d+", text) else text, least)
 
 
 def dataset(choice: str, words: list[str], card: Card) -> tuple[ImageDataset | None, str]:

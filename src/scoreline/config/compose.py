@@ -42,9 +42,7 @@ def plain_config(overrides: Sequence[str], **values: Any) -> DictConfig:
 
     GlobalHydra.instance().clear()
     run_names.register_resolvers()
-    cfg = conf_folder.composed("sample", overrides)
-    for key, value in values.items():
-        cfg[key] = value
+    cfg = replaced(conf_folder.composed("sample", overrides), **values)
     refuse_wrong_types(OmegaConf.to_container(cfg, resolve=False))
     return cfg
 

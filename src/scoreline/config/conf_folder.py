@@ -13,6 +13,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from scoreline.config.moved_names import current
 from scoreline.errors import InputError, printable
 
 NO_NAME = re.compile(r"null|true|false|[-+.\d]+")
@@ -33,7 +34,7 @@ def conf_dir() -> Path:
         InputError: if there is no such folder.
     """
     here = Path(__file__).resolve()
-    for folder in (here.parent / "conf", here.parents[2] / "conf"):
+    for folder in (here.parents[1] / "conf", here.parents[3] / "conf"):
         if (folder / "sample.yaml").is_file():
             return folder
     raise InputError("conf: scoreline was installed without its configs; install it again")
@@ -136,11 +137,11 @@ def composed(name: str, overrides: Sequence[str], whole: bool = False) -> DictCo
 
     refuse_lost_choices(overrides)
     if GlobalHydra.instance().is_initialized():
-        return compose(name, list(overrides), return_hydra_config=whole)
+        return current(compose(name, list(overrides), return_hydra_config=whole))
     own = own_folder()
     path = [f"hydra.searchpath=[{quoted(f'file://{own}')}]"] if own else []
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        return compose(name, [*overrides, *path], return_hydra_config=whole)
+        return current(compose(name, [*overrides, *path], return_hydra_config=whole))
 
 
 def quoted(text: str) -> str:

@@ -10,6 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from scoreline.config import run_names, validate
 from scoreline.errors import InputError
+from scoreline.values import list_of_names
 
 if TYPE_CHECKING:
     from scoreline.checkpoints import Checkpoint
@@ -104,11 +105,11 @@ def read_source(cfg: DictConfig) -> ModelSource:
         raise InputError(f"import={options}: has the keys import.from, import.weights, ..; give these, or drop it")
     return ModelSource(
         word=str(cfg.checkpoint),
-        trust=validate.names("trust", cfg.trust),
+        trust=list_of_names("trust", cfg.trust),
         model=plain_model(cfg),
         family=options["from"],
         weights=options.weights,
-        allow=validate.names("import.allow", options.allow),
+        allow=list_of_names("import.allow", options.allow),
         sha256=options.sha256,
     )
 

@@ -13,10 +13,11 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from scoreline.config.moved_names import former
 from scoreline.numerics import NUMERICS_VERSION
 from scoreline.storage.files import content_digest, sha256
 
-ASSETS = Path(__file__).parent / "assets"
+ASSETS = Path(__file__).parents[1] / "assets"
 
 FOREIGN = {".json", ".safetensors", ".bin"}
 """Suffixes of the files of a folder that a model is imported from."""
@@ -50,7 +51,7 @@ def run_sha256(cfg: DictConfig, script: str) -> str:
     """
     whole = OmegaConf.to_container(cfg, resolve=False)
     assert isinstance(whole, dict)
-    raw = {str(key): value for key, value in whole.items() if key not in NEVER}
+    raw = former({str(key): value for key, value in whole.items() if key not in NEVER})
     decisive = {key: value for key, value in raw.items() if key not in WITHOUT[script]}
     text = json.dumps(decisive, sort_keys=True, default=str)
     values = {key: _selected(cfg, key) for key in sorted(_path_keys(raw))}

@@ -17,7 +17,7 @@ from scoreline.config.run_directory import RunDirectory, output_dir, read_direct
 from scoreline.errors import InputError
 from scoreline.runtime.cores import threads_of
 from scoreline.storage.files import code_version
-from scoreline.values import check_rule, parse_seeds
+from scoreline.values import check_rule, parse_seeds, real_number, whole_number
 
 if TYPE_CHECKING:
     from scoreline.checkpoints import Checkpoint
@@ -153,7 +153,7 @@ def _read_table(cfg: DictConfig) -> TableConfig:
         overrides=list(HydraConfig.get().overrides.task),
         out=output_dir(),
         budget=str(cfg.budget),
-        jobs=None if cfg.jobs is None else validate.whole("jobs", cfg.jobs),
+        jobs=None if cfg.jobs is None else whole_number("jobs", cfg.jobs),
         on_error=choices.check_on_error(cfg.sweep.on_error),
         wandb=choices.check_wandb(cfg.wandb),
         lock=choices.check_lock(cfg.lock),
@@ -165,19 +165,19 @@ def _read_run(cfg: DictConfig) -> SampleConfig:
     validate.refuse_absent_record(cfg.record)
     network_batch = cfg.network_batch
     if network_batch not in (None, "auto"):
-        network_batch = validate.whole("network_batch", network_batch)
+        network_batch = whole_number("network_batch", network_batch)
     run = read_directory(cfg)
     return SampleConfig(
         run=run,
         model=read_source(cfg),
-        nfe=validate.whole("nfe", cfg.nfe),
+        nfe=whole_number("nfe", cfg.nfe),
         final=choices.check_final(cfg.final),
         seeds=parse_seeds(cfg.seeds),
         seeds_text=str(cfg.seeds),
         labels=check_rule(cfg.labels),
-        batch_size=validate.whole("batch_size", cfg.batch_size),
+        batch_size=whole_number("batch_size", cfg.batch_size),
         network_batch=network_batch,
-        memory_mib=None if cfg.memory_mib is None else validate.number("memory_mib", cfg.memory_mib),
+        memory_mib=None if cfg.memory_mib is None else real_number("memory_mib", cfg.memory_mib),
         threads=threads_of(cfg.threads),
         device=cfg.device,
         precision=choices.check_precision(cfg.precision),
@@ -186,7 +186,7 @@ def _read_run(cfg: DictConfig) -> SampleConfig:
         graphs=choices.check_switch("graphs", cfg.graphs),
         format=choices.check_format(cfg.format),
         trajectories=[] if cfg.trajectories is None else parse_seeds(cfg.trajectories, "trajectories"),
-        trajectory_nfe=validate.whole("trajectory_nfe", cfg.trajectory_nfe),
+        trajectory_nfe=whole_number("trajectory_nfe", cfg.trajectory_nfe),
         components=partial(_components, cfg, run.identity),
     )
 

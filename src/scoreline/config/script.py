@@ -23,11 +23,12 @@ from omegaconf import DictConfig, OmegaConf
 from scoreline.config import catalogue, validate
 from scoreline.config.conf_folder import conf_dir, own_folder, quoted, refuse_lost_choices, use_own_folder
 from scoreline.config.explain import explain
+from scoreline.config.launch import run as run_as_group
 from scoreline.config.run_directory import ERROR_LOG, give_up, output_dir, release
 from scoreline.config.run_names import model_path, register_resolvers, run_sha256
 from scoreline.descriptions.annotations import refuse_wrong_types
 from scoreline.errors import InputError, did_you_mean
-from scoreline.runtime import distributed, startup
+from scoreline.runtime import startup
 from scoreline.storage.files import code_version, sha256, write_atomically
 
 HARMLESS = (
@@ -49,7 +50,7 @@ C = TypeVar("C")
 
 
 def script(
-    config_name: str, read: Callable[[DictConfig], C], launch: Launch = distributed.run
+    config_name: str, read: Callable[[DictConfig], C], launch: Launch = run_as_group
 ) -> Callable[[Callable[[C], Any]], Callable[[], None]]:
     """Decorate a job as a Hydra script, in which a user's mistake becomes one line and exit code 2.
 

@@ -13,6 +13,7 @@ from scoreline.config.compose import built
 from scoreline.config.model_source import replaced
 from scoreline.config.run_directory import RunDirectory, output_dir, read_directory
 from scoreline.storage.files import code_version
+from scoreline.values import LARGEST_BATCH, images_of_kimg, real_number, whole_number
 
 if TYPE_CHECKING:
     from torch import nn
@@ -111,23 +112,23 @@ def read(cfg: DictConfig) -> TrainConfig:
         InputError: naming the key whose value is wrong.
     """
     for key in validate.KIMG:  # the callbacks of the trainer receive them by interpolation
-        validate.images(key, cfg[key])
+        images_of_kimg(key, cfg[key])
     if (lr := OmegaConf.select(cfg, "optimiser.lr")) is not None:
-        validate.number("optimiser.lr", lr, zero=True)
+        real_number("optimiser.lr", lr, zero=True)
     run = read_directory(cfg)
     settings: dict[str, Any] = {
         group: OmegaConf.to_container(cfg[group], resolve=True) for group in ("model", "objective", "optimiser")
     }
     return TrainConfig(
         run=run,
-        seed=validate.whole("seed", cfg.seed, least=0),
-        batch_size=validate.whole("batch_size", cfg.batch_size, most=validate.LARGEST_BATCH),
-        micro_batch=None if cfg.micro_batch is None else validate.whole("micro_batch", cfg.micro_batch),
-        duration=validate.images("duration_kimg", cfg.duration_kimg),
-        lr_rampup_kimg=validate.number("lr_rampup_kimg", cfg.lr_rampup_kimg, zero=True),
-        loss_scale=validate.number("loss_scale", cfg.loss_scale),
-        workers=validate.whole("workers", cfg.workers, least=0),
-        device_mib=validate.number("device_mib", cfg.device_mib, zero=True),
+        seed=whole_number("seed", cfg.seed, least=0),
+        batch_size=whole_number("batch_size", cfg.batch_size, most=LARGEST_BATCH),
+        micro_batch=None if cfg.micro_batch is None else whole_number("micro_batch", cfg.micro_batch),
+        duration=images_of_kimg("duration_kimg", cfg.duration_kimg),
+        lr_rampup_kimg=real_number("lr_rampup_kimg", cfg.lr_rampup_kimg, zero=True),
+        loss_scale=real_number("loss_scale", cfg.loss_scale),
+        workers=whole_number("workers", cfg.workers, least=0),
+        device_mib=real_number("device_mib", cfg.device_mib, zero=True),
         precision=values.check_precision(cfg.precision),
         compile=values.check_compile(cfg.compile),
         channels_last=values.check_switch("channels_last", cfg.channels_last),

@@ -1,34 +1,18 @@
 """Checks of config values that need neither the model nor torch, so that a mistake is reported at once."""
 
 import os
-import sys
-from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, ListConfig
+from omegaconf import DictConfig
 
 from scoreline.config.run_names import model_path
 from scoreline.errors import InputError
 from scoreline.runtime import cores
-
-LARGEST_SEED = 2**63 - 1
-
-MOST = {
-    **{"nfe": 10_000, "trajectory_nfe": 10_000, "network_batch": 65_536, "jobs": 1024, "threads": cores.MOST},
-    **{"workers": 1024, "seed": LARGEST_SEED},
-}
-"""Upper limits of keys on which time or memory depend."""
-
-MOST_ELSE = 2**31 - 1
-"""Upper limit of all other whole numbers."""
+from scoreline.values import real_number
 
 RECORDED = ("identity", "digest", "code_version")
 """Keys of config.yaml that the run itself fills in."""
 
-LARGEST_BATCH = 2**20
-"""Most images in a training step; the index of a larger one alone would fill the memory."""
-
-LARGEST_KIMG = 10**9
 
 KIMG = ("duration_kimg", "checkpoint_kimg", "preview_kimg", "fixed_loss_kimg", "log_kimg")
 """Keys of thousands of images, at least one image."""
@@ -60,8 +44,8 @@ def sigma_ends(cfg: DictConfig) -> tuple[float | None, float | None]:
     Raises:
         InputError: if one of them is no number in its range.
     """
-    first = None if cfg.sigma_max is None else number("sigma_max", cfg.sigma_max)
-    last = None if cfg.sigma_min is None else number("sigma_min", cfg.sigma_min, zero=True)
+    first = None if cfg.sigma_max is None else real_number("sigma_max", cfg.sigma_max)
+    last = None if cfg.sigma_min is None else real_number("sigma_min", cfg.sigma_min, zero=True)
     return first, last
 
 
@@ -98,74 +82,3 @@ def refuse_absent_record(given: object) -> None:
         raise InputError(
             f"record={given}: no such record; make one with: python calibrate.py calibration=score_norm checkpoint=..."
         )
-
-
-def names(key: str, value: Any) -> tuple[str, ...]:
-    """Return a list of names from the config.
-
-    Args:
-        key: its name in messages.
-        value: the value of the key.
-
-    Raises:
-        InputError: if the value is no list of names.
-    """
-    if not isinstance(value, ListConfig | list | tuple) or not all(isinstance(part, str) for part in value):
-        raise InputError(f"{key}={value}: must be a list of names, as in {key}=[mine]")
-    return tuple(value)
-
-
-def whole(key: str, value: Any, least: int = 1, most: int | None = None) -> int:
-    """Return a whole number from the config.
-
-    Args:
-        key: its name in messages.
-        value: the value of the key.
-        least: lower limit.
-        most: upper limit; None takes that of `MOST`, else `MOST_ELSE`.
-
-    Raises:
-        InputError: if the value is no integer within the limits.
-    """
-    most = MOST.get(key, MOST_ELSE) if most is None else most
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise InputError(f"{key}={value}: must be a whole number, at least {least}")
-    if value > most:
-        raise InputError(f"{key}={value}: must be a whole number, at most {most}")
-    return value
-
-
-def images(key: str, kimg: Any) -> int:
-    """Return thousands of images from the config as a whole number of images, at least 1.
-
-    Args:
-        key: its name in messages.
-        kimg: the value of the key.
-
-    Raises:
-        InputError: if the value is no such number, or above `LARGEST_KIMG`.
-    """
-    count = round(number(key, kimg) * 1000)
-    if kimg > LARGEST_KIMG:
-        raise InputError(f"{key}={kimg}: must be at most {LARGEST_KIMG}, in thousands of images")
-    if not count:
-        raise InputError(f"{key}={kimg}: less than one image; give 0.001 at least, in thousands of images")
-    return count
-
-
-def number(key: str, value: Any, above: float = 0.0, zero: bool = False) -> float:
-    """Return a finite number from the config.
-
-    Args:
-        key: its name in messages.
-        value: the value of the key.
-        above: lower limit, itself not allowed.
-        zero: whether 0 is allowed too.
-
-    Raises:
-        InputError: if the value is no finite number greater than `above`.
-    """
-    real = isinstance(value, int | float) and not isinstance(value, bool)
-    if not real or not (above < value <= sys.float_info.max or (zero and value == 0)):
-        raise InputError(f"{key}={value}: must be a number greater than {above:g}{', or 0' if zero else ''}")
-    return float(value)

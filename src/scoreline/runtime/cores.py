@@ -5,9 +5,7 @@ import re
 from collections.abc import Mapping
 
 from scoreline.errors import InputError
-
-MOST = 1024
-"""Largest number of threads of a process."""
+from scoreline.values import MOST_THREADS
 
 
 def usable_cores(environment: Mapping[str, str] = os.environ) -> int:
@@ -17,7 +15,7 @@ def usable_cores(environment: Mapping[str, str] = os.environ) -> int:
     """
     setting = environment.get("OMP_NUM_THREADS", "")
     if setting.isdecimal() and len(setting) < 10 and int(setting):
-        return min(int(setting), MOST)
+        return min(int(setting), MOST_THREADS)
     allowed = getattr(os, "sched_getaffinity", None)
     return len(allowed(0)) if allowed else os.cpu_count() or 1
 
@@ -37,10 +35,10 @@ def threads_of(value: object, key: str = "threads") -> int:
     """Return the number of threads that a config asks for; `auto` means one for every usable core.
 
     Raises:
-        InputError: naming the key if the value is neither `auto` nor a whole number from 1 to `MOST`.
+        InputError: naming the key if the value is neither `auto` nor a whole number from 1 to `MOST_THREADS`.
     """
     if value == "auto":
         return usable_cores()
-    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MOST:
-        raise InputError(f"{key}={value}: must be auto or a whole number, at least 1 and at most {MOST}")
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MOST_THREADS:
+        raise InputError(f"{key}={value}: must be auto or a whole number, at least 1 and at most {MOST_THREADS}")
     return value

@@ -75,9 +75,6 @@ def until_left(report: Callable[[float], object]) -> Iterator[Callable[[float], 
         left.set()
 
 
-T = TypeVar("T")
-R = TypeVar("R")
-
 MOST = 16
 """Pieces at a time; this bounds the memory."""
 

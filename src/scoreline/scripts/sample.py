@@ -19,13 +19,14 @@ from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
 
-from scoreline.config import sample_config, script, validate
+from scoreline.config import sample_config, script
 from scoreline.config.sample_config import SampleConfig, TableConfig
 from scoreline.generation import run_results
 from scoreline.generation.run_results import Result
 from scoreline.runtime import distributed
 from scoreline.storage import run_config
 from scoreline.tables import schema
+from scoreline.values import whole_number
 
 if TYPE_CHECKING:
     from scoreline.checkpoints import Checkpoint
@@ -153,7 +154,7 @@ def network_batch(config: SampleConfig, sampler: "Sampler", shards: "Shards") ->
     if isinstance(config.network_batch, int | None):
         return replace(sampler, network_batch=config.network_batch)
     former = (run_config.read(config.run.path) or {}).get("network_batch")
-    size = None if former is None else validate.whole("network_batch", former)
+    size = None if former is None else whole_number("network_batch", former)
     if size is None and group.first:
         device = next(sampler.denoiser.parameters()).device
         limit = memory_limit(config.memory_mib, device) / sampler.threads

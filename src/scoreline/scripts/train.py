@@ -17,9 +17,8 @@ command continues an interrupted run. On SIGTERM or SIGUSR1 it saves its state a
 import sys
 from typing import TYPE_CHECKING, Any
 
-from scoreline.config import script, train_config
+from scoreline.config import launch, script, train_config
 from scoreline.config.train_config import TrainConfig
-from scoreline.runtime import distributed
 
 if TYPE_CHECKING:
     from lightning import Trainer
@@ -29,7 +28,7 @@ if TYPE_CHECKING:
     from scoreline.training.resume import Start
 
 
-@script.script("train", train_config.read, distributed.alike)
+@script.script("train", train_config.read, launch.alike)
 def main(config: TrainConfig) -> float | None:
     """Train a model, or resume its training; return the last validation loss, for a sweeper."""
     from scoreline.training.data import DeviceData, ImageDataModule, share_of

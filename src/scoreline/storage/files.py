@@ -224,7 +224,7 @@ def code_version() -> str:
 
     They are read once, since a running sweep does not run sources that are edited meanwhile.
     """
-    root = Path(__file__).parent
+    root = Path(__file__).parents[1]
     sha = hashlib.sha256()
     for source in sorted(root.rglob("*.py")):
         sha.update(source.relative_to(root).as_posix().encode() + source.read_bytes())

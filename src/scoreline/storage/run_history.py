@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from scoreline.errors import InputError
-from scoreline.generation import run_results
 
 Row = dict[str, Any]
 """Flat names to numbers, words, or the path of a picture."""
@@ -54,19 +53,6 @@ def history(root: Path) -> list[Row]:
     found += filter(None, map(picture_row, sorted((root / "previews").glob("*.png"))))
     found += [row({"online_schedule": record}) for record in records(root / "online_schedule.jsonl")]
     return sorted(found, key=lambda it: float(it["kimg"]))
-
-
-def sampled(root: Path) -> list[Row]:
-    """Read metrics.json of sample.py as one row over `nfe`, with grid.png; no row if there is none.
-
-    Raises:
-        InputError: if it is damaged.
-    """
-    found, grid = run_results.read(root), root / "grid.png"
-    if found is None:
-        return []
-    kept = {key: value for key, value in found.items() if key != "files"}
-    return [row({"sample": kept}, axis="nfe") | ({"grid": grid} if grid.is_file() else {})]
 
 
 def records(path: Path) -> list[dict[str, Any]]:

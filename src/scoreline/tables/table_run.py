@@ -12,15 +12,16 @@ from types import FrameType
 from typing import Any
 
 from scoreline import values
-from scoreline.config import conf_folder, run_names, validate
+from scoreline.config import conf_folder, run_identity, run_names
 from scoreline.errors import InputError
 from scoreline.runtime import distributed
 from scoreline.runtime.progress import ImageProgress
 from scoreline.storage import run_config
 from scoreline.storage.run_lock import RunLock
-from scoreline.tables import identity, plan, pool, table_files, worker
+from scoreline.tables import plan, pool, table_files, worker
 from scoreline.tables.plan import Cell, Outcome, Plan
 from scoreline.tables.schema import Command, Table, parse
+from scoreline.values import whole_number
 
 OWN = ("table", "budget", "jobs", "sweep", "wandb", "lock", "hydra")
 """Keys of the command line that are the table's, not its cells'."""
@@ -52,7 +53,7 @@ class Options:
         values.check_wandb(self.wandb)
         values.check_lock(self.lock)
         if self.jobs is not None:
-            validate.whole("jobs", self.jobs)
+            whole_number("jobs", self.jobs)
 
 
 def of_cells(task: Sequence[str]) -> list[str]:
@@ -81,13 +82,13 @@ def main(name: str, data: Any, overrides: Sequence[str], options: Options, out: 
         from scoreline.storage import wandb_runs
 
         wandb_runs.imported()
-    draft = plan.planned(table, data, options.budget, overrides, identity.identities)
+    draft = plan.planned(table, data, options.budget, overrides, run_identity.identities)
     if not unprepared(table.prepare):
         refuse_absent(draft)
     with ended_by_sigterm(), RunLock(out, options.lock) as lock:
         refuse_other_runs(out, draft)
         if prepare(table.prepare, out / "prepare") or lock.waited:
-            draft = plan.planned(table, data, options.budget, overrides, identity.identities)
+            draft = plan.planned(table, data, options.budget, overrides, run_identity.identities)
         refuse_absent(draft)
         run_planned(draft, out, options)
 
@@ -95,7 +96,7 @@ def main(name: str, data: Any, overrides: Sequence[str], options: Options, out: 
 def refuse_absent(draft: Plan) -> None:
     """Raises InputError, with what the table needs, if no cell has its checkpoint."""
     overrides = {tuple(word for word in cell.overrides if word.startswith("checkpoint=")): 0 for cell in draft.cells}
-    checkpoints = [identity.checkpoint(words) for words in overrides]
+    checkpoints = [run_identity.checkpoint(words) for words in overrides]
     if checkpoints and all("://" not in it and not run_names.model_path(it).exists() for it in checkpoints):
         raise InputError(f"checkpoint={checkpoints[0]}: no such file{_needs(draft.table)}")
 

@@ -4,8 +4,9 @@ from pathlib import Path
 from typing import Any
 
 from scoreline.errors import InputError
+from scoreline.generation import run_results
 from scoreline.storage import run_config
-from scoreline.storage.run_history import Row, history, sampled
+from scoreline.storage.run_history import Row, history, row
 from scoreline.tables import plan
 from scoreline.tables.grid import Grid
 
@@ -54,3 +55,16 @@ def _values(grid: Grid, column: str) -> Row:
             values[f"{grid.metric}/{entry.row}"] = score["value"]
             values[f"{grid.metric}_error/{entry.row}"] = score["error"]
     return values
+
+
+def sampled(root: Path) -> list[Row]:
+    """Read metrics.json of sample.py as one row over `nfe`, with grid.png; no row if there is none.
+
+    Raises:
+        InputError: if it is damaged.
+    """
+    found, grid = run_results.read(root), root / "grid.png"
+    if found is None:
+        return []
+    kept = {key: value for key, value in found.items() if key != "files"}
+    return [row({"sample": kept}, axis="nfe") | ({"grid": grid} if grid.is_file() else {})]

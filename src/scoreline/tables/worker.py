@@ -27,11 +27,11 @@ SERVER = "SCORELINE_FORK_SERVER"
 
 MODULES = (
     "scripts.sample",
-    "commands.composition",
+    "config.compose",
     "foreign.conversion",
     "foreign.families",
     "calibration.search",
-    "device",
+    "runtime.device",
 )
 PACKAGES = ("schedules", "solvers", "networks", "metrics", "generation")
 LIBRARIES = ("hydra.utils", "numpy.random", "PIL.Image", "PIL.PngImagePlugin", "safetensors.torch")

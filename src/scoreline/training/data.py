@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from scoreline.config import validate
 from scoreline.datasets.base import ArrayDataset, ImageDataset
 from scoreline.errors import InputError
 from scoreline.runtime.device import moved
+from scoreline.values import whole_number
 
 
 class DeviceData:
@@ -167,7 +167,7 @@ class ImageDataModule(LightningDataModule):
     def __init__(self, data: ImageDataset | DeviceData, batch_size: int, seed: int, workers: int = 0) -> None:
         super().__init__()
         self.data = data if isinstance(data, DeviceData) else DeviceData(data)
-        self.batch_size, self.seed, self.workers = batch_size, seed, validate.whole("workers", workers, least=0)
+        self.batch_size, self.seed, self.workers = batch_size, seed, whole_number("workers", workers, least=0)
 
     @property
     def dataset(self) -> ImageDataset:

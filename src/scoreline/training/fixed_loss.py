@@ -8,7 +8,6 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Generator, Tensor
 
-from scoreline.config import validate
 from scoreline.denoiser import Denoiser
 from scoreline.objective import Batch, DenoisingObjective
 from scoreline.runtime.seeded_noise import seeded
@@ -18,6 +17,7 @@ from scoreline.training.ema_callback import ema_of
 from scoreline.training.loss_by_level import LossSums, loss_summary
 from scoreline.training.module import DiffusionModule, step_key
 from scoreline.training.training_log import write_record
+from scoreline.values import images_of_kimg
 
 SEED = 0
 """Seeds images, noise and levels in every run, whatever its own seed, so that validation losses compare."""
@@ -35,7 +35,7 @@ class FixedLoss(Callback):
     """
 
     def __init__(self, every_kimg: float, images: int = 256) -> None:
-        self.every, self.images = validate.images("fixed_loss_kimg", every_kimg), images
+        self.every, self.images = images_of_kimg("fixed_loss_kimg", every_kimg), images
         self._batch: Batch | None = None
         self._objective: DenoisingObjective | None = None
 

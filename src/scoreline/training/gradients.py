@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from scoreline.config import validate
 from scoreline.errors import InputError
 from scoreline.runtime.device import LateNumber, computes_apart
 from scoreline.training.sharding import own_part
+from scoreline.values import real_number, whole_number
 
 LARGEST = 1e5
 """Replaces an infinite entry. Source: released code of Karras et al. (2022), arXiv:2206.00364."""
@@ -41,8 +41,8 @@ class Gradients:
     """
 
     def __init__(self, clip: float | None = None, patience: int = 30) -> None:
-        self.clip = None if clip is None else validate.number("gradients.clip", clip)
-        self.patience = validate.whole("gradients.patience", patience)
+        self.clip = None if clip is None else real_number("gradients.clip", clip)
+        self.patience = whole_number("gradients.patience", patience)
         self.norm = torch.zeros(())
         self._bad, self._row = torch.tensor(0), torch.tensor(0)
         self._late = LateNumber()

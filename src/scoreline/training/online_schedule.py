@@ -12,7 +12,6 @@ from torch import Tensor
 
 from scoreline.calibration.online_length import KEY, Adaptation, LengthDensity, OnlineLength, step_costs
 from scoreline.calibration.score_optimal import spread_of
-from scoreline.config import validate
 from scoreline.denoiser import Denoiser
 from scoreline.descriptions.specs import rebuild
 from scoreline.errors import InputError
@@ -29,6 +28,7 @@ from scoreline.training.data import EndlessBatches
 from scoreline.training.ema_callback import ema_of
 from scoreline.training.module import DiffusionModule, step_key
 from scoreline.training.training_log import append, keep_until
+from scoreline.values import whole_number
 
 
 class OnlineSchedule(Callback):
@@ -66,7 +66,7 @@ class OnlineSchedule(Callback):
     def __init__(self, burn_in_kimg: float, images_per_step: int, as_density: bool = False, **adaptation: Any) -> None:
         if not burn_in_kimg >= 0:
             raise InputError(f"{KEY}.burn_in_kimg={burn_in_kimg}: must be 0 or more thousand images")
-        validate.whole(f"{KEY}.images_per_step", images_per_step)
+        whole_number(f"{KEY}.images_per_step", images_per_step)
         if not isinstance(as_density, bool):
             raise InputError(f"{KEY}.as_density={as_density}: must be true or false")
         self.burn_in, self.images_per_step, self.as_density = burn_in_kimg * 1000, images_per_step, as_density

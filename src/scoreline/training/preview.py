@@ -6,7 +6,6 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from scoreline.config import validate
 from scoreline.denoiser import Denoiser
 from scoreline.descriptions.specs import rebuild
 from scoreline.generation.batches import generate
@@ -20,6 +19,7 @@ from scoreline.training.ema_callback import ema_of
 from scoreline.training.module import DiffusionModule
 from scoreline.training.online_schedule import online_schedule_of
 from scoreline.training.wandb_run import WandbRun
+from scoreline.values import images_of_kimg
 
 
 class Preview(Callback):
@@ -29,7 +29,7 @@ class Preview(Callback):
     """
 
     def __init__(self, every_kimg: float) -> None:
-        self.every = validate.images("preview_kimg", every_kimg)
+        self.every = images_of_kimg("preview_kimg", every_kimg)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         assert isinstance(pl_module, DiffusionModule)

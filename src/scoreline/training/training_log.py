@@ -13,13 +13,13 @@ from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers.logger import Logger
 
-from scoreline.config import validate
 from scoreline.runtime.progress import ImageProgress
 from scoreline.storage.files import write_atomically
 from scoreline.storage.run_history import history, row
 from scoreline.training.callbacks import dispensable
 from scoreline.training.loss_by_level import LossSums, loss_summary
 from scoreline.training.module import DiffusionModule
+from scoreline.values import images_of_kimg
 
 
 class TrainingProgress(Callback):
@@ -34,8 +34,8 @@ class TrainingProgress(Callback):
 
     def __init__(self, duration_kimg: float, log_kimg: float) -> None:
         self.total, self.log_images = (
-            validate.images("duration_kimg", duration_kimg),
-            validate.images("log_kimg", log_kimg),
+            images_of_kimg("duration_kimg", duration_kimg),
+            images_of_kimg("log_kimg", log_kimg),
         )
         self.bar: ImageProgress | None = None
         self.last, self.steps = time.perf_counter(), 0

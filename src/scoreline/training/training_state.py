@@ -12,7 +12,6 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from safetensors import SafetensorError, safe_open
 
 from scoreline.checkpoints import save_model
-from scoreline.config import validate
 from scoreline.errors import InputError
 from scoreline.storage.files import write_atomically
 from scoreline.training.callbacks import WRITING_FAILED, say_not_written, the_callback
@@ -20,6 +19,7 @@ from scoreline.training.ema_callback import EMACallback, ema_of
 from scoreline.training.gradients import NotFiniteError
 from scoreline.training.module import DiffusionModule
 from scoreline.training.resume import images_seen, list_checkpoints, loadable, resume_from
+from scoreline.values import images_of_kimg
 
 __all__ = [
     "AtomicCheckpointIO",
@@ -67,7 +67,7 @@ class Checkpointing(Callback):
     """
 
     def __init__(self, every_kimg: float) -> None:
-        self.every = validate.images("checkpoint_kimg", every_kimg)
+        self.every = images_of_kimg("checkpoint_kimg", every_kimg)
         self.saved = -1
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

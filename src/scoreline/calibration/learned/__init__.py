@@ -1,1 +1,1 @@
-""""""
+"""Learned tableaus: nodes and weights fitted to a model's own fine runs."""

@@ -1,0 +1,43 @@
+"""Former names of classes in configs."""
+
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+
+from scoreline.config import conf_folder, moved_names, run_names
+from scoreline.objective import LogNormal
+
+
+@pytest.mark.parametrize("name", moved_names.MOVED.values())
+def test_the_name_of_today_resolves(name: str) -> None:
+    module, _, attribute = name.rpartition(".")
+    assert hasattr(import_module(module), attribute)
+
+
+def test_a_former_name_in_a_users_config_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "objective").mkdir()
+    text = (conf_folder.conf_dir() / "objective" / "edm.yaml").read_text()
+    assert "scoreline.objective.LogNormal" in text
+    mine = text.replace("scoreline.objective.LogNormal", "scoreline.schedules.densities.LogNormal")
+    (tmp_path / "objective" / "mine.yaml").write_text(mine)
+    monkeypatch.setenv(conf_folder.OWN_FOLDER, str(tmp_path))
+    run_names.register_resolvers()
+    cfg = conf_folder.composed("train", ["objective=mine"])
+    assert isinstance(instantiate(cfg.objective.density), LogNormal)
+
+
+def test_both_names_give_one_identity() -> None:
+    cfg = OmegaConf.create({"objective": {"density": {"_target_": "scoreline.objective.LogNormal", "mean": 0.1}}})
+    old = OmegaConf.create(
+        {"objective": {"density": {"_target_": "scoreline.schedules.densities.LogNormal", "mean": 0.1}}}
+    )
+    assert run_names.run_sha256(cfg, "train") == run_names.run_sha256(old, "train")
+    assert run_names.run_sha256(moved_names.current(old), "train") == run_names.run_sha256(old, "train")
+
+
+def test_other_names_stay_as_they_are() -> None:
+    cfg = OmegaConf.create({"solver": {"_target_": "scoreline.solvers.ddim.DDIM"}})
+    assert moved_names.current(cfg) is cfg

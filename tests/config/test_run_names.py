@@ -1,0 +1,169 @@
+"""Names of runs follow what results depend on, and nothing else."""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from omegaconf import OmegaConf
+
+from scoreline import numerics
+from scoreline.config import run_names
+from scoreline.config.conf_folder import composed
+
+Named = Callable[..., str]
+
+
+def named(script: str, **config: Any) -> str:
+    return run_names.run_digest(script, _root_=OmegaConf.create({"solver": None, "guidance": {}, **config}))
+
+
+def test_folder_of_another_project_is_named(tmp_path: Path) -> None:
+    folder = tmp_path / "pipeline"
+    (folder / "unet").mkdir(parents=True)
+    names = [named("sample", checkpoint=str(folder))]
+    for name, content in (("unet/config.json", "{}"), ("unet/model.safetensors", "1"), ("unet/model.safetensors", "2")):
+        (folder / name).write_text(content)
+        names.append(named("sample", checkpoint=str(folder)))
+    (folder / "README.md").write_text("words")
+    assert named("sample", checkpoint=str(folder)) == names[-1]
+    assert len(set(names)) == 4
+
+
+@pytest.mark.parametrize(
+    ("script", "config"),
+    [
+        ("train", {"resume": "auto"}),
+        ("train", {"resume": "never"}),
+        ("sample", {"record": "auto", "solver": {"path": "${record}"}, "checkpoint": "absent.safetensors"}),
+        ("sample", {"schedule": {"path": "auto"}}),
+    ],
+)
+def test_words_name_no_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, config: dict[str, Any]
+) -> None:
+    """A file of the working directory that is named like a word of a key changes no identity."""
+    monkeypatch.chdir(tmp_path)
+    before = named(script, **config)
+    for name in ("auto", "never"):
+        (tmp_path / name).write_text("1")
+    assert named(script, **config) == before
+
+
+@pytest.mark.parametrize(
+    ("script", "config"),
+    [
+        ("train", {"dataset": {"_target_": "scoreline.datasets.image_folder.ImageFolder", "path": "HERE"}}),
+        ("train", {"resume": "HERE/a.png"}),
+        ("sample", {"metrics": {"reference": "HERE"}}),
+        ("sample", {"metrics": {"reference": {"path": "${where}", "split": "train"}}, "where": "HERE/a.png"}),
+        ("sample", {"schedule": {"base": {"path": "HERE/a.png"}}}),
+        ("sample", {"labels": "HERE/a.png"}),
+        ("sample", {"metrics": {"extractor": {"weights": "HERE/a.png"}}}),
+        ("calibrate", {"dataset": {"path": "HERE"}}),
+    ],
+)
+def test_file_in_a_key_counts_by_content(tmp_path: Path, script: str, config: dict[str, Any]) -> None:
+    def at(node: Any) -> Any:
+        if isinstance(node, dict):
+            return {key: at(value) for key, value in node.items()}
+        return node.replace("HERE", str(tmp_path)) if isinstance(node, str) else node
+
+    (tmp_path / "a.png").write_text("1")
+    first = named(script, **at(config))
+    (tmp_path / ".hidden").write_text("1")
+    assert named(script, **at(config)) == first
+    (tmp_path / "a.png").write_text("2")
+    assert named(script, **at(config)) != first
+
+
+def test_training_start_counts_but_resuming_does_not(tmp_path: Path) -> None:
+    (tmp_path / "x.ckpt").write_text("1")
+    (tmp_path / "y.ckpt").write_text("1")
+    fresh, never, one, same = (named("train", resume=way) for way in ("auto", "never", str(tmp_path / "x.ckpt"), "z"))
+    assert fresh == never == same
+    assert one != fresh
+    assert named("train", resume=str(tmp_path / "x.ckpt")) == named("train", resume=str(tmp_path / "y.ckpt")) != fresh
+
+
+@pytest.mark.parametrize("package", [True, False])
+@pytest.mark.parametrize("key", ["_target_", "trust"])
+def test_a_users_own_code_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, package: bool, key: str) -> None:
+    source = tmp_path / "ownsolver" / "deep.py" if package else tmp_path / "ownsolver.py"
+    source.parent.mkdir(exist_ok=True)
+    if package:
+        (tmp_path / "ownsolver" / "__init__.py").write_text("raise AssertionError('imported')")
+    source.write_text("ORDER = 1")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    target = "ownsolver.deep.make" if package else "ownsolver.make"
+    config = {"solver": {"_target_": target}} if key == "_target_" else {"trust": ["ownsolver"]}
+    first = named("sample", **config)
+    assert named("sample", **config) == first
+    source.write_text("ORDER = 3")
+    edited = named("sample", **config)
+    assert edited != first
+    (tmp_path / "bystander.py").write_text("x = 1")
+    assert named("sample", **config) == edited
+
+
+def test_sources_of_the_package_do_not_count(tmp_path: Path) -> None:
+    """The same config is named by the sources as they are, and by a copy with a comment more."""
+    package = Path(run_names.__file__).parents[1]
+    shutil.copytree(package, tmp_path / "scoreline", ignore=shutil.ignore_patterns("__pycache__"))
+    with open(tmp_path / "scoreline/tables/render.py", "a") as file:
+        file.write("# a comment\n")
+    code = """if True:
+        from omegaconf import OmegaConf
+        from scoreline.config import run_names
+        from scoreline.storage import files
+        print(run_names.run_digest("sample", _root_=OmegaConf.create({"nfe": 5})), files.code_version())
+    """
+    told = []
+    for folder in (package.parent, tmp_path):
+        given = {**os.environ, "PYTHONPATH": str(folder)}
+        done = subprocess.run([sys.executable, "-c", code], env=given, capture_output=True, text=True, check=True)
+        told.append(done.stdout.split())
+    (name, version), (other_name, other_version) = told
+    assert name == other_name
+    assert version != other_version
+
+
+def test_numerics_version_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    first = named("sample", nfe=5)
+    assert named("sample", nfe=6) != first
+    monkeypatch.setattr(run_names, "NUMERICS_VERSION", numerics.NUMERICS_VERSION + 1)
+    assert named("sample", nfe=5) != first
+
+
+@pytest.mark.parametrize("script", ["train", "sample", "calibrate"])
+def test_keys_without_influence_are_keys_of_the_script(script: str) -> None:
+    run_names.register_resolvers()
+    cfg = composed(script, [])
+    OmegaConf.set_struct(cfg, False)
+    assert {*run_names.WITHOUT[script], "identity", "code_version", "lock"} <= set(cfg)
+    for key in run_names.WITHOUT[script]:
+        changed = cfg.copy()
+        changed[key] = "other"
+        assert run_names.run_sha256(changed, script) == run_names.run_sha256(cfg, script), key
+
+
+def test_a_word_is_no_path_whatever_lies_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    first = named("sample", labels="random")
+    (tmp_path / "random").write_text("1")
+    assert named("sample", labels="random") == first
+
+
+def test_non_packages_and_missing_names_are_handled() -> None:
+    config = {"a": [{"_target_": "no.such.module"}, {"_target_": "torch.optim.Adam"}, {"_target_": "pathlib.Path"}]}
+    assert run_names.own_code(config) == []
+    assert run_names.own_code({"trust": ["../x", "a b", ""]}) == []
+
+
+def test_the_digest_needs_no_torch() -> None:
+    code = "import sys; sys.modules['torch'] = None; from scoreline.config import run_names"
+    assert subprocess.run([sys.executable, "-c", code], timeout=60, check=False).returncode == 0
