@@ -85,8 +85,7 @@ def maker(name: str, overrides: list[str]) -> Callable[[Schedule], Any]:
 
     def make(native: Schedule) -> Any:
         process = {"_target_": f"{type(native).__module__}.{type(native).__name__}"}
-        cfg = replaced(cfg, **{"model.noise_schedule": process})
-        return built(cfg.solver)
+        return built(replaced(cfg, **{"model.noise_schedule": process}).solver)
 
     return make
 
