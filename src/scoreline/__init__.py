@@ -6,14 +6,14 @@
 from importlib import import_module
 from typing import Any
 
-__version__ = "0.8.0"
+__version__ = "0.9.0"
 
 _MODULES = {
-    "scoreline.sampling": "sample integrate trajectory",
-    "scoreline.checkpoints": "load_model Checkpoint",
+    "scoreline.sampling": "sample integrate trajectory count_calls",
+    "scoreline.checkpoints": "load_model Checkpoint save_model Card",
     "scoreline.denoiser": "Denoiser",
-    "scoreline.verification.certification": "certify",
-    "scoreline.networks.exact": "GaussianMixture",
+    "scoreline.verification.certification": "certify Certificate",
+    "scoreline.networks.exact": "GaussianMixture FullGaussianMixture",
     "scoreline.errors": "InputError",
     "scoreline.records": "Record load_record",
     "scoreline.calibration.subject": "Subject",
@@ -23,7 +23,7 @@ _MODULES = {
     "scoreline.calibration.search": "Search load_recommendation",
     "scoreline.calibration.learned.learned_tableau": "LearnedTableau",
     "scoreline.calibration.target_variance": "TargetVariance",
-    "scoreline.schedules.base": "Schedule NoiseSchedule grid",
+    "scoreline.schedules.base": "Schedule NoiseSchedule grid VariancePreserving",
     "scoreline.schedules.spacings": "Polynomial Power LogSNR NSRLog",
     "scoreline.schedules.score_optimal": "ScoreOptimal load_schedule",
     "scoreline.schedules.tabulated": "Tabulated",
@@ -33,11 +33,14 @@ _MODULES = {
     "scoreline.schedules.sub_vp": "SubVP",
     "scoreline.schedules.ve": "VE EDM",
     "scoreline.schedules.discrete": "DiscreteVP",
-    "scoreline.parameterisations": "NoisePrediction VelocityPrediction VarianceExploding IDDPM EDMPreconditioning",
-    "scoreline.solvers.tableau": "Solver Tableau build_tableau",
+    "scoreline.parameterisations": (
+        "NoisePrediction VelocityPrediction VarianceExploding "
+        "IDDPM EDMPreconditioning Parameterisation"
+    ),
+    "scoreline.solvers.tableau": "Solver Tableau build_tableau denoise_last",
     "scoreline.solvers.rows": "Rows",
     "scoreline.solvers.ddim": "DDIM",
-    "scoreline.solvers.deis": "DEIS",
+    "scoreline.solvers.deis": "DEIS Scale",
     "scoreline.solvers.rho_ab": "RhoAB",
     "scoreline.solvers.ipndm": "IPNDM",
     "scoreline.solvers.runge_kutta": "RungeKutta heun",
@@ -54,6 +57,19 @@ _MODULES = {
     "scoreline.solvers.learned": "Learned load_learned",
     "scoreline.datasets.base": "ImageDataset ArrayDataset",
     "scoreline.metrics.base": "Metrics Score",
+    "scoreline.likelihood": "log_likelihood LogLikelihood dequantise bits_per_dim",
+    "scoreline.objective": "DenoisingObjective EDMWeight InverseVariance LogNormal UniformTime UniformLevels",
+    "scoreline.targets": "Denoising StableTarget posterior_mean posterior_weights",
+    "scoreline.training.ema": "EMA PowerFunctionEMA",
+    "scoreline.metrics.inception": "Inception",
+    "scoreline.metrics.fidelity": "Fidelity",
+    "scoreline.metrics.frechet": "GaussianStatistics frechet_distance",
+    "scoreline.metrics.kid": "kernel_distance",
+    "scoreline.metrics.sliced_wasserstein": "sliced_wasserstein_distance",
+    "scoreline.metrics.inception_score": "inception_score",
+    "scoreline.guidance": "ClassifierFree Autoguidance",
+    "scoreline.thresholding": "Clip DynamicThreshold",
+    "scoreline.execution": "Execution",
 }
 _HOMES = {name: module for module, names in _MODULES.items() for name in names.split()}
 

@@ -163,7 +163,7 @@ def test_a_sweep_is_refused_in_several_processes(word: str) -> None:
 
 
 def group_of(count: int, main: Callable[[], None], where: Path, *arguments: str) -> list[tuple[int, str]]:
-    """What `processes.run(main)` ends in and says in each of `count` real processes, forked so as to start at once."""
+    """What `launch.run(main)` ends in and says in each of `count` real processes, forked so as to start at once."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])

@@ -76,7 +76,7 @@ class Subject:
         return lambda x, rho: self.denoiser.eps(x, rho, label=label)
 
     def noise(self, seeds: Sequence[int], purpose: str, step: int = 0) -> Tensor:
-        """Return `noise.normal` of these seeds' images, on the device of the model."""
+        """Return `seeded_noise.normal` of these seeds' images, on the device of the model."""
         return seeded_noise.normal(seeds, self.shape, purpose, step).to(self.device)
 
     def check_seeds(self) -> None:

@@ -20,7 +20,7 @@ def composed(overrides: Sequence[str]) -> DictConfig:
 
     Raises:
         InputError: for a checkpoint that cannot be loaded.
-        HydraException: for unknown keys and choices; `mistakes.explain` explains it.
+        HydraException: for unknown keys and choices; `explain.explain` explains it.
     """
     cfg = plain_config(overrides)
     cfg = bound(cfg, read_source(cfg).load())
@@ -36,7 +36,7 @@ def plain_config(overrides: Sequence[str], **values: Any) -> DictConfig:
         values: values of further keys.
 
     Raises:
-        HydraException: for unknown keys and choices; `mistakes.explain` explains it.
+        HydraException: for unknown keys and choices; `explain.explain` explains it.
     """
     from hydra.core.global_hydra import GlobalHydra
 
@@ -72,7 +72,7 @@ def script_config(script: str, overrides: Sequence[str]) -> DictConfig:
         overrides: words of a command line.
 
     Raises:
-        HydraException: for unknown keys and choices; `mistakes.explain` explains it.
+        HydraException: for unknown keys and choices; `explain.explain` explains it.
     """
     from hydra.core.global_hydra import GlobalHydra
     from hydra.core.hydra_config import HydraConfig

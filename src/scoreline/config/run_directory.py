@@ -31,7 +31,7 @@ class RunDirectory:
     Attributes:
         path: relative to the working directory where possible.
         identity: digest of everything that the results depend on (`run_names.run_sha256`).
-        lock: the reaction to another process in the directory, one of `choices.LOCK`.
+        lock: the reaction to another process in the directory, one of `values.LOCK`.
     """
 
     path: Path

@@ -45,11 +45,11 @@ class SampleConfig:
         memory_mib: MiB for activations and states if `network_batch` is auto; None stands for 80 % of the free memory.
         threads: network calls at a time on a CPU.
         device: auto, cpu or cuda.
-        precision: of the networks, one of `choices.PRECISION`.
-        compile: of the networks, one of `choices.COMPILE`.
+        precision: of the networks, one of `values.PRECISION`.
+        compile: of the networks, one of `values.COMPILE`.
         channels_last: whether the networks use the channels-last memory format.
         graphs: whether a CUDA graph records all sampling steps once and replays them.
-        format: the file or folder of the images, one of `choices.FORMAT`.
+        format: the file or folder of the images, one of `values.FORMAT`.
         trajectories: seeds whose trajectories are saved.
         trajectory_nfe: evaluations of the fine run that trajectories are compared with.
         components: builds the objects that refer to the loaded checkpoint.
@@ -113,9 +113,9 @@ class TableConfig:
         out: the directory of the table.
         budget: the number of images per cell, by the name of one of the table's ranges.
         jobs: cells to run at a time; None stands for one per GPU.
-        on_error: the reaction to a failed cell, one of `choices.ON_ERROR`.
-        wandb: one of `choices.WANDB`.
-        lock: the reaction to another process in the directory, one of `choices.LOCK`.
+        on_error: the reaction to a failed cell, one of `values.ON_ERROR`.
+        wandb: one of `values.WANDB`.
+        lock: the reaction to another process in the directory, one of `values.LOCK`.
     """
 
     name: str

@@ -39,8 +39,8 @@ class TrainConfig:
         loss_scale: factor of the loss before the backward pass.
         workers: processes that read images ahead.
         device_mib: size in MiB up to which the data set is kept on the device.
-        precision: of the network, one of `choices.PRECISION`.
-        compile: of the network, one of `choices.COMPILE`.
+        precision: of the network, one of `values.PRECISION`.
+        compile: of the network, one of `values.COMPILE`.
         channels_last: whether the network uses the channels-last memory format.
         resume: auto, never, or the path of a checkpoint.
         fixed_loss_kimg: thousands of images between measurements of the validation loss.

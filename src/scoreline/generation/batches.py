@@ -49,7 +49,7 @@ class Sampler:
         network_batch: images per network call, whose states are in memory together; the last call is padded. None
             stands for `batch_size` without padding: images then depend on their batch by float32 rounding.
         threads: network calls at a time on a CPU; see `in_order` for the cores of each.
-        record: turns a function of tensors into a recording of it, such as `graphs.Replayed`; for tableaus without
+        record: turns a function of tensors into a recording of it, such as `cuda_graphs.Replayed`; for tableaus without
             noise.
     """
 
@@ -103,7 +103,7 @@ def generate(
 ) -> Iterator[Batch]:
     """Sample one image per seed, batch by batch, on the device of the denoiser's parameters.
 
-    x_0 = rho_0 z with z = `noise.normal(seed, "initial")`; like all samplers it neglects the signal in x_0. The image
+    x_0 = rho_0 z with z = `seeded_noise.normal(seed, "initial")`; like all samplers it neglects the signal in x_0. The image
     of a seed depends on the seed, its label, the denoiser and the tableau only, to the bit on one kind of processor or
     GPU, because every network call has `network_batch` images. An adaptive run chooses the steps of a batch together,
     so its images depend on the batch by the tolerance.

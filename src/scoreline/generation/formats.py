@@ -157,7 +157,7 @@ def check_format(choice: str, shape: tuple[int, int, int]) -> None:
     """Refuse an unsuitable format; call it before sampling.
 
     Args:
-        choice: one of `choices.FORMAT`.
+        choice: one of `values.FORMAT`.
         shape: (C, H, W) of the images.
 
     Raises:
@@ -172,7 +172,7 @@ def write_format(choice: str, out: Path, images: ShardImages, progress: Progress
     """Write the images below `out` atomically.
 
     Args:
-        choice: one of `choices.FORMAT`.
+        choice: one of `values.FORMAT`.
         out: the run directory.
         images: all images of the run.
         progress: receives the number of images after each block.

@@ -33,7 +33,7 @@ def plan_labels(rule: str | None, seeds: Sequence[int], num_classes: int) -> Ten
 
     Args:
         rule: `random` draws from the image's own seed, `balanced` is seed modulo classes, `fixed:k` is class k,
-            `none` leaves the condition out, a name with one of `label_rules.SUFFIXES` is a label file
+            `none` leaves the condition out, a name with one of `values.SUFFIXES` is a label file
             (`read_label_file`). An unconditional model ignores `random`.
         seeds: the seeds of the images.
         num_classes: number of classes of the model; 0 if it is unconditional.

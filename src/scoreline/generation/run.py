@@ -35,7 +35,7 @@ class Outputs:
     """The files and metrics of a run.
 
     Attributes:
-        format: one of `choices.FORMAT`.
+        format: one of `values.FORMAT`.
         metrics: the metrics of the images.
         trajectories: seeds whose trajectories are saved step by step.
         trajectory_nfe: evaluations of the fine run that trajectories are compared with.

@@ -45,7 +45,7 @@ class RunLock:
 
     Args:
         folder: the run directory, which is created if it is missing.
-        way: the reaction to another process there: `refuse` or `wait` (`choices.LOCK`).
+        way: the reaction to another process there: `refuse` or `wait` (`values.LOCK`).
 
     Attributes:
         waited: whether another process worked there before this one got the lock.

@@ -288,6 +288,6 @@ def _check_augmentation(
 
 
 def step_key(seed: int, step: int, rank: int, purpose: str) -> int:
-    """64 bits that name the random numbers of one step on one process, for `noise.seeded`."""
+    """64 bits that name the random numbers of one step on one process, for `seeded_noise.seeded`."""
     digest = hashlib.sha256(f"{seed} {step} {rank} {purpose}".encode()).digest()
     return int.from_bytes(digest[:8], "little")

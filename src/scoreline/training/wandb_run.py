@@ -61,7 +61,7 @@ class WandbRun(WandbLogger):
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
-        """Log a row of `history.row`, at its kimg; W&B counts steps itself."""
+        """Log a row of `run_history.row`, at its kimg; W&B counts steps itself."""
         self._send(dict(metrics))
 
     @rank_zero_only
