@@ -34,8 +34,7 @@ _MODULES = {
     "scoreline.schedules.ve": "VE EDM",
     "scoreline.schedules.discrete": "DiscreteVP",
     "scoreline.parameterisations": (
-        "NoisePrediction VelocityPrediction VarianceExploding "
-        "IDDPM EDMPreconditioning Parameterisation"
+        "NoisePrediction VelocityPrediction VarianceExploding IDDPM EDMPreconditioning Parameterisation"
     ),
     "scoreline.solvers.tableau": "Solver Tableau build_tableau denoise_last",
     "scoreline.solvers.rows": "Rows",

@@ -88,7 +88,7 @@ class Hutchinson:
 def hutchinson(
     seeds: Sequence[int], shape: tuple[int, ...], probes: int = 1, distribution: str = "rademacher"
 ) -> Hutchinson:
-    """Draw probes that belong to images as `seeded_noise.normal` does: probe k of seed s depends on s, k and the distribution.
+    """Draw probes that belong to images as `seeded_noise.normal` does: probe k of seed s depends on s, k and its kind.
 
     Args:
         seeds: one for each image.
@@ -187,7 +187,7 @@ def dequantise(images: Tensor, seeds: Sequence[int]) -> Tensor:
     """Dequantise uint8 (B, *) into float64, x = (pixel + u - 1/2) / 127.5 - 1, u uniform on (0, 1) by the image's seed.
 
     `pictures.to_uint8` maps these x back to the pixel (before it clips), and their mean is its `pictures.to_unit`. u is
-    the normal distribution function of `seeded_noise.normal`. Use this before `log_likelihood`, since a density at discrete
+    the normal distribution function of `seeded_noise.normal`. Use this before `log_likelihood`: a density at discrete
     points has no meaning.
 
     Source: Theis et al. (2016), arXiv:1511.01844.

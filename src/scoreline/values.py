@@ -205,7 +205,7 @@ def parse_seeds(text: str | int | Iterable[int], key: str = "seeds") -> list[int
     total = sum(last - first + 1 for first, last in found)
     if total > MOST_SEEDS:
         raise InputError(
-            f"{key}={text}: {total:,} seeds are more than the {MOST_SEEDS:,} of a run; split them into several runs"
+            f"{key}={text}: {total:,} seeds; a run has at most {MOST_SEEDS:,}, so split them into several runs"
         )
     if shared(found):
         raise InputError(f"{key}={text}: a seed occurs twice; every image needs its own")

@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 from scoreline.config.script import refuse_options
 from scoreline.descriptions.annotations import refuse_wrong_types
 from scoreline.errors import InputError
-from scoreline.values import MOST, parse_seeds, whole_number
+from scoreline.values import MOST_SEEDS, parse_seeds, whole_number
 
 QUICK = [
     f"sample nfe={bad_inputs.HUGE}",
@@ -143,8 +143,8 @@ def test_interpolations_and_other_packages_are_not_looked_at() -> None:
 
 
 def test_so_many_seeds_are_refused_at_once() -> None:
-    assert len(parse_seeds(f"0-{MOST - 1}")) == MOST
-    for text in (f"0-{MOST}", "0-9223372036854775806", "0-5000000,6000000-12000000"):
+    assert len(parse_seeds(f"0-{MOST_SEEDS - 1}")) == MOST_SEEDS
+    for text in (f"0-{MOST_SEEDS}", "0-9223372036854775806", "0-5000000,6000000-12000000"):
         with pytest.raises(InputError, match=f"^seeds={text}.*at most"):
             parse_seeds(text)
     for text in ([], "", "9" * 5000, "9" * 20):

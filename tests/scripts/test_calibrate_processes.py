@@ -32,7 +32,6 @@ from scoreline.config.script import leave
 from scoreline.datasets.digits import Digits
 from scoreline.errors import InputError
 from scoreline.records import Record, load_record
-from scoreline.runtime import distributed
 from scoreline.runtime.device import choose_device
 from scoreline.runtime.distributed import Group, current
 from scoreline.sampling import count_calls
@@ -208,7 +207,7 @@ def test_mistake_of_all_processes_is_reported_once(tmp_path: Path) -> None:
 
 
 def test_mistake_of_one_process_ends_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(distributed, "MOMENT", timedelta(seconds=0.5))
+    monkeypatch.setattr(launch, "MOMENT", timedelta(seconds=0.5))
 
     def main() -> None:
         if current().rank == 1:

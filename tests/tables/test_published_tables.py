@@ -372,11 +372,11 @@ def test_references_come_from_a_command(name: str) -> None:
     found, written = table(name), {}
     for program, *words in commands(found):
         if program == "scoreline" and words[0] == "reference":
-            asked = reference.parse(words[1:], reference.OWN)
+            asked = reference.parse(words[1:], reference.OWN, reference.GROUPS)
             written[asked.paths[-1]] = asked
-            assert len(asked.paths) == (1 if "dataset" in asked.own else 2)
-            assert "dataset" not in asked.own or reference.node(asked)
-            spatial = config("sample", ["metrics=inception", *asked.below]).metrics.scores
+            assert len(asked.paths) == (1 if asked.own["dataset"] else 2)
+            assert not asked.own["dataset"] or reference.node(asked)
+            spatial = config("sample", ["metrics=inception", *asked.overrides]).metrics.scores
             assert found.metric in (spatial if found.metric == "sfid" else ["fid", "inception_score"])
     read = {word for row, column in cells(found) for word in overrides_of(found, row, column)}
     assert {word.partition("=")[2] for word in read if word.startswith("metrics.reference=")} == set(written)

@@ -8,6 +8,7 @@ from tables_files import draft, finish
 from wandb_files import no_account, offline_runs
 
 from scoreline.commands import report, upload
+from scoreline.config import run_identity
 from scoreline.errors import InputError
 from scoreline.storage.files import sha256
 from scoreline.storage.wandb_runs import names
@@ -60,7 +61,7 @@ def test_command_of_a_table_uploads_it(
 ) -> None:
     root, plan = table
     finish(root, plan.cells[2], 9.0)
-    monkeypatch.setattr(table_run.identity, "identities", lambda _, ranges: [f"{k:08x}" for k in range(len(ranges))])
+    monkeypatch.setattr(run_identity, "identities", lambda _, ranges: [f"{k:08x}" for k in range(len(ranges))])
     table_run.main("toy", plan.data, [], table_run.Options("paper", 1, wandb="offline"), root)
     lines = capsys.readouterr().out.splitlines()
     assert sum(": run " in line for line in lines) == 4

@@ -1,7 +1,7 @@
 """scoreline likelihood [KEY=VALUE ..]
 Measure bits per dimension of 8-bit images: -log2 of the model's density under
-the probability-flow ODE, with uniform dequantisation. The mean over images is an upper
-bound on the bits of a code for them.
+the probability-flow ODE, with uniform dequantisation. The mean over
+images is an upper bound on the bits of a code for them.
 
   scoreline likelihood checkpoint=digits_vp images=32
 

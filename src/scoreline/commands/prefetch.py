@@ -1,6 +1,6 @@
 """scoreline prefetch [sample|train|calibrate] [OVERRIDES] [--dry-run]
 scoreline prefetch table=NAME [OVERRIDES] [--dry-run]
-Download the files of a job, or of all cells of conf/table/NAME.yaml, in advance.
+Download in advance the files of a job, or of all cells of a table.
 
   scoreline prefetch sample checkpoint=https://... model=cifar10_ddpmpp_vp
   scoreline prefetch train experiment=cifar10_edm

@@ -1,13 +1,16 @@
-"""`scoreline report DIR`: write the table and the figure of finished runs.
+"""scoreline report DIR [metric=NAME] [over=ROW]
+Print the table of finished runs, and write table.md, table.tex, table.csv and
+table.png into DIR.
 
-scoreline report outputs/table/NAME-small            the finished cells of sample.py table=NAME
-scoreline report multirun/sample-XXXXXXXX            a sweep of sample.py -m, also of Optuna, or any folder of runs
-scoreline report DIR metric=recall                   another measured metric
-scoreline report outputs/table/NAME-small over=DDIM  ratios to that row, seed range by seed range, also in ratios.md
+  scoreline report outputs/table/NAME-small       the cells of a table
+  scoreline report multirun/sample-XXXXXXXX       a sweep, or any folder of runs
+  scoreline report DIR metric=recall              another measured metric
+  scoreline report DIR over=DDIM                  ratios to a row of a table
 
-It prints the table and writes table.md, table.tex, table.csv and table.png into DIR. Rows of a sweep are solvers on
-schedules with the options that vary (schedule.power=5), columns are NFE. Runs of unequal protocols form separate
-tables; runs that differ in their (disjoint) seeds alone become one number, with the spread between them.
+Rows of a sweep are solvers on schedules with the options that vary
+(schedule.power=5); columns are NFE. Runs of unequal protocols form separate
+tables. Runs that differ in their seeds alone become one number with the spread
+between them. Ratios pair the seed ranges and are in ratios.md too.
 """
 
 from dataclasses import replace

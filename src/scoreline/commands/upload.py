@@ -1,14 +1,23 @@
-"""`scoreline upload RUN_DIR ...`: send run directories to W&B after the run.
+"""scoreline upload RUN_DIR .. [KEY=VALUE ..]
+Send run directories to W&B after the run.
 
-scoreline upload RUN_DIR                             a directory of train.py or sample.py, of a sweep or of a table
-scoreline upload RUN_DIR RUN_DIR project=NAME        several; project= is scoreline otherwise, entity= your own
-scoreline upload RUN_DIR offline=true                sends nothing: writes RUN_DIR/wandb/offline-run-* for `wandb sync`
-scoreline upload RUN_DIR id=ID                       replaces the derived id
+  scoreline upload outputs/train/NAME             a run of train.py or sample.py
+  scoreline upload multirun/NAME                  a sweep, or a table
+  scoreline upload RUN_DIR offline=true           write an offline run instead
 
-Each directory becomes one run of its config, metrics.jsonl, online_schedule.jsonl, previews, or metrics.json and
-grid.png. A run of the same id is replaced, so a second upload leaves no duplicates. A table becomes one run for each
-finished cell and one for its values and figure, in one group. For offline runs of logger=wandb, use
-`wandb sync` with the newest RUN_DIR/wandb/offline-run-*, which holds the whole run.
+Each directory becomes one run of its config, metrics.jsonl,
+online_schedule.jsonl, previews, or metrics.json and grid.png. A run of the same
+id is replaced, so a second upload leaves no duplicates. A table becomes one run
+for each finished cell and one for its values and figure, in one group.
+
+project   scoreline by default
+entity    your own by default
+id        derived from the run by default
+offline   true writes RUN_DIR/wandb/offline-run-* for `wandb sync` and sends
+          nothing (false)
+
+Runs of logger=wandb need no upload: `wandb sync` the newest
+RUN_DIR/wandb/offline-run-*, which holds the whole run.
 """
 
 from pathlib import Path
