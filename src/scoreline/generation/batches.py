@@ -105,8 +105,8 @@ def generate(
 
     x_0 = rho_0 z with z = `seeded_noise.normal(seed, "initial")`; like all samplers it neglects the signal in x_0. The
     image of a seed depends on the seed, its label, the denoiser and the tableau only, to the bit on one kind of
-    processor or GPU, because every network call has `network_batch` images. An adaptive run chooses the steps of a batch together,
-    so its images depend on the batch by the tolerance.
+    processor or GPU, because every network call has `network_batch` images. An adaptive run chooses the steps of a
+    batch together, so its images depend on the batch by the tolerance.
 
     Args:
         denoiser: the model, see `Sampler`.
