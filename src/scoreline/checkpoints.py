@@ -143,7 +143,7 @@ def load_model(path: str | Path, trust: tuple[str, ...] = ()) -> Checkpoint:
     if not path.is_file():
         raise InputError(f"checkpoint={path}: no such file; give a model.safetensors written by train.py")
     header = read_header(path, f"checkpoint={path}", "copy or train it again")
-    card = read_card(header)
+    card = _read_card(header)
     try:
         return _load(header, card, trust)
     except InputError as error:
@@ -160,7 +160,7 @@ def _load(header: Header, card: Card, trust: tuple[str, ...]) -> Checkpoint:
     return Checkpoint(header.path, sha256(header.path), card, denoiser, schedule)
 
 
-def read_card(header: Header) -> Card:
+def _read_card(header: Header) -> Card:
     """Read the card of a model file.
 
     Raises:

@@ -64,7 +64,7 @@ class Execution:
                 network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
             if self.compile != "none":
                 # not network.compile(): it compiles hooks too, and network calls are counted by hooks
-                network.forward = first_alone(torch.compile(network.forward, **_options(self.compile, network)))
+                network.forward = _first_alone(torch.compile(network.forward, **_options(self.compile, network)))
 
 
 def _options(name: str, network: nn.Module) -> dict[str, Any]:
@@ -77,7 +77,7 @@ def _options(name: str, network: nn.Module) -> dict[str, Any]:
     return {**options, "options": {**mode, "cpp_wrapper": True}}
 
 
-def first_alone(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+def _first_alone(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """The same function, but other threads wait for its first call, so that only one of them compiles it."""
     lock, done = threading.Lock(), threading.Event()
 

@@ -94,13 +94,13 @@ RECORDS: dict[str, dict[str, Values]] = {
         "limit": Values(("J",), 0, unknown=True, optional=True),
     },
 }
-"""Tensors of each kind of record; those of a tableau's budgets come from `tables_of`."""
+"""Tensors of each kind of record; those of a tableau's budgets come from `_tables_of`."""
 
 LARGEST_BUDGET = 4096
 """Largest NFE of a learned tableau."""
 
 
-def tables_of(budgets: Tensor) -> dict[str, Values]:
+def _tables_of(budgets: Tensor) -> dict[str, Values]:
     """Return the rules for the tensors of a tableau record's budgets: levels, and lower triangular weights.
 
     Raises:
@@ -219,4 +219,4 @@ def _tables(header: Header) -> dict[str, Values]:
     budgets = {"budgets": BUDGETS}
     only = header._replace(shapes={name: shape for name, shape in header.shapes.items() if name in budgets})
     check_tensors(budgets, only.shapes, only.types)
-    return tables_of(read_tensors(only)["budgets"])
+    return _tables_of(read_tensors(only)["budgets"])

@@ -248,7 +248,7 @@ def shared(found: Iterable[tuple[int, int]]) -> bool:
 
 
 SUFFIXES = (".txt", ".csv", ".npy", ".json")
-"""File suffixes of label files; see `labels.read_label_file`."""
+"""File suffixes of label files; `generation.labels` reads them."""
 
 
 def is_label_file(rule: str) -> bool:

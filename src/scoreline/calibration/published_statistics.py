@@ -40,7 +40,7 @@ def published_record(path: str | Path, noise_schedule: NoiseSchedule, digest: st
         InputError: for a file of another kind, or statistics of another process.
     """
     path = Path(path)
-    sigma, score = read(path)
+    sigma, score = _read(path)
     rho = _levels(path, noise_schedule, sigma)
     values = {"rho": rho, "mean_abs_eps": sigma * score, "standard_error": torch.full_like(rho, torch.nan)}
     provenance = {
@@ -56,7 +56,7 @@ def published_record(path: str | Path, noise_schedule: NoiseSchedule, digest: st
     return Record("score_norm", values, provenance)
 
 
-def read(path: Path) -> tuple[Tensor, Tensor]:
+def _read(path: Path) -> tuple[Tensor, Tensor]:
     """Read sigma and mean |score| from a released file, (1000,) float64 on the CPU, tau increasing.
 
     Raises:

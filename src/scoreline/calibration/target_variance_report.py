@@ -17,10 +17,10 @@ LEAST = 1e-20
 def plot(record: Record, path: Path) -> None:
     """Plot V / rho^2 (the variance of the eps that a target stands for), DSM / STF and the ESS against rho.
 
-    Bands are standard errors; ratios end where a variance is not known (`known_ratios`), at their limit as rho grows.
+    Bands are standard errors; ratios end where a variance is not known (`_known_ratios`), at their limit as rho grows.
     """
     values, provenance = record.values, record.provenance
-    rho, sizes, known = values["rho"], values["references"].tolist(), known_ratios(values)
+    rho, sizes, known = values["rho"], values["references"].tolist(), _known_ratios(values)
     with figure(path, 3, sharex=True, figsize=(7, 9)) as (canvas, (top, middle, bottom)):
         _band(top, rho, values["dsm"] / rho**2, values["dsm_error"] / rho**2, "black", "denoising score matching")
         for row, n in enumerate(sizes):
@@ -61,12 +61,12 @@ def table(values: dict[str, Any]) -> Iterator[str]:
     for k in reversed(range(len(values["rho"]))):
         rho, size, dsm = (float(values[name][k]) for name in ("rho", "effective_size", "dsm"))
         cells = [_cell(values, "dsm", k), *(_cell(values, "stf", j, k) for j in range(len(sizes)))]
-        known = known_ratios(values)[:, k].tolist()
+        known = _known_ratios(values)[:, k].tolist()
         cells += [_cell(values, "ratio", j, k) if known[j] else "-" for j in range(len(sizes))]
         yield f"{rho:8.4g}{size:11.4g}{''.join(f'{cell:>15}' for cell in cells)}{dsm / rho**2:11.3g}"
 
 
-def known_ratios(values: dict[str, Any]) -> Tensor:
+def _known_ratios(values: dict[str, Any]) -> Tensor:
     """Return which ratios (J, K) are of variances that are both known."""
     dsm, stf = (_known(values[name], values[f"{name}_error"]) for name in ("dsm", "stf"))
     return dsm & stf

@@ -14,7 +14,7 @@ from scoreline.tables import table_files
 WHERE = Path(f"outputs/demo-{version('scoreline')}-{NUMERICS_VERSION}")
 
 
-def step(title: str, *arguments: str) -> None:
+def _step(title: str, *arguments: str) -> None:
     """Run one of the scripts as a user would, and print how long it takes."""
     print(f"\n--- {title}\n    python {' '.join(arguments)}", flush=True)
     began, script = time.monotonic(), conf_folder.script(arguments[0])
@@ -25,11 +25,11 @@ def step(title: str, *arguments: str) -> None:
 def main() -> None:
     """Write everything below one directory; a second start skips the parts that are finished."""
     model, sweep = WHERE / "model", WHERE / "sweep"
-    step("train a score model on real digits", "train.py", f"hydra.run.dir={model}", "duration_kimg=48")
+    _step("train a score model on real digits", "train.py", f"hydra.run.dir={model}", "duration_kimg=48")
     if not (model / "model.score_norm.safetensors").exists():
         run = f"hydra.run.dir={WHERE / 'calibration'}"
-        step("measure mean |eps| per noise level", "calibrate.py", f"checkpoint={model}", "nfe=200", run)
-    step(
+        _step("measure mean |eps| per noise level", "calibrate.py", f"checkpoint={model}", "nfe=200", run)
+    _step(
         "sample with four solvers at three budgets",
         *("sample.py", "-m", f"checkpoint={model}", "solver=ddim,heun,deis_tab3,deis_sn", "nfe=5,10,20"),
         *("seeds=0-511", "batch_size=512", f"hydra.sweep.dir={sweep}"),

@@ -68,13 +68,13 @@ def main(words: list[str]) -> None:
     run, destination, keys = arguments(words)
     checkpoint = load_model(run / "model.safetensors", names(keys["trust"]))
     snapshots = list_snapshots(run)
-    images = moment(keys["kimg"], snapshots)
-    target, used = target_of(keys, images, snapshots[0].batch), until(images, snapshots)
+    images = _moment(keys["kimg"], snapshots)
+    target, used = target_of(keys, images, snapshots[0].batch), _until(images, snapshots)
     combination = fit(target.profile(target.value), profiles(used))
     if not combination.residual <= MOST:
         raise InputError(refusal(target, images, used, combination.residual))
     weights = combine(used, combination.coefficients.tolist(), checkpoint.denoiser.network)
-    save_model(destination, weights, described(checkpoint.card, target, images, used, combination.residual))
+    save_model(destination, weights, _described(checkpoint.card, target, images, used, combination.residual))
     print(
         f"{target.key}={target.value:g} at {images / 1000:g} kimg from {len(used)} snapshots, "
         f"residual {100 * combination.residual:.2g} % -> {destination}"
@@ -106,7 +106,7 @@ def _number(key: str, text: str) -> float:
     return real_number(key, value)
 
 
-def moment(kimg: str, snapshots: Sequence[Snapshot]) -> int:
+def _moment(kimg: str, snapshots: Sequence[Snapshot]) -> int:
     """Return the images seen at `kimg`, rounded to a step; empty stands for the newest snapshot.
 
     Raises:
@@ -152,7 +152,7 @@ def target_of(keys: dict[str, str], images: int, batch: int) -> Target:
     return Target(given[0], value, {"sigma_rel": value}, lambda it: PowerProfile(gamma_of(it), images), limits)
 
 
-def until(images: int, snapshots: Sequence[Snapshot]) -> list[Snapshot]:
+def _until(images: int, snapshots: Sequence[Snapshot]) -> list[Snapshot]:
     """Return the snapshots up to `images` and the next one, which covers the rest."""
     last = min(snapshot.images for snapshot in snapshots if snapshot.images >= images)
     return [snapshot for snapshot in snapshots if snapshot.images <= last]
@@ -193,7 +193,7 @@ def working_range(target: Target, snapshots: Sequence[Snapshot]) -> tuple[float,
     return tried[low], tried[high]
 
 
-def described(card: Card, target: Target, images: int, snapshots: Sequence[Snapshot], residual: float) -> Card:
+def _described(card: Card, target: Target, images: int, snapshots: Sequence[Snapshot], residual: float) -> Card:
     """Return the run's card with the description of the new average."""
     kept = {key: value for key, value in card.training.items() if key != "ema_half_life_kimg"}
     reconstruction = {

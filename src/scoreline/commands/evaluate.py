@@ -49,13 +49,13 @@ def main(words: list[str]) -> None:
         InputError: for unusable arguments or files.
     """
     arguments = parse(words, {**OWN, "out": ""}, GROUPS)
-    place, reference = sides(arguments)
+    place, reference = _sides(arguments)
     out = Path(arguments.own["out"]) if arguments.own["out"] else None
     if out is not None:
         new_file(f"out={out}", out)
     images = generated_images.images(place)
     metrics = build(arguments, images.shape, reference)
-    check_sizes(images, metrics)
+    _check_sizes(images, metrics)
     metrics.check(images.shape, len(images))
     with ImageProgress(len(images), "features") as progress:
         scores = metrics(images, parts_for(Path(place), metrics), progress.update)
@@ -66,7 +66,7 @@ def main(words: list[str]) -> None:
         print(f"-> {out}")
 
 
-def sides(arguments: Words) -> tuple[str, Any]:
+def _sides(arguments: Words) -> tuple[str, Any]:
     """Return the path of the samples, and the reference: a path or the config of a data set.
 
     Raises:
@@ -81,7 +81,7 @@ def sides(arguments: Words) -> tuple[str, Any]:
     return arguments.paths[0], node(arguments) if count == 1 else arguments.paths[1]
 
 
-def check_sizes(images: ImageDataset, metrics: Metrics) -> None:
+def _check_sizes(images: ImageDataset, metrics: Metrics) -> None:
     """Compare the shapes of both sides, before the metrics download or load their network.
 
     Raises:

@@ -59,7 +59,7 @@ def main(words: list[str]) -> None:
     )
     family, imported = convert(source, target, options)
     print(f"{source}: {family}, {options.weights} weights -> {target}")
-    for line in conventions(imported):
+    for line in _conventions(imported):
         print(f"  {line}")
     print(f"check it: scoreline verify {target}")
 
@@ -83,7 +83,7 @@ def arguments(words: Sequence[str]) -> tuple[list[str], dict[str, str], list[str
     return places, own, overrides
 
 
-def conventions(imported: "ForeignModel") -> list[str]:
+def _conventions(imported: "ForeignModel") -> list[str]:
     """Return the conventions of the model in lines, for comparison with its paper."""
     weights, model = imported.weights, imported.model
     numbers = sum(weight.numel() for weight in weights.values())

@@ -27,7 +27,7 @@ def main(words: list[str]) -> None:
     from scoreline.calibration.published_statistics import published_record
     from scoreline.checkpoints import load_model
 
-    source, own = arguments(words)
+    source, own = _arguments(words)
     checkpoint = load_model(run_names.model_path(own["checkpoint"]), names(own["trust"]))
     target = Path(own["out"]) if own["out"] else run_names.record_beside(checkpoint.path, "score_norm")
     new_file(f"out={target}", target)
@@ -37,7 +37,7 @@ def main(words: list[str]) -> None:
     print(f"{len(mean)} noise levels, mean |eps| {float(mean.min()):.5f} .. {float(mean.max()):.5f} -> {target}")
 
 
-def arguments(words: list[str]) -> tuple[Path, dict[str, str]]:
+def _arguments(words: list[str]) -> tuple[Path, dict[str, str]]:
     """Return the file and the keys.
 
     Raises:

@@ -50,10 +50,10 @@ def main(words: list[str]) -> None:
     if not words:
         raise InputError("give a checkpoint or a record: scoreline inspect digits_vp")
     for place, word in enumerate(words):
-        print("\n" * (place > 0) + text(find(word)))
+        print("\n" * (place > 0) + text(_find(word)))
 
 
-def find(word: str) -> Path:
+def _find(word: str) -> Path:
     """Return the file that a word on the command line names.
 
     Raises:
@@ -78,19 +78,19 @@ def text(path: Path) -> str:
         InputError: if it is no checkpoint, or its metadata is damaged.
     """
     if path.is_dir() or not (path.suffix == ".safetensors" or families.is_safetensors(path)):
-        return "\n".join([printable(f"{path}: checkpoint of another project"), *foreign_lines(path)])
+        return "\n".join([printable(f"{path}: checkpoint of another project"), *_foreign_lines(path)])
     header = read_header(path, str(path), "copy or make it again")
-    describe = {checkpoints.FORMAT: checkpoint_lines, records.FORMAT: record_lines}.get(_format(header))
+    describe = {checkpoints.FORMAT: _checkpoint_lines, records.FORMAT: _record_lines}.get(_format(header))
     if describe is None:
         head = f"{path}: no file of scoreline, but a safetensors file with {_tensors(header)} and {_metadata(header)}"
-        return "\n".join([printable(head), *foreign_lines(path)])
+        return "\n".join([printable(head), *_foreign_lines(path)])
     try:
         return "\n".join(map(printable, describe(header)))
     except (LookupError, ValueError, TypeError, AttributeError, RuntimeError, ArithmeticError) as error:
         raise header.refuse(f"its metadata is damaged ({error!r:.80})") from error
 
 
-def foreign_lines(path: Path) -> Iterator[str]:
+def _foreign_lines(path: Path) -> Iterator[str]:
     """Describe a checkpoint of another project.
 
     Raises:
@@ -100,26 +100,26 @@ def foreign_lines(path: Path) -> Iterator[str]:
         yield printable(line(name, shown, depth))
 
 
-def checkpoint_lines(header: Header) -> Iterator[str]:
+def _checkpoint_lines(header: Header) -> Iterator[str]:
     """Describe a model by its card."""
     card = parse_entries(header.metadata, checkpoints.CARD, ("format",))
     numbers = sum(map(math.prod, header.shapes.values()))
     yield from _first("model checkpoint", header)
     for part in ("network", "parameterisation", "noise_schedule"):
-        yield from tree(part.replace("_", " "), card["model"][part])
+        yield from _tree(part.replace("_", " "), card["model"][part])
     yield line("images", "x".join(map(str, card["shape"])) + " (CxHxW)")
     yield line("classes", str(card["num_classes"]) + " (unconditional)" * (card["num_classes"] == 0))
     yield line("parameters", f"{numbers:,} in {_tensors(header)}, {' '.join(sorted(set(header.types.values())))}")
-    yield from tree("data", card["data"])
-    yield from tree("training", card["training"])
+    yield from _tree("data", card["data"])
+    yield from _tree("training", card["training"])
 
 
-def record_lines(header: Header) -> Iterator[str]:
+def _record_lines(header: Header) -> Iterator[str]:
     """Describe a record by its provenance and tensors."""
     kind, provenance = header.metadata["kind"], records.read_provenance(header)
     values = records.read_values(header)
     yield from _first(f"calibration record, {kind}", header)
-    yield from tree("provenance", provenance)
+    yield from _tree("provenance", provenance)
     for name, value in sorted(values.items()):
         yield line(name, summary(value))
     if any(size > ROWS for shape in header.shapes.values() for size in shape):
@@ -127,14 +127,14 @@ def record_lines(header: Header) -> Iterator[str]:
     if kind == "score_norm":
         yield from levels(values)
     if kind == "search":
-        yield from best(values, provenance)
+        yield from _best(values, provenance)
     if kind == "tableau":
         yield from learned(values, provenance)
     if kind == "target_variance":
         yield from target_variance_report.table(values)
 
 
-def tree(name: str, value: Any, depth: int = 0) -> Iterator[str]:
+def _tree(name: str, value: Any, depth: int = 0) -> Iterator[str]:
     """Yield one line per item, nested ones indented; an object starts with its class."""
     if not isinstance(value, dict):
         shown = value if isinstance(value, str) else json.dumps(value)
@@ -142,7 +142,7 @@ def tree(name: str, value: Any, depth: int = 0) -> Iterator[str]:
         return
     yield line(name, str(value.get("_target_", "")), depth)
     for key in sorted(value.keys() - {"_target_"}):
-        yield from tree(key, value[key], depth + 1)
+        yield from _tree(key, value[key], depth + 1)
 
 
 def summary(value: Tensor) -> str:
@@ -170,7 +170,7 @@ def levels(values: dict[str, Tensor]) -> Iterator[str]:
         yield f"{rho:12.6g} {mean:12.6f} +- {'unknown' if error != error else f'{error:.6f}'}"
 
 
-def best(values: dict[str, Tensor], provenance: dict[str, Any]) -> Iterator[str]:
+def _best(values: dict[str, Tensor], provenance: dict[str, Any]) -> Iterator[str]:
     """Yield the solvers and schedules nearest to the fine run at every budget of a search record."""
     yield f"{'NFE':>4} {'distance':>11}    standard error  solver / schedule"
     for place, nfe in enumerate(values["budgets"].tolist()):

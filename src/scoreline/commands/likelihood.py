@@ -94,13 +94,13 @@ def main(arguments: list[str]) -> None:
     Raises:
         InputError: for unusable arguments or files.
     """
-    options = parser().parse_args([_as_option(word) for word in arguments])
+    options = _parser().parse_args([_as_option(word) for word in arguments])
     device = choose_device(options.device)
     checkpoint = load_model(run_names.model_path(options.checkpoint), tuple(options.trust))
     images = choose(options, checkpoint)
     checkpoint.denoiser.to(device)
-    measured = measure(options, checkpoint, images)
-    print(line(options, images.name, measured))
+    measured = _measure(options, checkpoint, images)
+    print(_line(options, images.name, measured))
 
 
 def _as_option(word: str) -> str:
@@ -109,7 +109,7 @@ def _as_option(word: str) -> str:
     return word if word.startswith("-") or not equals else f"--{key.replace('_', '-')}={value}"
 
 
-def parser() -> Parser:
+def _parser() -> Parser:
     """Return the parser of the options."""
     it = Parser("scoreline likelihood", allow_abbrev=False, add_help=False)
     for name, default in OWN.items():
@@ -134,7 +134,7 @@ def choose(options: argparse.Namespace, checkpoint: Checkpoint) -> Images:
         raise InputError(f"--probes={options.probes}: must be at most {MOST_PROBES}")
     if options.seed >= 2**31:
         raise InputError(f"--seed={options.seed}: must be below 2^31")
-    name, pixels, labels = digits(options.data) if not options.data.endswith(".npz") else read_npz(Path(options.data))
+    name, pixels, labels = _digits(options.data) if not options.data.endswith(".npz") else _read_npz(Path(options.data))
     if tuple(pixels.shape[1:]) != tuple(checkpoint.card.shape):
         raise InputError(
             f"--data={options.data}: its images are {'x'.join(map(str, pixels.shape[1:]))}, the checkpoint's are "
@@ -163,7 +163,7 @@ def classes(name: str, labels: Tensor | None, num_classes: int) -> Tensor:
     return labels
 
 
-def digits(data: str) -> Images:
+def _digits(data: str) -> Images:
     """Return the images of `digits-test` or `digits-train`.
 
     Raises:
@@ -176,7 +176,7 @@ def digits(data: str) -> Images:
     return Images(data, chosen.images, chosen.labels)
 
 
-def read_npz(path: Path) -> Images:
+def _read_npz(path: Path) -> Images:
     """Read arr_0 uint8 (N, H, W, C) and, if present, labels arr_1 (N,): the layout of samples.npz.
 
     Raises:
@@ -197,28 +197,28 @@ def read_npz(path: Path) -> Images:
     return Images(path.name, images, None if labels is None else torch.from_numpy(labels.astype(np.int64)))
 
 
-def measure(options: argparse.Namespace, checkpoint: Checkpoint, images: Images) -> Measured:
+def _measure(options: argparse.Namespace, checkpoint: Checkpoint, images: Images) -> Measured:
     """Measure bits per dimension of all images, batch by batch, with a progress bar."""
-    denoiser, run = checkpoint.denoiser, span(options, checkpoint)
+    denoiser, run = checkpoint.denoiser, _span(options, checkpoint)
     prior = options.prior_variance
     if prior is None:
         prior = native_prior_variance(checkpoint.noise_schedule, float(run.rho[0]))
     device, bits, nfe = next(denoiser.parameters()).device, [], []
     with ImageProgress(len(images.pixels), "likelihood") as progress:
-        for seeds, pixels, labels in batches(options, images):
+        for seeds, pixels, labels in _batches(options, images):
 
             def eps(x: Tensor, rho: float, label: Tensor | None = labels) -> Tensor:
                 return denoiser.eps(x, rho, label=None if label is None else label.to(x.device))
 
             x = dequantise(pixels, seeds).to(device)
-            watched = watch(eps, run, len(x), progress.update)
-            found = log_likelihood(watched, x, run, prior, divergence(options, seeds, tuple(x.shape[1:])))
+            watched = _watch(eps, run, len(x), progress.update)
+            found = log_likelihood(watched, x, run, prior, _divergence(options, seeds, tuple(x.shape[1:])))
             bits.append(bits_per_dim(found.values, x[0].numel()))
             nfe.append(found.nfe)
     return Measured(torch.cat(bits), nfe)
 
 
-def span(options: argparse.Namespace, checkpoint: Checkpoint) -> AdaptiveRun:
+def _span(options: argparse.Namespace, checkpoint: Checkpoint) -> AdaptiveRun:
     """Return the steps of the solver on the range of the options, by default the model's own."""
     native = checkpoint.noise_schedule
     first = native.sigma_max if options.sigma_max is None else options.sigma_max
@@ -226,7 +226,7 @@ def span(options: argparse.Namespace, checkpoint: Checkpoint) -> AdaptiveRun:
     return Adaptive(options.method, options.rtol, options.atol).between(first, last, options.nfe)
 
 
-def divergence(options: argparse.Namespace, seeds: list[int], shape: tuple[int, ...]) -> Divergence:
+def _divergence(options: argparse.Namespace, seeds: list[int], shape: tuple[int, ...]) -> Divergence:
     """Return the divergence estimator: `exact`, or probes of the named distribution.
 
     Raises:
@@ -240,7 +240,7 @@ def divergence(options: argparse.Namespace, seeds: list[int], shape: tuple[int, 
     return hutchinson(seeds, shape, options.probes, options.divergence)
 
 
-def batches(options: argparse.Namespace, images: Images) -> Iterator[tuple[list[int], Tensor, Tensor | None]]:
+def _batches(options: argparse.Namespace, images: Images) -> Iterator[tuple[list[int], Tensor, Tensor | None]]:
     """Yield noise seeds, pixels and labels; image i of --seed s has the noise seed 2^32 s + i."""
     for start in range(0, len(images.pixels), options.batch_size):
         part = slice(start, start + options.batch_size)
@@ -248,7 +248,7 @@ def batches(options: argparse.Namespace, images: Images) -> Iterator[tuple[list[
         yield seeds, images.pixels[part], None if images.labels is None else images.labels[part]
 
 
-def watch(eps: Eps, run: AdaptiveRun, images: int, update: Progress) -> Eps:
+def _watch(eps: Eps, run: AdaptiveRun, images: int, update: Progress) -> Eps:
     """Return eps with progress: each call reports the covered share of the range in ln rho, times `images`.
 
     Args:
@@ -270,7 +270,7 @@ def watch(eps: Eps, run: AdaptiveRun, images: int, update: Progress) -> Eps:
     return watched
 
 
-def line(options: argparse.Namespace, name: str, measured: Measured) -> str:
+def _line(options: argparse.Namespace, name: str, measured: Measured) -> str:
     """Format the result: `3.210 +- 0.012 bits/dim, 64 images of digits-test, NFE 123, divergence rademacher x 1`."""
     bits, low, high = measured.bits, min(measured.nfe), max(measured.nfe)
     error = f"{float(bits.std()) / math.sqrt(len(bits)):.4f}" if len(bits) > 1 else "unknown"

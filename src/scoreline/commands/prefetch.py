@@ -67,13 +67,13 @@ def main(words: list[str]) -> int:
     name = next((word.removeprefix("table=") for word in rest if word.startswith("table=")), None)
     if name is None:
         script, overrides, _ = parse(rest)
-        findings = [fetched(item, dry) for item in unique(_items(script, job_config(script, overrides)))]
+        findings = [_fetched(item, dry) for item in unique(_items(script, job_config(script, overrides)))]
     else:
         chosen = read_table(name)
         items = unique(of_table(chosen, [word for word in rest if word not in (f"table={name}", "sample")]))
         named = {item.need for item in items}
-        findings = [fetched(item, dry) for item in items]
-        findings += [Finding("fail", "needs", need) for need in missing_needs(chosen) if need not in named]
+        findings = [_fetched(item, dry) for item in items]
+        findings += [Finding("fail", "needs", need) for need in _missing_needs(chosen) if need not in named]
     print(table(findings) or "nothing to fetch")
     return int(failed(findings))
 
@@ -137,7 +137,7 @@ def _reads(word: str) -> bool:
     return key.partition("@")[2].startswith("metrics") or key.partition(".")[0].partition("@")[0] in READ_BY_CELLS
 
 
-def missing_needs(chosen: Table) -> list[str]:
+def _missing_needs(chosen: Table) -> list[str]:
     """Return the lines of `needs` without an existing path."""
     return [need for need in chosen.needs if not Path(need.partition(": ")[0]).exists()]
 
@@ -147,7 +147,7 @@ def unique(items: Iterable[Item]) -> list[Item]:
     return list({(it.asset.key.rpartition(".")[2], it.asset.value, it.asset.url): it for it in items}.values())
 
 
-def fetched(item: Item, dry: bool) -> Finding:
+def _fetched(item: Item, dry: bool) -> Finding:
     """Fetch a file unless it exists or `dry` is set, and report the result."""
     asset = item.asset
     name, is_there = f"{asset.key}={asset.value}", asset.is_there

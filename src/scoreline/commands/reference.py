@@ -49,7 +49,7 @@ def main(words: list[str]) -> None:
         InputError: for unusable arguments or files.
     """
     arguments = parse(words, OWN, GROUPS)
-    images, out = images_and_out(arguments)
+    images, out = _images_and_out(arguments)
     metrics = build(arguments, images.shape)
     with ImageProgress(len(images), "features") as progress:
         found = metrics.statistics(images, progress=progress.update)
@@ -69,7 +69,7 @@ def main(words: list[str]) -> None:
     )
 
 
-def images_and_out(arguments: Words) -> tuple[ImageDataset, Path]:
+def _images_and_out(arguments: Words) -> tuple[ImageDataset, Path]:
     """Return the images of `dataset=` or of the first path, and the path of the statistics.
 
     Raises:

@@ -43,7 +43,7 @@ def main(words: list[str]) -> None:
     if len(roots) != 1:
         raise InputError(f"{len(roots)} directories: give one, as in outputs/table/NAME-small")
     root = Path(roots[0])
-    text = "\n" + ratio_table(root, own["metric"], own["over"]) if own["over"] else ""
+    text = "\n" + _ratio_table(root, own["metric"], own["over"]) if own["over"] else ""
     print(table_files.write(grid(root, own["metric"]), root) + text, end="")
 
 
@@ -54,11 +54,11 @@ def grid(root: Path, metric: str) -> Grid:
         InputError: as `main`.
     """
     if (root / plan.PLAN).is_file():
-        return plan.grid(measured(root, metric), root)
+        return plan.grid(_measured(root, metric), root)
     return of_sweep(over_seed_ranges(collect(root)), metric or METRIC)
 
 
-def ratio_table(root: Path, metric: str, base: str) -> str:
+def _ratio_table(root: Path, metric: str, base: str) -> str:
     """Write the ratios of the rows of a table to row `base` into ratios.md; return the text.
 
     Raises:
@@ -66,12 +66,12 @@ def ratio_table(root: Path, metric: str, base: str) -> str:
     """
     if not (root / plan.PLAN).is_file():
         raise InputError(f"over={base}: {root} is a sweep; ratios are made of sample.py table=NAME")
-    text = ratios.markdown(measured(root, metric), root, base)
+    text = ratios.markdown(_measured(root, metric), root, base)
     table_files.write_text(root / "ratios.md", text)
     return text
 
 
-def measured(root: Path, metric: str) -> plan.Plan:
+def _measured(root: Path, metric: str) -> plan.Plan:
     """Load the plan of a table, with its own metric or another one.
 
     Raises:

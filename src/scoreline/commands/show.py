@@ -44,7 +44,7 @@ def main(words: list[str]) -> None:
     words = [word for word in words if not word.startswith("out=")]
     print(text(tableau))
     path = Path(own["out"]) / f"{','.join(sorted(words)).replace('/', '_') or 'default'}.png"
-    write_atomically(path, lambda part: picture(tableau, " ".join(words) or "default", part))
+    write_atomically(path, lambda part: _picture(tableau, " ".join(words) or "default", part))
     print(f"\n-> {path}")
 
 
@@ -67,7 +67,7 @@ def _sum(tableau: Tableau, k: int) -> str:
     return ("-" if first[0] < 0 else "") + first[1] + "".join(f" {'-' if w < 0 else '+'} {name}" for w, name in rest)
 
 
-def picture(tableau: Tableau, title: str, path: Path) -> None:
+def _picture(tableau: Tableau, title: str, path: Path) -> None:
     """Draw the noise levels of all states with the network calls marked, and the weights S and N as maps.
 
     Args:

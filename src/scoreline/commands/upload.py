@@ -39,13 +39,13 @@ def main(words: list[str]) -> None:
     if {"-h", "--help"} & set(words):
         print(__doc__)
         return
-    roots, own = arguments(words)
+    roots, own = _arguments(words)
     offline = own.pop("offline") == "true"
     for root, (config, axis, rows) in [(root, wandb_summary.recorded(root)) for root in roots]:
         print(wandb_runs.upload(root, config, axis, rows, offline, **own))
 
 
-def arguments(words: list[str]) -> tuple[list[Path], dict[str, str]]:
+def _arguments(words: list[str]) -> tuple[list[Path], dict[str, str]]:
     """Separate directories from keys; a sweep stands for its cells, whose names may contain =.
 
     Raises:

@@ -81,7 +81,7 @@ def main(words: list[str]) -> int:
         InputError: for unusable arguments or files.
     """
     own, dataset_words, import_words = split(words)
-    out = destination(own["out"])
+    out = _destination(own["out"])
     plan = prepare(own, dataset_words, import_words)
     print(header(plan))
     sections = []
@@ -124,7 +124,7 @@ def split(words: Sequence[str]) -> tuple[dict[str, str], list[str], list[str]]:
     return own | {"checkpoint": places[0]}, of_data, [word for word in overrides if word not in of_data]
 
 
-def destination(out: str) -> Path | None:
+def _destination(out: str) -> Path | None:
     """Return the file for the results, or None.
 
     Raises:

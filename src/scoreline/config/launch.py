@@ -33,7 +33,7 @@ def run(main: Callable[[], None]) -> None:
     if group.size == 1 or (asks_help and group.first):
         main()
     elif not asks_help:
-        _or_leave(refuse_no_meeting_point)
+        _or_leave(_refuse_no_meeting_point)
         with _joined(group) as store:
             _speak_at_the_end(main, group, lambda: _all_leave(store, group))
 
@@ -99,7 +99,7 @@ def _joined(group: Group) -> Iterator[Any]:
         dist.destroy_process_group()
 
 
-def refuse_no_meeting_point(environment: Mapping[str, str] = os.environ) -> None:
+def _refuse_no_meeting_point(environment: Mapping[str, str] = os.environ) -> None:
     """Refuse an environment without the address at which the processes meet.
 
     Args:

@@ -83,7 +83,7 @@ def jobs(config: Any) -> int:
     Raises:
         InputError: if n_jobs is neither a whole number above 0 nor -1, or joblib's plugin is not installed.
     """
-    if not installed():
+    if not _installed():
         raise InputError("hydra/launcher=local needs one more package: pip install 'scoreline[sweep]'")
     import joblib  # type: ignore[import-untyped]
 
@@ -93,7 +93,7 @@ def jobs(config: Any) -> int:
     return int(joblib.effective_n_jobs(count))
 
 
-def installed() -> bool:
+def _installed() -> bool:
     """Return whether Hydra's plugin for joblib is installed."""
     try:
         return find_spec(PLUGIN) is not None

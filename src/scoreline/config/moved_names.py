@@ -31,7 +31,7 @@ FORMER = {new: old for old, new in MOVED.items()}
 def current(cfg: DictConfig) -> DictConfig:
     """The config with today's names in place of former ones; the config itself if it has none of these."""
     raw = OmegaConf.to_container(cfg, resolve=False)
-    renamed = rename(raw, MOVED)
+    renamed = _rename(raw, MOVED)
     if renamed == raw:
         return cfg
     result: DictConfig = OmegaConf.create(renamed)
@@ -41,14 +41,14 @@ def current(cfg: DictConfig) -> DictConfig:
 
 def former(config: Any) -> Any:
     """Plain containers with the names of 0.8.0, from which digests of runs are computed."""
-    return rename(config, FORMER)
+    return _rename(config, FORMER)
 
 
-def rename(node: Any, names: dict[str, str]) -> Any:
+def _rename(node: Any, names: dict[str, str]) -> Any:
     """A copy of nested dictionaries and lists whose `_target_` values are replaced by `names`."""
     if isinstance(node, dict):
         return {
-            key: names.get(value, value) if key == "_target_" and isinstance(value, str) else rename(value, names)
+            key: names.get(value, value) if key == "_target_" and isinstance(value, str) else _rename(value, names)
             for key, value in node.items()
         }
-    return [rename(value, names) for value in node] if isinstance(node, list) else node
+    return [_rename(value, names) for value in node] if isinstance(node, list) else node

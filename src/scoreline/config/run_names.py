@@ -26,10 +26,10 @@ FOREIGN = {".json", ".safetensors", ".bin"}
 def register_resolvers() -> None:
     """Register the resolvers `${scoreline.digest:...}`, `.cell:`, `.sweep:...`, `.record:...` and `.directory:`."""
     OmegaConf.register_new_resolver("scoreline.digest", run_digest, replace=True)
-    OmegaConf.register_new_resolver("scoreline.cell", cell_name, replace=True)
-    OmegaConf.register_new_resolver("scoreline.record", checkpoint_record, replace=True)
-    OmegaConf.register_new_resolver("scoreline.directory", sample_directory, replace=True)
-    OmegaConf.register_new_resolver("scoreline.sweep", sweep_digest, replace=True, use_cache=True)
+    OmegaConf.register_new_resolver("scoreline.cell", _cell_name, replace=True)
+    OmegaConf.register_new_resolver("scoreline.record", _checkpoint_record, replace=True)
+    OmegaConf.register_new_resolver("scoreline.directory", _sample_directory, replace=True)
+    OmegaConf.register_new_resolver("scoreline.sweep", _sweep_digest, replace=True, use_cache=True)
 
 
 def run_digest(script: str, *, _root_: DictConfig) -> str:
@@ -168,7 +168,7 @@ def _files_read(config: dict[str, Any], named: list[Path], with_record: bool) ->
     files = [model_path(name) for name in (checkpoint, guide) if isinstance(name, str)]
     files += named
     if isinstance(checkpoint, str) and not os.path.exists(files[0]):
-        files += foreign_files(Path(checkpoint))
+        files += _foreign_files(Path(checkpoint))
     if "load_recommendation" in str(config.get("solver")):
         files += sorted(files[0].parent.glob(f"{files[0].stem}.*.safetensors"))
     record = config.get("record") if with_record and isinstance(checkpoint, str) else None
@@ -177,7 +177,7 @@ def _files_read(config: dict[str, Any], named: list[Path], with_record: bool) ->
     return [*files, record_path(record, files[0])]
 
 
-def foreign_files(folder: Path) -> list[Path]:
+def _foreign_files(folder: Path) -> list[Path]:
     """Return the weights and descriptions in another project's folder, in order; empty if it is no folder."""
     return sorted(path for path in folder.rglob("*") if path.suffix in FOREIGN) if os.path.isdir(folder) else []
 
@@ -192,12 +192,12 @@ def record_path(given: object, checkpoint: Path) -> Path:
     return record_beside(checkpoint, "score_norm") if given == "auto" else Path(str(given))
 
 
-def checkpoint_record(kind: str, *, _root_: DictConfig) -> str:
+def _checkpoint_record(kind: str, *, _root_: DictConfig) -> str:
     """Return the path of the record of a kind beside the checkpoint of a config."""
     return str(record_beside(model_path(str(_root_.checkpoint)), kind))
 
 
-def sample_directory(*, _root_: DictConfig) -> str:
+def _sample_directory(*, _root_: DictConfig) -> str:
     """Return the directory of sample.py: outputs/table/NAME-BUDGET, or outputs/sample/SOLVER-nfeNFE-IDENTITY."""
     chosen = _root_.hydra.runtime.choices
     if _root_.table is not None:
@@ -205,12 +205,12 @@ def sample_directory(*, _root_: DictConfig) -> str:
     return f"outputs/sample/{chosen.solver}-nfe{_root_.nfe}-{_root_.identity}"
 
 
-def sweep_digest(overrides: list[str]) -> str:
+def _sweep_digest(overrides: list[str]) -> str:
     """Return eight digits that name a sweep, from its command line and `NUMERICS_VERSION`."""
     return _short(json.dumps(sorted(overrides)) + str(NUMERICS_VERSION))
 
 
-def cell_name(*, _root_: DictConfig) -> str:
+def _cell_name(*, _root_: DictConfig) -> str:
     """Return the choices of one job of a sweep, `nfe=5,solver=ddim`, safe as a directory name."""
     name = ",".join(_safe(str(override)) for override in sorted(_root_.hydra.overrides.task)) or "default"
     return name if len(name) <= 120 else f"{name[:110]}-{_short(name)}"

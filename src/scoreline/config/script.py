@@ -75,7 +75,7 @@ def script(
                 return job(config)
             except Exception as error:
                 if in_sweep():
-                    keep_traceback(error)
+                    _keep_traceback(error)
                     words = " ".join(HydraConfig.get().overrides.task)
                     print(f"{words}: {explain(error) or repr(error)}", file=sys.stderr)
                     raise
@@ -156,7 +156,7 @@ def _of_run_directory(error: Exception) -> InputError | None:
     return InputError(f"{key}={error.filename}: {error.strerror}; choose another directory")
 
 
-def keep_traceback(error: Exception) -> None:
+def _keep_traceback(error: Exception) -> None:
     """Write error.log in the directory of a job of a sweep; the next start of the job removes it."""
     text = "".join(traceback.format_exception(error))
     write_atomically(output_dir() / ERROR_LOG, lambda path: path.write_text(text))

@@ -49,7 +49,7 @@ def read_classes(
     if choice == "folders":
         return _from_folders(images, folders, root)
     if choice != "none" and LABEL_FILE in names:
-        return from_json(load(LABEL_FILE), images, f"dataset.path={root}: {LABEL_FILE}")
+        return _from_json(load(LABEL_FILE), images, f"dataset.path={root}: {LABEL_FILE}")
     if choice == "file":
         raise InputError(f"dataset.labels=file: there is no {LABEL_FILE} in {root}; use labels=none or labels=folders")
     misplaced = [name for name in names if name.endswith("/" + LABEL_FILE)]
@@ -75,7 +75,7 @@ def _from_folders(images: Sequence[str], present: Iterable[str], root: str) -> C
     return Classes(torch.tensor([number[folder] for folder in folders]), len(number))
 
 
-def from_json(text: bytes, images: Sequence[str], where: str) -> Classes:
+def _from_json(text: bytes, images: Sequence[str], where: str) -> Classes:
     """Parse EDM's `{"labels": [["00000/img00000000.png", 6], ...]}`, or null for no labels; classes are 0 .. max.
 
     Args:

@@ -41,7 +41,7 @@ def is_url(word: str) -> bool:
     return word.startswith(("https://", "http://"))
 
 
-def located(word: str, digest: str | None = None) -> Path:
+def _located(word: str, digest: str | None = None) -> Path:
     """Return the path of a source; a URL is downloaded into the cache once.
 
     Raises:
@@ -73,7 +73,7 @@ def convert(word: str, target: Path, options: Options) -> tuple[str, ForeignMode
     """
     if target.exists():
         raise InputError(f"{target}: is there already and is never overwritten; give another destination")
-    path = located(word, options.sha256)
+    path = _located(word, options.sha256)
     if is_ours(path):
         raise InputError(f"{path}: is a file of scoreline already; use it as checkpoint={path}")
     return _save(word, path, target, options)
@@ -103,7 +103,7 @@ def cached(word: str, options: Options) -> Path:
     Raises:
         InputError: for a source that cannot be imported.
     """
-    path = located(word, options.sha256)
+    path = _located(word, options.sha256)
     target = cached_place(path, options)
     if not target.is_file():
         _save(word, path, target, options)

@@ -38,12 +38,12 @@ def lines(path: Path) -> Iterator[tuple[str, str, int]]:
         yield "refused", str(error).removeprefix(f"{path}: "), 0
         return
     yield "family", family, 0
-    yield from holds("content", content)
+    yield from _holds("content", content)
     needs = "" if family in DESCRIBED else " model=..."
     yield "import it", f"scoreline import {path} DEST --from {family}{needs}", 0
 
 
-def holds(name: str, content: Any, depth: int = 0) -> Iterator[tuple[str, str, int]]:
+def _holds(name: str, content: Any, depth: int = 0) -> Iterator[tuple[str, str, int]]:
     """Yield the lines of a container and its first entries, down to a depth of three."""
     yield name, shown(content), depth
     entries = list(content.items()) if isinstance(content, dict) else []
@@ -55,7 +55,7 @@ def holds(name: str, content: Any, depth: int = 0) -> Iterator[tuple[str, str, i
     if depth == DEEPEST or not entries:
         return
     for key, value in entries[:FIRST]:
-        yield from holds(ascii(str(key))[1:-1][:60], value, depth + 1)
+        yield from _holds(ascii(str(key))[1:-1][:60], value, depth + 1)
     if len(entries) > FIRST:
         yield "..", f"and {len(entries) - FIRST} more", depth + 1
 

@@ -47,7 +47,7 @@ class Replayed:
     Args:
         function: tensors -> tensor, computed on the device; it must not wait for the device.
         examples: arguments of the shapes, types and devices of all later calls.
-        record: makes the recording; `cuda_graph` by default.
+        record: makes the recording; `_cuda_graph` by default.
 
     Raises:
         InputError: if the function cannot be recorded.
@@ -57,7 +57,7 @@ class Replayed:
         self, function: Callable[..., Tensor], examples: Sequence[Tensor], record: Recording | None = None
     ) -> None:
         self.inputs = [example.clone() for example in examples]
-        self.replay = (record or cuda_graph)(lambda: function(*self.inputs))
+        self.replay = (record or _cuda_graph)(lambda: function(*self.inputs))
 
     def __call__(self, *arguments: Tensor) -> Tensor:
         for place, argument in zip(self.inputs, arguments, strict=True):
@@ -65,7 +65,7 @@ class Replayed:
         return self.replay().clone()
 
 
-def cuda_graph(function: Callable[[], Tensor]) -> Callable[[], Tensor]:
+def _cuda_graph(function: Callable[[], Tensor]) -> Callable[[], Tensor]:
     """Record a function as a CUDA graph, and return the function that replays it.
 
     Raises:

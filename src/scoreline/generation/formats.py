@@ -25,7 +25,7 @@ from scoreline.storage.pictures import png_bytes
 PER_FOLDER = 1000
 
 
-def write_folder(path: Path, images: ShardImages, progress: Progress) -> None:
+def _write_folder(path: Path, images: ShardImages, progress: Progress) -> None:
     """Write PNG files `00000/000123.png`: a folder per thousand images, at least six digits of the index.
 
     The call writes into a folder of its own and renames it at the end, so that several writers leave one whole folder.
@@ -78,7 +78,7 @@ def _alike(partial: Path, path: Path) -> bool:
         return False
 
 
-def write_zip(path: Path, images: ShardImages, progress: Progress) -> None:
+def _write_zip(path: Path, images: ShardImages, progress: Progress) -> None:
     """Write EDM's and StyleGAN's layout: `00000/img00000123.png`, stored, and classes or null in `dataset.json`.
 
     Source: Karras et al. (2022), arXiv:2206.00364, reference data set tool.
@@ -93,7 +93,7 @@ def write_zip(path: Path, images: ShardImages, progress: Progress) -> None:
         archive.writestr(npz.zip_entry("dataset.json"), json.dumps(table))
 
 
-def write_webdataset(path: Path, images: ShardImages, progress: Progress) -> None:
+def _write_webdataset(path: Path, images: ShardImages, progress: Progress) -> None:
     """Write a tar with `000123.png`, `000123.cls` (if there are labels) and `000123.json`, the line of the manifest.
 
     Source: layout of the webdataset package, https://github.com/webdataset/webdataset.
@@ -145,9 +145,9 @@ class Format(NamedTuple):
 
 FORMATS = {
     "npz": Format(OUTPUTS["npz"], npz.write_images, False),
-    "png": Format(OUTPUTS["png"], write_folder, True),
-    "zip": Format(OUTPUTS["zip"], write_zip, True),
-    "webdataset": Format(OUTPUTS["webdataset"], write_webdataset, True),
+    "png": Format(OUTPUTS["png"], _write_folder, True),
+    "zip": Format(OUTPUTS["zip"], _write_zip, True),
+    "webdataset": Format(OUTPUTS["webdataset"], _write_webdataset, True),
 }
 NONE = "none"
 """The format that writes the manifest alone."""

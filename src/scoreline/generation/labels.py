@@ -34,7 +34,7 @@ def plan_labels(rule: str | None, seeds: Sequence[int], num_classes: int) -> Ten
     Args:
         rule: `random` draws from the image's own seed, `balanced` is seed modulo classes, `fixed:k` is class k,
             `none` leaves the condition out, a name with one of `values.SUFFIXES` is a label file
-            (`read_label_file`). An unconditional model ignores `random`.
+            (`_read_label_file`). An unconditional model ignores `random`.
         seeds: the seeds of the images.
         num_classes: number of classes of the model; 0 if it is unconditional.
 
@@ -47,7 +47,7 @@ def plan_labels(rule: str | None, seeds: Sequence[int], num_classes: int) -> Ten
             raise InputError(f"labels={rule}: this checkpoint is unconditional; drop the key")
         return None
     if is_label_file(rule):
-        return torch.tensor(read_label_file(rule, seeds, num_classes))
+        return torch.tensor(_read_label_file(rule, seeds, num_classes))
     fixed = fixed_class(rule)
     if fixed is not None:
         if fixed >= num_classes:
@@ -62,15 +62,15 @@ def describe_labels(rule: str | None, labels: Tensor | None) -> str:
     """Return the rule as results record it: `none` if no image has a label, a file by name and digest."""
     if labels is None:
         return "none"
-    return file_mark(str(rule)) if is_label_file(str(rule)) else str(rule)
+    return _file_mark(str(rule)) if is_label_file(str(rule)) else str(rule)
 
 
-def file_mark(rule: str) -> str:
+def _file_mark(rule: str) -> str:
     """Return `classes.txt:0123456789abcdef`, which identifies a label file by its content, without its folder."""
     return f"{Path(rule).name}:{sha256(label_file(rule))[:16]}"
 
 
-def read_label_file(rule: str, seeds: Sequence[int], num_classes: int) -> list[int]:
+def _read_label_file(rule: str, seeds: Sequence[int], num_classes: int) -> list[int]:
     """Read the class of each seed from a file of one of these kinds.
 
     .txt   whole numbers separated by blanks or line ends, one for each seed in the order of the seeds

@@ -29,20 +29,20 @@ def write_images(path: Path, images: ShardImages, progress: Progress = unwatched
     channels, height, width = images.shape
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
         rows = (block.permute(0, 2, 3, 1).contiguous().numpy() for block in images.blocks(progress))
-        add(archive, "arr_0", (len(images), height, width, channels), np.dtype(np.uint8), rows)
+        _add(archive, "arr_0", (len(images), height, width, channels), np.dtype(np.uint8), rows)
         if images.shards.labels is not None:
             labels = images.shards.labels.numpy().astype(np.int64)
-            add(archive, "arr_1", labels.shape, labels.dtype, [labels])
+            _add(archive, "arr_1", labels.shape, labels.dtype, [labels])
 
 
 def write_arrays(path: Path, arrays: dict[str, NDArray[np.generic]]) -> None:
     """Write arrays that are in memory, under their names."""
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
         for name, array in arrays.items():
-            add(archive, name, array.shape, array.dtype, [np.ascontiguousarray(array)])
+            _add(archive, name, array.shape, array.dtype, [np.ascontiguousarray(array)])
 
 
-def add(
+def _add(
     archive: zipfile.ZipFile,
     name: str,
     shape: tuple[int, ...],

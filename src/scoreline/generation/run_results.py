@@ -68,7 +68,7 @@ def finished(out: Path) -> Former:
     Raises:
         InputError: for a metrics.json without config.yaml, or without keys that sample.py writes.
     """
-    if cut_short(out):
+    if _cut_short(out):
         return Former(None, f"{NAME} is cut short")
     result = read(out)
     if result is None:
@@ -78,7 +78,7 @@ def finished(out: Path) -> Former:
             f"{out / NAME}: config.yaml or some of its keys are missing, so that its run is unknown; "
             "delete it, or choose another directory with hydra.run.dir"
         )
-    missing = lacking(out, result)
+    missing = _lacking(out, result)
     return Former(None, missing) if missing else Former(result)
 
 
@@ -103,7 +103,7 @@ def summary(result: Result, out: Path) -> str:
     return f"{', '.join(parts)} -> {out}"
 
 
-def cut_short(root: Path) -> bool:
+def _cut_short(root: Path) -> bool:
     """Return whether metrics.json is empty or truncated, as a full disk or a power failure leaves it."""
     path = root / NAME
     if not path.is_file() or path.stat().st_size > LARGEST:
@@ -249,7 +249,7 @@ def _size(path: Path) -> int:
     )
 
 
-def lacking(out: Path, result: Result) -> str:
+def _lacking(out: Path, result: Result) -> str:
     """Return the first defect of a finished run's files, such as `samples.npz is gone`; empty if there is none.
 
     For a result of a version without `files`, the manifest is compared and the images must exist.

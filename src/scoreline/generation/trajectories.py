@@ -187,11 +187,11 @@ def _steps(levels: list[float], total: int) -> list[int]:
 def save(out: Path, runs: Trajectories) -> None:
     """Write trajectories.npz, .png and .gif."""
     write_atomically(out / NAME, lambda path: npz.write_arrays(path, runs.arrays()))
-    save_strip(out / "trajectories.png", runs)
-    save_film(out / "trajectories.gif", runs)
+    _save_strip(out / "trajectories.png", runs)
+    _save_film(out / "trajectories.gif", runs)
 
 
-def save_strip(path: Path, runs: Trajectories) -> None:
+def _save_strip(path: Path, runs: Trajectories) -> None:
     """Write a PNG with two rows per seed, x / sqrt(1 + rho^2) above the denoised image, and one column per step.
 
     At most COLUMNS states are drawn, evenly spaced from the first to the last. The last column is the sample in both
@@ -203,7 +203,7 @@ def save_strip(path: Path, runs: Trajectories) -> None:
     save_png(path, sheet(tiles.flatten(0, 2), columns=len(columns)))
 
 
-def save_film(path: Path, runs: Trajectories) -> None:
+def _save_film(path: Path, runs: Trajectories) -> None:
     """Write a GIF with one frame per state: the seeds side by side, x / sqrt(1 + rho^2) above the denoised image."""
     from PIL import Image
 

@@ -87,11 +87,11 @@ def train(data: ArrayDataset, epochs: int = EPOCHS, seed: int = SEED) -> DigitCl
             torch.autograd.backward(loss)
             optimiser.step()
             rate.step()
-    return with_unit_features(network.eval(), to_unit(data.images))
+    return _with_unit_features(network.eval(), to_unit(data.images))
 
 
 @torch.no_grad()
-def with_unit_features(network: DigitClassifier, x: Tensor) -> DigitClassifier:
+def _with_unit_features(network: DigitClassifier, x: Tensor) -> DigitClassifier:
     """Copy the network with features of x (B, 1, 8, 8) of mean square 1, so that kernel distances are of order 1."""
     scaled = copy.deepcopy(network)
     scaled.scale.div_(scaled.features(x).square().mean().sqrt())

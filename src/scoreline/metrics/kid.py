@@ -10,7 +10,7 @@ from scoreline.runtime.threads import one_core_each
 CHUNK = 256
 
 
-def cubic_kernel(x: Tensor, y: Tensor) -> Tensor:
+def _cubic_kernel(x: Tensor, y: Tensor) -> Tensor:
     """k(x, y) = (x . y / d + 1)^3 of rows (n, d) and (m, d), (n, m).
 
     Source: Binkowski et al. (2018), arXiv:1801.01401, section 4.
@@ -70,7 +70,7 @@ def _block_sums(x: Tensor, y: Tensor, member_x: Tensor, member_y: Tensor) -> Ten
 
     def block(start: int) -> Tensor:
         here = slice(start, start + CHUNK)
-        return member_x[here].T @ (cubic_kernel(x[here], y) @ member_y)
+        return member_x[here].T @ (_cubic_kernel(x[here], y) @ member_y)
 
     return torch.stack(one_core_each(block, range(0, len(x), CHUNK))).sum(0)
 

@@ -11,7 +11,7 @@ CHUNK = 256
 LARGE = 256
 
 
-def distances(x: Tensor, y: Tensor) -> Tensor:
+def _distances(x: Tensor, y: Tensor) -> Tensor:
     """Euclidean distances (n, m) between rows (n, d) and (m, d).
 
     They come from differences, so that equal rows are at exactly 0; above LARGE dimensions from scalar products, which
@@ -58,7 +58,7 @@ def support_replicates(x: Tensor, y: Tensor, group: Tensor, neighbours: int = 3)
 
     def block(start: int) -> tuple[Tensor, Tensor, Tensor]:
         here = slice(start, start + CHUNK)
-        gaps = distances(y[here], x)
+        gaps = _distances(y[here], x)
         # (rows of y, n): which x_i lie in B(y_j)
         inside = (gaps <= radii_y[here]).double()
         # (rows of y, g + 1): whether y_j lies in some B(x_i), with each group left out, then with none
@@ -81,7 +81,7 @@ def _radii_without(x: Tensor, group: Tensor, k: int) -> Tensor:
 
     def block(start: int) -> Tensor:
         rows = torch.arange(start, min(start + CHUNK, len(x)))
-        gaps = distances(x[rows], x)
+        gaps = _distances(x[rows], x)
         gaps[torch.arange(len(rows)), rows] = torch.inf
         # (rows, g, k): the k nearest of each group suffice for the k nearest of any union of groups
         nearest = torch.stack([_k_smallest(gaps[:, member], k) for member in members], 1)

@@ -30,7 +30,7 @@ class ReferenceSet:
         Raises:
             InputError: if there is no reference, or it cannot be read.
         """
-        return cls(images_of(reference), statistics_of(reference))
+        return cls(images_of(reference), _statistics_of(reference))
 
     @property
     def count(self) -> int | None:
@@ -88,7 +88,7 @@ def images_of(reference: Reference) -> ImageDataset | None:
     return generated_images.images(reference) if "arr_0" in _arrays(reference) or not _statistics(reference) else None
 
 
-def statistics_of(reference: Reference) -> Statistics | None:
+def _statistics_of(reference: Reference) -> Statistics | None:
     """The statistics in the file of a reference, None if it holds none.
 
     Raises:

@@ -33,13 +33,13 @@ def fir_kernel(taps: Sequence[float]) -> Tensor:
     return (torch.outer(row, row) / sum(taps) ** 2)[None, None]
 
 
-def halve(x: Tensor, kernel: Tensor, padding: int) -> Tensor:
+def _halve(x: Tensor, kernel: Tensor, padding: int) -> Tensor:
     """Filter every channel of (B, C, H, W), padded with zeros of that width, at every second position."""
     channels = x.shape[1]
     return conv2d(x, kernel.to(x.dtype).expand(channels, -1, -1, -1), stride=2, padding=padding, groups=channels)
 
 
-def double(x: Tensor, kernel: Tensor, padding: int) -> Tensor:
+def _double(x: Tensor, kernel: Tensor, padding: int) -> Tensor:
     """Insert zeros between the pixels of (B, C, H, W) and filter every channel with four times the kernel."""
     channels, spread = x.shape[1], 4 * kernel.to(x.dtype)
     return conv_transpose2d(x, spread.expand(channels, -1, -1, -1), stride=2, padding=padding, groups=channels)
@@ -55,7 +55,7 @@ class Resample(nn.Module):
         self.register_buffer("resample_filter", fir_kernel(taps))
 
     def forward(self, x: Tensor) -> Tensor:
-        change = double if self.direction == "up" else halve
+        change = _double if self.direction == "up" else _halve
         return change(x, self.resample_filter, self.padding)
 
 
@@ -69,7 +69,7 @@ class ResampledConv(nn.Conv2d):
         self.register_buffer("resample_filter", fir_kernel(taps))
 
     def forward(self, x: Tensor) -> Tensor:
-        change = double if self.direction == "up" else halve
+        change = _double if self.direction == "up" else _halve
         return super().forward(change(x, self.resample_filter, self.fir_padding))
 
 
@@ -83,4 +83,4 @@ class ConvThenHalve(nn.Conv2d):
         self.register_buffer("resample_filter", fir_kernel(taps))
 
     def forward(self, x: Tensor) -> Tensor:
-        return halve(super().forward(x), self.resample_filter, 0)
+        return _halve(super().forward(x), self.resample_filter, 0)

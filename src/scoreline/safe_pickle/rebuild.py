@@ -63,7 +63,7 @@ class Rebuild:
                 f"{module}.frozenset": lambda items=(): frozenset(self._keys(items)),
                 f"{module}.bytes": self.bytes,
                 f"{module}.bytearray": lambda *content: bytearray(self.bytes(*content)),
-                f"{module}.complex": imaginary,
+                f"{module}.complex": _imaginary,
             }
         for module in ("numpy.core", "numpy._core"):
             self.calls |= {
@@ -156,7 +156,7 @@ def device(kind: Any, index: Any = None) -> str:
     return kind if index is None else f"{kind}:{index}"
 
 
-def imaginary(real: Any, imag: Any) -> complex:
+def _imaginary(real: Any, imag: Any) -> complex:
     if type(real) is not float or type(imag) is not float:
         raise FileError("its pickle makes a complex number of something else than two numbers; get the file anew")
     return complex(real, imag)

@@ -70,7 +70,7 @@ def load(view: memoryview, rebuild: Rebuild, budget: Budget) -> Any:
     """
     window, storages = Window(view), Storages(budget)
     plain = Machine(rebuild.resolve, no_persistent, budget)
-    check_head([plain.run(window) for _ in range(3)])
+    _check_head([plain.run(window) for _ in range(3)])
     tree = Machine(rebuild.resolve, storages.persistent, budget).run(window)
     storages.fill(window, plain.run(window))
     if window.left():
@@ -80,7 +80,7 @@ def load(view: memoryview, rebuild: Rebuild, budget: Budget) -> Any:
     return tree
 
 
-def check_head(head: list[Any]) -> None:
+def _check_head(head: list[Any]) -> None:
     """Check the first three pickles.
 
     Raises:
@@ -95,10 +95,10 @@ def check_head(head: list[Any]) -> None:
 
 def load_nested(view: memoryview, inert: Collection[str], budget: Budget) -> Any:
     """Read the storage in the bytes that a pickle passes to `torch.storage._load_from_bytes`."""
-    return load(view, Rebuild(inert, too_deep, budget), budget)
+    return load(view, Rebuild(inert, _too_deep, budget), budget)
 
 
-def too_deep(_: Any) -> Any:
+def _too_deep(_: Any) -> Any:
     """Refuse a torch file inside a torch file inside a pickle.
 
     Raises:

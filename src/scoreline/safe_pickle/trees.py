@@ -31,7 +31,7 @@ def check(value: Any) -> Any:
             continue
         if len(known) >= CONTAINERS:
             raise FileError(f"its pickle holds more than {CONTAINERS:,} containers, which no checkpoint needs")
-        parts = children(node)
+        parts = _children(node)
         new = [part for part in parts if type(part) not in LEAVES and id(part) not in known]
         open_.add(id(node))
         if len(open_) > DEPTH:
@@ -58,7 +58,7 @@ def _measure(parts: list[Any], known: dict[int, tuple[int, int]]) -> tuple[int, 
     return depth, size
 
 
-def children(node: Any) -> list[Any]:
+def _children(node: Any) -> list[Any]:
     """Return the values directly inside a container.
 
     Raises:

@@ -40,7 +40,7 @@ def main(config: CalibrateConfig) -> None:
     values = measure(estimator, subject)
     if first:
         record = build_record(config, components, checkpoint, subject, estimator, values)
-        publish(config, estimator, values, record, checkpoint)
+        _publish(config, estimator, values, record, checkpoint)
         subject.parts.remove()
 
 
@@ -124,7 +124,7 @@ def build_record(
     return Record(estimator.kind, tensors, provenance)
 
 
-def publish(
+def _publish(
     config: CalibrateConfig, estimator: Any, values: dict[str, Any], record: "Record", checkpoint: "Checkpoint"
 ) -> None:
     """Write the record and its plot to the run directory, and a copy beside the checkpoint unless a record is there."""

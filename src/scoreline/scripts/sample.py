@@ -51,7 +51,7 @@ def read(cfg: DictConfig) -> SampleConfig | TableConfig:
 def main(config: SampleConfig | TableConfig) -> float | None:
     """Sample and evaluate the images of a run directory, or run a table; return the first metric, for a sweeper."""
     if isinstance(config, TableConfig):
-        run_table(config)
+        _run_table(config)
         return None
     from scoreline.generation import run
 
@@ -73,7 +73,7 @@ def main(config: SampleConfig | TableConfig) -> float | None:
     return next((metric["value"] for metric in result["metrics"].values()), None)
 
 
-def run_table(config: TableConfig) -> None:
+def _run_table(config: TableConfig) -> None:
     """Run every cell of a table, then write the table."""
     from scoreline.tables import table_run
 

@@ -41,11 +41,11 @@ def main(config: TrainConfig) -> float | None:
     # data and model, and the state of an earlier start if there is one
     start = resume_from(out, config.resume, batch_size)
     data = DeviceData(config.components.dataset(), config.device_mib)
-    module = build_module(config, data, start)
+    module = _build_module(config, data, start)
     start.check(module)
 
     # Lightning runs the loop over batches
-    trainer = build_trainer(config, start.steps_until(config.duration, batch_size))
+    trainer = _build_trainer(config, start.steps_until(config.duration, batch_size))
     share_of(batch_size, trainer.global_rank, trainer.world_size)
     batches = ImageDataModule(data, batch_size, config.seed, config.workers)
     if trainer.is_global_zero:
@@ -53,11 +53,11 @@ def main(config: TrainConfig) -> float | None:
         if note := start.note(module, config.duration):
             print(note)
     trainer.fit(module, batches, ckpt_path=start.path, weights_only=True)
-    conclude(config, trainer, module)
-    return validation_loss(config) if trainer.is_global_zero else None
+    _conclude(config, trainer, module)
+    return _validation_loss(config) if trainer.is_global_zero else None
 
 
-def build_module(config: TrainConfig, data: "DeviceData", start: "Start") -> "DiffusionModule":
+def _build_module(config: TrainConfig, data: "DeviceData", start: "Start") -> "DiffusionModule":
     """Return the denoiser with its objective and optimiser, for Lightning."""
     from scoreline.checkpoints import Card
     from scoreline.denoiser import Denoiser
@@ -98,7 +98,7 @@ def build_module(config: TrainConfig, data: "DeviceData", start: "Start") -> "Di
     )
 
 
-def build_trainer(config: TrainConfig, steps: int) -> "Trainer":
+def _build_trainer(config: TrainConfig, steps: int) -> "Trainer":
     """Return Lightning's trainer, which stops after a number of steps.
 
     Raises:
@@ -125,7 +125,7 @@ def build_trainer(config: TrainConfig, steps: int) -> "Trainer":
     return trainer
 
 
-def conclude(config: TrainConfig, trainer: "Trainer", module: "DiffusionModule") -> None:
+def _conclude(config: TrainConfig, trainer: "Trainer", module: "DiffusionModule") -> None:
     """Print the last lines; exit with code 75 if a scheduler stopped the training."""
     from scoreline.training.online_schedule import OnlineSchedule
     from scoreline.training.preemption import REQUEUE, Preemption
@@ -148,7 +148,7 @@ def conclude(config: TrainConfig, trainer: "Trainer", module: "DiffusionModule")
         print(f"next: python sample.py checkpoint={out}")
 
 
-def validation_loss(config: TrainConfig) -> float | None:
+def _validation_loss(config: TrainConfig) -> float | None:
     """Return the last validation loss, which a sweeper minimises, or None if there is none."""
     from scoreline.storage.run_history import records
 

@@ -79,7 +79,7 @@ class DPMSolver:
         rows, x = Rows(sigma_max), 0
         for order, target in zip(orders, levels[1:], strict=True):
             inside = self.inner == "schedule"
-            nodes = nodes_in_lambda(schedule, rows.rho[x], target, order) if inside else self._nodes(order)
+            nodes = _nodes_in_lambda(schedule, rows.rho[x], target, order) if inside else self._nodes(order)
             x = self._step(rows, x, target, nodes)
         return rows.tableau()
 
@@ -104,7 +104,7 @@ class DPMSolver:
         return last
 
 
-def nodes_in_lambda(schedule: Schedule, rho: float, target: float, order: int) -> tuple[float, ...]:
+def _nodes_in_lambda(schedule: Schedule, rho: float, target: float, order: int) -> tuple[float, ...]:
     """Return where the schedule's own grid of `order` intervals divides a step, as fractions in lambda = -ln rho."""
     levels = grid(schedule, rho, target, order)[1:-1].tolist()
     return tuple(log_step(rho, level) / log_step(rho, target) for level in levels)

@@ -89,7 +89,7 @@ class UniPC:
         frame, h = frame_of(self.prediction), log_step(levels[0], target)
         z = frame.exponent(h)
         r = [math.log(levels[0] / level) / h for level in levels[1:]]
-        slopes = [slope * h for slope in difference_weights(r, z, self.variant)]
+        slopes = [slope * h for slope in _difference_weights(r, z, self.variant)]
         weights = [h * phi(1, z) - sum(slopes), *slopes]
         return {j: frame.scale(target) * w for j, w in zip(points, weights, strict=True)}
 
@@ -98,7 +98,7 @@ def _sum(one: dict[int, float], other: dict[int, float]) -> dict[int, float]:
     return {j: one.get(j, 0.0) + other.get(j, 0.0) for j in one | other}
 
 
-def difference_weights(r: Sequence[float], z: float, variant: str) -> list[float]:
+def _difference_weights(r: Sequence[float], z: float, variant: str) -> list[float]:
     """Return B(h) a_m / (h r_m), the weights of F_m - F_0 at lambda_0 + r_m h, in units of h.
 
     A single difference takes a = 1/2 and depends on B; with more differences B cancels.

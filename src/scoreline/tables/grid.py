@@ -79,7 +79,7 @@ class Grid:
         return [part.entries[place] for part in self.parts for place in order if place in part.entries]
 
 
-def by_protocol(
+def _by_protocol(
     entries: Sequence[Entry], by_row: frozenset[str] = frozenset(), by_column: frozenset[str] = frozenset()
 ) -> list[Part]:
     """Divide cells by protocol; one without a result joins the first part that has its row, else the first."""
@@ -111,7 +111,7 @@ def of_table(table: Table, budget: str, entries: Sequence[Entry]) -> Grid:
         table.label,
         [row.name for row in table.rows],
         [column.name for column in table.columns],
-        by_protocol(entries, row_keys, column_keys),
+        _by_protocol(entries, row_keys, column_keys),
         table.note,
         table.paper,
         watermark(budget, table.ranges(budget)),
@@ -265,7 +265,7 @@ def of_sweep(figures: Sequence[Run], metric: str) -> Grid:
     columns = [_column(nfe) for nfe in sorted({figure.result["nfe"] for figure in figures})]
     names, compared = named(figures)
     entries = [Entry(name, _column(it.result["nfe"]), it.result) for name, it in zip(names, figures, strict=True)]
-    return Grid("sweep", "", metric, "NFE", list(dict.fromkeys(names)), columns, by_protocol(entries, compared))
+    return Grid("sweep", "", metric, "NFE", list(dict.fromkeys(names)), columns, _by_protocol(entries, compared))
 
 
 def _column(nfe: float) -> str:

@@ -152,7 +152,7 @@ class Pool:
         return one.cell if again else None
 
     def _outcome(self, one: Running) -> Outcome:
-        code, line = worker.exit_code(one.process) or 0, last_line(Path(one.log.name), one.start)
+        code, line = worker.exit_code(one.process) or 0, _last_line(Path(one.log.name), one.start)
         if code == 0:
             end = outcome(one.cell, self.root)
             return Outcome("failed", "it ended without metrics.json") if end.state == "missing" else end
@@ -177,7 +177,7 @@ class Pool:
         self.running.clear()
 
 
-def last_line(path: Path, start: int) -> str:
+def _last_line(path: Path, start: int) -> str:
     """The last line that is not blank, of the text from byte `start` on."""
     with open(path, "rb") as file:
         file.seek(start)
@@ -197,7 +197,7 @@ def run_once(words: Sequence[str], log: Path) -> tuple[int, str]:
             process.send_signal(signal.SIGINT)
             process.wait()
             raise
-    return code, last_line(log, start)
+    return code, _last_line(log, start)
 
 
 def say(line: str) -> None:

@@ -1,6 +1,6 @@
 """Print a grid as Markdown, LaTeX and CSV.
 
-`pages` lays a grid out as lines of texts, marks and notes, to which Markdown and LaTeX add their markup.
+`_pages` lays a grid out as lines of texts, marks and notes, to which Markdown and LaTeX add their markup.
 """
 
 import csv
@@ -68,7 +68,7 @@ def sentence(text: str) -> str:
     return text if text.endswith((".", "?", "!")) else f"{text}."
 
 
-def pages(grid: Grid) -> list[Page]:
+def _pages(grid: Grid) -> list[Page]:
     """Lay a grid out, a page for each part."""
     return [_page(grid, part) for part in grid.parts]
 
@@ -100,7 +100,7 @@ def _measured(grid: Grid, entry: Entry | None, bold: bool, notes: dict[str, str]
     if entry is None or score is None or entry.result is None:
         return Text(NOTHING, note=_letter(entry.reason, notes) if entry and entry.reason else "")
     value, error = with_error(score["value"], score["error"])
-    nfe = whole_or_tenth(entry.result["nfe"])
+    nfe = _whole_or_tenth(entry.result["nfe"])
     aside = f"NFE {nfe}" if grid.label == "NFE" and nfe != entry.column else ""
     return Text(value, error, bold, aside=aside)
 
@@ -112,7 +112,7 @@ def _quoted(grid: Grid, entry: Entry | None, ours: Text, notes: dict[str, str]) 
     error = "" if entry.published.error is None else f"{entry.published.error:.10g}"
     mark, less = SIGNS[entry.published.status], difference(entry, grid.metric, grid.paper)
     if isinstance(less, float):
-        return Text(text, error, mark=mark, aside=signed(less, ours.value))
+        return Text(text, error, mark=mark, aside=_signed(less, ours.value))
     aside = NOT_COMPARED if less else ""
     return Text(text, error, mark=mark, aside=aside, note=_letter(f"no difference: {less}", notes) if less else "")
 
@@ -192,7 +192,7 @@ def _network_calls(result: Result) -> float:
 
 
 def _span(values: list[float]) -> str:
-    return "-".join(whole_or_tenth(value) for value in sorted({min(values), max(values)})) if values else ""
+    return "-".join(_whole_or_tenth(value) for value in sorted({min(values), max(values)})) if values else ""
 
 
 def _marks(grid: Grid, part: Part) -> list[str]:
@@ -219,12 +219,12 @@ def as_published(value: float) -> str:
     return text if len(text.partition(".")[2]) >= 2 or "e" in text else f"{value:.2f}"
 
 
-def signed(value: float, like: str) -> str:
+def _signed(value: float, like: str) -> str:
     """Print a difference with a sign, and with the decimals of another number's text."""
     return f"{value:+.{len(like.partition('.')[2])}f}"
 
 
-def whole_or_tenth(value: float) -> str:
+def _whole_or_tenth(value: float) -> str:
     """Print a whole number without decimals, a mean over images with one."""
     return str(int(value)) if value == int(value) else f"{value:.1f}"
 
@@ -234,7 +234,7 @@ def markdown(grid: Grid) -> str:
     head = [f"# {grid.title}" if grid.title else "", grid.watermark and f"**{grid.watermark}**"]
     head += [sentence(grid.paper.citation()) if grid.paper else "", grid.note]
     blocks = [block for block in head if block]
-    for number, page in enumerate(pages(grid), 1):
+    for number, page in enumerate(_pages(grid), 1):
         if page.differs:
             blocks.append(f"Table {number}, not to be compared with the first: {'; '.join(page.differs)}.")
         blocks += _markdown_blocks(page)
@@ -277,10 +277,10 @@ SPECIAL = {
 
 def latex(grid: Grid) -> str:
     """Print a table environment for each part, with its notes below it."""
-    return "\n".join(_environment(grid, page, number) for number, page in enumerate(pages(grid), 1))
+    return "\n".join(_environment(grid, page, number) for number, page in enumerate(_pages(grid), 1))
 
 
-def escaped(text: str) -> str:
+def _escaped(text: str) -> str:
     """Escape the characters that LaTeX reads as commands."""
     return "".join(SPECIAL.get(letter, letter) for letter in text).replace("+-", r"$\pm$")
 
@@ -298,7 +298,7 @@ def _environment(grid: Grid, page: Page, number: int) -> str:
         rf"\label{{{label}}}",
         rf"\begin{{tabular}}{{l{'r' * (len(page.heading) - 1)}}}",
         r"\toprule",
-        " & ".join(map(escaped, page.heading)) + r" \\",
+        " & ".join(map(_escaped, page.heading)) + r" \\",
         r"\midrule",
         *map(_latex_line, page.lines),
         r"\bottomrule",
@@ -311,21 +311,21 @@ def _environment(grid: Grid, page: Page, number: int) -> str:
 
 
 def _sentences(parts: list[str]) -> str:
-    return " ".join(escaped(sentence(part)) for part in parts if part)
+    return " ".join(_escaped(sentence(part)) for part in parts if part)
 
 
 def _latex_line(line: Line) -> str:
-    name = rf"\quad\textit{{{escaped(line.name)}}}" if line.published else escaped(line.name)
+    name = rf"\quad\textit{{{_escaped(line.name)}}}" if line.published else _escaped(line.name)
     return " & ".join([name, *map(_latex_field, line.fields)]) + r" \\"
 
 
 def _latex_field(text: Text) -> str:
     value = "--" if text.value == "-" else text.value
-    shown = escaped(value + text.mark)
+    shown = _escaped(value + text.mark)
     if text.error:
         shown += rf" $\pm$ {text.error}"
     shown = rf"\textbf{{{shown}}}" if text.bold else shown
-    shown += f" ({_minus(escaped(text.aside))})" if text.aside else ""
+    shown += f" ({_minus(_escaped(text.aside))})" if text.aside else ""
     return shown + (rf"\textsuperscript{{{text.note}}}" if text.note else "")
 
 

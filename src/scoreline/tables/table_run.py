@@ -83,17 +83,17 @@ def main(name: str, data: Any, overrides: Sequence[str], options: Options, out: 
 
         wandb_runs.imported()
     draft = plan.planned(table, data, options.budget, overrides, run_identity.identities)
-    if not unprepared(table.prepare):
-        refuse_absent(draft)
+    if not _unprepared(table.prepare):
+        _refuse_absent(draft)
     with ended_by_sigterm(), RunLock(out, options.lock) as lock:
-        refuse_other_runs(out, draft)
+        _refuse_other_runs(out, draft)
         if prepare(table.prepare, out / "prepare") or lock.waited:
             draft = plan.planned(table, data, options.budget, overrides, run_identity.identities)
-        refuse_absent(draft)
+        _refuse_absent(draft)
         run_planned(draft, out, options)
 
 
-def refuse_absent(draft: Plan) -> None:
+def _refuse_absent(draft: Plan) -> None:
     """Raises InputError, with what the table needs, if no cell has its checkpoint."""
     overrides = {tuple(word for word in cell.overrides if word.startswith("checkpoint=")): 0 for cell in draft.cells}
     checkpoints = [run_identity.checkpoint(words) for words in overrides]
@@ -105,14 +105,14 @@ def _needs(table: Table) -> str:
     return f"; table={table.name} needs {'; '.join(table.needs)}" if table.needs else ""
 
 
-def refuse_other_runs(out: Path, draft: Plan) -> None:
+def _refuse_other_runs(out: Path, draft: Plan) -> None:
     """Raises InputError if the directory is that of a run, or of a table of another name or budget."""
     former, own = run_config.read(out), {"table": draft.table.name, "budget": draft.budget}
     if former is not None and {key: former.get(key) for key in own} != own:
         raise InputError(f"hydra.run.dir={out}: holds another run, not table={own['table']}; choose another directory")
 
 
-def unprepared(commands: Sequence[Command]) -> list[tuple[int, Command]]:
+def _unprepared(commands: Sequence[Command]) -> list[tuple[int, Command]]:
     """The commands whose product is not there, with their numbers."""
     return [(k, command) for k, command in enumerate(commands) if not Path(command.makes).exists()]
 
@@ -123,7 +123,7 @@ def prepare(commands: Sequence[Command], logs: Path) -> bool:
     Raises:
         InputError: if one fails or does not make what it should.
     """
-    missing = unprepared(commands)
+    missing = _unprepared(commands)
     for k, command in missing:
         words, log = words_of(command), logs / f"{k}.log"
         pool.say(f"preparing {command.makes}: {command.run} (log: {log})")
@@ -157,7 +157,7 @@ def run_planned(draft: Plan, out: Path, options: Options) -> None:
         InputError: if cells failed.
     """
     plan.save(draft, out)
-    counts = run_cells(draft, out, options)
+    counts = _run_cells(draft, out, options)
     print(table_files.write(plan.grid(draft, out), out))
     if options.wandb != "off" and counts.get("finished"):
         from scoreline.storage import wandb_runs
@@ -165,10 +165,10 @@ def run_planned(draft: Plan, out: Path, options: Options) -> None:
 
         for folder in directories(out):
             print(wandb_runs.upload(folder, *recorded(folder), offline=options.wandb == "offline"))
-    report_end(draft, out, counts)
+    _report_end(draft, out, counts)
 
 
-def run_cells(draft: Plan, out: Path, options: Options) -> dict[str, int]:
+def _run_cells(draft: Plan, out: Path, options: Options) -> dict[str, int]:
     """Run what is not finished, and count the cells by their state."""
     states = {cell: plan.outcome(cell, out) for cell in draft.cells}
     todo = [cell for cell, outcome in states.items() if outcome.state != "finished"]
@@ -209,7 +209,7 @@ def devices(overrides: Sequence[str]) -> list[str]:
     return [name.strip() for name in named.split(",")][:count] if named else [str(k) for k in range(count)]
 
 
-def report_end(draft: Plan, out: Path, counts: dict[str, int]) -> None:
+def _report_end(draft: Plan, out: Path, counts: dict[str, int]) -> None:
     """Print the last line.
 
     Raises:

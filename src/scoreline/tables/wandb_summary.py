@@ -22,8 +22,8 @@ def recorded(root: Path) -> Recorded:
     """
     config = run_config.read(root) or {}
     if (root / plan.PLAN).is_file():
-        return config, "column", table_rows(root)
-    for axis, rows in (("kimg", history(root)), ("nfe", sampled(root))):
+        return config, "column", _table_rows(root)
+    for axis, rows in (("kimg", history(root)), ("nfe", _sampled(root))):
         if rows:
             return config, axis, rows
     raise InputError(f"{root}: neither metrics.jsonl nor metrics.json holds a record; upload it when it has begun")
@@ -35,7 +35,7 @@ def directories(root: Path) -> list[Path]:
     return [*(root / cell.directory for cell in cells if plan.outcome(cell, root).state == "finished"), root]
 
 
-def table_rows(root: Path) -> list[Row]:
+def _table_rows(root: Path) -> list[Row]:
     """One row per column, at its number or else its place, of `METRIC/ROW` to value; the last has the figure."""
     grid = plan.grid(plan.load(root), root)
     try:
@@ -57,7 +57,7 @@ def _values(grid: Grid, column: str) -> Row:
     return values
 
 
-def sampled(root: Path) -> list[Row]:
+def _sampled(root: Path) -> list[Row]:
     """Read metrics.json of sample.py as one row over `nfe`, with grid.png; no row if there is none.
 
     Raises:

@@ -141,7 +141,7 @@ def _exec_if_changed(words: Sequence[str]) -> None:
         os.execv(words[0], list(words))
 
 
-def preload() -> None:
+def _preload() -> None:
     """Import all that a cell may need, and compose a config once, which fills the caches of Hydra's parsers.
 
     It computes nothing, so a fork inherits no thread, no CUDA context and fresh random generators.
@@ -170,7 +170,7 @@ def _serve() -> None:
     """Preload while Ctrl-C, which ends the table, is ignored. The cells report whatever fails here."""
     former = signal.signal(signal.SIGINT, signal.SIG_IGN)
     with suppress(Exception):
-        preload()
+        _preload()
     signal.signal(signal.SIGINT, former)
 
 

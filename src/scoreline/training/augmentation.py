@@ -162,7 +162,7 @@ class Augmentation:
             at_once = CACHED if images.device.type == "cpu" else len(index)
             for start in range(0, len(index), at_once):
                 part = slice(start, start + at_once)
-                result[rows[part]] = resample(result[rows[part]], inverse[part], shift[part])
+                result[rows[part]] = _resample(result[rows[part]], inverse[part], shift[part])
         return result
 
     def _inverse(self, parameters: Parameters) -> Tensor:
@@ -178,7 +178,7 @@ def unaugmented() -> None:
 
 
 @torch.no_grad()
-def resample(images: Tensor, inverse: Tensor, shift: Tensor) -> Tensor:
+def _resample(images: Tensor, inverse: Tensor, shift: Tensor) -> Tensor:
     """y(p) = x(A^-1 (p - t)), p in pixels from the centre of the image, x continued periodically by reflection.
 
     The sym6 low-pass doubles the resolution, bilinear interpolation resamples one period of the reflected image, which

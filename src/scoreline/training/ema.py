@@ -118,14 +118,6 @@ class PowerFunctionEMA(RunningAverage):
         return float((images / (images + batch)) ** (self.gamma + 1))
 
 
-def sigma_rel_of(gamma: float) -> float:
-    """Relative width of a power function: sigma_rel = (gamma + 1)^(1/2) (gamma + 2)^(-1) (gamma + 3)^(-1/2).
-
-    Source: Karras et al. (2024), arXiv:2312.02696, equation 4.
-    """
-    return math.sqrt((gamma + 1) / (gamma + 3)) / (gamma + 2)
-
-
 def gamma_of(sigma_rel: float) -> float:
     """Exponent of a relative width: the largest root of (gamma + 2)^2 (gamma + 3) = (gamma + 1) / sigma_rel^2.
 

@@ -74,7 +74,7 @@ def exponential(half_life_kimg: float, images: int, batch: int) -> StepProfile:
     return StepProfile(shares / shares.sum(), batch)
 
 
-def power_products(gamma_a: Array, images_a: Array, gamma_b: Array, images_b: Array) -> Array:
+def _power_products(gamma_a: Array, images_a: Array, gamma_b: Array, images_b: Array) -> Array:
     """Inner products of power functions, the integrals of p_a p_b, elementwise with broadcasting.
 
     With s and gamma_s of the profile that ends first, and t and gamma_t of the other,
@@ -96,7 +96,7 @@ def product(a: Profile, b: Profile) -> float:
         ValueError: if two step profiles differ in their batch.
     """
     if isinstance(a, PowerProfile) and isinstance(b, PowerProfile):
-        return float(power_products(*np.array([[a.gamma], [a.images], [b.gamma], [b.images]], dtype=np.float64))[0])
+        return float(_power_products(*np.array([[a.gamma], [a.images], [b.gamma], [b.images]], dtype=np.float64))[0])
     if isinstance(a, StepProfile) and isinstance(b, StepProfile):
         if a.batch != b.batch:
             raise ValueError(f"profiles of batches of {a.batch} and {b.batch} images")
@@ -158,7 +158,7 @@ def fit(target: Profile, snapshots: Sequence[PowerProfile]) -> Fit:
     """
     gamma = np.array([snapshot.gamma for snapshot in snapshots])
     images = np.array([snapshot.images for snapshot in snapshots], dtype=np.float64)
-    gram = power_products(gamma[:, None], images[:, None], gamma, images)
+    gram = _power_products(gamma[:, None], images[:, None], gamma, images)
     wanted = products(target, snapshots)
     # normalised profiles condition the Gram matrix; its pseudo-inverse tolerates snapshots that are alike
     norms = np.sqrt(np.diag(gram))

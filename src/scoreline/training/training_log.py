@@ -47,7 +47,7 @@ class TrainingProgress(Callback):
         self.last, self.steps = time.perf_counter(), 0
         pl_module.clock.take()
         if trainer.is_global_zero:
-            keep_until(metrics_file(trainer), pl_module.global_step)
+            keep_until(_metrics_file(trainer), pl_module.global_step)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any) -> None:
         assert isinstance(pl_module, DiffusionModule)
@@ -86,7 +86,7 @@ class TrainingProgress(Callback):
         }
 
 
-def metrics_file(trainer: Trainer) -> Path:
+def _metrics_file(trainer: Trainer) -> Path:
     """The path of metrics.jsonl, a record a line."""
     return Path(trainer.default_root_dir) / "metrics.jsonl"
 
@@ -94,7 +94,7 @@ def metrics_file(trainer: Trainer) -> Path:
 def write_record(trainer: Trainer, record: dict[str, Any]) -> None:
     """Append a record to metrics.jsonl on the first process and pass it to the loggers."""
     if trainer.is_global_zero:
-        append(metrics_file(trainer), record)
+        append(_metrics_file(trainer), record)
     for logger in trainer.loggers:
         logger.log_metrics(row({"train": record}), step=record["step"])
 

@@ -35,12 +35,12 @@ SPREAD = 0.5
 """Standard deviation of the Gaussian on which weak orders are measured."""
 
 
-def mixture_2d() -> GaussianMixture:
+def _mixture_2d() -> GaussianMixture:
     """Two unequal, off-centre components in the plane."""
     return _mixture([[1.2, -0.4], [-0.7, 0.9]], [0.5, 0.3], [0.35, 0.65])
 
 
-def mixture_3d() -> GaussianMixture:
+def _mixture_3d() -> GaussianMixture:
     """Three unequal components in space, one of them narrow."""
     return _mixture([[0.9, 0.1, -0.5], [-0.8, 0.6, 0.2], [0.1, -1.1, 0.7]], [0.25, 0.45, 0.6], [0.3, 0.5, 0.2])
 
@@ -49,7 +49,7 @@ def _mixture(means: list[list[float]], stds: list[float], weights: list[float]) 
     return GaussianMixture(*(torch.tensor(part, dtype=torch.float64) for part in (means, stds, weights)))
 
 
-MODELS: dict[str, Callable[[], GaussianMixture]] = {"mixture 2-D": mixture_2d, "mixture 3-D": mixture_3d}
+MODELS: dict[str, Callable[[], GaussianMixture]] = {"mixture 2-D": _mixture_2d, "mixture 3-D": _mixture_3d}
 
 
 @dataclass(frozen=True)

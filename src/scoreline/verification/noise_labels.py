@@ -36,7 +36,7 @@ def best_factors(found: Losses) -> Tensor:
     return torch.tensor(FACTORS, dtype=torch.float64)[size.argmax(0)]
 
 
-def indifferent(found: Losses) -> Tensor:
+def _indifferent(found: Losses) -> Tensor:
     """Levels (K,) at which no factor changes the loss by more than `RELEVANT` of it."""
     right = found.by_factor[0].mean(-1)
     change = (found.by_factor.mean(-1) - right).abs().nan_to_num(0.0)
@@ -46,14 +46,14 @@ def indifferent(found: Losses) -> Tensor:
 def judge_labels(found: Losses) -> Verdict:
     """Fail if at half of the levels or more the network prefers labels of one side, and at few those of the other.
 
-    Few means a quarter as many. Levels at which it is `indifferent` do not count: with EDM's preconditioning these are
+    Few means a quarter as many. Levels at which it is `_indifferent` do not count: with EDM's preconditioning these are
     many, since the other scalings carry most of the information. E[x_0 | x] has the least loss of all functions of x,
     so the label of another noise level than the state's can only raise it; but networks are not perfect, and least so
     at the ends of the range. Warn if fewer than `HEARD` levels count; skip if losses are not finite.
     """
     if not bool(found.by_factor[0].isfinite().all()):
         return Verdict("labels", "skip", "the loss is not finite")
-    best, total = best_factors(found), int((~indifferent(found)).sum())
+    best, total = best_factors(found), int((~_indifferent(found)).sum())
     if total < HEARD:
         text = f"the label hardly matters, at {total} of {len(best)} levels; look at label_scale"
         return Verdict("labels", "warn", text)

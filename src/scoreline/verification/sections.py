@@ -47,8 +47,8 @@ def loss_section(plan: Plan) -> Section:
         judge_labels(found),
     ]
     verdicts += [] if flipped is None else [judge_channels(found.by_factor[0], flipped)]
-    texts = [loss_table(found), label_table(found)] + ([] if shifted is None else [shift_table(small, shifted)])
-    return Section("\n\n".join(texts), verdicts, loss_values(found, flipped, shifted))
+    texts = [_loss_table(found), _label_table(found)] + ([] if shifted is None else [_shift_table(small, shifted)])
+    return Section("\n\n".join(texts), verdicts, _loss_values(found, flipped, shifted))
 
 
 def _mended(plan: Plan, rho: Tensor) -> list[str]:
@@ -57,7 +57,7 @@ def _mended(plan: Plan, rho: Tensor) -> list[str]:
         return mending(plan.runs.denoiser, plan.real, rho, plan.runs.batch_size, progress.update)
 
 
-def loss_table(found: Losses) -> str:
+def _loss_table(found: Losses) -> str:
     """A line for each level."""
     own, linear, rho = mean(found.by_factor[0]), found.linear.mean(-1), found.rho
     wrong = failing(found.by_factor[0], found.linear, rho, found.variance)
@@ -73,7 +73,7 @@ def loss_table(found: Losses) -> str:
     return "\n".join(lines)
 
 
-def label_table(found: Losses) -> str:
+def _label_table(found: Losses) -> str:
     """Change of the loss with the label, a line for each level."""
     order = sorted(range(1, len(FACTORS)), key=lambda f: FACTORS[f])
     change = (found.by_factor / found.by_factor[0].mean(-1)[:, None]).mean(-1) - 1
@@ -93,7 +93,7 @@ def _change(share: float) -> str:
     return f"{share:+9.2%}" if share < 10 else f"{f'x {1 + share:.3g}':>9}"
 
 
-def shift_table(rho: Sequence[float], shifted: Tensor) -> str:
+def _shift_table(rho: Sequence[float], shifted: Tensor) -> str:
     """Change of the loss with labels one off."""
     change = mean(shifted[1:] / shifted[0].mean(-1)[:, None] - shifted[0] / shifted[0].mean(-1)[:, None])
     lines = ["Change of the loss with labels one off, at small labels: tiny, reported and not judged"]
@@ -106,7 +106,7 @@ def shift_table(rho: Sequence[float], shifted: Tensor) -> str:
     return "\n".join(lines)
 
 
-def loss_values(found: Losses, flipped: Tensor | None, shifted: Tensor | None) -> dict[str, Any]:
+def _loss_values(found: Losses, flipped: Tensor | None, shifted: Tensor | None) -> dict[str, Any]:
     """Means and standard errors over images; null where a label leaves the range."""
     own = mean(found.by_factor)
     values = {
@@ -163,10 +163,10 @@ def sample_section(plan: Plan) -> Section:
         "slope": [_plain(part) for part in slope],
         "scale": {key: _plain(value) if isinstance(value, Tensor) else value for key, value in vars(scale).items()},
     }
-    return Section("\n".join(lines) + "\n\n" + scale_table(scale, data), verdicts, values)
+    return Section("\n".join(lines) + "\n\n" + _scale_table(scale, data), verdicts, values)
 
 
-def scale_table(found: Scale, data: Tensor | None) -> str:
+def _scale_table(found: Scale, data: Tensor | None) -> str:
     """Sizes beside those of the data."""
     lines = ["Sizes, by channel, beside the real images"]
     rows: list[tuple[str, Tensor, Callable[[Tensor], Tensor]]] = [
