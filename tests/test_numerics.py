@@ -32,7 +32,7 @@ from scoreline.generation.labels import plan_labels
 from scoreline.networks.exact import GaussianMixture
 from scoreline.numerics import NUMERICS_VERSION
 from scoreline.runtime import seeded_noise
-from scoreline.runtime.seeded_noise import seed_default, seeded
+from scoreline.runtime.seeded_noise import seed_default, seed_generator
 from scoreline.sampling import sample
 from scoreline.schedules.spacings import Polynomial, Power
 from scoreline.solvers.adaptive import Adaptive
@@ -120,7 +120,7 @@ def random_numbers() -> Numbers:
         "augmented images": torch.stack([*gates, drawn.shift.any(1)]).int().flatten().tolist(),
     }
     for purpose in ("noise", "dropout", "augmentation", "fixed_loss", "online_schedule"):
-        stream = seeded(Generator(), step_key(3, 5, 1, purpose))
+        stream = seed_generator(Generator(), step_key(3, 5, 1, purpose))
         numbers[f"stream of {purpose}"] = torch.randint(2**32, (3,), generator=stream).tolist()
     return numbers
 

@@ -16,7 +16,7 @@ from scoreline.errors import InputError, printable
 from scoreline.parameterisations import Parameterisation
 from scoreline.schedules.base import NoiseSchedule
 from scoreline.storage.files import order_metadata, sha256, write_atomically
-from scoreline.storage.schemas import PLAIN, Anything, ListOf, Object, Rule, Text, parse_entries, shown, whole
+from scoreline.storage.schemas import PLAIN, Anything, ListOf, Object, Rule, Text, excerpt, integer, parse_entries
 from scoreline.storage.tensor_files import Header, read_header, read_tensors
 
 FORMAT = "scoreline/model/1"
@@ -28,8 +28,8 @@ SPEC = Object({"_target_": Text()}, Anything())
 
 CARD: dict[str, Rule] = {
     "model": Object({"network": SPEC, "noise_schedule": SPEC, "parameterisation": SPEC}),
-    "shape": ListOf(whole(1, 2**16), 3, 3),
-    "num_classes": whole(0, 10**7),
+    "shape": ListOf(integer(1, 2**16), 3, 3),
+    "num_classes": integer(0, 10**7),
     "data": PLAIN,
     "training": PLAIN,
 }
@@ -168,7 +168,7 @@ def _read_card(header: Header) -> Card:
     """
     if header.metadata.get("format") != FORMAT:
         remedy = "give a model.safetensors written by train.py (not last.ckpt)"
-        held = shown(header.metadata.get("format"))
+        held = excerpt(header.metadata.get("format"))
         raise header._replace(remedy=remedy).refuse(f"its format is {held}, not {FORMAT!r}")
     try:
         card = Card(**parse_entries(header.metadata, CARD, ("format",)))
@@ -177,7 +177,7 @@ def _read_card(header: Header) -> Card:
         raise header.refuse(f"its card is damaged ({error})") from error
     for name, dtype in header.types.items():
         if dtype not in WEIGHTS or not name.isprintable():
-            raise header.refuse(f"weight {shown(name)} of type {dtype}: not a name or type of a weight")
+            raise header.refuse(f"weight {excerpt(name)} of type {dtype}: not a name or type of a weight")
     return replace(card, shape=(card.shape[0], card.shape[1], card.shape[2]))
 
 
@@ -194,10 +194,10 @@ def _check_sizes(card: Card) -> None:
         return
     for key, axis in IN_SHAPE.items():
         if network.get(key, card.shape[axis]) != card.shape[axis]:
-            raise ValueError(f"network.{key} is {shown(network[key])} for images of shape {list(card.shape)}")
+            raise ValueError(f"network.{key} is {excerpt(network[key])} for images of shape {list(card.shape)}")
     for key in CLASSES:
         if card.num_classes not in (0, network.get(key, card.num_classes)):
-            raise ValueError(f"network.{key} is {shown(network[key])} for {card.num_classes} classes")
+            raise ValueError(f"network.{key} is {excerpt(network[key])} for {card.num_classes} classes")
 
 
 def _check_finite(weights: dict[str, Tensor]) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 from scoreline.denoiser import Denoiser
 from scoreline.errors import InputError
 from scoreline.parameterisations import IDDPM
-from scoreline.runtime.device import moved
+from scoreline.runtime.device import to_device
 from scoreline.schedules.base import NoiseSchedule, Schedule
 from scoreline.schedules.discrete import DiscreteVP
 from scoreline.targets import Reference, Target
@@ -177,13 +177,13 @@ class UniformLevels(Schedule):
         return torch.tensor(self.levels, dtype=torch.float64)
 
     def __call__(self, rho: Tensor) -> Tensor:
-        table = moved(self._table, rho.device).to(rho.dtype)
+        table = to_device(self._table, rho.device).to(rho.dtype)
         right = torch.searchsorted(table, rho.contiguous()).clamp(1, len(table) - 1)
         nearest = torch.where(rho - table[right - 1] < table[right] - rho, right - 1, right)
         return (nearest + 0.5) / len(table)
 
     def inverse(self, u: Tensor) -> Tensor:
-        table = moved(self._table, u.device).to(u.dtype)
+        table = to_device(self._table, u.device).to(u.dtype)
         return table[(u * len(table)).floor().clamp(0, len(table) - 1).to(torch.int64)]
 
 

@@ -15,7 +15,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from scoreline.runtime.device import moved
+from scoreline.runtime.device import to_device
 from scoreline.schedules.base import NoiseSchedule
 
 
@@ -174,7 +174,7 @@ class IDDPM(Parameterisation):
         return torch.cat([(growth - 1).sqrt(), torch.zeros(1, dtype=torch.float64)])
 
     def __call__(self, rho: Tensor) -> Scalings:
-        table = moved(self.levels, rho.device).to(rho.dtype)
+        table = to_device(self.levels, rho.device).to(rho.dtype)
         nearest = (table - rho.unsqueeze(-1)).abs().argmin(-1)
         return Scalings(torch.ones_like(rho), -rho, (1 + rho**2).rsqrt(), (self.M - 1 - nearest).to(rho.dtype))
 

@@ -22,8 +22,8 @@ from scoreline.storage.schemas import (
     Text,
     Values,
     check_tensors,
+    excerpt,
     parse_entries,
-    shown,
 )
 from scoreline.storage.tensor_files import Header, read_header, read_tensors
 
@@ -109,7 +109,7 @@ def _tables_of(budgets: Tensor) -> dict[str, Values]:
     BUDGETS.check_values("budgets", budgets)
     counts = budgets.tolist()
     if len(set(counts)) < len(counts) or max(counts) > LARGEST_BUDGET:
-        raise ValueError(f"tensor budgets is {shown(counts)}, not different numbers from 1 to {LARGEST_BUDGET}")
+        raise ValueError(f"tensor budgets is {excerpt(counts)}, not different numbers from 1 to {LARGEST_BUDGET}")
     levels = {f"rho_{n}": Values((n + 1,), 0, order=-1) for n in counts}
     return {**levels, **{f"N_{n}": Values((n, n), triangular=True) for n in counts}}
 
@@ -164,7 +164,7 @@ def load_record(path: str | Path, kind: str, checkpoint: str, key: str = "record
     header = read_header(path, f"{key}={path}", remedy)
     held = header.metadata.get("kind")
     if header.metadata.get("format") != FORMAT or held != kind:
-        raise header.refuse(f"holds {shown(held)}, not {kind!r}")
+        raise header.refuse(f"holds {excerpt(held)}, not {kind!r}")
     try:
         provenance = read_provenance(header, PROVENANCE.get(kind, PLAIN))
         _check_checkpoint(provenance, checkpoint)

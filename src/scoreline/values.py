@@ -1,4 +1,4 @@
-"""Checks of plain values: numbers, named choices, seeds and label rules. They do not import PyTorch."""
+"""Checks of plain values without PyTorch, in this order: numbers, switches and choices, seeds, label rules."""
 
 import re
 import sys
@@ -12,9 +12,16 @@ from scoreline.errors import InputError, did_you_mean
 from scoreline.storage import bounded_reading
 
 LARGEST_SEED = 2**63 - 1
+"""Largest seed: it fits an int64 tensor."""
 
 MOST_THREADS = 1024
 """Largest number of threads of a process."""
+
+LARGEST_BATCH = 2**20
+"""Most images in a training step; the index of a larger one alone would fill the memory."""
+
+LARGEST_KIMG = 10**9
+"""Most thousands of images of a training."""
 
 LIMITS = {
     **{"nfe": 10_000, "trajectory_nfe": 10_000, "network_batch": 65_536, "jobs": 1024, "threads": MOST_THREADS},
@@ -26,10 +33,14 @@ LIMIT_ELSE = 2**31 - 1
 """Upper limit of all other whole numbers."""
 
 
-LARGEST_BATCH = 2**20
-"""Most images in a training step; the index of a larger one alone would fill the memory."""
+def is_number(value: object) -> TypeGuard[int | float]:
+    """Return whether a value is a number; true and false are not."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
-LARGEST_KIMG = 10**9
+
+def is_whole(value: object, least: int = 1) -> TypeGuard[int]:
+    """Return whether a value is a whole number, at least `least`; true and false are not."""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
 def whole_number(key: str, value: Any, least: int = 1, most: int | None = None) -> int:
@@ -45,7 +56,7 @@ def whole_number(key: str, value: Any, least: int = 1, most: int | None = None) 
         InputError: if the value is no integer within the limits.
     """
     most = LIMITS.get(key, LIMIT_ELSE) if most is None else most
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+    if not is_whole(value, least):
         raise InputError(f"{key}={value}: must be a whole number, at least {least}")
     if value > most:
         raise InputError(f"{key}={value}: must be a whole number, at most {most}")
@@ -64,8 +75,7 @@ def real_number(key: str, value: Any, above: float = 0.0, zero: bool = False) ->
     Raises:
         InputError: if the value is no finite number greater than `above`.
     """
-    real = isinstance(value, int | float) and not isinstance(value, bool)
-    if not real or not (above < value <= sys.float_info.max or (zero and value == 0)):
+    if not is_number(value) or not (above < value <= sys.float_info.max or (zero and value == 0)):
         raise InputError(f"{key}={value}: must be a number greater than {above:g}{', or 0' if zero else ''}")
     return float(value)
 
@@ -80,27 +90,23 @@ def images_of_kimg(key: str, kimg: Any) -> int:
     Raises:
         InputError: if the value is no such number, or above `LARGEST_KIMG`.
     """
-    count = round(real_number(key, kimg) * 1000)
+    images = round(real_number(key, kimg) * 1000)
     if kimg > LARGEST_KIMG:
         raise InputError(f"{key}={kimg}: must be at most {LARGEST_KIMG}, in thousands of images")
-    if not count:
+    if not images:
         raise InputError(f"{key}={kimg}: less than one image; give 0.001 at least, in thousands of images")
-    return count
+    return images
 
 
-def list_of_names(key: str, value: Any) -> tuple[str, ...]:
-    """Return a list of names from the config.
-
-    Args:
-        key: its name in messages.
-        value: the value of the key.
+def check_switch(key: str, value: object) -> bool:
+    """Return the value if it is true or false.
 
     Raises:
-        InputError: if the value is no list of names.
+        InputError: naming the key.
     """
-    if isinstance(value, str) or not isinstance(value, Sequence) or not all(isinstance(part, str) for part in value):
-        raise InputError(f"{key}={value}: must be a list of names, as in {key}=[mine]")
-    return tuple(value)
+    if not isinstance(value, bool):
+        raise InputError(f"{key}={value}: must be true or false")
+    return value
 
 
 PRECISION: dict[str, str | None] = {"32-true": None, "bf16-mixed": "bfloat16", "16-mixed": "float16"}
@@ -165,25 +171,19 @@ def check_final(value: object) -> str:
     return str(value)
 
 
-def is_number(value: object) -> TypeGuard[int | float]:
-    """Return whether a value is a number; true and false are not."""
-    return isinstance(value, int | float) and not isinstance(value, bool)
+def list_of_names(key: str, value: Any) -> tuple[str, ...]:
+    """Return a list of names from the config.
 
-
-def is_whole(value: object, least: int = 1) -> TypeGuard[int]:
-    """Return whether a value is a whole number, at least `least`; true and false are not."""
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least
-
-
-def check_switch(key: str, value: object) -> bool:
-    """Return the value if it is true or false.
+    Args:
+        key: its name in messages.
+        value: the value of the key.
 
     Raises:
-        InputError: naming the key.
+        InputError: if the value is no list of names.
     """
-    if not isinstance(value, bool):
-        raise InputError(f"{key}={value}: must be true or false")
-    return value
+    if isinstance(value, str) or not isinstance(value, Sequence) or not all(isinstance(part, str) for part in value):
+        raise InputError(f"{key}={value}: must be a list of names, as in {key}=[mine]")
+    return tuple(value)
 
 
 MOST_SEEDS = 10_000_000
@@ -201,18 +201,18 @@ def parse_seeds(text: str | int | Iterable[int], key: str = "seeds") -> list[int
         InputError: if there is no seed, a part is not a number or a range, a range runs backwards, a seed occurs twice,
             or there are more than `MOST_SEEDS` seeds.
     """
-    found = spans(text, key)
-    total = sum(last - first + 1 for first, last in found)
+    ranges = seed_ranges(text, key)
+    total = sum(last - first + 1 for first, last in ranges)
     if total > MOST_SEEDS:
         raise InputError(
             f"{key}={text}: {total:,} seeds; a run has at most {MOST_SEEDS:,}, so split them into several runs"
         )
-    if shared(found):
+    if overlap(ranges):
         raise InputError(f"{key}={text}: a seed occurs twice; every image needs its own")
-    return [seed for first, last in found for seed in range(first, last + 1)]
+    return [seed for first, last in ranges for seed in range(first, last + 1)]
 
 
-def spans(text: str | int | Iterable[int], key: str = "seeds") -> list[tuple[int, int]]:
+def seed_ranges(text: str | int | Iterable[int], key: str = "seeds") -> list[tuple[int, int]]:
     """Return the first and last seed of each part, without expanding the ranges.
 
     Raises:
@@ -223,43 +223,43 @@ def spans(text: str | int | Iterable[int], key: str = "seeds") -> list[tuple[int
     parts = text.split(",") if isinstance(text, str) else [str(part) for part in text]
     if not parts:
         raise InputError(f"{key}={text}: no seed is given; give a number or a range such as 0-63")
-    return [_span(f"{key}={text}", part) for part in parts]
+    return [_seed_range(f"{key}={text}", part) for part in parts]
 
 
-def _span(given: str, part: str) -> tuple[int, int]:
+def _seed_range(setting: str, part: str) -> tuple[int, int]:
     match = re.fullmatch(r"\s*([0-9]{1,19})(?:-([0-9]{1,19}))?\s*", part)
     if not match:
         beyond = "past 2^63" if re.fullmatch(r"[\s0-9-]{20,}", part) else "neither a number nor a range such as 0-63"
-        raise InputError(f"{given}: '{part}' is {beyond}")
+        raise InputError(f"{setting}: '{part}' is {beyond}")
     first, last = int(match[1]), int(match[2] or match[1])
     if last < first or last >= 2**63:
-        raise InputError(f"{given}: the range {part} runs backwards or past 2^63; write the smaller seed first")
+        raise InputError(f"{setting}: the range {part} runs backwards or past 2^63; write the smaller seed first")
     return first, last
 
 
-def count(text: str) -> int:
+def count_seeds(text: str) -> int:
     """Return the number of seeds that a text asks for."""
-    return sum(last - first + 1 for first, last in spans(text))
+    return sum(last - first + 1 for first, last in seed_ranges(text))
 
 
-def shared(found: Iterable[tuple[int, int]]) -> bool:
-    """Return whether two of these spans overlap."""
-    return any(later[0] <= former[1] for former, later in pairwise(sorted(found)))
+def overlap(ranges: Iterable[tuple[int, int]]) -> bool:
+    """Return whether two of these ranges have a seed in common."""
+    return any(later[0] <= former[1] for former, later in pairwise(sorted(ranges)))
 
 
-SUFFIXES = (".txt", ".csv", ".npy", ".json")
+LABEL_SUFFIXES = (".txt", ".csv", ".npy", ".json")
 """File suffixes of label files; `generation.labels` reads them."""
 
 
 def is_label_file(rule: str) -> bool:
     """Return whether a rule is the name of a label file."""
-    return Path(rule).suffix.lower() in SUFFIXES
+    return Path(rule).suffix.lower() in LABEL_SUFFIXES
 
 
 def fixed_class(rule: str) -> int | None:
     """Return k of `fixed:k`, or None for any other rule."""
-    found = re.fullmatch(r"fixed:([0-9]{1,18})", rule.lower())
-    return int(found[1]) if found else None
+    match = re.fullmatch(r"fixed:([0-9]{1,18})", rule.lower())
+    return int(match[1]) if match else None
 
 
 def label_file(rule: str) -> Path:
@@ -274,17 +274,17 @@ def label_file(rule: str) -> Path:
     return path
 
 
-def check_rule(rule: object) -> str:
+def check_label_rule(rule: object) -> str:
     """Return the rule in its normal form: a file name as given, anything else in lower case.
 
     Raises:
         InputError: if it is neither `random`, `balanced`, `none`, `fixed:k` nor the name of an existing label file.
     """
-    given = str(rule)
-    plain = given.lower()
-    if is_label_file(given):
-        label_file(given)
-        return given
+    text = str(rule)
+    plain = text.lower()
+    if is_label_file(text):
+        label_file(text)
+        return text
     if re.fullmatch(r"fixed:[0-9]{19,}", plain):
         raise InputError(f"labels={rule}: no model has so many classes; give one of the checkpoint's, from 0")
     if fixed_class(plain) is None and plain not in ("random", "balanced", "none"):

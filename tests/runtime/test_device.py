@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from scoreline.runtime import device
-from scoreline.runtime.device import LateNumber, computes_apart, moved
+from scoreline.runtime.device import LateNumber, computes_apart, to_device
 
 
 def test_a_gpu_computes_apart_and_the_cpu_does_not() -> None:
@@ -28,5 +28,5 @@ def test_a_number_of_a_gpu_is_that_of_the_step_before(monkeypatch: pytest.Monkey
 
 def test_what_is_there_is_not_copied() -> None:
     tensor = torch.arange(3)
-    assert moved(tensor, "cpu") is tensor
-    assert moved(tensor, torch.device("meta")).device.type == "meta"
+    assert to_device(tensor, "cpu") is tensor
+    assert to_device(tensor, torch.device("meta")).device.type == "meta"

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Generator, Tensor, nn
 
-from scoreline.runtime.seeded_noise import seed_default, seeded
+from scoreline.runtime.seeded_noise import seed_default, seed_generator
 from scoreline.training.module import step_key
 
 STEPS = 250_000
@@ -22,7 +22,7 @@ def words(generator: Generator, count: int = 2) -> tuple[int, ...]:
 
 def drawn(key: int) -> Tensor:
     """All kinds of numbers that training takes, one after another, as float64."""
-    generator = seeded(Generator(), key)
+    generator = seed_generator(Generator(), key)
     uniform = torch.rand(5, dtype=torch.float64, generator=generator)
     normal = torch.randn(40, generator=generator).double()
     order = torch.randperm(40, generator=generator).double()
@@ -35,12 +35,12 @@ def test_a_wide_key_seeds_as_numpy_does(key: int) -> None:
     generator = Generator().manual_seed(1)
     torch.randn(3, generator=generator)
     expected = np.random.RandomState([key % 2**32, key // 2**32]).randint(2**32, size=3000, dtype=np.uint32)
-    assert list(words(seeded(generator, key), 1500)) == expected[1::2].tolist()
+    assert list(words(seed_generator(generator, key), 1500)) == expected[1::2].tolist()
 
 
 @pytest.mark.parametrize("key", [0, 7, 2**32 - 1])
 def test_short_keys_are_the_streams_of_torch(key: int) -> None:
-    assert words(seeded(Generator(), key), 1500) == words(Generator().manual_seed(key), 1500)
+    assert words(seed_generator(Generator(), key), 1500) == words(Generator().manual_seed(key), 1500)
 
 
 def test_every_bit_of_a_key_counts() -> None:
@@ -48,7 +48,11 @@ def test_every_bit_of_a_key_counts() -> None:
     assert words(Generator().manual_seed(5)) == words(Generator().manual_seed(5 + 2**32)), "torch has mended it"
     key = 0x9E3779B97F4A7C15
     assert (
-        len({words(seeded(Generator(), key ^ 1 << bit)) for bit in range(64)} | {words(seeded(Generator(), key))}) == 65
+        len(
+            {words(seed_generator(Generator(), key ^ 1 << bit)) for bit in range(64)}
+            | {words(seed_generator(Generator(), key))}
+        )
+        == 65
     )
     streams = [drawn(5 + (high << 32)) for high in range(1, 30)]
     assert all(not bool((one == other)[:45].any()) for one, other in itertools.pairwise(streams))
@@ -65,7 +69,7 @@ def test_default_generators_are_seeded_alike() -> None:
     assert torch.equal(masks[0], masks[2])
     assert not torch.equal(masks[0], masks[1])
     seed_default(3 + 2**32)
-    assert words(torch.default_generator) == words(seeded(Generator(), 3 + 2**32))
+    assert words(torch.default_generator) == words(seed_generator(Generator(), 3 + 2**32))
 
 
 def grouped(keys: list[int], shift: int) -> Iterable[list[int]]:
@@ -83,12 +87,12 @@ def test_keys_with_equal_low_bits_differ() -> None:
     shared = [group for shift in (0, 32) for group in grouped(keys, shift) if len(group) > 1]
     assert len(shared) > 8
     for group in shared:
-        assert len({words(seeded(Generator(), key)) for key in group}) == len(group)
+        assert len({words(seed_generator(Generator(), key)) for key in group}) == len(group)
 
 
 @pytest.mark.slow
 def test_no_two_of_many_steps_begin_alike() -> None:
     """A birthday test: 250,000 streams by 64 bits of their first four words."""
     generator = Generator()
-    begun = {words(seeded(generator, step_key(0, step, 0, "noise"))) for step in range(STEPS)}
+    begun = {words(seed_generator(generator, step_key(0, step, 0, "noise"))) for step in range(STEPS)}
     assert len(begun) == STEPS

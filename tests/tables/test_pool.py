@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from scoreline.errors import InputError
-from scoreline.storage.files import locked
+from scoreline.storage.files import open_locked
 from scoreline.tables import pool, table_run
 from scoreline.tables.plan import Cell, Outcome, outcome
 from scoreline.tables.pool import Pool, Slot, slots
@@ -133,7 +133,7 @@ def test_two_jobs_run_at_once(bench: Bench) -> None:
 def test_run_of_a_killed_table_is_awaited(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SLOW", "1")
     cell = bench.cell("a", "slow")
-    log = locked(bench.root / cell.directory / pool.LOG)
+    log = open_locked(bench.root / cell.directory / pool.LOG)
     assert log is not None
     left = subprocess.Popen(bench.command(cell), stdout=log, stderr=log, env=slots(1, [])[0].environment())
     log.close()
@@ -162,7 +162,7 @@ def test_ctrl_c_leaves_no_process(bench: Bench, monkeypatch: pytest.MonkeyPatch)
         one.run([bench.cell("a", "slow"), bench.cell("b")])
     assert time.monotonic() - began < 30
     assert one.running == []
-    again = locked(bench.root / "cells/a" / pool.LOG)
+    again = open_locked(bench.root / "cells/a" / pool.LOG)
     assert again is not None, "the process still holds its log"
     again.close()
 

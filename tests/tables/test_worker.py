@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from scoreline.storage.files import locked
+from scoreline.storage.files import open_locked
 from scoreline.tables import worker
 
 ROOT = Path(__file__).parents[2]
@@ -99,7 +99,7 @@ def text(path: Path) -> str:
 
 def freed(path: Path) -> bool:
     """Whether no process holds the lock."""
-    handle = locked(path)
+    handle = open_locked(path)
     if handle is not None:
         handle.close()
     return handle is not None

@@ -117,7 +117,7 @@ def test_batch_takes_one_asynchronous_copy(monkeypatch: pytest.MonkeyPatch) -> N
         asked.append(tuple(tensor.shape))
         return torch.empty_like(tensor, device=device)
 
-    monkeypatch.setattr(loading, "moved", noted)
+    monkeypatch.setattr(loading, "to_device", noted)
     with Copies() as made:
         images, labels = data.read([3, 1, 2], META)
     assert (tuple(images.shape), tuple(labels.shape), asked) == ((3, 1, 2, 2), (3,), [(3,)])

@@ -12,7 +12,7 @@ from scoreline.config.compose import built, families
 from scoreline.config.model_source import ModelSource, bound, read_source
 from scoreline.config.run_directory import RunDirectory, read_directory
 from scoreline.storage.files import code_version
-from scoreline.values import check_rule, parse_seeds, whole_number
+from scoreline.values import check_label_rule, parse_seeds, whole_number
 
 if TYPE_CHECKING:
     from scoreline.checkpoints import Checkpoint
@@ -90,7 +90,7 @@ def read(cfg: DictConfig) -> CalibrateConfig:
         nfe=whole_number("nfe", cfg.nfe),
         seeds=parse_seeds(cfg.seeds),
         seeds_text=str(cfg.seeds),
-        labels=check_rule(cfg.labels),
+        labels=check_label_rule(cfg.labels),
         batch_size=whole_number("batch_size", cfg.batch_size),
         device=cfg.device,
         threads=whole_number("threads", cfg.threads),

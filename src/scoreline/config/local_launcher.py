@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from scoreline.errors import InputError
-from scoreline.storage.files import locked
+from scoreline.storage.files import open_locked
+from scoreline.values import is_whole
 
 PLUGIN = "hydra_plugins.hydra_joblib_launcher"
 JOBS = "SCORELINE_JOBS"
@@ -88,7 +89,7 @@ def jobs(config: Any) -> int:
     import joblib  # type: ignore[import-untyped]
 
     count = config.hydra.launcher.n_jobs
-    if isinstance(count, bool) or not isinstance(count, int) or count < -1 or count == 0:
+    if not is_whole(count, -1) or count == 0:
         raise InputError(f"hydra.launcher.n_jobs={count}: must be a whole number, at least 1; -1 is one for every core")
     return int(joblib.effective_n_jobs(count))
 
@@ -112,7 +113,7 @@ def place(folder: str, count: int) -> int:
     """
     while folder not in _held:
         for number in range(count):
-            handle = locked(Path(folder) / str(number))
+            handle = open_locked(Path(folder) / str(number))
             if handle is not None:
                 _held[folder] = number, handle
                 break

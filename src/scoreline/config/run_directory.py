@@ -47,9 +47,9 @@ class RunDirectory:
         Raises:
             InputError: if another process works there, or the directory holds another run or an unreadable one.
         """
-        from scoreline.runtime.collectives import said_by_first
+        from scoreline.runtime.collectives import sentence_of_first
 
-        problem = said_by_first(self._problem() if leads() else None, distributed.current())
+        problem = sentence_of_first(self._problem() if leads() else None, distributed.current())
         if problem:
             raise InputError(problem)
 

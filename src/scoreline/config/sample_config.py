@@ -17,7 +17,7 @@ from scoreline.config.run_directory import RunDirectory, output_dir, read_direct
 from scoreline.errors import InputError
 from scoreline.runtime.cores import threads_of
 from scoreline.storage.files import code_version
-from scoreline.values import check_rule, parse_seeds, real_number, whole_number
+from scoreline.values import check_label_rule, parse_seeds, real_number, whole_number
 
 if TYPE_CHECKING:
     from scoreline.checkpoints import Checkpoint
@@ -174,7 +174,7 @@ def _read_run(cfg: DictConfig) -> SampleConfig:
         final=choices.check_final(cfg.final),
         seeds=parse_seeds(cfg.seeds),
         seeds_text=str(cfg.seeds),
-        labels=check_rule(cfg.labels),
+        labels=check_label_rule(cfg.labels),
         batch_size=whole_number("batch_size", cfg.batch_size),
         network_batch=network_batch,
         memory_mib=None if cfg.memory_mib is None else real_number("memory_mib", cfg.memory_mib),

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from scoreline.errors import InputError
+from scoreline.values import is_number, is_whole
 
 OWN = "scoreline."
 """Prefix of the targets that are checked."""
@@ -110,10 +111,9 @@ def _elements(value: list[Any], hint: Any) -> Iterator[tuple[Any, Any]]:
 
 def _fits_plain(value: Any, hint: Any) -> bool:
     if hint is float:
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        return number and (value in (math.inf, -math.inf) or abs(value) <= sys.float_info.max)
+        return is_number(value) and (value in (math.inf, -math.inf) or abs(value) <= sys.float_info.max)
     if hint is int:
-        return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63
+        return is_whole(value, 1 - 2**63) and value < 2**63
     return isinstance(value, str if hint is Path else hint)
 
 

@@ -13,14 +13,14 @@ from scoreline.descriptions.annotations import fits
 from scoreline.errors import InputError, printable
 from scoreline.parameterisations import Parameterisation
 from scoreline.schedules.base import NoiseSchedule, Schedule
-from scoreline.storage.schemas import ListOf, Number, Rule, shown, whole
+from scoreline.storage.schemas import ListOf, Number, Rule, excerpt, integer
 
 Spec = dict[str, Any]
 """{"_target_": "package.module.Class", argument: number | string | list | Spec}."""
 
 PACKAGES = ("scoreline.networks", "scoreline.parameterisations", "scoreline.schedules")
 
-SIDE, WIDTH, POSITIVE = whole(1, 2**16), whole(1, 2**20), Number(0, 1e6, above=True)
+SIDE, WIDTH, POSITIVE = integer(1, 2**16), integer(1, 2**20), Number(0, 1e6, above=True)
 
 ARGUMENTS: dict[str, Rule] = {
     "channels": SIDE,
@@ -31,21 +31,21 @@ ARGUMENTS: dict[str, Rule] = {
     "width": WIDTH,
     "multipliers": ListOf(Number(0, 4096, above=True), 1, 16),
     "block_out_channels": ListOf(WIDTH, 1, 16),
-    "blocks": whole(1, 1000),
-    "layers_per_block": whole(1, 1000),
-    "attention": ListOf(whole(0, 2**16), 0, 64),
-    "head_channels": whole(0, 2**20),
-    "heads": whole(0, 2**16),
-    "decoder_heads": whole(0, 2**16),
+    "blocks": integer(1, 1000),
+    "layers_per_block": integer(1, 1000),
+    "attention": ListOf(integer(0, 2**16), 0, 64),
+    "head_channels": integer(0, 2**20),
+    "heads": integer(0, 2**16),
+    "decoder_heads": integer(0, 2**16),
     "resample_filter": ListOf(Number(-1e6, 1e6), 1, 64),
     "dropout": Number(0, 1),
     "label_dropout": Number(0, 1),
-    "num_classes": whole(0, 10**7),
-    "augment_dim": whole(0, 2**16),
-    "output_factor": whole(1, 64),
-    "components": whole(1, 2**31),
-    "steps": whole(1, 10**6),
-    "M": whole(1, 10**6),
+    "num_classes": integer(0, 10**7),
+    "augment_dim": integer(0, 2**16),
+    "output_factor": integer(1, 64),
+    "components": integer(1, 2**31),
+    "steps": integer(1, 10**6),
+    "M": integer(1, 10**6),
     "beta_min": Number(0, 1e6),
     "beta_max": Number(0, 1e6),
     "scale_min": POSITIVE,
@@ -119,7 +119,7 @@ def _argument(name: str, value: Any, hint: Any, trust: Sequence[str]) -> Any:
         return rebuild(value, hint, trust)
     plain = all(isinstance(part, str | int | float | None) for part in (value if isinstance(value, list) else [value]))
     if not plain or name.startswith("_") or "${" in str(value):
-        raise InputError(f"checkpoint: its description holds {name}={shown(value)}, which is not a plain value")
+        raise InputError(f"checkpoint: its description holds {name}={excerpt(value)}, which is not a plain value")
     return value
 
 
@@ -130,7 +130,7 @@ def _check_arguments(target: str, hints: Mapping[str, Any], arguments: Mapping[s
         try:
             if _large(value) or not fits(value, hints[name]):
                 wanted = inspect.formatannotation(hints[name]).replace("collections.abc.", "")
-                raise ValueError(f"{name} is {shown(value)}, not {wanted}")
+                raise ValueError(f"{name} is {excerpt(value)}, not {wanted}")
             if name in ARGUMENTS and value is not None:
                 ARGUMENTS[name](name, value)
         except ValueError as error:

@@ -17,6 +17,7 @@ from scoreline.descriptions.specs import Spec
 from scoreline.errors import InputError, did_you_mean
 from scoreline.foreign.translation import INCOMPLETE, ForeignModel, Rule, skeleton, translate
 from scoreline.safe_pickle.machine import Record
+from scoreline.values import is_number
 
 RECONSTRUCT = "torch_utils.persistence._reconstruct_persistent_obj"
 CONTAINERS = ("torch.nn.modules.container.ModuleDict", "torch.nn.modules.container.ModuleList")
@@ -129,7 +130,7 @@ class Persistent:
             InputError: if it is something else.
         """
         value = self.state.get(attribute)
-        if not isinstance(value, int | float) or isinstance(value, bool):
+        if not is_number(value):
             raise InputError(f"{self.name}.{attribute}={value!r:.40}: must be a number; the file is damaged")
         return value
 

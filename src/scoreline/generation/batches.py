@@ -12,7 +12,7 @@ from torch import Tensor
 from scoreline.denoiser import Denoising
 from scoreline.errors import NotFiniteError
 from scoreline.runtime import seeded_noise
-from scoreline.runtime.device import moved
+from scoreline.runtime.device import to_device
 from scoreline.runtime.threads import in_order, until_left
 from scoreline.sampling import Calls, Progress, count_calls, integrate
 from scoreline.solvers.adaptive import AdaptiveRun
@@ -177,7 +177,7 @@ class _Work:
 
     def _rows(self, rows: Tensor) -> Tensor:
         """Return the rows on the device; for a tableau, copies of the last row pad the network's batch."""
-        rows = moved(rows, self.device)
+        rows = to_device(rows, self.device)
         missing = (self.sampler.network_batch or 0) - len(rows)
         if missing <= 0 or isinstance(self.sampler.tableau, AdaptiveRun):
             return rows

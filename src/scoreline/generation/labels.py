@@ -14,7 +14,7 @@ from scoreline.errors import InputError
 from scoreline.runtime import seeded_noise
 from scoreline.storage import bounded_reading, npy
 from scoreline.storage.files import sha256
-from scoreline.values import check_rule, fixed_class, is_label_file, label_file
+from scoreline.values import check_label_rule, fixed_class, is_label_file, label_file
 
 LONGEST = 2**25
 """Largest .txt or .json file in bytes, some ten million labels; .npy holds more."""
@@ -33,7 +33,7 @@ def plan_labels(rule: str | None, seeds: Sequence[int], num_classes: int) -> Ten
 
     Args:
         rule: `random` draws from the image's own seed, `balanced` is seed modulo classes, `fixed:k` is class k,
-            `none` leaves the condition out, a name with one of `values.SUFFIXES` is a label file
+            `none` leaves the condition out, a name with one of `values.LABEL_SUFFIXES` is a label file
             (`_read_label_file`). An unconditional model ignores `random`.
         seeds: the seeds of the images.
         num_classes: number of classes of the model; 0 if it is unconditional.
@@ -41,7 +41,7 @@ def plan_labels(rule: str | None, seeds: Sequence[int], num_classes: int) -> Ten
     Raises:
         InputError: for an unknown rule, an unusable file, a class out of range, or a class for an unconditional model.
     """
-    rule = check_rule(rule)
+    rule = check_label_rule(rule)
     if num_classes == 0:
         if rule not in ("random", "none"):
             raise InputError(f"labels={rule}: this checkpoint is unconditional; drop the key")

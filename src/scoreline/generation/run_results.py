@@ -12,7 +12,7 @@ from scoreline.errors import InputError
 from scoreline.storage import run_config
 from scoreline.storage.bounded_reading import content
 from scoreline.storage.files import content_digest, write_atomically
-from scoreline.values import shared, spans
+from scoreline.values import is_number, is_whole, overlap, seed_ranges
 
 NAME = "metrics.json"
 
@@ -159,7 +159,7 @@ def _number(value: object) -> bool:
     Raises:
         OverflowError: for an integer beyond what a float holds.
     """
-    return isinstance(value, int | float) and not isinstance(value, bool) and isinstance(float(value), float)
+    return is_number(value) and isinstance(float(value), float)
 
 
 def _finite(value: object) -> bool:
@@ -167,11 +167,11 @@ def _finite(value: object) -> bool:
 
 
 def _whole(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63
+    return is_whole(value, 0) and value < 2**63
 
 
 def _seeds(value: object) -> bool:
-    return (_text(value) or _whole(value)) and not shared(spans(_bare(value)))
+    return (_text(value) or _whole(value)) and not overlap(seed_ranges(_bare(value)))
 
 
 def _score(value: object) -> bool:

@@ -15,7 +15,7 @@ from torch.nn.functional import cross_entropy, pad
 import scoreline
 from scoreline.datasets.base import ArrayDataset
 from scoreline.datasets.digits import Digits
-from scoreline.runtime.seeded_noise import seed_default, seeded
+from scoreline.runtime.seeded_noise import seed_default, seed_generator
 from scoreline.storage.pictures import to_unit
 
 SEED, EPOCHS, BATCH = 0, 60, 50
@@ -73,7 +73,7 @@ def train(data: ArrayDataset, epochs: int = EPOCHS, seed: int = SEED) -> DigitCl
     The result is a pure function of the arguments on one machine with one thread. The global generator of torch keeps
     its state.
     """
-    generator = seeded(torch.Generator(), seed)
+    generator = seed_generator(torch.Generator(), seed)
     with torch.random.fork_rng(devices=[]):
         seed_default(seed)
         network = DigitClassifier()

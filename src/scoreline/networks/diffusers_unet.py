@@ -9,7 +9,7 @@ from torch.nn import functional
 from scoreline.errors import InputError
 from scoreline.networks.arguments import check_probability
 from scoreline.networks.embeddings import indices
-from scoreline.values import check_choice
+from scoreline.values import check_choice, is_whole
 
 REFUSED = (ValueError, TypeError, RuntimeError, KeyError, IndexError, AttributeError, ZeroDivisionError, OverflowError)
 """Exceptions of its constructor for values that do not go together."""
@@ -107,7 +107,7 @@ def _check_sizes(size: int, widths: Sequence[int], classes: int | None) -> None:
     if not _listed(widths) or not widths:
         raise InputError(f"model.network.block_out_channels={widths}: give the channels of every level")
     halvings = len(widths) - 1
-    if isinstance(size, bool) or not isinstance(size, int) or size < 1 or size % 2**halvings:
+    if not is_whole(size) or size % 2**halvings:
         raise InputError(
             f"model.network.sample_size={size}: give the side of the square images, a whole number that can be halved "
             f"{halvings} times"

@@ -41,7 +41,7 @@ def from_first(values: Tensor | None, group: Group) -> Tensor:
     return received
 
 
-def said_by_first(sentence: str | None, group: Group) -> str | None:
+def sentence_of_first(sentence: str | None, group: Group) -> str | None:
     """Return the first process's sentence in every process that has joined its group, else this process's own."""
     import torch.distributed as dist
 

@@ -1,6 +1,6 @@
 """Private parts of other libraries that have no public equivalent; no other file of the package touches one.
 
-`tests/test_compat.py` checks each access, so that a new release of a library that changes it fails there.
+`tests/runtime/test_compat.py` checks each access, so that a new release of a library that changes it fails there.
 """
 
 from typing import Any

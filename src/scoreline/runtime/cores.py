@@ -5,7 +5,7 @@ import re
 from collections.abc import Mapping
 
 from scoreline.errors import InputError
-from scoreline.values import MOST_THREADS
+from scoreline.values import MOST_THREADS, is_whole
 
 
 def usable_cores(environment: Mapping[str, str] = os.environ) -> int:
@@ -39,6 +39,6 @@ def threads_of(value: object, key: str = "threads") -> int:
     """
     if value == "auto":
         return usable_cores()
-    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MOST_THREADS:
+    if not is_whole(value) or value > MOST_THREADS:
         raise InputError(f"{key}={value}: must be auto or a whole number, at least 1 and at most {MOST_THREADS}")
     return value

@@ -51,7 +51,7 @@ def computes_apart(device: torch.device) -> bool:
     return device.type == "cuda"
 
 
-def moved(tensor: Tensor, device: torch.device | str) -> Tensor:
+def to_device(tensor: Tensor, device: torch.device | str) -> Tensor:
     """Return a tensor on a device; from the CPU to a GPU it goes through pinned memory, without waiting for the GPU."""
     device = torch.device(device)
     if tensor.device.type == "cpu" and device.type == "cuda":

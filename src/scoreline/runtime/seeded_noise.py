@@ -49,7 +49,7 @@ def integers(seeds: Sequence[int], high: int, purpose: str) -> Tensor:
     return torch.from_numpy((((words >> np.uint64(11)).astype(np.float64) * 2.0**-53) * high).astype(np.int64))
 
 
-def seeded(generator: Generator, key: int) -> Generator:
+def seed_generator(generator: Generator, key: int) -> Generator:
     """Set a generator to the start of the stream of `key`, 0 .. 2^64 - 1, every bit of which counts; return it.
 
     Use this instead of `manual_seed`: torch seeds its CPU generator, an MT19937, by the low 32 bits of a key, so two of
@@ -69,9 +69,9 @@ def seeded(generator: Generator, key: int) -> Generator:
 
 
 def seed_default(key: int) -> None:
-    """Set torch's default generators of all devices to the stream of `key` (`seeded`)."""
+    """Set torch's default generators of all devices to the stream of `key` (`seed_generator`)."""
     torch.manual_seed(key)
-    seeded(torch.default_generator, key)
+    seed_generator(torch.default_generator, key)
 
 
 class _Bits:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from scoreline.errors import InputError
-from scoreline.runtime.device import moved
+from scoreline.runtime.device import to_device
 from scoreline.schedules.base import VariancePreserving
 from scoreline.values import is_number
 
@@ -96,7 +96,7 @@ class DiscreteVP(VariancePreserving):
     def __call__(self, rho: Tensor) -> Tensor:
         level = rho.double()
         variance = level**2 / (1 + level**2)  # 1 - alpha^2, which is linear in t between the knots
-        table = moved(self.noise_variance, variance.device)
+        table = to_device(self.noise_variance, variance.device)
         right = torch.searchsorted(table, variance.contiguous()).clamp(1, self.steps)
         left = right - 1
         fraction = (variance - table[left]) / (table[right] - table[left])
@@ -104,7 +104,7 @@ class DiscreteVP(VariancePreserving):
 
     def inverse(self, u: Tensor) -> Tensor:
         after_clean = u.double() + 1
-        table = moved(self.noise_variance, after_clean.device)
+        table = to_device(self.noise_variance, after_clean.device)
         left = after_clean.floor().clamp(0, self.steps - 1).to(torch.int64)
         variance = torch.lerp(table[left], table[left + 1], (after_clean - left).clamp(0, 1))
         return (variance / (1 - variance)).sqrt().to(u.dtype)

@@ -147,7 +147,7 @@ def _umask() -> int:
     return mask
 
 
-def locked(path: Path) -> IO[bytes] | None:
+def open_locked(path: Path) -> IO[bytes] | None:
     """Open a file for appending and lock it until it is closed; return None if another process holds the lock.
 
     On a file system without locks every process gets the file.

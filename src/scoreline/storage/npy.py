@@ -132,7 +132,8 @@ def member(path: Path, name: str) -> NDArray[Any] | None:
     An array that is not compressed is mapped from the disk, so that it may be larger than the memory.
 
     Raises:
-        reading.DAMAGE: if the file or the array is damaged, or the array is far larger than its compressed content.
+        bounded_reading.DAMAGE: if the file or the array is damaged, or the array is far larger than its compressed
+            content.
     """
     with bounded_reading.regular(path) as file, zipfile.ZipFile(file) as archive:
         if f"{name}.npy" not in archive.namelist():

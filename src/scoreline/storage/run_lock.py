@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from scoreline.errors import InputError
-from scoreline.storage.files import locked, process_status, remove_parts
+from scoreline.storage.files import open_locked, process_status, remove_parts
 
 NAME = ".lock"
 
@@ -105,10 +105,10 @@ class RunLock:
     def _attempt(self) -> IO[bytes] | None:
         """Return the locked file, or None if another process holds it."""
         with _writing(self.path.parent):
-            file = locked(self.path)
+            file = open_locked(self.path)
             while file is not None and not _same(file, self.path):  # the one before removed it since it was opened here
                 file.close()
-                file = locked(self.path)
+                file = open_locked(self.path)
             if file is None:
                 return None
             former = _holder(self.path)

@@ -34,7 +34,7 @@ class Rule(Protocol):
         """
 
 
-def shown(value: Any) -> str:
+def excerpt(value: Any) -> str:
     """Return a value as messages quote it."""
     return reprlib.repr(value)[:60]
 
@@ -61,7 +61,12 @@ class Number:
         if not kind or not self.least <= value <= self.most or (self.above and value == self.least):
             what = "a whole number" if self.whole else "a number"
             least = f"above {self.least:.9g} and up" if self.above else f"from {self.least:.9g}"
-            raise ValueError(f"{name} is {shown(value)}, not {what} {least} to {self.most:.9g}")
+            raise ValueError(f"{name} is {excerpt(value)}, not {what} {least} to {self.most:.9g}")
+
+
+def integer(least: float, most: float) -> Number:
+    """Return the rule of an integer from `least` to `most`."""
+    return Number(least, most, whole=True)
 
 
 @dataclass(frozen=True)
@@ -73,7 +78,7 @@ class Text:
 
     def __call__(self, name: str, value: Any) -> None:
         if not isinstance(value, str) or not re.fullmatch(self.pattern, value):
-            raise ValueError(f"{name} is {shown(value)}, not {self.what}")
+            raise ValueError(f"{name} is {excerpt(value)}, not {self.what}")
 
 
 @dataclass(frozen=True)
@@ -87,7 +92,7 @@ class ListOf:
     def __call__(self, name: str, value: Any) -> None:
         if not isinstance(value, list) or not self.least <= len(value) <= self.most:
             count = f"{self.least}" if self.least == self.most else f"{self.least} to {self.most}"
-            raise ValueError(f"{name} is {shown(value)}, not a list of {count}")
+            raise ValueError(f"{name} is {excerpt(value)}, not a list of {count}")
         for place, item in enumerate(value):
             self.item(f"{name}[{place}]", item)
 
@@ -101,14 +106,18 @@ class Object:
 
     def __call__(self, name: str, value: Any) -> None:
         if not isinstance(value, dict):
-            raise ValueError(f"{name} is {shown(value)}, not an object")
+            raise ValueError(f"{name} is {excerpt(value)}, not an object")
         missing, more = self.required.keys() - value.keys(), value.keys() - self.required.keys()
         if missing:
             raise ValueError(f"{name} has no {min(missing)}")
         if more and self.others is None:
-            raise ValueError(f"{name} has {shown(min(more))}, which is not part of it")
+            raise ValueError(f"{name} has {excerpt(min(more))}, which is not part of it")
         for key, item in value.items():
             self.required.get(key, self.others or Anything())(f"{name}.{key:.40}", item)
+
+
+PLAIN = Object(others=Anything())
+"""Any object."""
 
 
 @dataclass(frozen=True)
@@ -149,9 +158,9 @@ class Values:
             raise ValueError(f"tensor {name} is of type {dtype}, not {wanted}")
         sizes = [_size(size, has, letters) for size, has in zip(self.sizes, shape, strict=False)]
         if len(shape) != len(self.sizes) or sizes != shape or math.prod(shape) > MOST_NUMBERS:
-            raise ValueError(f"tensor {name} has shape {shown(shape)}, not ({', '.join(map(str, self.sizes))})")
+            raise ValueError(f"tensor {name} has shape {excerpt(shape)}, not ({', '.join(map(str, self.sizes))})")
         if min(shape) < self.fewest:
-            raise ValueError(f"tensor {name} has shape {shown(shape)}, fewer than {self.fewest}")
+            raise ValueError(f"tensor {name} has shape {excerpt(shape)}, fewer than {self.fewest}")
 
     def check_values(self, name: str, values: Tensor) -> None:
         """Check the values.
@@ -226,7 +235,7 @@ def parse_entries(metadata: Mapping[str, str], rules: Mapping[str, Rule], plain:
     """
     unknown = metadata.keys() - rules.keys() - set(plain)
     if unknown:
-        raise ValueError(f"its metadata has {shown(min(unknown))}, which is not part of it")
+        raise ValueError(f"its metadata has {excerpt(min(unknown))}, which is not part of it")
     return {name: _entry(name, metadata, rule) for name, rule in rules.items()}
 
 
@@ -252,16 +261,8 @@ def check_tensors(rules: Mapping[str, Values], shapes: Mapping[str, list[int]], 
         raise ValueError(f"it has no tensor {missing[0]}")
     for name in shapes:
         if name not in rules:
-            raise ValueError(f"it has a tensor {shown(name)}, which is not part of it")
+            raise ValueError(f"it has a tensor {excerpt(name)}, which is not part of it")
     letters: dict[str, int] = {}
     for name, rule in rules.items():
         if name in shapes:
             rule.check_header(name, shapes[name], types[name], letters)
-
-
-def whole(least: float, most: float) -> Number:
-    """Return the rule of an integer from `least` to `most`."""
-    return Number(least, most, whole=True)
-
-
-PLAIN = Object(others=Anything())

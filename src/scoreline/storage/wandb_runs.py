@@ -14,7 +14,7 @@ Names = dict[str, Any]
 """`id`, `project`, `entity`, `name`, `group` and `tags`, as `wandb.init` takes them."""
 
 
-def imported() -> Any:
+def import_wandb() -> Any:
     """Import wandb.
 
     Raises:
@@ -87,7 +87,7 @@ def begin(root: Path, names: Names, config: dict[str, Any], axis: str, offline: 
     Raises:
         InputError: if wandb is not installed, there is no account, or W&B cannot be reached.
     """
-    wandb = imported()
+    wandb = import_wandb()
     offline = offline or os.environ.get("WANDB_MODE") == "offline"
     root.mkdir(parents=True, exist_ok=True)
     try:
@@ -117,7 +117,7 @@ def log(run: Any, row: Row) -> None:
     for name, path in row.items():
         if isinstance(path, Path):
             try:
-                found[name] = imported().Image(str(path), caption=path.stem)
+                found[name] = import_wandb().Image(str(path), caption=path.stem)
             except OSError as error:
                 raise InputError(f"{path}: not a readable picture; delete it") from error
     run.log(found)

@@ -21,7 +21,7 @@ from scoreline.storage import run_config
 from scoreline.tables import options
 from scoreline.tables.protocol import PROTOCOL, decided, differences, fingerprint, merged, parts
 from scoreline.tables.schema import PAPER, Paper, Published, Table
-from scoreline.values import count, spans
+from scoreline.values import count_seeds, seed_ranges
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ def of_table(table: Table, budget: str, entries: Sequence[Entry]) -> Grid:
 
 def watermark(budget: str, ranges: Sequence[str]) -> str:
     """The text `budget=small: n = 3 x 1000, not the paper's`; empty for the budget of the paper."""
-    sizes = [count(one) for one in ranges]
+    sizes = [count_seeds(one) for one in ranges]
     equal = len(set(sizes)) == 1
     n = str(sizes[0]) if len(sizes) == 1 else f"{len(sizes)} x {sizes[0]}" if equal else " + ".join(map(str, sizes))
     return "" if budget == PAPER else f"budget={budget}: n = {n}, not the paper's"
@@ -226,7 +226,7 @@ def _disjoint(group: Sequence[Run]) -> list[Run]:
         former = kept.setdefault(_seeds(run), run)
         if former.result["metrics"] != run.result["metrics"]:
             _refuse(former, run, "their numbers differ; keep one of them")
-    ends = sorted((first, last, text) for text, run in kept.items() for first, last in spans(run.result["seeds"]))
+    ends = sorted((first, last, text) for text, run in kept.items() for first, last in seed_ranges(run.result["seeds"]))
     for (_, last, one), (first, _, other) in pairwise(ends):
         if first <= last:
             _refuse(kept[one], kept[other], "only disjoint ranges can be averaged; keep one of them")
@@ -243,7 +243,7 @@ def _refuse(one: Run, other: Run, why: str) -> None:
 def _seeds(run: Run) -> str:
     """A text that is equal for equal seeds, however they are written."""
     whole: list[list[int]] = []
-    for first, last in sorted(spans(run.result["seeds"])):
+    for first, last in sorted(seed_ranges(run.result["seeds"])):
         if whole and first == whole[-1][1] + 1:
             whole[-1][1] = last
         else:

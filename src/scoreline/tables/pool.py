@@ -12,7 +12,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import IO
 
-from scoreline.storage.files import locked
+from scoreline.storage.files import open_locked
 from scoreline.tables import worker
 from scoreline.tables.plan import OUTCOME, Cell, Outcome, outcome, record
 
@@ -107,7 +107,7 @@ class Pool:
             if self._settled(cell):
                 queue.remove(cell)
                 return True
-            log = locked(self.root / cell.directory / LOG)
+            log = open_locked(self.root / cell.directory / LOG)
             if log is not None:
                 queue.remove(cell)
                 self._start(cell, log)

@@ -11,7 +11,7 @@ from typing import Any
 from scoreline.errors import InputError
 from scoreline.generation.run_results import Result
 from scoreline.metrics.base import Score
-from scoreline.values import shared, spans
+from scoreline.values import overlap, seed_ranges
 
 PROTOCOL = (
     *("protocol", "images", "checkpoint", "labels", "guidance", "threshold"),
@@ -56,7 +56,7 @@ def merged(results: Sequence[Result]) -> Result:
     first, count = results[0], len(results)
     if count == 1:
         return first
-    if shared(span for result in results for span in spans(result["seeds"])):
+    if overlap(span for result in results for span in seed_ranges(result["seeds"])):
         ranges = ", ".join(result["seeds"] for result in results)
         raise InputError(f"seeds={ranges}: runs of one cell share seeds; only disjoint ranges can be averaged")
     metrics = {}

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 from scoreline.errors import InputError, did_you_mean
-from scoreline.values import count, shared, spans
+from scoreline.values import count_seeds, is_number, overlap, seed_ranges
 
 STATUSES = ("verified", "second-hand", "unverified")
 """How far a published figure was checked: in the paper itself, in a work that quotes it, or not yet."""
@@ -130,7 +130,7 @@ def parse(name: str, data: object) -> Table:
     if node.get("paper") is None and any(row.published for row in rows):
         _refuse(where, "the key paper is missing; published figures need to say where they stand")
     metric = _word(where, node, "metric")
-    images = count(budgets[PAPER][0]) if PAPER in budgets else None
+    images = count_seeds(budgets[PAPER][0]) if PAPER in budgets else None
     prepared = enumerate(_list(where, node, "prepare", least=0))
     return Table(
         name,
@@ -219,7 +219,7 @@ def number(where: str, key: str, value: object) -> float:
     Raises:
         InputError: if it is none, or is not finite.
     """
-    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < float("inf"):
+    if not is_number(value) or not abs(value) < float("inf"):
         hint = "; write it without quotes, 1e-3 as 1.0e-3" if isinstance(value, str) else ""
         _refuse(where, f"{key}: must be a finite number, is {_shown(value)}{hint}")
     return float(value)
@@ -235,12 +235,12 @@ def _ranges(where: str, value: object) -> tuple[str, ...]:
         if not isinstance(one, str):
             _refuse(where, f"ranges: holds {_shown(one)}; write a range as 0-999, in quotes")
         try:
-            found = spans(one)
+            found = seed_ranges(one)
         except InputError as error:
             raise InputError(f"{where}: {str(error).replace('seeds=', 'ranges: ', 1)}") from error
-        if shared(found):
+        if overlap(found):
             _refuse(where, f"ranges: {one}: a seed occurs twice; every image needs its own")
-        if shared([*seeds, *found]):
+        if overlap([*seeds, *found]):
             _refuse(where, f"ranges: {one} shares seeds with an earlier range; only disjoint ranges have a spread")
         seeds += found
     return tuple(ranges)

@@ -81,7 +81,7 @@ def main(name: str, data: Any, overrides: Sequence[str], options: Options, out: 
     if options.wandb != "off":
         from scoreline.storage import wandb_runs
 
-        wandb_runs.imported()
+        wandb_runs.import_wandb()
     draft = plan.planned(table, data, options.budget, overrides, run_identity.identities)
     if not _unprepared(table.prepare):
         _refuse_absent(draft)

@@ -8,8 +8,9 @@ from torch import Generator, Tensor
 from torch.nn.functional import grid_sample
 
 from scoreline.errors import InputError
-from scoreline.runtime.device import moved
+from scoreline.runtime.device import to_device
 from scoreline.training.wavelets import CENTRE, HISTORY, downsample, upsample
+from scoreline.values import is_number
 
 LABELS = 9
 """Length of an augmentation label."""
@@ -108,14 +109,14 @@ class Augmentation:
         return LABELS if self.told else 0
 
     def __post_init__(self) -> None:
-        if not (_is_number(self.probability) and 0 <= self.probability <= 1):
+        if not (is_number(self.probability) and 0 <= self.probability <= 1):
             raise InputError(f"augmentation.probability={self.probability}: must be a number from 0 to 1")
         for key in ("x_flip", "y_flip", "told"):
             if not isinstance(getattr(self, key), bool):
                 raise InputError(f"augmentation.{key}={getattr(self, key)}: must be true or false")
         for key in ("scale", "rotation", "anisotropy", "translation"):
             value = getattr(self, key)
-            if not (_is_number(value) and 0 <= value < math.inf):
+            if not (is_number(value) and 0 <= value < math.inf):
                 raise InputError(f"augmentation.{key}={value}: must be a finite number, at least 0; 0 switches it off")
 
     def draw(self, count: int, generator: Generator, device: torch.device | str) -> Parameters:
@@ -149,16 +150,16 @@ class Augmentation:
             parameters: those of B images, on any device.
         """
         x_flip, y_flip = (
-            moved(flip, images.device).reshape(-1, 1, 1, 1) for flip in (parameters.x_flip, parameters.y_flip)
+            to_device(flip, images.device).reshape(-1, 1, 1, 1) for flip in (parameters.x_flip, parameters.y_flip)
         )
         result = torch.where(x_flip, images.flip(3), images)
         result = torch.where(y_flip, result.flip(2), result)
         index = parameters.resampled.nonzero().squeeze(1)
         if len(index):
-            chosen, rows = parameters.rows(index), moved(index, images.device)
+            chosen, rows = parameters.rows(index), to_device(index, images.device)
             size = torch.tensor([images.shape[3], images.shape[2]], dtype=torch.float64, device=index.device)
             inverse, shift = self._inverse(chosen), self.translation * size * chosen.shift
-            inverse, shift = moved(inverse, images.device), moved(shift, images.device)
+            inverse, shift = to_device(inverse, images.device), to_device(shift, images.device)
             at_once = CACHED if images.device.type == "cpu" else len(index)
             for start in range(0, len(index), at_once):
                 part = slice(start, start + at_once)
@@ -227,7 +228,3 @@ def _rotation(angle: Tensor) -> Tensor:
     """Rotation matrices (n, 2, 2), counter-clockwise as seen, on columns (x to the right, y down)."""
     cos, sin = angle.cos(), angle.sin()
     return torch.stack([torch.stack([cos, sin], -1), torch.stack([-sin, cos], -1)], -2)
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)

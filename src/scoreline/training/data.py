@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from scoreline.datasets.base import ArrayDataset, ImageDataset
 from scoreline.errors import InputError
-from scoreline.runtime.device import moved
+from scoreline.runtime.device import to_device
 from scoreline.values import whole_number
 
 
@@ -42,9 +42,9 @@ class DeviceData:
         """
         if not self.fits:
             images, labels = self.dataset.read(indices)
-            return moved(images, device), moved(labels, device)
+            return to_device(images, device), to_device(labels, device)
         images, labels = self._on(device)
-        chosen = moved(torch.as_tensor(indices, dtype=torch.int64), device)
+        chosen = to_device(torch.as_tensor(indices, dtype=torch.int64), device)
         return images.index_select(0, chosen), labels.index_select(0, chosen)
 
     def _on(self, device: torch.device) -> tuple[Tensor, Tensor]:

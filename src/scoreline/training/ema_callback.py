@@ -15,6 +15,7 @@ from scoreline.training.ema import EMA, NARROWEST, UNIFORM, PowerFunctionEMA, Ru
 from scoreline.training.ema_snapshots import drop_later, save_snapshot, snapshot_path
 from scoreline.training.module import DiffusionModule
 from scoreline.training.sharding import assembled, divided
+from scoreline.values import is_number
 
 Average = TypeVar("Average", bound=RunningAverage)
 
@@ -48,7 +49,7 @@ class EMACallback(Callback):
         half_lives = _numbers("ema.half_life_kimg", half_life_kimg, 0, math.inf)
         if not half_lives:
             raise InputError("ema.half_life_kimg=[]: give one half-life at least, in thousands of images")
-        if not _real(rampup) or not rampup > 0:
+        if not is_number(rampup) or not rampup > 0:
             raise InputError(f"ema.rampup={rampup}: must be a number greater than 0; .inf means no ramp")
         widths = [] if post_hoc is None else _numbers("ema.post_hoc", post_hoc, NARROWEST, UNIFORM)
         first, *others = (EMA(half_life, rampup) for half_life in half_lives)
@@ -153,16 +154,12 @@ def _whole(average: Average) -> Average:
     return whole
 
 
-def _real(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
 def _numbers(key: str, setting: Any, low: float, high: float) -> list[float]:
     """Check one number or several different ones, from `low` to `high`, neither 0 nor infinity."""
     several = isinstance(setting, Sequence) and not isinstance(setting, str)
     values = list(setting) if several else [setting]
     for value in values:
-        if not _real(value) or not low <= value <= high or value in (0, math.inf):
+        if not is_number(value) or not low <= value <= high or value in (0, math.inf):
             limits = "greater than 0" if high == math.inf else f"from {low:g} to {high:.6f}"
             raise InputError(f"{key}={setting}: {value} is no number {limits}; give one such number or a list of them")
     names = [f"{value:g}" for value in values]

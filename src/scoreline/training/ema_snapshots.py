@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from scoreline.errors import InputError
 from scoreline.storage.files import order_metadata, write_atomically
-from scoreline.storage.schemas import Number, Rule, parse_entries, shown, whole
+from scoreline.storage.schemas import Number, Rule, excerpt, integer, parse_entries
 from scoreline.storage.tensor_files import Header, read_header, read_tensors
 from scoreline.training.ema import PowerFunctionEMA
 
@@ -17,8 +17,8 @@ FORMAT = "scoreline/ema-snapshot/1"
 
 SNAPSHOT: dict[str, Rule] = {
     "sigma_rel": Number(1e-4, 0.288676),
-    "images": whole(1, 10**12),
-    "batch": whole(1, 10**8),
+    "images": integer(1, 10**12),
+    "batch": integer(1, 10**8),
 }
 """Entries of a snapshot's metadata besides `format`."""
 
@@ -88,7 +88,7 @@ def _paths(run: Path) -> list[Path]:
 def _snapshot(path: Path) -> Snapshot:
     header = _header(path)
     if header.metadata.get("format") != FORMAT:
-        other = shown(header.metadata.get("format"))
+        other = excerpt(header.metadata.get("format"))
         raise header._replace(remedy="move it elsewhere").refuse(f"its format is {other}, not {FORMAT!r}")
     try:
         snapshot = Snapshot(path, **parse_entries(header.metadata, SNAPSHOT, ("format",)))

@@ -10,7 +10,7 @@ from torch import Generator, Tensor
 
 from scoreline.denoiser import Denoiser
 from scoreline.objective import Batch, DenoisingObjective
-from scoreline.runtime.seeded_noise import seeded
+from scoreline.runtime.seeded_noise import seed_generator
 from scoreline.storage.pictures import to_unit
 from scoreline.targets import Denoising
 from scoreline.training.ema_callback import ema_of
@@ -60,7 +60,7 @@ class FixedLoss(Callback):
             count = min(self.images, len(dataset))
             chosen = np.random.Generator(np.random.PCG64(SEED)).choice(len(dataset), count, replace=False)
             images, labels = dataset.read(chosen.tolist())
-            generator = seeded(Generator(), step_key(SEED, 0, 0, "fixed_loss"))
+            generator = seed_generator(Generator(), step_key(SEED, 0, 0, "fixed_loss"))
             order = torch.randperm(count, generator=generator)
             u = (order.double() + 0.5) / count
             eps = torch.randn(images.shape, generator=generator)

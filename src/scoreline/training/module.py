@@ -22,8 +22,8 @@ from scoreline.checkpoints import Card
 from scoreline.denoiser import Denoiser
 from scoreline.errors import InputError
 from scoreline.objective import Batch, DenoisingObjective
-from scoreline.runtime.device import moved
-from scoreline.runtime.seeded_noise import seed_default, seeded
+from scoreline.runtime.device import to_device
+from scoreline.runtime.seeded_noise import seed_default, seed_generator
 from scoreline.storage.pictures import to_unit
 from scoreline.targets import Reference
 from scoreline.training.augmentation import Augmentation, Parameters
@@ -183,7 +183,7 @@ class DiffusionModule(LightningModule):
         """This process's rows of the step's global batch: images uint8 (b, C, H, W), labels (b,)."""
         world = self.trainer.world_size
         mine = share_of(self.batch_size, self.global_rank, world)
-        generator = seeded(Generator(images.device), step_key(self.seed, self.global_step, 0, "noise"))
+        generator = seed_generator(Generator(images.device), step_key(self.seed, self.global_step, 0, "noise"))
         u, eps = self._noise(images, generator)
         label = self._label(labels, generator, mine)
         clean, augment, reference = self._clean(images, mine)
@@ -222,19 +222,19 @@ class DiffusionModule(LightningModule):
             return to_unit(images), None, Reference(batch.images, batch.source, batch.labels)
         # the reference is augmented as a whole, so each source in it is the very image that is noised
         whole, augment = self.augmentation(to_unit(batch.images), drawn), self._labels(drawn)
-        reference = Reference(whole, batch.source, batch.labels, moved(drawn.labels, images.device))
+        reference = Reference(whole, batch.source, batch.labels, to_device(drawn.labels, images.device))
         return whole[batch.source], None if augment is None else augment[batch.source], reference
 
     def _augmentations(self, count: int, rank: int) -> Parameters | None:
         if self.augmentation is None:
             return None
         key = step_key(self.seed, self.global_step, rank, "augmentation")
-        return self.augmentation.draw(count, seeded(Generator(), key), "cpu")
+        return self.augmentation.draw(count, seed_generator(Generator(), key), "cpu")
 
     def _labels(self, drawn: Parameters) -> Tensor | None:
         """Augmentation labels of the network, (n, A)."""
         labelled = self.augmentation is not None and self.augmentation.told
-        return moved(drawn.labels, self.device) if labelled else None
+        return to_device(drawn.labels, self.device) if labelled else None
 
     def condition(self, labels: Tensor) -> Tensor | None:
         """The labels, for a conditional network."""
@@ -288,6 +288,6 @@ def _check_augmentation(
 
 
 def step_key(seed: int, step: int, rank: int, purpose: str) -> int:
-    """64 bits that name the random numbers of one step on one process, for `seeded_noise.seeded`."""
+    """64 bits that name the random numbers of one step on one process, for `seeded_noise.seed_generator`."""
     digest = hashlib.sha256(f"{seed} {step} {rank} {purpose}".encode()).digest()
     return int.from_bytes(digest[:8], "little")

@@ -16,8 +16,8 @@ from scoreline.denoiser import Denoiser
 from scoreline.descriptions.specs import rebuild
 from scoreline.errors import InputError
 from scoreline.records import Record, load_record
-from scoreline.runtime.device import moved
-from scoreline.runtime.seeded_noise import seeded
+from scoreline.runtime.device import to_device
+from scoreline.runtime.seeded_noise import seed_generator
 from scoreline.schedules.base import NoiseSchedule
 from scoreline.schedules.score_optimal import ScoreOptimal
 from scoreline.storage.files import code_version, sha256, write_atomically
@@ -121,10 +121,10 @@ class OnlineSchedule(Callback):
         share = self.images_per_step // trainer.world_size
         at = slice(trainer.global_rank * share, (trainer.global_rank + 1) * share)
         key = step_key(module.seed, module.global_step, trainer.global_rank, "online_schedule")
-        generator = seeded(torch.Generator(images.device), key)
+        generator = seed_generator(torch.Generator(images.device), key)
         clean, label = to_unit(images[:share]), module.condition(labels[:share])
         fresh = torch.randn(clean.shape, device=clean.device, generator=generator)
-        low, high = (moved(self.length.rho[places[at] + end], clean.device) for end in (0, 1))
+        low, high = (to_device(self.length.rho[places[at] + end], clean.device) for end in (0, 1))
         costs = torch.zeros(len(places), dtype=torch.float64, device=clean.device)
         costs[at] = step_costs(self._shadow(trainer, module), clean, fresh, high, low, label)
         self.length.add(places, trainer.strategy.reduce(costs, reduce_op="sum"))

@@ -9,7 +9,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from scoreline.runtime import compat
-from scoreline.runtime.device import LateNumber, computes_apart, moved
+from scoreline.runtime.device import LateNumber, computes_apart, to_device
 from scoreline.training.training_state import checkpointing_of
 
 REQUEUE = 75
@@ -35,7 +35,7 @@ class Agreement:
         device = trainer.strategy.root_device
         if trainer.world_size == 1 or not computes_apart(device):
             return trainer.strategy.reduce_boolean_decision(own, all=False)
-        votes = moved(torch.tensor(int(own)), device)
+        votes = to_device(torch.tensor(int(own)), device)
         torch.distributed.all_reduce(votes)
         return bool(self._late.swap(votes))
 

@@ -15,6 +15,7 @@ from scoreline.errors import InputError
 from scoreline.safe_pickle import torch_files
 from scoreline.training.gradients import moments_of, names_of
 from scoreline.training.module import DiffusionModule
+from scoreline.values import is_whole
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -221,7 +222,7 @@ def read_start(path: Path, own: bool, batch_size: int) -> Start:
 
 
 def _count(value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+    if not is_whole(value, 0):
         raise ValueError(f"a count of {value!r:.20}")
     return value
 

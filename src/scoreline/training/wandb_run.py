@@ -13,7 +13,7 @@ from lightning.pytorch.loggers import WandbLogger
 
 from scoreline.storage import run_config
 from scoreline.storage.run_history import Row, history, picture_row
-from scoreline.storage.wandb_runs import begin, imported, log, names
+from scoreline.storage.wandb_runs import begin, import_wandb, log, names
 
 
 class WandbRun(WandbLogger):
@@ -40,7 +40,7 @@ class WandbRun(WandbLogger):
     """
 
     def __init__(self, save_dir: str, identity: str, offline: bool = True, **chosen: Any) -> None:
-        imported()
+        import_wandb()
         self.root, self.offline = Path(save_dir), offline
         self.names = names(self.root, identity, **chosen | {"tags": tuple(map(str, chosen.get("tags") or ()))})
         super().__init__(save_dir=save_dir, offline=offline, **self.names)
@@ -101,4 +101,4 @@ class WandbRun(WandbLogger):
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             remedy = f"training continues without W&B; `scoreline upload {self.root}` sends it later"
             print(f"logger=wandb: {reason}; {remedy}", file=sys.stderr, flush=True)
-            self._wandb_run, self._lost = imported().init(mode="disabled"), True
+            self._wandb_run, self._lost = import_wandb().init(mode="disabled"), True
