@@ -28,7 +28,7 @@ from scoreline.calibration.search import Recommendation
 from scoreline.calibration.subject import Subject
 from scoreline.checkpoints import Checkpoint, load_model
 from scoreline.config import run_names
-from scoreline.config.compose import built, composed
+from scoreline.config.compose import build_object, complete_config
 from scoreline.datasets.digits import Digits
 from scoreline.errors import InputError
 from scoreline.metrics.features import DigitFeatures
@@ -194,12 +194,12 @@ def choose(checkpoint: Checkpoint, method: Method, nfe: int) -> Chosen:
         InputError: if there is none of exactly this NFE.
     """
     words = [f"checkpoint={checkpoint.path}", f"solver={method.solver}"]
-    cfg = composed(words if method.schedule == OWN else [*words, f"schedule={method.schedule}"])
-    solver = built(cfg.solver)
+    cfg = complete_config(words if method.schedule == OWN else [*words, f"schedule={method.schedule}"])
+    solver = build_object(cfg.solver)
     if isinstance(solver, Recommendation):
         found = Method(*solver.at(nfe, span_of(checkpoint)))
         return Chosen(choose(checkpoint, found, nfe).run, found.name)
-    run = build_tableau(solver, built(cfg.schedule), span_of(checkpoint), nfe, "none")
+    run = build_tableau(solver, build_object(cfg.schedule), span_of(checkpoint), nfe, "none")
     if run.nfe != nfe:
         raise InputError(f"nfe={nfe}: {method.solver} spends {run.nfe}")
     return Chosen(run, None)

@@ -28,7 +28,7 @@ from scoreline.calibration.subject import Subject
 from scoreline.checkpoints import Checkpoint, load_model
 from scoreline.config import conf_folder, run_names
 from scoreline.config.compose import families
-from scoreline.config.model_source import bound
+from scoreline.config.model_source import with_model
 from scoreline.errors import InputError
 from scoreline.metrics.digit_classifier import DigitClassifier
 from scoreline.networks.exact import GaussianMixture
@@ -80,7 +80,7 @@ def families_of(checkpoint: Checkpoint) -> Families:
     run_names.register_resolvers()
     with initialize_config_dir(str(conf_folder.conf_dir()), version_base="1.3"):
         cfg = compose("calibrate", ["calibration=tableau", f"checkpoint={checkpoint.path}"])
-        found = families(bound(cfg, checkpoint), checkpoint.path)
+        found = families(with_model(cfg, checkpoint), checkpoint.path)
     return Families(found["solver"], found["schedule"])
 
 

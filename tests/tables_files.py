@@ -40,7 +40,7 @@ DATA: dict[str, Any] = {
 
 def draft(root: Path, data: dict[str, Any] = DATA, budget: str = "paper") -> Plan:
     """A plan saved into a table's directory; identities count the ranges."""
-    made = plan.planned(
+    made = plan.make_plan(
         parse("toy", data), data, budget, [], lambda _, ranges: [f"{k:08x}" for k in range(len(ranges))]
     )
     plan.save(made, root)

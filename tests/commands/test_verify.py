@@ -38,16 +38,16 @@ from scoreline.schedules.sub_vp import SubVP
 from scoreline.schedules.ve import EDM, VE
 from scoreline.schedules.vp import LinearVP
 from scoreline.storage.pictures import to_unit
-from scoreline.verification.changes import Change, altered
+from scoreline.verification.changes import Change, change_scalings
 from scoreline.verification.channels import judge_channels, measure_reversed
 from scoreline.verification.convergence import Convergence, Runs, judge_convergence, measure_convergence
 from scoreline.verification.ddim import ddim, ddim_differences, judge_ddim
-from scoreline.verification.diagnosis import mending
+from scoreline.verification.diagnosis import remedies
 from scoreline.verification.loss import (
     FACTORS,
     Losses,
     RealImages,
-    failing,
+    failed_levels,
     judge_losses,
     levels,
     linear_losses,
@@ -410,7 +410,7 @@ WRONG: dict[str, tuple[str, Change, str]] = {
 @pytest.mark.parametrize("name", WRONG)
 def test_a_wrong_convention_fails_and_is_named(name: str, digits: GaussianMixture) -> None:
     convention, change, says = WRONG[name]
-    denoiser, images = altered(model(digits, convention), change), real(digits, (1, 8, 8))
+    denoiser, images = change_scalings(model(digits, convention), change), real(digits, (1, 8, 8))
     found = measured(denoiser, convention, images)
     if says == "labels":
         verdict = judge_labels(found)
@@ -418,7 +418,7 @@ def test_a_wrong_convention_fails_and_is_named(name: str, digits: GaussianMixtur
         assert verdict.status == "fail"
         assert f"typically {factor} times it" in verdict.text
         return
-    verdict = judge_losses(found, lambda rho: mending(denoiser, images, rho, 64))
+    verdict = judge_losses(found, lambda rho: remedies(denoiser, images, rho, 64))
     assert verdict.status == "fail"
     named = {"alpha (it is a VP": "it is a VP model", "alpha (it is no VP": "it is no VP model"}.get(says, says)
     assert named in verdict.text
@@ -469,11 +469,11 @@ def test_loss_limits_are_those_documented() -> None:
     rho = torch.tensor([2.0, 0.5], dtype=torch.float64)
     linear = (rho**2 / (1 + rho**2))[:, None].expand(2, 8)
     limit = torch.stack([linear[0] + (0.05 * 2) ** 2, torch.full((8,), 2 * 0.25).double()])
-    assert failing(limit * 1.001, linear, rho, 1.0).tolist() == [True, True]
-    assert failing(limit * 0.999, linear, rho, 1.0).tolist() == [False, False]
+    assert failed_levels(limit * 1.001, linear, rho, 1.0).tolist() == [True, True]
+    assert failed_levels(limit * 0.999, linear, rho, 1.0).tolist() == [False, False]
     scattered = limit + torch.tensor([3.0, -3.0] * 4).double()  # the same mean, never sure
-    assert failing(scattered * 1.001, linear, rho, 1.0).tolist() == [False, False]
-    assert failing(torch.full((2, 8), torch.nan), linear, rho, 1.0).tolist() == [True, True]
+    assert failed_levels(scattered * 1.001, linear, rho, 1.0).tolist() == [False, False]
+    assert failed_levels(torch.full((2, 8), torch.nan), linear, rho, 1.0).tolist() == [True, True]
 
 
 def colours() -> GaussianMixture:

@@ -36,7 +36,7 @@ def test_the_option_is_taken_wherever_it_stands(own: Path, monkeypatch: pytest.M
     assert conf_folder.folders() == [conf_folder.conf_dir(), own.resolve()]
     assert conf_folder.files("solver")["mine"] == own / "solver/mine.yaml"
     assert conf_folder.files("solver")["ddim"] == conf_folder.conf_dir() / "solver/ddim.yaml"
-    assert conf_folder.composed("sample", ["solver=mine"]).solver._target_ == "scoreline.solvers.runge_kutta.heun"
+    assert conf_folder.compose_config("sample", ["solver=mine"]).solver._target_ == "scoreline.solvers.runge_kutta.heun"
 
 
 @pytest.mark.parametrize("words", [["--config-dir"], ["--config-dir", "nowhere"], ["--config-dir="], ["-cd", __file__]])

@@ -25,7 +25,7 @@ def test_a_former_name_in_a_users_config_works(tmp_path: Path, monkeypatch: pyte
     (tmp_path / "objective" / "mine.yaml").write_text(mine)
     monkeypatch.setenv(conf_folder.OWN_FOLDER, str(tmp_path))
     run_names.register_resolvers()
-    cfg = conf_folder.composed("train", ["objective=mine"])
+    cfg = conf_folder.compose_config("train", ["objective=mine"])
     assert isinstance(instantiate(cfg.objective.density), LogNormal)
 
 

@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 
 from scoreline import numerics
 from scoreline.config import run_names
-from scoreline.config.conf_folder import composed
+from scoreline.config.conf_folder import compose_config
 
 Named = Callable[..., str]
 
@@ -142,7 +142,7 @@ def test_numerics_version_counts(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("script", ["train", "sample", "calibrate"])
 def test_keys_without_influence_are_keys_of_the_script(script: str) -> None:
     run_names.register_resolvers()
-    cfg = composed(script, [])
+    cfg = compose_config(script, [])
     OmegaConf.set_struct(cfg, False)
     assert {*run_names.WITHOUT[script], "identity", "code_version", "lock"} <= set(cfg)
     for key in run_names.WITHOUT[script]:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from scoreline.checkpoints import load_model, save_model
 from scoreline.commands import doctor
 from scoreline.commands.doctor import job_config
-from scoreline.config.compose import built
+from scoreline.config.compose import build_object
 from scoreline.config.run_names import model_path
 from scoreline.doctor import environment, timing
 from scoreline.doctor.assets import dataset
@@ -179,7 +179,7 @@ def test_peak_tensors_are_those_that_the_loop_holds(solver: str) -> None:
     checkpoint = load_model(model_path("digits_vp"))
     cfg.model = {"noise_schedule": checkpoint.card.model["noise_schedule"]}
     native = checkpoint.noise_schedule
-    run = build(built(cfg.solver), built(cfg.schedule), (native.sigma_max, native.sigma_min), 12, "none")
+    run = build(build_object(cfg.solver), build_object(cfg.schedule), (native.sigma_max, native.sigma_min), 12, "none")
     x = torch.ones(1000)
 
     def draw(row: int) -> Tensor:

@@ -12,7 +12,7 @@ from filled import filled_state, image
 from scoreline.checkpoints import load_model
 from scoreline.commands import import_checkpoint, inspect, verify
 from scoreline.errors import InputError
-from scoreline.foreign.conversion import Options, cached, digest
+from scoreline.foreign.conversion import Options, cached_file, digest
 from scoreline.foreign.families import load
 from scoreline.storage.files import sha256
 
@@ -127,14 +127,14 @@ def narrow_options(weights: str = "ema") -> Options:
 
 
 def test_the_cache_converts_once_per_content_and_option(source: Path) -> None:
-    first = cached(str(source), narrow_options())
+    first = cached_file(str(source), narrow_options())
     stamp = first.stat().st_mtime_ns
-    assert cached(str(source), narrow_options()) == first
+    assert cached_file(str(source), narrow_options()) == first
     assert first.stat().st_mtime_ns == stamp
-    assert cached(str(source), narrow_options("raw")) != first
+    assert cached_file(str(source), narrow_options("raw")) != first
     state = filled_state(GOLDEN["shapes"])
     torch.save({name: 2 * weight for name, weight in state.items()}, source)
-    other = cached(str(source), narrow_options())
+    other = cached_file(str(source), narrow_options())
     assert other != first
     assert load_model(first).digest != load_model(other).digest
 

@@ -315,7 +315,7 @@ def test_what_is_said_of_a_run(tmp_path: Path) -> None:
     result = describe(choices, checkpoint, how, asked, found)
     run_results.write(tmp_path, result)
     (tmp_path / "config.yaml").write_text("identity: '0'\n")
-    read, again = run_results.finished(tmp_path)
+    read, again = run_results.former_result(tmp_path)
     assert read is not None
     assert again == ""
     assert read == json.loads((tmp_path / "metrics.json").read_text()) == result
@@ -338,7 +338,7 @@ def test_what_is_said_of_a_run(tmp_path: Path) -> None:
         f"mean {read['metrics']['mean']['value']:.4g} +- 0.5 -> {tmp_path}"
     )
     assert read["numerics_version"] == NUMERICS_VERSION
-    assert run_results.finished(tmp_path / "elsewhere") == (None, "")
+    assert run_results.former_result(tmp_path / "elsewhere") == (None, "")
 
 
 def test_adaptive_counts_are_means_over_all_images(tmp_path: Path) -> None:

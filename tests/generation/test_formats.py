@@ -29,8 +29,8 @@ from scoreline.datasets.zip_archive import ZipArchive
 from scoreline.errors import InputError
 from scoreline.generation import npz
 from scoreline.generation.formats import FORMATS, NONE, check_format, write_format, write_manifest
-from scoreline.generation.images import Entry, ShardImages, unwatched
-from scoreline.generation.run_results import written
+from scoreline.generation.images import Entry, ShardImages, no_progress
+from scoreline.generation.run_results import file_record
 from scoreline.generation.shards import Shards
 from scoreline.sampling import Progress
 from scoreline.storage.files import part_beside, remove_parts
@@ -118,7 +118,7 @@ class Turns(ShardImages):
         super().__init__(images.shards, images.found)
         self.k, self.mine, self.theirs = k, mine, theirs
 
-    def one_by_one(self, progress: Progress = unwatched) -> Iterator[tuple[Entry, Tensor]]:
+    def one_by_one(self, progress: Progress = no_progress) -> Iterator[tuple[Entry, Tensor]]:
         for number, item in enumerate(super().one_by_one(progress)):
             if number == self.k:
                 self.mine.set()
@@ -157,14 +157,14 @@ def test_two_writers_leave_every_image(tmp_path: Path) -> None:
 def test_a_writer_that_fails_leaves_what_was_there(tmp_path: Path) -> None:
     images, _ = made(tmp_path, count=50)
     write_format("png", tmp_path, images)
-    before = written(tmp_path / "images")
+    before = file_record(tmp_path / "images")
 
     def stop(done: float) -> None:
         raise OSError
 
     with pytest.raises(OSError):  # noqa: PT011
         write_format("png", tmp_path, images, stop)
-    assert written(tmp_path / "images") == before
+    assert file_record(tmp_path / "images") == before
     assert {path.name for path in tmp_path.iterdir()} == {"images", "shards"}
     shutil.rmtree(tmp_path / "images")
     (tmp_path / "images").write_text("a file")

@@ -7,7 +7,7 @@ from scoreline.datasets.digits import Digits
 from scoreline.errors import InputError
 from scoreline.metrics import feature_pass
 from scoreline.metrics.base import Score
-from scoreline.metrics.feature_pass import extract, shared, spread
+from scoreline.metrics.feature_pass import extract, share_scores, spread
 from scoreline.metrics.fidelity import Fidelity
 from scoreline.storage.resumable import Parts
 
@@ -117,11 +117,11 @@ def test_moved_parts_keep_their_processes(tmp_path):
 def test_one_process_computes_scores_and_another_reads_them(tmp_path):
     scores = {"zeta": Score(value=1 / 3, error=0.1, n=7), "alpha": Score(value=float("nan"), error=0.0, n=2)}
     images = Counted(5)
-    first = shared(images, Parts(tmp_path, rank=0, size=2), "s", lambda: scores)
-    second = shared(images, Parts(tmp_path, rank=1, size=2), "s", lambda: pytest.fail("computed"))
+    first = share_scores(images, Parts(tmp_path, rank=0, size=2), "s", lambda: scores)
+    second = share_scores(images, Parts(tmp_path, rank=1, size=2), "s", lambda: pytest.fail("computed"))
     assert str(first) == str(second) == str(scores)
     with pytest.raises(InputError, match="which this one cannot read"):
-        shared(images, Parts(tmp_path, rank=1, size=2), "other", lambda: scores)
+        share_scores(images, Parts(tmp_path, rank=1, size=2), "other", lambda: scores)
 
 
 PROCESSES = """

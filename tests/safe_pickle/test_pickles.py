@@ -133,8 +133,8 @@ def test_containers_are_never_spelled_out_in_messages() -> None:
     laugh: Any = ()
     for _ in range(100):
         laugh = (laugh, laugh)
-    assert limits.shown(laugh) == "a tuple"
-    assert limits.shown((1, "a")) == "(1, 'a')"
+    assert limits.excerpt(laugh) == "a tuple"
+    assert limits.excerpt((1, "a")) == "(1, 'a')"
 
 
 def test_a_budget_ends() -> None:

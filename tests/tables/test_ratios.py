@@ -8,7 +8,7 @@ from tables_files import DATA, draft, finish
 
 from scoreline.commands import report
 from scoreline.errors import InputError
-from scoreline.tables.ratios import paired
+from scoreline.tables.ratios import paired_ratio
 
 HALVES = {"0-9": 4.0, "10-19": 10.0}
 
@@ -51,13 +51,13 @@ def test_figures_of_other_protocols_have_no_ratio(tmp_path: Path) -> None:
 
 
 def test_single_range_has_no_error() -> None:
-    one = paired({"0-9": 1.0}, HALVES)
+    one = paired_ratio({"0-9": 1.0}, HALVES)
     assert one is not None
     assert (one.mean, one.n) == (0.25, 1)
     assert one.error != one.error
-    assert paired(HALVES, {"0-9": 0.0, "10-19": 1.0}) is None
-    assert paired(HALVES, {"20-29": 1.0}) is None
-    assert paired(HALVES, {"0-9": math.nan, "10-19": 1.0}) is None
+    assert paired_ratio(HALVES, {"0-9": 0.0, "10-19": 1.0}) is None
+    assert paired_ratio(HALVES, {"20-29": 1.0}) is None
+    assert paired_ratio(HALVES, {"0-9": math.nan, "10-19": 1.0}) is None
 
 
 def test_mistakes(table: Path, tmp_path_factory: pytest.TempPathFactory) -> None:

@@ -130,8 +130,8 @@ def test_a_table_is_run_by_one_process(monkeypatch: pytest.MonkeyPatch, tmp_path
 def test_one_command_at_a_time_runs_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A second one is refused, or waits, and plans anew then: what was prepared meanwhile is there."""
     out, planned = tmp_path / "out", []
-    whole = table_run.plan.planned
-    monkeypatch.setattr(table_run.plan, "planned", lambda *words: planned.append(1) or whole(*words))
+    whole = table_run.plan.make_plan
+    monkeypatch.setattr(table_run.plan, "make_plan", lambda *words: planned.append(1) or whole(*words))
     monkeypatch.setattr(table_run, "run_planned", lambda drafted, out, options: planned.append(drafted.budget))
     with RunLock(out):
         with pytest.raises(InputError, match="works there; wait for it with lock=wait, or choose another directory"):

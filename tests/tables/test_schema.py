@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from scoreline.errors import InputError
-from scoreline.tables.plan import planned, refuse_varied, safe
+from scoreline.tables.plan import make_plan, refuse_varied, safe
 from scoreline.tables.schema import Column, Command, Published, parse
 
 CONF = Path(__file__).parents[2] / "conf" / "table"
@@ -134,7 +134,7 @@ def test_the_plan_of_a_table() -> None:
         asked.append(list(overrides))
         return [f"id{k}" for k, _ in enumerate(ranges)]
 
-    plan = planned(parse("deis", GOOD), GOOD, "paper", ["batch_size=7"], identify)
+    plan = make_plan(parse("deis", GOOD), GOOD, "paper", ["batch_size=7"], identify)
     assert [(cell.row, cell.column, cell.seeds) for cell in plan.cells] == [
         (row, column, seeds)
         for row, column in (("DEIS-tAB3", "10"), ("DDIM", "5"), ("DDIM", "10"))

@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from scoreline.checkpoints import load_model
 from scoreline.config import train_config
 from scoreline.config.compose import script_config
-from scoreline.config.model_source import replaced
+from scoreline.config.model_source import with_values
 from scoreline.datasets.digits import Digits
 from scoreline.errors import InputError
 from scoreline.training.callbacks import dispensable
@@ -337,7 +337,7 @@ def plain() -> Iterator[DictConfig]:
 
 
 def read_with(cfg: DictConfig, key: str, value: Any) -> train_config.TrainConfig:
-    return train_config.read(replaced(cfg, **{key: value}))
+    return train_config.read(with_values(cfg, **{key: value}))
 
 
 @pytest.mark.parametrize("value", [0, -1, float("nan"), float("inf"), 1e-9, "x", None, True])

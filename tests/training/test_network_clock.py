@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from scoreline.denoiser import Denoiser
 from scoreline.parameterisations import VarianceExploding
 from scoreline.training import network_clock
-from scoreline.training.network_clock import NetworkClock, timed
+from scoreline.training.network_clock import NetworkClock, with_clock
 
 CPU = torch.device("cpu")
 
@@ -49,7 +49,7 @@ def test_network_calls_count_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -
     denoiser = Denoiser(Slow(), VarianceExploding())
     denoiser.autocast = torch.bfloat16
     x = torch.randn(2, 1, 2, 2)
-    watched = timed(denoiser, clock)
+    watched = with_clock(denoiser, clock)
     assert torch.equal(watched(x, 1.5), denoiser(x, 1.5))
     assert watched.autocast is torch.bfloat16
     assert clock.take() == 1

@@ -23,11 +23,11 @@ from scoreline.training.post_hoc_ema import (
     PowerProfile,
     Profile,
     StepProfile,
+    exact_profile,
     exponential,
     fit,
     product,
     products,
-    tracked,
 )
 
 POWERS = [PowerProfile(16.97, 96e3), PowerProfile(6.94, 96e3), PowerProfile(6.94, 41e3), PowerProfile(0.0, 70e3)]
@@ -79,13 +79,13 @@ def test_the_tracked_profile_is_what_the_average_does(average: RunningAverage) -
         with torch.no_grad():
             module.weight.copy_(torch.eye(50)[step])
         average.update(module, step * 64, 64)
-    found = tracked(average, 50 * 64, 64)
+    found = exact_profile(average, 50 * 64, 64)
     assert found.shares.sum() == pytest.approx(1, abs=1e-12)
     np.testing.assert_allclose(found.shares, average.weights["weight"].flatten().numpy(), rtol=1e-11)
 
 
 def test_a_power_function_by_steps_is_its_integral_over_them() -> None:
-    step = tracked(PowerFunctionEMA(0.1), 64 * 300, 64)
+    step = exact_profile(PowerFunctionEMA(0.1), 64 * 300, 64)
     np.testing.assert_allclose(step.shares, PowerProfile(gamma_of(0.1), 64 * 300).masses(step.edges), atol=1e-15)
 
 
@@ -133,8 +133,8 @@ TARGETS: list[tuple[Profile, float, float]] = [
     (PowerProfile(gamma_of(0.20), IMAGES), 1.1e-2, 2e-3),
     (PowerProfile(gamma_of(0.15), EVERY * BATCH * 18), 8e-3, 1e-3),
     (exponential(20, IMAGES, BATCH), 3e-3, 2e-3),
-    (tracked(EMA(20, 0.2), IMAGES, BATCH), 2e-3, 3e-4),
-    (tracked(EMA(10, 0.05), IMAGES, BATCH), 2.5e-3, 3e-4),
+    (exact_profile(EMA(20, 0.2), IMAGES, BATCH), 2e-3, 3e-4),
+    (exact_profile(EMA(10, 0.05), IMAGES, BATCH), 2.5e-3, 3e-4),
 ]
 """Profile; the most its fit may miss of it; the most its weights may miss of the way from average to last weights."""
 

@@ -23,7 +23,7 @@ from scoreline.networks.song_unet import SongUNet
 from scoreline.networks.unet import UNet
 from scoreline.training.ema import PowerFunctionEMA
 from scoreline.training.gradients import Gradients
-from scoreline.training.sharding import assembled, blank, divided, own_part, shard, sharded
+from scoreline.training.sharding import assemble, blank, divide, is_sharded, own_part, shard
 from scoreline.training.strategies import Sharded, _divided_state
 
 FSDP = ["trainer=fsdp", "trainer.accelerator=cpu", "trainer.devices=2"]
@@ -86,7 +86,7 @@ def measured(rank: int, mesh: Any) -> dict[str, Any]:
         empty = blank(network)
         shard(network, mesh)
         backward(network, slice(2 * rank, 2 * rank + 2))
-        found[name] = {"gradients": assembled(gradients_of(network)), "weights": assembled(network.state_dict())}
+        found[name] = {"gradients": assemble(gradients_of(network)), "weights": assemble(network.state_dict())}
         found[name]["parts"] = sum(isinstance(m, nn.Module) and hasattr(m, "unshard") for m in network.modules())
         if rank == 0:
             empty.load_state_dict(found[name]["weights"], assign=True)
@@ -118,7 +118,7 @@ def stepped(rank: int, mesh: Any) -> dict[str, Any]:
         "states": sum(own_part(v).numel() for values in held for k, v in values.items() if k != "step"),
         "gradients": sum(own_part(p.grad).numel() for p in network.parameters()),
     }
-    found = {"norms": norms, "bad": rule.bad_steps, "own": own, "average": assembled(average.weights)}
+    found = {"norms": norms, "bad": rule.bad_steps, "own": own, "average": assemble(average.weights)}
     saved = [Sharded.optimizer_state(strategy, optimiser)]
     torch.distributed.broadcast_object_list(saved)
     again = torch.optim.Adam(network.parameters(), 1)
@@ -126,14 +126,14 @@ def stepped(rank: int, mesh: Any) -> dict[str, Any]:
     found["optimiser"] = saved[0]
     found["restored"] = all(
         torch.equal(own_part(value), own_part(again.state[parameter][name]))
-        and sharded(value) == sharded(again.state[parameter][name])
+        and is_sharded(value) == is_sharded(again.state[parameter][name])
         for parameter, values in optimiser.state.items()
         for name, value in values.items()
     )
     found["lr"] = again.param_groups[0]["lr"]
     whole = [average.weights["stem.weight"].full_tensor()]
     found["divided"] = torch.equal(
-        own_part(divided(whole[0], network.stem.weight)), own_part(average.weights["stem.weight"])
+        own_part(divide(whole[0], network.stem.weight)), own_part(average.weights["stem.weight"])
     )
     return found
 
@@ -220,9 +220,9 @@ def test_optimiser_state_is_saved_whole(ranks: list[dict[str, Any]]) -> None:
 def test_weights_that_are_whole_stay_as_they_are() -> None:
     network = UNet(1, 8, width=8, blocks=1)
     weights = network.state_dict()
-    assert assembled(weights) is weights
+    assert assemble(weights) is weights
     value = weights["stem.weight"]
-    assert divided(value, value) is own_part(value) is value
+    assert divide(value, value) is own_part(value) is value
     empty = blank(network)
     assert all(parameter.is_meta for parameter in empty.parameters())
     assert not any(parameter.is_meta for parameter in network.parameters())

@@ -22,7 +22,7 @@ from scoreline.solvers.edm import EDMHeun
 from scoreline.solvers.tableau import Tableau
 from scoreline.verification.certification import MODELS, SPAN, certify, markdown, start, truth
 
-SOLVERS = certify_command.named("")
+SOLVERS = certify_command.solver_names("")
 
 
 def test_what_is_bound_to_a_checkpoint_is_left_out_and_nothing_else() -> None:

@@ -18,8 +18,8 @@ from typing import Any
 
 from scoreline.commands.words import refuse_blocked, split
 from scoreline.config import conf_folder
-from scoreline.config.compose import built, composed
-from scoreline.config.model_source import replaced
+from scoreline.config.compose import build_object, complete_config
+from scoreline.config.model_source import with_values
 from scoreline.errors import InputError
 from scoreline.runtime.progress import ImageProgress
 from scoreline.schedules.base import Schedule
@@ -43,7 +43,7 @@ def main(words: list[str]) -> int:
     torch.set_num_threads(1)
     own, overrides = split(words, OWN)
     refuse_blocked(f"out={own['out']}", Path(own["out"]))
-    names = named(own["solver"])
+    names = solver_names(own["solver"])
     certificates = []
     with ImageProgress(len(names), "certifying", unit="solver") as progress:
         for name in names:
@@ -57,7 +57,7 @@ def main(words: list[str]) -> int:
     return 1 if broken else 0
 
 
-def named(value: str) -> list[str]:
+def solver_names(value: str) -> list[str]:
     """Return the solvers of `solver=a,b`; all but `BOUND` if the value is empty.
 
     Raises:
@@ -81,11 +81,11 @@ def maker(name: str, overrides: list[str]) -> Callable[[Schedule], Any]:
         name: a choice of conf/solver.
         overrides: further words of the command line.
     """
-    cfg = composed([f"solver={name}", *overrides])
+    cfg = complete_config([f"solver={name}", *overrides])
 
     def make(native: Schedule) -> Any:
         process = {"_target_": f"{type(native).__module__}.{type(native).__name__}"}
-        return built(replaced(cfg, **{"model.noise_schedule": process}).solver)
+        return build_object(with_values(cfg, **{"model.noise_schedule": process}).solver)
 
     return make
 

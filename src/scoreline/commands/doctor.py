@@ -27,9 +27,9 @@ import torch
 from scoreline.checkpoints import Checkpoint
 from scoreline.config import compose, explain
 from scoreline.config import script as entry
-from scoreline.config.compose import built
+from scoreline.config.compose import build_object
 from scoreline.config.conf_folder import SCRIPTS
-from scoreline.config.model_source import bound, read_source
+from scoreline.config.model_source import read_source, with_model
 from scoreline.denoiser import Denoiser, Denoising
 from scoreline.doctor import environment
 from scoreline.doctor.assets import assets, dataset
@@ -138,7 +138,7 @@ def sampling(script: str, cfg: Any, timed: torch.device | None, device: torch.de
         text = "no forecast before the checkpoint is here and imported"
         yield Finding("warn", "forecast", f"checkpoint={cfg.checkpoint}: {text}")
         return
-    cfg = bound(cfg, checkpoint)
+    cfg = with_model(cfg, checkpoint)
     job = sample_job(script, cfg, checkpoint)
     yield job.network()
     if script == "sample":
@@ -182,9 +182,9 @@ def sample_job(script: str, cfg: Any, checkpoint: Checkpoint) -> SampleJob:
     denoiser: Denoising = checkpoint.denoiser
     if script == "sample":
         check_format(cfg.format, card.shape)
-        cfg, _ = compose.followed(cfg, span, nfe - (final == "denoise"))
+        cfg, _ = compose.follow_recommendation(cfg, span, nfe - (final == "denoise"))
         denoiser = entry.apply(cfg.threshold, entry.apply(cfg.guidance, checkpoint, **entry.guide(cfg)))
-    run = build(built(cfg.solver), built(cfg.schedule), span, nfe, final)
+    run = build(build_object(cfg.solver), build_object(cfg.schedule), span, nfe, final)
     pieces = -(-len(seeds) // (network_batch or batch_size))
     threads = min(pieces, threads_of(cfg.threads)) if script == "sample" else 1
     sizes = len(seeds), batch_size, network_batch
@@ -218,7 +218,7 @@ def training(script: str, cfg: Any, timed: torch.device | None, device: torch.de
 def _data(cfg: Any) -> tuple[Finding, int | None]:
     """Report whether the images suit the network, and return their bytes on the device."""
     try:
-        images = built(cfg.dataset)
+        images = build_object(cfg.dataset)
         entry.match_data(cfg.model.network, images)
     except Exception as error:
         return Finding("fail", "dataset", sentence(error)), None
@@ -234,9 +234,9 @@ def train_job(cfg: Any, without_numbers: bool) -> TrainJob:
         cfg: the config.
         without_numbers: whether to build the network without weights, for a report without timing.
     """
-    network, process = cfg.model.network, built(cfg.model.noise_schedule)
+    network, process = cfg.model.network, build_object(cfg.model.noise_schedule)
     with torch.device("meta") if without_numbers else nullcontext():
-        model = Denoiser(built(network), built(cfg.model.parameterisation))
+        model = Denoiser(build_object(network), build_object(cfg.model.parameterisation))
     kimg, batch_size = real_number("duration_kimg", cfg.duration_kimg), whole_number("batch_size", cfg.batch_size)
     processes = _processes(cfg.trainer)
     share = max(1, batch_size // processes)
@@ -249,7 +249,7 @@ def train_job(cfg: Any, without_numbers: bool) -> TrainJob:
         batch_size=batch_size,
         micro_batch=share if cfg.micro_batch is None else min(share, whole_number("micro_batch", cfg.micro_batch)),
         processes=processes,
-        optimiser_share=optimiser_share(built(cfg.optimiser)),
+        optimiser_share=optimiser_share(build_object(cfg.optimiser)),
         model_files=_count(cfg.ema.half_life_kimg),
         post_hoc=_count(cfg.ema.post_hoc),
         checkpoints=int(kimg // real_number("checkpoint_kimg", cfg.checkpoint_kimg)) + 2,

@@ -28,7 +28,7 @@ from scoreline.commands.words import names, new_file, parse
 from scoreline.errors import InputError
 from scoreline.training.ema import EMA, gamma_of
 from scoreline.training.ema_snapshots import Snapshot, combine, list_snapshots
-from scoreline.training.post_hoc_ema import PowerProfile, Profile, exponential, fit, tracked
+from scoreline.training.post_hoc_ema import PowerProfile, Profile, exact_profile, exponential, fit
 from scoreline.values import real_number
 
 OWN = {"sigma_rel": "", "half_life_kimg": "", "rampup": "", "kimg": "", "trust": ""}
@@ -74,7 +74,7 @@ def main(words: list[str]) -> None:
     if not combination.residual <= MOST:
         raise InputError(refusal(target, images, used, combination.residual))
     weights = combine(used, combination.coefficients.tolist(), checkpoint.denoiser.network)
-    save_model(destination, weights, _described(checkpoint.card, target, images, used, combination.residual))
+    save_model(destination, weights, _new_card(checkpoint.card, target, images, used, combination.residual))
     print(
         f"{target.key}={target.value:g} at {images / 1000:g} kimg from {len(used)} snapshots, "
         f"residual {100 * combination.residual:.2g} % -> {destination}"
@@ -144,7 +144,7 @@ def target_of(keys: dict[str, str], images: int, batch: int) -> Target:
         limits = (batch / 1000, images / 1000)
         if rampup is None:
             return Target(given[0], value, settings, lambda it: exponential(it, images, batch), limits)
-        return Target(given[0], value, settings, lambda it: tracked(EMA(it, rampup), images, batch), limits)
+        return Target(given[0], value, settings, lambda it: exact_profile(EMA(it, rampup), images, batch), limits)
     if keys["rampup"]:
         raise InputError(f"rampup={keys['rampup']}: a power function has no ramp; leave it out, or use half_life_kimg")
     gamma_of(value)
@@ -193,7 +193,7 @@ def working_range(target: Target, snapshots: Sequence[Snapshot]) -> tuple[float,
     return tried[low], tried[high]
 
 
-def _described(card: Card, target: Target, images: int, snapshots: Sequence[Snapshot], residual: float) -> Card:
+def _new_card(card: Card, target: Target, images: int, snapshots: Sequence[Snapshot], residual: float) -> Card:
     """Return the run's card with the description of the new average."""
     kept = {key: value for key, value in card.training.items() if key != "ema_half_life_kimg"}
     reconstruction = {

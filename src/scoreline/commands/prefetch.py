@@ -27,7 +27,7 @@ from typing import Any
 
 from scoreline.commands.doctor import job_config, parse, sentence
 from scoreline.config import conf_folder
-from scoreline.config.compose import built
+from scoreline.config.compose import build_object
 from scoreline.config.conf_folder import SCRIPTS
 from scoreline.config.model_source import read_source
 from scoreline.doctor.assets import Asset, assets
@@ -67,12 +67,12 @@ def main(words: list[str]) -> int:
     name = next((word.removeprefix("table=") for word in rest if word.startswith("table=")), None)
     if name is None:
         script, overrides, _ = parse(rest)
-        findings = [_fetched(item, dry) for item in unique(_items(script, job_config(script, overrides)))]
+        findings = [_fetch_and_report(item, dry) for item in unique(_items(script, job_config(script, overrides)))]
     else:
         chosen = read_table(name)
         items = unique(of_table(chosen, [word for word in rest if word not in (f"table={name}", "sample")]))
         named = {item.need for item in items}
-        findings = [_fetched(item, dry) for item in items]
+        findings = [_fetch_and_report(item, dry) for item in items]
         findings += [Finding("fail", "needs", need) for need in _missing_needs(chosen) if need not in named]
     print(table(findings) or "nothing to fetch")
     return int(failed(findings))
@@ -147,7 +147,7 @@ def unique(items: Iterable[Item]) -> list[Item]:
     return list({(it.asset.key.rpartition(".")[2], it.asset.value, it.asset.url): it for it in items}.values())
 
 
-def _fetched(item: Item, dry: bool) -> Finding:
+def _fetch_and_report(item: Item, dry: bool) -> Finding:
     """Fetch a file unless it exists or `dry` is set, and report the result."""
     asset = item.asset
     name, is_there = f"{asset.key}={asset.value}", asset.is_there
@@ -176,5 +176,5 @@ def _fetch(asset: Asset, cfg: Any) -> str:
         node = node[part]
     if asset.source == "download":
         node.download = True
-    images = built(node)
+    images = build_object(node)
     return str(asset.place or f"{len(images):,} images in the cache of the Hugging Face library")

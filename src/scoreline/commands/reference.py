@@ -26,8 +26,8 @@ from pathlib import Path
 from typing import Any
 
 from scoreline.commands.words import Words, new_file, parse, refuse_blocked
-from scoreline.config.compose import built, composed
-from scoreline.config.model_source import replaced
+from scoreline.config.compose import build_object, complete_config
+from scoreline.config.model_source import with_values
 from scoreline.datasets import generated_images
 from scoreline.datasets.base import ImageDataset
 from scoreline.errors import InputError
@@ -88,14 +88,14 @@ def _images_and_out(arguments: Words) -> tuple[ImageDataset, Path]:
 
 def dataset(arguments: Words) -> ImageDataset:
     """Return the data set of `dataset=` and its keys."""
-    found: ImageDataset = built(node(arguments))
+    found: ImageDataset = build_object(node(arguments))
     return found
 
 
 def node(arguments: Words) -> Any:
     """Return the config of that data set."""
     words = [word for word in arguments.overrides if word.startswith("dataset.")]
-    return composed([f"+dataset={arguments.own['dataset']}", *words]).dataset
+    return complete_config([f"+dataset={arguments.own['dataset']}", *words]).dataset
 
 
 def build(arguments: Words, shape: tuple[int, int, int], reference: Any = None) -> Metrics:
@@ -115,12 +115,12 @@ def build(arguments: Words, shape: tuple[int, int, int], reference: Any = None) 
     name = arguments.own["metrics"] or ("digits" if tuple(shape) == SMALL else "inception")
     words = [word for word in arguments.overrides if word.startswith("metrics.")]
     words += [f"device={arguments.own['device']}"] if arguments.own["device"] else []
-    cfg = composed([f"metrics={name}", *words])
+    cfg = complete_config([f"metrics={name}", *words])
     if reference is not None:
         if "reference" not in cfg.metrics:
             raise InputError(f"metrics={name}: compares with nothing; use metrics=digits or metrics=inception")
-        cfg = replaced(cfg, **{"metrics.reference": reference})
-    found: Metrics = built(cfg.metrics)
+        cfg = with_values(cfg, **{"metrics.reference": reference})
+    found: Metrics = build_object(cfg.metrics)
     return found
 
 

@@ -54,7 +54,7 @@ def grid(root: Path, metric: str) -> Grid:
         InputError: as `main`.
     """
     if (root / plan.PLAN).is_file():
-        return plan.grid(_measured(root, metric), root)
+        return plan.grid(_load_plan(root, metric), root)
     return of_sweep(over_seed_ranges(collect(root)), metric or METRIC)
 
 
@@ -66,12 +66,12 @@ def _ratio_table(root: Path, metric: str, base: str) -> str:
     """
     if not (root / plan.PLAN).is_file():
         raise InputError(f"over={base}: {root} is a sweep; ratios are made of sample.py table=NAME")
-    text = ratios.markdown(_measured(root, metric), root, base)
+    text = ratios.markdown(_load_plan(root, metric), root, base)
     table_files.write_text(root / "ratios.md", text)
     return text
 
 
-def _measured(root: Path, metric: str) -> plan.Plan:
+def _load_plan(root: Path, metric: str) -> plan.Plan:
     """Load the plan of a table, with its own metric or another one.
 
     Raises:

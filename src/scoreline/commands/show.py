@@ -13,7 +13,7 @@ from pathlib import Path
 
 from scoreline.commands.words import refuse_blocked, split
 from scoreline.config import catalogue, script
-from scoreline.config.compose import built, composed, followed
+from scoreline.config.compose import build_object, complete_config, follow_recommendation
 from scoreline.solvers.tableau import Tableau, build_tableau
 from scoreline.storage.files import write_atomically
 from scoreline.values import whole_number
@@ -34,13 +34,13 @@ def main(words: list[str]) -> None:
         return
     own, overrides = split(words, OWN)
     refuse_blocked(f"out={own['out']}", Path(own["out"]))
-    cfg = composed(overrides)
-    native = built(cfg.model.noise_schedule)
+    cfg = complete_config(overrides)
+    native = build_object(cfg.model.noise_schedule)
     span, nfe = script.sigma_range(cfg, native), whole_number("nfe", cfg.nfe)
-    cfg, recommended = followed(cfg, span, nfe - (cfg.final == "denoise"))
+    cfg, recommended = follow_recommendation(cfg, span, nfe - (cfg.final == "denoise"))
     if recommended:
         print(f"{cfg.checkpoint}: {' on '.join(recommended)}")
-    tableau = build_tableau(built(cfg.solver), built(cfg.schedule), span, nfe, cfg.final)
+    tableau = build_tableau(build_object(cfg.solver), build_object(cfg.schedule), span, nfe, cfg.final)
     words = [word for word in words if not word.startswith("out=")]
     print(text(tableau))
     path = Path(own["out"]) / f"{','.join(sorted(words)).replace('/', '_') or 'default'}.png"

@@ -41,7 +41,7 @@ def main(words: list[str]) -> None:
         return
     roots, own = _arguments(words)
     offline = own.pop("offline") == "true"
-    for root, (config, axis, rows) in [(root, wandb_summary.recorded(root)) for root in roots]:
+    for root, (config, axis, rows) in [(root, wandb_summary.read_run(root)) for root in roots]:
         print(wandb_runs.upload(root, config, axis, rows, offline, **own))
 
 

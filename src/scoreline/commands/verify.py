@@ -37,7 +37,7 @@ from pathlib import Path
 
 from scoreline.checkpoints import Card
 from scoreline.commands.words import names, new_file, parse
-from scoreline.config.compose import built, plain_config
+from scoreline.config.compose import build_object, plain_config
 from scoreline.config.model_source import read_source
 from scoreline.datasets.base import ImageDataset
 from scoreline.datasets.digits import Digits
@@ -186,7 +186,7 @@ def dataset(choice: str, words: list[str], card: Card) -> tuple[ImageDataset | N
             raise InputError(f"{words[0]}: give dataset= too, a choice of conf/dataset")
         return _own_data(card) if not choice else (None, "dataset=none")
     # Only the node of the data set is read; the model of that config is the default one, whatever is verified.
-    return built(plain_config([f"+dataset={choice}", *words]).dataset), ""
+    return build_object(plain_config([f"+dataset={choice}", *words]).dataset), ""
 
 
 def _own_data(card: Card) -> tuple[ImageDataset | None, str]:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig, OmegaConf
 
 from scoreline.config import script, validate
-from scoreline.config.compose import built, families
-from scoreline.config.model_source import ModelSource, bound, read_source
+from scoreline.config.compose import build_object, families
+from scoreline.config.model_source import ModelSource, read_source, with_model
 from scoreline.config.run_directory import RunDirectory, read_directory
 from scoreline.storage.files import code_version
 from scoreline.values import check_label_rule, parse_seeds, whole_number
@@ -100,13 +100,13 @@ def read(cfg: DictConfig) -> CalibrateConfig:
 
 
 def _components(cfg: DictConfig, identity: str, checkpoint: "Checkpoint") -> CalibrateComponents:
-    cfg = bound(cfg, checkpoint, identity=identity, code_version=code_version())
+    cfg = with_model(cfg, checkpoint, identity=identity, code_version=code_version())
     return CalibrateComponents(
-        solver=built(cfg.solver),
-        schedule=built(cfg.schedule),
+        solver=build_object(cfg.solver),
+        schedule=build_object(cfg.schedule),
         classes={group: cfg[group]._target_.rpartition(".")[2] for group in ("solver", "schedule")},
         span=script.sigma_range(cfg, checkpoint.noise_schedule),
-        data=None if cfg.dataset is None else built(cfg.dataset),
+        data=None if cfg.dataset is None else build_object(cfg.dataset),
         estimator=partial(_estimator, cfg, checkpoint),
         config_yaml=lambda: OmegaConf.to_yaml(cfg, resolve=True),
     )
@@ -115,10 +115,10 @@ def _components(cfg: DictConfig, identity: str, checkpoint: "Checkpoint") -> Cal
 def _estimator(cfg: DictConfig, checkpoint: "Checkpoint") -> Any:
     """Build the estimator, together with the solvers and schedules that it compares, if any."""
     if "solvers" not in cfg.calibration:
-        return built(cfg.calibration)
+        return build_object(cfg.calibration)
     from scoreline.calibration.ranking import Families
 
     candidates = families(cfg, checkpoint.path)
     options = {key: value for key, value in cfg.calibration.items() if key not in ("solvers", "schedules")}
     partial_options = OmegaConf.create({**options, "_partial_": True})
-    return built(partial_options, plain=True)(families=Families(candidates["solver"], candidates["schedule"]))
+    return build_object(partial_options, plain=True)(families=Families(candidates["solver"], candidates["schedule"]))

@@ -76,14 +76,14 @@ def listing(group: str) -> str:
     return "\n".join([f"{group}: {_count(choices)}", *lines])
 
 
-def chosen(config_name: str) -> dict[str, str]:
+def default_choices(config_name: str) -> dict[str, str]:
     """Return the groups of a script with their default choices."""
     return dict(re.findall(r"- (\w+): (\S+)", _config(config_name)[0]))
 
 
 def keys_of(config_name: str) -> list[Key]:
     """Return the keys of a script without its groups and without the keys that the script records itself."""
-    known, groups = keys(_config(config_name)[1].partition("\nhydra:")[0]), chosen(config_name)
+    known, groups = keys(_config(config_name)[1].partition("\nhydra:")[0]), default_choices(config_name)
     return [key for key in known if key.name not in groups and not key.comment.startswith("recorded")]
 
 
@@ -96,7 +96,7 @@ def help_text(description: str, config_name: str) -> str:
     """
     groups = [
         f"  {f'{group}={default}':26}{_count(files(group)) + ':':13}scoreline show {group}"
-        for group, default in chosen(config_name).items()
+        for group, default in default_choices(config_name).items()
     ]
     keys = [_hanging(f"  {key.name}={key.value}", key.comment, 28) for key in keys_of(config_name) if key.value]
     return "\n".join([description.rstrip(), "", "Groups:", *groups, "", "Keys:", *keys])

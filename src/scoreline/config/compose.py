@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig, OmegaConf
 
 from scoreline.config import conf_folder, run_names
-from scoreline.config.model_source import bound, plain_model, read_source, replaced
+from scoreline.config.model_source import plain_model, read_source, with_model, with_values
 from scoreline.descriptions.annotations import refuse_wrong_types
 from scoreline.errors import InputError
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from scoreline.descriptions.specs import Spec
 
 
-def composed(overrides: Sequence[str]) -> DictConfig:
+def complete_config(overrides: Sequence[str]) -> DictConfig:
     """Compose the config of sample.py with these overrides and the description of its checkpoint's model.
 
     Raises:
@@ -23,7 +23,7 @@ def composed(overrides: Sequence[str]) -> DictConfig:
         HydraException: for unknown keys and choices; `explain.explain` explains it.
     """
     cfg = plain_config(overrides)
-    cfg = bound(cfg, read_source(cfg).load())
+    cfg = with_model(cfg, read_source(cfg).load())
     OmegaConf.set_struct(cfg, False)
     return cfg
 
@@ -42,7 +42,7 @@ def plain_config(overrides: Sequence[str], **values: Any) -> DictConfig:
 
     GlobalHydra.instance().clear()
     run_names.register_resolvers()
-    cfg = replaced(conf_folder.composed("sample", overrides), **values)
+    cfg = with_values(conf_folder.compose_config("sample", overrides), **values)
     refuse_wrong_types(OmegaConf.to_container(cfg, resolve=False))
     return cfg
 
@@ -79,7 +79,7 @@ def script_config(script: str, overrides: Sequence[str]) -> DictConfig:
 
     run_names.register_resolvers()
     GlobalHydra.instance().clear()
-    cfg = conf_folder.composed(script, overrides, whole=True)
+    cfg = conf_folder.compose_config(script, overrides, whole=True)
     HydraConfig.instance().set_config(cfg)
     refuse_wrong_types(OmegaConf.to_container(cfg, resolve=False))
     return cfg
@@ -138,7 +138,7 @@ def _named(group: str, value: Any) -> list[str]:
 def _nodes(names: dict[str, list[str]]) -> Any:
     """Return the content of config files, composed together."""
     chosen = [f"+{group}@families.{group}.{name}={name}" for group in names for name in names[group]]
-    return conf_folder.composed("sample", chosen).families
+    return conf_folder.compose_config("sample", chosen).families
 
 
 def _tried(node: DictConfig, optional: bool) -> Any:
@@ -154,7 +154,9 @@ def _tried(node: DictConfig, optional: bool) -> Any:
         raise
 
 
-def followed(cfg: DictConfig, span: tuple[float, float], nfe: int) -> tuple[DictConfig, tuple[str, str] | None]:
+def follow_recommendation(
+    cfg: DictConfig, span: tuple[float, float], nfe: int
+) -> tuple[DictConfig, tuple[str, str] | None]:
     """Replace a solver that chooses among the others (`solver=auto`) and the schedule by its recommendation.
 
     The record is untrusted, so it can only name existing choices.
@@ -172,17 +174,17 @@ def followed(cfg: DictConfig, span: tuple[float, float], nfe: int) -> tuple[Dict
     """
     from scoreline.calibration.search import Recommendation
 
-    recommendation = built(cfg.solver)
+    recommendation = build_object(cfg.solver)
     if not isinstance(recommendation, Recommendation):
         return cfg, None
     names = zip(GROUPS, recommendation.at(nfe, span), strict=True)
     known = {group: conf_folder.choice(group, name, "solver.path", without=CHOOSERS) for group, name in names}
-    chosen = conf_folder.composed("sample", [f"{group}={name}" for group, name in known.items()])
+    chosen = conf_folder.compose_config("sample", [f"{group}={name}" for group, name in known.items()])
     nodes = {group: OmegaConf.to_container(chosen[group], resolve=False) for group in known}
-    return replaced(cfg, **nodes), (known["solver"], known["schedule"])
+    return with_values(cfg, **nodes), (known["solver"], known["schedule"])
 
 
-def built(node: DictConfig, plain: bool = False) -> Any:
+def build_object(node: DictConfig, plain: bool = False) -> Any:
     """Return the object that a config node describes.
 
     Args:

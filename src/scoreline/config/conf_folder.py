@@ -105,7 +105,7 @@ def choice(group: str, name: str, key: str, without: Collection[str] = ()) -> st
 def refuse_lost_choices(words: Sequence[str]) -> None:
     """Refuse words that Hydra accepts, or reports badly: `solver=null`, `~solver`, `solver=../x`, `=x`.
 
-    Hydra composes the command line of a script itself, and `composed` that of a command: both call this first.
+    Hydra composes the command line of a script itself, and `compose_config` that of a command: both call this first.
 
     Raises:
         InputError: naming the word.
@@ -121,7 +121,7 @@ def refuse_lost_choices(words: Sequence[str]) -> None:
             raise InputError(f"{word}: there is no such choice; leave the key out, or choose one of {', '.join(known)}")
 
 
-def composed(name: str, overrides: Sequence[str], whole: bool = False) -> DictConfig:
+def compose_config(name: str, overrides: Sequence[str], whole: bool = False) -> DictConfig:
     """Compose the config of a script; within a running script, use its search path.
 
     Args:
@@ -139,12 +139,12 @@ def composed(name: str, overrides: Sequence[str], whole: bool = False) -> DictCo
     if GlobalHydra.instance().is_initialized():
         return current(compose(name, list(overrides), return_hydra_config=whole))
     own = own_folder()
-    path = [f"hydra.searchpath=[{quoted(f'file://{own}')}]"] if own else []
+    path = [f"hydra.searchpath=[{quote(f'file://{own}')}]"] if own else []
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         return current(compose(name, [*overrides, *path], return_hydra_config=whole))
 
 
-def quoted(text: str) -> str:
+def quote(text: str) -> str:
     """Quote a text as one value of Hydra's command line."""
     escaped = text.replace("\\", "\\\\").replace("'", "\\'")
     return f"'{escaped}'"
@@ -159,7 +159,7 @@ def known_keys() -> set[str]:
 
     GlobalHydra.instance().clear()
     name = Path(sys.argv[0]).stem
-    config = composed(name if name in SCRIPTS else "sample", _chosen(sys.argv[1:]))
+    config = compose_config(name if name in SCRIPTS else "sample", _chosen(sys.argv[1:]))
     groups = {entry.name for entry in conf_dir().iterdir() if entry.is_dir() and entry.name in config}
     return set(_dotted(OmegaConf.to_container(config, resolve=False), "")) | groups | {"experiment"}
 

@@ -46,7 +46,7 @@ class ModelSource:
             InputError: if the model cannot be loaded, or `model` is given for a file that describes itself.
         """
         from scoreline.checkpoints import load_model
-        from scoreline.foreign.conversion import cached, is_url
+        from scoreline.foreign.conversion import cached_file, is_url
 
         validate.refuse_absent_checkpoint(self.word)
         path, is_import = self._file()
@@ -56,7 +56,7 @@ class ModelSource:
             return load_model(path, self.trust)
         source = self.word if is_url(self.word) else str(path)
         try:
-            target = cached(source, self._options())
+            target = cached_file(source, self._options())
         except InputError as error:
             raise InputError(f"checkpoint={self.word}: {str(error).removeprefix(f'{source}: ')}") from error
         print(f"checkpoint={self.word}: imported as {target}", file=sys.stderr)
@@ -123,7 +123,7 @@ def plain_model(cfg: DictConfig) -> dict[str, Any] | None:
     return dict(whole["model"])
 
 
-def bound(cfg: DictConfig, checkpoint: "Checkpoint", **values: Any) -> DictConfig:
+def with_model(cfg: DictConfig, checkpoint: "Checkpoint", **values: Any) -> DictConfig:
     """Return a copy of a composed config that describes the loaded model, to which solvers and schedules refer.
 
     `model` becomes the description in the checkpoint (which loading has verified), `digest` its digest, and
@@ -139,10 +139,10 @@ def bound(cfg: DictConfig, checkpoint: "Checkpoint", **values: Any) -> DictConfi
     record = {}
     if cfg.get("record") is not None:
         record["record"] = str(run_names.record_path(cfg.record, checkpoint.path))
-    return replaced(cfg, model=described, digest=checkpoint.digest, **record, **values)
+    return with_values(cfg, model=described, digest=checkpoint.digest, **record, **values)
 
 
-def replaced(cfg: DictConfig, **values: Any) -> DictConfig:
+def with_values(cfg: DictConfig, **values: Any) -> DictConfig:
     """Return a copy of a config with other values at some of its keys, given by their dotted names."""
     copied = copy.deepcopy(cfg)
     for key, value in values.items():

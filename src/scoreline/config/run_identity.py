@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from scoreline.config import conf_folder, explain, run_names
-from scoreline.config.model_source import replaced
+from scoreline.config.model_source import with_values
 from scoreline.errors import InputError
 
 
@@ -16,7 +16,7 @@ def identities(overrides: Sequence[str], ranges: Sequence[str]) -> list[str]:
     """
     run_names.register_resolvers()
     cfg = _composed(overrides)
-    return [str(replaced(cfg, seeds=seeds).identity) for seeds in ranges]
+    return [str(with_values(cfg, seeds=seeds).identity) for seeds in ranges]
 
 
 def checkpoint(overrides: Sequence[str]) -> str:
@@ -26,7 +26,7 @@ def checkpoint(overrides: Sequence[str]) -> str:
 
 def _composed(overrides: Sequence[str]) -> Any:
     try:
-        return conf_folder.composed("sample", overrides)
+        return conf_folder.compose_config("sample", overrides)
     except Exception as error:
         sentence = explain.explain(error)
         if sentence is None:

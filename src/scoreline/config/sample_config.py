@@ -11,8 +11,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from scoreline import values as choices
 from scoreline.config import script, validate
-from scoreline.config.compose import built, followed
-from scoreline.config.model_source import ModelSource, bound, read_source, replaced
+from scoreline.config.compose import build_object, follow_recommendation
+from scoreline.config.model_source import ModelSource, read_source, with_model, with_values
 from scoreline.config.run_directory import RunDirectory, output_dir, read_directory
 from scoreline.errors import InputError
 from scoreline.runtime.cores import threads_of
@@ -192,10 +192,10 @@ def _read_run(cfg: DictConfig) -> SampleConfig:
 
 
 def _components(cfg: DictConfig, identity: str, checkpoint: "Checkpoint") -> SampleComponents:
-    cfg = bound(cfg, checkpoint, identity=identity, code_version=code_version())
+    cfg = with_model(cfg, checkpoint, identity=identity, code_version=code_version())
     span = script.sigma_range(cfg, checkpoint.noise_schedule)
-    cfg, recommended = followed(cfg, span, cfg.nfe - (cfg.final == "denoise"))
-    solver = built(cfg.solver)
+    cfg, recommended = follow_recommendation(cfg, span, cfg.nfe - (cfg.final == "denoise"))
+    solver = build_object(cfg.solver)
     names = script.choices("solver", "schedule")
     if recommended is not None:
         names |= {"schedule": "its own", "recommended": " / ".join(recommended)}
@@ -203,11 +203,11 @@ def _components(cfg: DictConfig, identity: str, checkpoint: "Checkpoint") -> Sam
         names["schedule"] = "its own"
     return SampleComponents(
         solver=solver,
-        schedule=built(cfg.schedule),
+        schedule=build_object(cfg.schedule),
         span=span,
         denoiser=script.apply(cfg.threshold, script.apply(cfg.guidance, checkpoint, **script.guide(cfg))),
-        metrics=built(cfg.metrics),
+        metrics=build_object(cfg.metrics),
         recommended=recommended,
         choices={**names, **script.settings(cfg, "guidance", "threshold")},
-        config_yaml=lambda size: OmegaConf.to_yaml(replaced(cfg, network_batch=size), resolve=True),
+        config_yaml=lambda size: OmegaConf.to_yaml(with_values(cfg, network_batch=size), resolve=True),
     )

@@ -21,7 +21,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from scoreline.config import catalogue, validate
-from scoreline.config.conf_folder import conf_dir, own_folder, quoted, refuse_lost_choices, use_own_folder
+from scoreline.config.conf_folder import conf_dir, own_folder, quote, refuse_lost_choices, use_own_folder
 from scoreline.config.explain import explain
 from scoreline.config.launch import run as run_as_group
 from scoreline.config.run_directory import ERROR_LOG, give_up, output_dir, release
@@ -193,7 +193,7 @@ def apply(node: DictConfig, *arguments: Any, **options: Any) -> Any:
 
 def command_of_this_job(out: Path) -> list[str]:
     """Return the command that starts a further process of this job: the same choices and directory, no sweep."""
-    own = [f"hydra.run.dir={quoted(str(out))}", "hydra.mode=RUN"]
+    own = [f"hydra.run.dir={quote(str(out))}", "hydra.mode=RUN"]
     return [sys.executable, os.environ[SCRIPT], *map(str, HydraConfig.get().overrides.task), *own]
 
 

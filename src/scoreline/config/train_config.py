@@ -9,8 +9,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from scoreline import values
 from scoreline.config import script, validate
-from scoreline.config.compose import built
-from scoreline.config.model_source import replaced
+from scoreline.config.compose import build_object
+from scoreline.config.model_source import with_values
 from scoreline.config.run_directory import RunDirectory, output_dir, read_directory
 from scoreline.storage.files import code_version
 from scoreline.values import LARGEST_BATCH, images_of_kimg, real_number, whole_number
@@ -141,21 +141,21 @@ def read(cfg: DictConfig) -> TrainConfig:
         command=script.command_of_this_job(output_dir()),
         components=_components(cfg),
         config_yaml=lambda: OmegaConf.to_yaml(
-            replaced(cfg, identity=run.identity, code_version=code_version()), resolve=True
+            with_values(cfg, identity=run.identity, code_version=code_version()), resolve=True
         ),
     )
 
 
 def _components(cfg: DictConfig) -> TrainComponents:
     return TrainComponents(
-        dataset=partial(built, cfg.dataset),
-        network=partial(built, cfg.model.network),
-        parameterisation=partial(built, cfg.model.parameterisation),
-        objective=partial(built, cfg.objective),
-        optimiser=partial(built, cfg.optimiser, plain=True),
-        gradients=partial(built, cfg.gradients),
-        augmentation=partial(built, cfg.augmentation),
-        trainer=partial(built, cfg.trainer, plain=True),
-        callbacks=lambda: [built(callback) for callback in cfg.callbacks.values()],
-        logger=partial(built, cfg.logger),
+        dataset=partial(build_object, cfg.dataset),
+        network=partial(build_object, cfg.model.network),
+        parameterisation=partial(build_object, cfg.model.parameterisation),
+        objective=partial(build_object, cfg.objective),
+        optimiser=partial(build_object, cfg.optimiser, plain=True),
+        gradients=partial(build_object, cfg.gradients),
+        augmentation=partial(build_object, cfg.augmentation),
+        trainer=partial(build_object, cfg.trainer, plain=True),
+        callbacks=lambda: [build_object(callback) for callback in cfg.callbacks.values()],
+        logger=partial(build_object, cfg.logger),
     )

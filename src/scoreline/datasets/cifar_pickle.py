@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scoreline.errors import InputError
-from scoreline.safe_pickle.limits import COPIES, Budget, FileError, shown
+from scoreline.safe_pickle.limits import COPIES, Budget, FileError, excerpt
 from scoreline.safe_pickle.machine import Machine, Name, Record, no_persistent
 from scoreline.safe_pickle.window import Window
 
@@ -30,7 +30,7 @@ class _Reader(Machine):
         if name == "_codecs.encode":  # how Python 3 spells bytes in protocols up to 2
             return Name(name, self.encode)
         if name not in RECORDED:
-            raise FileError(f"it names {shown(name)}, which no CIFAR-10 batch needs")
+            raise FileError(f"it names {excerpt(name)}, which no CIFAR-10 batch needs")
         return Name(name)
 
     def encode(self, text: str, _: str) -> bytes:
@@ -57,7 +57,7 @@ def read_batch(data: bytes, where: str) -> tuple[NDArray[np.uint8], list[int]]:
         pixels, labels = _pixels(batch[b"data"]), batch[b"labels"]
         sound = pixels.shape == (len(labels), 3072) and all(type(label) is int and 0 <= label < 10 for label in labels)
     except Exception as error:  # a hostile pickle can make these lines raise anything; none of it may pass
-        reason = shown(str(error) or type(error).__name__)
+        reason = excerpt(str(error) or type(error).__name__)
         raise InputError(f"{where} is not a CIFAR-10 batch ({reason}); fetch the archive anew") from error
     if not sound:
         raise InputError(f"{where} is not a CIFAR-10 batch (rows of 3072 bytes, labels 0..9); fetch the archive anew")

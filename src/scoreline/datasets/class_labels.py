@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from scoreline.datasets.image_files import hidden, spelled
+from scoreline.datasets.image_files import is_hidden, normal_path
 from scoreline.datasets.lazy import Classes, count_classes
 from scoreline.errors import InputError
 from scoreline.storage.bounded_reading import json_value
@@ -67,7 +67,7 @@ def _from_folders(images: Sequence[str], present: Iterable[str], root: str) -> C
         raise InputError(f"dataset.labels=folders: {loose[0]} in {root} lies in no folder; use labels=none or move it")
     folders = [name.split("/", 1)[0] for name in images]
     number = {folder: index for index, folder in enumerate(sorted(set(folders)))}
-    empty = sorted(folder for folder in set(present) - set(number) if not hidden(folder))
+    empty = sorted(folder for folder in set(present) - set(number) if not is_hidden(folder))
     if empty:  # skipped, it would shift the classes behind it against a copy of the set that is whole
         raise InputError(
             f"dataset.labels=folders: folder {empty[0]} in {root} holds no image; remove it, or put its images there"
@@ -92,9 +92,9 @@ def _from_json(text: bytes, images: Sequence[str], where: str) -> Classes:
         return Classes.none(len(images))
     values = []
     for name in images:
-        if spelled(name) not in known:
+        if normal_path(name) not in known:
             raise InputError(f"{where} gives no label for {name}; add it, or use dataset.labels=none")
-        value = known[spelled(name)]
+        value = known[normal_path(name)]
         if type(value) is not int or value < 0:
             raise InputError(f"{where} labels {name} with {value!r:.60}; one integer from 0 is needed")
         values.append(value)
@@ -111,7 +111,7 @@ def _label_table(text: bytes, images: int, where: str) -> dict[str, Any] | None:
         listed = json_value(text, SPARE_VALUES + 4 * images)["labels"]
         if listed is None:
             return None
-        pairs = [(spelled(name), label) for name, label in listed]
+        pairs = [(normal_path(name), label) for name, label in listed]
         twice = next((name for name, label in pairs if known.setdefault(name, label) != label), None)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         reason = f"{type(error).__name__}: {error}"

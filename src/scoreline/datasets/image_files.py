@@ -44,7 +44,7 @@ def select_images(names: Iterable[str], root: str) -> list[str]:
     Raises:
         InputError: if there is none, or if there are images of another format, which would go missing silently.
     """
-    visible = sorted(name for name in names if not hidden(name))
+    visible = sorted(name for name in names if not is_hidden(name))
     foreign = [name for name in visible if _suffix(name) in FOREIGN]
     if foreign:
         raise InputError(f"dataset.path={root}: {foreign[0]} is neither PNG nor JPEG; convert it to PNG")
@@ -62,11 +62,11 @@ def _suffix(name: str) -> str:
     return PurePosixPath(name).suffix.lower()
 
 
-def spelled(name: str) -> str:
+def normal_path(name: str) -> str:
     """Return the normal form of a relative path, which `a/b.png`, `./a//b.png` and `a\\b.png` share."""
     return posixpath.normpath(name.replace("\\", "/"))
 
 
-def hidden(name: str) -> bool:
+def is_hidden(name: str) -> bool:
     """Return whether a file or folder is hidden, so that it is none of the user's images."""
     return any(part.startswith(".") or part == "__MACOSX" for part in PurePosixPath(name).parts)

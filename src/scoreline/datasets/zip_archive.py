@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from scoreline.datasets.class_labels import LABEL_FILE, MAX_LABEL_BYTES, read_classes
-from scoreline.datasets.image_files import MAX_IMAGE_BYTES, ImageFiles, select_images, spelled
+from scoreline.datasets.image_files import MAX_IMAGE_BYTES, ImageFiles, normal_path, select_images
 from scoreline.datasets.lazy import LazyDataset
 from scoreline.errors import InputError
 from scoreline.storage import bounded_reading
@@ -64,7 +64,7 @@ class _Entries:
     def names(self) -> list[str]:
         """Return every file in the archive; a name that occurs twice, in any spelling, is refused."""
         names = [info.filename for info in self.archive.infolist() if not info.is_dir()]
-        twice = [name for name, times in Counter(map(spelled, names)).items() if times > 1]
+        twice = [name for name, times in Counter(map(normal_path, names)).items() if times > 1]
         if twice:
             raise InputError(f"dataset.path={self.key} holds {twice[0]} twice; make the archive anew")
         return names

@@ -41,7 +41,7 @@ def is_url(word: str) -> bool:
     return word.startswith(("https://", "http://"))
 
 
-def _located(word: str, digest: str | None = None) -> Path:
+def _local_path(word: str, digest: str | None = None) -> Path:
     """Return the path of a source; a URL is downloaded into the cache once.
 
     Raises:
@@ -58,7 +58,7 @@ def _located(word: str, digest: str | None = None) -> Path:
 def convert(word: str, target: Path, options: Options) -> tuple[str, ForeignModel]:
     """Import a source and write it to `target`, which must not exist.
 
-    When to use it: to keep a checkpoint as a file of this package; `cached` serves `checkpoint=PATH` directly.
+    When to use it: to keep a checkpoint as a file of this package; `cached_file` serves `checkpoint=PATH` directly.
 
     Args:
         word: path or URL of the source.
@@ -73,7 +73,7 @@ def convert(word: str, target: Path, options: Options) -> tuple[str, ForeignMode
     """
     if target.exists():
         raise InputError(f"{target}: is there already and is never overwritten; give another destination")
-    path = _located(word, options.sha256)
+    path = _local_path(word, options.sha256)
     if is_ours(path):
         raise InputError(f"{path}: is a file of scoreline already; use it as checkpoint={path}")
     return _save(word, path, target, options)
@@ -97,13 +97,13 @@ def card(word: str, path: Path, family: str, model: ForeignModel, weights: str) 
     return Card(model.model, model.shape, model.num_classes, {"name": "unknown"}, {"imported": source})
 
 
-def cached(word: str, options: Options) -> Path:
+def cached_file(word: str, options: Options) -> Path:
     """Return the converted file in the cache; the first call converts it.
 
     Raises:
         InputError: for a source that cannot be imported.
     """
-    path = _located(word, options.sha256)
+    path = _local_path(word, options.sha256)
     target = cached_place(path, options)
     if not target.is_file():
         _save(word, path, target, options)
@@ -111,7 +111,7 @@ def cached(word: str, options: Options) -> Path:
 
 
 def cached_place(path: Path, options: Options) -> Path:
-    """The file in the cache to which `cached` converts the source at `path`; it need not exist yet."""
+    """The file in the cache to which `cached_file` converts the source at `path`; it need not exist yet."""
     identity = {**asdict(options), "revision": REVISION, "source": digest(path)}
     name = hashlib.sha256(json.dumps(identity, sort_keys=True, default=list).encode()).hexdigest()[:16]
     return cache_folder("imported", f"{path.resolve().stem}-{name}") / "model.safetensors"

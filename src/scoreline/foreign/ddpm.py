@@ -19,7 +19,7 @@ from scoreline.foreign.translation import (
     check_groups,
     described_network,
     float_weights,
-    interleaved,
+    interleave,
     layer,
     layers,
     level_and_kind,
@@ -102,7 +102,7 @@ def _block(ours: str, residual: str, attention: str, module: nn.Module) -> dict[
     if module.heads:
         rules |= layers(ours, attention, {"norm2": "norm", "proj": "proj_out"})
         for kind in ("weight", "bias"):
-            rules[f"{ours}.qkv.{kind}"] = Rule(tuple(f"{attention}.{part}.{kind}" for part in "qkv"), interleaved)
+            rules[f"{ours}.qkv.{kind}"] = Rule(tuple(f"{attention}.{part}.{kind}" for part in "qkv"), interleave)
     return rules
 
 

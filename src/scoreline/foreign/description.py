@@ -8,7 +8,7 @@ from torch import Tensor
 
 from scoreline.errors import InputError
 from scoreline.foreign.conversion import digest
-from scoreline.foreign.families import DESCRIBED, content_of, recognised
+from scoreline.foreign.families import DESCRIBED, content_of, family_of
 from scoreline.safe_pickle.machine import Record
 from scoreline.safe_pickle.torch_files import kind, names
 
@@ -33,7 +33,7 @@ def lines(path: Path) -> Iterator[tuple[str, str, int]]:
         yield "names in it", ", ".join(found) if found else "none", 0
     try:
         content = content_of(path, None)
-        family = recognised(path, content)
+        family = family_of(path, content)
     except InputError as error:
         yield "refused", str(error).removeprefix(f"{path}: "), 0
         return
@@ -45,7 +45,7 @@ def lines(path: Path) -> Iterator[tuple[str, str, int]]:
 
 def _holds(name: str, content: Any, depth: int = 0) -> Iterator[tuple[str, str, int]]:
     """Yield the lines of a container and its first entries, down to a depth of three."""
-    yield name, shown(content), depth
+    yield name, describe(content), depth
     entries = list(content.items()) if isinstance(content, dict) else []
     if isinstance(content, Record):
         entries = [("arguments", content.arguments[0] if len(content.arguments) == 1 else content.arguments)]
@@ -60,7 +60,7 @@ def _holds(name: str, content: Any, depth: int = 0) -> Iterator[tuple[str, str, 
         yield "..", f"and {len(entries) - FIRST} more", depth + 1
 
 
-def shown(content: Any) -> str:
+def describe(content: Any) -> str:
     """Describe a value in one line."""
     if isinstance(content, Tensor):
         return f"{str(content.dtype).removeprefix('torch.')} {tuple(content.shape)}"

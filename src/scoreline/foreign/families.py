@@ -58,7 +58,7 @@ def load(
     if not path.exists():
         raise InputError(f"{path}: no such file or folder; give a checkpoint, a diffusers folder or a URL")
     content = content_of(path, family, allow)
-    family = family or recognised(path, content)
+    family = family or family_of(path, content)
     try:
         return family, module(family).read_model(content, model, weights)
     except InputError as error:
@@ -78,7 +78,7 @@ def content_of(path: Path, family: str | None, allow: Sequence[str] = ()) -> Any
     return read(path, inert | set(allow))
 
 
-def recognised(path: Path, content: Any) -> str:
+def family_of(path: Path, content: Any) -> str:
     """Return the one family that recognises this content.
 
     Raises:

@@ -21,7 +21,7 @@ from scoreline.foreign.translation import (
     Rule,
     described_network,
     float_weights,
-    interleaved,
+    interleave,
     translate,
     unchanged,
 )
@@ -136,7 +136,7 @@ def _block(name: str, block: ResidualBlock, places: Iterator[int]) -> Rules:
 def _attention(name: str, at: str) -> Rules:
     yield from _same(f"{name}.norm2", f"{at}.GroupNorm_0")
     yield f"{name}.qkv.weight", Rule(tuple(f"{at}.NIN_{part}.W" for part in range(3)), _joined)
-    yield f"{name}.qkv.bias", Rule(tuple(f"{at}.NIN_{part}.b" for part in range(3)), interleaved)
+    yield f"{name}.qkv.bias", Rule(tuple(f"{at}.NIN_{part}.b" for part in range(3)), interleave)
     yield f"{name}.proj.weight", Rule((f"{at}.NIN_3.W",), _convolution)
     yield f"{name}.proj.bias", Rule((f"{at}.NIN_3.b",))
 
@@ -161,7 +161,7 @@ def _convolution(matrix: Tensor) -> Tensor:
 
 
 def _joined(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    return interleaved(_convolution(q), _convolution(k), _convolution(v))
+    return interleave(_convolution(q), _convolution(k), _convolution(v))
 
 
 def _named(weights: Mapping[str, Any]) -> dict[str, Tensor]:

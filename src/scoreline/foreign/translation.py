@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from scoreline.descriptions.specs import Spec, rebuild
 from scoreline.errors import InputError, did_you_mean
-from scoreline.safe_pickle.limits import shown
+from scoreline.safe_pickle.limits import excerpt
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -90,12 +90,12 @@ def _check_names(state: Mapping[str, Tensor], wanted: set[str], ignored: set[str
     missing, left = sorted(wanted - set(state)), sorted(set(state) - wanted - ignored)
     if missing:
         raise InputError(
-            f"weight {missing[0]} is not in the file{did_you_mean(missing[0], map(shown, left))}"
+            f"weight {missing[0]} is not in the file{did_you_mean(missing[0], map(excerpt, left))}"
             f"{f' ({len(missing)} are missing)' * (len(missing) > 1)}; {remedy}"
         )
     if left:
         others = f" ({len(left)} have none)" * (len(left) > 1)
-        raise InputError(f"weight {shown(left[0])} has no place in this network{others}; {remedy}")
+        raise InputError(f"weight {excerpt(left[0])} has no place in this network{others}; {remedy}")
 
 
 def _weight(name: str, rule: Rule, state: Mapping[str, Tensor], shape: torch.Size, remedy: str) -> Tensor:
@@ -115,7 +115,7 @@ def _weight(name: str, rule: Rule, state: Mapping[str, Tensor], shape: torch.Siz
     return weight
 
 
-def interleaved(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+def interleave(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Interleave rows of q, k and v (C, *) for our attention: row 3 c + (0, 1, 2) is row c of (q, k, v); (3 C, *)."""
     return torch.stack([q, k, v], dim=1).flatten(0, 1)
 
@@ -192,6 +192,6 @@ def float_weights(state: Mapping[str, Any]) -> dict[str, Tensor]:
     for name, value in state.items():
         if not isinstance(value, Tensor):
             raise InputError(
-                f"weight {shown(name)} is no tensor but a {type(value).__name__}; give a file of weights only"
+                f"weight {excerpt(name)} is no tensor but a {type(value).__name__}; give a file of weights only"
             )
     return {name: value.float() for name, value in state.items()}

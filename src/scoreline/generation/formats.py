@@ -16,8 +16,8 @@ from typing import NamedTuple
 from scoreline import values as choices
 from scoreline.errors import InputError
 from scoreline.generation import npz
-from scoreline.generation.images import Entry, ShardImages, unwatched
-from scoreline.generation.run_results import OUTPUTS, written
+from scoreline.generation.images import Entry, ShardImages, no_progress
+from scoreline.generation.run_results import OUTPUTS, file_record
 from scoreline.sampling import Progress
 from scoreline.storage.files import part_beside, write_atomically
 from scoreline.storage.pictures import png_bytes
@@ -73,7 +73,7 @@ def _renamed(partial: Path, path: Path) -> bool:
 def _alike(partial: Path, path: Path) -> bool:
     """Return whether both folders are equal; False if another writer is renaming one."""
     try:
-        return written(partial) == written(path)
+        return file_record(partial) == file_record(path)
     except OSError:
         return False
 
@@ -168,7 +168,7 @@ def check_format(choice: str, shape: tuple[int, int, int]) -> None:
         raise InputError(f"format={choice}: PNG files take 1 or 3 channels, these images have {shape[0]}; use npz")
 
 
-def write_format(choice: str, out: Path, images: ShardImages, progress: Progress = unwatched) -> None:
+def write_format(choice: str, out: Path, images: ShardImages, progress: Progress = no_progress) -> None:
     """Write the images below `out` atomically.
 
     Args:

@@ -13,7 +13,7 @@ from scoreline.sampling import Progress
 BLOCK = 256
 
 
-def unwatched(images: float) -> None:
+def no_progress(images: float) -> None:
     """Ignore the progress."""
 
 
@@ -70,14 +70,14 @@ class ShardImages(ImageDataset):
         digest = self.found.digests[index].numpy().tobytes().hex()
         return Entry(index, self.shards.seeds[index], None if label == NO_LABEL else label, digest)
 
-    def blocks(self, progress: Progress = unwatched) -> Iterator[Tensor]:
+    def blocks(self, progress: Progress = no_progress) -> Iterator[Tensor]:
         """Yield all images in order, as blocks uint8 (n, C, H, W); `progress` receives n after the block is used."""
         for start in range(0, len(self), BLOCK):
             block, _ = self.read(range(start, min(start + BLOCK, len(self))))
             yield block
             progress(len(block))
 
-    def one_by_one(self, progress: Progress = unwatched) -> Iterator[tuple[Entry, Tensor]]:
+    def one_by_one(self, progress: Progress = no_progress) -> Iterator[tuple[Entry, Tensor]]:
         """Yield all images uint8 (C, H, W) in order, each with its line of the manifest."""
         index = 0
         for block in self.blocks(progress):

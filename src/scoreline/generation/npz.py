@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from scoreline.generation.images import ShardImages, unwatched
+from scoreline.generation.images import ShardImages, no_progress
 from scoreline.sampling import Progress
 
 UNIX = 3
@@ -21,7 +21,7 @@ def zip_entry(name: str) -> zipfile.ZipInfo:
     return entry
 
 
-def write_images(path: Path, images: ShardImages, progress: Progress = unwatched) -> None:
+def write_images(path: Path, images: ShardImages, progress: Progress = no_progress) -> None:
     """Write ADM's layout: arr_0 uint8 (N, H, W, C) and, if there are labels, arr_1 int64 (N,).
 
     Source: layout of Dhariwal & Nichol (2021), arXiv:2105.05233, reference sampling script.

@@ -100,7 +100,7 @@ def finish(sampler: Sampler, shards: Shards, outputs: Outputs, group: Group) -> 
         # images to numbers
         scores = _measure(images, outputs.metrics, out / FEATURES, group)
     kept = filter(None, [OUTPUTS.get(outputs.format), trajectories.NAME if outputs.trajectories else None])
-    files = run_results.described(out, kept) if group.first else {}
+    files = run_results.file_records(out, kept) if group.first else {}
     about = {"format": outputs.format, "manifest": sha256(out / MANIFEST), "files": files, "metrics": scores}
     return {**_counts(images, count, seconds, group), **about}
 

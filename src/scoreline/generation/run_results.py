@@ -62,7 +62,7 @@ class Former(NamedTuple):
     reason: str = ""
 
 
-def finished(out: Path) -> Former:
+def former_result(out: Path) -> Former:
     """Return the result of a finished run directory; an unfinished one counts as empty.
 
     Raises:
@@ -226,21 +226,21 @@ OF_SEVERAL = ("ranges", "code_versions")
 """Keys that tables add to the mean of several results; no file has them."""
 
 
-class Written(NamedTuple):
+class FileRecord(NamedTuple):
     """Bytes and SHA-256 of a file, or of all files of a folder with their names."""
 
     bytes: int
     sha256: str
 
 
-def described(out: Path, names: Iterable[str]) -> dict[str, dict[str, Any]]:
+def file_records(out: Path, names: Iterable[str]) -> dict[str, dict[str, Any]]:
     """Return `files` of metrics.json: size and digest of the files of a run directory with these names."""
-    return {name: written(out / name)._asdict() for name in names}
+    return {name: file_record(out / name)._asdict() for name in names}
 
 
-def written(path: Path) -> Written:
+def file_record(path: Path) -> FileRecord:
     """Return size and digest of a file or folder."""
-    return Written(_size(path), content_digest(path))
+    return FileRecord(_size(path), content_digest(path))
 
 
 def _size(path: Path) -> int:
@@ -254,18 +254,18 @@ def _lacking(out: Path, result: Result) -> str:
 
     For a result of a version without `files`, the manifest is compared and the images must exist.
     """
-    known = {name: Written(it["bytes"], it["sha256"]) for name, it in result.get("files", {}).items()}
+    known = {name: FileRecord(it["bytes"], it["sha256"]) for name, it in result.get("files", {}).items()}
     if "manifest" in result:
-        known[MANIFEST] = Written(-1, result["manifest"])
+        known[MANIFEST] = FileRecord(-1, result["manifest"])
     names = [MANIFEST, *filter(None, [OUTPUTS.get(str(result.get("format")))]), *known]
     return next(filter(None, (_wrong(out, name, known.get(name)) for name in dict.fromkeys(names))), "")
 
 
-def _wrong(out: Path, name: str, known: Written | None) -> str:
+def _wrong(out: Path, name: str, known: FileRecord | None) -> str:
     """Return the defect of a file, comparing its size first; a size of -1 is unknown."""
     path = out / name
     if not re.fullmatch(r"[\w-]+(\.\w+)?", name) or not (path.is_file() or path.is_dir()):
         return f"{name} is gone"
-    if known is None or (known.bytes in (-1, _size(path)) and written(path).sha256 == known.sha256):
+    if known is None or (known.bytes in (-1, _size(path)) and file_record(path).sha256 == known.sha256):
         return ""
     return f"{name} differs from the file of the run"

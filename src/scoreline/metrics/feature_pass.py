@@ -88,7 +88,7 @@ def extract(images: ImageDataset, extractor: Extract, digest: str, parts: Parts,
     return Features(n, kept.lazily(-(-n // PART), part))
 
 
-def shared(
+def share_scores(
     images: ImageDataset, parts: Parts, settings: str, compute: Callable[[], dict[str, Score]]
 ) -> dict[str, Score]:
     """Compute scores in the first process and read them in the others, if there is a folder to read them from.

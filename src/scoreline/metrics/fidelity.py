@@ -8,7 +8,7 @@ from torch import Tensor
 from scoreline.datasets.base import ImageDataset
 from scoreline.errors import InputError
 from scoreline.metrics.base import ALONE, Metrics, Score, check_least, sample_warnings
-from scoreline.metrics.feature_pass import Features, extract, read, shared
+from scoreline.metrics.feature_pass import Features, extract, read, share_scores
 from scoreline.metrics.features import DigitFeatures, FeatureExtractor
 from scoreline.metrics.frechet import GaussianStatistics, frechet_replicates
 from scoreline.metrics.jackknife import Replicates, assign_groups
@@ -106,7 +106,7 @@ class Fidelity(Metrics):
         kept = parts if parts.size > 1 else ALONE
         features = extract(images, self._measured, self._digest, kept, progress)
         settings = f"{self._digest} {sorted(self.protocol.items())}"
-        return shared(images, parts, settings, lambda: self._scores(features))
+        return share_scores(images, parts, settings, lambda: self._scores(features))
 
     def _scores(self, features: Features) -> dict[str, Score]:
         group = assign_groups(features.n, min(self.groups, features.n))

@@ -13,7 +13,7 @@ from scoreline.datasets.base import ImageDataset
 from scoreline.errors import InputError
 from scoreline.metrics import protocols
 from scoreline.metrics.base import ALONE, Metrics, Score, check_least, sample_warnings
-from scoreline.metrics.feature_pass import Features, extract, shared
+from scoreline.metrics.feature_pass import Features, extract, share_scores
 from scoreline.metrics.frechet import GaussianStatistics, frechet_replicates
 from scoreline.metrics.inception_features import PUBLISHED
 from scoreline.metrics.inception_score import inception_score
@@ -183,7 +183,7 @@ class Inception(Metrics):
         reference = self._reference_features(parts, spatial)
         features = self._pass(images, parts, progress, spatial)
         settings = f"{self._digest(spatial)} {sorted(self.protocol.items())} {self.scores}"
-        return shared(images, parts, settings, lambda: self._scores(features, reference))
+        return share_scores(images, parts, settings, lambda: self._scores(features, reference))
 
     def statistics(
         self, images: ImageDataset, parts: Parts = ALONE, progress: Progress = lambda images: None

@@ -8,7 +8,7 @@ from scoreline.errors import InputError
 from scoreline.networks.arguments import check_factor, check_sizes
 from scoreline.networks.embeddings import Sinusoidal
 from scoreline.networks.fir_resampling import Resample
-from scoreline.networks.layers import Down, Up, zeroed
+from scoreline.networks.layers import Down, Up, zero_weights
 from scoreline.networks.plain_unet import PlainUNet
 from scoreline.networks.residual_block import ResidualBlock, Style
 from scoreline.networks.unet_levels import Kinds, Plan
@@ -109,7 +109,7 @@ class DhariwalUNet(PlainUNet):
             output_factor,
         )
         if self.map_augment is not None:
-            zeroed(self.map_augment)
+            zero_weights(self.map_augment)
         if self.map_label is not None:
             nn.init.normal_(self.map_label.weight)
 

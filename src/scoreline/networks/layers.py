@@ -9,7 +9,7 @@ from torch.nn.functional import interpolate, pad
 Layer = TypeVar("Layer", nn.Conv2d, nn.Linear)
 
 
-def zeroed(layer: Layer) -> Layer:
+def zero_weights(layer: Layer) -> Layer:
     """Set weights and biases of the layer to zero and return it."""
     nn.init.zeros_(layer.weight)
     if layer.bias is not None:

@@ -5,7 +5,7 @@ from torch.nn.functional import silu
 
 from scoreline.networks.arguments import check_probability
 from scoreline.networks.embeddings import one_hot, or_zeros
-from scoreline.networks.layers import group_norm, zeroed
+from scoreline.networks.layers import group_norm, zero_weights
 from scoreline.networks.residual_block import run
 from scoreline.networks.unet_levels import Kinds, Plan, decode, decoder_layers, encode, encoder_layers
 
@@ -55,7 +55,7 @@ class PlainUNet(nn.Module):
         self.enc = nn.ModuleDict(encoder_layers(plan, kinds))
         self.dec = nn.ModuleDict(decoder_layers(plan, kinds))
         self.out_norm = group_norm(plan.widths[0], eps)
-        self.out_conv = zeroed(nn.Conv2d(plan.widths[0], output_factor * plan.channels, 3, padding=1))
+        self.out_conv = zero_weights(nn.Conv2d(plan.widths[0], output_factor * plan.channels, 3, padding=1))
 
     def forward(self, x: Tensor, noise: Tensor, label: Tensor | None = None, augment: Tensor | None = None) -> Tensor:
         embedding = self._embed(noise, label, augment)

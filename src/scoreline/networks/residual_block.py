@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 from scoreline.networks.arguments import check_probability
 from scoreline.networks.attention import QKV_ORDERS, may_be_differentiated_twice, qkv_attention
 from scoreline.networks.fir_resampling import Direction, Resample, ResampledConv
-from scoreline.networks.layers import group_norm, zeroed
+from scoreline.networks.layers import group_norm, zero_weights
 from scoreline.values import check_choice
 
 
@@ -62,13 +62,13 @@ class ResidualBlock(nn.Module):
         self.conv0 = _convolution(inputs, outputs, 3, style, direction)
         self.affine = nn.Linear(style.embedding, 2 * outputs if style.adaptive else outputs)
         self.norm1 = group_norm(outputs, style.eps)
-        self.conv1 = zeroed(nn.Conv2d(outputs, outputs, 3, padding=1))
+        self.conv1 = zero_weights(nn.Conv2d(outputs, outputs, 3, padding=1))
         self.dropout = nn.Dropout(style.dropout)
         self.skip = _bypass(inputs, outputs, style, direction)
         if heads:
             self.norm2 = group_norm(outputs, style.eps)
             self.qkv = nn.Conv2d(outputs, 3 * outputs, 1)
-            self.proj = zeroed(nn.Conv2d(outputs, outputs, 1))
+            self.proj = zero_weights(nn.Conv2d(outputs, outputs, 1))
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
         hidden = self.conv0(silu(self.norm0(x)))

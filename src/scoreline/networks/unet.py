@@ -9,7 +9,7 @@ from torch.nn.functional import silu
 from scoreline.networks.arguments import check_probability, check_sizes
 from scoreline.networks.attention import Attention
 from scoreline.networks.embeddings import Fourier, Sinusoidal, indices, or_zeros
-from scoreline.networks.layers import Down, Up, group_norm, zeroed
+from scoreline.networks.layers import Down, Up, group_norm, zero_weights
 from scoreline.networks.residual_block import ResidualBlock, Style, run
 from scoreline.values import check_choice
 
@@ -108,7 +108,7 @@ class UNet(nn.Module):
                 current = outputs
             if level:
                 self.decoder.append(Up(outputs))
-        self.norm, self.head = group_norm(current), zeroed(nn.Conv2d(current, channels, 3, padding=1))
+        self.norm, self.head = group_norm(current), zero_weights(nn.Conv2d(current, channels, 3, padding=1))
         self.augment = nn.Linear(augment_dim, features, bias=False) if augment_dim else None
 
     def forward(self, x: Tensor, noise: Tensor, label: Tensor | None = None, augment: Tensor | None = None) -> Tensor:

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scoreline.safe_pickle.limits import Budget, FileError, shown
+from scoreline.safe_pickle.limits import Budget, FileError, excerpt
 from scoreline.safe_pickle.machine import Name, Unfinished
 from scoreline.safe_pickle.storages import Root, Storage, raw, sizes
 
@@ -22,7 +22,7 @@ NUMBERS = {
 def dtype(code: Any, *_: Any) -> Unfinished:
     """`numpy.dtype(code, ..)`, complete once BUILD has given its byte order."""
     if type(code) is not str or code not in NUMBERS:
-        raise FileError(f"its pickle holds a numpy array of type {shown(code)}, not of plain numbers")
+        raise FileError(f"its pickle holds a numpy array of type {excerpt(code)}, not of plain numbers")
 
     def finish(state: Any) -> torch.dtype:
         if (
@@ -31,7 +31,9 @@ def dtype(code: Any, *_: Any) -> Unfinished:
             or state[1] not in ("<", "|")
             or any(part is not None for part in state[2:5])
         ):
-            raise FileError(f"its pickle holds a numpy type {shown(state)} that is not of plain little-endian numbers")
+            raise FileError(
+                f"its pickle holds a numpy type {excerpt(state)} that is not of plain little-endian numbers"
+            )
         return NUMBERS[code]
 
     return Unfinished(finish)
@@ -51,12 +53,14 @@ class Arrays:
         """`numpy.core.multiarray._reconstruct`: a tensor once BUILD has given its content."""
         if type(of) is not Name or of.name != ARRAY:
             raise FileError(
-                f"its pickle makes a numpy array of class {shown(getattr(of, 'name', of))}, which no checkpoint needs"
+                f"its pickle makes a numpy array of class {excerpt(getattr(of, 'name', of))}, which no checkpoint needs"
             )
 
         def finish(state: Any) -> Tensor:
             if type(state) is not tuple or len(state) != 5:
-                raise FileError(f"its pickle holds a state of a numpy array that is {shown(state)}; get the file anew")
+                raise FileError(
+                    f"its pickle holds a state of a numpy array that is {excerpt(state)}; get the file anew"
+                )
             _, shape, kind, fortran, content = state
             return self._tensor(kind, shape, fortran, content)
 
@@ -65,7 +69,7 @@ class Arrays:
     def frombuffer(self, content: Any, kind: Any, shape: Any, order: Any) -> Tensor:
         """`numpy.core.numeric._frombuffer`, of protocol 5."""
         if order not in ("C", "F"):
-            raise FileError(f"its pickle holds a numpy array of order {shown(order)}; get the file anew")
+            raise FileError(f"its pickle holds a numpy array of order {excerpt(order)}; get the file anew")
         return self._tensor(kind, shape, order == "F", content)
 
     def _tensor(self, kind: Any, shape: Any, fortran: Any, content: Any) -> Tensor:
@@ -75,7 +79,7 @@ class Arrays:
         content = content.encode("latin1") if isinstance(content, str) else content
         size = memoryview(content).nbytes
         if size != math.prod(shape) * kind.itemsize:
-            raise FileError(f"a numpy array of shape {shown(shape)} has {size:,} bytes; get the file anew")
+            raise FileError(f"a numpy array of shape {excerpt(shape)} has {size:,} bytes; get the file anew")
         storage = Storage(Root(size, raw(content, kind.itemsize, self.budget)), 0, size, kind)
         # Fortran order is C order of the reversed shape, seen with its axes reversed
         extents = shape[::-1] if fortran else shape

@@ -28,7 +28,7 @@ OTHERS = [
 ]
 
 
-def mapped(path: Path) -> memoryview:
+def map_file(path: Path) -> memoryview:
     """Map the file: it takes memory only where it is written to, and must not change while it is in use.
 
     Raises:

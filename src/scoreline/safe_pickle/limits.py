@@ -85,7 +85,7 @@ class Budget:
             raise FileError("its pickle copies the same bytes many times, which no checkpoint needs; get the file anew")
 
 
-def shown(value: object, longest: int = 120) -> str:
+def excerpt(value: object, longest: int = 120) -> str:
     """Show a value of a file in a message: one line of ASCII, shortened; of a container only its type.
 
     The text of a container may be exponentially long in the size of the file.

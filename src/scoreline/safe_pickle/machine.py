@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import IO, Any, cast
 
-from scoreline.safe_pickle.limits import CALL, Budget, FileError, shown
+from scoreline.safe_pickle.limits import CALL, Budget, FileError, excerpt
 from scoreline.safe_pickle.window import Window
 
 KEY_PARTS = 16
@@ -69,7 +69,7 @@ class Unfinished:
 
 def unknown(name: str) -> FileError:
     """Return the refusal of a name."""
-    name = shown(name)
+    name = excerpt(name)
     return FileError(
         f"its pickle names {name}, which no checkpoint needs and which was not run; ask for a safetensors file "
         f"or, if you trust where it comes from, keep it as an inert record by allow=[{name}]"
@@ -168,9 +168,11 @@ class Machine:
         """Return the value of REDUCE and NEWOBJ."""
         if type(function) is not Name:
             what = function.name if type(function) is Record else type(function).__name__
-            raise FileError(f"its pickle calls the result of {shown(what)}, which no checkpoint needs; nothing was run")
+            raise FileError(
+                f"its pickle calls the result of {excerpt(what)}, which no checkpoint needs; nothing was run"
+            )
         if type(arguments) is not tuple:
-            raise FileError(f"its pickle calls {shown(function.name)} with no tuple of arguments; get the file anew")
+            raise FileError(f"its pickle calls {excerpt(function.name)} with no tuple of arguments; get the file anew")
         self.budget.step(CALL)
         if function.call is None:
             return Record(function.name, arguments)
@@ -179,13 +181,13 @@ class Machine:
         except FileError:
             raise
         except Exception as error:  # a hostile pickle can make our functions raise anything; none of it may pass
-            reason = f"its pickle calls {shown(function.name)} with arguments that do not fit"
-            raise FileError(f"{reason} ({shown(str(error))}); get the file anew") from error
+            reason = f"its pickle calls {excerpt(function.name)} with arguments that do not fit"
+            raise FileError(f"{reason} ({excerpt(str(error))}); get the file anew") from error
 
     def new_object(self, function: Any, arguments: Any) -> Any:
         """Return the value of NEWOBJ, which only names without a function of ours allow."""
         if type(function) is Name and function.call is not None:
-            raise FileError(f"its pickle makes a {shown(function.name)} in a way that no checkpoint needs")
+            raise FileError(f"its pickle makes a {excerpt(function.name)} in a way that no checkpoint needs")
         return self.called(function, arguments)
 
     def build(self, state: Any) -> None:
@@ -197,7 +199,7 @@ class Machine:
             target.state = _without_parent(target.name, state)
         # a state dict may carry torch's `_metadata`, which is dropped; any other state of a plain value is refused
         elif not (type(target) is dict and type(state) is dict and state.keys() <= {"_metadata"}):
-            keys = f" ({', '.join(shown(key) for key in list(state)[:3])})" if type(state) is dict else ""
+            keys = f" ({', '.join(excerpt(key) for key in list(state)[:3])})" if type(state) is dict else ""
             raise FileError(f"its pickle sets attributes of a {type(target).__name__}{keys}, which no checkpoint needs")
 
     def set_items(self, target: Any, values: list[Any]) -> None:

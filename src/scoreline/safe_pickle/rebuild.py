@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from scoreline.safe_pickle.arrays import ARRAY, NUMBERS, Arrays, dtype
-from scoreline.safe_pickle.limits import Budget, FileError, shown
+from scoreline.safe_pickle.limits import Budget, FileError, excerpt
 from scoreline.safe_pickle.machine import Name, check_key, unknown
 from scoreline.safe_pickle.storages import Storage, sizes
 
@@ -109,7 +109,7 @@ class Rebuild:
     ) -> Tensor:
         _check_bare(hooks, metadata)
         if type(kind) is not torch.dtype or _storage(storage).dtype not in (None, kind):
-            raise FileError(f"a tensor is of type {shown(kind)}, which its storage is not; get the file anew")
+            raise FileError(f"a tensor is of type {excerpt(kind)}, which its storage is not; get the file anew")
         return _storage(storage).tensor(kind, offset, size, stride)
 
     def parameter(self, data: Any, _: Any, hooks: Any) -> Tensor:
@@ -130,7 +130,7 @@ class Rebuild:
     def encode(self, text: Any, encoding: Any = "latin1") -> bytes:
         """`_codecs.encode`, by which protocols up to 2 spell bytes."""
         if type(text) is not str or encoding not in ("latin1", "latin-1"):
-            raise FileError(f"its pickle encodes a {type(text).__name__} as {shown(encoding)}; get the file anew")
+            raise FileError(f"its pickle encodes a {type(text).__name__} as {excerpt(encoding)}; get the file anew")
         self.budget.copy(len(text))
         return text.encode("latin1")
 
@@ -152,7 +152,7 @@ class Rebuild:
 def device(kind: Any, index: Any = None) -> str:
     """`torch.device` as its text, such as cuda:0."""
     if type(kind) is not str or not (index is None or type(index) is int):
-        raise FileError(f"its pickle names a device {shown((kind, index))}; get the file anew")
+        raise FileError(f"its pickle names a device {excerpt((kind, index))}; get the file anew")
     return kind if index is None else f"{kind}:{index}"
 
 
@@ -176,4 +176,6 @@ def _check_bare(hooks: Any, metadata: Any) -> None:
             "a tensor carries hooks, which are code and belong in no checkpoint; ask for a safetensors file"
         )
     if metadata:
-        raise FileError(f"a tensor has metadata {shown(metadata)}, which is not read; save a plain copy of the tensor")
+        raise FileError(
+            f"a tensor has metadata {excerpt(metadata)}, which is not read; save a plain copy of the tensor"
+        )

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scoreline.safe_pickle.limits import Budget, FileError, shown
+from scoreline.safe_pickle.limits import Budget, FileError, excerpt
 
 DIMENSIONS = 64
 LARGEST = 2**48
@@ -62,14 +62,14 @@ class Storage:
             raise FileError("its pickle makes a tensor of bytes without a type of number; get the file anew")
         shape, steps = sizes(size), sizes(stride)
         if len(shape) != len(steps) or type(offset) is not int or offset < 0:
-            raise FileError(f"a tensor has sizes {shown(size)} but strides {shown(stride)}; get the file anew")
+            raise FileError(f"a tensor has sizes {excerpt(size)} but strides {excerpt(stride)}; get the file anew")
         capacity = self.size // dtype.itemsize
         # place of the last element; strides are not negative, so no other lies behind it
         last = offset + sum((n - 1) * step for n, step in zip(shape, steps, strict=True))
         if 0 not in shape and (last >= capacity or math.prod(shape) > capacity):
             raise FileError(
-                f"a tensor of sizes {shown(shape)}, strides {shown(steps)} and offset {shown(offset)} does not lie in "
-                f"its storage of {capacity:,} numbers; get the file anew"
+                f"a tensor of sizes {excerpt(shape)}, strides {excerpt(steps)} and offset {excerpt(offset)} does not "
+                f"lie in its storage of {capacity:,} numbers; get the file anew"
             )
         if 0 in shape:
             return _empty(shape, dtype)
@@ -84,7 +84,7 @@ class Storage:
 
 def _empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     if math.prod(n for n in shape if n) >= LARGEST:
-        raise FileError(f"a tensor has sizes {shown(shape)}, which none can have; get the file anew")
+        raise FileError(f"a tensor has sizes {excerpt(shape)}, which none can have; get the file anew")
     return torch.empty(shape, dtype=dtype)
 
 
@@ -96,5 +96,5 @@ def sizes(value: Any) -> tuple[int, ...]:
     """
     sound = type(value) is tuple and len(value) <= DIMENSIONS and all(type(n) is int for n in value)
     if not sound or not all(0 <= n < LARGEST for n in value):
-        raise FileError(f"a tensor has sizes or strides {shown(value)}, which none can have; get the file anew")
+        raise FileError(f"a tensor has sizes or strides {excerpt(value)}, which none can have; get the file anew")
     return tuple(value)

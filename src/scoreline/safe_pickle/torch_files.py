@@ -17,7 +17,7 @@ from typing import Any
 
 from scoreline.errors import InputError
 from scoreline.safe_pickle import file_kinds, survey, torch_legacy, torch_zip, trees
-from scoreline.safe_pickle.limits import Budget, FileError, shown
+from scoreline.safe_pickle.limits import Budget, FileError, excerpt
 from scoreline.safe_pickle.machine import Machine, no_persistent
 from scoreline.safe_pickle.rebuild import Rebuild
 from scoreline.safe_pickle.window import Window
@@ -42,7 +42,7 @@ def read(path: Path, inert: Collection[str] = ()) -> Any:
         InputError: for a file that is none of these, damaged or excessive, or that names anything else.
     """
     with _named(path):
-        view = file_kinds.mapped(path)
+        view = file_kinds.map_file(path)
         return trees.check(_loader(file_kinds.kind(view))(path, view, frozenset(inert)))
 
 
@@ -53,12 +53,12 @@ def names(path: Path) -> list[str]:
         InputError: for a file that is none of those of `read`, or is damaged.
     """
     with _named(path):
-        view = file_kinds.mapped(path)
+        view = file_kinds.map_file(path)
         found = file_kinds.kind(view)
         if found == file_kinds.SAFETENSORS:
             return []
         if found == file_kinds.ZIP:
-            view = torch_zip.pickled(torch_zip.entries(view))
+            view = torch_zip.pickle_of(torch_zip.entries(view))
         return sorted(survey.names(view, Budget.of(len(view)), survey.FILE if found == file_kinds.LEGACY else 1))
 
 
@@ -69,7 +69,7 @@ def kind(path: Path) -> str:
         InputError: for anything else.
     """
     with _named(path):
-        return file_kinds.kind(file_kinds.mapped(path))
+        return file_kinds.kind(file_kinds.map_file(path))
 
 
 @contextmanager
@@ -80,7 +80,7 @@ def _named(path: Path) -> Iterator[None]:
     except FileError as error:
         raise InputError(f"{path}: {error}") from error
     except Exception as error:  # a hostile file can make these modules raise anything; none of it may pass
-        raise InputError(f"{path}: it is damaged ({shown(str(error))}); get the file anew") from error
+        raise InputError(f"{path}: it is damaged ({excerpt(str(error))}); get the file anew") from error
 
 
 def _loader(found: str) -> Callable[[Path, memoryview, frozenset[str]], Any]:

@@ -8,7 +8,7 @@ import struct
 from collections.abc import Collection
 from typing import Any
 
-from scoreline.safe_pickle.limits import Budget, FileError, shown
+from scoreline.safe_pickle.limits import Budget, FileError, excerpt
 from scoreline.safe_pickle.machine import Machine, Name, no_persistent
 from scoreline.safe_pickle.rebuild import Rebuild
 from scoreline.safe_pickle.storages import Root, Storage, raw
@@ -33,7 +33,7 @@ class Storages:
         kind, size, key = parsed(identity, 6)
         root, known = self.roots.setdefault(key, (Root(size), kind))
         if (root.size, known) != (size, kind):
-            raise FileError(f"storage {shown(key)} has two sizes or types; get the file anew")
+            raise FileError(f"storage {excerpt(key)} has two sizes or types; get the file anew")
         return Storage(root, *_part(identity[5], size, kind.itemsize if kind else 1), kind)
 
     def fill(self, window: Window, keys: Any) -> None:
@@ -44,7 +44,7 @@ class Storages:
             root, kind = self.roots[key]
             (count,) = struct.unpack("<q", window.slice(8))
             if count * (kind.itemsize if kind else 1) != root.size or root.bytes is not None:
-                raise FileError(f"storage {shown(key)} has {count:,} numbers or is there twice; get the file anew")
+                raise FileError(f"storage {excerpt(key)} has {count:,} numbers or is there twice; get the file anew")
             root.bind(raw(window.slice(root.size), kind.itemsize if kind else 8, self.budget))
 
 
@@ -53,11 +53,11 @@ def _part(view: Any, size: int, width: int) -> tuple[int, int]:
     if view is None:
         return 0, size
     if type(view) is not tuple or len(view) != 3 or not all(type(n) is int and n >= 0 for n in view[1:]):
-        raise FileError(f"a storage has view {shown(view)}; get the file anew")
+        raise FileError(f"a storage has view {excerpt(view)}; get the file anew")
     start, length = view[1] * width, view[2] * width
     if start + length > size:
         raise FileError(
-            f"a storage has view {shown(view)}, which is not inside of its {size:,} bytes; get the file anew"
+            f"a storage has view {excerpt(view)}, which is not inside of its {size:,} bytes; get the file anew"
         )
     return start, length
 
@@ -88,7 +88,9 @@ def _check_head(head: list[Any]) -> None:
     """
     magic, protocol, facts = head
     if magic != MAGIC or type(protocol) is not int or protocol != PROTOCOL:
-        raise FileError(f"its magic number is {shown(magic)} with protocol {shown(protocol)}, not torch's; get it anew")
+        raise FileError(
+            f"its magic number is {excerpt(magic)} with protocol {excerpt(protocol)}, not torch's; get it anew"
+        )
     if type(facts) is not dict or facts.get("little_endian") is not True:
         raise FileError("its numbers are not little-endian; save it on a little-endian machine")
 

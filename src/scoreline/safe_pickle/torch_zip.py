@@ -9,7 +9,7 @@ import zipfile
 from collections import Counter
 from typing import IO, Any, cast
 
-from scoreline.safe_pickle.limits import Budget, FileError, shown
+from scoreline.safe_pickle.limits import Budget, FileError, excerpt
 from scoreline.safe_pickle.machine import Machine, Name
 from scoreline.safe_pickle.rebuild import STORAGES, Rebuild
 from scoreline.safe_pickle.storages import Root, Storage, raw
@@ -33,13 +33,15 @@ def entries(view: memoryview) -> dict[str, memoryview]:
     except FileError:
         raise
     except Exception as error:  # zipfile raises many kinds for a damaged directory
-        raise FileError(f"its zip directory is damaged or missing ({shown(str(error))}); get the file anew") from error
+        raise FileError(
+            f"its zip directory is damaged or missing ({excerpt(str(error))}); get the file anew"
+        ) from error
     names = [info.orig_filename for info in infos]
     for name in names:
         _check_name(name)
     if len(set(names)) < len(names):
         twice, _ = Counter(names).most_common(1)[0]
-        raise FileError(f"its zip archive holds {shown(twice)} twice; get the file anew")
+        raise FileError(f"its zip archive holds {excerpt(twice)} twice; get the file anew")
     if len({name.split("/")[0] for name in names}) > 1:
         raise FileError("its zip archive holds more than one folder, which torch.save does not write")
     return _located(view, infos, end)
@@ -48,7 +50,7 @@ def entries(view: memoryview) -> dict[str, memoryview]:
 def _check_name(name: str) -> None:
     parts = name.split("/")
     if len(parts) < 2 or not name.isprintable() or "\\" in name or {"", ".", ".."} & set(parts):
-        raise FileError(f"its zip archive holds an entry named {shown(name)}, which torch.save does not write")
+        raise FileError(f"its zip archive holds an entry named {excerpt(name)}, which torch.save does not write")
 
 
 def _located(view: memoryview, infos: list[zipfile.ZipInfo], end: int) -> dict[str, memoryview]:
@@ -56,7 +58,7 @@ def _located(view: memoryview, infos: list[zipfile.ZipInfo], end: int) -> dict[s
     for info in sorted(infos, key=lambda info: info.header_offset):
         start = _content(view, info)
         if info.header_offset < place or start + info.file_size > end:
-            raise FileError(f"its zip entry {shown(info.orig_filename)} lies across others; get the file anew")
+            raise FileError(f"its zip entry {excerpt(info.orig_filename)} lies across others; get the file anew")
         place = start + info.file_size
         found[info.orig_filename.split("/", 1)[1]] = view[start:place]
     return found
@@ -64,7 +66,7 @@ def _located(view: memoryview, infos: list[zipfile.ZipInfo], end: int) -> dict[s
 
 def _content(view: memoryview, info: zipfile.ZipInfo) -> int:
     """Return the place of an entry's content, after a check of its local header."""
-    name = shown(info.orig_filename)
+    name = excerpt(info.orig_filename)
     if info.compress_type != zipfile.ZIP_STORED or info.file_size != info.compress_size:
         raise FileError(f"its zip entry {name} is compressed, which torch.save never does; get the file anew")
     if info.flag_bits & 1:
@@ -76,11 +78,11 @@ def _content(view: memoryview, info: zipfile.ZipInfo) -> int:
     start: int = info.header_offset + HEADER.size
     local = view[start : start + name_size].tobytes()
     if local != info.orig_filename.encode("utf-8" if info.flag_bits & 0x800 else "cp437"):
-        raise FileError(f"its zip entry {name} is called {shown(local)} elsewhere; get the file anew")
+        raise FileError(f"its zip entry {name} is called {excerpt(local)} elsewhere; get the file anew")
     return start + int(name_size) + int(extra_size)
 
 
-def pickled(found: dict[str, memoryview]) -> memoryview:
+def pickle_of(found: dict[str, memoryview]) -> memoryview:
     """Return the pickle of an archive.
 
     Raises:
@@ -92,7 +94,7 @@ def pickled(found: dict[str, memoryview]) -> memoryview:
         raise FileError(f"it is a zip archive without {PICKLE}, so no checkpoint of torch; give the file of torch.save")
     order = found.get("byteorder", memoryview(b"little"))[:20].tobytes()
     if order != b"little":
-        raise FileError(f"its numbers have byte order {shown(order)}; save it on a little-endian machine")
+        raise FileError(f"its numbers have byte order {excerpt(order)}; save it on a little-endian machine")
     return found[PICKLE]
 
 
@@ -103,14 +105,14 @@ def load(view: memoryview, rebuild: Rebuild, budget: Budget) -> Any:
         FileError: for anything that torch.save does not write.
     """
     found = entries(view)
-    window = Window(pickled(found))
+    window = Window(pickle_of(found))
     roots: dict[str, Root] = {}
 
     def storage(identity: Any) -> Storage:
         kind, size, key = parsed(identity, 5)
         name = f"data/{key}"
         if name not in found or found[name].nbytes != size:
-            raise FileError(f"storage {shown(key)} of {size:,} bytes is not in its zip archive; get the file anew")
+            raise FileError(f"storage {excerpt(key)} of {size:,} bytes is not in its zip archive; get the file anew")
         if key not in roots:
             roots[key] = Root(size, raw(found[name], kind.itemsize if kind else 8, budget))
         return Storage(roots[key], 0, size, kind)
@@ -130,11 +132,11 @@ def parsed(identity: Any, length: int) -> tuple[Any, int, str]:
         FileError: for any other persistent id.
     """
     if type(identity) is not tuple or len(identity) != length or identity[0] != "storage":
-        raise FileError(f"its pickle points to {shown(identity)} instead of a storage; get the file anew")
+        raise FileError(f"its pickle points to {excerpt(identity)} instead of a storage; get the file anew")
     kind, key, _, count = identity[1:5]
     if type(kind) is not Name or kind.name not in STORAGES:
-        raise FileError(f"a storage is of class {shown(getattr(kind, 'name', kind))}, which is not read")
+        raise FileError(f"a storage is of class {excerpt(getattr(kind, 'name', kind))}, which is not read")
     if type(key) is not str or type(count) is not int or count < 0:
-        raise FileError(f"a storage has key {shown(key)} and {shown(count)} numbers; get the file anew")
+        raise FileError(f"a storage has key {excerpt(key)} and {excerpt(count)} numbers; get the file anew")
     number = STORAGES[kind.name]
     return number, count * (number.itemsize if number else 1), key

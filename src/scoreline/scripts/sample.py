@@ -57,7 +57,7 @@ def main(config: SampleConfig | TableConfig) -> float | None:
 
     config.run.claim()
     out, first = config.run.path, distributed.current().first
-    result, reason = run_results.finished(out)
+    result, reason = run_results.former_result(out)
     if reason and first:
         run_results.reopen(out)
         print(f"note: {reason}; repeating this run")

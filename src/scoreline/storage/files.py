@@ -99,11 +99,11 @@ def remove_parts(folder: Path) -> None:
         for name in (*folders, *names):
             match, path = pattern.fullmatch(name), Path(above, name)
             with suppress(OSError):
-                if match and _left_behind(path, match[1], int(match[2])):
+                if match and _is_abandoned(path, match[1], int(match[2])):
                     remove(path)
 
 
-def _left_behind(path: Path, host: str, process: int) -> bool:
+def _is_abandoned(path: Path, host: str, process: int) -> bool:
     if host == _host():
         return process == os.getpid() or not _runs(process)
     return time.time() - path.lstat().st_mtime > FORGOTTEN

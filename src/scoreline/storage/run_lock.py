@@ -93,11 +93,13 @@ class RunLock:
                 continue
             if way != "wait":
                 raise InputError(
-                    f"hydra.run.dir={self.path.parent}: {_described(holder)} works there; wait for it with lock=wait, "
-                    "or choose another directory"
+                    f"hydra.run.dir={self.path.parent}: {_description(holder)} works there; "
+                    "wait for it with lock=wait, or choose another directory"
                 )
             if not self.waited:
-                print(f"waiting for {self.path.parent}, where {_described(holder)} works", file=sys.stderr, flush=True)
+                print(
+                    f"waiting for {self.path.parent}, where {_description(holder)} works", file=sys.stderr, flush=True
+                )
                 self.waited = True
             time.sleep(POLL)
         return found
@@ -116,7 +118,7 @@ class RunLock:
                 file.close()
                 return None
         if former:
-            print(f"{self.path.parent}: {_described(former)} left it unfinished; resuming", file=sys.stderr)
+            print(f"{self.path.parent}: {_description(former)} left it unfinished; resuming", file=sys.stderr)
         return file
 
     def _sign(self) -> None:
@@ -172,14 +174,14 @@ def _holder(path: Path) -> dict[str, Any]:
     return found if whole and 0 < found["pid"] < 2**32 else {}
 
 
-def _described(holder: dict[str, Any]) -> str:
+def _description(holder: dict[str, Any]) -> str:
     if not holder:
         return "another process"
-    since = _shown(str(holder.get("since", "an unknown time")), 40)
-    return f"process {holder['pid']} on {_shown(holder['host'], 80)}, since {since},"
+    since = _excerpt(str(holder.get("since", "an unknown time")), 40)
+    return f"process {holder['pid']} on {_excerpt(holder['host'], 80)}, since {since},"
 
 
-def _shown(text: str, length: int) -> str:
+def _excerpt(text: str, length: int) -> str:
     """Text of a file as a part of a line."""
     return "".join(letter for letter in " ".join(text.split()) if letter.isprintable())[:length]
 

@@ -19,7 +19,7 @@ from scoreline.generation.run_results import Result
 from scoreline.metrics.base import HIGHER_IS_BETTER, Score
 from scoreline.storage import run_config
 from scoreline.tables import options
-from scoreline.tables.protocol import PROTOCOL, decided, differences, fingerprint, merged, parts
+from scoreline.tables.protocol import PROTOCOL, differences, fingerprint, merge, parts, parts_of_overrides
 from scoreline.tables.schema import PAPER, Paper, Published, Table
 from scoreline.values import count_seeds, seed_ranges
 
@@ -102,8 +102,8 @@ def _differs(
 
 def of_table(table: Table, budget: str, entries: Sequence[Entry]) -> Grid:
     """Lay out the table of a paper."""
-    row_keys = decided([override for row in table.rows for override in row.overrides])
-    column_keys = decided([override for column in table.columns for override in column.overrides])
+    row_keys = parts_of_overrides([override for row in table.rows for override in row.overrides])
+    column_keys = parts_of_overrides([override for column in table.columns for override in column.overrides])
     return Grid(
         table.name,
         table.title,
@@ -216,7 +216,7 @@ def over_seed_ranges(runs: Sequence[Run]) -> list[Run]:
     groups: dict[str, list[Run]] = {}
     for run in runs:
         groups.setdefault(run.row(), []).append(run)
-    return [replace(group[0], result=merged([run.result for run in _disjoint(group)])) for group in groups.values()]
+    return [replace(group[0], result=merge([run.result for run in _disjoint(group)])) for group in groups.values()]
 
 
 def _disjoint(group: Sequence[Run]) -> list[Run]:
@@ -263,7 +263,7 @@ def of_sweep(figures: Sequence[Run], metric: str) -> Grid:
     if metric not in known:
         raise InputError(f"metric={metric}: not measured in these runs{did_you_mean(metric, known)}")
     columns = [_column(nfe) for nfe in sorted({figure.result["nfe"] for figure in figures})]
-    names, compared = named(figures)
+    names, compared = name_rows(figures)
     entries = [Entry(name, _column(it.result["nfe"]), it.result) for name, it in zip(names, figures, strict=True)]
     return Grid("sweep", "", metric, "NFE", list(dict.fromkeys(names)), columns, _by_protocol(entries, compared))
 
@@ -272,16 +272,18 @@ def _column(nfe: float) -> str:
     return str(int(nfe) if nfe == int(nfe) else nfe)
 
 
-def named(figures: Sequence[Run]) -> tuple[list[str], frozenset[str]]:
+def name_rows(figures: Sequence[Run]) -> tuple[list[str], frozenset[str]]:
     """Name the row of each figure, and return the parts of the protocol that the names tell too.
 
     Two figures that would share a place still are told apart by their `nfe` key, else by their directories.
     """
     configured = [figure for figure in figures if figure.config is not None]
-    vary = options.varied([(figure.options(), figure.result) for figure in configured])
+    vary = options.varied_options([(figure.options(), figure.result) for figure in configured])
     words = dict(zip(map(id, configured), options.suffixes(vary), strict=True))
     names = [f"{it.result['solver']} / {it.result['schedule']}{words.get(id(it), '')}" for it in figures]
-    compared = decided({name for row in vary for name in row if name.partition(".")[0] not in ("solver", "schedule")})
+    compared = parts_of_overrides(
+        {name for row in vary for name in row if name.partition(".")[0] not in ("solver", "schedule")}
+    )
     for more in (_nfe, _directory):
         places = [_place(name, it, compared) for name, it in zip(names, figures, strict=True)]
         taken = Counter(places)

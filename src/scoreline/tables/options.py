@@ -64,7 +64,7 @@ def key(options: Options) -> str:
     return json.dumps({name: it for name, it in options.items() if name != "checkpoint"}, sort_keys=True, default=str)
 
 
-def varied(rows: Sequence[tuple[Options, Result]]) -> list[Options]:
+def varied_options(rows: Sequence[tuple[Options, Result]]) -> list[Options]:
     """The options of each row in which rows differ.
 
     The options of a solver, schedule, guidance or threshold are compared among the rows that chose the same one. The

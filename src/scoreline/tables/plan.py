@@ -14,7 +14,7 @@ from scoreline.generation.run_results import Result
 from scoreline.storage import bounded_reading, run_config
 from scoreline.storage.files import write_atomically
 from scoreline.tables.grid import Entry, Grid, of_table
-from scoreline.tables.protocol import merged
+from scoreline.tables.protocol import merge
 from scoreline.tables.schema import Column, Row, Table, parse
 
 PLAN = "plan.json"
@@ -74,7 +74,7 @@ class Plan:
     cells: tuple[Cell, ...]
 
 
-def planned(table: Table, data: Any, budget: str, overrides: Sequence[str], identify: Identify) -> Plan:
+def make_plan(table: Table, data: Any, budget: str, overrides: Sequence[str], identify: Identify) -> Plan:
     """Plan all runs that are not ruled out, row by row.
 
     Raises:
@@ -243,7 +243,7 @@ def entries(plan: Plan, root: Path) -> list[Entry]:
             cells = by_place.get((row.name, column.name), [])
             if reason is None:
                 reason = _unfinished(cells, root)
-            whole = None if reason else merged([result(cell, root) for cell in cells])
+            whole = None if reason else merge([result(cell, root) for cell in cells])
             if whole is not None and plan.table.metric not in whole["metrics"]:
                 reason = f"{plan.table.metric} was not measured"
             entries.append(Entry(row.name, column.name, whole, reason, published))

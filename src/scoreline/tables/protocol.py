@@ -39,13 +39,13 @@ DECIDES = {
 """The parts of a protocol that a key of the config decides. A table whose rows set the key compares just these."""
 
 
-def decided(overrides: Collection[str]) -> frozenset[str]:
+def parts_of_overrides(overrides: Collection[str]) -> frozenset[str]:
     """The parts of the protocol that these overrides set: `guidance.scale=2` sets guidance."""
     groups = {override.partition("=")[0].lstrip("+~").partition(".")[0] for override in overrides}
     return frozenset(part for group in groups for part in DECIDES.get(group, ()))
 
 
-def merged(results: Sequence[Result]) -> Result:
+def merge(results: Sequence[Result]) -> Result:
     """Average runs of R disjoint seed ranges; the standard error of a mean is sd / sqrt(R).
 
     A single run keeps the standard error over its images. `n` stays the images of one range.

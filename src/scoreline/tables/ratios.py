@@ -23,7 +23,7 @@ class Ratio(NamedTuple):
     n: int
 
 
-def paired(above: Values, below: Values) -> Ratio | None:
+def paired_ratio(above: Values, below: Values) -> Ratio | None:
     """The mean of above / below over the seed ranges that both have; None without one, or if a ratio is not finite.
 
     Both sides start from the same noise, so the luck of a range divides out: the error of the ratio is far below that
@@ -76,5 +76,5 @@ def _field(table: Grid, values: Mapping[tuple[str, str], Values], row: str, base
     alike = any(above in part.entries and below in part.entries for part in table.parts)
     if not alike or above not in values or below not in values:
         return ""
-    ratio = paired(values[above], values[below])
+    ratio = paired_ratio(values[above], values[below])
     return "" if ratio is None else " +- ".join(with_error(ratio.mean, ratio.error))

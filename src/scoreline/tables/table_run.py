@@ -82,13 +82,13 @@ def main(name: str, data: Any, overrides: Sequence[str], options: Options, out: 
         from scoreline.storage import wandb_runs
 
         wandb_runs.import_wandb()
-    draft = plan.planned(table, data, options.budget, overrides, run_identity.identities)
+    draft = plan.make_plan(table, data, options.budget, overrides, run_identity.identities)
     if not _unprepared(table.prepare):
         _refuse_absent(draft)
     with ended_by_sigterm(), RunLock(out, options.lock) as lock:
         _refuse_other_runs(out, draft)
         if prepare(table.prepare, out / "prepare") or lock.waited:
-            draft = plan.planned(table, data, options.budget, overrides, run_identity.identities)
+            draft = plan.make_plan(table, data, options.budget, overrides, run_identity.identities)
         _refuse_absent(draft)
         run_planned(draft, out, options)
 
@@ -161,10 +161,10 @@ def run_planned(draft: Plan, out: Path, options: Options) -> None:
     print(table_files.write(plan.grid(draft, out), out))
     if options.wandb != "off" and counts.get("finished"):
         from scoreline.storage import wandb_runs
-        from scoreline.tables.wandb_summary import directories, recorded
+        from scoreline.tables.wandb_summary import directories, read_run
 
         for folder in directories(out):
-            print(wandb_runs.upload(folder, *recorded(folder), offline=options.wandb == "offline"))
+            print(wandb_runs.upload(folder, *read_run(folder), offline=options.wandb == "offline"))
     _report_end(draft, out, counts)
 
 
@@ -175,7 +175,7 @@ def _run_cells(draft: Plan, out: Path, options: Options) -> dict[str, int]:
     done = len(states) - len(todo)
 
     def command(cell: Cell) -> list[str]:
-        folder = conf_folder.quoted(str(out / cell.directory))
+        folder = conf_folder.quote(str(out / cell.directory))
         return [sys.executable, str(conf_folder.script("sample.py")), *cell.overrides, f"hydra.run.dir={folder}"]
 
     with ImageProgress(len(states), f"table {draft.table.name}", done, every=0.0, unit="cell") as progress:

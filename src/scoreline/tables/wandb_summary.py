@@ -14,7 +14,7 @@ Recorded = tuple[dict[str, Any], str, list[Row]]
 """The config of a run directory, the axis of its rows, and the rows."""
 
 
-def recorded(root: Path) -> Recorded:
+def read_run(root: Path) -> Recorded:
     """Read a run directory of train.py or sample.py, or that of a table.
 
     Raises:

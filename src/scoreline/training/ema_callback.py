@@ -14,7 +14,7 @@ from scoreline.training.callbacks import dispensable, the_callback
 from scoreline.training.ema import EMA, NARROWEST, UNIFORM, PowerFunctionEMA, RunningAverage
 from scoreline.training.ema_snapshots import drop_later, save_snapshot, snapshot_path
 from scoreline.training.module import DiffusionModule
-from scoreline.training.sharding import assembled, divided
+from scoreline.training.sharding import assemble, divide
 from scoreline.values import is_number
 
 Average = TypeVar("Average", bound=RunningAverage)
@@ -80,7 +80,7 @@ class EMACallback(Callback):
             if not average.weights:
                 average.start(network)
             average.weights = {
-                name: divided(value, placed.get(name)).to(pl_module.device) for name, value in average.weights.items()
+                name: divide(value, placed.get(name)).to(pl_module.device) for name, value in average.weights.items()
             }
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -107,7 +107,7 @@ class EMACallback(Callback):
 
         All processes must call it together.
         """
-        weights = assembled(self.ema.weights)
+        weights = assemble(self.ema.weights)
         return module.copy_with(weights) if module.trainer.is_global_zero else None
 
     def whole(self) -> "EMACallback":
@@ -150,7 +150,7 @@ class EMACallback(Callback):
 
 def _whole(average: Average) -> Average:
     whole = copy(average)
-    whole.weights = assembled(average.weights)
+    whole.weights = assemble(average.weights)
     return whole
 
 

@@ -29,7 +29,7 @@ from scoreline.targets import Reference
 from scoreline.training.augmentation import Augmentation, Parameters
 from scoreline.training.data import share_of
 from scoreline.training.gradients import Gradients, check_options, take_options, with_fast_step
-from scoreline.training.network_clock import NetworkClock, timed
+from scoreline.training.network_clock import NetworkClock, with_clock
 from scoreline.training.sharding import blank, shard
 from scoreline.training.stf_references import References
 
@@ -140,7 +140,7 @@ class DiffusionModule(LightningModule):
         optimiser.zero_grad()
         losses, levels = [], []
         parts = list(examples.split(self.micro_batch or len(examples.clean)))
-        denoiser = timed(self.denoiser, self.clock)
+        denoiser = with_clock(self.denoiser, self.clock)
         try:
             for part in parts:
                 with self._unsynchronised(part is not parts[-1]):

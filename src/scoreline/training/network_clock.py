@@ -62,8 +62,8 @@ class _Timed(nn.Module):
             return self.network(x, *arguments, **keywords)
 
 
-def timed(denoiser: Denoiser, clock: NetworkClock) -> Denoiser:
+def with_clock(denoiser: Denoiser, clock: NetworkClock) -> Denoiser:
     """Return a denoiser of the same network whose network calls count on a clock."""
-    timed = Denoiser(_Timed(denoiser.network, clock), denoiser.parameterisation)
-    timed.autocast = denoiser.autocast
-    return timed
+    copy = Denoiser(_Timed(denoiser.network, clock), denoiser.parameterisation)
+    copy.autocast = denoiser.autocast
+    return copy

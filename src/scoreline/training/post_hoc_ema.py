@@ -55,7 +55,7 @@ class StepProfile:
 Profile = PowerProfile | StepProfile
 
 
-def tracked(average: RunningAverage, images: int, batch: int) -> StepProfile:
+def exact_profile(average: RunningAverage, images: int, batch: int) -> StepProfile:
     """The exact profile of a running average: shares[k] = (1 - beta_k) prod_{j > k} beta_j."""
     beta = np.array([average.beta(seen, batch) for seen in range(0, images, batch)])
     later = np.append(np.cumprod(beta[:0:-1])[::-1], 1.0)

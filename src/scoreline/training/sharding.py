@@ -9,7 +9,7 @@ from torch import Tensor, nn
 Network = TypeVar("Network", bound=nn.Module)
 
 
-def sharded(value: Any) -> bool:
+def is_sharded(value: Any) -> bool:
     """Whether a tensor is sharded over processes."""
     return hasattr(value, "full_tensor")
 
@@ -20,24 +20,24 @@ def own_part(value: Tensor) -> Tensor:
     return part
 
 
-def assembled(weights: dict[str, Any]) -> dict[str, Any]:
+def assemble(weights: dict[str, Any]) -> dict[str, Any]:
     """Gather whole tensors on the CPU of the first process, nothing on others; `weights` itself if none is sharded.
 
     All processes must call it together, with tensors in the same order. A device holds one whole tensor at a time.
     """
-    if not any(map(sharded, weights.values())):
+    if not any(map(is_sharded, weights.values())):
         return weights
     first, tensors = torch.distributed.get_rank() == 0, {}
     for name, value in weights.items():
-        whole = value.full_tensor() if sharded(value) else value
+        whole = value.full_tensor() if is_sharded(value) else value
         if first:
             tensors[name] = whole.cpu() if isinstance(whole, Tensor) else whole
     return tensors
 
 
-def divided(value: Tensor, like: Tensor | None) -> Tensor:
+def divide(value: Tensor, like: Tensor | None) -> Tensor:
     """Shard a tensor that all processes hold as `like` is sharded; the tensor itself if `like` is whole."""
-    if like is None or not sharded(like) or sharded(value):
+    if like is None or not is_sharded(like) or is_sharded(value):
         return value
     from torch.distributed.tensor import DTensor, distribute_tensor
 

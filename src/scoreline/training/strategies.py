@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 
 from scoreline.errors import InputError
 from scoreline.runtime.cores import usable_cores
-from scoreline.training.sharding import assembled, divided
+from scoreline.training.sharding import assemble, divide
 from scoreline.values import check_compile
 
 PRECISIONS = ("32-true", "bf16-mixed")
@@ -181,18 +181,18 @@ class Sharded(Launched, ModelParallelStrategy):
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
         assert self.lightning_module is not None
-        return assembled(self.lightning_module.state_dict())
+        return assemble(self.lightning_module.state_dict())
 
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
         assert self.lightning_module is not None
         own = self.lightning_module.state_dict()
-        weights = {name: divided(value, own.get(name)) for name, value in checkpoint["state_dict"].items()}
+        weights = {name: divide(value, own.get(name)) for name, value in checkpoint["state_dict"].items()}
         self.lightning_module.load_state_dict(weights, strict=strict)
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
         plain = optimizer.optimizer if isinstance(optimizer, LightningOptimizer) else optimizer
         state = plain.state_dict()
-        return {**state, "state": {index: assembled(values) for index, values in state["state"].items()}}
+        return {**state, "state": {index: assemble(values) for index, values in state["state"].items()}}
 
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
         for optimizer, state in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
@@ -210,7 +210,7 @@ def _divided_state(optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any
 
     def placed(value: Any, parameter: Tensor) -> Any:
         alike = isinstance(value, Tensor) and value.shape == parameter.shape
-        return divided(value, parameter) if alike else value
+        return divide(value, parameter) if alike else value
 
     parts = {i: {name: placed(v, of[i]) for name, v in values.items()} for i, values in state["state"].items()}
     return {**state, "state": parts}

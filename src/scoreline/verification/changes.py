@@ -27,7 +27,7 @@ class Altered(Parameterisation):
         return self.change(rho, self.base(rho))
 
 
-def altered(denoiser: Denoiser, change: Change) -> Denoiser:
+def change_scalings(denoiser: Denoiser, change: Change) -> Denoiser:
     """The same network with changed scalings."""
     return Denoiser(denoiser.network, Altered(denoiser.parameterisation, change)).eval()
 
@@ -35,4 +35,4 @@ def altered(denoiser: Denoiser, change: Change) -> Denoiser:
 def with_label_of(denoiser: Denoiser, factor: float) -> Denoiser:
     """The same network with the label of factor * rho; all other scalings stay those of rho."""
     base = denoiser.parameterisation
-    return altered(denoiser, lambda rho, scalings: scalings._replace(noise=base(factor * rho).noise))
+    return change_scalings(denoiser, lambda rho, scalings: scalings._replace(noise=base(factor * rho).noise))

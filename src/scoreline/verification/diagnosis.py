@@ -7,8 +7,8 @@ from torch import Tensor
 
 from scoreline.denoiser import Denoiser
 from scoreline.sampling import Progress
-from scoreline.verification.changes import Change, altered, with_label_of
-from scoreline.verification.loss import RealImages, failing, linear_losses, losses
+from scoreline.verification.changes import Change, change_scalings, with_label_of
+from scoreline.verification.loss import RealImages, failed_levels, linear_losses, losses
 
 
 def _labels_times(factor: float) -> Change:
@@ -41,10 +41,10 @@ OTHER_LABELS = (0.5, 2.0)
 """Factors of rho whose labels are tried."""
 
 TRIED = 3 * (len(MISTAKES) + len(OTHER_LABELS))
-"""Losses that `mending` measures at most, each on all images."""
+"""Losses that `remedies` measures at most, each on all images."""
 
 
-def mending(
+def remedies(
     denoiser: Denoiser, real: RealImages, rho: Tensor, batch_size: int, progress: Progress = lambda images: None
 ) -> list[str]:
     """Names of the mistakes, labels of rho / 2 and 2 rho among them, whose repair makes no level of rho (K,) fail.
@@ -54,7 +54,7 @@ def mending(
     tried = rho[torch.tensor(sorted({0, len(rho) // 2, len(rho) - 1}))]
     unit = RealImages((real.clean + 1) / 2, real.eps, real.labels)
     cases = [
-        (m.name, denoiser if m.change is None else altered(denoiser, m.change), real if m.change else unit)
+        (m.name, denoiser if m.change is None else change_scalings(denoiser, m.change), real if m.change else unit)
         for m in MISTAKES
     ]
     cases += [(f"labels of {factor:g} rho", with_label_of(denoiser, factor), real) for factor in OTHER_LABELS]
@@ -64,4 +64,4 @@ def mending(
 def _sound(denoiser: Denoiser, real: RealImages, rho: Tensor, batch_size: int, progress: Progress) -> bool:
     loss = torch.stack([losses(denoiser, real, level, batch_size, progress) for level in rho.tolist()])
     scatter = real.scatter()
-    return not bool(failing(loss, linear_losses(scatter, rho), rho, float(scatter.mean())).any())
+    return not bool(failed_levels(loss, linear_losses(scatter, rho), rho, float(scatter.mean())).any())

@@ -113,7 +113,7 @@ def measure_losses(
     return Losses(rho, by_factor, linear_losses(scatter, rho), float(scatter.mean()))
 
 
-def failing(loss: Tensor, linear: Tensor, rho: Tensor, variance: float) -> Tensor:
+def failed_levels(loss: Tensor, linear: Tensor, rho: Tensor, variance: float) -> Tensor:
     """Levels (K,) at which no correct network has the losses `loss` (K, n).
 
     Where rho >= s, the standard deviation of the data: mean loss above the best linear denoiser's by more than `SURE`
@@ -142,13 +142,13 @@ UNKNOWN = (
 
 
 def judge_losses(found: Losses, cures: Callable[[Tensor], Sequence[str]]) -> Verdict:
-    """`failing` levels fail; levels that are only `above_linear` warn.
+    """`failed_levels` levels fail; levels that are only `above_linear` warn.
 
     Args:
         found: the losses.
         cures: noise levels that fail -> changes that would mend them, see `mending`.
     """
-    wrong = failing(found.by_factor[0], found.linear, found.rho, found.variance)
+    wrong = failed_levels(found.by_factor[0], found.linear, found.rho, found.variance)
     high = above_linear(found) & ~wrong
     if bool(wrong.any()):
         mended = cures(found.rho[wrong])

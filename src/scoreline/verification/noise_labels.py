@@ -9,7 +9,7 @@ from scoreline.denoiser import Denoiser
 from scoreline.parameterisations import IDDPM, NoisePrediction, Parameterisation
 from scoreline.sampling import Progress
 from scoreline.schedules.discrete import DiscreteVP
-from scoreline.verification.changes import Change, altered
+from scoreline.verification.changes import Change, change_scalings
 from scoreline.verification.loss import FACTORS, Losses, RealImages, losses
 from scoreline.verification.verdicts import RELEVANT, SURE, Verdict, mean
 
@@ -90,7 +90,7 @@ def measure_shifts(
     progress: Progress = lambda images: None,
 ) -> Tensor:
     """Losses (S, K, n) with SHIFTS added to the labels of the levels rho."""
-    models = [altered(denoiser, _labels_plus(shift)) for shift in SHIFTS]
+    models = [change_scalings(denoiser, _labels_plus(shift)) for shift in SHIFTS]
     return torch.stack(
         [torch.stack([losses(model, real, level, batch_size, progress) for level in rho]) for model in models]
     )

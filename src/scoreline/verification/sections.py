@@ -12,8 +12,8 @@ from scoreline.runtime.progress import ImageProgress
 from scoreline.verification.channels import judge_channels, measure_reversed
 from scoreline.verification.convergence import judge_convergence, measure_convergence
 from scoreline.verification.ddim import DDIM_STEPS, ddim_differences, judge_ddim
-from scoreline.verification.diagnosis import TRIED, mending
-from scoreline.verification.loss import FACTORS, Losses, above_linear, failing, judge_losses, measure_losses
+from scoreline.verification.diagnosis import TRIED, remedies
+from scoreline.verification.loss import FACTORS, Losses, above_linear, failed_levels, judge_losses, measure_losses
 from scoreline.verification.measurement_plan import Plan, evaluations, small_levels
 from scoreline.verification.noise_labels import SHIFTS, SMALL_LABELS, best_factors, judge_labels, measure_shifts
 from scoreline.verification.scale import Scale, judge_scale, measure_scale
@@ -54,13 +54,13 @@ def loss_section(plan: Plan) -> Section:
 def _mended(plan: Plan, rho: Tensor) -> list[str]:
     assert plan.real is not None
     with ImageProgress(TRIED * len(plan.real.clean), "looking for the mistake") as progress:
-        return mending(plan.runs.denoiser, plan.real, rho, plan.runs.batch_size, progress.update)
+        return remedies(plan.runs.denoiser, plan.real, rho, plan.runs.batch_size, progress.update)
 
 
 def _loss_table(found: Losses) -> str:
     """A line for each level."""
     own, linear, rho = mean(found.by_factor[0]), found.linear.mean(-1), found.rho
-    wrong = failing(found.by_factor[0], found.linear, rho, found.variance)
+    wrong = failed_levels(found.by_factor[0], found.linear, rho, found.variance)
     marks = ["fail" if w else "above linear" * a for w, a in zip(wrong, above_linear(found), strict=True)]
     lines = ["Loss E|D - x0|^2 / d, beside the best linear denoiser and D = x"]
     lines += [f"{'rho':>9} {'loss':>10} {'+-':>8} {'linear':>10} {'D = x':>10} {'of linear':>10}"]
