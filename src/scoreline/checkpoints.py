@@ -168,8 +168,8 @@ def _read_card(header: Header) -> Card:
     """
     if header.metadata.get("format") != FORMAT:
         remedy = "give a model.safetensors written by train.py (not last.ckpt)"
-        held = excerpt(header.metadata.get("format"))
-        raise header._replace(remedy=remedy).refuse(f"its format is {held}, not {FORMAT!r}")
+        format = excerpt(header.metadata.get("format"))
+        raise header._replace(remedy=remedy).refuse(f"its format is {format}, not {FORMAT!r}")
     try:
         card = Card(**parse_entries(header.metadata, CARD, ("format",)))
         _check_sizes(card)
@@ -245,16 +245,16 @@ def _fill(network: nn.Module, weights: dict[str, Tensor], assign: bool) -> None:
         raise InputError(f"checkpoint: weights do not fit the network that the card describes: {first:.300}") from error
 
 
-def _cast(name: str, weight: Tensor, wanted: Tensor | None) -> Tensor:
+def _cast(name: str, weight: Tensor, like: Tensor | None) -> Tensor:
     """Cast a weight to the wanted precision; leave one of another shape, which is refused later."""
-    if wanted is None or weight.shape != wanted.shape:
+    if like is None or weight.shape != like.shape:
         return weight
-    if _kind(weight) != _kind(wanted):
+    if _kind(weight) != _kind(like):
         raise InputError(
             f"checkpoint: weights do not fit the network that the card describes: {name} is {weight.dtype}, "
-            f"not {wanted.dtype}"
+            f"not {like.dtype}"
         )
-    return weight.to(wanted.dtype)
+    return weight.to(like.dtype)
 
 
 def _kind(tensor: Tensor) -> tuple[bool, bool]:

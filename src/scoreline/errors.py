@@ -21,13 +21,13 @@ class NotFiniteError(InputError, FloatingPointError):
         )
 
 
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """`; did you mean 'nfe'?` for the nearest of `known`, or the whole list when nothing is near."""
-    known = sorted(set(known))
-    near = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+def did_you_mean(word: str, choices: Iterable[str]) -> str:
+    """`; did you mean 'nfe'?` for the nearest of `choices`, or the whole list when nothing is near."""
+    choices = sorted(set(choices))
+    near = difflib.get_close_matches(word, choices, n=1, cutoff=0.6)
     if near:
         return f"; did you mean '{near[0]}'?"
-    return f"; choose from {', '.join(known)}" if known else ""
+    return f"; choose from {', '.join(choices)}" if choices else ""
 
 
 def printable(text: str) -> str:

@@ -56,10 +56,10 @@ class Execution:
 
     def apply(self, denoisers: nn.Module) -> None:
         """Change all `Denoiser`s in `denoisers` in place."""
-        found = [module for module in denoisers.modules() if isinstance(module, Denoiser)]
-        for denoiser in found:
+        modules = [module for module in denoisers.modules() if isinstance(module, Denoiser)]
+        for denoiser in modules:
             denoiser.autocast = DTYPES[self.precision]
-        for network in {denoiser.network for denoiser in found}:
+        for network in {denoiser.network for denoiser in modules}:
             if self.channels_last:
                 network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
             if self.compile != "none":
@@ -79,15 +79,15 @@ def _options(name: str, network: nn.Module) -> dict[str, Any]:
 
 def _first_alone(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """The same function, but other threads wait for its first call, so that only one of them compiles it."""
-    lock, done = threading.Lock(), threading.Event()
+    lock, compiled = threading.Lock(), threading.Event()
 
     def call(*arguments: Any, **options: Any) -> Tensor:
-        if done.is_set():
+        if compiled.is_set():
             return function(*arguments, **options)
         with lock:
-            found = function(*arguments, **options)
-            done.set()
-        return found
+            result = function(*arguments, **options)
+            compiled.set()
+        return result
 
     return call
 

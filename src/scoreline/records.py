@@ -162,9 +162,9 @@ def load_record(path: str | Path, kind: str, checkpoint: str, key: str = "record
         raise InputError(f"{key}={path}: no such record; {remedy}")
     path = Path(path)
     header = read_header(path, f"{key}={path}", remedy)
-    held = header.metadata.get("kind")
-    if header.metadata.get("format") != FORMAT or held != kind:
-        raise header.refuse(f"holds {excerpt(held)}, not {kind!r}")
+    kind_of_file = header.metadata.get("kind")
+    if header.metadata.get("format") != FORMAT or kind_of_file != kind:
+        raise header.refuse(f"holds {excerpt(kind_of_file)}, not {kind!r}")
     try:
         provenance = read_provenance(header, PROVENANCE.get(kind, PLAIN))
         _check_checkpoint(provenance, checkpoint)

@@ -69,14 +69,14 @@ def main(words: list[str]) -> None:
     checkpoint = load_model(run / "model.safetensors", names(keys["trust"]))
     snapshots = list_snapshots(run)
     images = _moment(keys["kimg"], snapshots)
-    target, used = target_of(keys, images, snapshots[0].batch), _until(images, snapshots)
-    combination = fit(target.profile(target.value), profiles(used))
+    target, snapshots_used = target_of(keys, images, snapshots[0].batch), _until(images, snapshots)
+    combination = fit(target.profile(target.value), profiles(snapshots_used))
     if not combination.residual <= MOST:
-        raise InputError(refusal(target, images, used, combination.residual))
-    weights = combine(used, combination.coefficients.tolist(), checkpoint.denoiser.network)
-    save_model(destination, weights, _new_card(checkpoint.card, target, images, used, combination.residual))
+        raise InputError(refusal(target, images, snapshots_used, combination.residual))
+    weights = combine(snapshots_used, combination.coefficients.tolist(), checkpoint.denoiser.network)
+    save_model(destination, weights, _new_card(checkpoint.card, target, images, snapshots_used, combination.residual))
     print(
-        f"{target.key}={target.value:g} at {images / 1000:g} kimg from {len(used)} snapshots, "
+        f"{target.key}={target.value:g} at {images / 1000:g} kimg from {len(snapshots_used)} snapshots, "
         f"residual {100 * combination.residual:.2g} % -> {destination}"
     )
 
@@ -171,17 +171,17 @@ def refusal(target: Target, images: int, snapshots: Sequence[Snapshot], residual
     )
     if works := working_range(target, snapshots):
         return f"{reason}; {target.key} from {works[0]:g} to {works[1]:g} works there"
-    taken = sorted({snapshot.images for snapshot in snapshots})
-    if images not in taken:
-        return f"{reason}; choose the kimg of a snapshot, such as {' or '.join(f'{t / 1000:g}' for t in taken[-2:])}"
+    moments = sorted({snapshot.images for snapshot in snapshots})
+    if images not in moments:
+        return f"{reason}; choose the kimg of a snapshot, such as {' or '.join(f'{t / 1000:g}' for t in moments[-2:])}"
     return f"{reason}, as is any other width there; choose a later kimg, or train with a smaller checkpoint_kimg"
 
 
 def working_range(target: Target, snapshots: Sequence[Snapshot]) -> tuple[float, float] | None:
     """Return the limits of the range of widths nearest to `target.value` that the snapshots represent, or None."""
-    known = profiles(snapshots)
+    tracked = profiles(snapshots)
     tried = sorted({target.value, *(float(f"{width:.3g}") for width in np.geomspace(*target.limits, TRIED))})
-    works = [fit(target.profile(width), known).residual <= MOST for width in tried]
+    works = [fit(target.profile(width), tracked).residual <= MOST for width in tried]
     if not any(works):
         return None
     distance = [abs(np.log(width / target.value)) if work else np.inf for width, work in zip(tried, works, strict=True)]
@@ -195,7 +195,7 @@ def working_range(target: Target, snapshots: Sequence[Snapshot]) -> tuple[float,
 
 def _new_card(card: Card, target: Target, images: int, snapshots: Sequence[Snapshot], residual: float) -> Card:
     """Return the run's card with the description of the new average."""
-    kept = {key: value for key, value in card.training.items() if key != "ema_half_life_kimg"}
+    training = {key: value for key, value in card.training.items() if key != "ema_half_life_kimg"}
     reconstruction = {
         "snapshots": len(snapshots),
         "sigma_rel": sorted({snapshot.sigma_rel for snapshot in snapshots}),
@@ -203,4 +203,4 @@ def _new_card(card: Card, target: Target, images: int, snapshots: Sequence[Snaps
         "residual": residual,
     }
     ema = {**target.settings, "reconstructed_from": reconstruction}
-    return replace(card, training={**kept, "kimg": images / 1000, "ema": ema})
+    return replace(card, training={**training, "kimg": images / 1000, "ema": ema})

@@ -43,9 +43,9 @@ def _arguments(words: list[str]) -> tuple[Path, dict[str, str]]:
     Raises:
         InputError: for no or several files, an unknown key, or no checkpoint.
     """
-    found = parse(words, OWN)
-    if len(found.paths) != 1:
-        raise InputError(f"{len(found.paths)} files of statistics: give one, as in FILE.pt checkpoint=PATH")
-    if not found.own["checkpoint"]:
+    parsed = parse(words, OWN)
+    if len(parsed.paths) != 1:
+        raise InputError(f"{len(parsed.paths)} files of statistics: give one, as in FILE.pt checkpoint=PATH")
+    if not parsed.own["checkpoint"]:
         raise InputError("checkpoint: has no default; give checkpoint=... of their model")
-    return Path(found.paths[0]), found.own
+    return Path(parsed.paths[0]), parsed.own

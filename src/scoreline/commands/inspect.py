@@ -137,8 +137,8 @@ def _record_lines(header: Header) -> Iterator[str]:
 def _tree(name: str, value: Any, depth: int = 0) -> Iterator[str]:
     """Yield one line per item, nested ones indented; an object starts with its class."""
     if not isinstance(value, dict):
-        shown = value if isinstance(value, str) else json.dumps(value)
-        yield line(name, shown if len(shown) <= LONGEST else f"{shown[:LONGEST]} ..", depth)
+        text = value if isinstance(value, str) else json.dumps(value)
+        yield line(name, text if len(text) <= LONGEST else f"{text[:LONGEST]} ..", depth)
         return
     yield line(name, str(value.get("_target_", "")), depth)
     for key in sorted(value.keys() - {"_target_"}):
@@ -211,6 +211,6 @@ def _tensors(header: Header) -> str:
 
 def _metadata(header: Header) -> str:
     """Return the keys and the beginnings of the values of foreign metadata."""
-    shown = [printable(f"{key}: {value:.40}") for key, value in sorted(header.metadata.items())[:5]]
-    more = len(header.metadata) - len(shown)
-    return f"metadata {{{', '.join(shown)}{f', and {more} more' * (more > 0)}}}" if shown else "no metadata"
+    lines = [printable(f"{key}: {value:.40}") for key, value in sorted(header.metadata.items())[:5]]
+    more = len(header.metadata) - len(lines)
+    return f"metadata {{{', '.join(lines)}{f', and {more} more' * (more > 0)}}}" if lines else "no metadata"

@@ -169,9 +169,9 @@ def _digits(data: str) -> Images:
     Raises:
         InputError: for another name.
     """
-    known = ("digits-test", "digits-train")
-    if data not in known:
-        raise InputError(f"--data={data}: give a FILE.npz or one of ours{did_you_mean(data, known)}")
+    names = ("digits-test", "digits-train")
+    if data not in names:
+        raise InputError(f"--data={data}: give a FILE.npz or one of ours{did_you_mean(data, names)}")
     chosen = Digits(data.removeprefix("digits-"))
     return Images(data, chosen.images, chosen.labels)
 
@@ -189,8 +189,8 @@ def _read_npz(path: Path) -> Images:
     except bounded_reading.DAMAGE as error:
         raise InputError(f"--data={path}: not a readable npz file with arr_0 ({error}); write it again") from error
     if pixels.dtype != np.uint8 or pixels.ndim != 4:
-        found = f"{pixels.dtype} {'x'.join(map(str, pixels.shape))}"
-        raise InputError(f"--data={path}: arr_0 is {found}; save uint8 images as NxHxWxC")
+        layout = f"{pixels.dtype} {'x'.join(map(str, pixels.shape))}"
+        raise InputError(f"--data={path}: arr_0 is {layout}; save uint8 images as NxHxWxC")
     if labels is not None and (labels.shape != (len(pixels),) or labels.dtype.kind not in "iu"):
         raise InputError(f"--data={path}: arr_1 must be one whole number for each of the {len(pixels)} images")
     images = torch.from_numpy(np.array(pixels)).permute(0, 3, 1, 2).contiguous()
@@ -212,9 +212,9 @@ def _measure(options: argparse.Namespace, checkpoint: Checkpoint, images: Images
 
             x = dequantise(pixels, seeds).to(device)
             watched = _watch(eps, run, len(x), progress.update)
-            found = log_likelihood(watched, x, run, prior, _divergence(options, seeds, tuple(x.shape[1:])))
-            bits.append(bits_per_dim(found.values, x[0].numel()))
-            nfe.append(found.nfe)
+            result = log_likelihood(watched, x, run, prior, _divergence(options, seeds, tuple(x.shape[1:])))
+            bits.append(bits_per_dim(result.values, x[0].numel()))
+            nfe.append(result.nfe)
     return Measured(torch.cat(bits), nfe)
 
 

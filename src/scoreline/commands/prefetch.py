@@ -90,10 +90,10 @@ def read_table(name: str) -> Table:
     """
     import yaml
 
-    known = conf_folder.files("table")
-    if name not in known:
-        raise InputError(f"table={name}: there is no such table{did_you_mean(name, known)}")
-    return parse_table(name, yaml.safe_load(known[name].read_text()))
+    files = conf_folder.files("table")
+    if name not in files:
+        raise InputError(f"table={name}: there is no such table{did_you_mean(name, files)}")
+    return parse_table(name, yaml.safe_load(files[name].read_text()))
 
 
 def of_table(chosen: Table, overrides: Sequence[str]) -> Iterator[Item]:

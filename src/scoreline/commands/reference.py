@@ -52,9 +52,9 @@ def main(words: list[str]) -> None:
     images, out = _images_and_out(arguments)
     metrics = build(arguments, images.shape)
     with ImageProgress(len(images), "features") as progress:
-        found = metrics.statistics(images, progress=progress.update)
+        statistics = metrics.statistics(images, progress=progress.update)
     about = {
-        **found.about,
+        **statistics.about,
         "dataset": images.name,
         "dataset_digest": images.digest,
         "split": split_of(images),
@@ -62,10 +62,10 @@ def main(words: list[str]) -> None:
         "shape": list(images.shape),
         "code_version": code_version(),
     }
-    write_statistics(out, replace(found, about=about))
+    write_statistics(out, replace(statistics, about=about))
     print(
-        f"{len(images)} images of {images.name} ({_by(images.shape)}), {len(found.gaussian.mean)} features of "
-        f"{about['extractor']}{'' if found.spatial is None else ', spatial ones too'} -> {out}"
+        f"{len(images)} images of {images.name} ({_by(images.shape)}), {len(statistics.gaussian.mean)} features of "
+        f"{about['extractor']}{'' if statistics.spatial is None else ', spatial ones too'} -> {out}"
     )
 
 
@@ -88,8 +88,8 @@ def _images_and_out(arguments: Words) -> tuple[ImageDataset, Path]:
 
 def dataset(arguments: Words) -> ImageDataset:
     """Return the data set of `dataset=` and its keys."""
-    found: ImageDataset = build_object(node(arguments))
-    return found
+    data: ImageDataset = build_object(node(arguments))
+    return data
 
 
 def node(arguments: Words) -> Any:
@@ -120,8 +120,8 @@ def build(arguments: Words, shape: tuple[int, int, int], reference: Any = None) 
         if "reference" not in cfg.metrics:
             raise InputError(f"metrics={name}: compares with nothing; use metrics=digits or metrics=inception")
         cfg = with_values(cfg, **{"metrics.reference": reference})
-    found: Metrics = build_object(cfg.metrics)
-    return found
+    metrics: Metrics = build_object(cfg.metrics)
+    return metrics
 
 
 def _by(shape: Sequence[int]) -> str:

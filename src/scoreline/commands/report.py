@@ -77,10 +77,10 @@ def _load_plan(root: Path, metric: str) -> plan.Plan:
     Raises:
         InputError: if the runs lack that metric.
     """
-    found = plan.load(root)
+    plan_data = plan.load(root)
     if not metric:
-        return found
-    known = {name for entry in plan.entries(found, root) if entry.result for name in entry.result["metrics"]}
-    if metric not in known:
-        raise InputError(f"metric={metric}: not measured in these runs{did_you_mean(metric, known)}")
-    return replace(found, table=replace(found.table, metric=metric))
+        return plan_data
+    metrics = {name for entry in plan.entries(plan_data, root) if entry.result for name in entry.result["metrics"]}
+    if metric not in metrics:
+        raise InputError(f"metric={metric}: not measured in these runs{did_you_mean(metric, metrics)}")
+    return replace(plan_data, table=replace(plan_data.table, metric=metric))

@@ -191,9 +191,9 @@ def dataset(choice: str, words: list[str], card: Card) -> tuple[ImageDataset | N
 
 def _own_data(card: Card) -> tuple[ImageDataset | None, str]:
     name = str(card.data.get("name", ""))
-    found = re.fullmatch(r"digits-(train|test|all)", name)
-    if found:
-        return Digits(found[1]), ""
+    match = re.fullmatch(r"digits-(train|test|all)", name)
+    if match:
+        return Digits(match[1]), ""
     known = f"the card names {name}, which does not ship" if name else "the card names no data that ship"
     return None, f"{known}; give dataset= (a choice of conf/dataset)"
 

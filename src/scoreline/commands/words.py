@@ -47,10 +47,10 @@ def split(words: Sequence[str], own: Mapping[str, str]) -> tuple[dict[str, str],
     Raises:
         InputError: for a word without `=`.
     """
-    found = parse(words, own, None)
-    if found.paths:
-        raise InputError(f"{found.paths[0]}: not of the form key=value")
-    return found.own, found.overrides
+    parsed = parse(words, own, None)
+    if parsed.paths:
+        raise InputError(f"{parsed.paths[0]}: not of the form key=value")
+    return parsed.own, parsed.overrides
 
 
 def names(value: str) -> tuple[str, ...]:
@@ -58,26 +58,26 @@ def names(value: str) -> tuple[str, ...]:
     return tuple(part.strip() for part in value.strip("[]").split(",") if part.strip())
 
 
-def new_file(given: str, path: Path) -> Path:
+def new_file(word: str, path: Path) -> Path:
     """Return the path of a new file.
 
     Args:
-        given: the path as the user wrote it, for the message.
+        word: the path as the user wrote it, for the message.
         path: the path.
 
     Raises:
         InputError: if the file exists.
     """
     if path.exists():
-        raise InputError(f"{given}: is there already and is not overwritten; move it, or choose another name")
+        raise InputError(f"{word}: is there already and is not overwritten; move it, or choose another name")
     return path
 
 
-def refuse_blocked(given: str, folder: Path) -> None:
+def refuse_blocked(word: str, folder: Path) -> None:
     """Refuse an output folder that cannot exist; call it before long work.
 
     Args:
-        given: the folder as the user wrote it, for the message.
+        word: the folder as the user wrote it, for the message.
         folder: the folder.
 
     Raises:
@@ -85,4 +85,4 @@ def refuse_blocked(given: str, folder: Path) -> None:
     """
     there = next(path for path in (folder, *folder.parents, Path()) if os.path.lexists(path))
     if not there.is_dir():
-        raise InputError(f"{given}: {there} is a file, no folder; choose another place")
+        raise InputError(f"{word}: {there} is a file, no folder; choose another place")

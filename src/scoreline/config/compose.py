@@ -178,10 +178,10 @@ def follow_recommendation(
     if not isinstance(recommendation, Recommendation):
         return cfg, None
     names = zip(GROUPS, recommendation.at(nfe, span), strict=True)
-    known = {group: conf_folder.choice(group, name, "solver.path", without=CHOOSERS) for group, name in names}
-    chosen = conf_folder.compose_config("sample", [f"{group}={name}" for group, name in known.items()])
-    nodes = {group: OmegaConf.to_container(chosen[group], resolve=False) for group in known}
-    return with_values(cfg, **nodes), (known["solver"], known["schedule"])
+    choices = {group: conf_folder.choice(group, name, "solver.path", without=CHOOSERS) for group, name in names}
+    chosen = conf_folder.compose_config("sample", [f"{group}={name}" for group, name in choices.items()])
+    nodes = {group: OmegaConf.to_container(chosen[group], resolve=False) for group in choices}
+    return with_values(cfg, **nodes), (choices["solver"], choices["schedule"])
 
 
 def build_object(node: DictConfig, plain: bool = False) -> Any:

@@ -94,12 +94,12 @@ def choice(group: str, name: str, key: str, without: Collection[str] = ()) -> st
     Raises:
         InputError: if it is no such choice.
     """
-    known = files(group)
-    if name not in known or name in without:
+    choices = files(group)
+    if name not in choices or name in without:
         raise InputError(
             f"{key}: it names {group}='{printable(name)[:60]}', which is no choice of conf/{group}; make the file again"
         )
-    return next(known_name for known_name in known if known_name == name)
+    return next(known_name for known_name in choices if known_name == name)
 
 
 def refuse_lost_choices(words: Sequence[str]) -> None:

@@ -134,9 +134,9 @@ def _explain_instantiation(error: BaseException) -> str | None:
     blocked = re.match(r"Target '([^']+)' is blocklisted", message)
     if blocked:
         return f"{key}._target_={blocked[1]}: Hydra does not call it from a config; name a class that may be built"
-    known = (TypeError, OmegaConfBaseException)
+    kinds = (TypeError, OmegaConfBaseException)
     for cause in _causes(error):
-        if isinstance(cause, known) or type(cause).__name__ == MISCONFIGURED:
+        if isinstance(cause, kinds) or type(cause).__name__ == MISCONFIGURED:
             return f"{key}: {_first_line(cause)}"
     return None
 

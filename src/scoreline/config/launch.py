@@ -58,18 +58,18 @@ def _or_leave(check: Callable[..., T], *arguments: Any) -> T:
 
 def _speak_at_the_end(main: Callable[[], None], group: Group, all_leave: Callable[[], bool]) -> None:
     """Delay the stderr of all processes but the first until they end; drop it if all have the same mistake."""
-    held = io.StringIO()
+    buffer = io.StringIO()
     try:
-        with contextlib.nullcontext() if group.first else contextlib.redirect_stderr(held):
+        with contextlib.nullcontext() if group.first else contextlib.redirect_stderr(buffer):
             if group.size > 1:
                 _or_leave(refuse_sweep, sys.argv[1:])
             main()
     except SystemExit as leaving:
         if leaving.code == 2 and all_leave():
-            held.truncate(0)
+            buffer.truncate(0)
         raise
     finally:
-        sys.stderr.write(held.getvalue())
+        sys.stderr.write(buffer.getvalue())
 
 
 def refuse_sweep(arguments: list[str]) -> None:
@@ -108,11 +108,12 @@ def _refuse_no_meeting_point(environment: Mapping[str, str] = os.environ) -> Non
     Raises:
         InputError: naming the variable.
     """
-    known = {**_meeting_point(environment), **environment}
+    settings = {**_meeting_point(environment), **environment}
     for name, pattern in (("MASTER_ADDR", ".+"), ("MASTER_PORT", "[0-9]{1,5}")):
-        if not re.fullmatch(pattern, known.get(name, "")):
+        if not re.fullmatch(pattern, settings.get(name, "")):
             raise InputError(
-                f"{name}={known.get(name, '')}: no address for the processes to meet; start all with torchrun or srun"
+                f"{name}={settings.get(name, '')}: no address for the processes to meet; "
+                "start all with torchrun or srun"
             )
 
 

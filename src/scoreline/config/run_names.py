@@ -187,9 +187,9 @@ def record_beside(checkpoint: Path, kind: str) -> Path:
     return checkpoint.with_name(f"{checkpoint.stem}.{kind}.safetensors")
 
 
-def record_path(given: object, checkpoint: Path) -> Path:
+def record_path(record: object, checkpoint: Path) -> Path:
     """Return the path of the record that `record=` names; auto stands for the score norms beside the checkpoint."""
-    return record_beside(checkpoint, "score_norm") if given == "auto" else Path(str(given))
+    return record_beside(checkpoint, "score_norm") if record == "auto" else Path(str(record))
 
 
 def _checkpoint_record(kind: str, *, _root_: DictConfig) -> str:

@@ -72,13 +72,13 @@ def refuse_absent_checkpoint(given: object) -> None:
             raise InputError(f"checkpoint={path}: cannot be read ({error.strerror}); give another file") from error
 
 
-def refuse_absent_record(given: object) -> None:
+def refuse_absent_record(record: object) -> None:
     """Refuse a value of `record` that is neither null nor auto nor the path of a file.
 
     Raises:
         InputError: naming the command that makes a record.
     """
-    if given not in (None, "auto") and not (isinstance(given, str) and os.path.isfile(given)):
+    if record not in (None, "auto") and not (isinstance(record, str) and os.path.isfile(record)):
         raise InputError(
-            f"record={given}: no such record; make one with: python calibrate.py calibration=score_norm checkpoint=..."
+            f"record={record}: no such record; make one with: python calibrate.py calibration=score_norm checkpoint=..."
         )

@@ -69,16 +69,16 @@ def _find(place: Path) -> Path | None:
 
 
 def _read_files(place: Path, names: Sequence[str]) -> dict[str, bytes]:
-    found = _find(place)
-    if found is None:
+    source = _find(place)
+    if source is None:
         raise InputError(
             f"dataset.path={place}: neither {ARCHIVE} nor the folder {FOLDER} is there; "
             f"use dataset.download=true, or fetch {URL} yourself"
         )
-    files = _from_folder(found, names) if found.is_dir() else _from_archive(found, names)
+    files = _from_folder(source, names) if source.is_dir() else _from_archive(source, names)
     missing = [name for name in names if name not in files]
     if missing:
-        raise InputError(f"dataset.path={found} has no {missing[0]}; fetch {URL} anew")
+        raise InputError(f"dataset.path={source} has no {missing[0]}; fetch {URL} anew")
     return files
 
 

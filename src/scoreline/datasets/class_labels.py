@@ -87,14 +87,14 @@ def _from_json(text: bytes, images: Sequence[str], where: str) -> Classes:
         InputError: for anything else, such as one-hot or negative labels, and for an image that is not listed, or
             listed with two classes.
     """
-    known = _label_table(text, len(images), where)
-    if known is None:
+    labels = _label_table(text, len(images), where)
+    if labels is None:
         return Classes.none(len(images))
     values = []
     for name in images:
-        if normal_path(name) not in known:
+        if normal_path(name) not in labels:
             raise InputError(f"{where} gives no label for {name}; add it, or use dataset.labels=none")
-        value = known[normal_path(name)]
+        value = labels[normal_path(name)]
         if type(value) is not int or value < 0:
             raise InputError(f"{where} labels {name} with {value!r:.60}; one integer from 0 is needed")
         values.append(value)
@@ -104,7 +104,7 @@ def _from_json(text: bytes, images: Sequence[str], where: str) -> Classes:
 
 def _label_table(text: bytes, images: int, where: str) -> dict[str, Any] | None:
     """Map images to labels. An image may be listed again, under any spelling of its path, with the same label."""
-    known: dict[str, Any] = {}
+    table: dict[str, Any] = {}
     try:
         if len(text) > SPARE_BYTES + 256 * images:
             raise ValueError(f"{len(text):,} bytes for {images:,} images")
@@ -112,10 +112,10 @@ def _label_table(text: bytes, images: int, where: str) -> dict[str, Any] | None:
         if listed is None:
             return None
         pairs = [(normal_path(name), label) for name, label in listed]
-        twice = next((name for name, label in pairs if known.setdefault(name, label) != label), None)
+        twice = next((name for name, label in pairs if table.setdefault(name, label) != label), None)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         reason = f"{type(error).__name__}: {error}"
         raise InputError(f'{where} is not of the form {{"labels": [["name.png", 0], ...]}} ({reason:.160})') from error
     if twice is not None:
         raise InputError(f"{where} labels {twice} twice, with different classes; keep the right one")
-    return known
+    return table

@@ -44,8 +44,8 @@ class Digits(ArrayDataset):
 
 def _load() -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     """Read pixels (1797, 64) in 0..16 and labels (1797,) from the file, without importing scikit-learn (3 s)."""
-    found = find_spec("sklearn")
-    file = Path(str(found.origin)).parent / "datasets" / "data" / "digits.csv.gz" if found else None
+    spec = find_spec("sklearn")
+    file = Path(str(spec.origin)).parent / "datasets" / "data" / "digits.csv.gz" if spec else None
     if file is None or not file.is_file():
         raise InputError("dataset=digits: scikit-learn's digits.csv.gz is missing; pip install scikit-learn")
     with gzip.open(file, "rt") as lines:

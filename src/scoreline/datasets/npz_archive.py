@@ -43,8 +43,8 @@ class NpzArchive(ImageDataset):
             raise InputError(f"dataset.path={path}: cannot be read as an npz file ({error}); make it anew") from error
         self.name, images = file.stem, self._images
         if images is None or images.dtype != np.uint8 or images.ndim != 4 or 0 in images.shape:
-            held = "no arr_0" if images is None else f"arr_0 of {images.dtype} {images.shape}"
-            raise InputError(f"dataset.path={path}: holds {held}; images are arr_0, uint8 (N, H, W, C)")
+            content = "no arr_0" if images is None else f"arr_0 of {images.dtype} {images.shape}"
+            raise InputError(f"dataset.path={path}: holds {content}; images are arr_0, uint8 (N, H, W, C)")
         if images.shape[3] not in (1, 3) and images.shape[1] in (1, 3):
             raise InputError(f"dataset.path={path}: arr_0 is {images.shape}: put the channels last, (N, H, W, C)")
         self.labels = _labels(path, labels, len(images))

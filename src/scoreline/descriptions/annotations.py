@@ -61,9 +61,9 @@ def _hints(target: object) -> dict[str, Any]:
         return {}
     module, _, name = target.rpartition(".")
     try:
-        found = getattr(importlib.import_module(module), name)
-        plain_class = isinstance(found, type) and not dataclasses.is_dataclass(found)
-        return typing.get_type_hints(found.__init__ if plain_class else found)
+        receiver = getattr(importlib.import_module(module), name)
+        plain_class = isinstance(receiver, type) and not dataclasses.is_dataclass(receiver)
+        return typing.get_type_hints(receiver.__init__ if plain_class else receiver)
     except (ImportError, AttributeError, NameError, TypeError):  # the caller of the target reports these
         return {}
 
@@ -119,8 +119,8 @@ def _fits_plain(value: Any, hint: Any) -> bool:
 
 def _words(hint: Any) -> list[str]:
     """Return the values that match an annotation, in words."""
-    found = []
+    words = []
     for member in _members(hint):
         origin = typing.get_origin(member) or member
-        found.append(PLAIN.get(member) or ("a list" if origin in LISTS else "a config with a _target_"))
-    return list(dict.fromkeys(found))
+        words.append(PLAIN.get(member) or ("a list" if origin in LISTS else "a config with a _target_"))
+    return list(dict.fromkeys(words))

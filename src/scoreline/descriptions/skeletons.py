@@ -86,8 +86,8 @@ class _Within(TorchFunctionMode):
 
 
 def _sizes(*sizes: Any, size: Any = None, **rest: Any) -> int:
-    wanted = sizes if size is None else size
-    return math.prod(wanted if wanted and isinstance(wanted[0], int) else wanted[0] if wanted else ())
+    shape = sizes if size is None else size
+    return math.prod(shape if shape and isinstance(shape[0], int) else shape[0] if shape else ())
 
 
 def _full(size: Any, *rest: Any, **more: Any) -> int:

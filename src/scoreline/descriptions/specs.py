@@ -87,14 +87,14 @@ def rebuild(spec: Spec, kind: type, trust: Sequence[str] = ()) -> Any:
     if not issubclass(described, kind):
         raise InputError(f"checkpoint: {target} is not of type {kind.__name__}")
     hints = _hints(described.__init__) if is_ours(spec) else {}
-    given = {name: value for name, value in spec.items() if name != "_target_"}
-    arguments = {name: _argument(name, value, hints.get(name, object), trust) for name, value in given.items()}
+    values = {name: value for name, value in spec.items() if name != "_target_"}
+    arguments = {name: _argument(name, value, hints.get(name, object), trust) for name, value in values.items()}
     if is_ours(spec):
         _check_arguments(target, hints, arguments)
-    built = _call(target, described, arguments)
-    if is_ours(spec) and isinstance(built, NoiseSchedule):
-        _check_process(target, built)
-    return built
+    result = _call(target, described, arguments)
+    if is_ours(spec) and isinstance(result, NoiseSchedule):
+        _check_process(target, result)
+    return result
 
 
 def is_ours(spec: Mapping[str, Any]) -> bool:
@@ -129,8 +129,8 @@ def _check_arguments(target: str, hints: Mapping[str, Any], arguments: Mapping[s
         value = arguments[name]
         try:
             if _large(value) or not fits(value, hints[name]):
-                wanted = inspect.formatannotation(hints[name]).replace("collections.abc.", "")
-                raise ValueError(f"{name} is {excerpt(value)}, not {wanted}")
+                annotation = inspect.formatannotation(hints[name]).replace("collections.abc.", "")
+                raise ValueError(f"{name} is {excerpt(value)}, not {annotation}")
             if name in ARGUMENTS and value is not None:
                 ARGUMENTS[name](name, value)
         except ValueError as error:
@@ -180,14 +180,14 @@ def _find(target: str, packages: tuple[str, ...]) -> type:
         )
     module_name, _, name = target.rpartition(".")
     try:
-        found = getattr(importlib.import_module(module_name), name, None)
+        kind = getattr(importlib.import_module(module_name), name, None)
     except (ImportError, ValueError) as error:
         raise InputError(
             f"checkpoint: {printable(f'{module_name:.200} cannot be imported: {error!s:.200}')}"
         ) from error
     kinds = (nn.Module, Parameterisation, Schedule)
-    if isinstance(found, type) and issubclass(found, kinds) and found.__module__ == module_name:
-        return found
+    if isinstance(kind, type) and issubclass(kind, kinds) and kind.__module__ == module_name:
+        return kind
     raise InputError(
         f"checkpoint: {printable(target):.200} is not a network, parameterisation or schedule defined there"
     )

@@ -66,13 +66,13 @@ def memory(parts: dict[str, float | None], device: torch.device | None, keys: st
     return Finding("warn" if total > TIGHT * free else "ok", "memory", f"{text}; {amount(free)} free on {device}")
 
 
-def folder(topic: str, path: Path, needed: float = 0.0) -> Finding:
+def folder(topic: str, path: Path, size: float = 0.0) -> Finding:
     """Report whether the job can write to a folder.
 
     Args:
         topic: the name of the folder in the report.
         path: the folder, which need not exist yet.
-        needed: bytes that the job writes.
+        size: bytes that the job writes.
     """
     path = path.absolute()
     place = next(place for place in (path, *path.parents) if place.exists())
@@ -82,6 +82,6 @@ def folder(topic: str, path: Path, needed: float = 0.0) -> Finding:
         return Finding("fail", topic, f"{path}: {place} is not writable; choose another place")
     free = shutil.disk_usage(place).free
     text = f"{path}: {amount(free)} free"
-    if needed > free:
-        return Finding("fail", topic, f"{text}, the job needs {amount(needed)}; make room or choose another place")
+    if size > free:
+        return Finding("fail", topic, f"{text}, the job needs {amount(size)}; make room or choose another place")
     return Finding("ok", topic, text)

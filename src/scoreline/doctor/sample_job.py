@@ -140,8 +140,8 @@ class SampleJob:
             "activations": None if cost is None else cost.bytes_for(self.call_size * self.threads),
         }
         if self.auto_batch:  # the script fits its size to the device, so that it never fails here
-            found = environment.memory(parts, None, "")
-            return replace(found, text=f"at most {found.text}; network_batch=auto takes fewer images if need be")
+            finding = environment.memory(parts, None, "")
+            return replace(finding, text=f"at most {finding.text}; network_batch=auto takes fewer images if need be")
         return environment.memory(parts, device, "batch_size, network_batch")
 
     def time(self, cost: Cost) -> Finding:

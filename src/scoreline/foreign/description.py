@@ -29,8 +29,8 @@ def lines(path: Path) -> Iterator[tuple[str, str, int]]:
     yield "format", "folder of diffusers" if path.is_dir() else kind(path), 0
     yield "SHA-256", digest(path), 0
     if path.is_file():
-        found = names(path)
-        yield "names in it", ", ".join(found) if found else "none", 0
+        classes = names(path)
+        yield "names in it", ", ".join(classes) if classes else "none", 0
     try:
         content = content_of(path, None)
         family = family_of(path, content)

@@ -21,18 +21,18 @@ LARGEST_JSON, MOST_VALUES = 2**24, 2**20  # bytes, values
 
 def weight_files(folder: Path, weights: str) -> list[Path]:
     """Find the weights in one file or in shards: first the variant for `weights`, first safetensors, then .bin."""
-    found: dict[tuple[str, str], Path] = {}
+    files: dict[tuple[str, str], Path] = {}
     for path in sorted(folder.iterdir()):
         match = SINGLE.fullmatch(path.name) or SHARDED.fullmatch(path.name)
         if match is not None:
-            found.setdefault((match["variant"] or "", match["kind"]), path)
-    variants = sorted({variant for variant, _ in found} - {"", "non_ema"})
+            files.setdefault((match["variant"] or "", match["kind"]), path)
+    variants = sorted({variant for variant, _ in files} - {"", "non_ema"})
     order = ["non_ema", "", *variants] if weights == "raw" else ["", *variants]
     for choice in ((variant, kind) for variant in order for kind in ("safetensors", "bin")):
-        if choice in found:
-            path = found[choice]
+        if choice in files:
+            path = files[choice]
             return _shards(path) if path.suffix == ".json" else [path]
-    if found:
+    if files:
         raise InputError("weights=ema: the folder holds weights without an average only (non_ema); use weights=raw")
     raise InputError(f"{STEM}.safetensors and {STEM}.bin are not there; copy the folder with its weights")
 
@@ -66,13 +66,13 @@ def read_json(path: Path) -> dict[str, Any]:
         InputError: if there is none.
     """
     try:
-        found = json_value(content(path, LARGEST_JSON), MOST_VALUES)
+        value = json_value(content(path, LARGEST_JSON), MOST_VALUES)
     except (OSError, ValueError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise InputError(f"{path.name}: no readable JSON ({reason:.100}); copy the folder again") from error
-    if not isinstance(found, dict):
-        raise InputError(f"{path.name}: holds a {type(found).__name__}, no JSON object; copy the folder again")
-    return found
+    if not isinstance(value, dict):
+        raise InputError(f"{path.name}: holds a {type(value).__name__}, no JSON object; copy the folder again")
+    return value
 
 
 def word(value: Any) -> str:

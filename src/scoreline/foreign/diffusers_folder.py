@@ -120,15 +120,15 @@ def _places(folder: Path, weights: str) -> Places:
     around = [folder / "scheduler", folder]
     if not pipeline and folder.resolve().name in ("unet", "unet_ema"):
         around.append(folder.resolve().parent / "scheduler")
-    found = [place / "scheduler_config.json" for place in around if (place / "scheduler_config.json").is_file()]
-    if not found:
+    schedulers = [place / "scheduler_config.json" for place in around if (place / "scheduler_config.json").is_file()]
+    if not schedulers:
         raise InputError(
             "scheduler_config.json is not there, so the noise schedule is unknown; put the one that the model was "
             "trained with into the folder (scheduler.save_pretrained)"
         )
     if weights == "raw" and unet.resolve().name == "unet_ema":
         raise InputError("weights=raw: unet_ema holds averages; use weights=ema, or the folder unet beside it")
-    return Places(unet, found[0], pipeline, both=(unet.resolve().parent / "unet_ema").is_dir())
+    return Places(unet, schedulers[0], pipeline, both=(unet.resolve().parent / "unet_ema").is_dir())
 
 
 def _check_parts(pipeline: Mapping[str, Any]) -> None:
@@ -152,13 +152,13 @@ def _config(folder: Path) -> dict[str, Any]:
 
 
 def _network(config: Mapping[str, Any]) -> Spec:
-    known = set(inspect.signature(DiffusersUNet.__init__).parameters) - {"self", "label_dropout", "checkpointing"}
+    arguments = set(inspect.signature(DiffusersUNet.__init__).parameters) - {"self", "label_dropout", "checkpointing"}
     passed = (*AVERAGING, "num_train_timesteps")
     given = {name: value for name, value in config.items() if not name.startswith("_") and name not in passed}
-    if unknown := sorted(set(given) - known):
+    if unknown := sorted(set(given) - arguments):
         raise InputError(
             f"config.json: {word(unknown[0])} is no argument of UNet2DModel that is known here"
-            f"{did_you_mean(unknown[0], known - set(given))}; it may be of a later diffusers"
+            f"{did_you_mean(unknown[0], arguments - set(given))}; it may be of a later diffusers"
         )
     size = given.get("sample_size")
     if isinstance(size, list) and len(size) == 2 and size[0] == size[1]:

@@ -55,22 +55,22 @@ class Family:
     required: tuple[str, ...]
     defaults: Mapping[str, Any]
 
-    def arguments(self, found: "Persistent") -> dict[str, Any]:
+    def arguments(self, network: "Persistent") -> dict[str, Any]:
         """Return all arguments of an object's constructor.
 
         Raises:
             InputError: for an argument that is missing or unknown.
         """
         names = (*self.required, *self.defaults)
-        given = {**dict(zip(names, found.args, strict=False)), **found.kwargs}
+        given = {**dict(zip(names, network.args, strict=False)), **network.kwargs}
         for name in given:
             if name not in names:
-                raise InputError(f"{found.name}: its argument {name} is unknown{did_you_mean(name, names)}")
+                raise InputError(f"{network.name}: its argument {name} is unknown{did_you_mean(name, names)}")
         for name in self.required:
             if name not in given:
-                raise InputError(f"{found.name}: its argument {name} is missing; the file is damaged")
+                raise InputError(f"{network.name}: its argument {name} is missing; the file is damaged")
             if type(given[name]) is not int:
-                raise InputError(f"{found.name}: {name}={given[name]!r:.40} must be an integer; the file is damaged")
+                raise InputError(f"{network.name}: {name}={given[name]!r:.40} must be an integer; the file is damaged")
         return {name: _plain(value) for name, value in {**self.defaults, **given}.items()}
 
 
@@ -186,27 +186,27 @@ def preconditioning(wrapper: Persistent) -> Spec:
     raise InputError(f"class {wrapper.name}: no preconditioning of EDM{did_you_mean(wrapper.name, PRECONDITIONINGS)}")
 
 
-def description(found: Persistent, factor: int) -> Spec:
+def description(network: Persistent, factor: int) -> Spec:
     """Describe our network for one of EDM's.
 
     Args:
-        found: the object of EDM's network.
+        network: the object of EDM's network.
         factor: output channels for each channel of an image.
 
     Raises:
         InputError: for an unknown class, and for arguments that are unknown or not supported.
     """
-    if found.name not in NETWORKS:
-        raise InputError(f"class {found.name}: no network of EDM{did_you_mean(found.name, NETWORKS)}")
-    arguments = NETWORKS[found.name].arguments(found)
+    if network.name not in NETWORKS:
+        raise InputError(f"class {network.name}: no network of EDM{did_you_mean(network.name, NETWORKS)}")
+    arguments = NETWORKS[network.name].arguments(network)
     fixed = {"out_channels": factor * arguments["in_channels"], "channel_mult_emb": 4}
-    if found.name == "SongUNet":
+    if network.name == "SongUNet":
         fixed["channel_mult_noise"] = 2 if arguments["embedding_type"] == "fourier" else 1
     for name, value in fixed.items():
         if arguments[name] != value:
-            raise InputError(f"{found.name}: {name}={arguments[name]} is not supported, only {value} is")
+            raise InputError(f"{network.name}: {name}={arguments[name]} is not supported, only {value} is")
     chosen = {ours: arguments[name] for name, ours in OURS.items() if name in arguments}
-    return {"_target_": NETWORKS[found.name].target, **chosen, "output_factor": factor}
+    return {"_target_": NETWORKS[network.name].target, **chosen, "output_factor": factor}
 
 
 def _edm_levels(wrapper: Persistent) -> Spec:
@@ -243,9 +243,9 @@ def _iddpm(wrapper: Persistent) -> Spec:
 def _stored(tree: Any, weights: str) -> Any:
     if not recognises(tree):
         raise InputError("no network of EDM is in this file; name another family")
-    found = tree.get(STORED[weights])
-    if _is_object(found):
-        return found
+    stored = tree.get(STORED[weights])
+    if _is_object(stored):
+        return stored
     kept = next(choice for choice, key in STORED.items() if _is_object(tree.get(key)))
     raise InputError(f"weights={weights}: this file of EDM holds the {kept} weights only; use weights={kept}")
 
@@ -269,10 +269,10 @@ def _attribute(attributes: Mapping[str, Any], name: str) -> dict[str, Any]:
     Raises:
         InputError: if there is none.
     """
-    found = _plain_mapping(attributes.get(name))
-    if found is None:
+    value = _plain_mapping(attributes.get(name))
+    if value is None:
         raise InputError(f"{name} is missing from an object of this file; the file is damaged")
-    return found
+    return value
 
 
 def _plain_mapping(value: Any) -> dict[str, Any] | None:
@@ -284,8 +284,8 @@ def _plain_mapping(value: Any) -> dict[str, Any] | None:
 
 def _tensors(state: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Tensor]]:
     """Yield parameters and persistent buffers of a module and its children, by their names in a state dict."""
-    found = state.get("_non_persistent_buffers_set")
-    passing = found if isinstance(found, set) else set()
+    transient = state.get("_non_persistent_buffers_set")
+    passing = transient if isinstance(transient, set) else set()
     for kind in ("_parameters", "_buffers"):
         for name, value in _attribute(state, kind).items():
             if value is None or name in passing:

@@ -73,8 +73,8 @@ def content_of(path: Path, family: str | None, allow: Sequence[str] = ()) -> Any
     """
     if path.is_dir() or path.name in FOLDER_MARKS:
         return path if path.is_dir() else path.parent
-    asked = FAMILIES if family is None else (family,)
-    inert = {name for each in asked for name in getattr(module(each), "INERT", ())}
+    families = FAMILIES if family is None else (family,)
+    inert = {name for each in families for name in getattr(module(each), "INERT", ())}
     return read(path, inert | set(allow))
 
 
@@ -84,12 +84,12 @@ def family_of(path: Path, content: Any) -> str:
     Raises:
         InputError: if none or several do.
     """
-    found = [family for family in FAMILIES if module(family).recognises(content)]
-    if len(found) == 1:
-        return found[0]
-    known = " or ".join(found) if found else "none of the known families"
+    families = [family for family in FAMILIES if module(family).recognises(content)]
+    if len(families) == 1:
+        return families[0]
+    names = " or ".join(families) if families else "none of the known families"
     raise InputError(
-        f"{path}: its content is that of {known} ({summary(content)}); name the family: --from {' | '.join(FAMILIES)}"
+        f"{path}: its content is that of {names} ({summary(content)}); name the family: --from {' | '.join(FAMILIES)}"
     )
 
 
@@ -132,7 +132,7 @@ def metadata(path: Path) -> dict[str, str]:
     with open(path, "rb") as handle:
         length = int.from_bytes(handle.read(8), "little")
         try:
-            found = json_value(handle.read(min(length, LARGEST_HEADER)), MOST_VALUES).get("__metadata__", {})
+            metadata = json_value(handle.read(min(length, LARGEST_HEADER)), MOST_VALUES).get("__metadata__", {})
         except (ValueError, AttributeError):
             return {}
-    return {key: text for key, text in found.items() if isinstance(text, str)} if isinstance(found, dict) else {}
+    return {key: text for key, text in metadata.items() if isinstance(text, str)} if isinstance(metadata, dict) else {}

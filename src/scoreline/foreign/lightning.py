@@ -97,15 +97,15 @@ def _average(tree: Mapping[str, Any], network: nn.Module) -> tuple[str, dict[str
     Raises:
         InputError: if there is none, or more than one.
     """
-    found = {**_own(tree, network), **_named(tree["state_dict"], network), **_without_dots(tree, network)}
+    averages = {**_own(tree, network), **_named(tree["state_dict"], network), **_without_dots(tree, network)}
     if "averaging_state" in tree:
         prefix, state = _under_prefix(tree["state_dict"], network)
-        found[f"state_dict (WeightAveraging): {prefix}*"] = state
-    if len(found) == 1:
-        return next(iter(found.items()))
-    if found:
+        averages[f"state_dict (WeightAveraging): {prefix}*"] = state
+    if len(averages) == 1:
+        return next(iter(averages.items()))
+    if averages:
         raise InputError(
-            f"weights=ema: the file holds several averages: {', '.join(map(ascii, found))}; use weights=raw"
+            f"weights=ema: the file holds several averages: {', '.join(map(ascii, averages))}; use weights=raw"
         )
     _raw(tree, network)
     raise InputError(
@@ -119,29 +119,31 @@ def _own(tree: Mapping[str, Any], network: nn.Module) -> dict[str, dict[str, Ten
     callbacks = tree.get("callbacks")
     for key, state in callbacks.items() if isinstance(callbacks, dict) else ():
         if isinstance(key, str) and key.startswith("EMACallback") and isinstance(state, dict):
-            held = _tensors(state.get("weights"))
-            if _fits("", held, network):
-                return {f"callbacks: {key}": held}
+            weights = _tensors(state.get("weights"))
+            if _fits("", weights, network):
+                return {f"callbacks: {key}": weights}
     return {}
 
 
 def _named(state: Any, network: nn.Module) -> dict[str, dict[str, Tensor]]:
-    held = _tensors(state)
+    tensors = _tensors(state)
     prefixes = [
-        prefix for prefix in _prefixes(held, network) if IN_NAME.search(prefix) and _fits(prefix, held, network)
+        prefix for prefix in _prefixes(tensors, network) if IN_NAME.search(prefix) and _fits(prefix, tensors, network)
     ]
-    return {f"state_dict: {prefix}*": _cut(prefix, held) for prefix in prefixes}
+    return {f"state_dict: {prefix}*": _cut(prefix, tensors) for prefix in prefixes}
 
 
 def _without_dots(tree: Mapping[str, Any], network: nn.Module) -> dict[str, dict[str, Tensor]]:
     """The average of LitEma: `model_ema.` and the parameter's name without dots; buffers are the module's."""
-    held = _tensors(tree["state_dict"])
+    tensors = _tensors(tree["state_dict"])
     parameters = [name for name, _ in network.named_parameters()]
-    for prefix in _prefixes(held, network):
+    for prefix in _prefixes(tensors, network):
         first, dot, rest = prefix.partition(".")
         names = {name: f"{first}_ema.{(rest + name).replace('.', '')}" for name in parameters}
-        if dot and len(set(names.values())) == len(names) and all(source in held for source in names.values()):
-            return {f"state_dict: {first}_ema.*": {**_cut(prefix, held), **{n: held[s] for n, s in names.items()}}}
+        if dot and len(set(names.values())) == len(names) and all(source in tensors for source in names.values()):
+            return {
+                f"state_dict: {first}_ema.*": {**_cut(prefix, tensors), **{n: tensors[s] for n, s in names.items()}}
+            }
     return {}
 
 
@@ -151,24 +153,24 @@ def _under_prefix(state: Any, network: nn.Module) -> tuple[str, dict[str, Tensor
     Raises:
         InputError: if none has, with the first weight that is missing under the nearest, or several have.
     """
-    held = _tensors(state)
-    prefixes = [prefix for prefix in _prefixes(held, network) if not IN_NAME.search(prefix)]
-    fitting = [prefix for prefix in prefixes if _fits(prefix, held, network)]
+    tensors = _tensors(state)
+    prefixes = [prefix for prefix in _prefixes(tensors, network) if not IN_NAME.search(prefix)]
+    fitting = [prefix for prefix in prefixes if _fits(prefix, tensors, network)]
     if len(fitting) > 1:
         raise InputError(
             f"the network's weights are in the file under several names: {', '.join(map(ascii, fitting))}; "
             "save the one that is wanted alone"
         )
     if fitting:
-        return fitting[0], _cut(fitting[0], held)
+        return fitting[0], _cut(fitting[0], tensors)
     if not prefixes:
         raise InputError(
             "no weight of the file has a name that ends like those of this network "
             f"({next(iter(network.state_dict()))}); "
             "give the model=... that it was trained as"
         )
-    nearest = max(prefixes, key=lambda prefix: sum(prefix + name in held for name in network.state_dict()))
-    missing = next(name for name in network.state_dict() if nearest + name not in held)
+    nearest = max(prefixes, key=lambda prefix: sum(prefix + name in tensors for name in network.state_dict()))
+    missing = next(name for name in network.state_dict() if nearest + name not in tensors)
     raise InputError(
         f"weight {nearest + missing!a} is not in the file, though others of this network are; "
         "give the model=... that it was trained as"
@@ -177,14 +179,14 @@ def _under_prefix(state: Any, network: nn.Module) -> tuple[str, dict[str, Tensor
 
 def _prefixes(state: Mapping[str, Tensor], network: nn.Module) -> list[str]:
     """Return the prefixes of the network's names in the file, in whole parts between dots."""
-    wanted = set(network.state_dict())
-    found = set()
+    names = set(network.state_dict())
+    prefixes = set()
     for name in state:
         parts = name.split(".")
         for cut in range(len(parts)):
-            if ".".join(parts[cut:]) in wanted:
-                found.add("".join(f"{part}." for part in parts[:cut]))
-    return sorted(found)
+            if ".".join(parts[cut:]) in names:
+                prefixes.add("".join(f"{part}." for part in parts[:cut]))
+    return sorted(prefixes)
 
 
 def _fits(prefix: str, state: Mapping[str, Tensor], network: nn.Module) -> bool:

@@ -86,8 +86,8 @@ def translate(
     return {name: _weight(name, rule, state, expected[name].shape, remedy) for name, rule in table.items()}
 
 
-def _check_names(state: Mapping[str, Tensor], wanted: set[str], ignored: set[str], remedy: str) -> None:
-    missing, left = sorted(wanted - set(state)), sorted(set(state) - wanted - ignored)
+def _check_names(state: Mapping[str, Tensor], names: set[str], ignored: set[str], remedy: str) -> None:
+    missing, left = sorted(names - set(state)), sorted(set(state) - names - ignored)
     if missing:
         raise InputError(
             f"weight {missing[0]} is not in the file{did_you_mean(missing[0], map(excerpt, left))}"
@@ -154,14 +154,14 @@ def described_network(
     Raises:
         InputError: without a description, or if it is of another network.
     """
-    known = ", ".join(choices)
+    names = ", ".join(choices)
     if model is None:
-        raise InputError(f"model: a file of {family} does not say what network it holds; give model= one of {known}")
+        raise InputError(f"model: a file of {family} does not say what network it holds; give model= one of {names}")
     network = skeleton(model["network"])
     if not isinstance(network, kind):
         raise InputError(
             f"model.network: files of {family} hold a {kind.__name__}, not a {type(network).__name__}; "
-            f"give model= one of {known}"
+            f"give model= one of {names}"
         )
     for key in without:
         if value := model["network"].get(key):

@@ -85,20 +85,20 @@ def _read_label_file(rule: str, seeds: Sequence[int], num_classes: int) -> list[
     """
     path = label_file(rule)
     try:
-        found = _READERS[path.suffix.lower()](path, seeds)
+        labels = _READERS[path.suffix.lower()](path, seeds)
     except InputError as error:
         raise InputError(f"labels={rule}: {error}") from error
     except (*bounded_reading.DAMAGE, csv.Error) as error:
         reason = f"not a list of whole numbers ({error!s:.160})"
         raise InputError(f"labels={rule}: {reason}; write one for each seed") from error
-    _check_count(rule, len(found), seeds)
-    for seed, label in zip(seeds, found, strict=True):
+    _check_count(rule, len(labels), seeds)
+    for seed, label in zip(seeds, labels, strict=True):
         if not 0 <= label < num_classes:
             raise InputError(
                 f"labels={rule}: class {label} of seed {seed} is out of range; this checkpoint has the classes 0 to "
                 f"{num_classes - 1}"
             )
-    return found
+    return labels
 
 
 def _check_count(rule: str | Path, count: int, seeds: Sequence[int]) -> None:
@@ -119,18 +119,18 @@ def _words(path: Path, seeds: Sequence[int]) -> list[int]:
 
 
 def _json(path: Path, seeds: Sequence[int]) -> list[int]:
-    found = bounded_reading.json_value(bounded_reading.content(path, LONGEST), ROWS + len(seeds))
-    if not isinstance(found, list) or any(type(label) is not int for label in found):
+    labels = bounded_reading.json_value(bounded_reading.content(path, LONGEST), ROWS + len(seeds))
+    if not isinstance(labels, list) or any(type(label) is not int for label in labels):
         raise ValueError("it must be a list of integers")
-    return found
+    return labels
 
 
 def _array(path: Path, seeds: Sequence[int]) -> list[int]:
-    found = npy.read(path)
-    if found.ndim != 1 or found.dtype.kind not in "iu":
+    labels = npy.read(path)
+    if labels.ndim != 1 or labels.dtype.kind not in "iu":
         raise ValueError("it must be a one-dimensional array of integers")
-    _check_count(path, len(found), seeds)
-    return [int(label) for label in found]
+    _check_count(path, len(labels), seeds)
+    return [int(label) for label in labels]
 
 
 def _table(path: Path, seeds: Sequence[int]) -> list[int]:

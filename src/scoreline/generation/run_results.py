@@ -108,33 +108,33 @@ def _cut_short(root: Path) -> bool:
     path = root / NAME
     if not path.is_file() or path.stat().st_size > LARGEST:
         return False
-    found = path.read_bytes().strip(b"\0 \t\r\n")
-    if not BEGINNING.startswith(found[: len(BEGINNING)]):
+    content = path.read_bytes().strip(b"\0 \t\r\n")
+    if not BEGINNING.startswith(content[: len(BEGINNING)]):
         return False
     try:
-        json.loads(found)
+        json.loads(content)
     except (ValueError, RecursionError):
         return True
     return False
 
 
 def _parsed(text: bytes) -> Result:
-    found = json.loads(text)
-    if not isinstance(found, dict):
+    result = json.loads(text)
+    if not isinstance(result, dict):
         raise ValueError("no mapping")
-    return found
+    return result
 
 
-def _checked(found: Result) -> Result:
-    if not _shallow(found, DEEPEST):
+def _checked(result: Result) -> Result:
+    if not _shallow(result, DEEPEST):
         raise ValueError(f"more than {DEEPEST} levels")
     for key, check in {**NEEDED, **POSSIBLE}.items():
-        if key not in found and key in NEEDED:
+        if key not in result and key in NEEDED:
             raise ValueError(f"{key} is missing")
-        if key in found and not check(found[key]):
-            raise ValueError(f"{key} is {found[key]!r:.40}")
-    kept = {key: value for key, value in found.items() if key not in OF_SEVERAL}
-    return {**kept, "seeds": _bare(found["seeds"])}
+        if key in result and not check(result[key]):
+            raise ValueError(f"{key} is {result[key]!r:.40}")
+    kept = {key: value for key, value in result.items() if key not in OF_SEVERAL}
+    return {**kept, "seeds": _bare(result["seeds"])}
 
 
 def _bare(seeds: object) -> str:
@@ -254,18 +254,18 @@ def _lacking(out: Path, result: Result) -> str:
 
     For a result of a version without `files`, the manifest is compared and the images must exist.
     """
-    known = {name: FileRecord(it["bytes"], it["sha256"]) for name, it in result.get("files", {}).items()}
+    records = {name: FileRecord(it["bytes"], it["sha256"]) for name, it in result.get("files", {}).items()}
     if "manifest" in result:
-        known[MANIFEST] = FileRecord(-1, result["manifest"])
-    names = [MANIFEST, *filter(None, [OUTPUTS.get(str(result.get("format")))]), *known]
-    return next(filter(None, (_wrong(out, name, known.get(name)) for name in dict.fromkeys(names))), "")
+        records[MANIFEST] = FileRecord(-1, result["manifest"])
+    names = [MANIFEST, *filter(None, [OUTPUTS.get(str(result.get("format")))]), *records]
+    return next(filter(None, (_wrong(out, name, records.get(name)) for name in dict.fromkeys(names))), "")
 
 
-def _wrong(out: Path, name: str, known: FileRecord | None) -> str:
+def _wrong(out: Path, name: str, record: FileRecord | None) -> str:
     """Return the defect of a file, comparing its size first; a size of -1 is unknown."""
     path = out / name
     if not re.fullmatch(r"[\w-]+(\.\w+)?", name) or not (path.is_file() or path.is_dir()):
         return f"{name} is gone"
-    if known is None or (known.bytes in (-1, _size(path)) and file_record(path).sha256 == known.sha256):
+    if record is None or (record.bytes in (-1, _size(path)) and file_record(path).sha256 == record.sha256):
         return ""
     return f"{name} differs from the file of the run"

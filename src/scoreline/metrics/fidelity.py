@@ -122,17 +122,17 @@ class Fidelity(Metrics):
         return Statistics(images.name, gaussian, None, about, len(images))
 
     def warnings(self, n: int) -> list[str]:
-        found = []
+        warnings = []
         if n < FEW:
-            found.append(
+            warnings.append(
                 f"{n} images are fewer than {FEW}: frechet_distance and sliced_wasserstein are biased upwards, the "
                 "more the fewer the images; compare them only at equal n"
             )
         if self._set.statistics is not None:
-            found.append("all but frechet_distance left out: the reference holds statistics, no images")
+            warnings.append("all but frechet_distance left out: the reference holds statistics, no images")
         if self._set.count is not None and self._set.count < FEW:
-            found.append(f"the reference has only {self._set.count} images: distances from it are biased upwards")
-        return found + sample_warnings(n, self.extractor.dimension, self.groups)
+            warnings.append(f"the reference has only {self._set.count} images: distances from it are biased upwards")
+        return warnings + sample_warnings(n, self.extractor.dimension, self.groups)
 
     @property
     def _digest(self) -> str:

@@ -166,8 +166,8 @@ class Inception(Metrics):
         if known is not None:
             self._check_statistics(known)
 
-    def _check_statistics(self, known: Statistics) -> None:
-        dimension = len(known.gaussian.mean)
+    def _check_statistics(self, statistics: Statistics) -> None:
+        dimension = len(statistics.gaussian.mean)
         if dimension != self.extractor.dimension:
             raise InputError(
                 f"metrics.reference={self.reference}: of {dimension} features, the extractor gives "

@@ -122,10 +122,10 @@ class InceptionFeatures:
                 f"metrics.extractor.path={self.path}: no such file; leave it out to fetch the published one"
             )
         content = file.read_bytes()
-        found = hashlib.sha256(content).hexdigest()
-        if found != self.sha256:
+        digest = hashlib.sha256(content).hexdigest()
+        if digest != self.sha256:
             raise InputError(
-                f"metrics.extractor.path={file}: its SHA-256 is {found}, not {self.sha256}, and a TorchScript file is "
+                f"metrics.extractor.path={file}: its SHA-256 is {digest}, not {self.sha256}, and a TorchScript file is "
                 "a program: get the published one, or give metrics.extractor.sha256 of a file that you trust"
             )
         return content

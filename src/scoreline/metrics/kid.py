@@ -83,9 +83,9 @@ def _everyone(x: Tensor) -> Tensor:
     return torch.ones(len(x), 1, dtype=torch.float64)
 
 
-def _check(x: Tensor, y: Tensor, kept: int) -> None:
-    if min(kept, len(y)) < 2 or x.shape[1:] != y.shape[1:]:
+def _check(x: Tensor, y: Tensor, rows: int) -> None:
+    if min(rows, len(y)) < 2 or x.shape[1:] != y.shape[1:]:
         raise ValueError(
-            f"the kernel distance needs at least 2 rows of equal length on each side, got {kept} of "
+            f"the kernel distance needs at least 2 rows of equal length on each side, got {rows} of "
             f"{tuple(x.shape)} and {tuple(y.shape)}"
         )

@@ -115,8 +115,8 @@ def _replicates(columns: Tensor, sizes: Tensor) -> Replicates:
     return Replicates(float(columns[-1]), columns[:-1], sizes)
 
 
-def _check(x: Tensor, y: Tensor, kept: int, k: int) -> None:
-    if k < 1 or min(kept, len(y)) <= k:
-        raise ValueError(f"{k} nearest neighbours need 1 <= k < rows on each side, got {kept} and {len(y)} rows")
+def _check(x: Tensor, y: Tensor, rows: int, k: int) -> None:
+    if k < 1 or min(rows, len(y)) <= k:
+        raise ValueError(f"{k} nearest neighbours need 1 <= k < rows on each side, got {rows} and {len(y)} rows")
     if x.shape[1:] != y.shape[1:]:
         raise ValueError(f"features of {x.shape[1]} and of {y.shape[1]} dimensions have no distance")

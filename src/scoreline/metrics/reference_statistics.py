@@ -129,12 +129,12 @@ def _about(path: Path, arrays: dict[str, NDArray[Any]]) -> dict[str, Any]:
     if "about" not in arrays:
         return {}
     try:
-        found = bounded_reading.json_value(str(arrays["about"]).encode(), MOST_VALUES)
-        if found["format"] != FORMAT:
-            raise ValueError(f"format {found['format']!r:.40}")
+        about = bounded_reading.json_value(str(arrays["about"]).encode(), MOST_VALUES)
+        if about["format"] != FORMAT:
+            raise ValueError(f"format {about['format']!r:.40}")
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path}: its record is damaged ({error}); make it anew with scoreline reference") from error
-    return dict(found)
+    return dict(about)
 
 
 def _gaussian(path: Path, mu: NDArray[Any], sigma: NDArray[Any], count: int | None) -> GaussianStatistics:

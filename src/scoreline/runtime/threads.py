@@ -44,13 +44,13 @@ def beside(function: Callable[[T], object], items: Iterable[T], threads: int) ->
 
     Calls that have begun are finished even if producing an item raises an exception.
     """
-    begun: deque[Future[object]] = deque()
+    futures: deque[Future[object]] = deque()
     with ThreadPoolExecutor(threads, "scoreline") as pool:
         for item in items:
-            if len(begun) == threads:
-                begun.popleft().result()
-            begun.append(pool.submit(function, item))
-        for future in begun:
+            if len(futures) == threads:
+                futures.popleft().result()
+            futures.append(pool.submit(function, item))
+        for future in futures:
             future.result()
 
 
@@ -61,10 +61,10 @@ class AbandonedError(Exception):
 @contextmanager
 def until_left(report: Callable[[float], object]) -> Iterator[Callable[[float], None]]:
     """Yield `report` for use in several threads; after the context, its next call in each thread stops that thread."""
-    lock, left = threading.Lock(), threading.Event()
+    lock, over = threading.Lock(), threading.Event()
 
     def guarded(amount: float) -> None:
-        if left.is_set():
+        if over.is_set():
             raise AbandonedError
         with lock:
             report(amount)
@@ -72,7 +72,7 @@ def until_left(report: Callable[[float], object]) -> Iterator[Callable[[float], 
     try:
         yield guarded
     finally:
-        left.set()
+        over.set()
 
 
 MOST = 16

@@ -40,10 +40,10 @@ def map_file(path: Path) -> memoryview:
         reason = getattr(error, "strerror", None) or error
         raise FileError(f"it cannot be opened ({reason}); check the path") from error
     try:
-        found = os.fstat(handle)
-        if stat.S_ISDIR(found.st_mode):
+        status = os.fstat(handle)
+        if stat.S_ISDIR(status.st_mode):
             raise FileError("it is a directory; name the file inside that holds the weights")
-        if not stat.S_ISREG(found.st_mode) or not found.st_size:
+        if not stat.S_ISREG(status.st_mode) or not status.st_size:
             raise FileError("it is empty or no regular file; get the file anew")
         return memoryview(mmap.mmap(handle, 0, access=mmap.ACCESS_COPY))
     finally:

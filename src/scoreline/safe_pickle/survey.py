@@ -19,9 +19,9 @@ FILE = 5
 class Survey(Machine):
     """A machine that notes names: it keeps texts, of which names consist, and takes every call for a record."""
 
-    def __init__(self, budget: Budget, found: set[str], nested: bool) -> None:
+    def __init__(self, budget: Budget, names: set[str], nested: bool) -> None:
         super().__init__(self.note, lambda _: None, budget)
-        self.found, self.nested = found, nested
+        self.found, self.nested = names, nested
 
     def all(self, window: Window, pickles: int) -> None:
         for _ in range(pickles):
@@ -63,6 +63,6 @@ class Survey(Machine):
 
 def names(view: memoryview, budget: Budget, pickles: int) -> set[str]:
     """Return the names in the first pickles of the view."""
-    found: set[str] = set()
-    Survey(budget, found, False).all(Window(view), pickles)
-    return found
+    names: set[str] = set()
+    Survey(budget, names, False).all(Window(view), pickles)
+    return names

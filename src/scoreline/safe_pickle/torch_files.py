@@ -54,12 +54,12 @@ def names(path: Path) -> list[str]:
     """
     with _named(path):
         view = file_kinds.map_file(path)
-        found = file_kinds.kind(view)
-        if found == file_kinds.SAFETENSORS:
+        kind = file_kinds.kind(view)
+        if kind == file_kinds.SAFETENSORS:
             return []
-        if found == file_kinds.ZIP:
+        if kind == file_kinds.ZIP:
             view = torch_zip.pickle_of(torch_zip.entries(view))
-        return sorted(survey.names(view, Budget.of(len(view)), survey.FILE if found == file_kinds.LEGACY else 1))
+        return sorted(survey.names(view, Budget.of(len(view)), survey.FILE if kind == file_kinds.LEGACY else 1))
 
 
 def kind(path: Path) -> str:
@@ -83,10 +83,10 @@ def _named(path: Path) -> Iterator[None]:
         raise InputError(f"{path}: it is damaged ({excerpt(str(error))}); get the file anew") from error
 
 
-def _loader(found: str) -> Callable[[Path, memoryview, frozenset[str]], Any]:
-    if found == file_kinds.SAFETENSORS:
+def _loader(kind: str) -> Callable[[Path, memoryview, frozenset[str]], Any]:
+    if kind == file_kinds.SAFETENSORS:
         return _safetensors
-    load = {file_kinds.ZIP: torch_zip.load, file_kinds.LEGACY: torch_legacy.load, file_kinds.PICKLE: _plain}[found]
+    load = {file_kinds.ZIP: torch_zip.load, file_kinds.LEGACY: torch_legacy.load, file_kinds.PICKLE: _plain}[kind]
 
     def loader(_: Path, view: memoryview, inert: frozenset[str]) -> Any:
         budget = Budget.of(len(view))

@@ -54,14 +54,14 @@ def _check_name(name: str) -> None:
 
 
 def _located(view: memoryview, infos: list[zipfile.ZipInfo], end: int) -> dict[str, memoryview]:
-    found, place = {}, 0  # place: end of the entry before
+    entries, place = {}, 0  # place: end of the entry before
     for info in sorted(infos, key=lambda info: info.header_offset):
         start = _content(view, info)
         if info.header_offset < place or start + info.file_size > end:
             raise FileError(f"its zip entry {excerpt(info.orig_filename)} lies across others; get the file anew")
         place = start + info.file_size
-        found[info.orig_filename.split("/", 1)[1]] = view[start:place]
-    return found
+        entries[info.orig_filename.split("/", 1)[1]] = view[start:place]
+    return entries
 
 
 def _content(view: memoryview, info: zipfile.ZipInfo) -> int:
@@ -82,20 +82,20 @@ def _content(view: memoryview, info: zipfile.ZipInfo) -> int:
     return start + int(name_size) + int(extra_size)
 
 
-def pickle_of(found: dict[str, memoryview]) -> memoryview:
+def pickle_of(entries: dict[str, memoryview]) -> memoryview:
     """Return the pickle of an archive.
 
     Raises:
         FileError: for programs, other archives, and numbers with the other byte order.
     """
-    if "constants.pkl" in found or any(name.startswith("code/") for name in found):
+    if "constants.pkl" in entries or any(name.startswith("code/") for name in entries):
         raise FileError("it is a TorchScript archive, which is a program; ask for the weights as a safetensors file")
-    if PICKLE not in found:
+    if PICKLE not in entries:
         raise FileError(f"it is a zip archive without {PICKLE}, so no checkpoint of torch; give the file of torch.save")
-    order = found.get("byteorder", memoryview(b"little"))[:20].tobytes()
+    order = entries.get("byteorder", memoryview(b"little"))[:20].tobytes()
     if order != b"little":
         raise FileError(f"its numbers have byte order {excerpt(order)}; save it on a little-endian machine")
-    return found[PICKLE]
+    return entries[PICKLE]
 
 
 def load(view: memoryview, rebuild: Rebuild, budget: Budget) -> Any:
@@ -104,17 +104,17 @@ def load(view: memoryview, rebuild: Rebuild, budget: Budget) -> Any:
     Raises:
         FileError: for anything that torch.save does not write.
     """
-    found = entries(view)
-    window = Window(pickle_of(found))
+    archive = entries(view)
+    window = Window(pickle_of(archive))
     roots: dict[str, Root] = {}
 
     def storage(identity: Any) -> Storage:
         kind, size, key = parsed(identity, 5)
         name = f"data/{key}"
-        if name not in found or found[name].nbytes != size:
+        if name not in archive or archive[name].nbytes != size:
             raise FileError(f"storage {excerpt(key)} of {size:,} bytes is not in its zip archive; get the file anew")
         if key not in roots:
-            roots[key] = Root(size, raw(found[name], kind.itemsize if kind else 8, budget))
+            roots[key] = Root(size, raw(archive[name], kind.itemsize if kind else 8, budget))
         return Storage(roots[key], 0, size, kind)
 
     tree = Machine(rebuild.resolve, storage, budget).run(window)

@@ -29,16 +29,16 @@ def place(path: str, key: str) -> Path:
     Raises:
         InputError: if no file system accepts such a name.
     """
-    found = os.path.expanduser(path)
+    expanded = os.path.expanduser(path)
     try:
-        os.stat(found)
+        os.stat(expanded)
     except (OSError, ValueError) as error:
         if isinstance(error, ValueError) or error.errno == errno.ENAMETOOLONG:
             reason = getattr(error, "strerror", None) or error
             raise InputError(
                 f"{key}={ascii(path)[1:60]}..: no file has such a name ({reason}); give another"
             ) from error
-    return Path(found)
+    return Path(expanded)
 
 
 def regular(path: Path) -> IO[bytes]:

@@ -84,8 +84,8 @@ def check_url(url: str, sha256: str | None = None) -> None:
 
 
 def _check(path: Path, sha256: str | None, what: str, remedy: str) -> None:
-    if sha256 is not None and (found := sha256_of(path)) != sha256.lower():
-        raise InputError(f"{what} SHA-256 {found} instead of {sha256.lower()}; {remedy}")
+    if sha256 is not None and (digest := sha256_of(path)) != sha256.lower():
+        raise InputError(f"{what} SHA-256 {digest} instead of {sha256.lower()}; {remedy}")
 
 
 def _download_once(url: str, place: Path, sha256: str | None, remedy: str) -> None:
@@ -94,11 +94,11 @@ def _download_once(url: str, place: Path, sha256: str | None, remedy: str) -> No
     place.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(place.with_name(f".{place.name}.lock"))
     try:
-        held = lock.acquire(timeout=0)
+        acquired = lock.acquire(timeout=0)
     except Timeout:
         print(f"waiting for another process that fetches {url}", file=sys.stderr, flush=True)
-        held = lock.acquire()
-    with held:
+        acquired = lock.acquire()
+    with acquired:
         try:
             if not place.exists():
                 _download(url, place, sha256, remedy)
@@ -134,8 +134,8 @@ def _from_hub(endpoint: str, repository: str, revision: str, name: str, part: Pa
 
     folder = part.with_suffix(".hub.part")
     try:
-        found = hf_hub_download(repository, name, revision=revision, local_dir=folder, endpoint=endpoint)
-        os.replace(found, part)
+        file = hf_hub_download(repository, name, revision=revision, local_dir=folder, endpoint=endpoint)
+        os.replace(file, part)
     except Exception as error:  # of several families, httpx's among them
         raise OSError(" ".join(str(error).split())) from error
     finally:

@@ -196,14 +196,14 @@ def sha256(path: Path) -> str:
     every time.
     """
     with open(path, "rb") as handle:
-        found = os.fstat(handle.fileno())
-        stamp = (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+        status = os.fstat(handle.fileno())
+        stamp = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
         key = (os.path.abspath(path), stamp)
         if key in _digests:
             return _digests[key]
-        settled = time.time() - max(found.st_mtime, found.st_ctime) > SETTLED
+        settled = time.time() - max(status.st_mtime, status.st_ctime) > SETTLED
         digest = hashlib.file_digest(handle, "sha256").hexdigest()
-        if settled and os.fstat(handle.fileno()).st_mtime_ns == found.st_mtime_ns:
+        if settled and os.fstat(handle.fileno()).st_mtime_ns == status.st_mtime_ns:
             _digests[key] = digest
         return digest
 
@@ -213,9 +213,9 @@ def known_digests() -> dict[tuple[str, Stamp], str]:
     return dict(_digests)
 
 
-def learn_digests(known: Mapping[tuple[str, Stamp], str]) -> None:
+def learn_digests(digests: Mapping[tuple[str, Stamp], str]) -> None:
     """Adopt the `known_digests` of the parent process."""
-    _digests.update(known)
+    _digests.update(digests)
 
 
 @cache

@@ -63,11 +63,11 @@ def header(file: IO[bytes]) -> Header:
     if length > LONGEST_HEADER or len(text) < length:
         raise ValueError(f"its header of {length:,} bytes is longer than the limit or the file")
     plain = b"".join(text.split())
-    found = {name: values for name, *values in ITEMS.findall(plain)} if HEADER.fullmatch(plain) else {}
-    if len(found) < 3 or not found[b"descr"][0] or not found[b"fortran_order"][1] or any(found[b"shape"][:2]):
+    items = {name: values for name, *values in ITEMS.findall(plain)} if HEADER.fullmatch(plain) else {}
+    if len(items) < 3 or not items[b"descr"][0] or not items[b"fortran_order"][1] or any(items[b"shape"][:2]):
         raise ValueError("its header describes no plain array of numbers, but objects, structures or nothing")
     return Header(
-        _dtype(found[b"descr"][0].decode()), found[b"fortran_order"][1] == b"True", _shape(found[b"shape"][2])
+        _dtype(items[b"descr"][0].decode()), items[b"fortran_order"][1] == b"True", _shape(items[b"shape"][2])
     )
 
 
@@ -85,32 +85,34 @@ def _shape(text: bytes) -> tuple[int, ...]:
     return shape
 
 
-def array(file: IO[bytes], held: int) -> NDArray[Any]:
-    """Read the array of an npy file that has `held` bytes, header included.
+def array(file: IO[bytes], size: int) -> NDArray[Any]:
+    """Read the array of an npy file that has `size` bytes, header included.
 
     Raises:
         ValueError: if it is no npy file, or declares more bytes than it holds.
     """
-    found = header(file)
-    if found.nbytes > held:
-        raise ValueError(_excess(found, held))
-    buffer = bytearray(found.nbytes)
+    declared = header(file)
+    if declared.nbytes > size:
+        raise ValueError(_excess(declared, size))
+    buffer = bytearray(declared.nbytes)
     place = 0
     while place < len(buffer):
         part = file.read(min(CHUNK, len(buffer) - place))
         if not part:
-            raise ValueError(_excess(found, held))
+            raise ValueError(_excess(declared, size))
         buffer[place : place + len(part)] = part
         place += len(part)
-    return np.frombuffer(buffer, found.dtype, math.prod(found.shape)).reshape(found.shape, order=_order(found))
+    return np.frombuffer(buffer, declared.dtype, math.prod(declared.shape)).reshape(
+        declared.shape, order=_order(declared)
+    )
 
 
-def _order(found: Header) -> Any:
-    return "F" if found.fortran else "C"
+def _order(header: Header) -> Any:
+    return "F" if header.fortran else "C"
 
 
-def _excess(found: Header, held: int) -> str:
-    return f"an array {found.shape} of {found.dtype} takes {found.nbytes:,} bytes, but the file holds {held:,}"
+def _excess(header: Header, size: int) -> str:
+    return f"an array {header.shape} of {header.dtype} takes {header.nbytes:,} bytes, but the file holds {size:,}"
 
 
 def read(path: Path) -> NDArray[Any]:
@@ -143,14 +145,14 @@ def member(path: Path, name: str) -> NDArray[Any] | None:
         with archive.open(entry) as stored:
             if entry.compress_type != zipfile.ZIP_STORED:
                 return array(stored, entry.file_size)
-            found, begin = header(stored), stored.tell()
-        return _mapped(path, file, entry, found, begin)
+            declared, begin = header(stored), stored.tell()
+        return _mapped(path, file, entry, declared, begin)
 
 
-def _check(entry: zipfile.ZipInfo, held: int) -> None:
+def _check(entry: zipfile.ZipInfo, size: int) -> None:
     if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         raise ValueError(f"{entry.filename} is packed by method {entry.compress_type}; save it with numpy.savez")
-    if entry.compress_size > held:
+    if entry.compress_size > size:
         raise ValueError(f"{entry.filename} is longer than the file")
     if entry.file_size > max(UNPACKED, RATIO * entry.compress_size):
         raise ValueError(
@@ -158,12 +160,12 @@ def _check(entry: zipfile.ZipInfo, held: int) -> None:
         )
 
 
-def _mapped(path: Path, file: IO[bytes], entry: zipfile.ZipInfo, found: Header, begin: int) -> NDArray[Any]:
+def _mapped(path: Path, file: IO[bytes], entry: zipfile.ZipInfo, declared: Header, begin: int) -> NDArray[Any]:
     file.seek(entry.header_offset)
     local = file.read(LOCAL_HEADER)
     offset = entry.header_offset + LOCAL_HEADER + sum(int.from_bytes(local[k : k + 2], "little") for k in (26, 28))
-    if begin + found.nbytes > entry.file_size or offset + begin + found.nbytes > bounded_reading.size(file):
-        raise ValueError(_excess(found, entry.file_size))
-    if not found.nbytes:
-        return np.empty(found.shape, found.dtype)
-    return np.memmap(path, found.dtype, "r", offset + begin, found.shape, _order(found))
+    if begin + declared.nbytes > entry.file_size or offset + begin + declared.nbytes > bounded_reading.size(file):
+        raise ValueError(_excess(declared, entry.file_size))
+    if not declared.nbytes:
+        return np.empty(declared.shape, declared.dtype)
+    return np.memmap(path, declared.dtype, "r", offset + begin, declared.shape, _order(declared))

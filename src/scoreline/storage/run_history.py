@@ -49,10 +49,10 @@ def history(root: Path) -> list[Row]:
     Raises:
         InputError: for a line that is no record, unless it is a last one that a kill cut short.
     """
-    found = [row({"train": record}) for record in records(root / "metrics.jsonl")]
-    found += filter(None, map(picture_row, sorted((root / "previews").glob("*.png"))))
-    found += [row({"online_schedule": record}) for record in records(root / "online_schedule.jsonl")]
-    return sorted(found, key=lambda it: float(it["kimg"]))
+    rows = [row({"train": record}) for record in records(root / "metrics.jsonl")]
+    rows += filter(None, map(picture_row, sorted((root / "previews").glob("*.png"))))
+    rows += [row({"online_schedule": record}) for record in records(root / "online_schedule.jsonl")]
+    return sorted(rows, key=lambda it: float(it["kimg"]))
 
 
 def records(path: Path) -> list[dict[str, Any]]:
@@ -69,9 +69,9 @@ def records(path: Path) -> list[dict[str, Any]]:
 
 def _record(path: Path, number: int, text: str) -> dict[str, Any]:
     try:
-        found = json.loads(text)
-        if isinstance(found["kimg"], int | float):
-            return dict(found)
+        record = json.loads(text)
+        if isinstance(record["kimg"], int | float):
+            return dict(record)
     except (ValueError, KeyError, TypeError):
         pass
     raise InputError(f"{path}: line {number} is no record with a kimg; delete that line")

@@ -86,7 +86,7 @@ class RunLock:
 
     def _taken(self, way: str) -> IO[bytes]:
         limit = time.monotonic() + SIGNING
-        while (found := self._attempt()) is None:
+        while (file := self._attempt()) is None:
             holder = _holder(self.path)
             if not _named(holder) and time.monotonic() < limit:
                 time.sleep(0.05)
@@ -102,7 +102,7 @@ class RunLock:
                 )
                 self.waited = True
             time.sleep(POLL)
-        return found
+        return file
 
     def _attempt(self) -> IO[bytes] | None:
         """Return the locked file, or None if another process holds it."""
@@ -167,11 +167,11 @@ def _holder(path: Path) -> dict[str, Any]:
     """Return the content of a lock file; empty if the file is gone or incomplete."""
     try:
         with open(path, "rb") as file:
-            found = json.loads(file.read(LARGEST))
+            holder = json.loads(file.read(LARGEST))
     except (OSError, ValueError, RecursionError):
         return {}
-    whole = isinstance(found, dict) and isinstance(found.get("pid"), int) and isinstance(found.get("host"), str)
-    return found if whole and 0 < found["pid"] < 2**32 else {}
+    whole = isinstance(holder, dict) and isinstance(holder.get("pid"), int) and isinstance(holder.get("host"), str)
+    return holder if whole and 0 < holder["pid"] < 2**32 else {}
 
 
 def _description(holder: dict[str, Any]) -> str:

@@ -153,9 +153,9 @@ class Values:
         Raises:
             ValueError: for another type or shape.
         """
-        wanted = "I64" if self.whole else "F64"
-        if dtype != wanted:
-            raise ValueError(f"tensor {name} is of type {dtype}, not {wanted}")
+        type_name = "I64" if self.whole else "F64"
+        if dtype != type_name:
+            raise ValueError(f"tensor {name} is of type {dtype}, not {type_name}")
         sizes = [_size(size, has, letters) for size, has in zip(self.sizes, shape, strict=False)]
         if len(shape) != len(self.sizes) or sizes != shape or math.prod(shape) > MOST_NUMBERS:
             raise ValueError(f"tensor {name} has shape {excerpt(shape)}, not ({', '.join(map(str, self.sizes))})")
@@ -168,9 +168,9 @@ class Values:
         Raises:
             ValueError: for a value that is not allowed.
         """
-        known = values[values.isfinite()] if self.unknown else values
-        inside = known > self.least if self.above else known >= self.least
-        if not bool((inside & (known.abs() < math.inf)).all()):
+        numbers = values[values.isfinite()] if self.unknown else values
+        inside = numbers > self.least if self.above else numbers >= self.least
+        if not bool((inside & (numbers.abs() < math.inf)).all()):
             least = f" {'above' if self.above else 'from'} {self.least:g}" if self.least > -math.inf else ""
             raise ValueError(f"tensor {name} has a value that is no finite number{least}")
         if self.order and not bool((values.diff() * self.order > 0).all()):
@@ -210,16 +210,16 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return unique
 
 
-def _check_nested(value: Any, left: int) -> None:
+def _check_nested(value: Any, depth: int) -> None:
     if isinstance(value, str):
         value.encode()
     if not isinstance(value, list | dict):
         return
-    if left == 0:
+    if depth == 0:
         raise ValueError(f"JSON that is nested more than {DEEPEST} deep")
     inside: Iterable[Any] = value if isinstance(value, list) else (*value.keys(), *value.values())
     for item in inside:
-        _check_nested(item, left - 1)
+        _check_nested(item, depth - 1)
 
 
 def parse_entries(metadata: Mapping[str, str], rules: Mapping[str, Rule], plain: Iterable[str]) -> dict[str, Any]:

@@ -58,12 +58,12 @@ def read_header(path: Path, name: str, remedy: str) -> Header:
             slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
             shapes = {name: list(part.get_shape()) for name, part in slices.items()}
             types = {name: str(part.get_dtype()) for name, part in slices.items()}
-            found = Header(path, name, remedy, file.metadata() or {}, shapes, types)
+            header = Header(path, name, remedy, file.metadata() or {}, shapes, types)
     except (SafetensorError, OSError, ValueError) as error:
         raise InputError(printable(f"{name}: not a readable safetensors file ({error!s:.200}); {remedy}")) from error
     if len(shapes) > MOST_TENSORS:
-        raise found.refuse(f"it holds {len(shapes):,} tensors, more than {MOST_TENSORS:,}")
-    return found
+        raise header.refuse(f"it holds {len(shapes):,} tensors, more than {MOST_TENSORS:,}")
+    return header
 
 
 def _check_length(path: Path) -> None:

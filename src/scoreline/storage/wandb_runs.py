@@ -45,11 +45,11 @@ def names(root: Path, identity: str, **chosen: Any) -> Names:
             cell = root.relative_to(table).parts[1:]
             parts, name, group = 3 if cell else 2, " ".join(cell) or name, table.name
             break
-    found: Names = {"id": run_id(identity, root, parts), "project": PROJECT, "name": name, "group": group}
-    found |= {key: value for key, value in chosen.items() if value}
-    if set(found["id"]) & set("/\\#?%:"):
-        raise InputError(f"id={found['id']}: W&B takes none of / \\ # ? % : in an id; leave them out")
-    return found
+    names: Names = {"id": run_id(identity, root, parts), "project": PROJECT, "name": name, "group": group}
+    names |= {key: value for key, value in chosen.items() if value}
+    if set(names["id"]) & set("/\\#?%:"):
+        raise InputError(f"id={names['id']}: W&B takes none of / \\ # ? % : in an id; leave them out")
+    return names
 
 
 def run_id(identity: str, directory: Path, parts: int = 2) -> str:
@@ -113,14 +113,14 @@ def log(run: Any, row: Row) -> None:
     Raises:
         InputError: if a picture is not readable.
     """
-    found = dict(row)
+    entry = dict(row)
     for name, path in row.items():
         if isinstance(path, Path):
             try:
-                found[name] = import_wandb().Image(str(path), caption=path.stem)
+                entry[name] = import_wandb().Image(str(path), caption=path.stem)
             except OSError as error:
                 raise InputError(f"{path}: not a readable picture; delete it") from error
-    run.log(found)
+    run.log(entry)
 
 
 def upload(root: Path, config: dict[str, Any], axis: str, rows: list[Row], offline: bool, **chosen: Any) -> str:

@@ -142,8 +142,8 @@ def best(part: Part, metric: str, column: str) -> set[str]:
 
 
 def _spread(one: Score, other: Score) -> float:
-    found = 0.0 if one is other else math.hypot(one["error"], other["error"])
-    return found if math.isfinite(found) else 0.0
+    spread = 0.0 if one is other else math.hypot(one["error"], other["error"])
+    return spread if math.isfinite(spread) else 0.0
 
 
 def difference(entry: Entry, metric: str, paper: Paper | None) -> float | str:
@@ -200,8 +200,8 @@ def collect(root: Path) -> list[Run]:
         InputError: if there is none, or a metrics.json or config.yaml is not as sample.py writes it.
     """
     folders = sorted(path.parent for path in root.rglob(run_results.NAME))
-    found = [(folder, run_results.read(folder)) for folder in folders]
-    runs = [Run(folder, result, run_config.read(folder)) for folder, result in found if result is not None]
+    results = [(folder, run_results.read(folder)) for folder in folders]
+    runs = [Run(folder, result, run_config.read(folder)) for folder, result in results if result is not None]
     if not runs:
         raise InputError(f"{root}: no finished run (metrics.json) below it; run python sample.py -m ... first")
     return runs
@@ -286,9 +286,9 @@ def name_rows(figures: Sequence[Run]) -> tuple[list[str], frozenset[str]]:
     )
     for more in (_nfe, _directory):
         places = [_place(name, it, compared) for name, it in zip(names, figures, strict=True)]
-        taken = Counter(places)
+        counts = Counter(places)
         names = [
-            name + more(it) if taken[place] > 1 else name
+            name + more(it) if counts[place] > 1 else name
             for name, it, place in zip(names, figures, places, strict=True)
         ]
     return names, compared

@@ -138,6 +138,6 @@ def _printed(value: Any, short: bool) -> str:
     """A number with four digits, or whole."""
     if isinstance(value, float) and short:
         return f"{value:.4g}"
-    shown = value if isinstance(value, str) else json.dumps(value, default=str)
-    shown = shown if shown.isprintable() else ascii(shown)
-    return shown if len(shown) <= LONGEST else f"..{shown[-LONGEST:]}-{hashlib.sha256(shown.encode()).hexdigest()[:8]}"
+    text = value if isinstance(value, str) else json.dumps(value, default=str)
+    text = text if text.isprintable() else ascii(text)
+    return text if len(text) <= LONGEST else f"..{text[-LONGEST:]}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"

@@ -135,24 +135,24 @@ def load(root: Path) -> Plan:
     """
     path = root / PLAN
     try:
-        found = _checked(json.loads(bounded_reading.content(path, LARGEST)))
-        table = parse(found["table"], found["data"])
+        content = _checked(json.loads(bounded_reading.content(path, LARGEST)))
+        table = parse(content["table"], content["data"])
     except (OSError, ValueError, RecursionError, InputError) as error:
         reason = " ".join(str(error).split())[:160]
         raise InputError(f"{path}: not the plan of a table ({reason}); run the command of the table again") from error
-    cells = tuple(Cell(**{**cell, "overrides": tuple(cell["overrides"])}) for cell in found["cells"])
-    return Plan(table, found["data"], found["budget"], tuple(found["overrides"]), cells)
+    cells = tuple(Cell(**{**cell, "overrides": tuple(cell["overrides"])}) for cell in content["cells"])
+    return Plan(table, content["data"], content["budget"], tuple(content["overrides"]), cells)
 
 
-def _checked(found: Any) -> dict[str, Any]:
+def _checked(content: Any) -> dict[str, Any]:
     """Raises ValueError unless keys and types are those that `save` writes, and every run lies below the table."""
-    if not isinstance(found, dict) or set(found) != KEYS:
+    if not isinstance(content, dict) or set(content) != KEYS:
         raise ValueError(f"no mapping of the keys {', '.join(sorted(KEYS))}")
-    if not all(map(_text, (found["table"], found["budget"]))) or not _texts(found["overrides"]):
+    if not all(map(_text, (content["table"], content["budget"]))) or not _texts(content["overrides"]):
         raise ValueError("table, budget or overrides is no text")
-    if not _printable(found["data"]) or not isinstance(found["cells"], list):
+    if not _printable(content["data"]) or not isinstance(content["cells"], list):
         raise ValueError("data holds what cannot be printed, or cells is no list")
-    for cell in found["cells"]:
+    for cell in content["cells"]:
         if (
             not isinstance(cell, dict)
             or set(cell) != CELL_KEYS
@@ -161,7 +161,7 @@ def _checked(found: Any) -> dict[str, Any]:
             raise ValueError(f"cells holds {cell!r:.60}")
         if not inside(cell["directory"]):
             raise ValueError(f"{cell['directory']!r:.60} is no directory of a run of this table")
-    return found
+    return content
 
 
 def _text(value: object) -> bool:
@@ -200,16 +200,16 @@ def outcome(cell: Cell, root: Path) -> Outcome:
         why = f"the code or a file that it reads was changed meanwhile ({identity}, not {cell.identity})"
         return Outcome("changed", why)
     try:  # what `record` kept; anything else counts as absent
-        found = json.loads(bounded_reading.content(folder / OUTCOME, LARGEST))
-        state, sentence = found["state"], found["sentence"]
+        content = json.loads(bounded_reading.content(folder / OUTCOME, LARGEST))
+        state, sentence = content["state"], content["sentence"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return NOT_RUN
     return Outcome(state, " ".join(sentence.split())) if state in KEPT and isinstance(sentence, str) else NOT_RUN
 
 
-def record(cell: Cell, root: Path, found: Outcome) -> None:
+def record(cell: Cell, root: Path, outcome: Outcome) -> None:
     """Keep in outcome.json why a run has no result."""
-    text = json.dumps(asdict(found)) + "\n"
+    text = json.dumps(asdict(outcome)) + "\n"
     write_atomically(root / cell.directory / OUTCOME, lambda path: path.write_text(text))
 
 
@@ -220,10 +220,10 @@ def result(cell: Cell, root: Path) -> Result:
         InputError: if it is damaged.
     """
     folder = root / cell.directory
-    found = run_results.read(folder)
-    if found is None:
+    result = run_results.read(folder)
+    if result is None:
         raise InputError(f"{folder / run_results.NAME}: is gone; run the command of the table again")
-    return found
+    return result
 
 
 def grid(plan: Plan, root: Path) -> Grid:

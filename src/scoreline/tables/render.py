@@ -38,8 +38,8 @@ class Text:
 
     def plain(self) -> str:
         """`4.17 +- 0.03 (NFE 9) [a]`."""
-        shown = f"{self.value}{self.mark}" + (f" +- {self.error}" if self.error else "")
-        return shown + (f" ({self.aside})" if self.aside else "") + (f" [{self.note}]" if self.note else "")
+        text = f"{self.value}{self.mark}" + (f" +- {self.error}" if self.error else "")
+        return text + (f" ({self.aside})" if self.aside else "") + (f" [{self.note}]" if self.note else "")
 
 
 @dataclass(frozen=True)
@@ -77,13 +77,13 @@ def _page(grid: Grid, part: Part) -> Page:
     columns, lines, notes = part.columns(grid), list[Line](), dict[str, str]()
     bold = {column: best(part, grid.metric, column) for column in columns}
     for row in part.rows(grid):
-        found = [part.entries.get((row, column)) for column in columns]
+        cells = [part.entries.get((row, column)) for column in columns]
         ours = [
-            _measured(grid, entry, row in bold[column], notes) for entry, column in zip(found, columns, strict=True)
+            _measured(grid, entry, row in bold[column], notes) for entry, column in zip(cells, columns, strict=True)
         ]
         lines.append(Line(row, ours))
-        if any(entry and entry.published for entry in found):
-            texts = [_quoted(grid, entry, text, notes) for entry, text in zip(found, ours, strict=True)]
+        if any(entry and entry.published for entry in cells):
+            texts = [_quoted(grid, entry, text, notes) for entry, text in zip(cells, ours, strict=True)]
             lines.append(Line("published", texts, published=True))
     heading = [grid.metric, *(f"{grid.label} {column}" for column in columns)]
     return Page(heading, lines, part.differs, _about(grid, part), {letter: reason for reason, letter in notes.items()})
@@ -121,9 +121,9 @@ def _about(grid: Grid, part: Part) -> list[str]:
     results = part.results()
     if not results:
         return ["no run is finished"]
-    found = [_images(results), _below(results), _levels(part, grid), _calls(part, grid), *_marks(grid, part)]
-    found.append(_code(results))
-    return [sentence for sentence in found if sentence]
+    sentences = [_images(results), _below(results), _levels(part, grid), _calls(part, grid), *_marks(grid, part)]
+    sentences.append(_code(results))
+    return [sentence for sentence in sentences if sentence]
 
 
 def _images(results: list[Result]) -> str:
@@ -168,8 +168,8 @@ def _ends(result: Result) -> str:
 
 
 def _of_row(part: Part, grid: Grid, row: str) -> list[Result]:
-    found = [part.entries.get((row, column)) for column in grid.columns]
-    return [entry.result for entry in found if entry is not None and entry.result is not None]
+    cells = [part.entries.get((row, column)) for column in grid.columns]
+    return [entry.result for entry in cells if entry is not None and entry.result is not None]
 
 
 def _calls(part: Part, grid: Grid) -> str:
@@ -321,12 +321,12 @@ def _latex_line(line: Line) -> str:
 
 def _latex_field(text: Text) -> str:
     value = "--" if text.value == "-" else text.value
-    shown = _escaped(value + text.mark)
+    field = _escaped(value + text.mark)
     if text.error:
-        shown += rf" $\pm$ {text.error}"
-    shown = rf"\textbf{{{shown}}}" if text.bold else shown
-    shown += f" ({_minus(_escaped(text.aside))})" if text.aside else ""
-    return shown + (rf"\textsuperscript{{{text.note}}}" if text.note else "")
+        field += rf" $\pm$ {text.error}"
+    field = rf"\textbf{{{field}}}" if text.bold else field
+    field += f" ({_minus(_escaped(text.aside))})" if text.aside else ""
+    return field + (rf"\textsuperscript{{{text.note}}}" if text.note else "")
 
 
 def _minus(text: str) -> str:

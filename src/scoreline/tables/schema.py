@@ -177,40 +177,40 @@ def _any(where: str, node: Node, key: str) -> dict[str, Any]:
 
 
 def _list(where: str, node: Node, key: str, least: int = 1) -> list[Any]:
-    found = node.get(key)
-    found = [] if found is None else found
-    if not isinstance(found, Sequence) or isinstance(found, str):
-        _refuse(where, f"{key}: must be a list, is {_shown(found)}")
-    if len(found) < least:
+    values = node.get(key)
+    values = [] if values is None else values
+    if not isinstance(values, Sequence) or isinstance(values, str):
+        _refuse(where, f"{key}: must be a list, is {_shown(values)}")
+    if len(values) < least:
         _refuse(where, f"{key}: is an empty list; give at least {least}")
-    return list(found)
+    return list(values)
 
 
 def _word(where: str, node: Node, key: str, default: str | None = None) -> str:
-    found = node.get(key)
-    if found is None and default is not None:
+    value = node.get(key)
+    if value is None and default is not None:
         return default
-    if not isinstance(found, str) or not found.strip():
-        _refuse(where, f"{key}: must be a text, is {_shown(found)}")
-    return " ".join(found.split())
+    if not isinstance(value, str) or not value.strip():
+        _refuse(where, f"{key}: must be a text, is {_shown(value)}")
+    return " ".join(value.split())
 
 
 def _words(where: str, node: Node, key: str) -> list[str]:
-    found = _list(where, node, key, least=0)
-    for value in found:
+    words = _list(where, node, key, least=0)
+    for value in words:
         if not isinstance(value, str):
             _refuse(where, f"{key}: holds {_shown(value)}; put it in quotes, so that it is a text")
-    return [" ".join(value.split()) for value in found]
+    return [" ".join(value.split()) for value in words]
 
 
 def _overrides(where: str, node: Node, key: str = "overrides") -> tuple[str, ...]:
-    found = _words(where, node, key)
-    for word in found:
+    words = _words(where, node, key)
+    for word in words:
         if not re.match(r"[+~]{0,2}[\w./@]+=", word):
             _refuse(where, f"{key}: {_shown(word)} is not of the form key=value")
         if word.partition("=")[0].lstrip("+~") in ("seeds", "table", "budget") or word.startswith("hydra."):
             _refuse(where, f"{key}: {_shown(word)} is not for a cell to choose; seeds belong into budgets")
-    return tuple(found)
+    return tuple(words)
 
 
 def number(where: str, key: str, value: object) -> float:

@@ -63,8 +63,8 @@ def _sampled(root: Path) -> list[Row]:
     Raises:
         InputError: if it is damaged.
     """
-    found, grid = run_results.read(root), root / "grid.png"
-    if found is None:
+    result, grid = run_results.read(root), root / "grid.png"
+    if result is None:
         return []
-    kept = {key: value for key, value in found.items() if key != "files"}
+    kept = {key: value for key, value in result.items() if key != "files"}
     return [row({"sample": kept}, axis="nfe") | ({"grid": grid} if grid.is_file() else {})]

@@ -138,11 +138,11 @@ class EMACallback(Callback):
         for average in self.averages.values():
             weights = saved.get(average.name, state_dict["weights"])
             average.weights = {name: value.clone() for name, value in weights.items()}
-        missing = [power.sigma_rel for power in self.powers if power.name not in saved]
-        if missing and self.step:
+        absent = [power.sigma_rel for power in self.powers if power.name not in saved]
+        if absent and self.step:
             raise InputError(
                 f"ema.post_hoc={[power.sigma_rel for power in self.powers]}: the checkpoint to resume from has not "
-                f"averaged with {', '.join(map(str, missing))} from its first step on; leave them out or start again"
+                f"averaged with {', '.join(map(str, absent))} from its first step on; leave them out or start again"
             )
         for power in self.powers:
             power.weights = {name: value.clone() for name, value in saved.get(power.name, {}).items()}

@@ -106,8 +106,8 @@ class Start:
                     f"{self._remedy('the network that it was trained with')}"
                 )
 
-    def _remedy(self, wanted: str) -> str:
-        return f"give {wanted}, or {'choose another directory' if self.own else 'leave out resume='}"
+    def _remedy(self, setting: str) -> str:
+        return f"give {setting}, or {'choose another directory' if self.own else 'leave out resume='}"
 
     def _data_differ(self, module: DiffusionModule) -> bool:
         former, own = (data.get("sha256") for data in (self.run.get("data", {}), module.card.data))

@@ -95,8 +95,8 @@ def certify(name: str, make: Callable[[Schedule], Any]) -> Certificate:
     scale = getattr(solver, "scale", None)
     residual = table.residual if scale is None else scaled_residual(solver(SPACING, *SPAN, BUDGETS[0]), scale)
     spent = tuple(_spent(nominal))
-    found = Certificate(name, nominal.convergence, orders, residual, spent, _setup_ms(make(DiscreteVP())), ())
-    return replace(found, breaches=tuple(_breaches(found, getattr(solver, "budget", "exact") == "fixed")))
+    certificate = Certificate(name, nominal.convergence, orders, residual, spent, _setup_ms(make(DiscreteVP())), ())
+    return replace(certificate, breaches=tuple(_breaches(certificate, getattr(solver, "budget", "exact") == "fixed")))
 
 
 def _nominal(solver: Any) -> Any:
@@ -122,15 +122,15 @@ class GaussianScale:
         return torch.empty(0, dtype=torch.float64)
 
 
-def _breaches(found: Certificate, fixed: bool) -> list[str]:
+def _breaches(certificate: Certificate, fixed: bool) -> list[str]:
     breaches = [
-        f"order {order:.2f} on {model}, not {found.theory:g}"
-        for model, order in found.orders.items()
-        if not abs(order - found.theory) <= SLACK
+        f"order {order:.2f} on {model}, not {certificate.theory:g}"
+        for model, order in certificate.orders.items()
+        if not abs(order - certificate.theory) <= SLACK
     ]
-    if not found.residual <= ROUND_OFF:
-        breaches.append(f"residual {found.residual:.1e}")
-    wrong = [pair for pair in found.nfe if pair[1] > pair[0] or (pair[1] != pair[0] and not fixed)]
+    if not certificate.residual <= ROUND_OFF:
+        breaches.append(f"residual {certificate.residual:.1e}")
+    wrong = [pair for pair in certificate.nfe if pair[1] > pair[0] or (pair[1] != pair[0] and not fixed)]
     return breaches + [f"NFE {counted} where {asked} were requested" for asked, counted in wrong]
 
 
@@ -232,16 +232,24 @@ def _setup_ms(solver: Solver) -> float:
 
 def markdown(certificates: Sequence[Certificate]) -> str:
     """A Markdown table with a row per solver; `20 > 18` where a fixed budget leaves calls unspent."""
-    models = list(dict.fromkeys(model for found in certificates for model in found.orders))
+    models = list(dict.fromkeys(model for certificate in certificates for model in certificate.orders))
     head = ["solver", "order", *models, "residual", "NFE", "set-up", ""]
     lines = ["| " + " | ".join(head) + " |", "|--" * len(head) + "|"]
-    for found in certificates:
-        orders = [f"{found.orders[model]:.2f}" if model in found.orders else "-" for model in models]
-        row = [found.name, f"{found.theory:g}", *orders, f"{found.residual:.0e}", _budget(found)]
-        lines.append("| " + " | ".join([*row, f"{found.setup_ms:.1f} ms", "; ".join(found.breaches) or "ok"]) + " |")
+    for certificate in certificates:
+        orders = [f"{certificate.orders[model]:.2f}" if model in certificate.orders else "-" for model in models]
+        row = [
+            certificate.name,
+            f"{certificate.theory:g}",
+            *orders,
+            f"{certificate.residual:.0e}",
+            _budget(certificate),
+        ]
+        lines.append(
+            "| " + " | ".join([*row, f"{certificate.setup_ms:.1f} ms", "; ".join(certificate.breaches) or "ok"]) + " |"
+        )
     return "\n".join(lines)
 
 
-def _budget(found: Certificate) -> str:
-    asked, counted = found.nfe[-1]
+def _budget(certificate: Certificate) -> str:
+    asked, counted = certificate.nfe[-1]
     return str(counted) if asked == counted else f"{asked} > {counted}"

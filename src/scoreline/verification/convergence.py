@@ -64,16 +64,16 @@ class Runs:
 
     def ends(self, table: Tableau, progress: Progress) -> Tensor:
         """Samples (B, C, H, W) float64 on the CPU; NaN from the first batch on that is not finite."""
-        found = torch.full((len(self.seeds), *self.shape), torch.nan, dtype=torch.float64)
+        states = torch.full((len(self.seeds), *self.shape), torch.nan, dtype=torch.float64)
         done = 0
         args = (self.denoiser, table, self.shape, self.seeds, self.batch_size, self.labels)
         try:
             for batch in generate(*args, network_batch=None, progress=lambda images: progress(images * table.nfe)):
-                found[done : done + len(batch.x)] = batch.x.cpu().double()
+                states[done : done + len(batch.x)] = batch.x.cpu().double()
                 done += len(batch.x)
         except NotFiniteError:
             pass
-        return found
+        return states
 
 
 @dataclass(frozen=True)
@@ -119,18 +119,18 @@ def measure_convergence(runs: Runs, nfe: int, progress: Progress = lambda images
     return Convergence(reference, budgets(nfe), torch.stack(distances))
 
 
-def judge_convergence(found: Convergence) -> Verdict:
+def judge_convergence(convergence: Convergence) -> Verdict:
     """Fail unless the slope is significantly below 0 and below -`FLAT`, or the last run agrees to rounding.
 
     Warn if the slope is shallower than -1; errors of eps that are random from step to step leave -1/2. The slope is a
     mean over images, so that one sample that ends elsewhere at few evaluations does not decide.
     """
-    if not bool(found.distances.isfinite().all() & found.reference.isfinite().all()):
+    if not bool(convergence.distances.isfinite().all() & convergence.reference.isfinite().all()):
         return Verdict("convergence", "fail", "samples are not finite; see the other checks for why")
-    slope, last = mean(found.slopes()), float(found.distances[-1].max())
+    slope, last = mean(convergence.slopes()), float(convergence.distances[-1].max())
     text = f"distance falls as NFE^{slope.value:.2f} +- {slope.error:.2f}"
     if last <= ROUNDING:
-        return Verdict("convergence", "pass", f"at NFE {found.nfe[-1]} runs agree to rounding ({last:.0e})")
+        return Verdict("convergence", "pass", f"at NFE {convergence.nfe[-1]} runs agree to rounding ({last:.0e})")
     if not float(slope.value) < -max(FLAT, SURE * float(slope.error)):
         return Verdict(
             "convergence",

@@ -72,13 +72,13 @@ def ddim_differences(
     """max |x - x'| / max |x'| after DDIM_STEPS steps with float64 states, x by each of `first_order`, x' by `ddim`."""
     exact = ddim(denoiser, process, z, DDIM_STEPS, label)
     progress(len(z) * DDIM_STEPS)
-    found = {}
+    differences = {}
     for name, solver in first_order(process).items():
         table = solver(process, process.sigma_max, process.sigma_min, DDIM_STEPS)
         end = integrate(lambda x, rho: denoiser.eps(x, rho, label=label), z.double() * float(table.rho[0]), table)
-        found[name] = float((end - exact).abs().max() / exact.abs().max())
+        differences[name] = float((end - exact).abs().max() / exact.abs().max())
         progress(len(z) * DDIM_STEPS)
-    return found
+    return differences
 
 
 def judge_ddim(differences: dict[str, float], dtype: torch.dtype) -> Verdict:

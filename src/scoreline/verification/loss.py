@@ -46,15 +46,15 @@ def losses(
     denoiser: Denoiser, real: RealImages, rho: float, batch_size: int, progress: Progress = lambda images: None
 ) -> Tensor:
     """|D(x_0 + rho eps, rho) - x_0|^2 / d of each image, (n,) float64 on the CPU."""
-    device, found = next(denoiser.parameters()).device, []
+    device, values = next(denoiser.parameters()).device, []
     for start in range(0, len(real.clean), batch_size):
         part = slice(start, start + batch_size)
         clean, eps = real.clean[part].to(device), real.eps[part].to(device)
         label = None if real.labels is None else real.labels[part].to(device)
         error = denoiser(clean + rho * eps, rho, label=label) - clean
-        found.append(error.cpu().double().flatten(1).square().mean(1))
+        values.append(error.cpu().double().flatten(1).square().mean(1))
         progress(len(clean))
-    return torch.cat(found)
+    return torch.cat(values)
 
 
 def linear_losses(scatter: Tensor, rho: Tensor) -> Tensor:
@@ -129,9 +129,9 @@ def failed_levels(loss: Tensor, linear: Tensor, rho: Tensor, variance: float) ->
     return torch.where(rho >= math.sqrt(variance), high, low) | ~own.value.isfinite()
 
 
-def above_linear(found: Losses) -> Tensor:
+def above_linear(losses: Losses) -> Tensor:
     """Levels (K,) at which the loss is significantly above the best linear denoiser's."""
-    excess = mean(found.by_factor[0] - found.linear)
+    excess = mean(losses.by_factor[0] - losses.linear)
     return excess.value > SURE * excess.error
 
 
@@ -141,25 +141,25 @@ UNKNOWN = (
 )
 
 
-def judge_losses(found: Losses, cures: Callable[[Tensor], Sequence[str]]) -> Verdict:
+def judge_losses(losses: Losses, cures: Callable[[Tensor], Sequence[str]]) -> Verdict:
     """`failed_levels` levels fail; levels that are only `above_linear` warn.
 
     Args:
-        found: the losses.
+        losses: the losses.
         cures: noise levels that fail -> changes that would mend them, see `mending`.
     """
-    wrong = failed_levels(found.by_factor[0], found.linear, found.rho, found.variance)
-    high = above_linear(found) & ~wrong
+    wrong = failed_levels(losses.by_factor[0], losses.linear, losses.rho, losses.variance)
+    high = above_linear(losses) & ~wrong
     if bool(wrong.any()):
-        mended = cures(found.rho[wrong])
+        mended = cures(losses.rho[wrong])
         says = f"it falls with {' or with '.join(mended)}" if mended else UNKNOWN
-        where = _where(found.rho, wrong)
+        where = _where(losses.rho, wrong)
         return Verdict("loss", "fail", f"higher than that of any right network {where}; {says}")
     if bool(high.any()):
-        size = float((mean(found.by_factor[0] - found.linear).value[high].sqrt() / found.rho[high]).max())
-        text = f"above the best linear denoiser {_where(found.rho, high)}, by {size:.1%} of eps; usual at the ends"
+        size = float((mean(losses.by_factor[0] - losses.linear).value[high].sqrt() / losses.rho[high]).max())
+        text = f"above the best linear denoiser {_where(losses.rho, high)}, by {size:.1%} of eps; usual at the ends"
         return Verdict("loss", "warn", text)
-    return Verdict("loss", "pass", f"below the best linear denoiser, or level with it, at all {len(found.rho)} levels")
+    return Verdict("loss", "pass", f"below the best linear denoiser, or level with it, at all {len(losses.rho)} levels")
 
 
 def _where(rho: Tensor, marked: Tensor) -> str:

@@ -23,27 +23,27 @@ SMALL_LABELS = (1, 5, 20)
 """Labels at which a shift of one is measured, for models of discrete time."""
 
 
-def best_factors(found: Losses) -> Tensor:
+def best_factors(losses: Losses) -> Tensor:
     """For each level the factor with the least loss, (K,), if it is clearly less than that of factor 1.
 
     This means less by more than `SURE` standard errors of the paired difference and by more than `RELEVANT` of the
     loss; otherwise the factor is 1.
     """
-    right = found.by_factor[0]
-    gain = mean(right - found.by_factor)
+    right = losses.by_factor[0]
+    gain = mean(right - losses.by_factor)
     counts = (gain.value > SURE * gain.error) & (gain.value > RELEVANT * right.mean(-1))
     size = torch.where(counts, gain.value, 0.0)
     return torch.tensor(FACTORS, dtype=torch.float64)[size.argmax(0)]
 
 
-def _indifferent(found: Losses) -> Tensor:
+def _indifferent(losses: Losses) -> Tensor:
     """Levels (K,) at which no factor changes the loss by more than `RELEVANT` of it."""
-    right = found.by_factor[0].mean(-1)
-    change = (found.by_factor.mean(-1) - right).abs().nan_to_num(0.0)
+    right = losses.by_factor[0].mean(-1)
+    change = (losses.by_factor.mean(-1) - right).abs().nan_to_num(0.0)
     return change.amax(0) <= RELEVANT * right
 
 
-def judge_labels(found: Losses) -> Verdict:
+def judge_labels(losses: Losses) -> Verdict:
     """Fail if at half of the levels or more the network prefers labels of one side, and at few those of the other.
 
     Few means a quarter as many. Levels at which it is `_indifferent` do not count: with EDM's preconditioning these are
@@ -51,9 +51,9 @@ def judge_labels(found: Losses) -> Verdict:
     so the label of another noise level than the state's can only raise it; but networks are not perfect, and least so
     at the ends of the range. Warn if fewer than `HEARD` levels count; skip if losses are not finite.
     """
-    if not bool(found.by_factor[0].isfinite().all()):
+    if not bool(losses.by_factor[0].isfinite().all()):
         return Verdict("labels", "skip", "the loss is not finite")
-    best, total = best_factors(found), int((~_indifferent(found)).sum())
+    best, total = best_factors(losses), int((~_indifferent(losses)).sum())
     if total < HEARD:
         text = f"the label hardly matters, at {total} of {len(best)} levels; look at label_scale"
         return Verdict("labels", "warn", text)

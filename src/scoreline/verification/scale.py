@@ -60,7 +60,7 @@ def measure_scale(runs: Runs, final: Tensor) -> Scale:
     )
 
 
-def judge_scale(found: Scale, data: Tensor | None) -> Verdict:
+def judge_scale(scale: Scale, data: Tensor | None) -> Verdict:
     """Fail if values are not finite, eps at sigma_max is off 1 by 30 %, or most pixels are out of range.
 
     Warn if eps is off 1 by 5 %, 5 % of the pixels are out of range, none is negative, or, beside real images `data`
@@ -68,49 +68,49 @@ def judge_scale(found: Scale, data: Tensor | None) -> Verdict:
     standard deviation, its standard deviation by half, or its mean of D at sigma_max by more than the data's standard
     deviation.
     """
-    wrong = _absurd(found)
-    odd = _odd(found) + ([] if data is None or not found.finite else _unlike(found, data))
+    wrong = _absurd(scale)
+    odd = _odd(scale) + ([] if data is None or not scale.finite else _unlike(scale, data))
     if wrong or odd:
         return Verdict("scale", "fail" if wrong else "warn", "; ".join(wrong + odd))
     return Verdict(
         "scale",
         "pass",
-        f"eps at sigma_max is {found.eps_size:.3f} times as large as the noise, images have the range of images",
+        f"eps at sigma_max is {scale.eps_size:.3f} times as large as the noise, images have the range of images",
     )
 
 
-def _absurd(found: Scale) -> list[str]:
+def _absurd(scale: Scale) -> list[str]:
     wrong = []
-    if not found.finite:
+    if not scale.finite:
         wrong.append("images are not finite")
-    if not abs(found.eps_size - 1) <= 0.3:
+    if not abs(scale.eps_size - 1) <= 0.3:
         wrong.append(
-            f"eps at sigma_max is {found.eps_size:.3g} times as large as the noise: label, alpha or scale of the output"
+            f"eps at sigma_max is {scale.eps_size:.3g} times as large as the noise: label, alpha or scale of the output"
         )
-    if found.outside > 0.5:
-        wrong.append(f"{found.outside:.0%} of the pixels are out of [-1, 1]: the scale of the images or of the output")
+    if scale.outside > 0.5:
+        wrong.append(f"{scale.outside:.0%} of the pixels are out of [-1, 1]: the scale of the images or of the output")
     return wrong
 
 
-def _odd(found: Scale) -> list[str]:
+def _odd(scale: Scale) -> list[str]:
     odd = []
-    if 0.05 < abs(found.eps_size - 1) <= 0.3:
-        odd.append(f"eps at sigma_max is {found.eps_size:.3f} times as large as the noise")
-    if 0.05 < found.outside <= 0.5:
-        odd.append(f"{found.outside:.1%} of the pixels are out of [-1, 1]")
-    if found.finite and found.negative == 0:
+    if 0.05 < abs(scale.eps_size - 1) <= 0.3:
+        odd.append(f"eps at sigma_max is {scale.eps_size:.3f} times as large as the noise")
+    if 0.05 < scale.outside <= 0.5:
+        odd.append(f"{scale.outside:.1%} of the pixels are out of [-1, 1]")
+    if scale.finite and scale.negative == 0:
         odd.append("no pixel is negative: trained on images in [0, 1]?")
     return odd
 
 
-def _unlike(found: Scale, data: Tensor) -> list[str]:
+def _unlike(scale: Scale, data: Tensor) -> list[str]:
     centre, spread, odd = data.double().mean((0, 2, 3)), data.double().std((0, 2, 3)), []
-    error = found.by_image.std(0) / len(found.by_image) ** 0.5
-    offset = (found.mean - centre).abs()
+    error = scale.by_image.std(0) / len(scale.by_image) ** 0.5
+    offset = (scale.mean - centre).abs()
     if bool(((offset > SURE * error) & (offset > spread / 4)).any()):
         odd.append("the images' mean is not the data's")
-    if bool(((found.std / spread - 1).abs() > 0.5).any()):
+    if bool(((scale.std / spread - 1).abs() > 0.5).any()):
         odd.append("the images' standard deviation is not the data's")
-    if bool(((found.denoised - centre).abs() > spread).any()):
+    if bool(((scale.denoised - centre).abs() > spread).any()):
         odd.append("D at sigma_max is far from the data's mean")
     return odd

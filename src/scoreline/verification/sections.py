@@ -37,18 +37,18 @@ def loss_section(plan: Plan) -> Section:
     denoiser, real, size = plan.runs.denoiser, plan.real, plan.runs.batch_size
     small, flipped, shifted = small_levels(plan), None, None
     with ImageProgress(evaluations(plan)["loss"], "loss") as progress:
-        found = measure_losses(denoiser, real, plan.rho, size, progress.update)
+        losses = measure_losses(denoiser, real, plan.rho, size, progress.update)
         if plan.runs.shape[0] == 3:
             flipped = measure_reversed(denoiser, real, plan.rho, size, progress.update)
         if small:
             shifted = measure_shifts(denoiser, real, small, size, progress.update)
     verdicts = [
-        judge_losses(found, lambda rho: _mended(plan, rho)),
-        judge_labels(found),
+        judge_losses(losses, lambda rho: _mended(plan, rho)),
+        judge_labels(losses),
     ]
-    verdicts += [] if flipped is None else [judge_channels(found.by_factor[0], flipped)]
-    texts = [_loss_table(found), _label_table(found)] + ([] if shifted is None else [_shift_table(small, shifted)])
-    return Section("\n\n".join(texts), verdicts, _loss_values(found, flipped, shifted))
+    verdicts += [] if flipped is None else [judge_channels(losses.by_factor[0], flipped)]
+    texts = [_loss_table(losses), _label_table(losses)] + ([] if shifted is None else [_shift_table(small, shifted)])
+    return Section("\n\n".join(texts), verdicts, _loss_values(losses, flipped, shifted))
 
 
 def _mended(plan: Plan, rho: Tensor) -> list[str]:
@@ -57,11 +57,11 @@ def _mended(plan: Plan, rho: Tensor) -> list[str]:
         return remedies(plan.runs.denoiser, plan.real, rho, plan.runs.batch_size, progress.update)
 
 
-def _loss_table(found: Losses) -> str:
+def _loss_table(losses: Losses) -> str:
     """A line for each level."""
-    own, linear, rho = mean(found.by_factor[0]), found.linear.mean(-1), found.rho
-    wrong = failed_levels(found.by_factor[0], found.linear, rho, found.variance)
-    marks = ["fail" if w else "above linear" * a for w, a in zip(wrong, above_linear(found), strict=True)]
+    own, linear, rho = mean(losses.by_factor[0]), losses.linear.mean(-1), losses.rho
+    wrong = failed_levels(losses.by_factor[0], losses.linear, rho, losses.variance)
+    marks = ["fail" if w else "above linear" * a for w, a in zip(wrong, above_linear(losses), strict=True)]
     lines = ["Loss E|D - x0|^2 / d, beside the best linear denoiser and D = x"]
     lines += [f"{'rho':>9} {'loss':>10} {'+-':>8} {'linear':>10} {'D = x':>10} {'of linear':>10}"]
     for k, level in enumerate(rho.tolist()):
@@ -73,14 +73,14 @@ def _loss_table(found: Losses) -> str:
     return "\n".join(lines)
 
 
-def _label_table(found: Losses) -> str:
+def _label_table(losses: Losses) -> str:
     """Change of the loss with the label, a line for each level."""
     order = sorted(range(1, len(FACTORS)), key=lambda f: FACTORS[f])
-    change = (found.by_factor / found.by_factor[0].mean(-1)[:, None]).mean(-1) - 1
-    best = best_factors(found)
+    change = (losses.by_factor / losses.by_factor[0].mean(-1)[:, None]).mean(-1) - 1
+    best = best_factors(losses)
     lines = ["Change of the loss with the label of f rho (the state still has noise rho)"]
     lines += [f"{'rho':>9} " + " ".join(f"{f'f = {FACTORS[f]:g}':>9}" for f in order) + f" {'best f':>7}"]
-    for k, level in enumerate(found.rho.tolist()):
+    for k, level in enumerate(losses.rho.tolist()):
         cells = [_change(float(change[f, k])) for f in order]
         lines.append(f"{level:9.4g} " + " ".join(cells) + f" {best[k]:7g}")
     return "\n".join(lines)
@@ -106,16 +106,16 @@ def _shift_table(rho: Sequence[float], shifted: Tensor) -> str:
     return "\n".join(lines)
 
 
-def _loss_values(found: Losses, flipped: Tensor | None, shifted: Tensor | None) -> dict[str, Any]:
+def _loss_values(losses: Losses, flipped: Tensor | None, shifted: Tensor | None) -> dict[str, Any]:
     """Means and standard errors over images; null where a label leaves the range."""
-    own = mean(found.by_factor)
+    own = mean(losses.by_factor)
     values = {
-        "rho": found.rho.tolist(),
+        "rho": losses.rho.tolist(),
         "factors": list(FACTORS),
         "loss": _plain(own.value),
         "loss_error": _plain(own.error),
-        "linear": found.linear.mean(-1).tolist(),
-        "data_variance": found.variance,
+        "linear": losses.linear.mean(-1).tolist(),
+        "data_variance": losses.variance,
     }
     for name, part in (("loss_reversed_channels", flipped), ("loss_shifted_labels", shifted)):
         if part is not None:
@@ -134,30 +134,30 @@ def ddim_section(plan: Plan) -> Section:
     """First-order solvers beside DDIM."""
     z, label = plan.runs.start()
     with ImageProgress(evaluations(plan)["ddim"], "DDIM") as progress:
-        found = ddim_differences(plan.runs.denoiser, plan.runs.process, z, label, progress.update)
+        differences = ddim_differences(plan.runs.denoiser, plan.runs.process, z, label, progress.update)
     lines = [f"First-order solvers beside DDIM in native coordinates, states float64, NFE {DDIM_STEPS}"]
-    lines += [f"{name:>22} {value:9.1e}" for name, value in found.items()]
-    verdict = judge_ddim(found, next(plan.runs.denoiser.parameters()).dtype)
-    values = {name: _plain(torch.tensor(value)) for name, value in found.items()}
+    lines += [f"{name:>22} {value:9.1e}" for name, value in differences.items()]
+    verdict = judge_ddim(differences, next(plan.runs.denoiser.parameters()).dtype)
+    values = {name: _plain(torch.tensor(value)) for name, value in differences.items()}
     return Section("\n".join(lines), [verdict], {"ddim": values})
 
 
 def sample_section(plan: Plan) -> Section:
     """Convergence to the fine run, and sizes at both of its ends."""
     with ImageProgress(evaluations(plan)["samples"], "sampling") as progress:
-        found = measure_convergence(plan.runs, plan.nfe, progress.update)
-    scale = measure_scale(plan.runs, found.reference)
+        convergence = measure_convergence(plan.runs, plan.nfe, progress.update)
+    scale = measure_scale(plan.runs, convergence.reference)
     data = None if plan.real is None else plan.real.clean
-    verdicts = [judge_convergence(found), judge_scale(scale, data)]
-    distance, slope = mean(found.distances), mean(found.slopes())
+    verdicts = [judge_convergence(convergence), judge_scale(scale, data)]
+    distance, slope = mean(convergence.distances), mean(convergence.slopes())
     lines = [f"DEIS-tAB3 beside Heun's method with {plan.nfe} evaluations, {len(plan.runs.seeds)} seeds"]
     lines += [f"{'NFE':>9} {'distance':>10} {'+-':>8}"]
     lines += [
         f"{nfe:9} {value:10.3g} {error:8.2g}"
-        for nfe, value, error in zip(found.nfe, distance.value.tolist(), distance.error.tolist(), strict=True)
+        for nfe, value, error in zip(convergence.nfe, distance.value.tolist(), distance.error.tolist(), strict=True)
     ]
     values = {
-        "nfe": list(found.nfe),
+        "nfe": list(convergence.nfe),
         "distance": _plain(distance.value),
         "distance_error": _plain(distance.error),
         "slope": [_plain(part) for part in slope],
@@ -166,19 +166,19 @@ def sample_section(plan: Plan) -> Section:
     return Section("\n".join(lines) + "\n\n" + _scale_table(scale, data), verdicts, values)
 
 
-def _scale_table(found: Scale, data: Tensor | None) -> str:
+def _scale_table(scale: Scale, data: Tensor | None) -> str:
     """Sizes beside those of the data."""
     lines = ["Sizes, by channel, beside the real images"]
     rows: list[tuple[str, Tensor, Callable[[Tensor], Tensor]]] = [
-        ("mean of images", found.mean, lambda x: x.mean((0, 2, 3))),
-        ("standard deviation", found.std, lambda x: x.std((0, 2, 3))),
-        ("mean of D, sigma_max", found.denoised, lambda x: x.mean((0, 2, 3))),
+        ("mean of images", scale.mean, lambda x: x.mean((0, 2, 3))),
+        ("standard deviation", scale.std, lambda x: x.std((0, 2, 3))),
+        ("mean of D, sigma_max", scale.denoised, lambda x: x.mean((0, 2, 3))),
     ]
     for name, value, of in rows:
         beside = "" if data is None else f"  data {_numbers(of(data.double()))}"
         lines.append(f"{name:>22}  {_numbers(value)}{beside}")
-    lines.append(f"{'eps at sigma_max':>22}  {found.eps_size:.4f} times as large as the noise")
-    lines.append(f"{'pixels out of range':>22}  {found.outside:.2%}")
+    lines.append(f"{'eps at sigma_max':>22}  {scale.eps_size:.4f} times as large as the noise")
+    lines.append(f"{'pixels out of range':>22}  {scale.outside:.2%}")
     return "\n".join(lines)
 
 

@@ -17,7 +17,7 @@ class Slope(NamedTuple):
     N: Tensor
 
 
-def slope(eps: LevelEps, x: Tensor, end: Tensor, table: Tableau) -> Slope:
+def slope(eps: LevelEps, x: Tensor, end: Tensor, tableau: Tableau) -> Slope:
     """Compute sum_b sqrt(mean (x_K - end)^2) and its derivatives, for x_{k+1} = x_k + sum_j N_kj eps_j.
 
     With l_k = dL / d x_k: dL / dN_kj = <l_{k+1}, eps_j>, m_j = sum_{k >= j} N_kj l_{k+1},
@@ -28,11 +28,11 @@ def slope(eps: LevelEps, x: Tensor, end: Tensor, table: Tableau) -> Slope:
         eps: differentiable in both arguments.
         x: noise (B, *) at the first level.
         end: the end (B, *) of the fine run.
-        table: a tableau with one row a call (`Tableau.unrolled`).
+        tableau: a tableau with one row a call (`Tableau.unrolled`).
 
     Source: Chen et al. (2018), Neural Ordinary Differential Equations, arXiv:1806.07366, in its discrete form.
     """
-    rho, N, K = table.rho, table.N, table.nfe
+    rho, N, K = tableau.rho, tableau.N, tableau.nfe
     states, estimates = _run(eps, x, rho, N)
     residual = states.pop() - end
     size = residual.flatten(1).square().mean(1).sqrt()

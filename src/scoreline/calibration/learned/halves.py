@@ -29,21 +29,21 @@ class SeedGroup(NamedTuple):
     subject: Subject
     ends: Ends
 
-    def distances(self, table: Tableau) -> Tensor:
+    def distances(self, tableau: Tableau) -> Tensor:
         """Return the distance of every seed's image from that of the fine run, (n,) float64."""
-        return distances(self.subject, table, self.ends)
+        return distances(self.subject, tableau, self.ends)
 
-    def mean(self, table: Tableau) -> float:
+    def mean(self, tableau: Tableau) -> float:
         """Return the mean distance over the seeds."""
-        return float(self.distances(table).mean())
+        return float(self.distances(tableau).mean())
 
     def distances_near(self, near: Neighbourhood, theta: Tensor) -> Tensor:
         """Return `distances` of the tableau at theta; infinite if there is none."""
         try:
-            table = near(theta)
+            tableau = near(theta)
         except ValueError:  # levels or weights that overflow
             return torch.full((len(self.subject.seeds),), torch.inf, dtype=torch.float64)
-        return self.distances(table)
+        return self.distances(tableau)
 
     def select(self, numbers: Tensor) -> "SeedGroup":
         """Return the group of the seeds with these numbers."""

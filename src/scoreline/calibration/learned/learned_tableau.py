@@ -158,17 +158,17 @@ class LearnedTableau:
         pools = {nfe: _closed_forms(self.families, subject.span, nfe) for nfe in self.budgets}
         costs = {nfe: self._cost(subject, nfe, len(pool)) for nfe, pool in pools.items()}
         spent = float(len(subject.seeds) * subject.run.nfe)
-        done = _EvaluationProgress(progress, len(subject.seeds) / (spent + sum(costs.values())))
-        groups = split_seeds(subject, fine_ends(subject, lambda images: done(images * subject.run.nfe)))
+        count_evaluations = _EvaluationProgress(progress, len(subject.seeds) / (spent + sum(costs.values())))
+        groups = split_seeds(subject, fine_ends(subject, lambda images: count_evaluations(images * subject.run.nfe)))
         values: dict[str, Any] = {"budgets": torch.tensor(list(pools)), "starts": [], "span": subject.span}
         rows = []
         for nfe, pool in pools.items():
-            start, learned = self._learn(groups, pool, done)
+            start, learned = self._learn(groups, pool, count_evaluations)
             values |= {f"rho_{nfe}": learned.rho, f"N_{nfe}": learned.N}
             values["starts"].append(start.candidate.names[0])
             rows.append(_held_out_row(groups[1], start.candidate.table.unrolled(), learned))
             spent += costs[nfe]
-            done.reach(spent)
+            count_evaluations.reach(spent)
         return values | dict(zip(_ROW, torch.tensor(rows, dtype=torch.float64).unbind(1), strict=True))
 
     def _cost(self, subject: Subject, nfe: int, count: int) -> float:
@@ -191,24 +191,24 @@ class LearnedTableau:
         return min(len(subject.seeds), max(self.derivatives, needed))
 
     def _learn(
-        self, groups: tuple[SeedGroup, SeedGroup], pool: list[Candidate], done: _EvaluationProgress
+        self, groups: tuple[SeedGroup, SeedGroup], pool: list[Candidate], count_evaluations: _EvaluationProgress
     ) -> tuple[Measurement, Tableau]:
         """Return the best closed-form start on the training seeds, and the learned tableau."""
         train, held = groups
         # 1. rank the closed forms; 2. a few steps from each start on few seeds; 3. the best of them go on; 4. polish
-        ranked = rank(*train, pool, lambda images: done(images * pool[0].table.nfe))
+        ranked = rank(*train, pool, lambda images: count_evaluations(images * pool[0].table.nfe))
         starts = [entry.candidate.table.unrolled() for entry in ranked]
         few = train.select(torch.arange(-(-len(train.subject.seeds) // FEWER)))
-        trials = [self._descend((few, held), start, self.first, done) for start in starts[: self.starts]]
+        trials = [self._descend((few, held), start, self.first, count_evaluations) for start in starts[: self.starts]]
         finals = sorted(trials, key=_held_out)[: self.finals]
-        further = [self._descend(groups, trial.table, self.steps, done) for trial in finals]
+        further = [self._descend(groups, trial.table, self.steps, count_evaluations) for trial in finals]
         unchanged = Trial(starts[0], held.mean(starts[0]))
         best = min((unchanged, *trials, *further), key=_held_out)
-        last = adam_polish(train, held, best, self._polish, done)
+        last = adam_polish(train, held, best, self._polish, count_evaluations)
         return ranked[0], (last if last.held_out <= unchanged.held_out else best).table
 
     def _descend(
-        self, groups: tuple[SeedGroup, SeedGroup], start: Tableau, steps: int, done: _EvaluationProgress
+        self, groups: tuple[SeedGroup, SeedGroup], start: Tableau, steps: int, count_evaluations: _EvaluationProgress
     ) -> Trial:
         """Return the best tableau on held-out seeds among the start and the steps from it."""
         train, held = groups
@@ -228,11 +228,11 @@ class LearnedTableau:
             return train.distances_near(near, theta)
 
         for step in descend(linear, distances, theta, ridge, steps):
-            table = near(step.theta)
-            trial = Trial(table, held.mean(table))
+            tableau = near(step.theta)
+            trial = Trial(tableau, held.mean(tableau))
             since = 0 if trial.held_out < best.held_out else since + 1
             best = min(best, trial, key=_held_out)
-            done(self._step_cost(train.subject, start.nfe))
+            count_evaluations(self._step_cost(train.subject, start.nfe))
             if since == PATIENCE:
                 break
         return best
@@ -286,15 +286,15 @@ def _linearise(group: SeedGroup, near: Neighbourhood, theta: Tensor, difference:
     """Yield the residuals of the run's ends and their derivatives by theta, batch by batch."""
     subject = group.subject
     with torch.inference_mode(False):
-        table, slopes = near(theta), near.slopes(theta)
+        tableau, slopes = near(theta), near.slopes(theta)
     for part, end in zip(subject.batches(), torch.split(group.ends.noisy, subject.batch_size), strict=True):
         eps, x = start_of(subject, part)
-        x, d_x = linearise(eps, x, table, slopes, difference)
+        x, d_x = linearise(eps, x, tableau, slopes, difference)
         yield Linear((x - end.to(x.device)).flatten(1), d_x.flatten(2))
 
 
 def _held_out_row(held: SeedGroup, start: Tableau, learned: Tableau) -> list[float]:
-    before, after = (held.distances(table) for table in (start, learned))
+    before, after = (held.distances(tableau) for tableau in (start, learned))
     root = len(before) ** 0.5
     ratio = float(after.median() / before.median())
     return [*(float(v) for d in (before, after) for v in (d.mean(), d.std() / root)), ratio]

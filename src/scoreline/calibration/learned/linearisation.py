@@ -15,7 +15,7 @@ STEP = 3e-3
 
 
 def linearise(
-    eps: LevelEps, x: Tensor, table: Tableau, slopes: tuple[Tensor, Tensor], step: float = STEP
+    eps: LevelEps, x: Tensor, tableau: Tableau, slopes: tuple[Tensor, Tensor], step: float = STEP
 ) -> tuple[Tensor, Tensor]:
     """Return the sample x_K (B, *) and its derivatives d x_K / d theta (P, B, *), in forward mode:
 
@@ -28,16 +28,16 @@ def linearise(
     Args:
         eps: the model.
         x: noise (B, *) at the first level.
-        table: a tableau with one row a call.
+        tableau: a tableau with one row a call.
         slopes: d rho / d theta (P, K + 1) and dN / d theta (P, K, K), see `Neighbourhood.slopes`.
         step: length of a difference, in units of the noise level.
     """
     d_rho, d_N = slopes
-    rho, N = table.rho.tolist(), table.N.tolist()
+    rho, N = tableau.rho.tolist(), tableau.N.tolist()
     d_x = x.new_zeros(len(d_rho), *x.shape)
     estimates: list[Tensor] = []
     changes: list[Tensor] = []
-    for k in range(table.nfe):
+    for k in range(tableau.nfe):
         estimates.append(eps(x, torch.full((len(x),), rho[k], dtype=torch.float64, device=x.device)))
         changes.append(_differences(eps, x, rho[k], estimates[k], d_x, d_rho[:, k], step))
         for j in range(k + 1):

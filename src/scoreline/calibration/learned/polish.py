@@ -74,12 +74,12 @@ def gradient(group: SeedGroup, near: Neighbourhood, theta: Tensor) -> Tensor:
     Raises:
         ValueError: if theta makes no tableau.
     """
-    table = near(theta.detach())
-    by_rho, by_N = torch.zeros_like(table.rho), torch.zeros_like(table.N)
+    tableau = near(theta.detach())
+    by_rho, by_N = torch.zeros_like(tableau.rho), torch.zeros_like(tableau.N)
     subject = group.subject
     for part, end in zip(subject.batches(), torch.split(group.ends.noisy, subject.batch_size), strict=True):
         eps, x = start_of(subject, part)
-        part_slope = slope(eps, x, end.to(x.device), table)
+        part_slope = slope(eps, x, end.to(x.device), tableau)
         by_rho, by_N = by_rho + part_slope.rho, by_N + part_slope.N
     # the chain rule: from derivatives by (rho, N) to derivatives by theta
     rho, N = near.parts(theta)
