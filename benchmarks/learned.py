@@ -294,9 +294,9 @@ class Lesson:
 
     def steady(self, some: Subject, nfe: int) -> tuple[tuple[str, ...], Tableau]:
         """The best closed form with strictly decreasing levels, on the noise that makes steps."""
-        found = [each for each in candidates(self.families, some.span, nfe) if decreasing(each.table)]
+        found = [each for each in candidates(self.families, some.span, nfe) if decreasing(each.tableau)]
         best = rank(some, fine_ends(some), found)[0].candidate
-        return best.names[0], best.table
+        return best.names[0], best.tableau
 
 
 def decreasing(table: Tableau) -> bool:

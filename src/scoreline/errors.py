@@ -22,7 +22,7 @@ class NotFiniteError(InputError, FloatingPointError):
 
 
 def did_you_mean(word: str, choices: Iterable[str]) -> str:
-    """`; did you mean 'nfe'?` for the nearest of `choices`, or the whole list when nothing is near."""
+    """Return `; did you mean 'nfe'?` for the nearest of `choices`, or the whole list if none is near."""
     choices = sorted(set(choices))
     near = difflib.get_close_matches(word, choices, n=1, cutoff=0.6)
     if near:
@@ -31,6 +31,6 @@ def did_you_mean(word: str, choices: Iterable[str]) -> str:
 
 
 def printable(text: str) -> str:
-    """The text with control characters, line ends and lone surrogates as escapes: it stays one line and cannot steer a
+    """Escape control characters, line ends and lone surrogates in a text: it stays one line and cannot steer a
     terminal, whatever file it comes from."""
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)

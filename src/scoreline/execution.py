@@ -68,7 +68,7 @@ class Execution:
 
 
 def _options(name: str, network: nn.Module) -> dict[str, Any]:
-    """Options of torch.compile. On a CPU, C++ calls the kernels, since threads would wait for Python's lock."""
+    """Return torch.compile's options. On a CPU, C++ calls the kernels, since threads would wait for Python's lock."""
     options = dict(COMPILE[name] or {})
     parameter = next(network.parameters(), None)
     if parameter is None or parameter.device.type != "cpu":
@@ -78,7 +78,7 @@ def _options(name: str, network: nn.Module) -> dict[str, Any]:
 
 
 def _first_alone(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """The same function, but other threads wait for its first call, so that only one of them compiles it."""
+    """Return the function with a lock: threads wait for its first call, so that only one of them compiles it."""
     lock, compiled = threading.Lock(), threading.Event()
 
     def call(*arguments: Any, **options: Any) -> Tensor:

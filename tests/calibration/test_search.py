@@ -176,7 +176,7 @@ def test_ranks_and_means_are_those_of_brute_force() -> None:
     found = candidates(families, SPAN, 6)
     assert len(found) == 6
     ranked = rank(of, fine_ends(of), found)
-    brute = {tuple(entry.names): measured(of, entry.table) for entry in found}
+    brute = {tuple(entry.names): measured(of, entry.tableau) for entry in found}
     assert [tuple(entry.candidate.names) for entry in ranked] == sorted(
         brute, key=lambda names: float(brute[names].mean())
     )
@@ -197,7 +197,7 @@ def test_halving_keeps_the_best() -> None:
     assert len(ranked) == FINALISTS
     assert {len(entry.distances) for entry in ranked} == {70}
     assert sum(spent) == work(len(found), 70) == 16 * len(found) + 64 * FINALISTS + 70 * FINALISTS
-    everything = {tuple(entry.names): float(distances(of, entry.table, ends).mean()) for entry in found}
+    everything = {tuple(entry.names): float(distances(of, entry.tableau, ends).mean()) for entry in found}
     assert tuple(ranked[0].candidate.names) == min(everything, key=everything.get)
 
 

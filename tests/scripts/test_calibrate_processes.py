@@ -105,12 +105,12 @@ def test_damaged_and_foreign_parts_are_made_again(tmp_path: Path) -> None:
     whole = (tmp_path / "000002.safetensors").read_bytes()
     for damage in (whole[:-3], whole[:5], b"", b"\xff" * 40):
         (tmp_path / "000002.safetensors").write_bytes(damage)
-        assert Parts(tmp_path, "one").found(4) == [0, 1, 3]
+        assert Parts(tmp_path, "one").existing(4) == [0, 1, 3]
         made.clear()
         assert all(equal(a, b) for a, b in zip(Parts(tmp_path, "one")(4, make), first, strict=True))
         assert made == [2]
-    assert Parts(tmp_path, "two").found(4) == []
-    assert Parts(tmp_path, "one").found(5) == [0, 1, 2, 3]
+    assert Parts(tmp_path, "two").existing(4) == []
+    assert Parts(tmp_path, "one").existing(5) == [0, 1, 2, 3]
     Parts(tmp_path, "one").remove()
     assert not tmp_path.exists()
     made.clear()

@@ -38,7 +38,7 @@ class Candidate(NamedTuple):
     """A solver on a schedule at some NFE; `names` are all pairs that make its tableau, in the order of the families."""
 
     names: list[tuple[str, str]]
-    table: Tableau
+    tableau: Tableau
 
 
 class Measurement(NamedTuple):
@@ -70,9 +70,9 @@ def candidates(families: Families, span: tuple[float, float], nfe: int) -> list[
     for (solver_name, solver), (schedule_name, schedule) in product(
         families.solvers.items(), families.schedules.items()
     ):
-        table = _table(solver, schedule, span, nfe)
-        if table is not None:
-            pool.setdefault(_fingerprint(table), Candidate([], table)).names.append((solver_name, schedule_name))
+        tableau = _tableau(solver, schedule, span, nfe)
+        if tableau is not None:
+            pool.setdefault(_fingerprint(tableau), Candidate([], tableau)).names.append((solver_name, schedule_name))
     if not pool:
         raise InputError(
             f"nfe={nfe}: no solver and schedule of this search can spend it; use other calibration.budgets"
@@ -80,7 +80,7 @@ def candidates(families: Families, span: tuple[float, float], nfe: int) -> list[
     return list(pool.values())
 
 
-def _table(solver: Solver | Adaptive, schedule: Schedule, span: tuple[float, float], nfe: int) -> Tableau | None:
+def _tableau(solver: Solver | Adaptive, schedule: Schedule, span: tuple[float, float], nfe: int) -> Tableau | None:
     try:
         run = build(solver, schedule, span, nfe, "none")
     except InputError:
@@ -88,10 +88,10 @@ def _table(solver: Solver | Adaptive, schedule: Schedule, span: tuple[float, flo
     return run if isinstance(run, Tableau) and run.nfe == nfe and not bool(run.B.any()) else None
 
 
-def _fingerprint(table: Tableau) -> tuple[int, ...]:
+def _fingerprint(tableau: Tableau) -> tuple[int, ...]:
     """Round levels and weights to multiples of `SAME`; two equal methods at the edge of a multiple may stay apart."""
-    plain = table.unrolled()
-    numbers = torch.cat([plain.rho, plain.N.flatten()]) / (SAME * float(table.rho[0]))
+    plain = tableau.unrolled()
+    numbers = torch.cat([plain.rho, plain.N.flatten()]) / (SAME * float(tableau.rho[0]))
     return tuple(numbers.round().to(torch.int64).tolist())
 
 
@@ -123,7 +123,7 @@ def rank(
 
 def _measure(subject: Subject, ends: Ends, kept: list[Measurement], progress: Progress) -> Iterator[Measurement]:
     for entry in kept:
-        yield Measurement(entry.candidate, distances(subject, entry.candidate.table, ends))
+        yield Measurement(entry.candidate, distances(subject, entry.candidate.tableau, ends))
         progress(len(subject.seeds))
 
 

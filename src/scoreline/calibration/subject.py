@@ -53,7 +53,7 @@ class Subject:
     def done(self) -> int:
         """Number of images in batches that an earlier process finished."""
         batches = list(self.batches())
-        return sum(len(batches[number].seeds) for number in self.parts.found(len(batches)))
+        return sum(len(batches[number].seeds) for number in self.parts.existing(len(batches)))
 
     @property
     def span(self) -> tuple[float, float]:

@@ -29,7 +29,7 @@ FORMER = {new: old for old, new in MOVED.items()}
 
 
 def current(cfg: DictConfig) -> DictConfig:
-    """The config with today's names in place of former ones; the config itself if it has none of these."""
+    """Return the config with today's names in place of former ones; the config itself if it has none of these."""
     raw = OmegaConf.to_container(cfg, resolve=False)
     renamed = _rename(raw, MOVED)
     if renamed == raw:
@@ -45,7 +45,7 @@ def former(config: Any) -> Any:
 
 
 def _rename(node: Any, names: dict[str, str]) -> Any:
-    """A copy of nested dictionaries and lists whose `_target_` values are replaced by `names`."""
+    """Return a copy of nested dictionaries and lists whose `_target_` values are replaced by `names`."""
     if isinstance(node, dict):
         return {
             key: names.get(value, value) if key == "_target_" and isinstance(value, str) else _rename(value, names)

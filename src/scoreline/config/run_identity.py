@@ -9,7 +9,7 @@ from scoreline.errors import InputError
 
 
 def identities(overrides: Sequence[str], ranges: Sequence[str]) -> list[str]:
-    """The `identity` of sample.py with these overrides, for each seed range.
+    """Return the `identity` of sample.py with these overrides, for each seed range.
 
     Raises:
         InputError: for overrides that sample.py does not take, in its words.
@@ -20,7 +20,7 @@ def identities(overrides: Sequence[str], ranges: Sequence[str]) -> list[str]:
 
 
 def checkpoint(overrides: Sequence[str]) -> str:
-    """The checkpoint that these overrides name."""
+    """Return the checkpoint that these overrides name."""
     return str(_composed(overrides).checkpoint)
 
 

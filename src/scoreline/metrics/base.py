@@ -47,14 +47,14 @@ class Metrics(ABC):
         """
 
     def fingerprint(self, n: int) -> dict[str, str | int]:
-        """`protocol` as the row of `n` images records it, with the verdict on a named protocol."""
+        """Return `protocol` as the row of `n` images records it, with the verdict on a named protocol."""
         return self.protocol
 
     @abstractmethod
     def __call__(
         self, images: ImageDataset, parts: Parts = ALONE, progress: Progress = lambda images: None
     ) -> dict[str, Score]:
-        """Scores of images by name.
+        """Return scores of images by name.
 
         Each process reads its own share, a few hundred images at a time; all processes return all scores, equal to
         the bit for any number of processes. Wrap a tensor in a `datasets.base.ArrayDataset`.
@@ -83,7 +83,7 @@ class Metrics(ABC):
 
     @abstractmethod
     def warnings(self, n: int) -> list[str]:
-        """Warnings that a reader needs before trusting the scores of `n` images."""
+        """Return warnings that a reader needs before trusting the scores of `n` images."""
 
 
 def check_least(key: str, value: int, least: int) -> None:
@@ -97,7 +97,7 @@ def check_least(key: str, value: int, least: int) -> None:
 
 
 def sample_warnings(n: int, dimension: int, groups: int) -> list[str]:
-    """Warnings about `n` images that are too few for `dimension` features or for `groups` groups of the jackknife."""
+    """Warn of `n` images that are too few for `dimension` features or for `groups` groups of the jackknife."""
     few = {
         f"{n} images leave the covariance of {dimension} features singular": n <= dimension,
         f"{n} images are fewer than two a jackknife group: the errors are rough": n < 2 * groups,

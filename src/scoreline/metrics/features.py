@@ -95,7 +95,7 @@ def _network(content: bytes) -> DigitClassifier:
 
 
 def _card(content: bytes) -> dict[str, str | int | float]:
-    """The JSON card in a safetensors header: 8 bytes of little-endian length, then the header."""
+    """Return the JSON card in a safetensors header: 8 bytes of little-endian length, then the header."""
     header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
     about: dict[str, str | int | float] = json.loads(header["__metadata__"]["card"])
     return about

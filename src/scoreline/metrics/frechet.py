@@ -125,7 +125,7 @@ def frechet_distance(a: GaussianStatistics, b: GaussianStatistics) -> float:
 
 
 def frechet_replicates(x: Tensor, reference: GaussianStatistics, group: Tensor) -> Replicates:
-    """`frechet_distance` of features x (n, d) from `reference`: of all rows, and without each group of `group` (n,).
+    """Compute `frechet_distance` of x (n, d) from `reference`: of all rows, and without each group of `group` (n,).
 
     Above LARGE dimensions each replicate takes one eigenvalue decomposition, and several run side by side.
     """
@@ -140,7 +140,7 @@ def frechet_replicates(x: Tensor, reference: GaussianStatistics, group: Tensor) 
 
 
 def _large_replicates(x: Tensor, reference: GaussianStatistics, group: Tensor) -> Replicates:
-    """Replicates as differences of `_by_eigenvalues`, in which the rounding of a null space cancels.
+    """Return replicates as differences of `_by_eigenvalues`, in which the rounding of a null space cancels.
 
     The statistics of a group are computed twice and never kept: those of 20 groups would take 0.7 GB at d = 2048.
     """
@@ -160,7 +160,7 @@ def _large_replicates(x: Tensor, reference: GaussianStatistics, group: Tensor) -
 
 
 def _by_eigenvalues(a: GaussianStatistics, b: GaussianStatistics) -> float:
-    """`frechet_distance` with tr (S_a S_b)^(1/2) as the sum of the roots of the eigenvalues of R_b S_a R_b^T.
+    """Return `frechet_distance` with tr (S_a S_b)^(1/2) as the sum of the roots of the eigenvalues of R_b S_a R_b^T.
 
     It takes a tenth of the time of the singular values; a null direction adds up to 1e-8 of the largest root instead
     of 1e-16.

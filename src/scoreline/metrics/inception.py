@@ -207,7 +207,7 @@ class Inception(Metrics):
         return hashlib.sha256(f"{self.extractor.digest} {spatial}".encode()).hexdigest()
 
     def _reference_features(self, parts: Parts, spatial: bool) -> Features | None:
-        """Features of the reference images, None if no score needs them."""
+        """Return features of the reference images, None if no score needs them."""
         data, known = self._set.images, self._set.statistics
         if data is None or (known is not None and not set(OF_IMAGES) & set(self.scores)):
             return None
@@ -261,7 +261,7 @@ class Inception(Metrics):
         return assign_groups(n, min(self.groups, n))
 
     def _no(self, name: str) -> str | None:
-        """The reason why a score is left out, None if it is computed."""
+        """Return the reason why a score is left out, None if it is computed."""
         known, data = self._set.statistics, self._set.images
         if name in OF_IMAGES and data is None:
             return "the reference holds statistics, no images"
@@ -274,7 +274,7 @@ class Inception(Metrics):
         return None
 
     def warnings(self, n: int) -> list[str]:
-        """Warnings about the scores, and the reasons for those that are left out."""
+        """Return warnings about the scores, and the reasons for those that are left out."""
         reasons = {name: reason for name in self.scores if (reason := self._no(name)) is not None}
         warnings = [
             f"{', '.join(name for name in reasons if reasons[name] == reason)} left out: {reason}"

@@ -21,7 +21,7 @@ class Split(NamedTuple):
 
 
 def inception_score(probabilities: Iterable[Tensor], n: int, splits: int = 10) -> Sequence[float]:
-    """Scores of `splits` blocks of consecutive images, of which the literature reports the mean:
+    """Return scores of `splits` blocks of consecutive images, of which the literature reports the mean:
 
         IS = exp( E_x KL(p(y | x) || p(y)) ) = exp( H(E p) - E H(p) ),      p(y) = E_x p(y | x) over the split
 

@@ -11,7 +11,7 @@ CHUNK = 256
 
 
 def _cubic_kernel(x: Tensor, y: Tensor) -> Tensor:
-    """k(x, y) = (x . y / d + 1)^3 of rows (n, d) and (m, d), (n, m).
+    """Return k(x, y) = (x . y / d + 1)^3 of rows (n, d) and (m, d), (n, m).
 
     Source: Binkowski et al. (2018), arXiv:1801.01401, section 4.
     """
@@ -41,7 +41,7 @@ def kernel_distance(x: Tensor, y: Tensor) -> float:
 
 
 def kernel_replicates(x: Tensor, y: Tensor, group: Tensor) -> Replicates:
-    """`kernel_distance` of x (n, d) from y (m, d): of all rows, and without each group of `group` (n,), in one pass.
+    """Compute `kernel_distance` of x (n, d) from y (m, d), of all rows and without each of the groups, in one pass.
 
     Raises:
         ValueError: if fewer than 2 rows are left on a side, or for unequal d.

@@ -22,7 +22,7 @@ def _distances(x: Tensor, y: Tensor) -> Tensor:
 
 
 def support_replicates(x: Tensor, y: Tensor, group: Tensor, neighbours: int = 3) -> dict[str, Replicates]:
-    """Precision, recall, density, coverage of generated x (n, d) against real y (m, d), of all and without each group.
+    """Compute precision, recall, density, coverage of x (n, d) against real y (m, d), of all and without each group.
 
     r(a) is the distance of row a to its k-th nearest other row of its own set, k = `neighbours`; B(a) is the closed
     ball of radius r(a) around a. All are shares of rows except the density, which is unbounded and on average 1 for

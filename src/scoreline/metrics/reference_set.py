@@ -73,7 +73,7 @@ class ReferenceSet:
 
 
 def images_of(reference: Reference) -> ImageDataset | None:
-    """The images of a reference, None if it holds statistics alone.
+    """Return the images of a reference, None if it holds statistics alone.
 
     Raises:
         InputError: if there is no reference, or it cannot be read.
@@ -89,7 +89,7 @@ def images_of(reference: Reference) -> ImageDataset | None:
 
 
 def _statistics_of(reference: Reference) -> Statistics | None:
-    """The statistics in the file of a reference, None if it holds none.
+    """Return the statistics in the file of a reference, None if it holds none.
 
     Raises:
         InputError: if they are damaged.
@@ -100,7 +100,7 @@ def _statistics_of(reference: Reference) -> Statistics | None:
 
 
 def split_of(data: ImageDataset) -> str:
-    """The split at the end of a data set's name, `unknown` for others."""
+    """Return the split at the end of a data set's name, `unknown` for others."""
     last = data.name.rpartition("-")[2]
     return last if last in ("train", "test", "all") else "unknown"
 

@@ -117,7 +117,7 @@ def read_statistics(path: Path) -> Statistics:
 
 
 def _count(path: Path, n: NDArray[Any]) -> int | None:
-    """The number of images; None for 0, 1 or several numbers, to which other projects may give another meaning."""
+    """Return the number of images; None for 0, 1 or several numbers, which may mean something else elsewhere."""
     if n.ndim:
         return None
     if n.dtype.kind not in "iuf" or not math.isfinite(n) or not 0 <= n < 2**53:
@@ -138,7 +138,7 @@ def _about(path: Path, arrays: dict[str, NDArray[Any]]) -> dict[str, Any]:
 
 
 def _gaussian(path: Path, mu: NDArray[Any], sigma: NDArray[Any], count: int | None) -> GaussianStatistics:
-    """Statistics of a file; n is 2 if the number is unknown, since a distance needs mean and covariance only."""
+    """Return statistics of a file; n is 2 if the number is unknown, since a distance needs mean and covariance only."""
     numbers = all(array.dtype.kind == "f" for array in (mu, sigma))
     if not numbers or mu.ndim != 1 or not 0 < len(mu) <= MOST_FEATURES or sigma.shape != (len(mu), len(mu)):
         raise InputError(f"{path}: {mu.dtype} {mu.shape} and {sigma.dtype} {sigma.shape} are no mean and covariance")

@@ -60,7 +60,7 @@ def sliced_wasserstein_distance(x: Tensor, y: Tensor) -> float:
 
 
 def sliced_wasserstein_replicates(projected: Tensor, reference: Tensor, group: Tensor) -> Replicates:
-    """`sliced_wasserstein_distance` of projections (L, n) from ascending `reference` (L, m), also without each group.
+    """Compute `sliced_wasserstein_distance` of x (L, n) from ascending `reference` (L, m), also without each group.
 
     Rows are sorted once, since leaving some out keeps the order of the others.
     """

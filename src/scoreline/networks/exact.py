@@ -129,11 +129,11 @@ class FullGaussianMixture:
         return drawn
 
     def _along(self, x: Tensor, rho: Tensor | float) -> tuple[Tensor, Tensor]:
-        """z (M, B, d) and the diagonals of V, (M, 1, d) or (M, B, d)."""
+        """Return z (M, B, d) and the diagonals of V, (M, 1, d) or (M, B, d)."""
         return (x - self.means[:, None, :]) @ self.axes, self.variances[:, None, :] + rho**2
 
     def _posterior(self, along: Tensor, variance: Tensor) -> Tensor:
-        """Responsibilities (M, B) of `_along`."""
+        """Return responsibilities (M, B) of `_along`."""
         height = self.weights.log()[:, None] - variance.log().sum(-1) / 2
         return (height - (along.square() / variance).sum(-1) / 2).softmax(0)
 

@@ -47,7 +47,7 @@ class GaussianMixtureScore(nn.Module):
             self.stds = _fixed(torch.ones(components))
 
     def distribution(self) -> GaussianMixture | FullGaussianMixture:
-        """The distribution of x_0, sharing memory with the weights."""
+        """Return the distribution of x_0, sharing memory with the weights."""
         if self.full_covariance:
             return FullGaussianMixture(self.means, self.variances, self.axes, self.weights)
         return GaussianMixture(self.means, self.stds, self.weights)

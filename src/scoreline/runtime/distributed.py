@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from scoreline.errors import InputError
 
 TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+"""Environment variables of rank, size and local rank that torchrun sets."""
+
 SRUN = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID")
-"""Only srun sets the number of tasks of a step: a script that sbatch runs without srun is one process."""
+"""Those of srun, which alone sets the number of tasks: a script that sbatch runs without srun is one process."""
 
 
 @dataclass(frozen=True)

@@ -48,7 +48,7 @@ class RhoAB:
 
 
 def _two_points(rho: Tensor) -> Quadrature:
-    """The two-point Gauss-Legendre rule of every step, in rho."""
+    """Return the two-point Gauss-Legendre rule of every step, in rho."""
     half = rho.diff()[:, None] / 2
     nodes = rho[:-1, None] + half * (1 + rho.new_tensor([-1, 1]) / 3**0.5)
     return Quadrature(nodes.flatten(), half.repeat(1, 2).flatten(), torch.arange(len(half)).repeat_interleave(2))

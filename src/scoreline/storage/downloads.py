@@ -17,10 +17,16 @@ from scoreline.storage.files import cache_folder, remove, write_atomically
 from scoreline.storage.files import sha256 as sha256_of
 
 OFFLINE = "SCORELINE_OFFLINE"
+"""Environment variable that forbids downloads unless it is empty or 0."""
 
-PAUSES = (1.0, 2.0, 4.0, 8.0)  # seconds before each further attempt
-PASSING = (408, 425, 429, 500, 502, 503, 504)  # HTTP answers that may change a moment later
-TIMEOUT = 60.0  # seconds without an answer, after which an attempt fails
+PAUSES = (1.0, 2.0, 4.0, 8.0)
+"""Seconds before each further attempt."""
+
+PASSING = (408, 425, 429, 500, 502, 503, 504)
+"""HTTP answers that may change a moment later."""
+
+TIMEOUT = 60.0
+"""Seconds without an answer after which an attempt fails."""
 
 
 def fetch(url: str, target: Path | None = None, sha256: str | None = None, remedy: str | None = None) -> Path:

@@ -26,6 +26,7 @@ FORGOTTEN = 3600.0
 
 NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
 """Error numbers of a file system that has no locks."""
+
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """Error numbers of a full disk, an exhausted quota, or a file beyond the limit of this process (`ulimit -f`)."""
 

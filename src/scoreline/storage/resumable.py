@@ -76,7 +76,7 @@ class Parts:
         """Return the same processes with other parts."""
         return replace(self, folder=folder, stamp=stamp)
 
-    def found(self, count: int) -> list[int]:
+    def existing(self, count: int) -> list[int]:
         """Return the numbers of the parts that exist."""
         return [number for number in range(count) if self._has(number)]
 
@@ -84,7 +84,7 @@ class Parts:
         """Return the ratio of all missing parts to those of this process, which scales its progress to the whole."""
         if self.folder is None:
             return 1.0
-        missing = set(range(count)) - set(self.found(count))
+        missing = set(range(count)) - set(self.existing(count))
         return len(missing) / max(1, len(missing & set(range(self.rank, count, self.size))))
 
     def remove(self) -> None:

@@ -1,4 +1,4 @@
-"""The records of a run directory as flat rows: the same while a model trains and when the directory is read later."""
+"""Flat rows of a run directory's records, equal during training and when the directory is read later."""
 
 import json
 import re
@@ -38,7 +38,7 @@ def _leaves(name: str, value: Any) -> Iterator[tuple[str, Any]]:
 
 
 def picture_row(path: Path) -> Row:
-    """previews/000064kimg.png as a row; empty for a file of another name."""
+    """Return previews/000064kimg.png as a row; empty for a file of another name."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)kimg", path.stem)
     return {"kimg": float(match[1]), path.parent.name: path} if match else {}
 

@@ -56,8 +56,8 @@ class RunLock:
 
     def __init__(self, folder: Path, way: str = "refuse") -> None:
         self.path, self.process, self.waited = folder / NAME, os.getpid(), False
-        self.left = threading.Event()
-        self.file = self._taken(way)
+        self.released = threading.Event()
+        self.file = self._acquire(way)
         _locks.add(self)
         try:
             with _writing(folder):
@@ -76,15 +76,15 @@ class RunLock:
 
     def release(self) -> None:
         """Release the directory; a second call does nothing."""
-        if self.left.is_set() or os.getpid() != self.process:
+        if self.released.is_set() or os.getpid() != self.process:
             return
-        self.left.set()
+        self.released.set()
         with suppress(OSError):
             if _same(self.file, self.path):
                 self.path.unlink()
         self.file.close()
 
-    def _taken(self, way: str) -> IO[bytes]:
+    def _acquire(self, way: str) -> IO[bytes]:
         limit = time.monotonic() + SIGNING
         while (file := self._attempt()) is None:
             holder = _holder(self.path)
@@ -127,7 +127,7 @@ class RunLock:
         self.file.write(json.dumps({**about, "started": _started(os.getpid())}).encode())
 
     def _beat(self) -> None:
-        while not self.left.wait(BEAT):
+        while not self.released.wait(BEAT):
             with suppress(OSError, ValueError):  # the disk is away for a while, or the lock was released just now
                 os.utime(self.file.fileno())
 

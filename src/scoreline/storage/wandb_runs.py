@@ -91,7 +91,7 @@ def begin(root: Path, names: Names, config: dict[str, Any], axis: str, offline: 
     offline = offline or os.environ.get("WANDB_MODE") == "offline"
     root.mkdir(parents=True, exist_ok=True)
     try:
-        run = wandb.init(
+        wandb_run = wandb.init(
             **names,
             **({"mode": "offline"} if offline else {"resume": "allow"} if resume else {}),
             dir=str(root.resolve()),
@@ -102,12 +102,12 @@ def begin(root: Path, names: Names, config: dict[str, Any], axis: str, offline: 
     except wandb.Error as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
         raise InputError(f"W&B begins no run ({reason}); run `wandb login`, or stay offline") from error
-    run.define_metric(axis)
-    run.define_metric("*", step_metric=axis)
-    return run
+    wandb_run.define_metric(axis)
+    wandb_run.define_metric("*", step_metric=axis)
+    return wandb_run
 
 
-def log(run: Any, row: Row) -> None:
+def log(wandb_run: Any, row: Row) -> None:
     """Log one row; a path is logged as the picture there.
 
     Raises:
@@ -120,7 +120,7 @@ def log(run: Any, row: Row) -> None:
                 entry[name] = import_wandb().Image(str(path), caption=path.stem)
             except OSError as error:
                 raise InputError(f"{path}: not a readable picture; delete it") from error
-    run.log(entry)
+    wandb_run.log(entry)
 
 
 def upload(root: Path, config: dict[str, Any], axis: str, rows: list[Row], offline: bool, **chosen: Any) -> str:
@@ -138,8 +138,8 @@ def upload(root: Path, config: dict[str, Any], axis: str, rows: list[Row], offli
         InputError: as `names`, `begin` and `log`; the run then ends as failed.
     """
     chosen = names(root, str(config.get("identity", "")), **chosen)
-    with begin(root, chosen, config, axis, offline) as run:
+    with begin(root, chosen, config, axis, offline) as wandb_run:
         for row in rows:
-            log(run, row)
-        where = root / Path(run.dir).parent.relative_to(root.resolve()) if run.offline else run.url
+            log(wandb_run, row)
+        where = root / Path(wandb_run.dir).parent.relative_to(root.resolve()) if wandb_run.offline else wandb_run.url
     return f"{root}: run {chosen['id']}, {len(rows)} rows -> {where}"

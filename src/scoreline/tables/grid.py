@@ -35,7 +35,7 @@ class Entry:
     published: Published | None = None
 
     def score(self, metric: str) -> Score | None:
-        """The score of that name, None if it was not measured."""
+        """Return the score of that name, None if it was not measured."""
         score: Score | None = (self.result or {}).get("metrics", {}).get(metric)
         return score
 
@@ -74,7 +74,7 @@ class Grid:
     budget: str = ""
 
     def entries(self) -> list[Entry]:
-        """All cells, part by part, in order of rows and columns."""
+        """Return all cells, part by part, in order of rows and columns."""
         order = [(row, column) for row in self.rows for column in self.columns]
         return [part.entries[place] for part in self.parts for place in order if place in part.entries]
 
@@ -120,7 +120,7 @@ def of_table(table: Table, budget: str, entries: Sequence[Entry]) -> Grid:
 
 
 def watermark(budget: str, ranges: Sequence[str]) -> str:
-    """The text `budget=small: n = 3 x 1000, not the paper's`; empty for the budget of the paper."""
+    """Return the text `budget=small: n = 3 x 1000, not the paper's`; empty for the budget of the paper."""
     sizes = [count_seeds(one) for one in ranges]
     equal = len(set(sizes)) == 1
     n = str(sizes[0]) if len(sizes) == 1 else f"{len(sizes)} x {sizes[0]}" if equal else " + ".join(map(str, sizes))
@@ -128,7 +128,7 @@ def watermark(budget: str, ranges: Sequence[str]) -> str:
 
 
 def best(part: Part, metric: str, column: str) -> set[str]:
-    """The rows whose figure is the best of a column, or within one standard error of the difference from it.
+    """Return the rows whose figure is the best of a column, or within one standard error of the difference from it.
 
     The standard error of a difference a - b is sqrt(error_a^2 + error_b^2).
     """
@@ -147,7 +147,7 @@ def _spread(one: Score, other: Score) -> float:
 
 
 def difference(entry: Entry, metric: str, paper: Paper | None) -> float | str:
-    """Ours less the published figure, or the reason why the two cannot be compared."""
+    """Return ours less the published figure, or the reason why the two cannot be compared."""
     score, published = entry.score(metric), entry.published
     if score is None or published is None or entry.result is None:
         return ""
@@ -162,7 +162,7 @@ def difference(entry: Entry, metric: str, paper: Paper | None) -> float | str:
 
 
 def _measured_on(dataset: str, protocol: dict[str, Any]) -> bool:
-    """Whether a protocol names a data set: `CIFAR-10` is the reference `cifar10-train:1234abcd`."""
+    """Return whether a protocol names a data set: `CIFAR-10` is the reference `cifar10-train:1234abcd`."""
     names = " ".join(str(protocol.get(key, "")) for key in ("reference", "dataset"))
     return _letters(dataset) in _letters(names)
 
@@ -180,11 +180,11 @@ class Run:
     config: dict[str, Any] | None = None
 
     def options(self) -> options.Options:
-        """The options of its config; none without one."""
+        """Return the options of its config; none without one."""
         return {} if self.config is None else options.of_config(self.config, self.result)
 
     def row(self) -> str:
-        """A text that is equal for runs of one figure: the whole config but the seeds.
+        """Return a text that is equal for runs of one figure: the whole config but the seeds.
 
         Without a config, metrics.json gives it.
         """
@@ -220,7 +220,7 @@ def over_seed_ranges(runs: Sequence[Run]) -> list[Run]:
 
 
 def _disjoint(group: Sequence[Run]) -> list[Run]:
-    """The runs of a group without copies."""
+    """Return the runs of a group without copies."""
     kept: dict[str, Run] = {}
     for run in group:
         former = kept.setdefault(_seeds(run), run)
@@ -241,7 +241,7 @@ def _refuse(one: Run, other: Run, why: str) -> None:
 
 
 def _seeds(run: Run) -> str:
-    """A text that is equal for equal seeds, however they are written."""
+    """Return a text that is equal for equal seeds, however they are written."""
     whole: list[list[int]] = []
     for first, last in sorted(seed_ranges(run.result["seeds"])):
         if whole and first == whole[-1][1] + 1:

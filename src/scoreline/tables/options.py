@@ -30,7 +30,7 @@ LONGEST = 40
 
 
 def of_config(config: Mapping[str, Any], result: Result) -> Options:
-    """The options of a run, from its config.
+    """Return the options of a run, from its config.
 
     The options of a solver and schedule that `solver=auto` chose follow from its record and are left out. So is the
     model's noise schedule where a solver or schedule holds it.
@@ -60,12 +60,12 @@ def _plain(value: Any) -> Any:
 
 
 def key(options: Options) -> str:
-    """A text that is equal for equal options. The path of the checkpoint does not count, its digest is compared."""
+    """Return a text that is equal for equal options; the digest of the checkpoint counts, not its path."""
     return json.dumps({name: it for name, it in options.items() if name != "checkpoint"}, sort_keys=True, default=str)
 
 
 def varied_options(rows: Sequence[tuple[Options, Result]]) -> list[Options]:
-    """The options of each row in which rows differ.
+    """Return the options of each row in which rows differ.
 
     The options of a solver, schedule, guidance or threshold are compared among the rows that chose the same one. The
     choice of guidance and threshold is an option too; solvers and schedules stand in the name of the row anyway.
@@ -84,7 +84,7 @@ _ABSENT = object()
 
 
 def _rank(name: str) -> int:
-    """Options of a solver come first, then those of a schedule, as their names do."""
+    """Return the rank of an option: those of a solver come first, then those of a schedule, as in names of rows."""
     group = name.partition(".")[0]
     return ("solver", "schedule").index(group) if group in ("solver", "schedule") else 2
 
@@ -94,7 +94,7 @@ def _text(value: object) -> str:
 
 
 def _choices(result: Result) -> Options:
-    """`{"guidance": "classifier_free"}`; the bare name of a group is no leaf of a config."""
+    """Return `{"guidance": "classifier_free"}`; the bare name of a group is no leaf of a config."""
     return {group: _choice(result, group) for group in ("guidance", "threshold") if group in result}
 
 
@@ -103,7 +103,7 @@ def _choice(result: Result, group: str) -> str:
 
 
 def _comparable(name: str, rows: Sequence[tuple[Options, Result]]) -> list[list[int]]:
-    """Groups of rows, as their places, in each of which an option can be compared."""
+    """Return groups of rows, as their places, in each of which an option can be compared."""
     group = name.partition(".")[0] if "." in name else ""
     by_choice = group in ("solver", "schedule", "guidance", "threshold")
     places: dict[str, list[int]] = {}
@@ -124,7 +124,7 @@ def _with_checkpoint(options: Options, result: Result, rows: Sequence[tuple[Opti
 
 
 def suffixes(rows: Sequence[Options]) -> list[str]:
-    """The options of each row as text, `, schedule.power=5`, with as many digits as tell numbers apart."""
+    """Return the options of each row as text, `, schedule.power=5`, with as many digits as tell numbers apart."""
     return ["".join(f", {name}={_shown(value, name, rows)}" for name, value in row.items()) for row in rows]
 
 
@@ -135,7 +135,7 @@ def _shown(value: Any, name: str, rows: Sequence[Options]) -> str:
 
 
 def _printed(value: Any, short: bool) -> str:
-    """A number with four digits, or whole."""
+    """Return a number with four digits, or whole."""
     if isinstance(value, float) and short:
         return f"{value:.4g}"
     text = value if isinstance(value, str) else json.dumps(value, default=str)

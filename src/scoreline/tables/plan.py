@@ -48,7 +48,7 @@ class Cell:
     directory: str
 
     def title(self) -> str:
-        """`DEIS-tAB3, 10, seeds 0-999`."""
+        """Return `DEIS-tAB3, 10, seeds 0-999`."""
         return f"{self.row}, {self.column}, seeds {self.seeds}"
 
 
@@ -95,7 +95,7 @@ def make_plan(table: Table, data: Any, budget: str, overrides: Sequence[str], id
 
 
 def refuse_varied(table: Table, overrides: Iterable[str]) -> None:
-    """Raises InputError where the user would make cells equal that the table tells apart."""
+    """Raise InputError where the user would make cells equal that the table tells apart."""
     varied: dict[str, str] = {}
     axes: list[Row | Column] = [*table.rows, *table.columns]
     for it in axes:
@@ -145,7 +145,7 @@ def load(root: Path) -> Plan:
 
 
 def _checked(content: Any) -> dict[str, Any]:
-    """Raises ValueError unless keys and types are those that `save` writes, and every run lies below the table."""
+    """Raise ValueError unless keys and types are those that `save` writes, and every run lies below the table."""
     if not isinstance(content, dict) or set(content) != KEYS:
         raise ValueError(f"no mapping of the keys {', '.join(sorted(KEYS))}")
     if not all(map(_text, (content["table"], content["budget"]))) or not _texts(content["overrides"]):
@@ -173,7 +173,7 @@ def _texts(value: object) -> bool:
 
 
 def _printable(data: object) -> bool:
-    """Whether all texts are letters and white space: a terminal obeys other characters."""
+    """Return whether all texts are letters and white space: a terminal obeys other characters."""
     if isinstance(data, dict):
         return all(map(_printable, [*data.keys(), *data.values()]))
     if isinstance(data, list):
@@ -182,7 +182,7 @@ def _printable(data: object) -> bool:
 
 
 def inside(directory: str) -> bool:
-    """Whether these are names as `safe` makes them, so that nothing above or beside the table is meant."""
+    """Return whether these are names as `safe` makes them, so that nothing above or beside the table is meant."""
     return all(safe(part) == part and len(part.encode()) < 256 for part in directory.split("/"))
 
 
@@ -232,7 +232,7 @@ def grid(plan: Plan, root: Path) -> Grid:
 
 
 def entries(plan: Plan, root: Path) -> list[Entry]:
-    """The entries of every row and column, seed ranges merged."""
+    """Return the entries of every row and column, seed ranges merged."""
     by_place: dict[tuple[str, str], list[Cell]] = {}
     for cell in plan.cells:
         by_place.setdefault((cell.row, cell.column), []).append(cell)
@@ -251,7 +251,7 @@ def entries(plan: Plan, root: Path) -> list[Entry]:
 
 
 def _unfinished(cells: Sequence[Cell], root: Path) -> str | None:
-    """The reason why a cell has no figure: that of its first run without a result, a refusal first of all."""
+    """Return the reason why a cell has no figure: that of its first run without a result, a refusal first of all."""
     missing = [end for cell in cells if (end := outcome(cell, root)).state != "finished"]
     if not missing:
         return None if cells else "not planned"

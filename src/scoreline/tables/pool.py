@@ -30,7 +30,7 @@ class Slot:
     threads: int
 
     def environment(self) -> dict[str, str]:
-        """The environment of its processes; OMP_NUM_THREADS stays if the user has set it."""
+        """Return the environment of its processes; OMP_NUM_THREADS stays if the user has set it."""
         own = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(self.threads))}
         return {**os.environ, **own, **({} if self.device is None else {"CUDA_VISIBLE_DEVICES": self.device})}
 
@@ -178,7 +178,7 @@ class Pool:
 
 
 def _last_line(path: Path, start: int) -> str:
-    """The last line that is not blank, of the text from byte `start` on."""
+    """Return the last line that is not blank, of the text from byte `start` on."""
     with open(path, "rb") as file:
         file.seek(start)
         lines = [line for line in file.read().decode(errors="replace").splitlines() if line.strip()]

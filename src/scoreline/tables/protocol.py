@@ -40,7 +40,7 @@ DECIDES = {
 
 
 def parts_of_overrides(overrides: Collection[str]) -> frozenset[str]:
-    """The parts of the protocol that these overrides set: `guidance.scale=2` sets guidance."""
+    """Return the parts of the protocol that these overrides set: `guidance.scale=2` sets guidance."""
     groups = {override.partition("=")[0].lstrip("+~").partition(".")[0] for override in overrides}
     return frozenset(part for group in groups for part in DECIDES.get(group, ()))
 
@@ -81,7 +81,7 @@ def _score(values: Sequence[float], images: int) -> Score:
 
 
 def code_versions(result: Result) -> list[str]:
-    """The versions of the code that made a result, `unknown` if it does not tell."""
+    """Return the versions of the code that made a result, `unknown` if it does not tell."""
     return list(result.get("code_versions", [result.get("code_version", "unknown")]))
 
 
@@ -128,7 +128,7 @@ def parts(
 
 
 def differences(one: Result, other: Result, free: Collection[str] = ()) -> list[str]:
-    """The differences of a result's protocol from another one's: `images: 64, not 1000`."""
+    """Return the differences of a result's protocol from another one's: `images: 64, not 1000`."""
     mine, theirs = _flat(fingerprint(one, free)), _flat(fingerprint(other, free))
     keys = dict.fromkeys([*mine, *theirs])
     return [
@@ -146,7 +146,7 @@ def _flat(fingerprint: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _short(key: str, value: Any) -> str:
-    """A value as text, a SHA-256 by its first eight digits."""
+    """Return a value as text, a SHA-256 by its first eight digits."""
     if value is None:
         return UNNUMBERED if key == "numerics_version" else "-"
     text = f"{value:g}" if isinstance(value, float) else str(value)

@@ -24,7 +24,7 @@ class Ratio(NamedTuple):
 
 
 def paired_ratio(above: Values, below: Values) -> Ratio | None:
-    """The mean of above / below over the seed ranges that both have; None without one, or if a ratio is not finite.
+    """Return the mean of above / below over the common seed ranges; None without one, or if a ratio is not finite.
 
     Both sides start from the same noise, so the luck of a range divides out: the error of the ratio is far below that
     of two independent figures. Use it to compare two solvers on the seeds that they share.
@@ -40,7 +40,7 @@ def paired_ratio(above: Values, below: Values) -> Ratio | None:
 
 
 def markdown(plan: Plan, root: Path, base: str) -> str:
-    """The ratios of every other row to row `base` of a table as Markdown.
+    """Return the ratios of every other row to row `base` of a table as Markdown.
 
     Raises:
         InputError: if the table has no such row.
@@ -60,7 +60,7 @@ def markdown(plan: Plan, root: Path, base: str) -> str:
 
 
 def _values(plan: Plan, root: Path, table: Grid) -> dict[tuple[str, str], dict[str, float]]:
-    """The metric of every finished figure of the table, by row, column and seed range."""
+    """Return the metric of every finished figure of the table, by row, column and seed range."""
     whole = {(entry.row, entry.column) for entry in table.entries() if entry.score(table.metric)}
     values: dict[tuple[str, str], dict[str, float]] = {}
     for cell in plan.cells:

@@ -37,7 +37,7 @@ class Text:
     note: str = ""
 
     def plain(self) -> str:
-        """`4.17 +- 0.03 (NFE 9) [a]`."""
+        """Return `4.17 +- 0.03 (NFE 9) [a]`."""
         text = f"{self.value}{self.mark}" + (f" +- {self.error}" if self.error else "")
         return text + (f" ({self.aside})" if self.aside else "") + (f" [{self.note}]" if self.note else "")
 
@@ -90,7 +90,7 @@ def _page(grid: Grid, part: Part) -> Page:
 
 
 def _letter(reason: str, notes: dict[str, str]) -> str:
-    """The letter of a reason; equal reasons share one."""
+    """Return the letter of a reason; equal reasons share one."""
     k = len(notes)
     return notes.setdefault(reason, chr(97 + k % 26) * (1 + k // 26))
 
@@ -155,7 +155,7 @@ def _code(results: list[Result]) -> str:
 
 
 def _levels(part: Part, grid: Grid) -> str:
-    """The first and last noise levels of rows, if they differ."""
+    """Return the first and last noise levels of rows, if they differ."""
     ends = {row: dict.fromkeys(_ends(it) for it in _of_row(part, grid, row)) for row in part.rows(grid)}
     if len({end for found in ends.values() for end in found}) < 2:
         return ""
@@ -173,7 +173,7 @@ def _of_row(part: Part, grid: Grid, row: str) -> list[Result]:
 
 
 def _calls(part: Part, grid: Grid) -> str:
-    """The NFE of rows if the columns are something else, and network calls if guidance makes them more."""
+    """Return the NFE of rows if the columns are something else, and network calls if guidance makes them more."""
     sentences = []
     if grid.label != "NFE":
         nfe = {row: _span([it["nfe"] for it in _of_row(part, grid, row)]) for row in part.rows(grid)}

@@ -69,7 +69,7 @@ class Paper:
     dataset: str | None
 
     def citation(self) -> str:
-        """`Zhang & Chen (2023), arXiv:2204.13902, Table 2`."""
+        """Return `Zhang & Chen (2023), arXiv:2204.13902, Table 2`."""
         parts = [f"{self.authors} ({self.year})", f"arXiv:{self.arxiv}" if self.arxiv else "", self.where]
         return ", ".join(filter(None, parts))
 
@@ -92,7 +92,7 @@ class Table:
     paper: Paper | None
 
     def ranges(self, budget: str) -> tuple[str, ...]:
-        """The seed ranges of a budget.
+        """Return the seed ranges of a budget.
 
         Raises:
             InputError: if the table has no such budget.
@@ -169,7 +169,7 @@ def _shown(value: object) -> str:
 
 
 def _any(where: str, node: Node, key: str) -> dict[str, Any]:
-    """A mapping whose keys are names of the author's."""
+    """Return a mapping whose keys are names of the author's."""
     found = node.get(key) or {}
     if not isinstance(found, Mapping):
         _refuse(where, f"{key}: must be a mapping, is {_shown(found)}")

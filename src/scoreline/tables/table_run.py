@@ -94,7 +94,7 @@ def main(name: str, data: Any, overrides: Sequence[str], options: Options, out: 
 
 
 def _refuse_absent(draft: Plan) -> None:
-    """Raises InputError, with what the table needs, if no cell has its checkpoint."""
+    """Raise InputError, with what the table needs, if no cell has its checkpoint."""
     overrides = {tuple(word for word in cell.overrides if word.startswith("checkpoint=")): 0 for cell in draft.cells}
     checkpoints = [run_identity.checkpoint(words) for words in overrides]
     if checkpoints and all("://" not in it and not run_names.model_path(it).exists() for it in checkpoints):
@@ -106,14 +106,14 @@ def _needs(table: Table) -> str:
 
 
 def _refuse_other_runs(out: Path, draft: Plan) -> None:
-    """Raises InputError if the directory is that of a run, or of a table of another name or budget."""
+    """Raise InputError if the directory is that of a run, or of a table of another name or budget."""
     former, own = run_config.read(out), {"table": draft.table.name, "budget": draft.budget}
     if former is not None and {key: former.get(key) for key in own} != own:
         raise InputError(f"hydra.run.dir={out}: holds another run, not table={own['table']}; choose another directory")
 
 
 def _unprepared(commands: Sequence[Command]) -> list[tuple[int, Command]]:
-    """The commands whose product is not there, with their numbers."""
+    """Return the commands whose product is not there, with their numbers."""
     return [(k, command) for k, command in enumerate(commands) if not Path(command.makes).exists()]
 
 
@@ -135,7 +135,7 @@ def prepare(commands: Sequence[Command], logs: Path) -> bool:
 
 
 def words_of(command: Command) -> list[str]:
-    """`train.py ...` and `scoreline ...` as a process to start; a script waits where another table prepares the same.
+    """Return the words of the process for `train.py ...` or `scoreline ...`; a script waits for another table's.
 
     Raises:
         InputError: for any other program.
@@ -199,7 +199,7 @@ def _run_cells(draft: Plan, out: Path, options: Options) -> dict[str, int]:
 
 
 def devices(overrides: Sequence[str]) -> list[str]:
-    """CUDA devices of this process by the names that CUDA_VISIBLE_DEVICES takes; none for runs on the CPU."""
+    """Return CUDA devices of this process by the names that CUDA_VISIBLE_DEVICES takes; none for runs on the CPU."""
     if "device=cpu" in overrides:
         return []
     import torch

@@ -30,13 +30,13 @@ def read_run(root: Path) -> Recorded:
 
 
 def directories(root: Path) -> list[Path]:
-    """The directories of the finished cells of a table, then its own."""
+    """Return the directories of the finished cells of a table, then its own."""
     cells = plan.load(root).cells
     return [*(root / cell.directory for cell in cells if plan.outcome(cell, root).state == "finished"), root]
 
 
 def _table_rows(root: Path) -> list[Row]:
-    """One row per column, at its number or else its place, of `METRIC/ROW` to value; the last has the figure."""
+    """Return one row per column, at its number or else its place, of `METRIC/ROW` to value; the last has the figure."""
     grid = plan.grid(plan.load(root), root)
     try:
         places = [float(column) for column in grid.columns]

@@ -41,7 +41,7 @@ LOST = 255
 
 
 def can_fork() -> bool:
-    """Whether cells are forked: on Linux, where the libraries support it, unless `SCORELINE_FRESH` is set."""
+    """Return whether cells are forked: on Linux, where the libraries support it, unless `SCORELINE_FRESH` is set."""
     return sys.platform == "linux" and not os.environ.get(FRESH)
 
 
@@ -98,7 +98,7 @@ def _inherited(**variables: str) -> Iterator[None]:
 
 
 def exit_code(process: BaseProcess) -> int | None:
-    """The exit code, minus the number of the signal that ended the process, or None while it runs.
+    """Return the exit code, minus the number of the signal that ended the process, or None while it runs.
 
     A process whose server is gone is killed, since its exit code would be lost.
     """

@@ -175,12 +175,12 @@ class Augmentation:
 
 
 def unaugmented() -> None:
-    """augmentation=none: no augmentation."""
+    """Return None: no augmentation (augmentation=none)."""
 
 
 @torch.no_grad()
 def _resample(images: Tensor, inverse: Tensor, shift: Tensor) -> Tensor:
-    """y(p) = x(A^-1 (p - t)), p in pixels from the centre of the image, x continued periodically by reflection.
+    """Compute y(p) = x(A^-1 (p - t)), p in pixels from the centre of the image, x continued periodically by reflection.
 
     The sym6 low-pass doubles the resolution, bilinear interpolation resamples one period of the reflected image, which
     has no border however large A and t are, and the reversed filter halves the resolution.
@@ -202,7 +202,7 @@ def _resample(images: Tensor, inverse: Tensor, shift: Tensor) -> Tensor:
 
 
 def _one_period(size: int, device: torch.device) -> Tensor:
-    """Indices of the pixels at -HISTORY .. period of a line reflected about its first and last pixel."""
+    """Return indices of the pixels at -HISTORY .. period of a line reflected about its first and last pixel."""
     period = _period(size)
     place = torch.arange(-HISTORY, period + 1, device=device) % period
     return torch.minimum(place, period - place)
@@ -213,7 +213,7 @@ def _period(size: int) -> int:
 
 
 def _sources(height: int, width: int, inverse: Tensor, shift: Tensor) -> Tensor:
-    """Coordinates for grid_sample of the 2 H + 2 HISTORY by 2 W + 2 HISTORY fine pixels of the result: (n, *, *, 2)."""
+    """Return grid_sample's coordinates of the result's 2 H + 2 HISTORY by 2 W + 2 HISTORY pixels: (n, *, *, 2)."""
     size = inverse.new_tensor([width, height])
     period = inverse.new_tensor([2 * _period(width), 2 * _period(height)])
     columns, rows = (torch.arange(2 * (side + HISTORY), device=inverse.device) for side in (width, height))

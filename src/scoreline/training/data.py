@@ -102,7 +102,7 @@ class EndlessBatches(Sampler[list[int]]):
         return [index for e in needed for index in self._part(e, positions).tolist()]
 
     def _part(self, number: int, positions: range) -> NDArray[np.int64]:
-        """The part of a pass in a range of positions."""
+        """Return the part of a pass in a range of positions."""
         start = number * self.count
         return self._passes[number][max(0, positions.start - start) : positions.stop - start]
 

@@ -123,7 +123,7 @@ class EMACallback(Callback):
             save_snapshot(root, power, images, self.batch)
 
     def has_snapshots(self, root: Path, images: int) -> bool:
-        """Whether `save_snapshots` wrote its files."""
+        """Return whether `save_snapshots` wrote its files."""
         return all(snapshot_path(root, power, images).exists() for power in self.powers)
 
     def state_dict(self) -> dict[str, Any]:

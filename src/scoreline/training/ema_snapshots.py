@@ -37,7 +37,7 @@ class Snapshot:
 
 
 def snapshot_path(run: Path, average: PowerFunctionEMA, images: int) -> Path:
-    """The path of an average's snapshot in a run directory."""
+    """Return the path of an average's snapshot in a run directory."""
     return run / "ema" / f"{images:010d}-{average.sigma_rel:g}.safetensors"
 
 

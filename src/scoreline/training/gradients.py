@@ -97,7 +97,7 @@ class Gradients:
 
 
 def _whole(norm: Tensor) -> Tensor:
-    """The norm of the whole gradient where every process holds a part of it."""
+    """Return the norm of the whole gradient where every process holds a part of it."""
     return norm.full_tensor() if hasattr(norm, "full_tensor") else norm
 
 
@@ -144,7 +144,7 @@ def check_options(make: Make, parameters: list[nn.Parameter]) -> None:
 
 
 def _blamed(make: Make, parameters: list[nn.Parameter]) -> str:
-    """The option without which the optimiser can be built, as `.lr=-1`; empty if there is none."""
+    """Return the option without which the optimiser can be built, as `.lr=-1`; empty if there is none."""
     if not isinstance(make, partial):
         return ""
     for key, value in make.keywords.items():
@@ -157,7 +157,7 @@ def _blamed(make: Make, parameters: list[nn.Parameter]) -> str:
 
 
 def moments_of(make: Make) -> frozenset[str] | None:
-    """The names in an optimiser's state of a parameter, as `exp_avg`; None if it cannot step on a CPU."""
+    """Return the names in an optimiser's state of a parameter, as `exp_avg`; None if it cannot step on a CPU."""
     parameter = nn.Parameter(torch.zeros(1, 1))
     parameter.grad = torch.zeros_like(parameter)
     optimiser = make([parameter])
@@ -169,7 +169,7 @@ def moments_of(make: Make) -> frozenset[str] | None:
 
 
 def names_of(state: dict[str, Any]) -> frozenset[str]:
-    """The names in a parameter's state that have a value."""
+    """Return the names in a parameter's state that have a value."""
     return frozenset(name for name, value in state.items() if value is not None)
 
 

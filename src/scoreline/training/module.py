@@ -108,7 +108,7 @@ class DiffusionModule(LightningModule):
             shard(self.denoiser.network, whole)
 
     def copy_with(self, weights: dict[str, Tensor]) -> Denoiser:
-        """A copy of the denoiser with these weights of the network, whole on this process, in evaluation mode."""
+        """Copy the denoiser with these weights of the network, whole on this process, in evaluation mode."""
         denoiser = self._blank() if self._blank else deepcopy(self.denoiser)
         denoiser.network.load_state_dict(weights, assign=self._blank is not None)
         return denoiser.to(self.device).eval().requires_grad_(False)
@@ -119,11 +119,11 @@ class DiffusionModule(LightningModule):
         return self.offset + int(self.global_step) * self.batch_size
 
     def passed(self, images: int) -> bool:
-        """Whether the last step passed a multiple of so many images."""
+        """Return whether the last step passed a multiple of so many images."""
         return self.images_seen // images > (self.images_seen - self.batch_size) // images
 
     def training_step(self, batch: tuple[Tensor, Tensor], _: int) -> dict[str, Tensor]:
-        """One optimiser step; the losses (b,) and noise levels (b,) of this process's images."""
+        """Take one optimiser step; return the losses (b,) and noise levels (b,) of this process's images."""
         examples = self.examples(*batch)
         optimiser, schedule = self.optimizers(), self.lr_schedulers()
         assert isinstance(optimiser, LightningOptimizer)
@@ -170,7 +170,7 @@ class DiffusionModule(LightningModule):
         torch.cuda.empty_cache()
 
     def _unsynchronised(self, earlier: bool) -> contextlib.AbstractContextManager[Any]:
-        """Processes exchange gradients after the last micro-batch only."""
+        """Let processes exchange gradients after the last micro-batch only."""
         strategy = self.trainer.strategy
         if earlier and isinstance(strategy, ParallelStrategy):
             return strategy.block_backward_sync()
@@ -180,7 +180,7 @@ class DiffusionModule(LightningModule):
         self.gradients(self.denoiser.parameters())
 
     def examples(self, images: Tensor, labels: Tensor) -> Batch:
-        """This process's rows of the step's global batch: images uint8 (b, C, H, W), labels (b,)."""
+        """Return this process's rows of the step's global batch: images uint8 (b, C, H, W), labels (b,)."""
         world = self.trainer.world_size
         mine = share_of(self.batch_size, self.global_rank, world)
         generator = seed_generator(Generator(images.device), step_key(self.seed, self.global_step, 0, "noise"))
@@ -198,7 +198,7 @@ class DiffusionModule(LightningModule):
         return u, torch.randn(count, *images.shape[1:], device=device, generator=generator)
 
     def _label(self, labels: Tensor, generator: Generator, mine: slice) -> Tensor | None:
-        """Labels for a conditional network, a random share of them dropped (-1)."""
+        """Return labels for a conditional network, a random share of them dropped (-1)."""
         label = self.condition(labels)
         share = float(getattr(self.denoiser.network, "label_dropout", 0.0))
         if label is None or not share:
@@ -207,7 +207,7 @@ class DiffusionModule(LightningModule):
         return label.masked_fill(dropped, -1)
 
     def _clean(self, images: Tensor, mine: slice) -> tuple[Tensor, Tensor | None, Reference | None]:
-        """Images before noise, augmentation labels of the network, and the reference."""
+        """Return images before noise, augmentation labels of the network, and the reference."""
         if self.references is None:
             drawn = self._augmentations(self.batch_size, 0)
             if drawn is None or self.augmentation is None:
@@ -237,7 +237,7 @@ class DiffusionModule(LightningModule):
         return to_device(drawn.labels, self.device) if labelled else None
 
     def condition(self, labels: Tensor) -> Tensor | None:
-        """The labels, for a conditional network."""
+        """Return the labels, for a conditional network."""
         return labels if self.card.num_classes else None
 
     def _optimiser(self) -> Optimizer:
@@ -251,11 +251,11 @@ class DiffusionModule(LightningModule):
         return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def _ramp(self, step: int) -> float:
-        """The factor of the learning rate at step number `step`."""
+        """Return the factor of the learning rate at step number `step`."""
         return min((self.offset + (step + 1) * self.batch_size) / max(self.lr_rampup_kimg * 1000, 1e-9), 1.0)
 
     def description(self) -> dict[str, Any]:
-        """The description of the run in a checkpoint, as plain values."""
+        """Return the description of the run in a checkpoint, as plain values."""
         return {"settings": self.settings, "data": self.card.data, "training": self.card.training}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -288,6 +288,6 @@ def _check_augmentation(
 
 
 def step_key(seed: int, step: int, rank: int, purpose: str) -> int:
-    """64 bits that name the random numbers of one step on one process, for `seeded_noise.seed_generator`."""
+    """Return 64 bits that name the random numbers of one step on one process, for `seeded_noise.seed_generator`."""
     digest = hashlib.sha256(f"{seed} {step} {rank} {purpose}".encode()).digest()
     return int.from_bytes(digest[:8], "little")

@@ -130,7 +130,7 @@ class OnlineSchedule(Callback):
         self.length.add(places, trainer.strategy.reduce(costs, reduce_op="sum"))
 
     def _shadow(self, trainer: Trainer, module: DiffusionModule) -> Denoiser:
-        """The averaged model. It shares the memory that `EMA.update` writes to, so nothing is copied."""
+        """Return the averaged model. It shares the memory that `EMA.update` writes to, so nothing is copied."""
         if self._averaged is None:
             self._averaged = deepcopy(module.denoiser).eval().requires_grad_(False)
             self._averaged.network.load_state_dict(ema_of(trainer).ema.weights, assign=True)
@@ -179,7 +179,7 @@ class OnlineSchedule(Callback):
         return f"{path.name}: for sample.py schedule=score_optimal"
 
     def summary(self) -> str:
-        """One line: how far the levels have come, and the record."""
+        """Return one line: how far the levels have come, and the record."""
         if not self.length.updates:
             need = self.length.intervals * self.rule.visits
             return (
@@ -201,7 +201,7 @@ class OnlineSchedule(Callback):
 
 
 def online_schedule_of(trainer: Trainer) -> ScoreOptimal | None:
-    """The current schedule of the trainer's OnlineSchedule; None without one or before its first update."""
+    """Return the current schedule of the trainer's OnlineSchedule; None without one or before its first update."""
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, OnlineSchedule) and callback.length.updates:
             return callback.length.schedule()
@@ -209,13 +209,13 @@ def online_schedule_of(trainer: Trainer) -> ScoreOptimal | None:
 
 
 def _places(module: DiffusionModule, intervals: int, count: int) -> Tensor:
-    """The intervals that a step measures: shuffled rounds, a pure function of (seed, step)."""
+    """Return the intervals that a step measures: shuffled rounds, a pure function of (seed, step)."""
     key = step_key(module.seed, 0, 0, "intervals")
     return torch.tensor(next(iter(EndlessBatches(intervals, count, key, module.global_step))))
 
 
 def _figures(length: OnlineLength) -> dict[str, Any]:
-    """The record of an update; sigma are the levels at 0, 10, .. 100 % of the length."""
+    """Return the record of an update; sigma are the levels at 0, 10, .. 100 % of the length."""
     sigma = length.schedule().inverse(torch.linspace(0, 1, 11, dtype=torch.float64)).tolist()
     return {
         "updates": length.updates,
@@ -229,7 +229,7 @@ def _figures(length: OnlineLength) -> dict[str, Any]:
 
 
 def _measured_by_others(path: Path, digest: str) -> bool:
-    """Whether a record of this very model exists that another estimator wrote."""
+    """Return whether a record of this very model exists that another estimator wrote."""
     try:
         return bool(load_record(path, "score_optimal", digest).provenance.get("estimator") != OnlineSchedule.__name__)
     except InputError:
@@ -241,7 +241,7 @@ def _lines(trainer: Trainer) -> Path:
 
 
 def _plot(lines: Path) -> None:
-    """online_schedule.png: levels at every tenth of the length, against thousands of images."""
+    """Plot online_schedule.png: levels at every tenth of the length, against thousands of images."""
     import matplotlib
 
     matplotlib.use("Agg")

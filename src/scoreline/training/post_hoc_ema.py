@@ -56,14 +56,14 @@ Profile = PowerProfile | StepProfile
 
 
 def exact_profile(average: RunningAverage, images: int, batch: int) -> StepProfile:
-    """The exact profile of a running average: shares[k] = (1 - beta_k) prod_{j > k} beta_j."""
+    """Return the exact profile of a running average: shares[k] = (1 - beta_k) prod_{j > k} beta_j."""
     beta = np.array([average.beta(seen, batch) for seen in range(0, images, batch)])
     later = np.append(np.cumprod(beta[:0:-1])[::-1], 1.0)
     return StepProfile((1 - beta) * later, batch)
 
 
 def exponential(half_life_kimg: float, images: int, batch: int) -> StepProfile:
-    """The profile of an EMA without a ramp, bias-corrected as in Adam.
+    """Return the profile of an EMA without a ramp, bias-corrected as in Adam.
 
     Shares are proportional to 0.5^((images - tau) / half_life) at the ends tau of steps and sum to 1.
 

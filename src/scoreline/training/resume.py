@@ -53,11 +53,11 @@ class Start:
     moments: frozenset[str] = frozenset()
 
     def steps_until(self, images: int, batch_size: int) -> int:
-        """The number of the last step of a training of so many images in all."""
+        """Return the number of the last step of a training of so many images in all."""
         return self.step + max(0, -(-(images - self.images) // batch_size))
 
     def earlier(self) -> list[dict[str, Any]]:
-        """The trainings of other runs that this one continues, first to last, each with its kimg, data and settings."""
+        """Return the trainings of other runs that this one continues, each with its kimg, data and settings."""
         training = self.run.get("training", {})
         before = list(training.get("earlier", []))
         if self.own:
@@ -117,7 +117,7 @@ class Start:
         return _data(self.run["data"])
 
     def note(self, module: DiffusionModule, duration: int) -> str:
-        """Lines to print before the training: other data, or no step left; empty if neither is so."""
+        """Return lines to print before the training: other data, or no step left; empty if neither is so."""
         lines = []
         if self.path is not None and self._data_differ(module):
             lines.append(f"resume={self.path}: trained on {self._data()}, continues with {_data(module.card.data)}")
@@ -137,7 +137,7 @@ def list_checkpoints(root: Path) -> list[Path]:
 
 
 def loadable(path: Path) -> bool:
-    """Whether a checkpoint file can be read back whole; no code of the file runs.
+    """Return whether a checkpoint file can be read back whole; no code of the file runs.
 
     torch unpacks whatever a zip archive declares, and hashes and nests whatever a pickle asks for. Our own reader,
     which maps the file and bounds all of that, therefore comes first; torch then compares the checksums.
@@ -150,7 +150,7 @@ def loadable(path: Path) -> bool:
 
 
 def images_seen(checkpoint: dict[str, Any], path: Path) -> int | None:
-    """The images before a checkpoint; None if neither it nor its name tells, and they are steps * batch_size."""
+    """Return the images before a checkpoint; None if neither it nor its name tells, and they are steps * batch_size."""
     if "images_seen" in checkpoint:
         known: int = checkpoint["images_seen"]
         return known
@@ -185,7 +185,7 @@ def resume_from(root: Path, resume: str, batch_size: int) -> Start:
 
 
 def _newest(present: list[Path]) -> Path:
-    """The newest loadable file; prints the names of those that are damaged."""
+    """Return the newest loadable file; print the names of those that are damaged."""
     for path in present:
         if loadable(path):
             return path
@@ -194,7 +194,7 @@ def _newest(present: list[Path]) -> Path:
 
 
 def _refuse_models(path: Path) -> None:
-    """Raises InputError for a model file or a run directory, naming a checkpoint beside it."""
+    """Raise InputError for a model file or a run directory, naming a checkpoint beside it."""
     folder = os.path.isdir(path)
     if path.suffix != ".safetensors" and not folder:
         return
@@ -228,7 +228,7 @@ def _count(value: Any) -> int:
 
 
 def _plain(run: Any) -> dict[str, Any]:
-    """Raises ValueError, TypeError or RecursionError unless it is JSON, of the types that we rely on."""
+    """Raise ValueError, TypeError or RecursionError unless it is JSON, of the types that we rely on."""
     plain = json.loads(json.dumps(run))
     parts = [plain, *(plain.get(name, {}) for name in ("settings", "data", "training"))]
     if not all(isinstance(part, dict) for part in parts) or not isinstance(parts[3].get("earlier", []), list):
@@ -237,7 +237,7 @@ def _plain(run: Any) -> dict[str, Any]:
 
 
 def _flat(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
-    """Leaves by dotted key, as the command line names them."""
+    """Yield leaves by dotted key, as the command line names them."""
     if isinstance(value, dict):
         for key, inner in value.items():
             yield from _flat(inner, f"{name}.{key}" if name else str(key))
@@ -246,7 +246,7 @@ def _flat(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _alike(key: str, now: Any, was: Any) -> bool:
-    """Whether a setting may continue: an optimiser's numbers are free, and a class may move within its package."""
+    """Return whether a setting may continue: optimiser's numbers are free, and a class may move within its package."""
     if key in FREE or (key.startswith("optimiser.") and not key.endswith("._target_")):
         return True
     if key.endswith("_target_") and isinstance(now, str) and isinstance(was, str):

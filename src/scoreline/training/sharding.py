@@ -10,12 +10,12 @@ Network = TypeVar("Network", bound=nn.Module)
 
 
 def is_sharded(value: Any) -> bool:
-    """Whether a tensor is sharded over processes."""
+    """Return whether a tensor is sharded over processes."""
     return hasattr(value, "full_tensor")
 
 
 def own_part(value: Tensor) -> Tensor:
-    """The shard of this process, in the same memory; a whole tensor is returned itself."""
+    """Return the shard of this process, in the same memory; a whole tensor is returned itself."""
     part: Tensor = value.to_local() if hasattr(value, "to_local") else value
     return part
 

@@ -87,7 +87,7 @@ class TrainingProgress(Callback):
 
 
 def _metrics_file(trainer: Trainer) -> Path:
-    """The path of metrics.jsonl, a record a line."""
+    """Return the path of metrics.jsonl, a record a line."""
     return Path(trainer.default_root_dir) / "metrics.jsonl"
 
 

@@ -175,7 +175,7 @@ def _no_room(root: Path) -> InputError:
 
 
 def _is_of(path: Path, images: int) -> bool:
-    """Whether a model file of so many images exists."""
+    """Return whether a model file of so many images exists."""
     try:
         with safe_open(path, framework="pt") as file:
             return bool(json.loads(file.metadata()["training"])["kimg"] == images / 1000)

@@ -37,7 +37,7 @@ HISTORY = len(SYM6) // 2 - 1
 
 
 def upsample(x: Tensor, dim: int) -> Tensor:
-    """u_m = sqrt(2) sum_n h_{m - 2n} x_n along one dimension.
+    """Compute u_m = sqrt(2) sum_n h_{m - 2n} x_n along one dimension.
 
     Args:
         x: `HISTORY` + N samples along `dim`, the first of them x_{-HISTORY}; any other dimensions.
@@ -52,7 +52,7 @@ def upsample(x: Tensor, dim: int) -> Tensor:
 
 
 def downsample(u: Tensor, dim: int) -> Tensor:
-    """x_n = sum_k h_k u_{2n + k} / sqrt(2) along one dimension, the exact inverse of `upsample`.
+    """Compute x_n = sum_k h_k u_{2n + k} / sqrt(2) along one dimension, the exact inverse of `upsample`.
 
     Args:
         u: 2 N + 2 `HISTORY` samples along `dim` from u_0 on; any other dimensions.

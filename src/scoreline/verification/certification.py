@@ -100,7 +100,7 @@ def certify(name: str, make: Callable[[Schedule], Any]) -> Certificate:
 
 
 def _nominal(solver: Any) -> Any:
-    """The bare method: a smooth scale instead of a record's, and S_noise 1."""
+    """Return the bare method: a smooth scale instead of a record's, and S_noise 1."""
     changes: dict[str, Any] = {}
     if getattr(solver, "scale", None) is not None:
         changes["scale"] = GaussianScale(SPREAD)
@@ -181,7 +181,7 @@ def start(model: str) -> Tensor:
 
 @cache
 def truth(model: str) -> Tensor:
-    """The exact flow of `start` to the end of the range, by an independent adaptive method."""
+    """Return the exact flow of `start` to the end of the range, by an independent adaptive method."""
     reference = Adaptive("DOP853", rtol=1e-13, atol=1e-13).between(*SPAN, 100_000)
     return reference(MODELS[model]().eps, start(model))
 
@@ -195,7 +195,7 @@ def _weak_order(solver: Solver) -> dict[str, float]:
 
 
 def _to_end(table: Tableau) -> Tableau:
-    """The rows up to the end of the range, since some methods go on to rho = 0 by themselves."""
+    """Return the rows up to the end of the range, since some methods go on to rho = 0 by themselves."""
     rows = int((table.rho == SPAN[1]).nonzero()[-1])
     if rows == len(table.B):
         return table
@@ -231,7 +231,7 @@ def _setup_ms(solver: Solver) -> float:
 
 
 def markdown(certificates: Sequence[Certificate]) -> str:
-    """A Markdown table with a row per solver; `20 > 18` where a fixed budget leaves calls unspent."""
+    """Return a Markdown table with a row per solver; `20 > 18` where a fixed budget leaves calls unspent."""
     models = list(dict.fromkeys(model for certificate in certificates for model in certificate.orders))
     head = ["solver", "order", *models, "residual", "NFE", "set-up", ""]
     lines = ["| " + " | ".join(head) + " |", "|--" * len(head) + "|"]

@@ -28,11 +28,11 @@ class Altered(Parameterisation):
 
 
 def change_scalings(denoiser: Denoiser, change: Change) -> Denoiser:
-    """The same network with changed scalings."""
+    """Return the same network with changed scalings."""
     return Denoiser(denoiser.network, Altered(denoiser.parameterisation, change)).eval()
 
 
 def with_label_of(denoiser: Denoiser, factor: float) -> Denoiser:
-    """The same network with the label of factor * rho; all other scalings stay those of rho."""
+    """Return the same network with the label of factor * rho; all other scalings stay those of rho."""
     base = denoiser.parameterisation
     return change_scalings(denoiser, lambda rho, scalings: scalings._replace(noise=base(factor * rho).noise))

@@ -12,7 +12,7 @@ from scoreline.verification.verdicts import RELEVANT, SURE, Verdict, mean
 def measure_reversed(
     denoiser: Denoiser, real: RealImages, rho: Tensor, batch_size: int, progress: Progress = lambda images: None
 ) -> Tensor:
-    """Losses (K, n) on the same images and noise with their channels reversed, BGR for RGB."""
+    """Measure losses (K, n) on the same images and noise with their channels reversed, BGR for RGB."""
     flipped = RealImages(real.clean.flip(1), real.eps.flip(1), real.labels)
     return torch.stack([losses(denoiser, flipped, level, batch_size, progress) for level in rho.tolist()])
 

@@ -63,7 +63,7 @@ class Runs:
         return z, None if self.labels is None else self.labels.to(self.device)
 
     def ends(self, table: Tableau, progress: Progress) -> Tensor:
-        """Samples (B, C, H, W) float64 on the CPU; NaN from the first batch on that is not finite."""
+        """Return samples (B, C, H, W) float64 on the CPU; NaN from the first batch on that is not finite."""
         states = torch.full((len(self.seeds), *self.shape), torch.nan, dtype=torch.float64)
         done = 0
         args = (self.denoiser, table, self.shape, self.seeds, self.batch_size, self.labels)

@@ -61,7 +61,7 @@ def _native_eps(denoiser: Denoiser, x: Tensor, place: tuple[float, float, float]
 
 
 def first_order(process: NoiseSchedule) -> dict[str, Solver]:
-    """Solvers that all equal DDIM."""
+    """Return solvers that all equal DDIM."""
     return {"deis_tab0": DEIS(0, process), "deis_rhoab0": RhoAB(0), "dpm_solver, order 1": DPMMultistep(1)}
 
 
@@ -69,7 +69,7 @@ def first_order(process: NoiseSchedule) -> dict[str, Solver]:
 def ddim_differences(
     denoiser: Denoiser, process: NoiseSchedule, z: Tensor, label: Tensor | None, progress: Progress
 ) -> dict[str, float]:
-    """max |x - x'| / max |x'| after DDIM_STEPS steps with float64 states, x by each of `first_order`, x' by `ddim`."""
+    """Compute max |x - x'| / max |x'| after DDIM_STEPS float64 steps, x by each of `first_order`, x' by `ddim`."""
     exact = ddim(denoiser, process, z, DDIM_STEPS, label)
     progress(len(z) * DDIM_STEPS)
     differences = {}

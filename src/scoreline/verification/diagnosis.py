@@ -47,7 +47,7 @@ TRIED = 3 * (len(MISTAKES) + len(OTHER_LABELS))
 def remedies(
     denoiser: Denoiser, real: RealImages, rho: Tensor, batch_size: int, progress: Progress = lambda images: None
 ) -> list[str]:
-    """Names of the mistakes, labels of rho / 2 and 2 rho among them, whose repair makes no level of rho (K,) fail.
+    """Name the mistakes, labels of rho / 2 and 2 rho among them, whose repair makes no level of rho (K,) fail.
 
     It tries at most three of the levels, the first, the middle and the last: `TRIED` losses.
     """

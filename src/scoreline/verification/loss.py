@@ -36,7 +36,7 @@ class RealImages:
     labels: Tensor | None = None
 
     def scatter(self) -> Tensor:
-        """|x_0 - m|^2 / d of each image, (n,) float64, where m is the mean of each channel."""
+        """Return |x_0 - m|^2 / d of each image, (n,) float64, where m is the mean of each channel."""
         clean = self.clean.double()
         return (clean - clean.mean((0, 2, 3), keepdim=True)).flatten(1).square().mean(1)
 
@@ -45,7 +45,7 @@ class RealImages:
 def losses(
     denoiser: Denoiser, real: RealImages, rho: float, batch_size: int, progress: Progress = lambda images: None
 ) -> Tensor:
-    """|D(x_0 + rho eps, rho) - x_0|^2 / d of each image, (n,) float64 on the CPU."""
+    """Return |D(x_0 + rho eps, rho) - x_0|^2 / d of each image, (n,) float64 on the CPU."""
     device, values = next(denoiser.parameters()).device, []
     for start in range(0, len(real.clean), batch_size):
         part = slice(start, start + batch_size)
@@ -86,12 +86,12 @@ class Losses:
 
 
 def levels(span: tuple[float, float], count: int) -> Tensor:
-    """`count` noise levels, uniform in ln rho over (sigma_max, sigma_min), both included."""
+    """Return `count` noise levels, uniform in ln rho over (sigma_max, sigma_min), both included."""
     return grid(LogSNR(), *span, count - 1)
 
 
 def in_range(rho: float, factor: float, span: tuple[float, float]) -> bool:
-    """Whether factor * rho lies in the range of the model."""
+    """Return whether factor * rho lies in the range of the model."""
     return span[1] * (1 - 1e-9) <= factor * rho <= span[0] * (1 + 1e-9)
 
 
@@ -102,7 +102,7 @@ def measure_losses(
     batch_size: int,
     progress: Progress = lambda images: None,
 ) -> Losses:
-    """Losses at the levels rho, from the model's sigma_max to its sigma_min, with the right label and with others."""
+    """Measure losses at the levels rho, from the model's sigma_max to its sigma_min, with right and wrong labels."""
     span, scatter = (float(rho[0]), float(rho[-1])), real.scatter()
     by_factor = torch.full((len(FACTORS), len(rho), len(real.clean)), torch.nan, dtype=torch.float64)
     for f, factor in enumerate(FACTORS):
@@ -114,7 +114,7 @@ def measure_losses(
 
 
 def failed_levels(loss: Tensor, linear: Tensor, rho: Tensor, variance: float) -> Tensor:
-    """Levels (K,) at which no correct network has the losses `loss` (K, n).
+    """Return levels (K,) at which no correct network has the losses `loss` (K, n).
 
     Where rho >= s, the standard deviation of the data: mean loss above the best linear denoiser's by more than `SURE`
     standard errors of the paired difference and (`EPS_ERROR` rho)^2. There D = x - rho eps, so that a relative error
@@ -130,7 +130,7 @@ def failed_levels(loss: Tensor, linear: Tensor, rho: Tensor, variance: float) ->
 
 
 def above_linear(losses: Losses) -> Tensor:
-    """Levels (K,) at which the loss is significantly above the best linear denoiser's."""
+    """Return levels (K,) at which the loss is significantly above the best linear denoiser's."""
     excess = mean(losses.by_factor[0] - losses.linear)
     return excess.value > SURE * excess.error
 
@@ -142,7 +142,7 @@ UNKNOWN = (
 
 
 def judge_losses(losses: Losses, cures: Callable[[Tensor], Sequence[str]]) -> Verdict:
-    """`failed_levels` levels fail; levels that are only `above_linear` warn.
+    """Judge losses: `failed_levels` fail, levels that are only `above_linear` warn.
 
     Args:
         losses: the losses.

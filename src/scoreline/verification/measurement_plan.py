@@ -41,7 +41,7 @@ class Plan:
 
 
 def real_images(data: ImageDataset, count: int, card: Card, rule: str) -> RealImages:
-    """`count` images evenly over the data set, with noise, and their classes for a conditional model.
+    """Return `count` images evenly over the data set, with noise, and their classes for a conditional model.
 
     Raises:
         InputError: for another shape, other classes, or more images than there are.
@@ -79,7 +79,7 @@ def small_levels(plan: Plan) -> list[float]:
 
 
 def header(plan: Plan) -> str:
-    """The model, the images and the number of evaluations, as text."""
+    """Return the model, the images and the number of evaluations, as text."""
     card, counts = plan.checkpoint.card, evaluations(plan)
     names = [str(card.model[part]["_target_"]).rpartition(".")[2] for part in ("network", "parameterisation")]
     schedule = type(plan.runs.process).__name__

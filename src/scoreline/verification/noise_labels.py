@@ -37,7 +37,7 @@ def best_factors(losses: Losses) -> Tensor:
 
 
 def _indifferent(losses: Losses) -> Tensor:
-    """Levels (K,) at which no factor changes the loss by more than `RELEVANT` of it."""
+    """Return levels (K,) at which no factor changes the loss by more than `RELEVANT` of it."""
     right = losses.by_factor[0].mean(-1)
     change = (losses.by_factor.mean(-1) - right).abs().nan_to_num(0.0)
     return change.amax(0) <= RELEVANT * right
@@ -89,7 +89,7 @@ def measure_shifts(
     batch_size: int,
     progress: Progress = lambda images: None,
 ) -> Tensor:
-    """Losses (S, K, n) with SHIFTS added to the labels of the levels rho."""
+    """Measure losses (S, K, n) with SHIFTS added to the labels of the levels rho."""
     models = [change_scalings(denoiser, _labels_plus(shift)) for shift in SHIFTS]
     return torch.stack(
         [torch.stack([losses(model, real, level, batch_size, progress) for level in rho]) for model in models]

@@ -39,7 +39,7 @@ class Scale:
 
 @torch.inference_mode()
 def measure_scale(runs: Runs, final: Tensor) -> Scale:
-    """Sizes at sigma_max, from the seeds' own noise, and of the final images (B, C, H, W)."""
+    """Measure sizes at sigma_max, from the seeds' own noise, and of the final images (B, C, H, W)."""
     z, label = runs.start()
     rho, estimates, clean = runs.span[0], [], []
     for start in range(0, len(z), runs.batch_size):

@@ -30,7 +30,7 @@ class Section:
 
 
 def loss_section(plan: Plan) -> Section:
-    """Loss, labels and, for colour images, order of channels."""
+    """Check loss, labels and, for colour images, the order of channels."""
     if plan.real is None:
         text = f"no real images: {plan.no_data}"
         return Section(f"Loss and labels: {text}", [Verdict(name, "skip", text) for name in ("loss", "labels")], {})
@@ -58,7 +58,7 @@ def _mended(plan: Plan, rho: Tensor) -> list[str]:
 
 
 def _loss_table(losses: Losses) -> str:
-    """A line for each level."""
+    """Return a line for each level."""
     own, linear, rho = mean(losses.by_factor[0]), losses.linear.mean(-1), losses.rho
     wrong = failed_levels(losses.by_factor[0], losses.linear, rho, losses.variance)
     marks = ["fail" if w else "above linear" * a for w, a in zip(wrong, above_linear(losses), strict=True)]
@@ -87,7 +87,7 @@ def _label_table(losses: Losses) -> str:
 
 
 def _change(share: float) -> str:
-    """`+3.20%`, from 1000 % on `x 45.2`; `-` for a label out of range."""
+    """Return `+3.20%`, from 1000 % on `x 45.2`; `-` for a label out of range."""
     if not math.isfinite(share):
         return f"{'-':>9}"
     return f"{share:+9.2%}" if share < 10 else f"{f'x {1 + share:.3g}':>9}"
@@ -107,7 +107,7 @@ def _shift_table(rho: Sequence[float], shifted: Tensor) -> str:
 
 
 def _loss_values(losses: Losses, flipped: Tensor | None, shifted: Tensor | None) -> dict[str, Any]:
-    """Means and standard errors over images; null where a label leaves the range."""
+    """Return means and standard errors over images; null where a label leaves the range."""
     own = mean(losses.by_factor)
     values = {
         "rho": losses.rho.tolist(),
@@ -131,7 +131,7 @@ def _plain(values: Tensor) -> Any:
 
 
 def ddim_section(plan: Plan) -> Section:
-    """First-order solvers beside DDIM."""
+    """Compare first-order solvers with DDIM."""
     z, label = plan.runs.start()
     with ImageProgress(evaluations(plan)["ddim"], "DDIM") as progress:
         differences = ddim_differences(plan.runs.denoiser, plan.runs.process, z, label, progress.update)
@@ -167,7 +167,7 @@ def sample_section(plan: Plan) -> Section:
 
 
 def _scale_table(scale: Scale, data: Tensor | None) -> str:
-    """Sizes beside those of the data."""
+    """Return sizes beside those of the data."""
     lines = ["Sizes, by channel, beside the real images"]
     rows: list[tuple[str, Tensor, Callable[[Tensor], Tensor]]] = [
         ("mean of images", scale.mean, lambda x: x.mean((0, 2, 3))),

@@ -84,8 +84,8 @@ def test_steps_lower_the_held_out_distance() -> None:
     told: list[float] = []
     reached = polish(train, held, first, Plan(60, 16, 0.02), told.append)
     assert reached.held_out < first.held_out / 2
-    assert reached.held_out == held.mean(reached.table)
-    assert reached.table.residual < 1e-12
+    assert reached.held_out == held.mean(reached.tableau)
+    assert reached.tableau.residual < 1e-12
     assert sum(told) == pytest.approx(cost(Plan(60, 16, 0.02), 4, 40))
 
 
@@ -94,7 +94,7 @@ def test_steps_that_only_harm_leave_the_table(monkeypatch: pytest.MonkeyPatch) -
     train, held = sides()
     near = Neighbourhood(begin(), 4)
     good = polish(train, held, Trial(begin(), held.mean(begin())), Plan(0, 16, 0.02), lambda evaluations: None)
-    assert torch.equal(good.table.N, near.start.N)
+    assert torch.equal(good.tableau.N, near.start.N)
     kept = polish(train, held, good, Plan(20, 16, 0.02), lambda evaluations: None)
     assert kept is good
 

@@ -19,7 +19,7 @@ HELD_OUT = 3
 class Trial(NamedTuple):
     """A tableau and its mean distance on the seeds held out."""
 
-    table: Tableau
+    tableau: Tableau
     held_out: float
 
 

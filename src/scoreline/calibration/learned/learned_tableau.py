@@ -166,7 +166,7 @@ class LearnedTableau:
             start, learned = self._learn(groups, pool, count_evaluations)
             values |= {f"rho_{nfe}": learned.rho, f"N_{nfe}": learned.N}
             values["starts"].append(start.candidate.names[0])
-            rows.append(_held_out_row(groups[1], start.candidate.table.unrolled(), learned))
+            rows.append(_held_out_row(groups[1], start.candidate.tableau.unrolled(), learned))
             spent += costs[nfe]
             count_evaluations.reach(spent)
         return values | dict(zip(_ROW, torch.tensor(rows, dtype=torch.float64).unbind(1), strict=True))
@@ -196,16 +196,16 @@ class LearnedTableau:
         """Return the best closed-form start on the training seeds, and the learned tableau."""
         train, held = groups
         # 1. rank the closed forms; 2. a few steps from each start on few seeds; 3. the best of them go on; 4. polish
-        ranked = rank(*train, pool, lambda images: count_evaluations(images * pool[0].table.nfe))
-        starts = [entry.candidate.table.unrolled() for entry in ranked]
+        ranked = rank(*train, pool, lambda images: count_evaluations(images * pool[0].tableau.nfe))
+        starts = [entry.candidate.tableau.unrolled() for entry in ranked]
         few = train.select(torch.arange(-(-len(train.subject.seeds) // FEWER)))
         trials = [self._descend((few, held), start, self.first, count_evaluations) for start in starts[: self.starts]]
         finals = sorted(trials, key=_held_out)[: self.finals]
-        further = [self._descend(groups, trial.table, self.steps, count_evaluations) for trial in finals]
+        further = [self._descend(groups, trial.tableau, self.steps, count_evaluations) for trial in finals]
         unchanged = Trial(starts[0], held.mean(starts[0]))
         best = min((unchanged, *trials, *further), key=_held_out)
         last = adam_polish(train, held, best, self._polish, count_evaluations)
-        return ranked[0], (last if last.held_out <= unchanged.held_out else best).table
+        return ranked[0], (last if last.held_out <= unchanged.held_out else best).tableau
 
     def _descend(
         self, groups: tuple[SeedGroup, SeedGroup], start: Tableau, steps: int, count_evaluations: _EvaluationProgress
@@ -273,7 +273,7 @@ def _closed_forms(families: Families, span: tuple[float, float], nfe: int) -> li
     """
     solvers = {name: solver for name, solver in families.solvers.items() if not hasattr(solver, "own_levels")}
     pool = candidates(Families(solvers, families.schedules), span, nfe)
-    kept = [each for each in pool if math.isclose(float(each.table.rho[-1]), span[1], rel_tol=SAME)]
+    kept = [each for each in pool if math.isclose(float(each.tableau.rho[-1]), span[1], rel_tol=SAME)]
     if not kept:
         raise InputError(
             f"nfe={nfe}: no table of calibration.solvers ends at sigma_min={span[1]:.6g}; name others, or all"

@@ -45,13 +45,13 @@ def polish(train: SeedGroup, held: SeedGroup, start: Trial, plan: Plan, progress
 
     Source: Kingma & Ba (2015), arXiv:1412.6980.
     """
-    near = Neighbourhood(start.table, start.table.nfe)
+    near = Neighbourhood(start.tableau, start.tableau.nfe)
     if not near.size:
         return start
     theta = torch.zeros(near.size, dtype=torch.float64, requires_grad=True)
     optimiser = torch.optim.Adam([theta], plan.rate, betas=(0.9, 0.99))
     groups = cycle(train.groups(min(plan.batch, len(train.subject.seeds))))
-    each = cost(plan._replace(steps=1), start.table.nfe, len(train.subject.seeds))
+    each = cost(plan._replace(steps=1), start.tableau.nfe, len(train.subject.seeds))
     for step in range(plan.steps):
         optimiser.param_groups[0]["lr"] = plan.rate * (1 - step / plan.steps)
         try:
@@ -61,7 +61,7 @@ def polish(train: SeedGroup, held: SeedGroup, start: Trial, plan: Plan, progress
         optimiser.step()
         progress(each)
     # Only the end is compared, by the paired difference: an end chosen among steps would be biased.
-    before, after = held.distances(start.table), held.distances_near(near, theta.detach())
+    before, after = held.distances(start.tableau), held.distances_near(near, theta.detach())
     excess = after - before
     if plan.steps == 0 or not float(excess.mean()) <= float(excess.std() / len(excess) ** 0.5):
         return start
