@@ -56,11 +56,11 @@ if how == "killed":
 DRIVER = """
 import json, os, sys, time
 from pathlib import Path
-from scoreline.storage.files import locked
+from scoreline.storage.files import open_locked
 from scoreline.tables import worker
 Path("marks").open("a").write("x")
 for command in json.loads(sys.argv[1]):
-    log = locked(Path("cell.log"))
+    log = open_locked(Path("cell.log"))
     cell = worker.start([sys.executable, *command], log, dict(os.environ))
     log.close()
     cell.join()
