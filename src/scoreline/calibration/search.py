@@ -108,8 +108,8 @@ def check_budgets(budgets: object) -> None:
     Raises:
         InputError: naming the key.
     """
-    given = list(budgets) if isinstance(budgets, Sequence) and not isinstance(budgets, str) else []
-    if not given or not all(map(is_whole, given)) or len(set(given)) < len(given):
+    listed = list(budgets) if isinstance(budgets, Sequence) and not isinstance(budgets, str) else []
+    if not listed or not all(map(is_whole, listed)) or len(set(listed)) < len(listed):
         raise InputError(f"calibration.budgets={budgets}: give a list of different whole numbers from 1, as [5,10,20]")
 
 
@@ -136,7 +136,7 @@ class Recommendation:
         Raises:
             InputError: for another range of noise levels than the searched one.
         """
-        if not all(math.isclose(asked, has, rel_tol=SAME) for asked, has in zip(span, self.span, strict=True)):
+        if not all(math.isclose(end, has, rel_tol=SAME) for end, has in zip(span, self.span, strict=True)):
             raise InputError(
                 f"sigma_max={span[0]:.6g} sigma_min={span[1]:.6g}: solver=auto was searched from {self.span[0]:.6g} to "
                 f"{self.span[1]:.6g}; leave these keys out, or search this range with: "

@@ -71,8 +71,8 @@ class TargetVariance:
 
     def __post_init__(self) -> None:
         self._check_levels()
-        given = _listed(self.references)
-        if not given or not all(map(is_whole, given)) or len(set(given)) < len(given):
+        references = _listed(self.references)
+        if not references or not all(map(is_whole, references)) or len(set(references)) < len(references):
             raise InputError(
                 f"calibration.references={self.references}: give a list of different whole numbers from 1, as [64,1024]"
             )
@@ -81,9 +81,9 @@ class TargetVariance:
         check_switch("calibration.replacement", self.replacement)
 
     def _check_levels(self) -> None:
-        given = _listed(self.levels)
-        positive = all(is_number(level) and 0 < level < float("inf") for level in given)
-        if not is_whole(self.levels, 2) and (not given or not positive or len(set(given)) < len(given)):
+        levels = _listed(self.levels)
+        positive = all(is_number(level) and 0 < level < float("inf") for level in levels)
+        if not is_whole(self.levels, 2) and (not levels or not positive or len(set(levels)) < len(levels)):
             raise InputError(
                 f"calibration.levels={self.levels}: give a list of different noise levels above 0, as [0.5,1,2], or "
                 "how many, at least 2"
@@ -259,5 +259,5 @@ def _numbers(images: Tensor, start: int = 1) -> Tensor:
     return to_unit(images).flatten(start).double()
 
 
-def _listed(given: object) -> list[Any]:
-    return list(given) if isinstance(given, Sequence) and not isinstance(given, str) else []
+def _listed(value: object) -> list[Any]:
+    return list(value) if isinstance(value, Sequence) and not isinstance(value, str) else []

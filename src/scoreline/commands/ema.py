@@ -87,15 +87,15 @@ def arguments(words: list[str]) -> Arguments:
     Raises:
         InputError: for other words, or if DEST exists already.
     """
-    found = parse(words, OWN)
-    if len(found.paths) != 2:
-        raise InputError(f"{len(found.paths)} paths: give two, as in RUN sigma_rel=0.15 DEST.safetensors")
-    run, destination = map(Path, found.paths)
+    parsed = parse(words, OWN)
+    if len(parsed.paths) != 2:
+        raise InputError(f"{len(parsed.paths)} paths: give two, as in RUN sigma_rel=0.15 DEST.safetensors")
+    run, destination = map(Path, parsed.paths)
     if not run.is_dir():
         raise InputError(f"{run}: no such directory; give the run directory of train.py first, then DEST.safetensors")
     if destination.suffix != ".safetensors":
         raise InputError(f"{destination}: must end in .safetensors")
-    return Arguments(run, new_file(str(destination), destination), found.own)
+    return Arguments(run, new_file(str(destination), destination), parsed.own)
 
 
 def _number(key: str, text: str) -> float:
@@ -134,22 +134,22 @@ def target_of(keys: dict[str, str], images: int, batch: int) -> Target:
     Raises:
         InputError: unless exactly one of sigma_rel and half_life_kimg is given.
     """
-    given = [key for key in ("sigma_rel", "half_life_kimg") if keys[key]]
-    if len(given) != 1:
-        raise InputError(f"{' and '.join(given) or 'no average'}: give one of sigma_rel=... and half_life_kimg=...")
-    value = _number(given[0], keys[given[0]])
-    if given == ["half_life_kimg"]:
+    widths = [key for key in ("sigma_rel", "half_life_kimg") if keys[key]]
+    if len(widths) != 1:
+        raise InputError(f"{' and '.join(widths) or 'no average'}: give one of sigma_rel=... and half_life_kimg=...")
+    value = _number(widths[0], keys[widths[0]])
+    if widths == ["half_life_kimg"]:
         rampup = _number("rampup", keys["rampup"]) if keys["rampup"] else None
         settings = {"half_life_kimg": value, "rampup": rampup}
         limits = (batch / 1000, images / 1000)
         if rampup is None:
-            return Target(given[0], value, settings, lambda it: exponential(it, images, batch), limits)
-        return Target(given[0], value, settings, lambda it: exact_profile(EMA(it, rampup), images, batch), limits)
+            return Target(widths[0], value, settings, lambda it: exponential(it, images, batch), limits)
+        return Target(widths[0], value, settings, lambda it: exact_profile(EMA(it, rampup), images, batch), limits)
     if keys["rampup"]:
         raise InputError(f"rampup={keys['rampup']}: a power function has no ramp; leave it out, or use half_life_kimg")
     gamma_of(value)
     limits = (0.005, 0.288)
-    return Target(given[0], value, {"sigma_rel": value}, lambda it: PowerProfile(gamma_of(it), images), limits)
+    return Target(widths[0], value, {"sigma_rel": value}, lambda it: PowerProfile(gamma_of(it), images), limits)
 
 
 def _until(images: int, snapshots: Sequence[Snapshot]) -> list[Snapshot]:

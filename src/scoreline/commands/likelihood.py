@@ -81,7 +81,7 @@ class Images(NamedTuple):
     labels: Tensor | None
 
 
-class Measured(NamedTuple):
+class Measurement(NamedTuple):
     """Bits per dimension (N,) float64, and the evaluations of each batch."""
 
     bits: Tensor
@@ -197,7 +197,7 @@ def _read_npz(path: Path) -> Images:
     return Images(path.name, images, None if labels is None else torch.from_numpy(labels.astype(np.int64)))
 
 
-def _measure(options: argparse.Namespace, checkpoint: Checkpoint, images: Images) -> Measured:
+def _measure(options: argparse.Namespace, checkpoint: Checkpoint, images: Images) -> Measurement:
     """Measure bits per dimension of all images, batch by batch, with a progress bar."""
     denoiser, run = checkpoint.denoiser, _span(options, checkpoint)
     prior = options.prior_variance
@@ -215,7 +215,7 @@ def _measure(options: argparse.Namespace, checkpoint: Checkpoint, images: Images
             result = log_likelihood(watched, x, run, prior, _divergence(options, seeds, tuple(x.shape[1:])))
             bits.append(bits_per_dim(result.values, x[0].numel()))
             nfe.append(result.nfe)
-    return Measured(torch.cat(bits), nfe)
+    return Measurement(torch.cat(bits), nfe)
 
 
 def _span(options: argparse.Namespace, checkpoint: Checkpoint) -> AdaptiveRun:
@@ -270,7 +270,7 @@ def _watch(eps: Eps, run: AdaptiveRun, images: int, update: Progress) -> Eps:
     return watched
 
 
-def _line(options: argparse.Namespace, name: str, measured: Measured) -> str:
+def _line(options: argparse.Namespace, name: str, measured: Measurement) -> str:
     """Format the result: `3.210 +- 0.012 bits/dim, 64 images of digits-test, NFE 123, divergence rademacher x 1`."""
     bits, low, high = measured.bits, min(measured.nfe), max(measured.nfe)
     error = f"{float(bits.std()) / math.sqrt(len(bits)):.4f}" if len(bits) > 1 else "unknown"

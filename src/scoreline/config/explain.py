@@ -55,8 +55,8 @@ def _sentence(error: BaseException) -> str | None:
             return f"--config-name {choice}: there is no such config; see --help for how to name your own choices"
         return f"{group}={choice}: there is no such choice{did_you_mean(choice, error.options or [])}"
     if isinstance(error, OverrideParseException):
-        given = error.override or "''"
-        return f"{given}: not of the form key=value; put quotes round a value with commas, spaces or brackets"
+        override = error.override or "''"
+        return f"{override}: not of the form key=value; put quotes round a value with commas, spaces or brackets"
     if isinstance(error, ConfigCompositionException):
         return _explain_composition(error)
     if isinstance(error, MissingMandatoryValue):

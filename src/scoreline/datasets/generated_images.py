@@ -47,8 +47,8 @@ def images(path: str) -> ImageDataset:
 
 def is_run(place: Path) -> bool:
     """Return whether a folder is a run directory of sample.py."""
-    begun = (place / "config.yaml").is_file() and any((place / name).is_dir() for name in BEGUN)
-    return begun or (place / MARK).is_file()
+    has_begun = (place / "config.yaml").is_file() and any((place / name).is_dir() for name in BEGUN)
+    return has_begun or (place / MARK).is_file()
 
 
 def _kept(run: Path) -> Path:

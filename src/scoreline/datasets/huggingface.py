@@ -137,24 +137,24 @@ def _encoded(table: Any, column: str) -> Any:
     return table.with_format(None).select_columns([column]).cast_column(column, _library().Image(decode=False))
 
 
-def _image_column(table: Any, wanted: str | None, path: str) -> str:
+def _image_column(table: Any, column: str | None, path: str) -> str:
     images = [name for name, feature in table.features.items() if isinstance(feature, _library().Image)]
-    if wanted is None and len(images) != 1:
+    if column is None and len(images) != 1:
         raise InputError(f"dataset.image_key: {path} has {len(images)} columns of images {images}; name one")
-    if wanted is not None and wanted not in images:
-        raise InputError(f"dataset.image_key={wanted}: no column of images in {path}{did_you_mean(wanted, images)}")
-    return wanted or images[0]
+    if column is not None and column not in images:
+        raise InputError(f"dataset.image_key={column}: no column of images in {path}{did_you_mean(column, images)}")
+    return column or images[0]
 
 
-def _label_column(table: Any, wanted: str | None, path: str) -> str | None:
-    if wanted is None:
+def _label_column(table: Any, column: str | None, path: str) -> str | None:
+    if column is None:
         classes = [name for name, feature in table.features.items() if isinstance(feature, _library().ClassLabel)]
         return classes[0] if len(classes) == 1 else None
-    if wanted == "none":
+    if column == "none":
         return None
-    if wanted not in table.features:
-        raise InputError(f"dataset.label_key={wanted}: no such column in {path}{did_you_mean(wanted, table.features)}")
-    return wanted
+    if column not in table.features:
+        raise InputError(f"dataset.label_key={column}: no such column in {path}{did_you_mean(column, table.features)}")
+    return column
 
 
 def _classes(table: Any, column: str | None, path: str) -> Classes:

@@ -83,15 +83,15 @@ def rebuild(spec: Spec, kind: type, trust: Sequence[str] = ()) -> Any:
     target = spec.get("_target_")
     if not isinstance(target, str):
         raise InputError(f"checkpoint: a description without a class: {spec!r:.80}")
-    described = _find(target, (*PACKAGES, *trust))
-    if not issubclass(described, kind):
+    target_class = _find(target, (*PACKAGES, *trust))
+    if not issubclass(target_class, kind):
         raise InputError(f"checkpoint: {target} is not of type {kind.__name__}")
-    hints = _hints(described.__init__) if is_ours(spec) else {}
+    hints = _hints(target_class.__init__) if is_ours(spec) else {}
     values = {name: value for name, value in spec.items() if name != "_target_"}
     arguments = {name: _argument(name, value, hints.get(name, object), trust) for name, value in values.items()}
     if is_ours(spec):
         _check_arguments(target, hints, arguments)
-    result = _call(target, described, arguments)
+    result = _call(target, target_class, arguments)
     if is_ours(spec) and isinstance(result, NoiseSchedule):
         _check_process(target, result)
     return result

@@ -90,10 +90,10 @@ def read_model(folder: Path, model: Spec | None, weights: str) -> ForeignModel:
     rebuild(described["parameterisation"], Parameterisation)
     files = weight_files(places.unet, weights)
     state = tensors(files)
-    found = translate(state, table(network, state), network, remedy=INCOMPLETE)
+    translation = translate(state, table(network, state), network, remedy=INCOMPLETE)
     channels, size = int(config.get("in_channels", 3)), int(described["network"]["sample_size"])
     notes = _notes(places, config, scheduler, files, state, weights)
-    return ForeignModel(described, found, (channels, size, size), int(config.get("num_class_embeds") or 0), notes)
+    return ForeignModel(described, translation, (channels, size, size), int(config.get("num_class_embeds") or 0), notes)
 
 
 def table(network: nn.Module, names: Collection[str]) -> dict[str, Rule]:
@@ -154,18 +154,18 @@ def _config(folder: Path) -> dict[str, Any]:
 def _network(config: Mapping[str, Any]) -> Spec:
     arguments = set(inspect.signature(DiffusersUNet.__init__).parameters) - {"self", "label_dropout", "checkpointing"}
     passed = (*AVERAGING, "num_train_timesteps")
-    given = {name: value for name, value in config.items() if not name.startswith("_") and name not in passed}
-    if unknown := sorted(set(given) - arguments):
+    options = {name: value for name, value in config.items() if not name.startswith("_") and name not in passed}
+    if unknown := sorted(set(options) - arguments):
         raise InputError(
             f"config.json: {word(unknown[0])} is no argument of UNet2DModel that is known here"
-            f"{did_you_mean(unknown[0], arguments - set(given))}; it may be of a later diffusers"
+            f"{did_you_mean(unknown[0], arguments - set(options))}; it may be of a later diffusers"
         )
-    size = given.get("sample_size")
+    size = options.get("sample_size")
     if isinstance(size, list) and len(size) == 2 and size[0] == size[1]:
-        given["sample_size"] = size[0]
+        options["sample_size"] = size[0]
     elif isinstance(size, list) or size is None:
         raise InputError(f"config.json: sample_size={word(size)} is not the side of square images; write it there")
-    return {"_target_": "scoreline.networks.diffusers_unet.DiffusersUNet", **given}
+    return {"_target_": "scoreline.networks.diffusers_unet.DiffusersUNet", **options}
 
 
 def _process(scheduler: Mapping[str, Any]) -> Spec:

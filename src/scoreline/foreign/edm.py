@@ -62,16 +62,16 @@ class Family:
             InputError: for an argument that is missing or unknown.
         """
         names = (*self.required, *self.defaults)
-        given = {**dict(zip(names, network.args, strict=False)), **network.kwargs}
-        for name in given:
+        values = {**dict(zip(names, network.args, strict=False)), **network.kwargs}
+        for name in values:
             if name not in names:
                 raise InputError(f"{network.name}: its argument {name} is unknown{did_you_mean(name, names)}")
         for name in self.required:
-            if name not in given:
+            if name not in values:
                 raise InputError(f"{network.name}: its argument {name} is missing; the file is damaged")
-            if type(given[name]) is not int:
-                raise InputError(f"{network.name}: {name}={given[name]!r:.40} must be an integer; the file is damaged")
-        return {name: _plain(value) for name, value in {**self.defaults, **given}.items()}
+            if type(values[name]) is not int:
+                raise InputError(f"{network.name}: {name}={values[name]!r:.40} must be an integer; the file is damaged")
+        return {name: _plain(value) for name, value in {**self.defaults, **values}.items()}
 
 
 REQUIRED = ("img_resolution", "in_channels", "out_channels")
@@ -310,8 +310,8 @@ def _notes(tree: Mapping[str, Any], wrapper: Persistent, inner: Persistent) -> d
     notes = {"preconditioning": wrapper.name, "network": inner.name, "arguments": _plain(wrapper.kwargs)}
     for key, value in (("loss", tree.get("loss_fn")), ("augmentation", tree.get("augment_pipe"))):
         if _is_object(value):
-            found = _opened(value)
-            notes[key] = {"class": found.name, **_plain(found.kwargs)}
+            opened = _opened(value)
+            notes[key] = {"class": opened.name, **_plain(opened.kwargs)}
     data = _plain_mapping(tree.get("dataset_kwargs"))
     return {**notes, "dataset": _plain(data)} if data is not None else notes
 

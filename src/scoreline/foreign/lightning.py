@@ -73,11 +73,11 @@ def read_model(tree: Any, model: Spec | None, weights: str) -> ForeignModel:
         place, state = _raw(tree, network)
     else:
         place, state = _average(tree, network)
-    found = translate(state, table(network), network)
+    translation = translate(state, table(network), network)
     described = {name: model[name] for name in ("network", "noise_schedule", "parameterisation")}
     channels = int(model["network"].get("channels", model["network"].get("in_channels", 3)))
     size, classes = (int(getattr(network, name)) for name in ("resolution", "num_classes"))
-    return ForeignModel(described, found, (channels, size, size), classes, {"place": place, **_notes(tree)})
+    return ForeignModel(described, translation, (channels, size, size), classes, {"place": place, **_notes(tree)})
 
 
 def table(network: nn.Module) -> dict[str, Rule]:

@@ -52,8 +52,8 @@ def skeleton(network: Spec) -> nn.Module:
         InputError: for a description that `specs.rebuild` refuses.
     """
     with torch.device("meta"):
-        found: nn.Module = rebuild(network, nn.Module)
-    return found
+        built_network: nn.Module = rebuild(network, nn.Module)
+    return built_network
 
 
 TRAINED_AS = "give the model=... that it was trained as"

@@ -165,11 +165,11 @@ class _Work:
         label = None if unit.label is None else self._rows(unit.label)
         rho = float(self.sampler.tableau.rho[0])
         if self.sampler.record is None:
-            found = self._integrated(lambda: self._normal(unit, "initial") * rho, label, unit)
+            sample = self._integrated(lambda: self._normal(unit, "initial") * rho, label, unit)
         else:
-            found = self._replayed(self._normal(unit, "initial") * rho, label, self.sampler.record)
+            sample = self._replayed(self._normal(unit, "initial") * rho, label, self.sampler.record)
             self.progress(len(unit.seeds))
-        x, *counts = found
+        x, *counts = sample
         return Batch(unit.seeds, x[: len(unit.seeds)], *counts)
 
     def _normal(self, unit: _Unit, purpose: str, step: int = 0) -> Tensor:
@@ -226,8 +226,8 @@ class _Work:
             counts: list[int] = []
 
             def steps(x: Tensor, label: Tensor | None = None) -> Tensor:
-                found, *counts[:] = self._integrated(lambda: x, label)
-                return found
+                sample, *counts[:] = self._integrated(lambda: x, label)
+                return sample
 
             self.recorded = record(steps, inputs), counts
         function, (nfe, network_calls) = self.recorded

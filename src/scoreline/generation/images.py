@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from scoreline.datasets.base import ImageDataset
-from scoreline.generation.shards import NO_LABEL, Found, Shards
+from scoreline.generation.shards import NO_LABEL, ShardIndex, Shards
 from scoreline.sampling import Progress
 
 BLOCK = 256
@@ -37,10 +37,10 @@ class ShardImages(ImageDataset):
         name: the name of the data set.
     """
 
-    def __init__(self, shards: Shards, found: Found, num_classes: int = 0, name: str = "generated") -> None:
-        if len(found.missing):
-            raise ValueError(f"{len(found.missing)} of {len(shards.seeds)} images are missing")
-        self.shards, self.found = shards, found
+    def __init__(self, shards: Shards, places: ShardIndex, num_classes: int = 0, name: str = "generated") -> None:
+        if len(places.missing):
+            raise ValueError(f"{len(places.missing)} of {len(shards.seeds)} images are missing")
+        self.shards, self.found = shards, places
         self.name, self.shape, self.num_classes = name, shards.shape, num_classes
 
     def __len__(self) -> int:

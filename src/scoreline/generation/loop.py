@@ -8,7 +8,7 @@ from torch import Tensor
 
 from scoreline.errors import InputError
 from scoreline.generation.batches import Batch, Sampler, check_finite
-from scoreline.generation.shards import Found, Shards
+from scoreline.generation.shards import ShardIndex, Shards
 from scoreline.runtime.collectives import from_first, share
 from scoreline.runtime.device import to_host
 from scoreline.runtime.distributed import Group
@@ -79,7 +79,7 @@ def images_on_host(batch: Batch) -> Callable[[], Tensor]:
     return images
 
 
-def find_all(shards: Shards, group: Group) -> Found:
+def find_all(shards: Shards, group: Group) -> ShardIndex:
     """Return the places of all images, after the first process has compared every image with its SHA-256.
 
     Raises:

@@ -35,7 +35,7 @@ def image_digests(images: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Found:
+class ShardIndex:
     """The place of each of N images, with its digest and counts.
 
     Attributes:
@@ -108,7 +108,7 @@ class Shards:
         """Return the labels int64 of the images at `index`, -1 without a label."""
         return torch.full((len(index),), NO_LABEL) if self.labels is None else self.labels[index]
 
-    def find(self, check: bool = True) -> Found:
+    def find(self, check: bool = True) -> ShardIndex:
         """Return the places of all images; of several copies the one in the first shard by name counts.
 
         Args:
@@ -128,7 +128,7 @@ class Shards:
             digests[at] = fields["sha256"][fresh]
             counts[at] = torch.stack([fields["nfe"], fields["network_calls"]], 1)[fresh]
             paths.append(path)
-        return Found(paths, shard, row, digests, counts)
+        return ShardIndex(paths, shard, row, digests, counts)
 
     def _seeds(self, index: Tensor) -> Tensor:
         return torch.tensor([self.seeds[i] for i in index.tolist()], dtype=torch.int64)

@@ -50,7 +50,7 @@ class Extractor(Protocol):
     def __call__(self, images: Tensor, spatial: bool) -> Tensors: ...
 
 
-class Compared(NamedTuple):
+class ReferenceFeatures(NamedTuple):
     """The reference: statistics of its features and spatial features, and feature rows for scores of images."""
 
     gaussian: GaussianStatistics
@@ -111,7 +111,7 @@ class Inception(Metrics):
         self.extractor, self.reference, self.scores = extractor, reference, tuple(scores)
         self.neighbours, self.compared, self.splits, self.groups = neighbours, compared, splits, groups
         self.named = protocol
-        self._kept: Compared | None = None
+        self._kept: ReferenceFeatures | None = None
         protocols.check(protocol)
         for name in self.scores:
             check_choice("metrics.scores", SCORES, name)
@@ -216,15 +216,15 @@ class Inception(Metrics):
         with ImageProgress(len(data), "features of the reference", enabled=shown) as progress:
             return self._pass(data, kept, progress.update, spatial and known is None)
 
-    def _compared(self, features: Features | None) -> Compared:
+    def _compared(self, features: Features | None) -> ReferenceFeatures:
         known = self._set.statistics
-        wanted = features is not None and bool(set(OF_IMAGES) & set(self.scores))
-        rows = features.rows("features", self.compared) if features is not None and wanted else None
+        needs_images = features is not None and bool(set(OF_IMAGES) & set(self.scores))
+        rows = features.rows("features", self.compared) if features is not None and needs_images else None
         if known is not None:
-            return Compared(known.gaussian, known.spatial, rows)
+            return ReferenceFeatures(known.gaussian, known.spatial, rows)
         assert features is not None
         spatial = _gaussian(features.stream("spatial")) if "spatial" in features.parts[0] else None
-        return Compared(_gaussian(features.stream("features")), spatial, rows)
+        return ReferenceFeatures(_gaussian(features.stream("features")), spatial, rows)
 
     def _scores(self, features: Features, reference: Features | None) -> dict[str, Score]:
         scores: dict[str, Score] = {}
@@ -235,7 +235,7 @@ class Inception(Metrics):
                 scores |= self._score(name, features, self._kept)
         return {name: scores[name] for name in self.scores if name in scores}
 
-    def _score(self, name: str, features: Features, compared: Compared) -> dict[str, Score]:
+    def _score(self, name: str, features: Features, compared: ReferenceFeatures) -> dict[str, Score]:
         if name == "inception_score":
             return {name: self._inception_score(features)}
         if name in ("fid", "sfid"):
@@ -285,8 +285,8 @@ class Inception(Metrics):
                 f"{n} images are fewer than the 50,000 of the literature: fid is biased upwards, compare at equal n"
             )
         warnings += sample_warnings(n, self.extractor.dimension, self.groups)
-        if self.named is not None and (found := str(self.fingerprint(n)["protocol"])) != self.named:
-            warnings.append(f"metrics.protocol={self.named}: {found}")
+        if self.named is not None and (actual := str(self.fingerprint(n)["protocol"])) != self.named:
+            warnings.append(f"metrics.protocol={self.named}: {actual}")
         return warnings
 
 

@@ -101,10 +101,10 @@ def read_statistics(path: Path) -> Statistics:
     """
     names = ("mu", "sigma", "mu_s", "sigma_s", "n", "about")
     try:
-        found = {name: npy.member(path, name) for name in names}
+        values = {name: npy.member(path, name) for name in names}
     except bounded_reading.DAMAGE as error:
         raise InputError(f"{path}: cannot be read as an npz file of numbers ({error}); make it anew") from error
-    arrays = {name: array for name, array in found.items() if array is not None}
+    arrays = {name: array for name, array in values.items() if array is not None}
     if not {"mu", "sigma"} <= set(arrays):
         raise InputError(f"{path}: holds no mu and sigma; make it with scoreline reference")
     count = _count(path, arrays["n"]) if "n" in arrays else None

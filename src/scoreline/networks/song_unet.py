@@ -181,34 +181,34 @@ def _with_the_image(
     layers: dict[str, nn.Module], plan: Plan, encoder: str, taps: Sequence[float]
 ) -> dict[str, nn.Module]:
     """Insert {R}x{R}_aux_residual, or _aux_down and _aux_skip, of as many channels, after every {R}x{R}_down."""
-    found: dict[str, nn.Module] = {}
+    modules: dict[str, nn.Module] = {}
     widths = iter((plan.channels, *plan.widths))
     inputs = next(widths)
     for name, layer in layers.items():
-        found[name] = layer
+        modules[name] = layer
         if name.endswith("_down") and encoder == "residual":
             outputs = next(widths)
-            found[name.replace("_down", "_aux_residual")] = ConvThenHalve(inputs, outputs, taps)
+            modules[name.replace("_down", "_aux_residual")] = ConvThenHalve(inputs, outputs, taps)
             inputs = outputs
         elif name.endswith("_down") and encoder == "skip":
-            found[name.replace("_down", "_aux_down")] = Resample("down", taps)
-            found[name.replace("_down", "_aux_skip")] = nn.Conv2d(plan.channels, next(widths), 1)
-    return found
+            modules[name.replace("_down", "_aux_down")] = Resample("down", taps)
+            modules[name.replace("_down", "_aux_skip")] = nn.Conv2d(plan.channels, next(widths), 1)
+    return modules
 
 
 def _with_heads(
     layers: dict[str, nn.Module], plan: Plan, decoder: str, outputs: int, taps: Sequence[float]
 ) -> dict[str, nn.Module]:
     """Insert _aux_norm and _aux_conv after the last block of the finest or of every level, there behind _aux_up."""
-    found: dict[str, nn.Module] = {}
+    modules: dict[str, nn.Module] = {}
     lasts = {f"{plan.at(level)}_block{plan.blocks}": level for level in range(len(plan.widths))}
     for name, layer in layers.items():
-        found[name] = layer
+        modules[name] = layer
         level = lasts.get(name)
         if level is None or (level > 0 and decoder == "standard"):
             continue
         if decoder == "skip" and level < len(plan.widths) - 1:
-            found[f"{plan.at(level)}_aux_up"] = Resample("up", taps)
-        found[f"{plan.at(level)}_aux_norm"] = group_norm(plan.widths[level], EPS)
-        found[f"{plan.at(level)}_aux_conv"] = nn.Conv2d(plan.widths[level], outputs, 3, padding=1)
-    return found
+            modules[f"{plan.at(level)}_aux_up"] = Resample("up", taps)
+        modules[f"{plan.at(level)}_aux_norm"] = group_norm(plan.widths[level], EPS)
+        modules[f"{plan.at(level)}_aux_conv"] = nn.Conv2d(plan.widths[level], outputs, 3, padding=1)
+    return modules

@@ -35,11 +35,11 @@ class Root:
     bytes: torch.UntypedStorage | None = None
     waiting: list[tuple[Tensor, int, tuple[int, ...], tuple[int, ...]]] = field(default_factory=list)
 
-    def bind(self, found: torch.UntypedStorage) -> None:
+    def bind(self, storage: torch.UntypedStorage) -> None:
         """Give memory to the tensors that wait for it."""
-        self.bytes = found
+        self.bytes = storage
         for tensor, *place in self.waiting:
-            tensor.set_(found, *place)
+            tensor.set_(storage, *place)
         self.waiting.clear()
 
 

@@ -64,10 +64,10 @@ class Tabulated(Schedule):
             InputError: if they differ by more; the message names the range to use.
         """
         low, high = self.levels[0], self.levels[-1]
-        for name, asked, has in (("sigma_max", sigma_max, high), ("sigma_min", sigma_min, low)):
-            if not math.isclose(asked, has, rel_tol=SAME):
+        for name, end, has in (("sigma_max", sigma_max, high), ("sigma_min", sigma_min, low)):
+            if not math.isclose(end, has, rel_tol=SAME):
                 raise InputError(
-                    f"{name}={asked:.6g}: the levels of this schedule go from {high:.9g} to {low:.9g}; "
+                    f"{name}={end:.6g}: the levels of this schedule go from {high:.9g} to {low:.9g}; "
                     f"use sigma_max={high:.9g} sigma_min={low:.9g}"
                 )
         return replace(self, levels=(sigma_min, *self.levels[1:-1], sigma_max))
@@ -164,8 +164,8 @@ def _numbers(values: list[Any]) -> list[float]:
 def _levels_of(times: list[float], noise_schedule: NoiseSchedule | None) -> list[float]:
     if noise_schedule is None:
         raise InputError("schedule.values=time: times need schedule.noise_schedule; give it, or use values=sigma")
-    asked = torch.tensor(times, dtype=torch.float64)
-    levels = noise_schedule.inverse(asked)
+    t = torch.tensor(times, dtype=torch.float64)
+    levels = noise_schedule.inverse(t)
     for time, reached in zip(times, noise_schedule(levels).tolist(), strict=True):
         if not math.isclose(time, reached, rel_tol=SAME, abs_tol=SAME):
             raise InputError(

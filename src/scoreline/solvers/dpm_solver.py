@@ -86,8 +86,8 @@ class DPMSolver:
     def _nodes(self, order: int) -> tuple[float, ...]:
         if order < self.order:
             return NODES[order]
-        given = (self.r1, self.r2)
-        return tuple(default if r is None else r for default, r in zip(NODES[order], given, strict=False))
+        fractions = (self.r1, self.r2)
+        return tuple(default if r is None else r for default, r in zip(NODES[order], fractions, strict=False))
 
     def _step(self, rows: Rows, x: int, target: float, nodes: tuple[float, ...]) -> int:
         """Write the rows of one step from state x: every stage starts at x and reads F_0 and the stage before."""

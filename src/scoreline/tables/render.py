@@ -177,7 +177,7 @@ def _calls(part: Part, grid: Grid) -> str:
     sentences = []
     if grid.label != "NFE":
         nfe = {row: _span([it["nfe"] for it in _of_row(part, grid, row)]) for row in part.rows(grid)}
-        sentences.append("NFE: " + "; ".join(f"{row} {found}" for row, found in nfe.items() if found))
+        sentences.append("NFE: " + "; ".join(f"{row} {calls}" for row, calls in nfe.items() if calls))
     if any(_network_calls(it) != it["nfe"] for it in part.results()):
         cells = []
         for column in part.columns(grid):

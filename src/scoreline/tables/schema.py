@@ -170,10 +170,10 @@ def _shown(value: object) -> str:
 
 def _any(where: str, node: Node, key: str) -> dict[str, Any]:
     """Return a mapping whose keys are names of the author's."""
-    found = node.get(key) or {}
-    if not isinstance(found, Mapping):
-        _refuse(where, f"{key}: must be a mapping, is {_shown(found)}")
-    return {str(name): value for name, value in found.items()}
+    mapping = node.get(key) or {}
+    if not isinstance(mapping, Mapping):
+        _refuse(where, f"{key}: must be a mapping, is {_shown(mapping)}")
+    return {str(name): value for name, value in mapping.items()}
 
 
 def _list(where: str, node: Node, key: str, least: int = 1) -> list[Any]:
@@ -235,14 +235,14 @@ def _ranges(where: str, value: object) -> tuple[str, ...]:
         if not isinstance(one, str):
             _refuse(where, f"ranges: holds {_shown(one)}; write a range as 0-999, in quotes")
         try:
-            found = seed_ranges(one)
+            spans = seed_ranges(one)
         except InputError as error:
             raise InputError(f"{where}: {str(error).replace('seeds=', 'ranges: ', 1)}") from error
-        if overlap(found):
+        if overlap(spans):
             _refuse(where, f"ranges: {one}: a seed occurs twice; every image needs its own")
-        if overlap([*seeds, *found]):
+        if overlap([*seeds, *spans]):
             _refuse(where, f"ranges: {one} shares seeds with an earlier range; only disjoint ranges have a spread")
-        seeds += found
+        seeds += spans
     return tuple(ranges)
 
 
@@ -274,8 +274,8 @@ def _row(where: str, value: object, columns: Sequence[str]) -> Row:
     name = _name(where, node["name"])
     where = f"{where} ({name})"
     published, cannot = _any(where, node, "published"), _any(where, node, "cannot")
-    for key, found in (("published", published), ("cannot", cannot)):
-        for column in found:
+    for key, places in (("published", published), ("cannot", cannot)):
+        for column in places:
             if column not in columns:
                 _refuse(where, f"{key}: {column}: there is no such column{did_you_mean(column, columns)}")
     return Row(

@@ -119,8 +119,8 @@ def with_fast_step(make: Make, device: torch.device, precision: str, sharded: bo
         return make
     known = inspect.signature(make.func if isinstance(make, partial) else make).parameters
     fused = device.type == "cuda" and precision != "16-mixed" and not sharded
-    wanted = KERNELS if fused else KERNELS[1:]
-    chosen = next((key for key in wanted if key in known), None)
+    kernels = KERNELS if fused else KERNELS[1:]
+    chosen = next((key for key in kernels if key in known), None)
     return make if chosen is None else partial(make, **{chosen: True})
 
 

@@ -159,13 +159,13 @@ def fit(target: Profile, snapshots: Sequence[PowerProfile]) -> Fit:
     gamma = np.array([snapshot.gamma for snapshot in snapshots])
     images = np.array([snapshot.images for snapshot in snapshots], dtype=np.float64)
     gram = _power_products(gamma[:, None], images[:, None], gamma, images)
-    wanted = products(target, snapshots)
+    target_products = products(target, snapshots)
     # normalised profiles condition the Gram matrix; its pseudo-inverse tolerates snapshots that are alike
     norms = np.sqrt(np.diag(gram))
     inverse = np.linalg.pinv(gram / np.outer(norms, norms), rcond=1e-12, hermitian=True)
-    nearest, constant = inverse @ (wanted / norms) / norms, inverse @ (1 / norms) / norms
+    nearest, constant = inverse @ (target_products / norms) / norms, inverse @ (1 / norms) / norms
     # Lagrange multiplier of the constraint
     coefficients = nearest + constant * (1 - nearest.sum()) / constant.sum()
     whole = product(target, target)
-    missed = whole - 2 * coefficients @ wanted + coefficients @ gram @ coefficients
+    missed = whole - 2 * coefficients @ target_products + coefficients @ gram @ coefficients
     return Fit(coefficients, float(np.sqrt(max(missed, 0.0) / whole)))

@@ -14,7 +14,7 @@ from scoreline.training.data import DeviceData, EndlessBatches, share_of
 Indices = Sequence[int]
 
 
-class Drawn(NamedTuple):
+class ReferenceDraw(NamedTuple):
     """Images uint8 (n, C, H, W), labels (n,), and the rows of the images that this process trains on."""
 
     images: Tensor
@@ -43,7 +43,7 @@ class References:
                 f"target.references={target.references}: {dataset.name} has {len(dataset)} images; use at most as many"
             )
 
-    def draw(self, step: int, rank: int, world: int, device: torch.device) -> Drawn:
+    def draw(self, step: int, rank: int, world: int, device: torch.device) -> ReferenceDraw:
         """Draw the reference of a step on one of `world` processes."""
         batch, mine = self.batches.at(step), share_of(self.batch_size, rank, world)
         everyone = self.target.scope == "all"
@@ -54,7 +54,7 @@ class References:
         images, labels = self.data.read([*inside, *others], device)
         first = mine.start if everyone else 0
         source = torch.arange(first, first + mine.stop - mine.start, device=device)
-        return Drawn(images, labels, source)
+        return ReferenceDraw(images, labels, source)
 
     def _check(self, inside: int) -> None:
         if self.target.references < inside:

@@ -131,7 +131,7 @@ def _breaches(certificate: Certificate, fixed: bool) -> list[str]:
     if not certificate.residual <= ROUND_OFF:
         breaches.append(f"residual {certificate.residual:.1e}")
     wrong = [pair for pair in certificate.nfe if pair[1] > pair[0] or (pair[1] != pair[0] and not fixed)]
-    return breaches + [f"NFE {counted} where {asked} were requested" for asked, counted in wrong]
+    return breaches + [f"NFE {counted} where {budget} were requested" for budget, counted in wrong]
 
 
 def _spent(solver: Solver) -> list[tuple[int, int]]:
@@ -251,5 +251,5 @@ def markdown(certificates: Sequence[Certificate]) -> str:
 
 
 def _budget(certificate: Certificate) -> str:
-    asked, counted = certificate.nfe[-1]
-    return str(counted) if asked == counted else f"{asked} > {counted}"
+    budget, counted = certificate.nfe[-1]
+    return str(counted) if budget == counted else f"{budget} > {counted}"
