@@ -46,7 +46,7 @@ class Learned:
         for name, end, has_end in (("sigma_max", sigma_max, rho[0]), ("sigma_min", sigma_min, rho[-1])):
             if not math.isclose(end, float(has_end), rel_tol=SAME):
                 raise InputError(
-                    f"{name}={end:.6g}: this table was learned from {float(rho[0]):.6g} to {float(rho[-1]):.6g}; "
+                    f"{name}={end:.6g}: this tableau was learned from {float(rho[0]):.6g} to {float(rho[-1]):.6g}; "
                     "leave the key out, or learn another with: python calibrate.py calibration=tableau "
                     f"{name}={end:.6g}"
                 )

@@ -374,9 +374,9 @@ def test_another_budget_or_range_is_one_sentence(learned: dict) -> None:
     loaded = Learned({2: (learned["rho_2"], learned["N_2"])})
     with pytest.raises(InputError, match=r"nfe=5: tables were learned for NFE 2 .*calibration\.budgets=\[5\]"):
         loaded(Power(7), *SPAN, 5)
-    with pytest.raises(InputError, match=r"sigma_max=30: this table was learned from 20 to 0\.05; .*sigma_max=30"):
+    with pytest.raises(InputError, match=r"sigma_max=30: this tableau was learned from 20 to 0\.05; .*sigma_max=30"):
         loaded(Power(7), 30.0, SPAN[1], 2)
-    with pytest.raises(InputError, match=r"sigma_min=0\.01: this table was learned from 20 to 0\.05"):
+    with pytest.raises(InputError, match=r"sigma_min=0\.01: this tableau was learned from 20 to 0\.05"):
         loaded(Power(7), SPAN[0], 0.01, 2)
 
 

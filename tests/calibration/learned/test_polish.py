@@ -1,4 +1,4 @@
-"""The polish of a learned table: derivatives against automatic differentiation, and what the steps may not do."""
+"""The polish of a learned tableau: derivatives against automatic differentiation, and what the steps may not do."""
 
 from dataclasses import replace
 

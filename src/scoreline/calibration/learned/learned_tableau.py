@@ -276,7 +276,7 @@ def _closed_forms(families: Families, span: tuple[float, float], nfe: int) -> li
     kept = [each for each in pool if math.isclose(float(each.tableau.rho[-1]), span[1], rel_tol=SAME)]
     if not kept:
         raise InputError(
-            f"nfe={nfe}: no table of calibration.solvers ends at sigma_min={span[1]:.6g}; name others, or all"
+            f"nfe={nfe}: no tableau of calibration.solvers ends at sigma_min={span[1]:.6g}; name others, or all"
         )
     return kept
 
