@@ -110,7 +110,7 @@ def test_a_network_that_shares_the_memory_follows() -> None:
 
 
 @pytest.mark.parametrize("sigma_rel", [0.02, 0.05, 0.1, 0.2, UNIFORM])
-def test_power_function_against_the_weighted_sum_of_all_weights(sigma_rel: float) -> None:
+def test_power_function_equals_the_weighted_sum(sigma_rel: float) -> None:
     """Every past weight times the integral of tau^gamma over its step, normalised; nothing of the first weights."""
     module = nn.Linear(4, 3, bias=False).double()
     course = walk(module, 400)
@@ -139,7 +139,7 @@ def test_relative_widths() -> None:
 
 
 @pytest.mark.parametrize("gamma", [0.0, 0.7, 6.94, 16.97])
-def test_sigma_rel_is_the_standard_deviation_of_the_profile(gamma: float) -> None:
+def test_sigma_rel_is_the_width_of_profiles(gamma: float) -> None:
     tau = (np.arange(1_000_000) + 0.5) / 1_000_000
     p = tau**gamma / (tau**gamma).sum()
     mean = (p * tau).sum()
