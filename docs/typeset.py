@@ -1,13 +1,20 @@
-"""A hook of mkdocs.yml: pages show +- as a sign that never begins or ends a line."""
+"""A hook of mkdocs.yml: errors as a sign that no line breaks at; wide tables without contents beside them."""
 
 import re
 from typing import Any
 
 CODE = re.compile(r"(<pre.*?</pre>|<code.*?</code>)", re.DOTALL)
+WIDE = ("tables/", "learned.md", "stf_digits.md")
+
+
+def on_page_markdown(markdown: str, page: Any, **_: Any) -> None:
+    """Give pages of wide tables the whole width."""
+    if page.file.src_uri.startswith(WIDE):
+        page.meta["hide"] = ["toc"]
 
 
 def on_page_content(html: str, **_: Any) -> str:
-    """The page with its errors in typography; code stays as it is."""
+    """Return the page with +- replaced, but for code."""
     parts = CODE.split(html)
     return "".join(part if CODE.fullmatch(part) else _typeset(part) for part in parts)
 
