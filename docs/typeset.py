@@ -4,7 +4,8 @@ import re
 from typing import Any
 
 CODE = re.compile(r"(<pre.*?</pre>|<code.*?</code>)", re.DOTALL)
-WIDE = ("tables/", "learned.md", "stf_digits.md")
+WIDE = ("tables/", "results.md", "learned.md", "stf_digits.md")
+ERROR = re.compile(r"(?<=\d)\s+\+-\s+(\d[\d.]*(?:e-\d+)?)")
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> None:
@@ -20,5 +21,9 @@ def on_page_content(html: str, **_: Any) -> str:
 
 
 def _typeset(html: str) -> str:
-    between = re.sub(r"(?<=\d)\s+\+-\s+(?=\d)", "\N{NO-BREAK SPACE}\N{PLUS-MINUS SIGN}\N{NO-BREAK SPACE}", html)
-    return between.replace("+-", "\N{PLUS-MINUS SIGN}")
+    return ERROR.sub(_unbroken, html).replace("+-", "\N{PLUS-MINUS SIGN}")
+
+
+def _unbroken(error: re.Match[str]) -> str:
+    number = error[1].replace("-", "-\N{WORD JOINER}")
+    return f"\N{NO-BREAK SPACE}\N{PLUS-MINUS SIGN}\N{NO-BREAK SPACE}{number}"
