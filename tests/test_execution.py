@@ -95,7 +95,7 @@ def test_calls_are_counted_in_each_thread_apart() -> None:
     assert calls.count == 1
 
 
-def test_an_abandoned_run_stops_its_threads_at_their_next_evaluation() -> None:
+def test_an_abandoned_run_stops_its_threads() -> None:
     calls: dict[int, int] = {}
     second, gate = threading.Event(), threading.Event()
     labels = torch.tensor([0, 0, 1, 1, 2, 2])
@@ -129,7 +129,7 @@ def test_an_abandoned_run_stops_its_threads_at_their_next_evaluation() -> None:
     assert calls.get(2, 0) <= 2
 
 
-def test_what_goes_wrong_in_a_thread_is_told_in_its_place() -> None:
+def test_an_error_in_a_thread_keeps_its_place() -> None:
     def work(number: int) -> int:
         if number == 3:
             raise ZeroDivisionError("three")
@@ -142,7 +142,7 @@ def test_what_goes_wrong_in_a_thread_is_told_in_its_place() -> None:
             next(found)
 
 
-def test_items_are_taken_no_further_ahead_than_threads_and_one() -> None:
+def test_items_are_read_little_ahead() -> None:
     taken: list[int] = []
 
     def items() -> Iterator[int]:
@@ -155,7 +155,7 @@ def test_items_are_taken_no_further_ahead_than_threads_and_one() -> None:
     assert len(taken) == 20
 
 
-def test_what_was_begun_beside_is_finished_when_the_making_fails() -> None:
+def test_writers_finish_when_the_loop_fails() -> None:
     kept: list[int] = []
 
     def items() -> Iterator[int]:
@@ -199,7 +199,7 @@ def test_images_move_by_the_rounding_that_was_chosen(execution: Execution, rms: 
         assert distance > 1e-4
 
 
-def test_autocast_reaches_convolutions_and_leaves_labels_and_state_alone() -> None:
+def test_autocast_reaches_convolutions_only() -> None:
     seen: dict[str, list[torch.dtype]] = {"conv": [], "label": [], "input": []}
     model = digits()
     network = model.network
@@ -274,7 +274,7 @@ def replayed(function: Callable[..., Tensor], examples: Sequence[Tensor]) -> Rep
     return Replayed(function, examples, rerun)
 
 
-def test_a_recording_is_fed_and_read_by_copies_and_counts_once() -> None:
+def test_a_recording_is_fed_by_copies() -> None:
     seen: list[int] = []
     model, run = digits(), table(DEIS(3, Power(7.0)))
     plain = list(Sampler(model, run, 4, 4).batches(SHAPE, range(10)))
@@ -342,7 +342,7 @@ def test_cores_are_those_that_were_allowed() -> None:
             threads_of(wrong)
 
 
-def test_the_largest_call_that_fits_is_a_power_of_two_of_what_it_holds() -> None:
+def test_the_largest_fitting_call_is_a_power() -> None:
     def call(images: int) -> Tensor:
         return torch.zeros(images, 1000, dtype=torch.uint8) + 1
 
@@ -355,7 +355,7 @@ def test_the_largest_call_that_fits_is_a_power_of_two_of_what_it_holds() -> None
         largest_batch(call, each - 1, CPU, 50_000)
 
 
-def test_a_limit_is_what_was_asked_for_or_most_of_what_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_limit_is_given_or_free_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     from scoreline.generation import auto_batch as module
 
     assert memory_limit(3.0, CPU) == 3 * 2**20

@@ -90,7 +90,7 @@ def arrows() -> dict[tuple[str, str], set[str]]:
     return found
 
 
-def test_every_module_lies_in_a_room_of_the_order() -> None:
+def test_every_module_lies_in_a_known_room() -> None:
     assert {room(module) for module in MODULES} - {"__init__"} == set(ORDER)
     assert len(list(PACKAGE.glob("*.py"))) <= 16
 
@@ -100,7 +100,7 @@ def test_no_import_points_upwards() -> None:
     assert not upwards
 
 
-def test_no_two_files_of_a_name_in_different_senses() -> None:
+def test_file_names_have_one_meaning() -> None:
     places = defaultdict(list)
     for module in (name for name, path in MODULES.items() if path.name != "__init__.py"):
         places[module.rpartition(".")[2]].append(module)
@@ -111,7 +111,7 @@ SAME_SENSE = {"base", "ddim", "edm", "ema", "likelihood", "score_optimal"}
 """File names that occur twice and mean the same."""
 
 
-def test_only_config_and_what_stands_above_it_touch_hydra() -> None:
+def test_only_the_upper_rooms_touch_hydra() -> None:
     users = {
         module
         for module, path in MODULES.items()

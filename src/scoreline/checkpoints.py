@@ -126,6 +126,8 @@ def _apart(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 def load_model(path: str | Path, trust: tuple[str, ...] = ()) -> Checkpoint:
     """Load a model file on the CPU, in evaluation mode.
 
+    Use it to sample a trained model in your own code: its `denoiser` is the `denoise` of `scoreline.sample`.
+
     The weights are the file's own pages, mapped privately: they take no memory until they are read, processes on one
     machine share them, and changes never reach the file. While it is open the file may be replaced or removed (by a
     rename, as `save_model` does), but not written into. The card is checked against `CARD` before anything is built,

@@ -22,7 +22,7 @@ Weight = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class InverseVariance:
-    """lambda = 1 / rho^2: the squared error of eps, DDPM's simple loss.
+    """lambda = 1 / rho^2: the squared error of eps, DDPM's simple loss. Use it with networks that predict eps.
 
     Source: Ho et al. (2020), arXiv:2006.11239, Eq. 14.
     """
@@ -34,6 +34,8 @@ class InverseVariance:
 @dataclass(frozen=True)
 class EDMWeight:
     """lambda = (rho^2 + s^2) / (rho s)^2 = 1 / out^2, s = sigma_data, for networks with `EDMPreconditioning`.
+
+    Use it with the density `LogNormal`, as EDM does.
 
     Source: Karras et al. (2022), arXiv:2206.00364, Table 1.
     """
@@ -83,7 +85,7 @@ class DenoisingObjective:
 
     rho = density.inverse(u), u ~ U(0, 1), and d is the number of pixels times channels: under `InverseVariance`,
     predicting eps = 0 has the loss 1. Levels and targets are in float64, the error and its mean in float32, whatever
-    precision the network computes in.
+    precision the network computes in. Use it as the loss of a training loop of your own; `train.py` has the same.
 
     Attributes:
         density: the map from u to noise levels.
@@ -157,7 +159,8 @@ class UniformTime(Schedule):
 class UniformLevels(Schedule):
     """One of M given levels with equal probability: rho = level[floor(M u)], as discrete processes are trained.
 
-    The map is a staircase: u(rho) is the middle of the stair of the nearest level, and inverse(u(rho)) that level.
+    Use this to train discrete networks as DDPM does. The map is a staircase: u(rho) is the middle of the stair of the
+    nearest level, and inverse(u(rho)) that level.
 
     Attributes:
         levels: increasing noise levels, all positive.

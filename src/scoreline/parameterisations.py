@@ -44,6 +44,8 @@ KEPT_LEVELS = 4096
 class Parameterisation(ABC):
     """The scalings of D = skip x + out F(in x, noise) as functions of rho. Subclasses are frozen dataclasses.
 
+    Subclass this for a network whose input, output or noise label follows another convention.
+
     Attributes:
         output_factor: the network returns this many times the image's channels, of which the first are used.
         unit_skip: whether skip is 1 at every level, so that eps is the network's output times a number.

@@ -118,6 +118,9 @@ def _tables_of(budgets: Tensor) -> dict[str, Values]:
 class Record:
     """Measured tensors and their provenance, bound to a checkpoint by its digest.
 
+    Every calibration returns one. Use it to read the numbers and the errors that `load_scale`, `load_schedule`,
+    `load_learned` and `load_recommendation` turn into parts of a sampler.
+
     Attributes:
         kind: the calibration, such as `score_norm`.
         values: named float64 tensors.
@@ -145,7 +148,8 @@ class Record:
 def load_record(path: str | Path, kind: str, checkpoint: str, key: str = "record") -> Record:
     """Load a record of the given kind for the checkpoint with that SHA-256.
 
-    Names, types, shapes and values of its tensors are checked against `RECORDS`, its provenance against `PROVENANCE`.
+    Use it to look at a measurement in your own code. Names, types, shapes and values of its tensors are checked against
+    `RECORDS`, its provenance against `PROVENANCE`.
 
     Args:
         path: the file.

@@ -106,7 +106,10 @@ def _memory(spare: list[Tensor], terms: list[Term]) -> Tensor | None:
 
 
 def integrate(eps: Eps, x: Tensor, run: Tableau | AdaptiveRun, draw: Draw | None = None) -> Tensor:
-    """Return the sample (B, *): the last state of a tableau's `trajectory`, or the end of an adaptive run."""
+    """Return the sample (B, *): the last state of a tableau's `trajectory`, or the end of an adaptive run.
+
+    Use this if you have the run already; `sample` builds it from a solver and a schedule.
+    """
     if isinstance(run, AdaptiveRun):
         return run(eps, x)
     for state in trajectory(eps, x, run, draw, reuse=not torch.is_grad_enabled()):
@@ -171,7 +174,10 @@ class Calls(threading.local):
 
 @contextmanager
 def count_calls(denoiser: nn.Module) -> Iterator[Calls]:
-    """Count the calls of the networks of all `Denoiser`s in `denoiser`, whoever makes them: the measured NFE."""
+    """Count the calls of the networks of all `Denoiser`s in `denoiser`, whoever makes them: the measured NFE.
+
+    Use this to check what a sampler spends; guidance counts each of its calls.
+    """
     calls = Calls()
 
     def increment(*_: object) -> None:

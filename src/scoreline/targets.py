@@ -128,7 +128,9 @@ def posterior_mean(x: Tensor, rho: Tensor, data: Tensor, allowed: Tensor | None 
 
         sum_i w_i y_i,    w_i = exp(l_i) / sum_j exp(l_j),    l_i = -|x - y_i|^2 / (2 rho^2).
 
-    This is the STF target (data: a reference batch), the denoiser of an empirical distribution and the oracle of tests.
+    This is the STF target (data: a reference batch) and the exact denoiser of an empirical distribution: use it to see
+    how far a network is from the denoiser of its own training images.
+
     Everything is in float64, which neither autocast nor TF32 touches: in float32 |x - y|^2 has errors of about 1e-3,
     and TF32 changes the weights where they matter. Distances are sums of squared differences, not differences of
     products, which would cancel where rho is small: l_i has a relative error of a few 2^-53, and since all pairs are
@@ -163,7 +165,10 @@ def posterior_mean(x: Tensor, rho: Tensor, data: Tensor, allowed: Tensor | None 
 
 @torch.no_grad()
 def posterior_weights(x: Tensor, rho: Tensor, data: Tensor, allowed: Tensor | None = None) -> Tensor:
-    """Compute the weights w of `posterior_mean`, (B, n) float64, whose rows sum to 1."""
+    """Compute the weights w of `posterior_mean`, (B, n) float64, whose rows sum to 1.
+
+    Use them to see which images compete at a noise level.
+    """
     variance = torch.as_tensor(rho, dtype=torch.float64, device=x.device).reshape(-1, 1) ** 2
     flat, step = x.flatten(1).double(), max(1, ELEMENTS // x[0].numel())
     chunks = [slice(start, start + step) for start in range(0, len(data), step)]

@@ -15,7 +15,7 @@ from memory import NUMBERS, Live, live_states, order, solvers, table_of
 
 
 @pytest.mark.parametrize("name", solvers())
-def test_no_more_than_order_plus_two_states_are_alive(name: str) -> None:
+def test_states_alive_are_at_most_order_plus_two(name: str) -> None:
     """Order is the number of estimates that a step combines: terms of a multistep method, stages of a single-step one;
     where a corrector adds the predicted point (UniPC) the order is one higher too. Fresh noise is one tensor more."""
     solver, table = table_of(name)
@@ -35,7 +35,7 @@ def test_what_they_hold(name: str, most: int) -> None:
     assert live_states(table_of(name)[1]) == most
 
 
-def test_the_initial_state_counts_as_long_as_its_owner_keeps_it() -> None:
+def test_an_owned_initial_state_counts() -> None:
     table = table_of("deis_tab3")[1]
     assert table.sums
     with torch.inference_mode():
@@ -60,7 +60,7 @@ def test_storages_are_counted_once_while_they_are_alive() -> None:
     assert live.most == 1 + len(held)
 
 
-def test_estimates_let_go_of_their_states_and_states_of_their_estimates() -> None:
+def test_states_and_estimates_release_each_other() -> None:
     """A row that reads an old estimate does not keep the state where it was made, and the other way round."""
     rows = Rows(4.0)
     rows.add(3.0, {0: 1.0}, {0: -1.0})
@@ -70,7 +70,7 @@ def test_estimates_let_go_of_their_states_and_states_of_their_estimates() -> Non
     assert [sorted(row) for row in dead] == [[], [(False, 1), (True, 0), (True, 1)], [(False, 0), (True, 2)]]
 
 
-def test_a_state_that_nobody_reads_is_let_go_where_it_was_made() -> None:
+def test_an_unread_state_is_released_at_once() -> None:
     rows = Rows(4.0)
     rows.add(3.0, {0: 1.0}, {0: -1.0})
     rows.add(2.0, {0: 1.0}, {0: -2.0})

@@ -28,7 +28,7 @@ def at(tau: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("clip", [0, 1, 5, 999])
-def test_entries_are_the_record_with_the_first_ones_overwritten(clip: int) -> None:
+def test_only_the_first_entries_are_overwritten(clip: int) -> None:
     expected = R.clone()
     for k in range(clip):
         expected[k] = R[clip]
@@ -57,7 +57,7 @@ def test_linear_in_tau_between_and_constant_outside() -> None:
         assert float(ours(torch.zeros(1, dtype=torch.float64))) == pytest.approx(float(R[5]))
 
 
-def test_a_record_at_other_levels_is_resampled_at_the_training_times() -> None:
+def test_other_levels_are_resampled_at_training_times() -> None:
     """As `ScoreScale` reads it: linear in ln rho, constant outside; here on a continuous process."""
     process = LinearVP()
     levels = (float(process.inverse(torch.tensor(0.3).double())), float(process.inverse(torch.tensor(0.7).double())))
@@ -69,7 +69,7 @@ def test_a_record_at_other_levels_is_resampled_at_the_training_times() -> None:
     assert float(entries[499]) == pytest.approx(0.6 + 0.2 * float((log - ends[0]) / (ends[1] - ends[0])), rel=1e-12)
 
 
-def test_refuses_a_clip_or_a_record_that_makes_no_sense() -> None:
+def test_a_senseless_clip_or_record_is_refused() -> None:
     for clip in (-1, 1000, 2.5, True):
         with pytest.raises(InputError, match=r"solver\.scale\.clip="):
             scale(clip=clip)

@@ -137,9 +137,3 @@ def test_damaged_picture_ends_the_run_as_failed(
     (run,) = offline_runs(root)
     assert run.exit_code == 1
     assert wandb.run is None
-
-
-def test_help_names_every_key(capsys: pytest.CaptureFixture[str]) -> None:
-    upload.main(["--help"])
-    printed = capsys.readouterr().out
-    assert all(f"{key}=" in printed for key in upload.OWN)

@@ -40,7 +40,7 @@ def test_unequal_groups_follow_the_pseudo_values_written_out():
     assert replicates.error == pytest.approx(math.sqrt(sum(squares) / 5), rel=1e-12)
 
 
-def test_a_bias_of_order_1_n_is_no_error():
+def test_a_bias_of_order_1_n_vanishes():
     replicates = delete_each_group(lambda rows: 7.0 / len(rows), normal(23), assign_groups(23, 5))
     assert float(replicates.without.std()) > 0
     assert replicates.error == pytest.approx(0, abs=1e-14)

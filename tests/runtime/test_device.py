@@ -5,19 +5,19 @@ from scoreline.runtime import device
 from scoreline.runtime.device import LateNumber, computes_apart, to_device
 
 
-def test_a_gpu_computes_apart_and_the_cpu_does_not() -> None:
+def test_only_a_gpu_computes_asynchronously() -> None:
     assert computes_apart(torch.device("cuda:1"))
     assert not computes_apart(torch.device("cpu"))
 
 
-def test_a_number_of_the_cpu_is_read_at_once() -> None:
+def test_a_cpu_number_is_read_at_once() -> None:
     late, number = LateNumber(), torch.tensor(3)
     assert late.swap(number) == 3
     number.add_(1)
     assert late.swap(number) == 4
 
 
-def test_a_number_of_a_gpu_is_that_of_the_step_before(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gpu_number_lags_one_step(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(device, "computes_apart", lambda _: True)
     late, number, read = LateNumber(), torch.tensor(0), []
     for _ in range(4):

@@ -127,7 +127,7 @@ SHORT = {"score_norm": 1, "png files": 2}
 
 
 @pytest.mark.parametrize("name", SHORT)
-def test_killed_a_few_times_the_results_are_the_same(name: str, tmp_path: Path) -> None:
+def test_a_few_kills_leave_the_same_results(name: str, tmp_path: Path) -> None:
     assert crash(JOBS[name](), tmp_path, SHORT[name], seed=1).runs >= 1
 
 

@@ -43,19 +43,19 @@ def test_nested_records_become_flat_names_on_an_axis() -> None:
         (["a", "b"], {}),
     ],
 )
-def test_a_list_is_named_by_the_percent_of_the_way(values: list[Any], expected: dict[str, float]) -> None:
+def test_a_list_is_named_by_percentage(values: list[Any], expected: dict[str, float]) -> None:
     assert row({"s": {"sigma": values}}) == expected
 
 
 @given(st.dictionaries(NAMES, VALUES, max_size=4), st.floats(0, 100))
-def test_the_part_may_be_a_prefix_and_a_row_stays_as_it_is(record: dict[str, Any], kimg: float) -> None:
+def test_a_part_may_be_a_prefix(record: dict[str, Any], kimg: float) -> None:
     nested = row({"train": {**record, "kimg": kimg}})
     assert nested["kimg"] == kimg
     assert row({f"train/{key}": value for key, value in {**record, "kimg": kimg}.items()}) == nested
     assert row(nested) == nested
 
 
-def test_only_the_axis_of_the_part_is_the_axis() -> None:
+def test_only_the_axis_of_a_part_counts() -> None:
     assert row({"a": {"kimg": 1, "deep": {"kimg": 2}, "mykimg": 3}}) == {"kimg": 1, "a/deep/kimg": 2, "a/mykimg": 3}
     assert row({"a": {"loss": 1}}) == {"a/loss": 1}
     assert row({"sample": {"nfe": 5, "images": 2}}, axis="nfe") == {"nfe": 5, "sample/images": 2}
@@ -64,7 +64,7 @@ def test_only_the_axis_of_the_part_is_the_axis() -> None:
 @pytest.mark.parametrize(
     ("name", "kimg"), [("000064kimg", 64.0), ("000001.5kimg", 1.5), ("grid", None), ("xkimg", None)]
 )
-def test_a_picture_stands_at_the_kimg_of_its_name(name: str, kimg: float | None) -> None:
+def test_a_picture_has_the_kimg_it_names(name: str, kimg: float | None) -> None:
     path = Path("run/previews") / f"{name}.png"
     assert picture_row(path) == ({} if kimg is None else {"kimg": kimg, "previews": path})
 

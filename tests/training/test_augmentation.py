@@ -45,7 +45,7 @@ def noise_images(*shape: int, seed: int = 0) -> Tensor:
 # The draw
 
 
-def test_share_of_images_that_keep_all_but_the_x_flip() -> None:
+def test_share_of_images_with_a_flip_only() -> None:
     labels = EDM.draw(MANY, seeded(), "cpu").labels
     assert labels.shape == (MANY, LABELS) == (MANY, 9)
     assert labels.dtype == torch.float32
@@ -55,7 +55,7 @@ def test_share_of_images_that_keep_all_but_the_x_flip() -> None:
 
 
 @pytest.mark.parametrize("probability", [0.0, 0.12, 1.0])
-def test_every_operation_happens_as_often_as_it_should_and_by_itself(probability: float) -> None:
+def test_operations_occur_independently_at_their_rate(probability: float) -> None:
     drawn = Augmentation(probability).draw(MANY, seeded(1), "cpu")
     happened = [drawn.x_flip, drawn.y_flip, drawn.scale != 0, drawn.angle != 0, drawn.stretch != 0]
     happened += [drawn.axis != 0, (drawn.shift != 0).all(1), (drawn.shift != 0).any(1)]
@@ -95,7 +95,7 @@ def test_labels_are_the_draws_in_the_published_order() -> None:
     np.testing.assert_array_equal(nothing(3).labels.numpy(), np.zeros((3, 9)))
 
 
-def test_one_label_for_a_stretch_and_the_squeeze_that_undoes_it() -> None:
+def test_stretch_and_inverse_squeeze_share_a_label() -> None:
     one, other = asked(stretch=1.0, axis=0.5), asked(stretch=-1.0, axis=0.5 + math.pi)
     torch.testing.assert_close(one.labels, other.labels)
     images = smooth(32, 32)
@@ -113,7 +113,7 @@ OPERATIONS = {
 
 
 @pytest.mark.parametrize("operation", OPERATIONS)
-def test_an_operation_switched_off_leaves_the_draws_of_the_others(operation: str) -> None:
+def test_a_disabled_operation_leaves_other_draws(operation: str) -> None:
     off = type(getattr(EDM, operation))(0)
     all_on = EDM.draw(500, seeded(4), "cpu")
     without = replace(EDM, **{operation: off}).draw(500, seeded(4), "cpu")
@@ -130,7 +130,7 @@ def test_rotation_limits_the_angle() -> None:
     assert 0.09 * math.pi < float(angle.max()) <= 0.1 * math.pi
 
 
-def test_draw_is_a_function_of_the_generator_and_the_count_alone() -> None:
+def test_draws_depend_on_generator_and_count() -> None:
     torch.manual_seed(0)
     before = torch.get_rng_state()
     generator = seeded(5)
@@ -157,7 +157,7 @@ def test_rows_are_those_of_the_batch() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-def test_images_that_nothing_is_asked_of_stay_the_same_to_the_bit(dtype: torch.dtype) -> None:
+def test_untouched_images_are_equal_to_the_bit(dtype: torch.dtype) -> None:
     images = noise_images(40, 3, 8, 8).to(dtype)
     copy = images.clone()
     assert torch.equal(EDM(images, nothing(40)), images)
@@ -351,7 +351,7 @@ def test_noise_against_the_steps_written_out(case: str, shape: tuple[int, int]) 
 
 @pytest.mark.parametrize("shape", [(1, 8, 8), (3, 32, 32), (4, 17, 8), (1, 5, 2), (2, 1, 7), (1, 1, 1)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-def test_a_plain_image_stays_plain_however_far_it_is_moved(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+def test_a_plain_image_stays_plain_anywhere(shape: tuple[int, ...], dtype: torch.dtype) -> None:
     drawn = ALWAYS.draw(64, seeded(9), "cpu")
     drawn = replace(drawn, scale=drawn.scale * 3, shift=drawn.shift * 10)
     images = torch.full((64, *shape), -0.75, dtype=dtype)
@@ -413,7 +413,7 @@ def test_refusals_name_the_key(key: str, value: object) -> None:
         Augmentation(**{key: value})
 
 
-def test_an_image_does_not_depend_on_those_resampled_beside_it() -> None:
+def test_an_image_is_independent_of_its_batch() -> None:
     augmentation, count = Augmentation(probability=1.0), CACHED + 5
     images = torch.rand(count, 1, 8, 8, generator=torch.Generator().manual_seed(3)) * 2 - 1
     drawn = augmentation.draw(count, torch.Generator().manual_seed(4), "cpu")

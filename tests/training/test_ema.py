@@ -110,7 +110,7 @@ def test_a_network_that_shares_the_memory_follows() -> None:
 
 
 @pytest.mark.parametrize("sigma_rel", [0.02, 0.05, 0.1, 0.2, UNIFORM])
-def test_power_function_against_the_weighted_sum_of_all_weights(sigma_rel: float) -> None:
+def test_power_function_equals_the_weighted_sum(sigma_rel: float) -> None:
     """Every past weight times the integral of tau^gamma over its step, normalised; nothing of the first weights."""
     module = nn.Linear(4, 3, bias=False).double()
     course = walk(module, 400)
@@ -137,7 +137,7 @@ def test_relative_widths() -> None:
 
 
 @pytest.mark.parametrize("sigma_rel", [0.05, 0.1, 0.2, UNIFORM])
-def test_sigma_rel_is_the_standard_deviation_of_the_profile(sigma_rel: float) -> None:
+def test_sigma_rel_is_the_width_of_profiles(sigma_rel: float) -> None:
     tau = (np.arange(1_000_000) + 0.5) / 1_000_000
     p = tau ** gamma_of(sigma_rel)
     p /= p.sum()

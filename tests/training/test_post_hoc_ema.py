@@ -84,7 +84,7 @@ def test_the_tracked_profile_is_what_the_average_does(average: RunningAverage) -
     np.testing.assert_allclose(found.shares, average.weights["weight"].flatten().numpy(), rtol=1e-11)
 
 
-def test_a_power_function_by_steps_is_its_integral_over_them() -> None:
+def test_power_function_by_steps_is_its_integral() -> None:
     step = exact_profile(PowerFunctionEMA(0.1), 64 * 300, 64)
     np.testing.assert_allclose(step.shares, PowerProfile(gamma_of(0.1), 64 * 300).masses(step.edges), atol=1e-15)
 
@@ -243,7 +243,7 @@ def flat(path: Path) -> torch.Tensor:
     ("words", "direct", "error"),
     [(["sigma_rel=0.15"], "sigma", 3e-3), (["half_life_kimg=2", "rampup=0.2"], "ramp", 1e-2)],
 )
-def test_the_command_writes_the_average_that_training_would_have_tracked(
+def test_the_command_writes_the_tracked_average(
     words: list[str], direct: str, error: float, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     destination = tmp_path / "new" / "model-post.safetensors"
@@ -360,7 +360,7 @@ def test_a_mistake_names_key_and_remedy(words: list[str], sentence: str, trained
 
 
 @pytest.mark.parametrize("key", ["sigma_rel", "half_life_kimg"])
-def test_the_range_that_is_told_works_and_what_lies_outside_does_not(key: str, trained: Path) -> None:
+def test_the_stated_range_is_the_usable_one(key: str, trained: Path) -> None:
     snapshots = list_snapshots(trained)
     asked = {"sigma_rel": "", "half_life_kimg": "", "rampup": "", key: "0.004" if key == "sigma_rel" else "0.001"}
     target = command.target_of(asked, 12800, 64)

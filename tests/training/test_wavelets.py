@@ -30,7 +30,7 @@ def bent(taps: np.ndarray) -> float:
     return float(np.abs(phase - w * (w @ phase) / (w @ w)).max())
 
 
-def test_taps_are_the_least_asymmetric_factor_of_daubechies_polynomial() -> None:
+def test_taps_are_daubechies_least_asymmetric_factor() -> None:
     factors = sorted(real_factors(), key=bent)
     assert len(factors) == 8
     np.testing.assert_allclose(bent(factors[0]), bent(factors[1]), rtol=1e-6)
@@ -78,7 +78,7 @@ def test_there_and_back_returns_any_signal(dim: int, dtype: torch.dtype, error: 
     torch.testing.assert_close(back, x.narrow(dim, HISTORY, 8), rtol=0, atol=error)
 
 
-def test_signals_are_read_between_their_samples_exactly_up_to_quadratic_ones() -> None:
+def test_quadratic_signals_are_interpolated_exactly() -> None:
     n, m = torch.arange(-HISTORY, 20, dtype=torch.float64), torch.arange(40, dtype=torch.float64)
     third = float((np.arange(12) - CENTRE) ** 3 @ TAPS) / math.sqrt(2)
     for power, error in enumerate([0, 0, 0, -third / 8]):

@@ -25,7 +25,7 @@ from scoreline.verification.certification import MODELS, SPAN, certify, markdown
 SOLVERS = certify_command.solver_names("")
 
 
-def test_what_is_bound_to_a_checkpoint_is_left_out_and_nothing_else() -> None:
+def test_only_checkpoint_bound_solvers_are_left_out() -> None:
     files = {path.stem: path.read_text() for path in conf_dir().glob("solver/*.yaml")}
     reads = {name for name, text in files.items() if "${scoreline.record:" in text and "${digest}" in text}
     assert set(certify_command.BOUND) == reads
@@ -71,7 +71,7 @@ def test_a_wrong_adaptive_solver_is_found(monkeypatch: pytest.MonkeyPatch) -> No
     assert len(bad.breaches) == 2
 
 
-def test_the_reference_of_the_orders_agrees_with_another_method() -> None:
+def test_the_reference_agrees_with_another_method() -> None:
     """The classical Runge-Kutta method in ln rho, written out, 2,000 steps."""
     v = torch.linspace(*(math.log(level) for level in SPAN), 2001, dtype=torch.float64).tolist()
     h = v[1] - v[0]
@@ -100,7 +100,7 @@ def test_stochastic_methods_are_measured_in_law() -> None:
     assert found.orders["Gaussian (weak)"] == pytest.approx(2, abs=0.15)
 
 
-def test_the_command_writes_and_returns_one_on_a_breach(
+def test_a_breach_is_written_and_returns_one(
     tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert certify_command.main(["solver=ddim,heun", f"out={tmp_path}"]) == 0

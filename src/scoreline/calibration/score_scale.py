@@ -51,7 +51,7 @@ class ScoreScale:
 
 
 def load_scale(path: str | Path, checkpoint: str) -> ScoreScale:
-    """Load the scale in a `score_norm` record.
+    """Load the scale in a `score_norm` record. Use it as the `scale` of `DEIS`.
 
     Args:
         path: the record.

@@ -147,7 +147,7 @@ class Recommendation:
 
 
 def load_recommendation(path: str | Path, checkpoint: str) -> Recommendation:
-    """Load the recommendation in a `search` record.
+    """Load the recommendation in a `search` record. Use it to look up the closest pair for a budget, as `solver=auto`.
 
     Args:
         path: the record.

@@ -29,6 +29,8 @@ class Part(NamedTuple):
 class Subject:
     """A model, a run of it, and the images to measure, one for each seed.
 
+    Every calibration takes one. Use it to measure a model in your own code; `calibrate.py` builds it from its config.
+
     Attributes:
         denoiser: the model, on the device of its parameters.
         run: a run of many evaluations, whose ends are the range to measure.

@@ -23,13 +23,9 @@ Record = Callable[[Callable[..., Tensor], Sequence[Tensor]], Callable[..., Tenso
 
 
 class Batch(NamedTuple):
-    """Samples of a few seeds: x (B, C, H, W) float32 in unit-signal coordinates.
+    """Samples x (B, C, H, W) float32 of B seeds, in unit-signal coordinates on the device.
 
-    Attributes:
-        seeds: the seeds (B,).
-        x: the samples, on the device.
-        nfe: evaluations of the denoiser per image.
-        network_calls: calls of networks per image, of which guidance takes several per evaluation.
+    Both counts are per image; guidance takes several network calls per evaluation.
     """
 
     seeds: list[int]
@@ -68,19 +64,7 @@ class Sampler:
         labels: Tensor | None = None,
         progress: Progress = lambda images: None,
     ) -> Iterator[Batch]:
-        """Yield batches as `generate` does, without waiting for the device or checking samples.
-
-        A GPU may still be computing a yielded batch.
-
-        Args:
-            shape: (C, H, W) of an image.
-            seeds: one seed per image.
-            labels: class labels (len(seeds),) int64, or None.
-            progress: receives the images' worth of work after every evaluation.
-
-        Raises:
-            RuntimeError: as `generate`.
-        """
+        """Yield batches as `generate` does, but unchecked: a GPU may still be computing a yielded batch."""
         size = self.batch_size if isinstance(self.tableau, AdaptiveRun) else self.network_batch or self.batch_size
         rows = (slice(start, start + size) for start in range(0, len(seeds), size))
         units = (_Unit(list(seeds[part]), None if labels is None else labels[part]) for part in rows)
@@ -109,15 +93,10 @@ def generate(
     batch together, so its images depend on the batch by the tolerance.
 
     Args:
-        denoiser: the model, see `Sampler`.
-        tableau: a solver's rows, or an adaptive run.
-        shape: (C, H, W) of an image.
+        shape: (C, H, W) of an image; `Sampler` explains the arguments that are not listed here.
         seeds: one seed per image.
-        batch_size: images per yielded batch.
         labels: class labels (len(seeds),) int64 in the order of the seeds, or None.
-        network_batch: images per network call, see `Sampler`.
         progress: receives the images' worth of work after every evaluation.
-        threads: network calls at a time on a CPU, see `Sampler`.
 
     Yields:
         Samples in the order of the seeds.
@@ -133,11 +112,7 @@ def generate(
 
 
 def check_finite(seeds: Sequence[int], finite: Tensor) -> None:
-    """Raise an error that names the seeds unless `finite`, a scalar tensor, is true.
-
-    Raises:
-        NotFiniteError: if a sample is not finite.
-    """
+    """Raise NotFiniteError, naming the seeds, unless `finite`, a scalar tensor, is true."""
     if not bool(finite):
         raise NotFiniteError(f"seeds {seeds[0]}-{seeds[-1]}: their samples are")
 

@@ -29,11 +29,6 @@ def sample_missing(sampler: Sampler, shards: Shards, group: Group) -> tuple[int,
     or an adaptive solver, images depend on their batch by rounding or by the tolerance. A kill loses the batches in
     flight only: a thread writes each finished batch as a shard at once, while the next ones are computed.
 
-    Args:
-        sampler: the model, its tableau and the batch sizes.
-        shards: the images of the run.
-        group: the processes that share the work.
-
     Returns:
         The number of images that all processes sampled in this call, and the seconds they took.
     """

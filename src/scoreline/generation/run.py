@@ -49,15 +49,7 @@ class Outputs:
     num_classes: int = 0
 
     def check(self, shards: Shards, tableau: Tableau | AdaptiveRun) -> None:
-        """Refuse outputs that these images cannot have; call it before sampling.
-
-        Args:
-            shards: the images of the run.
-            tableau: the steps of the run.
-
-        Raises:
-            InputError: for an unsuitable format, trajectory or metric.
-        """
+        """Raise InputError for a format, trajectory or metric that these images cannot have; call before sampling."""
         check_format(self.format, shards.shape)
         if self.trajectories:
             trajectories.check_trajectories(self.trajectories, shards, tableau, self.trajectory_nfe)
@@ -69,12 +61,6 @@ def finish(sampler: Sampler, shards: Shards, outputs: Outputs, group: Group) -> 
 
     Call it in every process of the group. The first process writes manifest.csv, grid.png and the file or folder of the
     format, each atomically. A second call resumes an interrupted first one.
-
-    Args:
-        sampler: the model, its tableau and the batch sizes.
-        shards: the images of the run.
-        outputs: the files and metrics of the run.
-        group: the processes that share the work.
 
     Returns:
         The part of metrics.json about the images. Seconds, sampled images, images per second, processes and memory (the

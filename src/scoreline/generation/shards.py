@@ -81,14 +81,7 @@ class Shards:
     shape: tuple[int, int, int]
 
     def write(self, indices: Sequence[int], images: Tensor, nfe: int, network_calls: int) -> None:
-        """Write a shard.
-
-        Args:
-            indices: indices of the images.
-            images: uint8 (n, C, H, W).
-            nfe: evaluations of the denoiser per image.
-            network_calls: calls of networks per image.
-        """
+        """Write a shard of images uint8 (n, C, H, W) at `indices`, with the counts that are theirs alike."""
         from safetensors.torch import save
 
         index = torch.tensor(indices)

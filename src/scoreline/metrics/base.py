@@ -15,7 +15,10 @@ ALONE = Parts()
 
 
 class Score(TypedDict):
-    """A score of `n` generated images and its standard error over other sets of `n` images."""
+    """A score of `n` generated images and its standard error over other sets of `n` images.
+
+    Use it in a metric of your own, which returns one for each name.
+    """
 
     value: float
     error: float

@@ -107,7 +107,7 @@ def _plain(part: Any) -> bool:
 class Machine:
     """An evaluator of pickles.
 
-    When to use it: `foreign.torch_files.read` is the front for checkpoints; use the machine for other pickles, with a
+    When to use it: `torch_files.read` is the front for checkpoints; use the machine for other pickles, with a
     table of the names that they need, as `datasets.cifar_pickle` does.
 
     Args:

@@ -35,6 +35,8 @@ class Schedule(ABC):
 class NoiseSchedule(Schedule):
     """A diffusion process x_t = alpha(t) x_0 + sigma(t) eps; as a map, rho = sigma / alpha <-> t.
 
+    Subclass this for a process of your own; a map without alpha is a `Schedule`.
+
     Attributes:
         t_min: the native time at which solvers stop by default. It is part of a protocol: it changes FID noticeably at
             small NFE.
@@ -64,7 +66,10 @@ class NoiseSchedule(Schedule):
 
 
 class VariancePreserving(NoiseSchedule):
-    """A process with alpha^2 + sigma^2 = 1, hence alpha(t) = 1 / sqrt(1 + rho(t)^2)."""
+    """A process with alpha^2 + sigma^2 = 1, hence alpha(t) = 1 / sqrt(1 + rho(t)^2).
+
+    Subclass this for a VP process of your own: only the map and its inverse are left to write.
+    """
 
     def alpha(self, t: Tensor) -> Tensor:
         return (1 + self.inverse(t) ** 2).rsqrt()
@@ -74,6 +79,8 @@ def grid(schedule: Schedule, sigma_max: float, sigma_min: float, steps: int) -> 
     """Return noise levels uniform in the schedule's coordinate, with both ends pinned exactly:
 
         rho_i = u^-1(u(sigma_max) + (i / steps) (u(sigma_min) - u(sigma_max))).
+
+    Use it in a solver of your own to place its steps.
 
     Args:
         schedule: the map u.

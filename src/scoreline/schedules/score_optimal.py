@@ -82,7 +82,7 @@ def _between(xs: Tensor, ys: Tensor, at: Tensor) -> Tensor:
 
 
 def load_schedule(path: str | Path, checkpoint: str) -> ScoreOptimal:
-    """Load the schedule in a `score_optimal` record.
+    """Load the schedule in a `score_optimal` record. Use it where a solver takes a schedule.
 
     Args:
         path: the record.

@@ -17,7 +17,10 @@ from scoreline.solvers.tableau import Tableau
 
 
 class Scale(Protocol):
-    """A positive function w(rho) by which a solver normalises eps, with the knots of its interpolation."""
+    """A positive function w(rho) by which a solver normalises eps, with the knots of its interpolation.
+
+    Write one to normalise `DEIS` by a function of your own; `ScoreScale` is the measured one.
+    """
 
     def __call__(self, rho: Tensor) -> Tensor: ...
 

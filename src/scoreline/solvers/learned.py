@@ -54,7 +54,7 @@ class Learned:
 
 
 def load_learned(path: str | Path, checkpoint: str) -> Learned:
-    """Load the tableaus in a `tableau` record.
+    """Load the tableaus in a `tableau` record. Use it where `sample` takes a solver.
 
     Args:
         path: the record.

@@ -76,6 +76,9 @@ EULER = RungeKutta((0,), (), (1,), 1)
 def heun() -> RungeKutta:
     """Return Heun's method, order 2, two calls a step. With `final=denoise` it is EDM's deterministic sampler.
 
+    Use it on the `karras` schedule to compare with EDM; below 20 evaluations the multistep methods come closer on the
+    shipped digits model.
+
     Source: Karras et al. (2022), arXiv:2206.00364, Alg. 1; "2heun" in Zhang & Chen (2023).
     """
     return RungeKutta((0, 1), ((1,),), (1 / 2, 1 / 2), 2)

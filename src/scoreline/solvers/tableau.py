@@ -164,7 +164,8 @@ def _sparse(part: Tensor) -> list[list[tuple[int, float]]]:
 def denoise_last(tableau: Tableau) -> Tableau:
     """Append the final denoising step: x_{K+1} = x_K - rho_K eps(x_K, rho_K) = E[x_0 | x_K], one more call.
 
-    After Heun's rows this is EDM's last Euler step to zero (Karras et al., 2022, arXiv:2206.00364, Alg. 1).
+    After Heun's rows this is EDM's last Euler step to zero (Karras et al., 2022, arXiv:2206.00364, Alg. 1). Use it
+    where a protocol ends like this, as EDM's does; `build_tableau` applies it for `final="denoise"`.
 
     Raises:
         ValueError: if the tableau ends at rho = 0 already.
@@ -183,7 +184,8 @@ class Solver(Protocol):
     """A solver: a frozen object whose fields are the method's options.
 
     `convergence` is the order at which the error falls with NFE: the theoretical one, or the measured one where the
-    solver's docstring explains the difference. `scoreline certify` checks it.
+    solver's docstring explains the difference. `scoreline certify` checks it. Write a class with these members for a
+    method of your own; it need not inherit from this one.
     """
 
     @property
@@ -243,7 +245,16 @@ def build(
 def build_tableau(
     solver: Solver, schedule: Schedule, sigma_range: tuple[float, float], nfe: int, final: str
 ) -> Tableau:
-    """Build a run as `build` does, for callers that need the tableau itself.
+    """Build the tableau of a whole run, the final denoising step included.
+
+    Use this rather than calling a solver if you want to look at the tableau, or to `integrate` it many times.
+
+    Args:
+        solver: the method; one that chooses its steps as it runs has no tableau.
+        schedule: the coordinate in which steps are uniform.
+        sigma_range: (sigma_max, sigma_min).
+        nfe: all network evaluations per image.
+        final: `none` ends at sigma_min; `denoise` spends the last evaluation on E[x_0 | x] (`denoise_last`).
 
     Raises:
         InputError: as `build`, and for an adaptive solver.

@@ -1,1 +1,1 @@
-"""The Lightning side: modules, data loading and callbacks. Nothing above this folder imports it."""
+"""The Lightning side: the module, data loading, averages of the weights, callbacks and states to resume from."""

@@ -92,9 +92,8 @@ class LearnedTableau:
             the step is good. Half as many make a step twice as cheap and the tableau somewhat worse.
         history: number of estimates whose weights in a row are learned; older ones keep those of the start.
         ridge: penalty on theta^2 / 2 in units of the start's mean distance, for parameters that data do not determine.
-        difference: length of the difference quotients, in units of the noise level; longer ones smooth a network that
-        is
-            rough in the noise level.
+        difference: length of the difference quotients, in units of the noise level; longer ones smooth a network
+            that is rough in the noise level.
         polish: steps of Adam at the end; 0 for models that cannot be differentiated.
         batch: images of each of these steps.
         rate: rate of the first of these steps.
