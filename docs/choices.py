@@ -40,7 +40,9 @@ def _script(name: str) -> str:
 
 def _group(group: str) -> str:
     uses = [
-        f"{name}.py, default `{catalogue.default_choices(name)[group]}`" for name in SCRIPTS if group in catalogue.default_choices(name)
+        f"{name}.py, default `{catalogue.default_choices(name)[group]}`"
+        for name in SCRIPTS
+        if group in catalogue.default_choices(name)
     ]
     head = f"## {group}\n\n" + (f"Used by {'; '.join(uses)}.\n\n" if uses else "")
     found = files(group)
