@@ -16,7 +16,7 @@ from scoreline.calibration.ranking import Families
 from scoreline.calibration.search import Recommendation
 from scoreline.checkpoints import load_model
 from scoreline.config import explain, run_names
-from scoreline.config import script as entry
+from scoreline.config.script import match_data
 from scoreline.datasets.digits import Digits
 from scoreline.errors import InputError
 from scoreline.records import Record
@@ -187,7 +187,7 @@ def test_experiments_instantiate(experiment: str, tmp_path: Path) -> None:
 
     cfg = composed("train", f"experiment={experiment}", out=tmp_path)
     if cfg.dataset._target_.endswith("Digits"):
-        entry.match_data(cfg.model.network, instantiate(cfg.dataset))
+        match_data(cfg.model.network, instantiate(cfg.dataset))
     with torch.device("meta"):
         network = instantiate(cfg.model.network)
     optimiser = instantiate(cfg.optimiser)(network.parameters())

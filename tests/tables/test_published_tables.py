@@ -20,8 +20,8 @@ from scoreline.checkpoints import load_model
 from scoreline.commands import reference
 from scoreline.commands.import_checkpoint import arguments
 from scoreline.config import run_names
-from scoreline.config import script as entry
 from scoreline.config.compose import described_model
+from scoreline.config.script import sigma_range
 from scoreline.errors import InputError
 from scoreline.records import Record
 from scoreline.schedules.base import grid
@@ -135,7 +135,7 @@ def method(found: Table, overrides: list[str], made: dict[str, Any]) -> Method:
     assert cfg.record == "auto"
     cfg.record = str(run_names.ASSETS / "digits_vp.score_norm.safetensors")
     native = instantiate(cfg.model.noise_schedule)
-    span = entry.sigma_range(cfg, native)
+    span = sigma_range(cfg, native)
     if name != "digits_vp" and cfg.schedule._target_.endswith("score_optimal.load_schedule"):
         assert cfg.schedule.path in [command.makes for command in found.prepare]
         cfg.schedule.path = record_over(span)

@@ -26,10 +26,10 @@ import torch
 
 from scoreline.checkpoints import Checkpoint
 from scoreline.config import compose, explain
-from scoreline.config import script as entry
 from scoreline.config.compose import build_object
 from scoreline.config.conf_folder import SCRIPTS
 from scoreline.config.model_source import read_source, with_model
+from scoreline.config.script import apply, guide, match_data, sigma_range
 from scoreline.denoiser import Denoiser, Denoising
 from scoreline.doctor import environment
 from scoreline.doctor.assets import assets, dataset
@@ -178,12 +178,12 @@ def sample_job(script: str, cfg: Any, checkpoint: Checkpoint) -> SampleJob:
     else:
         network_batch = None if own is None else whole_number("network_batch", own)
     labelled = plan_labels(cfg.labels, seeds, card.num_classes) is not None
-    span = entry.sigma_range(cfg, checkpoint.noise_schedule)
+    span = sigma_range(cfg, checkpoint.noise_schedule)
     denoiser: Denoising = checkpoint.denoiser
     if script == "sample":
         check_format(cfg.format, card.shape)
         cfg, _ = compose.follow_recommendation(cfg, span, nfe - (final == "denoise"))
-        denoiser = entry.apply(cfg.threshold, entry.apply(cfg.guidance, checkpoint, **entry.guide(cfg)))
+        denoiser = apply(cfg.threshold, apply(cfg.guidance, checkpoint, **guide(cfg)))
     run = build(build_object(cfg.solver), build_object(cfg.schedule), span, nfe, final)
     pieces = -(-len(seeds) // (network_batch or batch_size))
     threads = min(pieces, threads_of(cfg.threads)) if script == "sample" else 1
@@ -219,7 +219,7 @@ def _data(cfg: Any) -> tuple[Finding, int | None]:
     """Report whether the images suit the network, and return their bytes on the device."""
     try:
         images = build_object(cfg.dataset)
-        entry.match_data(cfg.model.network, images)
+        match_data(cfg.model.network, images)
     except Exception as error:
         return Finding("fail", "dataset", sentence(error)), None
     shape, limit = "x".join(map(str, images.shape)), real_number("device_mib", cfg.device_mib, zero=True) * 2**20

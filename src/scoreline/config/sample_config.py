@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from scoreline import values as choices
+from scoreline import values
 from scoreline.config import script, validate
 from scoreline.config.compose import build_object, follow_recommendation
 from scoreline.config.model_source import ModelSource, read_source, with_model, with_values
@@ -154,9 +154,9 @@ def _read_table(cfg: DictConfig) -> TableConfig:
         out=output_dir(),
         budget=str(cfg.budget),
         jobs=None if cfg.jobs is None else whole_number("jobs", cfg.jobs),
-        on_error=choices.check_on_error(cfg.sweep.on_error),
-        wandb=choices.check_wandb(cfg.wandb),
-        lock=choices.check_lock(cfg.lock),
+        on_error=values.check_on_error(cfg.sweep.on_error),
+        wandb=values.check_wandb(cfg.wandb),
+        lock=values.check_lock(cfg.lock),
     )
 
 
@@ -171,7 +171,7 @@ def _read_run(cfg: DictConfig) -> SampleConfig:
         run=run,
         model=read_source(cfg),
         nfe=whole_number("nfe", cfg.nfe),
-        final=choices.check_final(cfg.final),
+        final=values.check_final(cfg.final),
         seeds=parse_seeds(cfg.seeds),
         seeds_text=str(cfg.seeds),
         labels=check_label_rule(cfg.labels),
@@ -180,11 +180,11 @@ def _read_run(cfg: DictConfig) -> SampleConfig:
         memory_mib=None if cfg.memory_mib is None else real_number("memory_mib", cfg.memory_mib),
         threads=threads_of(cfg.threads),
         device=cfg.device,
-        precision=choices.check_precision(cfg.precision),
-        compile=choices.check_compile(cfg.compile),
-        channels_last=choices.check_switch("channels_last", cfg.channels_last),
-        graphs=choices.check_switch("graphs", cfg.graphs),
-        format=choices.check_format(cfg.format),
+        precision=values.check_precision(cfg.precision),
+        compile=values.check_compile(cfg.compile),
+        channels_last=values.check_switch("channels_last", cfg.channels_last),
+        graphs=values.check_switch("graphs", cfg.graphs),
+        format=values.check_format(cfg.format),
         trajectories=[] if cfg.trajectories is None else parse_seeds(cfg.trajectories, "trajectories"),
         trajectory_nfe=whole_number("trajectory_nfe", cfg.trajectory_nfe),
         components=partial(_components, cfg, run.identity),

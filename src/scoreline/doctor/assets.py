@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from scoreline.config import run_names
-from scoreline.config import script as entry
+from scoreline.config.script import guide
 from scoreline.doctor.findings import Finding
 from scoreline.foreign.conversion import is_url
 from scoreline.storage import bounded_reading
@@ -74,9 +74,9 @@ def assets(script: str, cfg: Any) -> Iterator[Asset]:
         yield _checkpoint("checkpoint", str(cfg.checkpoint), cfg["import"].sha256)
         yield from _records(cfg)
     if script == "sample":
-        guide = entry.guide(cfg).get("checkpoint")
-        if guide is not None:
-            yield _checkpoint("guidance.checkpoint", guide, None)
+        guiding_model = guide(cfg).get("checkpoint")
+        if guiding_model is not None:
+            yield _checkpoint("guidance.checkpoint", guiding_model, None)
         if is_label_file(str(cfg.labels)):
             yield Asset("labels", cfg.labels, Path(cfg.labels), "give a file of classes")
         yield from _metrics(cfg.metrics)

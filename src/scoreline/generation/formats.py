@@ -13,7 +13,7 @@ from dataclasses import asdict, astuple, fields
 from pathlib import Path
 from typing import NamedTuple
 
-from scoreline import values as choices
+from scoreline import values
 from scoreline.errors import InputError
 from scoreline.generation import npz
 from scoreline.generation.images import Entry, ShardImages, no_progress
@@ -131,8 +131,8 @@ def write_manifest(path: Path, images: ShardImages) -> None:
     with open(path, "w", newline="") as file:
         file.write(",".join(field.name for field in fields(Entry)) + "\n")
         for index in range(len(images)):
-            values = astuple(images.entry(index))
-            file.write(",".join("" if value is None else str(value) for value in values) + "\n")
+            row = astuple(images.entry(index))
+            file.write(",".join("" if value is None else str(value) for value in row) + "\n")
 
 
 class Format(NamedTuple):
@@ -163,7 +163,7 @@ def check_format(choice: str, shape: tuple[int, int, int]) -> None:
     Raises:
         InputError: for an unknown format, or PNG files of images with neither one nor three channels.
     """
-    choices.check_format(choice)
+    values.check_format(choice)
     if choice != NONE and FORMATS[choice].png and shape[0] not in (1, 3):
         raise InputError(f"format={choice}: PNG files take 1 or 3 channels, these images have {shape[0]}; use npz")
 
