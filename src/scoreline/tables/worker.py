@@ -120,6 +120,8 @@ def run(words: Sequence[str], log: int, environment: Mapping[str, str], digests:
     table = multiprocessing.parent_process()
     if table is not None and not table.is_alive():
         return  # the table ended while the server was starting
+    # a table that a shell runs in the background ignores SIGINT; its cells still obey the table
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     for stream in (1, 2):
         os.dup2(log, stream)
     os.close(log)
