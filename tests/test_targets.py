@@ -4,14 +4,13 @@ import itertools
 import math
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from largest import Largest
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from scoreline import targets
 from scoreline.datasets.digits import Digits
@@ -464,19 +463,6 @@ def test_effective_size_in_closed_form() -> None:
     assert float(effective_size(torch.tensor([0.3, 0.7]).double())) == pytest.approx(1 / (0.09 + 0.49))
     geometric = 0.5 ** torch.arange(1, 60).double()
     assert float(effective_size(geometric)) == pytest.approx(3)
-
-
-class Largest(TorchDispatchMode):
-    """Bytes of the largest memory that any operation returned."""
-
-    bytes = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        made = func(*args, **(kwargs or {}))
-        for tensor in made if isinstance(made, tuple | list) else (made,):
-            if isinstance(tensor, Tensor):
-                self.bytes = max(self.bytes, tensor.untyped_storage().nbytes())
-        return made
 
 
 @pytest.mark.parametrize(("m", "n", "d"), [(64, 1024, 192), (16, 3000, 3072), (64, 512, 768)])

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from largest import Largest
 from scipy.special import expit
 from scipy.stats import binom
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from scoreline.calibration import target_variance
 from scoreline.calibration.subject import Part, Subject
@@ -360,19 +360,6 @@ def test_parts_of_killed_runs_are_kept(tmp_path: Path) -> None:
     for name in ("dsm", "stf", "ratio", "effective_size"):
         assert torch.equal(first[name], again[name])
         assert torch.equal(first[name], plain[name])
-
-
-class Largest(TorchDispatchMode):
-    """Bytes of the largest memory that any operation returned."""
-
-    bytes = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        made = func(*args, **(kwargs or {}))
-        for tensor in made if isinstance(made, tuple | list) else (made,):
-            if isinstance(tensor, Tensor):
-                self.bytes = max(self.bytes, tensor.untyped_storage().nbytes())
-        return made
 
 
 def test_memory_is_bytes_and_one_piece(monkeypatch: pytest.MonkeyPatch) -> None:

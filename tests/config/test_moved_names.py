@@ -3,7 +3,9 @@
 from importlib import import_module
 from pathlib import Path
 
+import lightning  # noqa: F401  forked scripts start with it
 import pytest
+from forks import call
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
@@ -17,16 +19,29 @@ def test_the_name_of_today_resolves(name: str) -> None:
     assert hasattr(import_module(module), attribute)
 
 
-def test_a_former_name_in_a_users_config_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder of a user's own, whose objective=mine names a class where 0.8.0 had it."""
     (tmp_path / "objective").mkdir()
     text = (conf_folder.conf_dir() / "objective" / "edm.yaml").read_text()
     assert "scoreline.objective.LogNormal" in text
     mine = text.replace("scoreline.objective.LogNormal", "scoreline.schedules.densities.LogNormal")
     (tmp_path / "objective" / "mine.yaml").write_text(mine)
-    monkeypatch.setenv(conf_folder.OWN_FOLDER, str(tmp_path))
+    return tmp_path
+
+
+def test_a_command_takes_a_former_name(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(conf_folder.OWN_FOLDER, str(folder))
     run_names.register_resolvers()
     cfg = conf_folder.compose_config("train", ["objective=mine"])
     assert isinstance(instantiate(cfg.objective.density), LogNormal)
+
+
+def test_a_script_takes_a_former_name(folder: Path) -> None:
+    words = ["objective=mine", "duration_kimg=0.064", "batch_size=64", "hydra.run.dir=run"]
+    done = call("train", "--config-dir", str(folder), *words, cwd=folder)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "scoreline.objective.LogNormal" in (folder / "run/config.yaml").read_text()
 
 
 def test_both_names_give_one_identity() -> None:

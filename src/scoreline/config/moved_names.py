@@ -11,7 +11,6 @@ MOVED = {
         "scoreline.calibration.learned.learned_tableau.LearnedTableau"
     ),
     "scoreline.calibration.score_norm.load_scale": "scoreline.calibration.score_scale.load_scale",
-    "scoreline.launching.OneDeviceEach": "scoreline.config.local_launcher.OneDeviceEach",
     "scoreline.schedules.densities.LogNormal": "scoreline.objective.LogNormal",
     "scoreline.schedules.densities.UniformTime": "scoreline.objective.UniformTime",
     "scoreline.schedules.densities.uniform_iddpm": "scoreline.objective.uniform_iddpm",

@@ -24,6 +24,7 @@ from scoreline.config import catalogue, validate
 from scoreline.config.conf_folder import conf_dir, own_folder, quote, refuse_lost_choices, use_own_folder
 from scoreline.config.explain import explain
 from scoreline.config.launch import run as run_as_group
+from scoreline.config.moved_names import current
 from scoreline.config.run_directory import ERROR_LOG, give_up, output_dir, release
 from scoreline.config.run_names import model_path, register_resolvers, run_sha256
 from scoreline.descriptions.annotations import refuse_wrong_types
@@ -69,6 +70,7 @@ def script(
         def guarded(cfg: DictConfig) -> Any:
             try:
                 validate.refuse_unusable()
+                cfg = current(cfg)
                 config = read(cfg)
                 startup.load_torch()
                 refuse_wrong_types(OmegaConf.to_container(cfg, resolve=False))
