@@ -101,7 +101,9 @@ LARGEST_BUDGET = 4096
 
 
 def _tables_of(budgets: Tensor) -> dict[str, Values]:
-    """Return the rules for the tensors of a tableau record's budgets: levels, and lower triangular weights.
+    """Return the rules for the tensors of a tableau record's budgets: levels and lower triangular weights.
+
+    Of a later date are the levels that the network is given, and the deviation of the frame of velocity prediction.
 
     Raises:
         ValueError: for budgets that repeat, or are too large.
@@ -111,7 +113,10 @@ def _tables_of(budgets: Tensor) -> dict[str, Values]:
     if len(set(counts)) < len(counts) or max(counts) > LARGEST_BUDGET:
         raise ValueError(f"tensor budgets is {excerpt(counts)}, not different numbers from 1 to {LARGEST_BUDGET}")
     levels = {f"rho_{n}": Values((n + 1,), 0, order=-1) for n in counts}
-    return {**levels, **{f"N_{n}": Values((n, n), triangular=True) for n in counts}}
+    weights = {f"N_{n}": Values((n, n), triangular=True) for n in counts}
+    query = {f"query_{n}": Values((n,), 0, above=True, optional=True) for n in counts}
+    frame = {f"sigma_data_{n}": Values((1,), 0, above=True, optional=True) for n in counts}
+    return levels | weights | query | frame
 
 
 @dataclass(frozen=True)

@@ -1,15 +1,18 @@
 """Tableaus learned for one checkpoint by `calibration=tableau`."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from scoreline.errors import InputError
 from scoreline.records import load_record
 from scoreline.schedules.base import Schedule
 from scoreline.schedules.tabulated import SAME
+from scoreline.solvers.frames import NOISE, Velocity
 from scoreline.solvers.tableau import Tableau
 
 
@@ -17,32 +20,33 @@ from scoreline.solvers.tableau import Tableau
 class Learned:
     """The method whose levels and weights a `tableau` record holds:
 
-        x_{k+1} = x_k + sum_{j<=k} N_kj eps_j.
+        y_{k+1} = y_k + sum_{j<=k} W_kj F(x_j, q_j),    y = x / a(rho),
 
-    It brings its own levels and does not read the schedule. Of order 1 as a family; exact for constant eps. Use this
-    for a fixed small budget, where it comes closest to the model's own fine run; a tableau exists only for the budgets
-    and the range of noise levels that were learned.
+    in noise prediction (y = x, F = eps) or velocity prediction (`frames`). It brings its own levels rho and q and does
+    not read the schedule. Of order 1 as a family. Use this for a fixed small budget, where it comes closest to the
+    model's own fine run; a tableau exists only for the budgets and the range of noise levels that were learned.
 
     Attributes:
-        tables: for each budget, levels (K + 1,) and weights (K, K), float64.
+        tableaus: by budget.
 
     Raises:
         InputError: when called with another budget or range.
     """
 
-    tables: dict[int, tuple[Tensor, Tensor]]
+    tableaus: dict[int, Tableau]
 
     convergence = 1.0
     own_levels = True
 
     def __call__(self, schedule: Schedule, sigma_max: float, sigma_min: float, nfe: int) -> Tableau:
-        if nfe not in self.tables:
-            has = ", ".join(map(str, sorted(self.tables)))
+        if nfe not in self.tableaus:
+            has = ", ".join(map(str, sorted(self.tableaus)))
             raise InputError(
                 f"nfe={nfe}: tables were learned for NFE {has} (final=denoise takes one more); learn this one with: "
                 f"python calibrate.py calibration=tableau calibration.budgets=[{nfe}] checkpoint=..."
             )
-        rho, N = self.tables[nfe]
+        tableau = self.tableaus[nfe]
+        rho = tableau.rho
         for name, end, has_end in (("sigma_max", sigma_max, rho[0]), ("sigma_min", sigma_min, rho[-1])):
             if not math.isclose(end, float(has_end), rel_tol=SAME):
                 raise InputError(
@@ -50,7 +54,7 @@ class Learned:
                     "leave the key out, or learn another with: python calibrate.py calibration=tableau "
                     f"{name}={end:.6g}"
                 )
-        return Tableau.single_term(rho, N)
+        return tableau
 
 
 def load_learned(path: str | Path, checkpoint: str) -> Learned:
@@ -64,4 +68,34 @@ def load_learned(path: str | Path, checkpoint: str) -> Learned:
         InputError: as `load_record`.
     """
     values = load_record(path, "tableau", checkpoint, "solver.path").values
-    return Learned({nfe: (values[f"rho_{nfe}"], values[f"N_{nfe}"]) for nfe in values["budgets"].tolist()})
+    try:
+        return Learned({nfe: tableau_in(values, nfe) for nfe in values["budgets"].tolist()})
+    except ValueError as error:
+        raise InputError(f"solver.path={path}: not a record of tableaus ({error})") from error
+
+
+TENSORS = ("rho", "N", "query", "sigma_data")
+"""Levels, weights of F, and where a tableau has them the network's levels and the deviation of velocity prediction."""
+
+
+def tableau_in(values: Mapping[str, Tensor], nfe: int) -> Tableau:
+    """Return the tableau of a budget in the tensors of a record.
+
+    Raises:
+        ValueError: if the tensors make none.
+    """
+    rho, N, query, sigma_data = (values.get(f"{name}_{nfe}") for name in TENSORS)
+    assert rho is not None
+    assert N is not None
+    return Tableau.single_term(rho, N, NOISE if sigma_data is None else Velocity(float(sigma_data)), query)
+
+
+def tensors_of(tableau: Tableau) -> dict[str, Tensor]:
+    """Return the tensors by which a record holds a tableau with one row a call (`Tableau.unrolled`), by `TENSORS`."""
+    frame, query = tableau.frame, tableau.query
+    tensors = {"rho": tableau.rho.detach(), "N": tableau.in_frame()[1].detach()}
+    if query is not None:
+        tensors["query"] = query.detach()
+    if isinstance(frame, Velocity):
+        tensors["sigma_data"] = torch.tensor([frame.sigma_data], dtype=torch.float64)
+    return {f"{name}_{tableau.nfe}": value for name, value in tensors.items()}

@@ -1,71 +1,121 @@
 """The adjoint method: derivatives of a run's end by its tableau, backwards through the run, one call at a time."""
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from scoreline.calibration.learned.linearisation import LevelEps
 from scoreline.solvers.tableau import Tableau
+
+LevelEps = Callable[[Tensor, Tensor], Tensor]
+"""eps(x (B, *), q (B,)) -> (B, *), differentiable in both."""
+
+EndLoss = Callable[[Tensor], Tensor]
+"""x_K (B, *) -> the loss of every image (B,)."""
 
 
 class Slope(NamedTuple):
-    """The sum over a batch of the RMS distances, and its derivatives by the levels (K + 1,) and weights (K, K)."""
+    """The loss of every image (B,), and for every image its derivatives by S, N (B, K, K), q (B, K) and x_0 (B, *)."""
 
-    distance: float
-    rho: Tensor
+    loss: Tensor
+    S: Tensor
     N: Tensor
+    query: Tensor
+    noise: Tensor
 
 
-def slope(eps: LevelEps, x: Tensor, end: Tensor, tableau: Tableau) -> Slope:
-    """Compute sum_b sqrt(mean (x_K - end)^2) and its derivatives, for x_{k+1} = x_k + sum_j N_kj eps_j.
+def slope(eps: LevelEps, x: Tensor, tableau: Tableau, loss: EndLoss, memory: float = 0.0) -> Slope:
+    """Compute the loss at the end of a run, x_{k+1} = sum_j S_kj x_j + sum_j N_kj eps(x_j, q_j), and its derivatives.
 
-    With l_k = dL / d x_k: dL / dN_kj = <l_{k+1}, eps_j>, m_j = sum_{k >= j} N_kj l_{k+1},
-    l_j = l_{j+1} + (d eps_j / d x)^T m_j and dL / d rho_j = <m_j, d eps_j / d rho>. The run keeps K states and K
-    estimates; each call is repeated for its derivatives, so only one call's activations are in memory.
+    With l_k = dL / d x_k, complete once all later rows have added to it:
+
+        dL / dS_kj = <l_{k+1}, x_j>,   dL / dN_kj = <l_{k+1}, eps_j>,   m_j = sum_k N_kj l_{k+1},
+        l_j = sum_k S_kj l_{k+1} + (d eps_j / dx)^T m_j,                dL / dq_j = <m_j, d eps_j / dq>.
+
+    The run keeps K states and K estimates. Calls keep what their derivatives need as long as it fits in `memory`; the
+    others are repeated, which costs a third more and holds the activations of one call at a time.
 
     Args:
-        eps: differentiable in both arguments.
+        eps: the model.
         x: noise (B, *) at the first level.
-        end: the end (B, *) of the fine run.
-        tableau: a tableau with one row a call (`Tableau.unrolled`).
+        tableau: a tableau with one row a call.
+        loss: the loss of an image as a function of its end.
+        memory: bytes of activations that may wait for the way back.
 
     Source: Chen et al. (2018), Neural Ordinary Differential Equations, arXiv:1806.07366, in its discrete form.
     """
-    rho, N, K = tableau.rho, tableau.N, tableau.nfe
-    states, estimates = _run(eps, x, rho, N)
-    residual = states.pop() - end
-    size = residual.flatten(1).square().mean(1).sqrt()
-    left = residual / (size.clamp(min=torch.finfo(size.dtype).tiny) * residual[0].numel()).reshape(-1, *_ones(x))
-    carried = torch.zeros(K, *x.shape, dtype=x.dtype, device=x.device)  # m_j, as far as it is known
-    by_rho, by_N = torch.zeros(K + 1, dtype=torch.float64), torch.zeros(K, K, dtype=torch.float64)
+    S, N, K = tableau.S.detach(), tableau.N.detach(), tableau.nfe
+    calls = _Calls(eps, tableau.query_levels.detach(), memory)
+    states, estimates = [x], list[Tensor]()
+    for k in range(K):
+        estimates.append(calls(k, states[k]))
+        states.append(_sum(S[k], states) + _sum(N[k], estimates))
+    values, left = _end(loss, states.pop())
+    by_state, by_estimate = list[Tensor | float]([0.0] * K), list[Tensor | float]([0.0] * K)
+    by_S, by_N = torch.zeros(2, len(x), K, K, dtype=torch.float64)
+    by_query = torch.zeros(len(x), K, dtype=torch.float64)
     for k in range(K - 1, -1, -1):  # `left` is l_{k+1}
         for j in range(k + 1):
-            by_N[k, j] = float((left * estimates[j]).sum(dtype=torch.float64))
-            carried[j] += float(N[k, j]) * left
-        by_x, by_level = _vector_jacobian(eps, states[k], rho[k], carried[k])
-        by_rho[k], left = by_level, left + by_x
-    return Slope(float(size.double().sum()), by_rho, by_N)
+            by_S[:, k, j], by_N[:, k, j] = _dot(left, states[j]), _dot(left, estimates[j])
+            by_state[j] = by_state[j] + float(S[k, j]) * left
+            by_estimate[j] = by_estimate[j] + float(N[k, j]) * left
+        by_x, by_query[:, k] = calls.vector_jacobian(k, states[k], by_estimate[k])
+        left = by_state[k] + by_x
+    return Slope(values, by_S, by_N, by_query, left)
 
 
-def _run(eps: LevelEps, x: Tensor, rho: Tensor, N: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-    states, estimates = [x], []
-    with torch.no_grad():
-        for k in range(len(N)):
-            estimates.append(eps(x, rho[k].expand(len(x)).to(x.device)))
-            for j in range(k + 1):
-                x = x + float(N[k, j]) * estimates[j]
-            states.append(x)
-    return states, estimates
+@dataclass
+class _Calls:
+    """The calls of a run, with the graphs of those that fit in memory."""
+
+    eps: LevelEps
+    query: Tensor
+    left: float
+
+    def __post_init__(self) -> None:
+        self.kept: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
+
+    def __call__(self, k: int, x: Tensor) -> Tensor:
+        if self.left <= 0:
+            with torch.no_grad():
+                return self.eps(x, self.query[k].expand(len(x)).to(x.device))
+        with torch.autograd.graph.saved_tensors_hooks(self._count, lambda kept: kept):
+            graph = self._graph(k, x)
+        if self.left > 0:
+            self.kept[k] = graph
+        return graph[2].detach()
+
+    def _count(self, kept: Tensor) -> Tensor:
+        self.left -= kept.nbytes
+        return kept
+
+    def _graph(self, k: int, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        with torch.enable_grad():
+            x = x.detach().requires_grad_()
+            level = self.query[k].expand(len(x)).to(x.device, copy=True).requires_grad_()
+            return x, level, self.eps(x, level)
+
+    def vector_jacobian(self, k: int, x: Tensor, m: Tensor | float) -> tuple[Tensor, Tensor]:
+        """Return (d eps / dx)^T m and <m, d eps / dq> of every image."""
+        x, level, estimate = self.kept.pop(k, None) or self._graph(k, x)
+        by_x, by_level = torch.autograd.grad(estimate, (x, level), m, materialize_grads=True)
+        return by_x, by_level.cpu()
 
 
-def _vector_jacobian(eps: LevelEps, x: Tensor, rho: Tensor, m: Tensor) -> tuple[Tensor, float]:
-    """Return (d eps / d x)^T m and <m, d eps / d rho>."""
+def _end(loss: EndLoss, x: Tensor) -> tuple[Tensor, Tensor]:
     with torch.enable_grad():
-        x, level = x.detach().requires_grad_(), rho.detach().to(x.device).requires_grad_()
-        by_x, by_level = torch.autograd.grad(eps(x, level.expand(len(x))), (x, level), m, materialize_grads=True)
-    return by_x, float(by_level)
+        x = x.detach().requires_grad_()
+        values = loss(x)
+        (left,) = torch.autograd.grad(values.sum(), x)
+    return values.detach().double().cpu(), left
 
 
-def _ones(x: Tensor) -> list[int]:
-    return [1] * (x.ndim - 1)
+def _sum(weights: Tensor, parts: list[Tensor]) -> Tensor | float:
+    terms = [float(weight) * part for weight, part in zip(weights, parts, strict=False) if weight]
+    return sum(terms[1:], terms[0]) if terms else 0.0
+
+
+def _dot(left: Tensor, right: Tensor) -> Tensor:
+    return (left * right).flatten(1).sum(1, dtype=torch.float64).cpu()

@@ -1,24 +1,24 @@
 """`calibration=tableau`: a tableau learned for one model and NFE, the one that comes closest to its own fine run."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import cycle
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from scoreline.calibration.distances import fine_ends
-from scoreline.calibration.learned.halves import HELD_OUT, SeedGroup, Trial, split_seeds, start_of
-from scoreline.calibration.learned.least_distance import Linear, descend
-from scoreline.calibration.learned.linearisation import STEP, linearise
-from scoreline.calibration.learned.neighbourhood import Neighbourhood
-from scoreline.calibration.learned.polish import Plan, cost
-from scoreline.calibration.learned.polish import polish as adam_polish
+from scoreline.calibration.learned.curve import Curve
+from scoreline.calibration.learned.descent import Plan, Turn, descend
+from scoreline.calibration.learned.family import Family, Free, decreasing, theory_of
+from scoreline.calibration.learned.losses import Loss, distance
+from scoreline.calibration.learned.seed_groups import HELD_OUT, SeedGroup, split_seeds
 from scoreline.calibration.plots import figure
-from scoreline.calibration.ranking import Candidate, Families, Measurement, candidates, rank, work
+from scoreline.calibration.ranking import Candidate, Families, candidates, rank, work
 from scoreline.calibration.search import check_budgets
 from scoreline.calibration.subject import Subject
 from scoreline.errors import InputError
@@ -26,21 +26,25 @@ from scoreline.records import Record
 from scoreline.sampling import Progress
 from scoreline.schedules.base import NoiseSchedule
 from scoreline.schedules.tabulated import SAME
-from scoreline.solvers.tableau import Tableau
+from scoreline.solvers.learned import tableau_in, tensors_of
+from scoreline.solvers.tableau import Solver, Tableau
+from scoreline.storage.resumable import Tensors
 from scoreline.values import is_number, is_whole
 
-NUMBERS = 40
-"""Least number of residuals for each parameter in the derivatives of a step."""
+RANKED_ON = 64
+"""Images that rank the closed forms: their order matters less than that the first ones are good."""
 
-FEWER = 3
-"""The starts are tried on the first third of the training seeds."""
+GIGABYTE = 1e9
 
-PATIENCE = 8
-"""Steps without a better held-out distance after which a descent stops."""
+Groups = tuple[SeedGroup, SeedGroup]
+"""Seeds that train, and seeds held out."""
 
 
-def _held_out(trial: Trial) -> float:
-    return trial.held_out
+class Start(NamedTuple):
+    """A closed form with its names, and the family around it."""
+
+    names: tuple[str, str]
+    family: Family
 
 
 class _EvaluationProgress:
@@ -60,64 +64,65 @@ class _EvaluationProgress:
 
 @dataclass(frozen=True)
 class LearnedTableau:
-    """Learn, for every budget K, rho_1 .. rho_{K-1} and N of x_{k+1} = x_k + sum_{j<=k} N_kj eps_j that minimise
+    """Learn, for every budget K, the levels rho_k, query levels q_k and weights W of
 
-        mean over seeds of sqrt(mean over channels and pixels of (x_K - x_fine)^2),
+        y_{k+1} = y_k + sum_{j<=k} W_kj F(x_j, q_j),    y = x / a(rho),
 
-    x_fine the end of the subject's fine run from the same noise. Use this for `solver=learned` where one checkpoint
-    draws many images at a small fixed budget; on the shipped digits model the learned tableau is closer to the fine run
-    than the closed forms at every budget from 5 to 20.
+    in the frame of a closed form (`frames`) that minimise the mean over seeds of a loss of the run's end, by default
+    its distance sqrt(mean over channels and pixels of (x_K - x_fine)^2), x_fine the end of the subject's fine run from
+    the same noise. Use this for `solver=learned` where one checkpoint draws many images at a small fixed budget.
 
-    All deterministic solvers whose rows of S sum to one have this form; it stays exact for constant eps
-    (`Neighbourhood`). The descent (`descend`, steps from `linearise`, which only evaluates the model) begins at the
-    best tableaus of `rank`: `starts` of them take `first` steps each on a third of the seeds, and the `finals` best on
-    held-out seeds go on for `steps` or until these stop improving. The best of all is then polished: `polish` steps of
-    Adam on all its weights, by exact derivatives of `batch` images (`adjoint.slope`) and at a rate that falls to zero,
-    which helps where a network's roughness in the noise level misleads the descent; its end is taken unless it is worse
-    on held-out seeds. On held-out seeds the tableau is never worse than the best closed form; since these seeds choose
-    it, expect slightly less on others.
+    Every deterministic linear method has this form. Weights are corrections to a closed form, which is recomputed as
+    levels move (`Family`). The closed forms are ranked on a few images; from the best `starts` of them, one of each
+    frame first, Adam takes `trial` steps (`descend`, by the exact derivatives of `adjoint.slope`), the best of these on
+    held-out seeds goes on for `steps`, and what comes of it is taken unless it is worse than the best closed form on
+    held-out seeds. On these it is never worse; since they choose it, expect slightly less on others.
 
-    A step costs about K^2 history / 2 evaluations of `derivatives` images and K of all; memory is that of about
-    K^2 history states for each image of a batch. A step of the polish costs about 4 K evaluations of `batch` images; it
-    takes memory for 3 K states of each and for the activations of one call.
+    A step costs about 2.5 K evaluations of `batch` images. Memory is that of 3 K states of each, of the activations of
+    one call, and of `memory` more.
 
     Attributes:
-        budgets: NFE to learn tableaus for.
+        budgets: NFE to learn tableaus for; several processes learn different ones.
         families: solvers and schedules by name, from which the starts are chosen.
-        starts: number of closed-form tableaus to begin at.
-        finals: number of them that go on; descents end in different places, most so in few dimensions.
-        first: steps from each of the starts.
-        steps: steps from each of those that go on.
-        derivatives: number of images in a step's derivatives, in turns if there are more; all of them decide whether
-            the step is good. Half as many make a step twice as cheap and the tableau somewhat worse.
-        history: number of estimates whose weights in a row are learned; older ones keep those of the start.
-        ridge: penalty on theta^2 / 2 in units of the start's mean distance, for parameters that data do not determine.
-        difference: length of the difference quotients, in units of the noise level; longer ones smooth a network
-            that is rough in the noise level.
-        polish: steps of Adam at the end; 0 for models that cannot be differentiated.
-        batch: images of each of these steps.
-        rate: rate of the first of these steps.
+        sigma_data: s in the coordinate of the levels, arctan(rho / s), of the size of the data's deviation.
+        curve: whether all budgets share one set of curves (`Curve`), which any number of budgets can be drawn from.
+        nodes: whether levels are learned.
+        query: whether the levels that the network is given are learned apart from those of the states.
+        weights: whether weights are learned.
+        history: latest slopes whose weights are learned, as in `Free`.
+        rows: `free` or `bound`, as in `Free`.
+        loss: the loss; None is the distance.
+        starts: number of closed forms to begin at.
+        trial: steps from each of them.
+        steps: steps from the one that goes on.
+        batch: images of each step, in turns.
+        rate: largest rate of Adam.
+        memory: gigabytes of activations that a step may keep instead of repeating calls.
 
     Source: the idea of learning such coefficients is that of Shaul et al. (2024), Bespoke Non-Stationary Solvers,
-    arXiv:2403.01329; the method here is its own. Adam: Kingma & Ba (2015), arXiv:1412.6980.
+    arXiv:2403.01329; query levels apart from the states' are in LD3 (Tong et al., 2024, arXiv:2405.15506) and GS
+    (arXiv:2510.17699), corrections to a closed form in the latter. The frame and the method here are its own.
 
     Raises:
-        InputError: for invalid budgets, counts below 1, or a rate, ridge or difference out of range.
+        InputError: for invalid budgets, counts below 1, or a number out of range.
     """
 
     budgets: Sequence[int]
     families: Families
-    starts: int = 6
-    finals: int = 1
-    first: int = 2
-    steps: int = 40
-    derivatives: int = 512
-    history: int = 8
-    ridge: float = 1e-4
-    difference: float = STEP
-    polish: int = 200
-    batch: int = 128
-    rate: float = 0.01
+    sigma_data: float = 0.5
+    curve: bool = False
+    nodes: bool = True
+    query: bool = True
+    weights: bool = True
+    history: int | None = None
+    rows: str = "free"
+    loss: Loss | None = None
+    starts: int = 2
+    trial: int = 20
+    steps: int = 150
+    batch: int = 64
+    rate: float = 0.03
+    memory: float = 0.5
 
     kind = "tableau"
     key = "solver.path"
@@ -125,25 +130,29 @@ class LearnedTableau:
 
     def __post_init__(self) -> None:
         check_budgets(self.budgets)
-        for name in ("starts", "finals", "first", "steps", "derivatives", "history", "batch", "polish"):
-            value, least = getattr(self, name), int(name != "polish")
-            if not is_whole(value, least):
-                raise InputError(f"calibration.{name}={value}: must be a whole number, at least {least}")
-        for name, usual in (("rate", 0.01), ("difference", STEP)):
+        self._free  # noqa: B018 - its own checks
+        for name in ("starts", "trial", "steps", "batch"):
             value = getattr(self, name)
-            if not (is_number(value) and 0 < value < 1):
-                raise InputError(
-                    f"calibration.{name}={value}: must be a number between 0 and 1; {usual} suits most models"
-                )
-        if not (is_number(self.ridge) and 0 <= self.ridge < math.inf):
-            raise InputError(f"calibration.ridge={self.ridge}: must be a number, 0 or greater")
+            if not is_whole(value, 1):
+                raise InputError(f"calibration.{name}={value}: must be a whole number, at least 1")
+        if not (is_number(self.rate) and 0 < self.rate < 1):
+            raise InputError(f"calibration.rate={self.rate}: must be a number between 0 and 1; 0.03 suits most models")
+        for name, least in (("sigma_data", "greater than 0"), ("memory", "0 or greater")):
+            value = getattr(self, name)
+            if not (is_number(value) and 0 <= value < math.inf and (value > 0 or name == "memory")):
+                raise InputError(f"calibration.{name}={value}: must be a number, {least}")
+
+    @property
+    def _free(self) -> Free:
+        return Free(self.nodes, self.query, self.weights, self.history, self.rows)
 
     def __call__(self, subject: Subject, progress: Progress = lambda images: None) -> dict[str, Any]:
-        """Return, for every budget K, `rho_K` (K + 1,) and `N_K` (K, K), and the distances on held-out seeds.
+        """Return, for every budget K, the tableau and its distances on held-out seeds.
 
-        These are `budgets` (B,); `start` and `learned`, the mean distances of the closed-form start and of the learned
-        tableau, `start_error` and `learned_error`, their standard errors, and `ratio_of_medians`, all (B,) float64;
-        and as text `starts` and `span`.
+        These are `rho_K` (K + 1,), `N_K` (K, K), the weights of F_j in the frame, `query_K` (K,) if it is learned, and
+        `sigma_data_K` (1,) in velocity prediction; `budgets` (B,); `start` and `learned`, the mean distances of the
+        best closed form and of the learned tableau, `start_error` and `learned_error`, their standard errors, and
+        `ratio_of_medians`, all (B,) float64; and as text `starts` and `span`.
 
         Args:
             subject: its run is the fine one.
@@ -155,86 +164,103 @@ class LearnedTableau:
         if len(subject.seeds) < 2 * HELD_OUT:
             raise InputError(f"seeds: {len(subject.seeds)} are too few to learn from and hold out; use 192 or more")
         pools = {nfe: _closed_forms(self.families, subject.span, nfe) for nfe in self.budgets}
-        costs = {nfe: self._cost(subject, nfe, len(pool)) for nfe, pool in pools.items()}
-        spent = float(len(subject.seeds) * subject.run.nfe)
-        count_evaluations = _EvaluationProgress(progress, len(subject.seeds) / (spent + sum(costs.values())))
-        groups = split_seeds(subject, fine_ends(subject, lambda images: count_evaluations(images * subject.run.nfe)))
-        values: dict[str, Any] = {"budgets": torch.tensor(list(pools)), "starts": [], "span": subject.span}
-        rows = []
-        for nfe, pool in pools.items():
-            start, learned = self._learn(groups, pool, count_evaluations)
-            values |= {f"rho_{nfe}": learned.rho, f"N_{nfe}": learned.N}
-            values["starts"].append(start.candidate.names[0])
-            rows.append(_held_out_row(groups[1], start.candidate.tableau.unrolled(), learned))
-            spent += costs[nfe]
-            count_evaluations.reach(spent)
-        return values | dict(zip(_ROW, torch.tensor(rows, dtype=torch.float64).unbind(1), strict=True))
+        costs = [self._cost(subject, nfe, len(pool)) for nfe, pool in pools.items()]
+        fine = float(len(subject.seeds) * subject.run.nfe)
+        count = _EvaluationProgress(progress, len(subject.seeds) / (fine + sum(costs)))
+        groups = split_seeds(subject, fine_ends(subject, lambda images: count(images * subject.run.nfe)))
+        learned = self._curve(groups, pools, count) if self.curve else self._apart(groups, pools, costs, count)
+        count.reach(fine + sum(costs))
+        return _values(groups[1], pools, learned) | {"span": subject.span}
 
     def _cost(self, subject: Subject, nfe: int, count: int) -> float:
-        """Return the evaluations that a budget takes at most."""
-        steps = self.starts * self.first / FEWER + self.finals * self.steps
-        last = cost(self._polish, nfe, len(subject.seeds) - len(subject.seeds) // HELD_OUT)
-        return nfe * work(count, len(subject.seeds)) + steps * self._step_cost(subject, nfe) + last
+        """Return the evaluations that a budget takes."""
+        few = min(RANKED_ON, len(subject.seeds))
+        plans = self._plan(self.trial), self._plan(self.steps)
+        return nfe * work(count, few) + self.starts * plans[0].cost(nfe) + plans[1].cost(nfe)
 
-    @property
-    def _polish(self) -> Plan:
-        return Plan(self.polish, self.batch, self.rate)
+    def _plan(self, steps: int) -> Plan:
+        return Plan(steps, self.batch, self.rate, self.loss or distance, self.memory * GIGABYTE)
 
-    def _step_cost(self, subject: Subject, nfe: int) -> float:
-        turn = self._turn(subject, nfe * self.history)
-        return nfe * (2 * len(subject.seeds) + turn * nfe * self.history / 2)
+    def _apart(
+        self, groups: Groups, pools: dict[int, list[Candidate]], costs: list[float], count: _EvaluationProgress
+    ) -> list[Tensors]:
+        """Return what `_learn` finds for every budget; each is a part, so that processes share them."""
+        parts, budgets = groups[0].subject.parts, list(pools)
+        parts = parts.at(parts.folder and parts.folder / "budgets", parts.stamp)
 
-    def _turn(self, subject: Subject, parameters: int) -> int:
-        """Return the number of images of a group."""
-        needed = -(-NUMBERS * parameters // math.prod(subject.shape))
-        return min(len(subject.seeds), max(self.derivatives, needed))
+        def learn(number: int) -> Tensors:
+            before = count.done
+            found = self._learn(groups, pools[budgets[number]], count)
+            count.reach(before + costs[number])
+            return found
 
-    def _learn(
-        self, groups: tuple[SeedGroup, SeedGroup], pool: list[Candidate], count_evaluations: _EvaluationProgress
-    ) -> tuple[Measurement, Tableau]:
-        """Return the best closed-form start on the training seeds, and the learned tableau."""
+        return parts(len(budgets), learn)
+
+    def _learn(self, groups: Groups, pool: list[Candidate], count: _EvaluationProgress) -> Tensors:
+        """Return the learned tableau, and the number of the best closed form in the pool."""
         train, held = groups
-        # 1. rank the closed forms; 2. a few steps from each start on few seeds; 3. the best of them go on; 4. polish
-        ranked = rank(*train, pool, lambda images: count_evaluations(images * pool[0].tableau.nfe))
-        starts = [entry.candidate.tableau.unrolled() for entry in ranked]
-        few = train.select(torch.arange(-(-len(train.subject.seeds) // FEWER)))
-        trials = [self._descend((few, held), start, self.first, count_evaluations) for start in starts[: self.starts]]
-        finals = sorted(trials, key=_held_out)[: self.finals]
-        further = [self._descend(groups, trial.tableau, self.steps, count_evaluations) for trial in finals]
-        unchanged = Trial(starts[0], held.mean(starts[0]))
-        best = min((unchanged, *trials, *further), key=_held_out)
-        last = adam_polish(train, held, best, self._polish, count_evaluations)
-        return ranked[0], (last if last.held_out <= unchanged.held_out else best).tableau
+        ranked, starts = self._starts(train, pool, count)
+        tried = [(start, self._descend(train, start, None, self.trial, count)) for start in starts]
+        start, theta = min(tried, key=lambda trial: held.mean(trial[0].family(trial[1]), self.loss or distance))
+        theta = self._descend(train, start, theta, self.steps, count)
+        return self._better(held, ranked, start.family(theta)) | {"start": _place(pool, ranked)}
 
     def _descend(
-        self, groups: tuple[SeedGroup, SeedGroup], start: Tableau, steps: int, count_evaluations: _EvaluationProgress
-    ) -> Trial:
-        """Return the best tableau on held-out seeds among the start and the steps from it."""
+        self, train: SeedGroup, start: Start, theta: Tensor | None, steps: int, count: _EvaluationProgress
+    ) -> Tensor:
+        family, plan = start.family, self._plan(steps)
+        theta = torch.zeros(family.size, dtype=torch.float64) if theta is None else theta
+        turns = cycle([Turn(family, 1.0)])
+        return descend(turns, theta, train.turns(self.batch), plan, count) if family.size else theta
+
+    def _starts(
+        self, train: SeedGroup, pool: list[Candidate], count: _EvaluationProgress
+    ) -> tuple[Candidate, list[Start]]:
+        """Return the best closed form, and the best ones that a family exists for: one of each frame, then others."""
+        few = train.select(torch.arange(min(RANKED_ON, len(train.subject.seeds))))
+        nfe = pool[0].tableau.nfe
+        ranked = [entry.candidate for entry in rank(few.subject, few.ends, pool, lambda images: count(images * nfe))]
+        usable = [each for each in ranked if decreasing(each.tableau.unrolled())]
+        firsts = {each.tableau.frame: each for each in reversed(usable)}.values()
+        usable.sort(key=lambda each: all(each is not first for first in firsts))
+        return ranked[0], [Start(each.names[0], self._family(each, each.names[0][0])) for each in usable[: self.starts]]
+
+    def _family(self, candidate: Candidate, name: str) -> Family:
+        start = candidate.tableau.unrolled()
+        solver: Solver = self.families.solvers[name]  # type: ignore[assignment]  # a candidate has a tableau
+        return Family(start, theory_of(solver, start), self._free, self.sigma_data)
+
+    def _better(self, held: SeedGroup, closed: Candidate, learned: Tableau) -> Tensors:
+        """Return the tensors of the learned tableau, or of the closed form if it is better on held-out seeds."""
+        plain = closed.tableau.unrolled()
+        return tensors_of(min((learned, plain), key=lambda each: held.mean(each, self.loss or distance)))
+
+    def _curve(self, groups: Groups, pools: dict[int, list[Candidate]], count: _EvaluationProgress) -> list[Tensors]:
+        """Return the tableaus of one curve through all budgets, which take turns in its steps."""
         train, held = groups
-        near = Neighbourhood(start, self.history)
-        theta = torch.zeros(near.size, dtype=torch.float64)
-        ridge = self.ridge * train.mean(start)
-        best, since = Trial(start, held.mean(start)), 0
-        if not near.size:
-            return best
+        closed = {nfe: self._starts(train, pool, count) for nfe, pool in pools.items()}
+        curve = Curve(self._shared(closed[sorted(pools)[len(pools) // 2]][1], pools))
+        turns = [Turn(partial(curve, nfe=nfe), train.mean(each.start)) for nfe, each in curve.families.items()]
+        zero, plan = torch.zeros(curve.size, dtype=torch.float64), self._plan(self.steps * len(pools))
+        theta = descend(cycle(turns), zero, train.turns(self.batch), plan, count)
+        return [
+            self._better(held, best, curve(theta, nfe)) | {"start": _place(pools[nfe], best)}
+            for nfe, (best, _) in closed.items()
+        ]
 
-        turns = cycle(train.groups(self._turn(train.subject, near.size)))
+    def _shared(self, starts: list[Start], pools: dict[int, list[Candidate]]) -> dict[int, Family]:
+        """Return the families of one closed form at all budgets, the first of the starts that has them.
 
-        def linear(theta: Tensor) -> Iterator[Linear]:
-            return _linearise(next(turns), near, theta, self.difference)
-
-        def distances(theta: Tensor) -> Tensor:
-            return train.distances_near(near, theta)
-
-        for step in descend(linear, distances, theta, ridge, steps):
-            tableau = near(step.theta)
-            trial = Trial(tableau, held.mean(tableau))
-            since = 0 if trial.held_out < best.held_out else since + 1
-            best = min(best, trial, key=_held_out)
-            count_evaluations(self._step_cost(train.subject, start.nfe))
-            if since == PATIENCE:
-                break
-        return best
+        Raises:
+            InputError: if there is none.
+        """
+        for start in starts:
+            found = {nfe: [each for each in pool if start.names in each.names] for nfe, pool in pools.items()}
+            if all(each and decreasing(each[0].tableau.unrolled()) for each in found.values()):
+                return {nfe: self._family(each[0], start.names[0]) for nfe, each in found.items()}
+        raise InputError(
+            f"calibration.budgets={list(pools)}: no solver has tableaus for all of them; use calibration.curve=false"
+        )
 
     def summary(self, values: dict[str, Any]) -> str:
         """Return a line for each budget: held-out distance of the start and of the learned tableau."""
@@ -280,16 +306,21 @@ def _closed_forms(families: Families, span: tuple[float, float], nfe: int) -> li
     return kept
 
 
-@torch.inference_mode()
-def _linearise(group: SeedGroup, near: Neighbourhood, theta: Tensor, difference: float) -> Iterator[Linear]:
-    """Yield the residuals of the run's ends and their derivatives by theta, batch by batch."""
-    subject = group.subject
-    with torch.inference_mode(False):
-        tableau, slopes = near(theta), near.slopes(theta)
-    for part, end in zip(subject.batches(), torch.split(group.ends.noisy, subject.batch_size), strict=True):
-        eps, x = start_of(subject, part)
-        x, d_x = linearise(eps, x, tableau, slopes, difference)
-        yield Linear((x - end.to(x.device)).flatten(1), d_x.flatten(2))
+def _place(pool: list[Candidate], candidate: Candidate) -> Tensor:
+    return torch.tensor([each is candidate for each in pool].index(True))
+
+
+def _values(held: SeedGroup, pools: dict[int, list[Candidate]], found: Sequence[Tensors]) -> dict[str, Any]:
+    """Return the tensors of a record: the tableaus, and both distances on held-out seeds."""
+    values: dict[str, Any] = {"budgets": torch.tensor(list(pools)), "starts": []}
+    rows = []
+    for (nfe, pool), tensors in zip(pools.items(), found, strict=True):
+        start = pool[int(tensors["start"])]
+        table = {name: value for name, value in tensors.items() if name != "start"}
+        values |= table
+        values["starts"].append(start.names[0])
+        rows.append(_held_out_row(held, start.tableau.unrolled(), tableau_in(table, nfe)))
+    return values | dict(zip(_ROW, torch.tensor(rows, dtype=torch.float64).unbind(1), strict=True))
 
 
 def _held_out_row(held: SeedGroup, start: Tableau, learned: Tableau) -> list[float]:

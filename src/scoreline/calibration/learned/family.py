@@ -1,0 +1,210 @@
+"""Families of tableaus around a closed form that moves with their levels, as vectors of parameters."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from scoreline.errors import InputError
+from scoreline.schedules.tabulated import Tabulated
+from scoreline.solvers.frames import Frame
+from scoreline.solvers.tableau import Solver, Tableau
+from scoreline.values import check_choice, is_whole
+
+STEP = 1e-4
+"""Length of the central differences of `Theory` by a level, as a share of the distance to the nearest level."""
+
+AGREEMENT = 1e-9
+"""Largest relative difference of two tableaus that are the same method."""
+
+Theory = Callable[[Tensor], Tensor]
+"""Levels rho (K + 1,) -> weights W (K, K) of F in the frame of the family, float64."""
+
+
+@dataclass(frozen=True)
+class Free:
+    """The parts of a tableau that are learned; the others keep the values of the closed form.
+
+    Attributes:
+        nodes: the inner levels rho_1 .. rho_{K-1}.
+        query: the levels q_1 .. q_{K-1} that the network is given, apart from those of the states.
+        weights: the weights of the slopes.
+        history: number of latest slopes whose weights in a row are learned; None is all of them.
+        rows: `free`, or `bound`: the newest weight of a row makes up for the others, so that the sum of the row's
+            weights of G stays that of the closed form. In noise prediction a constant eps then stays exact.
+
+    Raises:
+        InputError: for another word, a history below 1, or nothing that is free.
+    """
+
+    nodes: bool = True
+    query: bool = True
+    weights: bool = True
+    history: int | None = None
+    rows: str = "free"
+
+    def __post_init__(self) -> None:
+        check_choice("calibration.rows", ("free", "bound"), self.rows)
+        if self.history is not None and not is_whole(self.history, 1):
+            raise InputError(f"calibration.history={self.history}: must be a whole number, at least 1, or null for all")
+        if not (self.nodes or self.query or self.weights):
+            raise InputError("calibration.nodes=false: nothing is left to learn; set nodes, query or weights to true")
+
+
+@dataclass(frozen=True)
+class ClosedForm:
+    """The weights that a solver has on given levels, W(rho): a `Theory`.
+
+    Attributes:
+        solver: a method with one call a step.
+    """
+
+    solver: Solver
+
+    def __call__(self, rho: Tensor) -> Tensor:
+        levels = tuple(rho.tolist())
+        tableau = self.solver(Tabulated(levels), levels[0], levels[-1], len(levels) - 1).unrolled()
+        if tableau.nfe != len(levels) - 1 or not torch.equal(tableau.rho, rho):
+            raise InputError(f"{type(self.solver).__name__}: its calls are not at the levels of its steps")
+        return tableau.in_frame()[1]
+
+
+@dataclass(frozen=True)
+class Fixed:
+    """The weights of one tableau in units of its steps, at any levels: a `Theory` for methods with inner steps.
+
+    Attributes:
+        start: a tableau with one row a call.
+    """
+
+    start: Tableau
+
+    def __call__(self, rho: Tensor) -> Tensor:
+        W = self.start.in_frame()[1]
+        return W * (_units(rho, self.start.frame) / _units(self.start.rho, self.start.frame))
+
+
+def theory_of(solver: Solver, start: Tableau) -> Theory:
+    """Return the closed form of a solver if it has the weights of `start` on the levels of `start`, else `Fixed`."""
+    W = start.in_frame()[1]
+    try:
+        same = (ClosedForm(solver)(start.rho) - W).abs().max() <= AGREEMENT * W.abs().max()
+    except (InputError, ValueError):
+        return Fixed(start)
+    return ClosedForm(solver) if bool(same) else Fixed(start)
+
+
+@dataclass(frozen=True)
+class Family:
+    """Tableaus y_{k+1} = y_k + sum_{j<=k} W_kj F(x_j, q_j) around a closed form, in its frame (`Tableau.single_term`):
+
+        gaps of arctan(rho / s) = their softmax, that of the start times exp(theta_gap),
+        q_k = rho_k exp(theta_query),    W_kj = theory(rho)_kj + unit_kj theta_weight,
+
+    with the ends, the number of calls and the first query level of the start, and unit_kj the start's step in the
+    frame's coordinate, in units of G_j. theta = 0 is the start. `theory` is recomputed as the levels move.
+
+    Attributes:
+        start: a tableau with one row a call (`Tableau.unrolled`) and strictly decreasing levels.
+        theory: its weights as a function of the levels.
+        free: what is learned.
+        scale: s of the coordinate of the levels, of the size of the data's standard deviation.
+    """
+
+    start: Tableau
+    theory: Theory
+    free: Free
+    scale: float
+
+    @property
+    def size(self) -> int:
+        """Number of parameters."""
+        return sum(self.sizes)
+
+    @cached_property
+    def sizes(self) -> tuple[int, int, int]:
+        """Number of gaps, query levels and weights among the parameters, which is their order."""
+        inner = self.start.nfe - 1
+        gaps = self.start.nfe if self.free.nodes and inner else 0
+        return gaps, inner * self.free.query, len(self.places[0]) * self.free.weights
+
+    def __call__(self, theta: Tensor) -> Tableau:
+        """Return the tableau at theta (size,) float64, whose S, N and query are differentiable in theta.
+
+        Raises:
+            ValueError: for levels that coincide, or weights that overflow.
+        """
+        gaps, query, weights = theta.split(self.sizes)
+        rho = self._levels(gaps)
+        W = self._weights(rho) + self._correction(weights)
+        offsets = torch.cat([query.new_zeros(1), query])
+        return Tableau.single_term(rho, W, self.start.frame, rho[:-1] * offsets.exp() if len(query) else None)
+
+    def _levels(self, gaps: Tensor) -> Tensor:
+        rho = self.start.rho
+        if not len(gaps):
+            return rho
+        angle = (rho / self.scale).atan()
+        shares = (angle.diff().neg().log() + gaps).softmax(0)
+        inner = self.scale * (angle[0] + (angle[-1] - angle[0]) * shares.cumsum(0)[:-1]).tan()
+        return torch.cat([rho[:1], inner, rho[-1:]])
+
+    def _weights(self, rho: Tensor) -> Tensor:
+        return _Moving.apply(rho, self.theory) if rho.requires_grad else self.theory(rho)  # type: ignore[no-any-return]
+
+    def _correction(self, weights: Tensor) -> Tensor:
+        count = self.start.nfe
+        if not len(weights):
+            return weights.new_zeros(count, count)
+        change = weights.new_zeros(count, count).index_put(self.places, weights)
+        if self.free.rows == "bound":
+            change = change - torch.diag(change.sum(1))
+        return change * self._unit
+
+    @cached_property
+    def places(self) -> tuple[Tensor, Tensor]:
+        """Row and column of every weight that is a parameter."""
+        count = self.start.nfe
+        newest = 0 if self.free.rows == "free" else -1
+        band = torch.ones(count, count, dtype=torch.bool).tril(newest).triu(1 - (self.free.history or count))
+        row, column = band.nonzero(as_tuple=True)
+        return row, column
+
+    @cached_property
+    def _unit(self) -> Tensor:
+        return _units(self.start.rho, self.start.frame)
+
+
+def _units(rho: Tensor, frame: Frame) -> Tensor:
+    """Return step k in the frame's coordinate s times G_j / F_j, (K, K)."""
+    coordinate = rho.new_tensor([frame.coordinate(level) for level in rho.tolist()])
+    return coordinate.diff()[:, None] * frame.unit(rho[:-1])
+
+
+class _Moving(torch.autograd.Function):
+    """theory(rho) with derivatives by central differences: they cost 2 (K - 1) tables and no call of a network."""
+
+    @staticmethod
+    def forward(ctx: Any, rho: Tensor, theory: Theory) -> Tensor:
+        ctx.rho, ctx.theory = rho.detach(), theory
+        return theory(ctx.rho)
+
+    @staticmethod
+    def backward(ctx: Any, *by_output: Tensor) -> tuple[Tensor, None]:
+        rho, by_rho = ctx.rho, torch.zeros_like(ctx.rho)
+        gaps = rho.diff().abs()
+        for k in range(1, len(rho) - 1):
+            h = STEP * float(torch.minimum(gaps[k - 1], gaps[k]))
+            up, down = (ctx.theory(rho.index_add(0, torch.tensor([k]), rho.new_tensor([by]))) for by in (h, -h))
+            by_rho[k] = float((by_output[0] * (up - down)).sum()) / (2 * h)
+        return by_rho, None
+
+
+def decreasing(tableau: Tableau) -> bool:
+    """Return whether every call is at a lower level than the one before and no level is infinite."""
+    rho = tableau.rho
+    return bool((rho.diff() < 0).all()) and math.isfinite(float(rho[0]))
