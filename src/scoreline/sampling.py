@@ -72,14 +72,14 @@ def trajectory(eps: Eps, x: Tensor, tableau: Tableau, draw: Draw | None = None, 
     Raises:
         ValueError: if the tableau is stochastic and `draw` is missing.
     """
-    rho = tableau.rho.tolist()
+    rho, query = tableau.rho.tolist(), tableau.query_levels.tolist()
     states: dict[int, Tensor] = {0: x}
     del x
     estimates: dict[int, Tensor] = {}
     spare: list[Tensor] = []
     for k, row in enumerate(tableau.sums):
         if row.call:  # one network evaluation
-            estimates[k] = eps(states[k], rho[k])
+            estimates[k] = eps(states[k], query[k])
         # x_{k+1} = sum_j S_kj x_j + sum_j N_kj eps_j + B_k z_k
         terms = [((states if is_state else estimates)[j], weight) for is_state, j, weight in row.terms]
         if row.noise:

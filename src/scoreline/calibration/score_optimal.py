@@ -291,7 +291,8 @@ def _share(progress: Progress, work: float) -> Callable[[float], None]:
 def _visited(subject: Subject) -> Tensor:
     """Return the levels that a run evaluates, and its end, increasing."""
     run, levels = subject.run, subject.levels
-    if len(levels) < 2 or not bool((levels.diff() < 0).all()) or not levels[-1] > run.rho[-1]:
+    steady = len(levels) > 1 and bool((levels.diff() < 0).all()) and bool(levels[-1] > run.rho[-1])
+    if not steady or run.query is not None:
         raise InputError(
             "solver: calibration.states=trajectory needs a run of strictly decreasing noise levels, nfe >= 2; "
             "use solver=deis_tab2"

@@ -65,7 +65,7 @@ class Subject:
     @property
     def levels(self) -> Tensor:
         """Noise levels at which the run is evaluated, in its order."""
-        return self.run.rho[:-1][torch.tensor(self.run.calls)]
+        return self.run.query_levels[torch.tensor(self.run.calls)]
 
     @property
     def device(self) -> torch.device:

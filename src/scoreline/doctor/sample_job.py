@@ -94,7 +94,7 @@ class SampleJob:
         """Noise levels of the evaluations; for an adaptive run the first one, as often as it may evaluate at most."""
         if isinstance(self.run, AdaptiveRun):
             return [float(self.run.rho[0])] * self.run.nfe
-        return [rho for rho, called in zip(self.run.rho.tolist(), self.run.calls, strict=False) if called]
+        return [rho for rho, called in zip(self.run.query_levels.tolist(), self.run.calls, strict=True) if called]
 
     @property
     def network_calls(self) -> int:

@@ -130,7 +130,7 @@ def record(sampler: Sampler, shards: Shards, seeds: Sequence[int], fine_nfe: int
         n, seen = len(batch.seeds), recorder.calls_seen
         x.append(torch.stack([*(state[:n] for _, state, _ in seen), batch.x.float().cpu()], 1))
         denoised.append(torch.stack([clean[:n] for _, _, clean in seen], 1))
-        rho = torch.tensor([*(level for level, _, _ in seen), float(sampler.tableau.rho[-1])], dtype=torch.float64)
+        rho = sampler.tableau.rho[torch.tensor([*sampler.tableau.calls, True])]
         recorder.calls_seen = []
     states = torch.cat(x)
     error = _errors(sampler, states, rho, labels, fine_nfe)

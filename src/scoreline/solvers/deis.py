@@ -12,6 +12,7 @@ from torch import Tensor
 from scoreline.errors import InputError
 from scoreline.schedules.base import Schedule, grid
 from scoreline.solvers.budget import check_order
+from scoreline.solvers.frames import NOISE, Frame
 from scoreline.solvers.quadrature import Quadrature, gauss_legendre
 from scoreline.solvers.tableau import Tableau
 
@@ -37,6 +38,11 @@ class DEIS:
     l_j are the Lagrange polynomials on the latest nodes in the variable c. The first steps use as many nodes as there
     are, as published. The integrals are exact to round-off (`gauss_legendre`). One call a step.
 
+    In another frame the polynomials interpolate its slope G in place of eps, and the step integrates the scaled state
+    y = x / a(rho) over the frame's coordinate s (theta in velocity prediction, `frames.Velocity`):
+
+        y_{i+1} = y_i + sum_j b_ij G_{i-j},    b_ij = (1 / w(rho_{i-j})) int over step i of w(rho) l_j(c(rho)) ds.
+
     Use this at few evaluations: of order 3 in the native time of the process, with steps uniform in the square root of
     time, it is the default (`deis_tab3`). Prefer it to `RhoAB`, which is the same method in the variable rho. Score
     normalisation needs a `score_norm` record; its gain on the digits models is small.
@@ -48,6 +54,7 @@ class DEIS:
             scale has noise and kinks, which end the convergence at their own size.
         variable: c. The native time of the process gives DEIS-tAB, rho itself DEIS-rhoAB.
         scale: w. None gives DEIS; the calibrated mean |eps| gives DEIS-SN (score normalisation).
+        frame: noise prediction, or another frame.
 
     Source: Zhang & Chen (2023), arXiv:2204.13902, Eq. 14-15; Xia et al. (2023), arXiv:2311.00157 for the scale.
 
@@ -58,6 +65,7 @@ class DEIS:
     order: int
     variable: Schedule
     scale: Scale | None = None
+    frame: Frame = NOISE
 
     @property
     def convergence(self) -> float:
@@ -68,19 +76,26 @@ class DEIS:
 
     def __call__(self, schedule: Schedule, sigma_max: float, sigma_min: float, nfe: int) -> Tableau:
         rho = grid(schedule, sigma_max, sigma_min, nfe)
-        return Tableau.single_term(rho, adams_bashforth(rho, self.order, self.variable, self.scale))
+        W = adams_bashforth(rho, self.order, self.variable, self.scale, self.frame)
+        return Tableau.single_term(rho, W, self.frame)
 
 
 def adams_bashforth(
-    rho: Tensor, order: int, variable: Schedule, scale: Scale | None, rule: Quadrature | None = None
+    rho: Tensor,
+    order: int,
+    variable: Schedule,
+    scale: Scale | None,
+    frame: Frame = NOISE,
+    rule: Quadrature | None = None,
 ) -> Tensor:
-    """Compute the weights b_ij of `DEIS`, at column i - j of row i.
+    """Compute the weights b_ij of `DEIS`, of F = G / u in another frame, at column i - j of row i.
 
     Args:
         rho: noise levels (K + 1,) float64, decreasing.
         order: degree of the polynomials.
         variable: c.
         scale: w, or None for w = 1.
+        frame: the frame whose slope is interpolated.
         rule: quadrature over the steps; None takes one that is exact to round-off for every schedule.
 
     Returns:
@@ -91,10 +106,11 @@ def adams_bashforth(
     """
     pieces = (variable, scale) if scale is not None else (variable,)
     nodes, weight, step = rule or gauss_legendre(rho, *pieces)
-    norm = torch.ones_like(rho[:-1])
+    norm = 1 / frame.unit(rho[:-1])
+    weight = weight / (frame.amplitude(nodes) * frame.unit(nodes))  # d rho to ds
     # w(rho) drho under the integral, 1 / w(rho_{i-j}) in front of it
     if scale is not None:
-        weight, norm = weight * scale(nodes), scale(rho[:-1])
+        weight, norm = weight * scale(nodes), norm * scale(rho[:-1])
         if not bool((norm > 0).all() & (weight < 0).all()):
             raise InputError("solver.scale: the score scale must be positive on the whole range of noise levels")
     c = variable(rho[:-1])

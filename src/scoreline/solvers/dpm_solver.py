@@ -7,7 +7,7 @@ from itertools import pairwise
 from scoreline.errors import InputError
 from scoreline.schedules.base import Schedule, grid
 from scoreline.solvers.budget import NODES, check_budget, check_inner, check_order, step_levels, step_orders
-from scoreline.solvers.frames import Frame, frame_of, log_step, phi
+from scoreline.solvers.frames import Exponential, frame_of, log_step, phi
 from scoreline.solvers.rows import NOTHING, Rows, Weights
 from scoreline.solvers.tableau import Tableau
 
@@ -110,7 +110,7 @@ def _nodes_in_lambda(schedule: Schedule, rho: float, target: float, order: int) 
     return tuple(log_step(rho, level) / log_step(rho, target) for level in levels)
 
 
-def exponential_row(frame: Frame, rows: Rows, start: int, rho: float, slopes: Weights = NOTHING) -> int:
+def exponential_row(frame: Exponential, rows: Rows, start: int, rho: float, slopes: Weights = NOTHING) -> int:
     """Write one row, x(rho) by an exponential integrator that is exact for constant F:
 
         scaled x(rho) = scaled x + scale(rho) h (phi_1(z) F_start + sum_j slopes[j] (F_j - F_start)),

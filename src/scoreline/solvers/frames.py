@@ -1,25 +1,74 @@
-"""The two forms in which the literature integrates the same ODE: by noise prediction and by data prediction.
+"""The forms in which the same ODE is integrated: noise prediction, data prediction and velocity prediction.
 
-In unit-signal coordinates dx/drho = eps(x, rho). With z = x / rho and u = 1 / rho the same equation is
-dz/du = D(x, rho) = E[x_0 | x]. A frame is one of these forms: a coordinate s, a scaled state whose derivative in s is
-the slope F, and the row that advances it. Runge-Kutta, multistep and exponential methods are written once, for both.
+In unit-signal coordinates dx/drho = eps(x, rho). A frame has an amplitude a(rho), the solution of a' = l a for a gain
+l(rho) that is an estimate of d eps / dx: with y = x / a(rho) and F = eps - l(rho) x the ODE reads dy/drho = F / a, so
+that a method is exact at any budget where F vanishes.
+
+    noise     a = 1,                   l = 0:                     F = eps
+    data      a = rho,                 l = 1 / rho:               F = -D / rho, D(x, rho) = E[x_0 | x]
+    velocity  a = sqrt(rho^2 + s^2),   l = rho / (rho^2 + s^2):   F vanishes for Gaussian data of deviation s
+
+Velocity prediction lies between the other two, which are its limits s to infinity and s to 0. Runge-Kutta, multistep
+and exponential methods are written once, for several frames.
 """
 
 import math
+from dataclasses import dataclass
 from functools import lru_cache
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+from torch import Tensor
 
 from scoreline.errors import InputError
-from scoreline.solvers.rows import Rows, Weights
-from scoreline.values import check_choice
+from scoreline.values import check_choice, is_number
+
+if TYPE_CHECKING:
+    from scoreline.solvers.rows import Rows, Weights
 
 
 class Frame(Protocol):
-    """A form of the ODE: scaled state' = F in the coordinate s. Use `frame_of` to choose one."""
+    """A form of the ODE, by its amplitude and gain, and the coordinate s in which its scaled state has the slope G.
+
+    The row that advances a state to rho by slopes G_j with weights in s is
+    x' = a(rho) (x_start / a_start + sum_j w_j G_j), G = u F with the frame's `unit` u.
+    """
+
+    def amplitude(self, rho: Tensor) -> Tensor:
+        """Return a(rho)."""
+        ...
+
+    def gain(self, rho: Tensor) -> Tensor:
+        """Return l(rho) = a'(rho) / a(rho)."""
+        ...
+
+    def unit(self, rho: Tensor) -> Tensor:
+        """Return u(rho) = 1 / (a ds/drho), so that G = u F = dy/ds."""
+        ...
+
+    def exact(self, rho: Tensor, query: Tensor) -> tuple[Tensor, Tensor]:
+        """Return a state at each level, and eps of all but the last, of the data that the frame's methods keep."""
+        ...
 
     def coordinate(self, rho: float) -> float:
-        """Return s(rho); the function is its own inverse in both frames."""
+        """Return s(rho)."""
         ...
+
+    def level(self, coordinate: float) -> float:
+        """Return rho(s)."""
+        ...
+
+    def advance(self, rows: "Rows", start: int, rho: float, weights: "Weights") -> int:
+        """Write the row from state `start` to the level rho with the weights of G_j; return the new state's number."""
+        ...
+
+
+class Exponential(Protocol):
+    """A frame that steps in lambda = -ln rho by an exponential integrator. Use `frame_of` to choose one."""
+
+    def coordinate(self, rho: float) -> float: ...
+
+    def level(self, coordinate: float) -> float: ...
 
     def exponent(self, h: float) -> float:
         """Return z in the exact step x' = .. + scale(rho') sum_k h^(k+1) phi_(k+1)(z) F^(k), h the step in -ln rho."""
@@ -29,19 +78,37 @@ class Frame(Protocol):
         """Return the factor of that sum, in the units of `advance`'s weights."""
         ...
 
-    def advance(self, rows: Rows, start: int, rho: float, weights: Weights) -> int:
+    def advance(self, rows: "Rows", start: int, rho: float, weights: "Weights") -> int:
         """Write the row scaled x(rho) = scaled x_start + sum_j weights[j] F_j; return the new state's number."""
         ...
 
 
+@dataclass(frozen=True)
 class Noise:
-    """Noise prediction, s = rho and F = eps: x' = x + sum_j w_j eps_j.
+    """Noise prediction, s = rho and G = F = eps: x' = x + sum_j w_j eps_j.
 
-    Exact step: x' = x - rho' sum_k h^(k+1) phi_(k+1)(h) eps^(k), derivatives in lambda = -ln rho.
+    Exact step: x' = x - rho' sum_k h^(k+1) phi_(k+1)(h) eps^(k), derivatives in lambda = -ln rho. Exact for data at a
+    single point, where x = rho eps.
     """
+
+    def amplitude(self, rho: Tensor) -> Tensor:
+        return rho.new_ones(rho.shape)
+
+    def gain(self, rho: Tensor) -> Tensor:
+        return rho.new_zeros(rho.shape)
+
+    def unit(self, rho: Tensor) -> Tensor:
+        return rho.new_ones(rho.shape)
+
+    def exact(self, rho: Tensor, query: Tensor) -> tuple[Tensor, Tensor]:
+        levels = rho[:-1]
+        return rho, torch.where(query == levels, 1.0, levels / query)
 
     def coordinate(self, rho: float) -> float:
         return rho
+
+    def level(self, coordinate: float) -> float:
+        return coordinate
 
     def exponent(self, h: float) -> float:
         return h
@@ -49,18 +116,22 @@ class Noise:
     def scale(self, rho: float) -> float:
         return -rho
 
-    def advance(self, rows: Rows, start: int, rho: float, weights: Weights) -> int:
+    def advance(self, rows: "Rows", start: int, rho: float, weights: "Weights") -> int:
         return rows.add(rho, {start: 1.0}, weights)
 
 
 class Data:
     """Data prediction, s = 1 / rho and F = D = E[x_0 | x]: x' = (rho' / rho) x + rho' sum_j w_j D_j.
 
-    Exact step: x' = (rho' / rho) x + sum_k h^(k+1) phi_(k+1)(-h) D^(k), derivatives in lambda = -ln rho.
+    Exact step: x' = (rho' / rho) x + sum_k h^(k+1) phi_(k+1)(-h) D^(k), derivatives in lambda = -ln rho. Its rows keep
+    what those of noise prediction keep, and its tableaus name that frame.
     """
 
     def coordinate(self, rho: float) -> float:
         return 1 / rho
+
+    def level(self, coordinate: float) -> float:
+        return 1 / coordinate
 
     def exponent(self, h: float) -> float:
         return -h
@@ -68,16 +139,75 @@ class Data:
     def scale(self, rho: float) -> float:
         return 1 / rho
 
-    def advance(self, rows: Rows, start: int, rho: float, weights: Weights) -> int:
+    def advance(self, rows: "Rows", start: int, rho: float, weights: "Weights") -> int:
         states, estimates = rows.data({j: rho * weight for j, weight in weights.items()})
         states[start] = states.get(start, 0.0) + rho / rows.rho[start]
         return rows.add(rho, states, estimates)
 
 
-FRAMES: dict[str, Frame] = {"noise": Noise(), "data": Data()}
+@dataclass(frozen=True)
+class Velocity:
+    """Velocity prediction for data of standard deviation s:
+
+        y = x / sqrt(rho^2 + s^2),  theta = arctan(rho / s),
+        dy/dtheta = G = ((rho^2 + s^2) eps - rho x) / (s sqrt(rho^2 + s^2)).
+
+    theta is the coordinate; all is finite at rho = infinity, theta = pi / 2. G is the velocity that TrigFlow and
+    v-prediction networks learn, and EDM's preconditioning makes of its network's output. For Gaussian data of deviation
+    s it vanishes and every budget is exact.
+
+    Attributes:
+        sigma_data: s, for images in [-1, 1] the root of the mean variance of a pixel. Its value hardly matters.
+
+    Source: Lu & Song (2024), arXiv:2410.11081, Sec. 3 (TrigFlow); Karras et al. (2022), arXiv:2206.00364, Table 1;
+    Salimans & Ho (2022), arXiv:2202.00512 (v-prediction).
+
+    Raises:
+        InputError: unless 0 < sigma_data < inf.
+    """
+
+    sigma_data: float
+
+    def __post_init__(self) -> None:
+        if not (is_number(self.sigma_data) and 0 < self.sigma_data < math.inf):
+            raise InputError(f"sigma_data={self.sigma_data}: must be a number greater than 0, such as 0.5")
+
+    def amplitude(self, rho: Tensor) -> Tensor:
+        return (rho**2 + self.sigma_data**2).sqrt()
+
+    def gain(self, rho: Tensor) -> Tensor:
+        return rho / (rho**2 + self.sigma_data**2)
+
+    def unit(self, rho: Tensor) -> Tensor:
+        return self.amplitude(rho) / self.sigma_data
+
+    def exact(self, rho: Tensor, query: Tensor) -> tuple[Tensor, Tensor]:
+        amplitude = self.amplitude(rho)
+        return amplitude, self.gain(query) * amplitude[:-1]
+
+    def coordinate(self, rho: float) -> float:
+        return math.atan2(rho, self.sigma_data)
+
+    def level(self, coordinate: float) -> float:
+        return self.sigma_data * math.tan(coordinate)
+
+    def advance(self, rows: "Rows", start: int, rho: float, weights: "Weights") -> int:
+        amplitude = math.hypot(rho, self.sigma_data)
+        states = {start: amplitude / math.hypot(rows.rho[start], self.sigma_data)}
+        estimates = {}
+        for j, weight in weights.items():  # G_j = (a_j eps_j - rho_j x_j / a_j) / s
+            own = math.hypot(rows.rho[j], self.sigma_data)
+            estimates[j] = amplitude * weight * own / self.sigma_data
+            states[j] = states.get(j, 0.0) - amplitude * weight * rows.rho[j] / (own * self.sigma_data)
+        return rows.add(rho, states, estimates)
 
 
-def frame_of(prediction: str) -> Frame:
+NOISE = Noise()
+
+FRAMES: dict[str, Exponential] = {"noise": NOISE, "data": Data()}
+
+
+def frame_of(prediction: str) -> Exponential:
     """Return the frame called `noise` or `data`.
 
     Raises:

@@ -44,7 +44,7 @@ class RhoAB:
 
     def __call__(self, schedule: Schedule, sigma_max: float, sigma_min: float, nfe: int) -> Tableau:
         rho = grid(schedule, sigma_max, sigma_min, nfe)
-        return Tableau.single_term(rho, adams_bashforth(rho, self.order, Power(1), None, _two_points(rho)))
+        return Tableau.single_term(rho, adams_bashforth(rho, self.order, Power(1), None, rule=_two_points(rho)))
 
 
 def _two_points(rho: Tensor) -> Quadrature:

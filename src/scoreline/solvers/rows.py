@@ -5,6 +5,7 @@ from types import MappingProxyType
 
 import torch
 
+from scoreline.solvers.frames import NOISE, Frame
 from scoreline.solvers.tableau import Tableau
 
 Weights = Mapping[int, float]
@@ -20,13 +21,14 @@ class Rows:
 
     Args:
         sigma_max: noise level of the initial state.
+        frame: the frame whose invariant the rows keep.
 
     Attributes:
         rho: noise level of every state so far.
     """
 
-    def __init__(self, sigma_max: float) -> None:
-        self.rho = [sigma_max]
+    def __init__(self, sigma_max: float, frame: Frame = NOISE) -> None:
+        self.rho, self.frame = [sigma_max], frame
         self._rows: list[tuple[Weights, Weights, float]] = []
         self._clean: dict[int, int] = {}
 
@@ -75,4 +77,4 @@ class Rows:
             k, j, weights = ([entry[i] for entry in entries] for i in range(3))
             part[k, j] = torch.tensor(weights, dtype=torch.float64)
         B = torch.tensor([noise for _, _, noise in self._rows], dtype=torch.float64)
-        return Tableau(torch.tensor(self.rho, dtype=torch.float64), S, N, B)
+        return Tableau(torch.tensor(self.rho, dtype=torch.float64), S, N, B, self.frame)

@@ -1,9 +1,10 @@
-"""Explicit Runge-Kutta methods in rho (DEIS-rhoRK). A method is its Butcher tableau."""
+"""Explicit Runge-Kutta methods in a frame's coordinate (DEIS-rhoRK in rho). A method is its Butcher tableau."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from scoreline.errors import InputError
 from scoreline.schedules.base import Schedule, grid
+from scoreline.solvers.frames import NOISE, Frame
 from scoreline.solvers.rows import Rows
 from scoreline.solvers.tableau import Tableau
 
@@ -17,7 +18,8 @@ class RungeKutta:
         X_s = x_i + h sum_r a_sr eps(X_r) at rho_i + c_s h,    x_{i+1} = x_i + h sum_s b_s eps(X_s).
 
     h = rho_{i+1} - rho_i; the stages lie between the levels in rho, not in time. A step costs len(b) calls. Calls that
-    whole steps leave over go to one last step of fewer stages (Euler, Heun, Kutta), so that any budget is exact.
+    whole steps leave over go to one last step of fewer stages (Euler, Heun, Kutta), so that any budget is exact. In
+    velocity prediction the same steps are made in theta, on dy/dtheta = G (`frames.Velocity`).
 
     Use this with many evaluations, where its order shows; at NFE 10 and below its few long steps are worse than
     multistep methods on the shipped digits model. `heun` and the other functions of this module are instances.
@@ -27,6 +29,7 @@ class RungeKutta:
         a: rows of the strictly lower triangle, one for each stage after the first.
         b: weights.
         convergence: order of the method.
+        frame: noise prediction (rhoRK), or another frame.
 
     Source: Zhang & Chen (2023), arXiv:2204.13902, Sec. 4 (rhoRK-DEIS); Butcher (2016), Numerical Methods for ODEs.
 
@@ -38,6 +41,7 @@ class RungeKutta:
     a: tuple[Row, ...]
     b: Row
     convergence: float
+    frame: Frame = NOISE
 
     def __post_init__(self) -> None:
         sums = [sum(row) for row in ((), *self.a)]
@@ -53,21 +57,22 @@ class RungeKutta:
 
     def __call__(self, schedule: Schedule, sigma_max: float, sigma_min: float, nfe: int) -> Tableau:
         steps, rest = divmod(nfe, len(self.b))
-        methods = [self] * steps + [SHORTER[rest - 1]] * (rest > 0)
+        methods = [self] * steps + [replace(SHORTER[rest - 1], frame=self.frame)] * (rest > 0)
         level = grid(schedule, sigma_max, sigma_min, len(methods)).tolist()
-        rows, x = Rows(sigma_max), 0
+        rows, x = Rows(sigma_max, self.frame), 0
         for method, target in zip(methods, level[1:], strict=True):
             x = method.step(rows, x, target)
         return rows.tableau()
 
     def step(self, rows: Rows, x: int, target: float) -> int:
         """Write one step from state x to the level `target`; return the new state's number."""
-        h = target - rows.rho[x]
+        frame, s = self.frame, self.frame.coordinate(rows.rho[x])
+        h = frame.coordinate(target) - s
         stages = [x]
         for c, row in zip(self.c[1:], self.a, strict=True):
             weights = {stage: h * weight for stage, weight in zip(stages, row, strict=True) if weight}
-            stages.append(rows.add(target if c == 1 else rows.rho[x] + c * h, {x: 1.0}, weights))
-        return rows.add(target, {x: 1.0}, {stage: h * b for stage, b in zip(stages, self.b, strict=True) if b})
+            stages.append(frame.advance(rows, x, target if c == 1 else frame.level(s + c * h), weights))
+        return frame.advance(rows, x, target, {stage: h * b for stage, b in zip(stages, self.b, strict=True) if b})
 
 
 EULER = RungeKutta((0,), (), (1,), 1)

@@ -104,7 +104,7 @@ class SciRE:
             if before:  # c_k h (F_{k-1} - F_0)
                 c = h * r**power / (2 * phi * before)
                 weights = {x: r * h - c, last: c}
-            last = frame.advance(rows, x, target if r == 1 else frame.coordinate(s + r * h), weights)
+            last = frame.advance(rows, x, target if r == 1 else frame.level(s + r * h), weights)
         return last
 
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from scoreline.errors import InputError
 from scoreline.schedules.base import Schedule
+from scoreline.solvers.frames import NOISE, Frame
 from scoreline.values import check_final
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ class Sum(NamedTuple):
     Attributes:
         terms: (is a state, number, weight); a state whose memory the sum may overwrite comes first.
         noise: standard deviation of the row's fresh noise.
-        call: whether the row starts with a network call, eps(x_k, rho_k).
+        call: whether the row starts with a network call, eps(x_k, q_k).
         dead: the states (True) and estimates (False), by number, that no later row reads.
     """
 
@@ -35,46 +36,85 @@ class Sum(NamedTuple):
 class Tableau:
     """A whole run as K rows:
 
-        x_{k+1} = sum_j S_kj x_j + sum_j N_kj eps(x_j, rho_j) + B_k z_k,    k = 0 .. K-1.
+        x_{k+1} = sum_j S_kj x_j + sum_j N_kj eps(x_j, q_j) + B_k z_k,    k = 0 .. K-1.
 
     Every fixed-step solver returns one; use it to inspect a method's weights, to count its calls (`nfe`), or to run it
     (`sampling.integrate`). States are in unit-signal coordinates. A row that needs no call (its column of N is empty)
     costs nothing, so correctors and changes of variable are rows too.
 
+    A tableau names its frame (`frames`), the form of the ODE in which its weights were computed. With amplitude a and
+    gain l of the frame, y = x / a(rho) and F_j = eps_j - l(q_j) x_j the rows read
+
+        y_{k+1} = sum_j P_kj y_j + sum_j W_kj F_j,    P_kj = (S_kj + N_kj l(q_j)) a_j / a_{k+1},  W_kj = N_kj / a_{k+1},
+
+    and the rows of P sum to one: where F vanishes the run is exact at any budget. In noise prediction (a = 1, l = 0)
+    P is S, and a constant stays as it is. A last row to rho = 0 may also be E[x_0 | x], whose row of S sums to one.
+
     Attributes:
         rho: noise levels of the states x_0 .. x_K, (K + 1,) float64.
-        S: weights of states, (K, K) float64, lower triangular, rows sum to one.
+        S: weights of states, (K, K) float64, lower triangular.
         N: weights of noise estimates, (K, K) float64, lower triangular. An estimate is a network call exactly where
             its column has a non-zero entry.
         B: standard deviation of fresh noise z_k ~ N(0, I), (K,) float64; zero for deterministic methods.
+        frame: the frame whose invariant the rows keep.
+        query: q, the noise levels that the network is given, (K,) float64, which a learned tableau may choose apart
+            from those of the states; None is rho_0 .. rho_{K-1} (`query_levels`).
 
     Raises:
-        ValueError: if shapes disagree, an entry is not finite or lies above the diagonal, or a row of S does not sum
-            to one.
+        ValueError: if shapes disagree, an entry is not finite or lies above the diagonal, or a row does not keep the
+            frame's invariant.
     """
 
     rho: Tensor
     S: Tensor
     N: Tensor
     B: Tensor
+    frame: Frame = NOISE
+    query: Tensor | None = None
 
     def __post_init__(self) -> None:
         rows = len(self.rho) - 1
-        if self.S.shape != (rows, rows) or self.N.shape != (rows, rows) or self.B.shape != (rows,):
-            raise ValueError(f"rho has {rows} rows, but S is {self.S.shape}, N {self.N.shape}, B {self.B.shape}")
-        for name, part in (("rho", self.rho), ("S", self.S), ("N", self.N), ("B", self.B)):
+        shapes = (self.S.shape, self.N.shape, self.B.shape, self.query_levels.shape)
+        if shapes != ((rows, rows), (rows, rows), (rows,), (rows,)):
+            raise ValueError(f"rho has {rows} rows, but S, N, B and query are {[tuple(shape) for shape in shapes]}")
+        parts = (("rho", self.rho), ("S", self.S), ("N", self.N), ("B", self.B), ("query", self.query_levels))
+        for name, part in parts:
             if part.dtype != torch.float64 or not bool(part.sum().isfinite()):
                 raise ValueError(f"{name} must be finite float64, got {part.dtype}")
         if bool(self.S.triu(1).any() | self.N.triu(1).any()):
             raise ValueError("a row reads a state that does not exist yet")
-        if float((self.S.sum(1) - 1).abs().max()) > 1e-9:
-            raise ValueError("the rows of S must sum to one: the method would not preserve a constant")
+        off = (self.in_frame()[0].sum(1) - 1).abs()
+        clean = (self.rho[1:] == 0) & ((self.S.sum(1) - 1).abs() <= 1e-9)
+        if float(torch.where(clean, 0.0, off).max()) > 1e-9:
+            raise ValueError(
+                f"the rows of S must sum to one in the frame {self.frame}, which a constant would not keep"
+            )
 
     @classmethod
-    def single_term(cls, rho: Tensor, N: Tensor) -> "Tableau":
-        """Return x_{k+1} = x_k + sum_j N_kj eps_j, that is S = I: the form of all Adams-Bashforth methods."""
+    def single_term(cls, rho: Tensor, W: Tensor, frame: Frame = NOISE, query: Tensor | None = None) -> "Tableau":
+        """Return y_{k+1} = y_k + sum_j W_kj F_j, P = I: the form of all Adams-Bashforth methods.
+
+        In noise prediction this is x_{k+1} = x_k + sum_j W_kj eps_j.
+        """
         rows = len(rho) - 1
-        return cls(rho, torch.eye(rows, dtype=torch.float64), N, torch.zeros(rows, dtype=torch.float64))
+        eye, B = torch.eye(rows, dtype=torch.float64), torch.zeros(rows, dtype=torch.float64)
+        if frame == NOISE:
+            return cls(rho, eye, W, B, frame, query)
+        amplitude, gain = frame.amplitude(rho), frame.gain(rho[:-1] if query is None else query)
+        N = amplitude[1:, None] * W
+        return cls(rho, eye * amplitude[1:, None] / amplitude[:-1] - N * gain, N, B, frame, query)
+
+    @property
+    def query_levels(self) -> Tensor:
+        """The noise levels q_0 .. q_{K-1} that the network is given, (K,)."""
+        return self.rho[:-1] if self.query is None else self.query
+
+    def in_frame(self) -> tuple[Tensor, Tensor]:
+        """Return P and W, the weights of y_j and F_j in the frame's own coordinates, (K, K) each."""
+        if self.frame == NOISE:
+            return self.S, self.N
+        amplitude, gain = self.frame.amplitude(self.rho), self.frame.gain(self.query_levels)
+        return (self.S + self.N * gain) * amplitude[:-1] / amplitude[1:, None], self.N / amplitude[1:, None]
 
     @cached_property
     def calls(self) -> tuple[bool, ...]:
@@ -118,22 +158,26 @@ class Tableau:
         return most
 
     def unrolled(self) -> "Tableau":
-        """Return the same method with one row a call, x_{k+1} = x_k + sum_j N_kj eps_j.
+        """Return the same method with one row a call, y_{k+1} = y_k + sum_j W_kj F_j (`single_term`).
 
-        Rows of S sum to one, so every state is x_0 + sum_j M_kj eps_j; N is the difference of M between calls.
+        Rows of P sum to one, so every y_k is y_0 + sum_j M_kj F_j; W is the difference of M between calls.
 
         Raises:
-            ValueError: for a stochastic tableau, whose noise would have to be added up too.
+            ValueError: for a stochastic tableau, whose noise would have to be added up too, and for one that ends with
+                E[x_0 | x] in a frame where this row does not keep the invariant.
         """
         if bool(self.B.any()):
             raise ValueError("a stochastic tableau has no such form")
-        rows = len(self.B)
+        rows, (P, W) = len(self.B), self.in_frame()
+        if float((P.sum(1) - 1).abs().max()) > 1e-9:
+            raise ValueError("a tableau that ends with E[x_0 | x] has no such form in its frame")
         M = torch.zeros(rows + 1, rows, dtype=torch.float64)
         for k in range(rows):
-            M[k + 1] = self.S[k] @ M[:-1] + self.N[k]
-        called = [k for k in range(rows) if self.calls[k]]
-        kept = torch.tensor([*called, rows])
-        return Tableau.single_term(self.rho[kept], M[kept][:, torch.tensor(called)].diff(dim=0))
+            M[k + 1] = P[k] @ M[:-1] + W[k]
+        called = torch.tensor([k for k in range(rows) if self.calls[k]])
+        kept = torch.cat([called, torch.tensor([rows])])
+        query = None if self.query is None else self.query[called]
+        return Tableau.single_term(self.rho[kept], M[kept][:, called].diff(dim=0), self.frame, query)
 
     @property
     def nfe(self) -> int:
@@ -142,14 +186,16 @@ class Tableau:
 
     @property
     def residual(self) -> float:
-        """max_k |hypot(sum_j S_kj rho_j + sum_j N_kj, B_k) - rho_{k+1}| / rho_0.
+        """max_k |hypot(sum_j S_kj x_j + sum_j N_kj eps_j, B_k) - x_{k+1}| / x_0 for the x and eps of `Frame.exact`.
 
-        It is zero if every row ends with exactly the noise that its level says: for data at a single point, x is rho
-        times a standard normal, and a row's mean part and its fresh noise add in squares. Without B this is exactness
-        for constant eps.
+        It is zero if every row keeps the data that the frame is exact for: in noise prediction a single point, x = rho
+        and eps = 1, where each row ends with exactly the noise that its level says (its mean part and its fresh noise
+        add in squares); in velocity prediction a Gaussian. A last row that is E[x_0 | x] counts in the former only.
         """
-        kept = self.S @ self.rho[:-1] + self.N.sum(1)
-        return float((torch.where(self.B > 0, kept.hypot(self.B), kept) - self.rho[1:]).abs().max() / self.rho[0])
+        x, eps = self.frame.exact(self.rho, self.query_levels)
+        kept = self.S @ x[:-1] + self.N @ eps
+        off = torch.where(self.B > 0, kept.hypot(self.B), kept) - x[1:]
+        return float(off[(self.rho[1:] > 0) | (self.frame == NOISE)].abs().max() / x[0])
 
 
 def _sparse(part: Tensor) -> list[list[tuple[int, float]]]:
@@ -175,9 +221,10 @@ def denoise_last(tableau: Tableau) -> Tableau:
         raise ValueError("the tableau ends at rho = 0 already")
     rows = len(tableau.B)
     rho, B = torch.nn.functional.pad(tableau.rho, (0, 1)), torch.nn.functional.pad(tableau.B, (0, 1))
+    query = None if tableau.query is None else torch.cat([tableau.query, tableau.rho[-1:]])
     S, N = (torch.nn.functional.pad(part, (0, 1, 0, 1)) for part in (tableau.S, tableau.N))
     S[rows, rows], N[rows, rows] = 1.0, -last
-    return replace(tableau, rho=rho, S=S, N=N, B=B)
+    return replace(tableau, rho=rho, S=S, N=N, B=B, query=query)
 
 
 class Solver(Protocol):
@@ -233,7 +280,7 @@ def build(
     run = solver(schedule, *sigma_range, steps_nfe)
     if not isinstance(run, Tableau):
         return replace(run, nfe=nfe).denoised() if final == "denoise" else run
-    if bool((run.rho[:-1][torch.tensor(run.calls)] == 0).any()):
+    if bool((run.query_levels[torch.tensor(run.calls)] == 0).any()):
         raise InputError("sigma_min=0: this solver evaluates the network there; use sigma_min above 0, final=denoise")
     if final == "none":
         return run

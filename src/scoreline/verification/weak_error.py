@@ -21,7 +21,7 @@ def gaussian_variance(tableau: Tableau, c: float, initial_variance: float | None
         c: standard deviation of the data.
         initial_variance: Var x_0; None is rho_0^2, pure noise, as `generate` starts.
     """
-    rho = tableau.rho[:-1]
+    rho = tableau.query_levels
     gain = torch.where(torch.tensor(tableau.calls), rho / (c**2 + rho**2), 0.0)
     count = len(rho)
     system = torch.eye(count + 1, dtype=torch.float64)
