@@ -16,7 +16,18 @@ from scoreline.errors import InputError, printable
 from scoreline.parameterisations import Parameterisation
 from scoreline.schedules.base import NoiseSchedule
 from scoreline.storage.files import order_metadata, sha256, write_atomically
-from scoreline.storage.schemas import PLAIN, Anything, ListOf, Number, Object, Rule, Text, excerpt, integer, parse_entries
+from scoreline.storage.schemas import (
+    PLAIN,
+    Anything,
+    ListOf,
+    Number,
+    Object,
+    Rule,
+    Text,
+    excerpt,
+    integer,
+    parse_entries,
+)
 from scoreline.storage.tensor_files import Header, read_header, read_tensors
 
 FORMAT = "scoreline/model/1"

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -19,8 +20,11 @@ IMAGES, NFE, TOGETHER = 64, 6, 16
 HIGHEST, LOWEST = 20.0, 0.0005
 """First noise level of these images, far above any data in [-1, 1], and the last one as a share of the first."""
 
-MOST_IMAGES, MOST_VALUES = 2048, 2**28
+MOST_IMAGES, MOST_VALUES = 2048, 2**27
 """Images that stand for a data set, and the pixels and channels that they have together at most."""
+
+COLUMNS = 2**12
+"""Entries of the images in float64 at a time, which bound the memory."""
 
 
 @torch.inference_mode()
@@ -59,28 +63,17 @@ def measure_sigma_data(
     high = min(sigma_max, HIGHEST)
     images = []
     for start in range(0, IMAGES, TOGETHER):
-        chosen = slice(start, start + TOGETHER)
-        condition = {"label": label[chosen].to(device)} if num_classes else {}
-        images.append(_images(lambda x, sigma, now=condition: denoise(x, sigma, **now), start, shape, high, device))
+        x = high * seeded_noise.normal(range(start, start + TOGETHER), shape, "sigma_data").to(device)
+        condition = {"label": label[start : start + TOGETHER].to(device)} if num_classes else {}
+        call, low = partial(denoise, **condition), high * LOWEST
+        images.append(sample(call, x, IPNDM(3), Power(7), nfe=NFE, sigma_min=low, sigma_max=high).cpu())
     s = deviation(torch.cat(images), group)
-    if not 0 < s < math.inf:
+    if not 2 * LOWEST * high < s < math.inf:  # noise of the last level remains
         raise InputError(
             f"sigma_data=null: images of this model have the standard deviation {s:g}; give the data's, as in "
             "sigma_data=0.5"
         )
     return float(f"{s:.2g}")
-
-
-def _images(
-    denoise: Callable[[Tensor, Tensor], Tensor],
-    start: int,
-    shape: tuple[int, ...],
-    high: float,
-    device: torch.device | str,
-) -> Tensor:
-    noise = seeded_noise.normal(range(start, start + TOGETHER), shape, "sigma_data").to(device)
-    range_ = {"sigma_max": high, "sigma_min": high * LOWEST}
-    return sample(denoise, high * noise, IPNDM(3), Power(7), nfe=NFE, **range_).cpu()
 
 
 def dataset_deviation(dataset: ImageDataset, by_class: bool) -> float:
@@ -93,10 +86,8 @@ def dataset_deviation(dataset: ImageDataset, by_class: bool) -> float:
         by_class: whether the mean is that of the image's class, as a conditional network sees it.
     """
     count = max(2, min(MOST_IMAGES, MOST_VALUES // math.prod(dataset.shape)))
-    chosen = range(len(dataset))
-    if len(dataset) > count:
-        chosen = sorted(set(seeded_noise.integers(range(count), len(dataset), "sigma_data").tolist()))
-    images, labels = dataset.read(chosen)
+    drawn = seeded_noise.integers(range(count), len(dataset), "sigma_data").tolist()
+    images, labels = dataset.read(range(len(dataset)) if len(dataset) <= count else sorted(set(drawn)))
     return float(f"{deviation(images, labels if by_class else torch.zeros_like(labels)) / 127.5:.4g}")
 
 
@@ -110,12 +101,12 @@ def deviation(images: Tensor, group: Tensor) -> float:
         images: (N, *), any numbers.
         group: (N,) int64.
     """
-    _, place, counts = group.unique(return_inverse=True, return_counts=True)
-    if len(counts) == len(images):
-        place, counts = torch.zeros_like(place), torch.tensor([len(images)])
-    free = max(len(images) - len(counts), 1)
+    groups = sorted(set(group.tolist()))
+    if 1 < len(groups) == len(images):
+        return deviation(images, torch.zeros_like(group))
     squares = 0.0
-    for number in range(len(counts)):
-        members = images[place == number].flatten(1).to(torch.float64)
-        squares += float((members - members.mean(0)).square().sum())
-    return math.sqrt(squares / (free * images[0].numel()))
+    for members in (images[group == number].flatten(1) for number in groups):
+        for entries in members.split(COLUMNS, 1):
+            values = entries.to(torch.float64)
+            squares += float((values - values.mean(0)).square().sum())
+    return math.sqrt(squares / (max(len(images) - len(groups), 1) * images[0].numel()))
