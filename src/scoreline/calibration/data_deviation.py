@@ -41,8 +41,8 @@ def measure_sigma_data(
     s^2 is the mean over pixels and channels of the variance over images, in units of images in [-1, 1]; N(mean, s^2) is
     the Gaussian that a denoiser resembles at high noise. Where images have classes, the mean is that of the class. Use
     this for solvers that take `sigma_data`, if you know neither the number nor the data: it makes 64 images in 6
-    evaluations each, by iPNDM-3 on EDM's steps from 20 to 0.01. Their standard error is about 3 % for pictures. Two
-    digits are the same on all machines although networks differ by rounding.
+    evaluations each, by iPNDM-3 on EDM's steps from 20 to 0.01. The standard error is about 3 % for pictures. Networks
+    differ by rounding from machine to machine, which two digits seldom show.
 
     A single evaluation of noise, D(rho z) - D(-rho z) = 2 Cov z / rho, would need a level far above the largest
     eigenvalue of Cov, where a network that predicts noise has lost it: an error of 0.2 % of its output is 0.002 rho^2
@@ -106,7 +106,7 @@ def deviation(images: Tensor, group: Tensor) -> float:
         return deviation(images, torch.zeros_like(group))
     squares = 0.0
     for members in (images[group == number].flatten(1) for number in groups):
-        for entries in members.split(COLUMNS, 1):
-            values = entries.to(torch.float64)
+        for start in range(0, members.shape[1], COLUMNS):
+            values = members[:, start : start + COLUMNS].to(torch.float64)
             squares += float((values - values.mean(0)).square().sum())
     return math.sqrt(squares / (max(len(images) - len(groups), 1) * images[0].numel()))
