@@ -33,7 +33,7 @@ def test_costs_of_a_gaussian_are_their_closed_forms(high: float, low: float) -> 
     moved = (high**2 - low**2) ** 2 / (variance(high) * variance(low)) ** 2
     torch.testing.assert_close(corrector(eps, x, high, low), size * moved, rtol=1e-9, atol=0)
     left = C**4 * (high - low) ** 4 / ((C**2 + high * low) * variance(high) * variance(low)) ** 2
-    probes = torch.ones_like(x)[None], torch.ones_like(x)[None]
+    probes = torch.ones_like(x), torch.ones_like(x)
     torch.testing.assert_close(predictor(eps, x, high, low), size * left, rtol=1e-6, atol=1e-25)
     torch.testing.assert_close(predictor_probed(eps, x, high, low, probes), size * left, rtol=1e-6, atol=1e-25)
 
@@ -104,7 +104,7 @@ def all_pairs(eps: Eps, x: Tensor, high: float, low: float, same: bool = False) 
     d = x.shape[1]
     signs = torch.tensor(hadamard(d), dtype=torch.float64)
     first, second = (signs, signs) if same else (signs.repeat_interleave(d, 0), signs.repeat(d, 1))
-    probes = first.repeat_interleave(len(x), 0)[None], second.repeat_interleave(len(x), 0)[None]
+    probes = first.repeat_interleave(len(x), 0), second.repeat_interleave(len(x), 0)
     return predictor_probed(eps, x.repeat(len(first), 1), high, low, probes).reshape(-1, len(x)).mean(0)
 
 
@@ -113,7 +113,9 @@ def test_a_group_of_probes_is_averaged_before_the_product(mixture: GaussianMixtu
     x = torch.randn(300, 2, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     group = torch.tensor([[1, 1], [1, -1]], dtype=torch.float64)[:, None].expand(2, 300, 2)
     exact = predictor(mixture.eps, x, 1.0, 0.7)
-    torch.testing.assert_close(predictor_probed(mixture.eps, x, 1.0, 0.7, (group, group)), exact, rtol=1e-3, atol=1e-9)
+    torch.testing.assert_close(
+        predictor_probed(mixture.eps, x, 1.0, 0.7, [*group, *group]), exact, rtol=1e-3, atol=1e-9
+    )
 
 
 def noised(pixels: GaussianMixture, count: int, high: float) -> Tensor:

@@ -6,7 +6,7 @@ and x is a draw from p_high. Costs are per image, sums over its entries, without
 Source: Williams et al. (2024), Score-Optimal Diffusion Schedules, arXiv:2412.07877, Sec. 2.2 and 2.3.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -53,7 +53,7 @@ def predictor(eps: Eps, x: Tensor, high: float, low: float) -> Tensor:
     return residual.square().sum(1)
 
 
-def predictor_probed(eps: Eps, x: Tensor, high: float, low: float, probes: tuple[Tensor, Tensor]) -> Tensor:
+def predictor_probed(eps: Eps, x: Tensor, high: float, low: float, probes: Sequence[Tensor]) -> Tensor:
     """Estimate the predictor's cost for steps of any length, <r_a, r_b>: (B, *) -> (B,), maybe negative.
 
     Of the residual r = s(F, low) - J^-T (s(x, high) - grad ln|det J|), each probe z estimates
@@ -75,7 +75,7 @@ def predictor_probed(eps: Eps, x: Tensor, high: float, low: float, probes: tuple
         x: states (B, *) at the level `high`.
         high: noise level before the step.
         low: noise level after the step.
-        probes: two independent tensors of signs (P, B, *).
+        probes: an even number of independent tensors of signs, of x's shape; the first half serves r_a.
 
     Source: trace estimator of Hutchinson (1990), doi:10.1080/03610919008812866.
 
@@ -96,7 +96,8 @@ def predictor_probed(eps: Eps, x: Tensor, high: float, low: float, probes: tuple
     with torch.no_grad():
         arrived = -eps(x + step * slope, low) / low
     mismatch = transposed(arrived) + slope.detach() / high
-    means = (torch.stack([spread(probe) for probe in group]).mean(0) for group in probes)
+    half = len(probes) // 2
+    means = (torch.stack([spread(probe) for probe in group]).mean(0) for group in (probes[:half], probes[half:]))
     first, second = (solution(transposed, mismatch + mean).flatten(1) for mean in means)
     return (first * second).sum(1)
 

@@ -239,8 +239,8 @@ class CumulativeLength:
                 return corrector(eps, x, *step)
         if x[0].numel() <= EXACT:
             return predictor(eps, x, *step)
-        signs = torch.stack([_signs(seeds, x, 2 * PROBES * place + probe) for probe in range(2 * PROBES)])
-        return predictor_probed(eps, x, *step, (signs[:PROBES], signs[PROBES:]))
+        signs = [_signs(seeds, x, 2 * PROBES * place + probe) for probe in range(2 * PROBES)]
+        return predictor_probed(eps, x, *step, signs)
 
     def summary(self, values: dict[str, Tensor]) -> str:
         """Return two lines: the length and its error; whether the schedule has converged, and why."""
