@@ -1,11 +1,11 @@
 """`calibration=tableau`: a tableau learned for one model and NFE, the one that comes closest to its own fine run."""
 
 import math
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import cycle
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -14,19 +14,17 @@ from torch import Tensor
 from scoreline.calibration.distances import fine_ends
 from scoreline.calibration.learned.curve import Curve
 from scoreline.calibration.learned.descent import Plan, Turn, descend
-from scoreline.calibration.learned.family import Family, Free, decreasing, theory_of
+from scoreline.calibration.learned.family import Family, Fixed, Free, decreasing, theory_of
 from scoreline.calibration.learned.losses import Loss, distance
 from scoreline.calibration.learned.seed_groups import HELD_OUT, SeedGroup, split_seeds
-from scoreline.calibration.plots import figure
+from scoreline.calibration.learned.tableau_record import TableauEstimator, record_values
 from scoreline.calibration.ranking import Candidate, Families, candidates, rank, work
 from scoreline.calibration.search import check_budgets
 from scoreline.calibration.subject import Subject
 from scoreline.errors import InputError
-from scoreline.records import Record
 from scoreline.sampling import Progress
-from scoreline.schedules.base import NoiseSchedule
 from scoreline.schedules.tabulated import SAME
-from scoreline.solvers.learned import tableau_in, tensors_of
+from scoreline.solvers.learned import tensors_of
 from scoreline.solvers.tableau import Solver, Tableau
 from scoreline.storage.resumable import Tensors
 from scoreline.values import is_number, is_whole
@@ -63,7 +61,7 @@ class _EvaluationProgress:
 
 
 @dataclass(frozen=True)
-class LearnedTableau:
+class LearnedTableau(TableauEstimator):
     """Learn, for every budget K, the levels rho_k, query levels q_k and weights W of
 
         y_{k+1} = y_k + sum_{j<=k} W_kj F(x_j, q_j),    y = x / a(rho),
@@ -91,6 +89,7 @@ class LearnedTableau:
         weights: whether weights are learned.
         history: latest slopes whose weights are learned, as in `Free`.
         rows: `free` or `bound`, as in `Free`.
+        moving: whether the closed form is recomputed as levels move; else its weights are in proportion to the steps.
         loss: the loss; None is the distance.
         starts: number of closed forms to begin at.
         trial: steps from each of them.
@@ -116,6 +115,7 @@ class LearnedTableau:
     weights: bool = True
     history: int | None = None
     rows: str = "free"
+    moving: bool = True
     loss: Loss | None = None
     starts: int = 2
     trial: int = 20
@@ -123,10 +123,6 @@ class LearnedTableau:
     batch: int = 64
     rate: float = 0.03
     memory: float = 0.5
-
-    kind = "tableau"
-    key = "solver.path"
-    states = "trajectory"
 
     def __post_init__(self) -> None:
         check_budgets(self.budgets)
@@ -152,7 +148,7 @@ class LearnedTableau:
         These are `rho_K` (K + 1,), `N_K` (K, K), the weights of F_j in the frame, `query_K` (K,) if it is learned, and
         `sigma_data_K` (1,) in velocity prediction; `budgets` (B,); `start` and `learned`, the mean distances of the
         best closed form and of the learned tableau, `start_error` and `learned_error`, their standard errors, and
-        `ratio_of_medians`, all (B,) float64; and as text `starts` and `span`.
+        `ratio_of_medians`, all (B,) float64; and as text `starts`, `span` and `seconds`, the processor time it took.
 
         Args:
             subject: its run is the fine one.
@@ -163,6 +159,7 @@ class LearnedTableau:
         """
         if len(subject.seeds) < 2 * HELD_OUT:
             raise InputError(f"seeds: {len(subject.seeds)} are too few to learn from and hold out; use 192 or more")
+        began = time.process_time()
         pools = {nfe: _closed_forms(self.families, subject.span, nfe) for nfe in self.budgets}
         costs = [self._cost(subject, nfe, len(pool)) for nfe, pool in pools.items()]
         fine = float(len(subject.seeds) * subject.run.nfe)
@@ -170,7 +167,8 @@ class LearnedTableau:
         groups = split_seeds(subject, fine_ends(subject, lambda images: count(images * subject.run.nfe)))
         learned = self._curve(groups, pools, count) if self.curve else self._apart(groups, pools, costs, count)
         count.reach(fine + sum(costs))
-        return _values(groups[1], pools, learned) | {"span": subject.span}
+        values = record_values(groups[1], pools, learned)
+        return values | {"span": subject.span, "seconds": round(time.process_time() - began, 1)}
 
     def _cost(self, subject: Subject, nfe: int, count: int) -> float:
         """Return the evaluations that a budget takes."""
@@ -228,7 +226,8 @@ class LearnedTableau:
     def _family(self, candidate: Candidate, name: str) -> Family:
         start = candidate.tableau.unrolled()
         solver: Solver = self.families.solvers[name]  # type: ignore[assignment]  # a candidate has a tableau
-        return Family(start, theory_of(solver, start), self._free, self.sigma_data)
+        theory = theory_of(solver, start) if self.moving else Fixed(start)
+        return Family(start, theory, self._free, self.sigma_data)
 
     def _better(self, held: SeedGroup, closed: Candidate, learned: Tableau) -> Tensors:
         """Return the tensors of the learned tableau, or of the closed form if it is better on held-out seeds."""
@@ -262,33 +261,6 @@ class LearnedTableau:
             f"calibration.budgets={list(pools)}: no solver has tableaus for all of them; use calibration.curve=false"
         )
 
-    def summary(self, values: dict[str, Any]) -> str:
-        """Return a line for each budget: held-out distance of the start and of the learned tableau."""
-        lines = []
-        for place, nfe in enumerate(values["budgets"].tolist()):
-            before, error, after, left, median = (values[name][place] for name in _ROW)
-            lines.append(
-                f"NFE {nfe}: {' / '.join(values['starts'][place])} {before:.4g} +- {error:.1g} -> learned {after:.4g} "
-                f"+- {left:.1g} on held-out noise, ratio of means {after / before:.2f}, of medians {median:.2f}"
-            )
-        return "\n".join(lines)
-
-    def plot(self, record: Record, path: Path, noise_schedule: NoiseSchedule | None = None) -> None:
-        """Plot the held-out distances, and the learned levels."""
-        values, budgets = record.values, record.values["budgets"].tolist()
-        with figure(path, 1, 2, figsize=(10, 4)) as (_, (left, right)):
-            for name, label in (("start", "best closed form"), ("learned", "learned")):
-                left.errorbar(budgets, values[name], values[f"{name}_error"], label=label, marker="o", capsize=3)
-            left.set(xlabel="NFE", ylabel="RMS distance to the fine run, held-out noise", yscale="log")
-            left.legend()
-            for nfe in budgets:
-                rho = values[f"rho_{nfe}"]
-                right.plot([nfe] * len(rho), rho, "o", markersize=3)
-            right.set(xlabel="NFE", ylabel="learned noise levels", yscale="log")
-
-
-_ROW = ("start", "start_error", "learned", "learned_error", "ratio_of_medians")
-
 
 def _closed_forms(families: Families, span: tuple[float, float], nfe: int) -> list[Candidate]:
     """Return the `candidates` that end where the subject's run does, without tableaus learned before.
@@ -308,23 +280,3 @@ def _closed_forms(families: Families, span: tuple[float, float], nfe: int) -> li
 
 def _place(pool: list[Candidate], candidate: Candidate) -> Tensor:
     return torch.tensor([each is candidate for each in pool].index(True))
-
-
-def _values(held: SeedGroup, pools: dict[int, list[Candidate]], found: Sequence[Tensors]) -> dict[str, Any]:
-    """Return the tensors of a record: the tableaus, and both distances on held-out seeds."""
-    values: dict[str, Any] = {"budgets": torch.tensor(list(pools)), "starts": []}
-    rows = []
-    for (nfe, pool), tensors in zip(pools.items(), found, strict=True):
-        start = pool[int(tensors["start"])]
-        table = {name: value for name, value in tensors.items() if name != "start"}
-        values |= table
-        values["starts"].append(start.names[0])
-        rows.append(_held_out_row(held, start.tableau.unrolled(), tableau_in(table, nfe)))
-    return values | dict(zip(_ROW, torch.tensor(rows, dtype=torch.float64).unbind(1), strict=True))
-
-
-def _held_out_row(held: SeedGroup, start: Tableau, learned: Tableau) -> list[float]:
-    before, after = (held.distances(tableau) for tableau in (start, learned))
-    root = len(before) ** 0.5
-    ratio = float(after.median() / before.median())
-    return [*(float(v) for d in (before, after) for v in (d.mean(), d.std() / root)), ratio]
