@@ -7,7 +7,6 @@ holds the tables, OUT/distances.json what they are made of.
 """
 
 import argparse
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import Any
 import few_evaluations
 import torch
 import yaml
-from few_evaluations import BATCH, span_of, stored, subject_of, write_json
+from few_evaluations import span_of, stored, subject_of, write_json
 from torch import Tensor
 
 from scoreline.calibration.distances import Ends, distances, fine_ends
@@ -51,9 +50,13 @@ class Bench:
 
     def run(self, row: Row, column: Column) -> Tableau:
         """The run that sample.py makes of a cell."""
-        words = [word for word in (*self.table.base, *row.overrides, *column.overrides) if not word.startswith("metrics")]
+        words = [
+            word for word in (*self.table.base, *row.overrides, *column.overrides) if not word.startswith("metrics")
+        ]
         cfg = complete_config(words)
-        return build_tableau(build_object(cfg.solver), build_object(cfg.schedule), span_of(self.checkpoint), cfg.nfe, "none")
+        return build_tableau(
+            build_object(cfg.solver), build_object(cfg.schedule), span_of(self.checkpoint), cfg.nfe, "none"
+        )
 
     def distances(self, run: Tableau) -> Iterator[Tensor]:
         """Those of every range of seeds."""
@@ -104,7 +107,10 @@ def markdown(bench: Bench, figures: Figures) -> str:
 def _table(statistic: str, table: Table, figures: Figures) -> str:
     names = [column.name for column in table.columns]
     best = {name: min(mean(it[statistic][name]) for it in figures.values()) for name in names}
-    lines = [f"| {statistic} distance | {' | '.join(f'NFE {name}' for name in names)} |", "|--" * (len(names) + 1) + "|"]
+    lines = [
+        f"| {statistic} distance | {' | '.join(f'NFE {name}' for name in names)} |",
+        "|--" * (len(names) + 1) + "|",
+    ]
     for row, found in figures.items():
         cells = [_cell(found[statistic][name], mean(found[statistic][name]) == best[name]) for name in names]
         lines.append(f"| {row} | {' | '.join(cells)} |")

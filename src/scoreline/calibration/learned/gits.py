@@ -16,10 +16,10 @@ from scoreline.calibration.search import check_budgets
 from scoreline.calibration.subject import Part, Subject
 from scoreline.errors import InputError
 from scoreline.sampling import Progress, trajectory
-from scoreline.schedules.base import Schedule
+from scoreline.schedules.base import Schedule, grid
 from scoreline.schedules.tabulated import Tabulated
 from scoreline.solvers.learned import tensors_of
-from scoreline.solvers.tableau import Solver, Tableau
+from scoreline.solvers.tableau import Tableau
 from scoreline.values import is_number
 
 
@@ -95,8 +95,8 @@ class GITS(TableauEstimator):
 
     def _tableau(self, schedule: Schedule, span: tuple[float, float], nfe: int) -> Tableau:
         (solver,) = self.families.solvers.values()
-        tableau = solver(schedule, *span, nfe)
-        if not isinstance(tableau, Tableau) or tableau.nfe != nfe or len(tableau.unrolled().rho) != nfe + 1:
+        tableau, rho = solver(schedule, *span, nfe), grid(schedule, *span, nfe)
+        if not isinstance(tableau, Tableau) or not torch.equal(tableau.unrolled().rho, rho):
             raise InputError(f"calibration.solvers={self._names[0]}: makes no {nfe} steps of one call; use ipndm4")
         return tableau
 
