@@ -1,19 +1,29 @@
-"""Adam on the parameters of a family of tableaus, by exact derivatives of a few images at a time."""
+"""Adam with a full matrix, on the parameters of tableaus, by exact derivatives of a few images at a time."""
 
 import math
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from scoreline.calibration.learned.adjoint import slope
-from scoreline.calibration.learned.losses import Loss
+from scoreline.calibration.learned.losses import Loss, SoftTarget
 from scoreline.calibration.learned.seed_groups import SeedGroup
 from scoreline.solvers.tableau import Tableau
 
 BACKWARDS = 2.5
 """Evaluations that a step takes for each image and call: one, and its derivative."""
+
+SHARES = 6
+"""Parts of a step's images whose gradients are known apart."""
+
+DECAYS = 0.9, 0.98
+"""Of the mean gradient, and of the mean of its products."""
+
+DAMPING = 1e-4
+"""Least eigenvalue of these products as a share of the largest."""
 
 Tableaus = Callable[[Tensor], Tableau]
 """theta -> a tableau whose S, N and query are differentiable in theta; a ValueError if there is none."""
@@ -35,6 +45,7 @@ class Plan(NamedTuple):
         rate: largest rate.
         loss: the loss of an image.
         memory: bytes of activations that may be kept (`adjoint.slope`).
+        radius: of the ball round the noise (`SoftTarget`).
     """
 
     steps: int
@@ -42,10 +53,7 @@ class Plan(NamedTuple):
     rate: float
     loss: Loss
     memory: float
-
-    def cost(self, nfe: int) -> float:
-        """Return the evaluations of images that the descent takes."""
-        return self.steps * self.batch * nfe * BACKWARDS
+    radius: float = 0.0
 
     def rate_at(self, step: int) -> float:
         """Return the rate of a step: a tenth of them warm up, then it falls to zero as a cosine does."""
@@ -58,6 +66,10 @@ def descend(
 ) -> Tensor:
     """Return theta after the plan's steps, or before the first one that leads to no tableau.
 
+    With g_c the gradients of parts of a step's images, m the decaying mean of g and V that of g g^T, a step is
+    - rate V^(-1/2) m. Adam keeps the diagonal of V alone; the weights of a row act alike, and the whole of V, which is
+    small here, knows how.
+
     Args:
         turns: those of several budgets, or always the same.
         theta: the start (P,) float64.
@@ -65,38 +77,71 @@ def descend(
         plan: the steps.
         done: called with the evaluations of each step.
 
-    Source: Kingma & Ba (2015), arXiv:1412.6980; Loshchilov & Hutter (2017), arXiv:1608.03983 for the cosine.
+    Source: Duchi et al. (2011), JMLR 12, full-matrix AdaGrad; Kingma & Ba (2015), arXiv:1412.6980; Loshchilov & Hutter
+    (2017), arXiv:1608.03983 for the cosine.
     """
-    theta = theta.clone().requires_grad_()
-    optimiser = torch.optim.Adam([theta], plan.rate, betas=(0.9, 0.99))
+    moments, target = _Moments(len(theta)), SoftTarget(plan.radius)
     for step in range(plan.steps):
-        optimiser.param_groups[0]["lr"] = plan.rate_at(step)
-        before, (tableaus, unit), group = theta.detach().clone(), next(turns), next(groups)
+        (tableaus, unit), group = next(turns), next(groups)
         try:
-            theta.grad = gradient(group, tableaus, theta, plan.loss, plan.memory) / unit
-            optimiser.step()
-            nfe = tableaus(theta.detach()).nfe
+            direction = moments.direction(gradients(group, tableaus, theta, plan, target) / unit)
+            moved = theta - plan.rate_at(step) * direction
+            nfe = tableaus(moved).nfe
         except ValueError:
-            return before
+            return theta
+        theta = moved
         done(len(group.subject.seeds) * nfe * BACKWARDS)
-    return theta.detach()
+    return theta
 
 
-def gradient(group: SeedGroup, tableaus: Tableaus, theta: Tensor, loss: Loss, memory: float) -> Tensor:
-    """Return the derivatives of the mean loss by theta (P,) float64.
+class _Moments:
+    """The decaying means of gradients and of their products."""
+
+    def __init__(self, size: int) -> None:
+        self.first, self.second = torch.zeros(size, dtype=torch.float64), torch.zeros(size, size, dtype=torch.float64)
+        self.count = 0
+
+    def direction(self, gradients: Tensor) -> Tensor:
+        """Return V^(-1/2) m once the gradients (C, P) have joined the means."""
+        self.count += 1
+        of_first, of_second = (1 - decay for decay in DECAYS)
+        self.first.lerp_(gradients.mean(0), of_first)
+        self.second.lerp_(gradients.T @ gradients / len(gradients) ** 2, of_second)
+        first, second = (
+            moment / (1 - decay**self.count) for moment, decay in zip((self.first, self.second), DECAYS, strict=True)
+        )
+        values, vectors = torch.linalg.eigh(second)
+        values = values.clamp(min=DAMPING * float(values[-1]))
+        return vectors @ ((vectors.T @ first) / values.sqrt().clamp(min=torch.finfo(values.dtype).tiny))
+
+
+def gradients(group: SeedGroup, tableaus: Tableaus, theta: Tensor, plan: Plan, target: SoftTarget) -> Tensor:
+    """Return the derivatives of the mean loss by theta, for `SHARES` parts of the images apart, (C, P) float64, which
+    have it as their mean.
+
+    The target's starts follow their derivatives.
 
     Raises:
         ValueError: if theta makes no tableau, or a run diverges.
     """
+    theta = theta.detach().requires_grad_()
     tableau = tableaus(theta)
-    parts = tableau.S, tableau.N, tableau.query_levels
-    slopes = [torch.zeros_like(part) for part in parts]
-    for eps, x, end in group.images():
-        found = slope(eps, x, tableau, lambda x, end=end: loss(x, end), memory)  # type: ignore[misc]
-        slopes = [total + by.sum(0) for total, by in zip(slopes, (found.S, found.N, found.query), strict=True)]
-    # the chain rule: from derivatives by S, N and q to derivatives by theta
-    total = sum((part * by).sum() for part, by in zip(parts, slopes, strict=True)) / len(group.subject.seeds)
-    (by_theta,) = torch.autograd.grad(total, theta)  # type: ignore[arg-type]
-    if not bool(by_theta.isfinite().all()):
+    parts, found = (tableau.S, tableau.N, tableau.query_levels), []
+    for seeds, eps, x, end in group.images():
+        each = slope(eps, target.shifted(seeds, x), tableau, partial(_loss, plan.loss, end), plan.memory)
+        target.follow(seeds, each.noise, group.subject.span[0])
+        found.append((each.S, each.N, each.query))
+    slopes = [torch.cat(by) for by in zip(*found, strict=True)]
+    rows, shares = [], torch.arange(len(slopes[0])).chunk(SHARES)
+    for share in shares:
+        # the chain rule: from derivatives by S, N and q to derivatives by theta
+        total = sum((part * by[share].sum(0)).sum() for part, by in zip(parts, slopes, strict=True))
+        total = total * len(shares) / len(slopes[0])
+        rows.append(torch.autograd.grad(total, theta, retain_graph=True)[0])  # type: ignore[arg-type]
+    if not bool(torch.stack(rows).isfinite().all()):
         raise ValueError("a run of these images diverges")
-    return by_theta
+    return torch.stack(rows)
+
+
+def _loss(loss: Loss, end: Tensor, x: Tensor) -> Tensor:
+    return loss(x, end)

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from scoreline.calibration.distances import fine_ends
 from scoreline.calibration.learned.curve import Curve
-from scoreline.calibration.learned.descent import Plan, Turn, descend
+from scoreline.calibration.learned.descent import BACKWARDS, Plan, Turn, descend
 from scoreline.calibration.learned.family import Family, Fixed, Free, decreasing, theory_of
-from scoreline.calibration.learned.losses import Loss, distance
+from scoreline.calibration.learned.losses import Loss, SoftTarget, distance
 from scoreline.calibration.learned.seed_groups import HELD_OUT, SeedGroup, split_seeds
 from scoreline.calibration.learned.tableau_record import TableauEstimator, record_values
 from scoreline.calibration.ranking import Candidate, Families, candidates, rank, work
@@ -31,6 +31,9 @@ from scoreline.values import is_number, is_whole
 
 RANKED_ON = 64
 """Images that rank the closed forms: their order matters less than that the first ones are good."""
+
+TRIALS = 0.2
+"""Share of the evaluations that goes to short trials of all starts, where there are several."""
 
 GIGABYTE = 1e9
 
@@ -71,13 +74,13 @@ class LearnedTableau(TableauEstimator):
     the same noise. Use this for `solver=learned` where one checkpoint draws many images at a small fixed budget.
 
     Every deterministic linear method has this form. Weights are corrections to a closed form, which is recomputed as
-    levels move (`Family`). The closed forms are ranked on a few images; from the best `starts` of them, one of each
-    frame first, Adam takes `trial` steps (`descend`, by the exact derivatives of `adjoint.slope`), the best of these on
-    held-out seeds goes on for `steps`, and what comes of it is taken unless it is worse than the best closed form on
-    held-out seeds. On these it is never worse; since they choose it, expect slightly less on others.
+    levels move (`Family`). The closed forms are ranked on a few images; short trials begin at the best `starts` of
+    them, one of each frame first, the best of these on held-out seeds goes on (`descend`, by the exact derivatives of
+    `adjoint.slope`), and its end is taken unless the best closed form is better on held-out seeds. On these it is never
+    worse; since they choose it, expect slightly less on others.
 
-    A step costs about 2.5 K evaluations of `batch` images. Memory is that of 3 K states of each, of the activations of
-    one call, and of `memory` more.
+    An evaluation with its derivative costs about 2.5 without. Memory is that of 3 K states of each image of a step, of
+    the activations of one call, and of `memory` more.
 
     Attributes:
         budgets: NFE to learn tableaus for; several processes learn different ones.
@@ -90,12 +93,13 @@ class LearnedTableau(TableauEstimator):
         history: latest slopes whose weights are learned, as in `Free`.
         rows: `free` or `bound`, as in `Free`.
         moving: whether the closed form is recomputed as levels move; else its weights are in proportion to the steps.
-        loss: the loss; None is the distance.
+        loss: the loss, such as `FeatureDistance`; None is the distance.
+        radius: of the ball round the noise within which a start is as good as the noise itself (`SoftTarget`).
         starts: number of closed forms to begin at.
-        trial: steps from each of them.
-        steps: steps from the one that goes on.
+        evaluations: calls, with their derivatives, that the steps of a budget take: images of a step times its NFE,
+            summed over the steps.
         batch: images of each step, in turns.
-        rate: largest rate of Adam.
+        rate: largest rate of the steps.
         memory: gigabytes of activations that a step may keep instead of repeating calls.
 
     Source: the idea of learning such coefficients is that of Shaul et al. (2024), Bespoke Non-Stationary Solvers,
@@ -117,22 +121,22 @@ class LearnedTableau(TableauEstimator):
     rows: str = "free"
     moving: bool = True
     loss: Loss | None = None
+    radius: float = 0.0
     starts: int = 2
-    trial: int = 20
-    steps: int = 150
-    batch: int = 64
-    rate: float = 0.03
+    evaluations: int = 60_000
+    batch: int = 48
+    rate: float = 0.05
     memory: float = 0.5
 
     def __post_init__(self) -> None:
         check_budgets(self.budgets)
-        self._free  # noqa: B018 - its own checks
-        for name in ("starts", "trial", "steps", "batch"):
+        SoftTarget(self.radius), self._free
+        for name in ("starts", "evaluations", "batch"):
             value = getattr(self, name)
             if not is_whole(value, 1):
                 raise InputError(f"calibration.{name}={value}: must be a whole number, at least 1")
         if not (is_number(self.rate) and 0 < self.rate < 1):
-            raise InputError(f"calibration.rate={self.rate}: must be a number between 0 and 1; 0.03 suits most models")
+            raise InputError(f"calibration.rate={self.rate}: must be a number between 0 and 1; 0.05 suits most models")
         for name, least in (("sigma_data", "greater than 0"), ("memory", "0 or greater")):
             value = getattr(self, name)
             if not (is_number(value) and 0 <= value < math.inf and (value > 0 or name == "memory")):
@@ -172,12 +176,12 @@ class LearnedTableau(TableauEstimator):
 
     def _cost(self, subject: Subject, nfe: int, count: int) -> float:
         """Return the evaluations that a budget takes."""
-        few = min(RANKED_ON, len(subject.seeds))
-        plans = self._plan(self.trial), self._plan(self.steps)
-        return nfe * work(count, few) + self.starts * plans[0].cost(nfe) + plans[1].cost(nfe)
+        return nfe * work(count, min(RANKED_ON, len(subject.seeds))) + self.evaluations * BACKWARDS
 
-    def _plan(self, steps: int) -> Plan:
-        return Plan(steps, self.batch, self.rate, self.loss or distance, self.memory * GIGABYTE)
+    def _plan(self, share: float, nfe: float) -> Plan:
+        """Return the plan that spends a share of the evaluations on tableaus of so many calls."""
+        steps = max(1, round(share * self.evaluations / (self.batch * nfe)))
+        return Plan(steps, self.batch, self.rate, self.loss or distance, self.memory * GIGABYTE, self.radius)
 
     def _apart(
         self, groups: Groups, pools: dict[int, list[Candidate]], costs: list[float], count: _EvaluationProgress
@@ -198,18 +202,19 @@ class LearnedTableau(TableauEstimator):
         """Return the learned tableau, and the number of the best closed form in the pool."""
         train, held = groups
         ranked, starts = self._starts(train, pool, count)
-        tried = [(start, self._descend(train, start, None, self.trial, count)) for start in starts]
+        trials = TRIALS * (len(starts) > 1)
+        tried = [(start, self._descend(train, start, None, trials / len(starts), count)) for start in starts]
         start, theta = min(tried, key=lambda trial: held.mean(trial[0].family(trial[1]), self.loss or distance))
-        theta = self._descend(train, start, theta, self.steps, count)
+        theta = self._descend(train, start, theta, 1 - trials, count)
         return self._better(held, ranked, start.family(theta)) | {"start": _place(pool, ranked)}
 
     def _descend(
-        self, train: SeedGroup, start: Start, theta: Tensor | None, steps: int, count: _EvaluationProgress
+        self, train: SeedGroup, start: Start, theta: Tensor | None, share: float, count: _EvaluationProgress
     ) -> Tensor:
-        family, plan = start.family, self._plan(steps)
+        family, plan = start.family, self._plan(share, start.family.start.nfe)
         theta = torch.zeros(family.size, dtype=torch.float64) if theta is None else theta
         turns = cycle([Turn(family, 1.0)])
-        return descend(turns, theta, train.turns(self.batch), plan, count) if family.size else theta
+        return descend(turns, theta, train.turns(self.batch), plan, count) if family.size and share else theta
 
     def _starts(
         self, train: SeedGroup, pool: list[Candidate], count: _EvaluationProgress
@@ -240,7 +245,7 @@ class LearnedTableau(TableauEstimator):
         closed = {nfe: self._starts(train, pool, count) for nfe, pool in pools.items()}
         curve = Curve(self._shared(closed[sorted(pools)[len(pools) // 2]][1], pools))
         turns = [Turn(partial(curve, nfe=nfe), train.mean(each.start)) for nfe, each in curve.families.items()]
-        zero, plan = torch.zeros(curve.size, dtype=torch.float64), self._plan(self.steps * len(pools))
+        zero, plan = torch.zeros(curve.size, dtype=torch.float64), self._plan(len(pools), sum(pools) / len(pools))
         theta = descend(cycle(turns), zero, train.turns(self.batch), plan, count)
         return [
             self._better(held, best, curve(theta, nfe)) | {"start": _place(pools[nfe], best)}

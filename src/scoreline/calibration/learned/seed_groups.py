@@ -1,7 +1,7 @@
 """The split of a subject's seeds: some train a learned tableau, the others are held out."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -22,6 +22,7 @@ HELD_OUT = 3
 class Images(NamedTuple):
     """Images that fit in memory together: eps(x, q), their noise at the first level and the ends of their fine run."""
 
+    seeds: Sequence[int]
     eps: LevelEps
     x: Tensor
     end: Tensor
@@ -65,7 +66,7 @@ class SeedGroup(NamedTuple):
         subject = self.subject
         for part, end in zip(subject.batches(), torch.split(self.ends.noisy, subject.batch_size), strict=True):
             x = subject.noise(part.seeds, "initial") * subject.span[0]
-            yield Images(subject.eps(part.label), x, end.to(subject.device))
+            yield Images(part.seeds, subject.eps(part.label), x, end.to(subject.device))
 
 
 def split_seeds(subject: Subject, ends: Ends) -> tuple[SeedGroup, SeedGroup]:
