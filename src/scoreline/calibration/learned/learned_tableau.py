@@ -226,10 +226,13 @@ class LearnedTableau(TableauEstimator):
         usable = [each for each in ranked if decreasing(each.tableau.unrolled())]
         firsts = {each.tableau.frame: each for each in reversed(usable)}.values()
         usable.sort(key=lambda each: all(each is not first for first in firsts))
-        return ranked[0], [Start(each.names[0], self._family(each, each.names[0][0])) for each in usable[: self.starts]]
+        return ranked[0], [
+            Start(each.names[0], self.family(each.tableau, each.names[0][0])) for each in usable[: self.starts]
+        ]
 
-    def _family(self, candidate: Candidate, name: str) -> Family:
-        start = candidate.tableau.unrolled()
+    def family(self, run: Tableau, name: str) -> Family:
+        """Return the family around the run of a solver of this name."""
+        start = run.unrolled()
         solver: Solver = self.families.solvers[name]  # type: ignore[assignment]  # a candidate has a tableau
         theory = theory_of(solver, start) if self.moving else Fixed(start)
         return Family(start, theory, self._free, self.sigma_data)
@@ -261,7 +264,7 @@ class LearnedTableau(TableauEstimator):
         for start in starts:
             found = {nfe: [each for each in pool if start.names in each.names] for nfe, pool in pools.items()}
             if all(each and decreasing(each[0].tableau.unrolled()) for each in found.values()):
-                return {nfe: self._family(each[0], start.names[0]) for nfe, each in found.items()}
+                return {nfe: self.family(each[0].tableau, start.names[0]) for nfe, each in found.items()}
         raise InputError(
             f"calibration.budgets={list(pools)}: no solver has tableaus for all of them; use calibration.curve=false"
         )
