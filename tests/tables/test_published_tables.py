@@ -28,6 +28,8 @@ from scoreline.schedules.base import grid
 from scoreline.schedules.spacings import Power
 from scoreline.schedules.ve import EDM
 from scoreline.schedules.vp import LinearVP
+from scoreline.solvers.ddim import DDIM
+from scoreline.solvers.learned import tensors_of
 from scoreline.solvers.scire_exponential import SciREExponential
 from scoreline.solvers.tableau import Tableau, build
 from scoreline.tables.schema import Column, Row, Table, parse
@@ -35,7 +37,7 @@ from scoreline.values import parse_seeds
 
 CONF = Path(__file__).parents[2] / "conf"
 NAMES = [path.stem for path in sorted((CONF / "table").glob("*.yaml"))]
-DIGITS = [f"{paper}_digits" for paper in ("deis", "deis_sn", "scire", "stf", "score_optimal")]
+DIGITS = [f"{paper}_digits" for paper in ("deis", "deis_sn", "scire", "stf", "score_optimal", "learned")]
 PAPERS = [name for name in NAMES if not name.endswith("_digits")]
 FIVE = ("2204.13902", "2311.00157", "2308.07896", "2302.00670", "2412.07877")
 NOT_OF_THE_BUDGET = re.compile(r"no such (solver|schedule) here: .{10}|none in the paper: .{10}")
@@ -139,6 +141,9 @@ def method(found: Table, overrides: list[str], made: dict[str, Any]) -> Method:
     if name != "digits_vp" and cfg.schedule._target_.endswith("score_optimal.load_schedule"):
         assert cfg.schedule.path in [command.makes for command in found.prepare]
         cfg.schedule.path = record_over(span)
+    if cfg.solver._target_.endswith("learned.load_learned"):
+        assert cfg.solver.path in [command.makes for command in found.prepare]
+        cfg.solver.path = tableaus_over(span)
     return Method(instantiate(cfg.solver), instantiate(cfg.schedule), span, cfg.final, cfg.nfe)
 
 
@@ -166,6 +171,26 @@ def record_over(span: tuple[float, float]) -> str:
     values = {"rho": rho, "length": torch.asinh(rho)}
     Record("score_optimal", values, {"checkpoint": shipped().digest}).save(Path("lengths.safetensors"))
     return "lengths.safetensors"
+
+
+def tableaus_over(span: tuple[float, float]) -> str:
+    """A record of DDIM's tableaus, at the budgets that the table of learned solvers learns for."""
+    values: dict[str, torch.Tensor] = {}
+    for nfe in (3, 4, 5, 6, 8, 10):
+        values |= tensors_of(DDIM()(Power(7), *span, nfe))
+    values["budgets"] = torch.tensor([3, 4, 5, 6, 8, 10])
+    Record("tableau", values, {"checkpoint": shipped().digest}).save(Path("tableaus.safetensors"))
+    return "tableaus.safetensors"
+
+
+def test_learned_solvers_differ_in_what_is_learned_alone() -> None:
+    """Teacher, seeds, budgets and evaluations are the same in all commands, but for GITS, which takes no steps."""
+    commands = {Path(it.makes).parent.name: it.run.split() for it in table("learned_digits").prepare}
+    own = ("calibration=", "calibration.nodes=", "calibration.solvers=", "hydra.run.dir=")
+    shared = {name: {word for word in words if not word.startswith(own)} for name, words in commands.items()}
+    steps = {"calibration.starts=1", "calibration.evaluations=30000"}
+    assert {frozenset(words | steps) for words in shared.values()} == {frozenset(shared["scoreline"])}
+    assert [name for name, words in shared.items() if not words >= steps] == ["gits"]
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -1,4 +1,4 @@
-"""Published methods as choices of `calibration`, restrictions of the family: what each moves, and what it leaves alone."""
+"""Published methods as choices of `calibration`, which restrict the family: what each moves and what it leaves."""
 
 from pathlib import Path
 from typing import Any
