@@ -255,9 +255,9 @@ def test_too_few_seeds_and_wrong_options_are_refused() -> None:
                 estimator(2, **{name: value})
     with pytest.raises(InputError, match=r"calibration\.budgets=5: give a list"):
         LearnedTableau(5, FAMILIES)  # type: ignore[arg-type]
+    repeated = LearnedTableau([2, 4], Families({"heun": heun()}, FAMILIES.schedules), curve=True)
     with pytest.raises(InputError, match=r"calibration\.curve=false"):
-        repeated = Families({"heun": heun()}, FAMILIES.schedules)
-        LearnedTableau([2, 4], repeated, curve=True)(subject(range(9)))
+        repeated(subject(range(9)))
 
 
 @pytest.fixture(scope="module")
