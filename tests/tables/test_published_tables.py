@@ -186,7 +186,7 @@ def tableaus_over(span: tuple[float, float]) -> str:
 def test_learned_solvers_differ_in_what_is_learned_alone() -> None:
     """Teacher, seeds, budgets and evaluations are the same in all commands, but for GITS, which takes no steps."""
     commands = {Path(it.makes).parent.name: it.run.split() for it in table("learned_digits").prepare}
-    own = ("calibration=", "calibration.nodes=", "calibration.solvers=", "hydra.run.dir=")
+    own = ("calibration=", "calibration.nodes=", "calibration.solvers=", "calibration.schedules=", "hydra.run.dir=")
     shared = {name: {word for word in words if not word.startswith(own)} for name, words in commands.items()}
     steps = {"calibration.starts=1", "calibration.evaluations=30000"}
     assert {frozenset(words | steps) for words in shared.values()} == {frozenset(shared["scoreline"])}
