@@ -132,7 +132,7 @@ def method(found: Table, overrides: list[str], made: dict[str, Any]) -> Method:
         Path(name).mkdir(parents=True, exist_ok=True)
     cfg = config("sample", ["metrics=none", *(word for word in overrides if not word.startswith("metrics"))])
     cfg.model = {name: shipped().card.model[name] for name in ("network", "noise_schedule", "parameterisation")}
-    cfg.digest = shipped().digest
+    cfg.digest, cfg.sigma_data = shipped().digest, 0.54
     cfg.model.noise_schedule = made.get(name, cfg.model.noise_schedule)
     assert cfg.record == "auto"
     cfg.record = str(run_names.ASSETS / "digits_vp.score_norm.safetensors")
