@@ -39,6 +39,7 @@ def learned(name: str, *overrides: str) -> dict[int, tuple[Tableau, Tableau, Any
     """By budget the learned tableau, its start, and the solver."""
     estimator = method(name, *overrides)
     values = estimator(subject(range(24)))
+    assert values["seconds"] > 0
     (its_solver,) = estimator.families.solvers.values()
     starts = {nfe: build_tableau(its_solver, KARRAS, SPAN, nfe, "none").unrolled() for nfe in BUDGETS}  # type: ignore[arg-type]
     return {nfe: (tableau_in(values, nfe), starts[nfe], its_solver) for nfe in BUDGETS}
