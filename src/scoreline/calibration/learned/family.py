@@ -112,7 +112,8 @@ class Family:
         q_k = min(rho_k exp(theta_query), rho_0),    W_kj = theory(rho)_kj + unit_kj theta_weight,
 
     with the ends and the number of calls of the start, and unit_kj the start's step in the frame's coordinate, in units
-    of G_j. No network is asked beyond rho_0, where a process may end. theta = 0 is the start. `theory` is recomputed as the levels move.
+    of G_j. No network is asked beyond rho_0, where a process may end. theta = 0 is the start. `theory` is recomputed as
+    the levels move.
 
     Attributes:
         start: a tableau with one row a call (`Tableau.unrolled`) and strictly decreasing levels.
@@ -144,7 +145,7 @@ class Family:
         Raises:
             ValueError: for levels that coincide, or weights that overflow.
         """
-        gaps, query, weights = theta.split(self.sizes)
+        gaps, query, weights = torch.split(theta, list(self.sizes))
         rho = self._levels(gaps)
         W = self._weights(rho) + self._correction(weights)
         levels = (rho[:-1] * query.exp()).clamp(max=float(rho[0].detach())) if len(query) else None
@@ -160,7 +161,7 @@ class Family:
         return torch.cat([rho[:1], inner, rho[-1:]])
 
     def _weights(self, rho: Tensor) -> Tensor:
-        return _Moving.apply(rho, self.theory) if rho.requires_grad else self.theory(rho)  # type: ignore[no-any-return]
+        return _Moving.apply(rho, self.theory) if rho.requires_grad else self.theory(rho)  # type: ignore[no-untyped-call]
 
     def _correction(self, weights: Tensor) -> Tensor:
         count = self.start.nfe
