@@ -123,7 +123,7 @@ def test_every_solver_and_schedule_spends_its_budget(name: str, spacings: dict, 
     if name == "auto":
         assert solver == Recommendation((4, 9), (("ddim", "karras"), ("heun", "cosine")), span_of_record)
         return
-    budgets = sorted(solver.tables) if isinstance(solver, Learned) else (1, 2, 7, 20)
+    budgets = sorted(solver.tableaus) if isinstance(solver, Learned) else (1, 2, 7, 20)
     for schedule, span in spacings.values():
         if isinstance(solver, Learned) and span != span_of_record:
             continue
