@@ -130,8 +130,8 @@ STATES = {"trajectory": _on_trajectory, "noised": _of_noised}
 class ScoreNorm:
     """Measure w(rho_k) = mean over images, channels and pixels of |eps(x_k, rho_k)|.
 
-    Use this for `solver=deis_sn`, `velocity_sn` and `dpm_solver_v3`. The standard error is that of the mean over images of each image's mean, since pixels
-    of one image are not independent.
+    Use this for `solver=deis_sn`, `velocity_sn` and `dpm_solver_v3`. The standard error is that of the mean over images
+    of each image's mean, since pixels of one image are not independent.
 
     The same calls give the means of eps^2, x eps and x^2, whatever the `statistic`. They are all that the statistics of
     DPM-Solver-v3 need, one number per noise level (`load_dpm_solver_v3`), and the measured form of velocity prediction.

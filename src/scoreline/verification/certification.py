@@ -80,9 +80,9 @@ def certify(name: str, make: Callable[[Schedule], Any]) -> Certificate:
     """Measure one solver.
 
     The range is EDM's, 80 to 0.002, on the Karras grid. The order is that of the error at 0.002 between NFE 400 and
-    800, against SciPy's DOP853 at 1e-13. A smooth scale and frame replace measured ones, because the kinks between measured
-    levels would show in the order, and S_noise is 1. An adaptive method has no order: its error must be below
-    100 rtol. Use it to test a solver of your own, as `scoreline certify` tests those that ship.
+    800, against SciPy's DOP853 at 1e-13. Smooth functions stand for a measured scale or frame, because the kinks
+    between measured levels would show in the order, and S_noise is 1. An adaptive method has no order: its error must
+    be below 100 rtol. Use it to test a solver of your own, as `scoreline certify` tests those that ship.
 
     Args:
         name: of the solver.
