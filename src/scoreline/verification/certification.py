@@ -203,8 +203,8 @@ def _to_end(table: Tableau) -> Tableau:
     rows = int((table.rho == SPAN[1]).nonzero()[-1])
     if rows == len(table.B):
         return table
-    parts = {"rho": table.rho[: rows + 1], "S": table.S[:rows, :rows], "N": table.N[:rows, :rows], "B": table.B[:rows]}
-    return replace(table, **parts, query=table.query_levels[:rows])
+    S, N, B = table.S[:rows, :rows], table.N[:rows, :rows], table.B[:rows]
+    return replace(table, rho=table.rho[: rows + 1], S=S, N=N, B=B, query=table.query_levels[:rows])
 
 
 def _adaptive(name: str, solver: Adaptive) -> Certificate:
