@@ -176,8 +176,12 @@ def _lagrange(c: Tensor, count: int) -> Tensor:
 def scaled_residual(tableau: Tableau, scale: Scale) -> float:
     """Return max_k |sum_j N_kj w(rho_j) - int over row k of w drho| / rho_0, zero if eps proportional to w is exact.
 
-    Use this in place of `Tableau.residual` for DEIS-SN, which is exact for constant eps / w.
+    Use this in place of `Tableau.residual` for DEIS-SN, which is exact for constant eps / w. In another frame it is the
+    slope G = u F that is proportional to w, and the sum is over W_kj F_j.
     """
-    nodes, weight, step = gauss_legendre(tableau.rho, scale)
-    exact = torch.zeros_like(tableau.B).index_add_(0, step, weight * scale(nodes))
-    return float((tableau.N @ scale(tableau.rho[:-1]) - exact).abs().max() / tableau.rho[0])
+    frame, (nodes, weight, step) = tableau.frame, gauss_legendre(tableau.rho, scale)
+    along = weight * scale(nodes) / (frame.amplitude(nodes) * frame.unit(nodes))
+    exact = torch.zeros_like(tableau.B).index_add_(0, step, along)
+    levels = tableau.rho[:-1]
+    found = tableau.in_frame()[1] @ (scale(levels) / frame.unit(levels))
+    return float((found - exact).abs().max() / levels[0])
