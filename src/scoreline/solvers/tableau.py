@@ -87,7 +87,7 @@ class Tableau:
         clean = (self.rho[1:] == 0) & ((self.S.sum(1) - 1).abs() <= 1e-9)
         if float(torch.where(clean, 0.0, off).max()) > 1e-9:
             raise ValueError(
-                f"the rows of S must sum to one in the frame {self.frame}, which a constant would not keep"
+                f"the rows of S must sum to one in the frame {type(self.frame).__name__}, or a run would not keep a constant"
             )
 
     @classmethod
