@@ -17,6 +17,7 @@ _MODULES = {
     "scoreline.errors": "InputError",
     "scoreline.records": "Record load_record",
     "scoreline.calibration.subject": "Subject",
+    "scoreline.calibration.data_deviation": "measure_sigma_data",
     "scoreline.calibration.score_norm": "ScoreNorm",
     "scoreline.calibration.score_scale": "ScoreScale load_scale",
     "scoreline.calibration.score_optimal": "CumulativeLength",

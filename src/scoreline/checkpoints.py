@@ -16,7 +16,18 @@ from scoreline.errors import InputError, printable
 from scoreline.parameterisations import Parameterisation
 from scoreline.schedules.base import NoiseSchedule
 from scoreline.storage.files import order_metadata, sha256, write_atomically
-from scoreline.storage.schemas import PLAIN, Anything, ListOf, Object, Rule, Text, excerpt, integer, parse_entries
+from scoreline.storage.schemas import (
+    PLAIN,
+    Anything,
+    ListOf,
+    Number,
+    Object,
+    Rule,
+    Text,
+    excerpt,
+    integer,
+    parse_entries,
+)
 from scoreline.storage.tensor_files import Header, read_header, read_tensors
 
 FORMAT = "scoreline/model/1"
@@ -30,7 +41,7 @@ CARD: dict[str, Rule] = {
     "model": Object({"network": SPEC, "noise_schedule": SPEC, "parameterisation": SPEC}),
     "shape": ListOf(integer(1, 2**16), 3, 3),
     "num_classes": integer(0, 10**7),
-    "data": PLAIN,
+    "data": Object(others=Anything(), optional={"sigma_data": Number(0, 1e6)}),
     "training": PLAIN,
 }
 """Entries of the metadata of model.safetensors beside `format`."""
@@ -53,7 +64,7 @@ class Card:
         model: descriptions of `network`, `noise_schedule` and `parameterisation` (class paths and plain arguments).
         shape: (C, H, W) of the images.
         num_classes: number of class labels, 0 for an unconditional network.
-        data: name, digest and count of the training images.
+        data: name, digest, count and standard deviation (`sigma_data`) of the training images.
         training: kimg, EMA half-life, command, seed, config digest, code version.
     """
 

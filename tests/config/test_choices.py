@@ -80,7 +80,7 @@ def adopt(cfg: DictConfig) -> None:
     """Add what a checkpoint gives; then every interpolation resolves."""
     checkpoint = load_model(run_names.model_path(cfg.checkpoint))
     cfg.model = {name: checkpoint.card.model[name] for name in ("network", "noise_schedule", "parameterisation")}
-    cfg.digest = checkpoint.digest
+    cfg.digest, cfg.sigma_data = checkpoint.digest, 0.54
     if "record" in cfg:
         cfg.record = str(run_names.ASSETS / "digits_vp.score_norm.safetensors")
     assert "${" not in OmegaConf.to_yaml(cfg, resolve=True)

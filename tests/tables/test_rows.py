@@ -63,6 +63,7 @@ def test_a_sweep_over_options_names_them(tmp_path: Path, capsys: pytest.CaptureF
     [
         {"device": "cuda", "batch_size": 7, "lock": "wait"},
         {"schedule.power": 2.0},
+        {"sigma_data": None},
         {"format": "png", "identity": "11111111", "code_version": "d"},
         {"record": "b/m.score_norm.safetensors", "metrics.reference": "there", "checkpoint": "other/place"},
     ],

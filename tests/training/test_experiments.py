@@ -61,6 +61,7 @@ def assert_trained(runs: dict[str, Path]) -> None:
         checkpoint = load_model(out / "model.safetensors")
         assert checkpoint.card.shape == ((3, 64, 64) if "64" in name else (3, 32, 32))
         assert checkpoint.card.data["images"] == IMAGES
+        assert checkpoint.card.data["sigma_data"] == pytest.approx(3**-0.5, rel=0.02), "of uniform pixels"
         assert checkpoint.card.training["kimg"] == 0.008
         assert any(bool(weight.any()) for weight in load_file(out / "model.safetensors").values())
 

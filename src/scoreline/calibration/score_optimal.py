@@ -38,6 +38,9 @@ FLOOR = 1e-12
 EXACT = 16
 """Entries per image up to which the predictor's cost is exact; beyond, it is probed."""
 
+PROBES = 4
+"""Probes in each of the two factors of a probed cost."""
+
 CONVERGED = 0.05
 """Greatest spread of the steps' lengths, and greatest change of sigma_1 / sigma_min, of a converged schedule."""
 
@@ -70,9 +73,10 @@ class CumulativeLength:
     at sigma_min, so it grows at every pass. Prefer many levels and one pass.
 
     Attributes:
-        cost: `corrector`, two evaluations a step, p = 1/2; or `predictor` (an Euler step), two and several
-            derivatives, p = 1/4 because this cost falls as h^4 for exact scores. Derivatives of float32 networks are
-            noisy for close levels: use about 40.
+        cost: `corrector`, two evaluations a step, p = 1/2; or `predictor` (an Euler step), p = 1/4 because this cost
+            falls as h^4 for exact scores. It takes two evaluations, and d backward passes and a second derivative
+            through each for images of d <= 16 entries; beyond, eight second derivatives and some 50 backward passes at
+            40 levels, whatever d. The noise of their probes grows with the number of levels: use 20 to 40.
         levels: number of noise levels, both ends included.
         velocity: v = rho^velocity; 1 is the published one, 0 leaves the work unscaled.
         weight: v^2 of a step is that of its `destination`, of its `source`, or the `geometric` mean.
@@ -235,8 +239,8 @@ class CumulativeLength:
                 return corrector(eps, x, *step)
         if x[0].numel() <= EXACT:
             return predictor(eps, x, *step)
-        first, second = (_signs(seeds, x, 2 * place + probe) for probe in (0, 1))
-        return predictor_probed(eps, x, *step, (first, second))
+        signs = [_signs(seeds, x, 2 * PROBES * place + probe) for probe in range(2 * PROBES)]
+        return predictor_probed(eps, x, *step, signs)
 
     def summary(self, values: dict[str, Tensor]) -> str:
         """Return two lines: the length and its error; whether the schedule has converged, and why."""

@@ -28,7 +28,7 @@ from scoreline.checkpoints import Checkpoint
 from scoreline.config import compose, explain
 from scoreline.config.compose import build_object
 from scoreline.config.conf_folder import SCRIPTS
-from scoreline.config.model_source import read_source, with_model
+from scoreline.config.model_source import read_source, with_model, with_sigma_data
 from scoreline.config.script import apply, guide, match_data, sigma_range
 from scoreline.denoiser import Denoiser, Denoising
 from scoreline.doctor import environment
@@ -138,7 +138,7 @@ def sampling(script: str, cfg: Any, timed: torch.device | None, device: torch.de
         text = "no forecast before the checkpoint is here and imported"
         yield Finding("warn", "forecast", f"checkpoint={cfg.checkpoint}: {text}")
         return
-    cfg = with_model(cfg, checkpoint)
+    cfg = with_sigma_data(with_model(cfg, checkpoint), checkpoint)
     job = sample_job(script, cfg, checkpoint)
     yield job.network()
     if script == "sample":
@@ -182,7 +182,7 @@ def sample_job(script: str, cfg: Any, checkpoint: Checkpoint) -> SampleJob:
     denoiser: Denoising = checkpoint.denoiser
     if script == "sample":
         check_format(cfg.format, card.shape)
-        cfg, _ = compose.follow_recommendation(cfg, span, nfe - (final == "denoise"))
+        cfg, _ = compose.follow_recommendation(cfg, checkpoint, span, nfe - (final == "denoise"))
         denoiser = apply(cfg.threshold, apply(cfg.guidance, checkpoint, **guide(cfg)))
     run = build(build_object(cfg.solver), build_object(cfg.schedule), span, nfe, final)
     pieces = -(-len(seeds) // (network_batch or batch_size))

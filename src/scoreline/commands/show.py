@@ -13,7 +13,8 @@ from pathlib import Path
 
 from scoreline.commands.words import refuse_blocked, split
 from scoreline.config import catalogue, script
-from scoreline.config.compose import build_object, complete_config, follow_recommendation
+from scoreline.config.compose import build_object, follow_recommendation, plain_config
+from scoreline.config.model_source import read_source, with_model, with_sigma_data
 from scoreline.solvers.tableau import Tableau, build_tableau
 from scoreline.storage.files import write_atomically
 from scoreline.values import whole_number
@@ -34,10 +35,11 @@ def main(words: list[str]) -> None:
         return
     own, overrides = split(words, OWN)
     refuse_blocked(f"out={own['out']}", Path(own["out"]))
-    cfg = complete_config(overrides)
-    native = build_object(cfg.model.noise_schedule)
-    span, nfe = script.sigma_range(cfg, native), whole_number("nfe", cfg.nfe)
-    cfg, recommended = follow_recommendation(cfg, span, nfe - (cfg.final == "denoise"))
+    cfg = plain_config(overrides)
+    checkpoint = read_source(cfg).load()
+    cfg = with_sigma_data(with_model(cfg, checkpoint), checkpoint)
+    span, nfe = script.sigma_range(cfg, checkpoint.noise_schedule), whole_number("nfe", cfg.nfe)
+    cfg, recommended = follow_recommendation(cfg, checkpoint, span, nfe - (cfg.final == "denoise"))
     if recommended:
         print(f"{cfg.checkpoint}: {' on '.join(recommended)}")
     tableau = build_tableau(build_object(cfg.solver), build_object(cfg.schedule), span, nfe, cfg.final)

@@ -9,7 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from scoreline.config import script, validate
 from scoreline.config.compose import build_object, families
-from scoreline.config.model_source import ModelSource, read_source, with_model
+from scoreline.config.model_source import ModelSource, read_source, with_model, with_sigma_data
 from scoreline.config.run_directory import RunDirectory, read_directory
 from scoreline.storage.files import code_version
 from scoreline.values import check_label_rule, parse_seeds, whole_number
@@ -82,6 +82,7 @@ def read(cfg: DictConfig) -> CalibrateConfig:
         InputError: naming the key whose value is wrong.
     """
     validate.sigma_ends(cfg)
+    validate.sigma_data(cfg)
     validate.refuse_absent_checkpoint(cfg.checkpoint)
     run = read_directory(cfg)
     return CalibrateConfig(
@@ -101,6 +102,7 @@ def read(cfg: DictConfig) -> CalibrateConfig:
 
 def _components(cfg: DictConfig, identity: str, checkpoint: "Checkpoint") -> CalibrateComponents:
     cfg = with_model(cfg, checkpoint, identity=identity, code_version=code_version())
+    cfg = with_sigma_data(cfg, checkpoint)
     return CalibrateComponents(
         solver=build_object(cfg.solver),
         schedule=build_object(cfg.schedule),
@@ -118,7 +120,7 @@ def _estimator(cfg: DictConfig, checkpoint: "Checkpoint") -> Any:
         return build_object(cfg.calibration)
     from scoreline.calibration.ranking import Families
 
-    candidates = families(cfg, checkpoint.path)
+    candidates = families(cfg, checkpoint)
     options = {key: value for key, value in cfg.calibration.items() if key not in ("solvers", "schedules")}
     partial_options = OmegaConf.create({**options, "_partial_": True})
     return build_object(partial_options, plain=True)(families=Families(candidates["solver"], candidates["schedule"]))

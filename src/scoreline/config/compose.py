@@ -1,17 +1,17 @@
 """Composition of configs for commands, equal to that of the scripts, and construction of the objects in them."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from scoreline.config import conf_folder, run_names
-from scoreline.config.model_source import plain_model, read_source, with_model, with_values
+from scoreline.config.model_source import plain_model, read_source, with_model, with_sigma_data, with_values
 from scoreline.descriptions.annotations import refuse_wrong_types
 from scoreline.errors import InputError
 
 if TYPE_CHECKING:
+    from scoreline.checkpoints import Checkpoint
     from scoreline.descriptions.specs import Spec
 
 
@@ -23,7 +23,8 @@ def complete_config(overrides: Sequence[str]) -> DictConfig:
         HydraException: for unknown keys and choices; `explain.explain` explains it.
     """
     cfg = plain_config(overrides)
-    cfg = with_model(cfg, read_source(cfg).load())
+    checkpoint = read_source(cfg).load()
+    cfg = with_sigma_data(with_model(cfg, checkpoint), checkpoint)
     OmegaConf.set_struct(cfg, False)
     return cfg
 
@@ -85,14 +86,14 @@ def script_config(script: str, overrides: Sequence[str]) -> DictConfig:
     return cfg
 
 
-def families(cfg: DictConfig, checkpoint: Path) -> dict[str, dict[str, Any]]:
+def families(cfg: DictConfig, checkpoint: "Checkpoint") -> dict[str, dict[str, Any]]:
     """Build the solvers and schedules of `calibration.solvers` and `calibration.schedules` for a checkpoint.
 
     `all` leaves out those without the record or file that they need; one that the user names must work.
 
     Args:
         cfg: the config of calibrate.py.
-        checkpoint: the path of the model.
+        checkpoint: the model.
 
     Raises:
         InputError: for a list that names none, or one twice.
@@ -100,8 +101,8 @@ def families(cfg: DictConfig, checkpoint: Path) -> dict[str, dict[str, Any]]:
     """
     choices = {group: cfg.calibration[f"{group}s"] for group in GROUPS}
     names = {group: _named(group, value) for group, value in choices.items()}
-    record = str(run_names.record_beside(checkpoint, "score_norm"))
-    whole = OmegaConf.create({**cfg, "record": record, "families": _nodes(names)})
+    record = str(run_names.record_beside(checkpoint.path, "score_norm"))
+    whole = with_sigma_data(OmegaConf.create({**cfg, "record": record, "families": _nodes(names)}), checkpoint)
     return {
         group: {
             name: candidate
@@ -155,7 +156,7 @@ def _tried(node: DictConfig, optional: bool) -> Any:
 
 
 def follow_recommendation(
-    cfg: DictConfig, span: tuple[float, float], nfe: int
+    cfg: DictConfig, checkpoint: "Checkpoint", span: tuple[float, float], nfe: int
 ) -> tuple[DictConfig, tuple[str, str] | None]:
     """Replace a solver that chooses among the others (`solver=auto`) and the schedule by its recommendation.
 
@@ -163,6 +164,7 @@ def follow_recommendation(
 
     Args:
         cfg: the config, completed with the model.
+        checkpoint: the model.
         span: (sigma_max, sigma_min).
         nfe: evaluations of the solver.
 
@@ -181,7 +183,7 @@ def follow_recommendation(
     choices = {group: conf_folder.choice(group, name, "solver.path", without=CHOOSERS) for group, name in names}
     chosen = conf_folder.compose_config("sample", [f"{group}={name}" for group, name in choices.items()])
     nodes = {group: OmegaConf.to_container(chosen[group], resolve=False) for group in choices}
-    return with_values(cfg, **nodes), (choices["solver"], choices["schedule"])
+    return with_sigma_data(with_values(cfg, **nodes), checkpoint), (choices["solver"], choices["schedule"])
 
 
 def build_object(node: DictConfig, plain: bool = False) -> Any:

@@ -142,6 +142,37 @@ def with_model(cfg: DictConfig, checkpoint: "Checkpoint", **values: Any) -> Dict
     return with_values(cfg, model=described, digest=checkpoint.digest, **record, **values)
 
 
+def with_sigma_data(cfg: DictConfig, checkpoint: "Checkpoint") -> DictConfig:
+    """Return a copy of a config with the model's number at `sigma_data`; the config itself if that is not needed.
+
+    It is needed if an object of the config reads the key and the user gave no number. The number is the one in the
+    checkpoint's card; a model without one is measured, on the device of its weights.
+
+    Args:
+        cfg: a config with a key `sigma_data`.
+        checkpoint: the model.
+
+    Raises:
+        InputError: if the user's value is no positive number, or the model cannot be measured.
+    """
+    if validate.sigma_data(cfg) is not None or "${sigma_data}" not in str(OmegaConf.to_container(cfg, resolve=False)):
+        return cfg
+    return with_values(cfg, sigma_data=checkpoint.card.data.get("sigma_data") or _measured_sigma_data(checkpoint))
+
+
+def _measured_sigma_data(checkpoint: "Checkpoint") -> float:
+    from scoreline.calibration.data_deviation import measure_sigma_data
+
+    card, denoiser = checkpoint.card, checkpoint.denoiser
+    return measure_sigma_data(
+        denoiser,
+        card.shape,
+        sigma_max=checkpoint.noise_schedule.sigma_max,
+        num_classes=card.num_classes,
+        device=next(denoiser.parameters()).device,
+    )
+
+
 def with_values(cfg: DictConfig, **values: Any) -> DictConfig:
     """Return a copy of a config with other values at some of its keys, given by their dotted names."""
     copied = copy.deepcopy(cfg)

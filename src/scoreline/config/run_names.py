@@ -52,7 +52,8 @@ def run_sha256(cfg: DictConfig, script: str) -> str:
     whole = OmegaConf.to_container(cfg, resolve=False)
     assert isinstance(whole, dict)
     raw = former({str(key): value for key, value in whole.items() if key not in NEVER})
-    decisive = {key: value for key, value in raw.items() if key not in WITHOUT[script]}
+    unset = {key for key in LATER if raw.get(key) is None}
+    decisive = {key: value for key, value in raw.items() if key not in WITHOUT[script] and key not in unset}
     text = json.dumps(decisive, sort_keys=True, default=str)
     values = {key: _selected(cfg, key) for key in sorted(_path_keys(raw))}
     named = [Path(os.path.expanduser(value)) for key, value in values.items() if _may_be_path(key, value)]
@@ -86,6 +87,9 @@ WITHOUT = {
 
 NEVER = ("hydra", "identity", "digest", "code_version", "lock")
 """Keys without influence on results, and keys that follow from others."""
+
+LATER = ("sigma_data",)
+"""Keys that runs of earlier versions lack. They count unless they are null, which then follows from the checkpoint."""
 
 PATHS = ("path", "font", "reference", "resume", "labels", "weights")
 """Last parts of the keys whose values may name a file or a folder."""

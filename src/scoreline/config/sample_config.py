@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from scoreline import values
 from scoreline.config import script, validate
 from scoreline.config.compose import build_object, follow_recommendation
-from scoreline.config.model_source import ModelSource, read_source, with_model, with_values
+from scoreline.config.model_source import ModelSource, read_source, with_model, with_sigma_data, with_values
 from scoreline.config.run_directory import RunDirectory, output_dir, read_directory
 from scoreline.errors import InputError
 from scoreline.runtime.cores import threads_of
@@ -88,7 +88,7 @@ class SampleComponents:
         denoiser: the denoiser of the checkpoint, under guidance and threshold.
         metrics: the metrics of the images.
         recommended: names of the solver and the schedule that `solver=auto` chooses, or None.
-        choices: names of solver, schedule, guidance and threshold for metrics.json.
+        choices: names of solver, schedule, guidance and threshold, and a `sigma_data` that counts, for metrics.json.
         config_yaml: maps `network_batch` to the content of config.yaml.
     """
 
@@ -98,7 +98,7 @@ class SampleComponents:
     denoiser: "Denoising"
     metrics: "Metrics"
     recommended: tuple[str, str] | None
-    choices: dict[str, str]
+    choices: dict[str, Any]
     config_yaml: Callable[[int | None], str]
 
 
@@ -162,6 +162,7 @@ def _read_table(cfg: DictConfig) -> TableConfig:
 
 def _read_run(cfg: DictConfig) -> SampleConfig:
     validate.sigma_ends(cfg)
+    validate.sigma_data(cfg)
     validate.refuse_absent_record(cfg.record)
     network_batch = cfg.network_batch
     if network_batch not in (None, "auto"):
@@ -193,14 +194,16 @@ def _read_run(cfg: DictConfig) -> SampleConfig:
 
 def _components(cfg: DictConfig, identity: str, checkpoint: "Checkpoint") -> SampleComponents:
     cfg = with_model(cfg, checkpoint, identity=identity, code_version=code_version())
+    cfg = with_sigma_data(cfg, checkpoint)
     span = script.sigma_range(cfg, checkpoint.noise_schedule)
-    cfg, recommended = follow_recommendation(cfg, span, cfg.nfe - (cfg.final == "denoise"))
+    cfg, recommended = follow_recommendation(cfg, checkpoint, span, cfg.nfe - (cfg.final == "denoise"))
     solver = build_object(cfg.solver)
-    names = script.choices("solver", "schedule")
+    names: dict[str, Any] = script.choices("solver", "schedule")
     if recommended is not None:
         names |= {"schedule": "its own", "recommended": " / ".join(recommended)}
     elif getattr(solver, "own_levels", False):
         names["schedule"] = "its own"
+    deviation = {} if cfg.sigma_data is None else {"sigma_data": cfg.sigma_data}
     return SampleComponents(
         solver=solver,
         schedule=build_object(cfg.schedule),
@@ -208,6 +211,6 @@ def _components(cfg: DictConfig, identity: str, checkpoint: "Checkpoint") -> Sam
         denoiser=script.apply(cfg.threshold, script.apply(cfg.guidance, checkpoint, **script.guide(cfg))),
         metrics=build_object(cfg.metrics),
         recommended=recommended,
-        choices={**names, **script.settings(cfg, "guidance", "threshold")},
+        choices={**names, **script.settings(cfg, "guidance", "threshold"), **deviation},
         config_yaml=lambda size: OmegaConf.to_yaml(with_values(cfg, network_batch=size), resolve=True),
     )

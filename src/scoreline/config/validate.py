@@ -49,6 +49,15 @@ def sigma_ends(cfg: DictConfig) -> tuple[float | None, float | None]:
     return first, last
 
 
+def sigma_data(cfg: DictConfig) -> float | None:
+    """Return `sigma_data` of a config, None where the model's own number decides.
+
+    Raises:
+        InputError: if it is no number in its range.
+    """
+    return None if cfg.sigma_data is None else real_number("sigma_data", cfg.sigma_data)
+
+
 def refuse_absent_checkpoint(given: object) -> None:
     """Refuse a `checkpoint` that is neither a URL nor a shipped model nor an existing file or folder.
 

@@ -210,7 +210,7 @@ NEEDED: Mapping[str, Callable[[object], bool]] = {
 POSSIBLE: Mapping[str, Callable[[object], bool]] = {
     **dict.fromkeys(("guidance", "threshold", "final", "labels", "recommended", "format"), _text),
     **dict.fromkeys(("manifest", "code_version"), _text),
-    **dict.fromkeys(("network_calls", "seconds", "images_per_second"), _finite),
+    **dict.fromkeys(("network_calls", "seconds", "images_per_second", "sigma_data"), _finite),
     **dict.fromkeys(("sigma_max", "sigma_end"), _number),
     "numerics_version": _whole,
     "warnings": lambda value: isinstance(value, list) and all(map(_text, value)),

@@ -49,6 +49,41 @@ class Polynomial(Schedule):
 
 
 @dataclass(frozen=True)
+class Blend(Schedule):
+    """u = v + weight v^(1/3), v = base(rho) >= 0: v where it is large, its cube root where it is small.
+
+    Use this as a variable of polynomials: in linear VP's time it is smooth at high noise, where networks are, and
+    resolves the fine scales of low noise like a logarithm.
+
+    Attributes:
+        base: any map with values of at least 0.
+        weight: of the cube root.
+
+    Raises:
+        InputError: unless 0 < weight < inf.
+    """
+
+    base: Schedule
+    weight: float
+
+    def __post_init__(self) -> None:
+        _refuse_unless_positive("weight", self.weight)
+
+    def __call__(self, rho: Tensor) -> Tensor:
+        v = self.base(rho)
+        return v + self.weight * v ** (1 / 3)
+
+    def inverse(self, u: Tensor) -> Tensor:
+        # the real root r = v^(1/3) of r^3 + weight r = u, by hyperbolic functions
+        third = self.weight / 3
+        root = 2 * third**0.5 * torch.sinh(torch.asinh(u / (2 * third**1.5)) / 3)
+        return self.base.inverse(root**3)
+
+    def knots(self) -> Tensor:
+        return self.base.knots()
+
+
+@dataclass(frozen=True)
 class Power(Schedule):
     """u = rho^(1/exponent). Exponent 7 spaces steps as EDM does ("Karras"); exponent 1 is rho itself.
 

@@ -15,7 +15,7 @@ A run writes images, manifest.csv, grid.png, config.yaml and metrics.json. Image
 i, not on batch_size, the number of processes or restarts.
 """
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
@@ -101,6 +101,7 @@ def sample(config: SampleConfig) -> Result:
 
     # 1. checkpoint, and the objects that refer to it: solver, schedule, guidance, threshold
     checkpoint = config.model.load()
+    checkpoint.denoiser.to(device)
     card, components = checkpoint.card, config.components(checkpoint)
 
     # 2. tableau: the coefficients of every step, at exactly nfe evaluations
@@ -165,7 +166,7 @@ def network_batch(config: SampleConfig, sampler: "Sampler", shards: "Shards") ->
 
 
 def describe(
-    choices: dict[str, str], checkpoint: "Checkpoint", sampler: "Sampler", outputs: "Outputs", scores: Result
+    choices: dict[str, Any], checkpoint: "Checkpoint", sampler: "Sampler", outputs: "Outputs", scores: Result
 ) -> Result:
     """Return the content of metrics.json.
 

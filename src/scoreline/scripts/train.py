@@ -59,6 +59,7 @@ def main(config: TrainConfig) -> float | None:
 
 def _build_module(config: TrainConfig, data: "DeviceData", start: "Start") -> "DiffusionModule":
     """Return the denoiser with its objective and optimiser, for Lightning."""
+    from scoreline.calibration.data_deviation import dataset_deviation
     from scoreline.checkpoints import Card
     from scoreline.denoiser import Denoiser
     from scoreline.execution import execute
@@ -72,11 +73,13 @@ def _build_module(config: TrainConfig, data: "DeviceData", start: "Start") -> "D
     denoiser = Denoiser(components.network(), components.parameterisation())
     execute(denoiser.network, config.compile, config.channels_last)
     earlier = start.earlier()
+    num_classes = int(config.model["network"].get("num_classes", 0))
+    deviation = dataset_deviation(dataset, by_class=num_classes > 0)
     card = Card(
         model=config.model,
         shape=dataset.shape,
-        num_classes=int(config.model["network"].get("num_classes", 0)),
-        data={"name": dataset.name, "sha256": dataset.digest, "images": len(dataset)},
+        num_classes=num_classes,
+        data={"name": dataset.name, "sha256": dataset.digest, "images": len(dataset), "sigma_data": deviation},
         training={**config.provenance, **({"earlier": earlier} if earlier else {})},
     )
     objective = components.objective()

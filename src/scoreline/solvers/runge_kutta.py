@@ -78,7 +78,7 @@ class RungeKutta:
 EULER = RungeKutta((0,), (), (1,), 1)
 
 
-def heun() -> RungeKutta:
+def heun(frame: Frame = NOISE) -> RungeKutta:
     """Return Heun's method, order 2, two calls a step. With `final=denoise` it is EDM's deterministic sampler.
 
     Use it on the `karras` schedule to compare with EDM; below 20 evaluations the multistep methods come closer on the
@@ -86,7 +86,7 @@ def heun() -> RungeKutta:
 
     Source: Karras et al. (2022), arXiv:2206.00364, Alg. 1; "2heun" in Zhang & Chen (2023).
     """
-    return RungeKutta((0, 1), ((1,),), (1 / 2, 1 / 2), 2)
+    return RungeKutta((0, 1), ((1,),), (1 / 2, 1 / 2), 2, frame)
 
 
 def midpoint() -> RungeKutta:
@@ -125,9 +125,9 @@ def ssprk3() -> RungeKutta:
     return RungeKutta((0, 1, 1 / 2), ((1,), (1 / 4, 1 / 4)), (1 / 6, 1 / 6, 2 / 3), 3)
 
 
-def rk4() -> RungeKutta:
+def rk4(frame: Frame = NOISE) -> RungeKutta:
     """Return the classical fourth-order method, four calls a step."""
-    return RungeKutta((0, 1 / 2, 1 / 2, 1), ((1 / 2,), (0, 1 / 2), (0, 0, 1)), (1 / 6, 1 / 3, 1 / 3, 1 / 6), 4)
+    return RungeKutta((0, 1 / 2, 1 / 2, 1), ((1 / 2,), (0, 1 / 2), (0, 0, 1)), (1 / 6, 1 / 3, 1 / 3, 1 / 6), 4, frame)
 
 
 SHORTER = (EULER, heun(), kutta3())

@@ -99,21 +99,23 @@ class ListOf:
 
 @dataclass(frozen=True)
 class Object:
-    """An object with all keys of `required`; other keys obey the rule `others`, None for no others."""
+    """An object with all keys of `required`, perhaps those of `optional`; others obey `others`, None for no others."""
 
     required: Mapping[str, Rule] = field(default_factory=dict)
     others: Rule | None = None
+    optional: Mapping[str, Rule] = field(default_factory=dict)
 
     def __call__(self, name: str, value: Any) -> None:
         if not isinstance(value, dict):
             raise ValueError(f"{name} is {excerpt(value)}, not an object")
-        missing, more = self.required.keys() - value.keys(), value.keys() - self.required.keys()
+        rules = {**self.optional, **self.required}
+        missing, more = self.required.keys() - value.keys(), value.keys() - rules.keys()
         if missing:
             raise ValueError(f"{name} has no {min(missing)}")
         if more and self.others is None:
             raise ValueError(f"{name} has {excerpt(min(more))}, which is not part of it")
         for key, item in value.items():
-            self.required.get(key, self.others or Anything())(f"{name}.{key:.40}", item)
+            rules.get(key, self.others or Anything())(f"{name}.{key:.40}", item)
 
 
 PLAIN = Object(others=Anything())

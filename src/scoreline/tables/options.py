@@ -17,13 +17,13 @@ ELSEWHERE = frozenset(
         *WITHOUT["sample"],
         *("seeds", "nfe"),
         *("checkpoint", "model", "import", "trust"),
-        *("metrics", "record"),
+        *("metrics", "record", "sigma_data"),
         *("format", "trajectories", "trajectory_nfe"),
     }
 )
 """Keys of a config that are no options of a row: those that cannot change a result; seeds and nfe; the checkpoint,
-which its digest names; metrics, which their protocol names; the record, which stands again where it is read; and the
-format of the images."""
+which its digest names; metrics, which their protocol names; the record and sigma_data, which stand again where they are
+read; and the format of the images."""
 
 QUIET = ("_partial_", "_convert_", "_recursive_", "trust")
 LONGEST = 40
