@@ -105,7 +105,8 @@ LARGEST_BUDGET = 4096
 def _tables_of(budgets: Tensor) -> dict[str, Values]:
     """Return the rules for the tensors of a tableau record's budgets: levels and lower triangular weights.
 
-    Of a later date are the levels that the network is given, and the deviation of the frame of velocity prediction.
+    Of a later date are the levels that the network is given, the deviation of the frame of velocity prediction, and
+    the level of a first step without a call.
 
     Raises:
         ValueError: for budgets that repeat, or are too large.
@@ -118,7 +119,8 @@ def _tables_of(budgets: Tensor) -> dict[str, Values]:
     weights = {f"N_{n}": Values((n, n), triangular=True) for n in counts}
     query = {f"query_{n}": Values((n,), 0, above=True, optional=True) for n in counts}
     frame = {f"sigma_data_{n}": Values((1,), 0, above=True, optional=True) for n in counts}
-    return levels | weights | query | frame
+    start = {f"start_{n}": Values((1,), 0, above=True, optional=True) for n in counts}
+    return levels | weights | query | frame | start
 
 
 @dataclass(frozen=True)

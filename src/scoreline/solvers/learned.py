@@ -74,8 +74,9 @@ def load_learned(path: str | Path, checkpoint: str) -> Learned:
         raise InputError(f"solver.path={path}: not a record of tableaus ({error})") from error
 
 
-TENSORS = ("rho", "N", "query", "sigma_data")
-"""Levels, weights of F, and where a tableau has them the network's levels and the deviation of velocity prediction."""
+TENSORS = ("rho", "N", "query", "sigma_data", "start")
+"""Levels and weights of F, and where a tableau has them the network's levels, the deviation of velocity prediction, and
+the level from which the first step to rho_0 takes no call."""
 
 
 def tableau_in(values: Mapping[str, Tensor], nfe: int) -> Tableau:
@@ -84,18 +85,23 @@ def tableau_in(values: Mapping[str, Tensor], nfe: int) -> Tableau:
     Raises:
         ValueError: if the tensors make none.
     """
-    rho, N, query, sigma_data = (values.get(f"{name}_{nfe}") for name in TENSORS)
+    rho, N, query, sigma_data, start = (values.get(f"{name}_{nfe}") for name in TENSORS)
     assert rho is not None
     assert N is not None
+    if start is not None:
+        rho, N = torch.cat([start, rho]), torch.nn.functional.pad(N, (1, 0, 1, 0))
+        query = None if query is None else torch.cat([start, query])
     return Tableau.single_term(rho, N, NOISE if sigma_data is None else Velocity(float(sigma_data)), query)
 
 
 def tensors_of(tableau: Tableau) -> dict[str, Tensor]:
     """Return the tensors by which a record holds a tableau with one row a call (`Tableau.unrolled`), by `TENSORS`."""
-    frame, query = tableau.frame, tableau.query
-    tensors = {"rho": tableau.rho.detach(), "N": tableau.in_frame()[1].detach()}
+    frame, query, first = tableau.frame, tableau.query, int(not tableau.calls[0])
+    tensors = {"rho": tableau.rho[first:].detach(), "N": tableau.in_frame()[1][first:, first:].detach()}
     if query is not None:
-        tensors["query"] = query.detach()
+        tensors["query"] = query[first:].detach()
+    if first:
+        tensors["start"] = tableau.rho[:1].detach()
     if isinstance(frame, Velocity):
         tensors["sigma_data"] = torch.tensor([frame.sigma_data], dtype=torch.float64)
     return {f"{name}_{tableau.nfe}": value for name, value in tensors.items()}

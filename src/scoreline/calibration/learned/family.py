@@ -60,15 +60,17 @@ class ClosedForm:
     """The weights that a solver has on given levels, W(rho): a `Theory`.
 
     Attributes:
-        solver: a method with one call a step.
+        solver: a method with one call a step, perhaps without one at the first level.
+        nfe: number of its calls.
     """
 
     solver: Solver
+    nfe: int
 
     def __call__(self, rho: Tensor) -> Tensor:
         levels = tuple(rho.tolist())
-        tableau = self.solver(Tabulated(levels), levels[0], levels[-1], len(levels) - 1).unrolled()
-        if tableau.nfe != len(levels) - 1 or not torch.equal(tableau.rho, rho):
+        tableau = self.solver(Tabulated(levels), levels[0], levels[-1], self.nfe).unrolled()
+        if tableau.nfe != self.nfe or not torch.equal(tableau.rho, rho):
             raise InputError(f"{type(self.solver).__name__}: its calls are not at the levels of its steps")
         return tableau.in_frame()[1]
 
@@ -90,7 +92,7 @@ class Fixed:
 
 def theory_of(solver: Solver, start: Tableau) -> Theory:
     """Return the closed form of a solver if it has the weights of `start` on the levels of `start`, else `Fixed`."""
-    W, moving = start.in_frame()[1], ClosedForm(solver)
+    W, moving = start.in_frame()[1], ClosedForm(solver, start.nfe)
     try:
         moving(start.rho.lerp(_between(start.rho), 0.1))  # single-step methods place their calls themselves
         same = (moving(start.rho) - W).abs().max() <= AGREEMENT * W.abs().max()
@@ -112,7 +114,8 @@ class Family:
         q_k = rho_k exp(theta_query),    W_kj = theory(rho)_kj + unit_kj theta_weight,
 
     with the ends, the number of calls and the first query level of the start, and unit_kj the start's step in the
-    frame's coordinate, in units of G_j. theta = 0 is the start. `theory` is recomputed as the levels move.
+    frame's coordinate, in units of G_j. theta = 0 is the start. `theory` is recomputed as the levels move. Where the
+    start makes no call at its first level, no member does, and the level of the first call is learned.
 
     Attributes:
         start: a tableau with one row a call (`Tableau.unrolled`) and strictly decreasing levels.
@@ -134,8 +137,9 @@ class Family:
     @cached_property
     def sizes(self) -> tuple[int, int, int]:
         """Number of gaps, query levels and weights among the parameters, which is their order."""
-        inner = self.start.nfe - 1
-        gaps = self.start.nfe if self.free.nodes and inner else 0
+        rows = len(self.start.B)
+        inner = rows - 1
+        gaps = rows if self.free.nodes and inner else 0
         return gaps, inner * self.free.query, len(self.places[0]) * self.free.weights
 
     def __call__(self, theta: Tensor) -> Tableau:
@@ -163,7 +167,7 @@ class Family:
         return _Moving.apply(rho, self.theory) if rho.requires_grad else self.theory(rho)  # type: ignore[no-any-return]
 
     def _correction(self, weights: Tensor) -> Tensor:
-        count = self.start.nfe
+        count = len(self.start.B)
         if not len(weights):
             return weights.new_zeros(count, count)
         change = weights.new_zeros(count, count).index_put(self.places, weights)
@@ -174,9 +178,10 @@ class Family:
     @cached_property
     def places(self) -> tuple[Tensor, Tensor]:
         """Row and column of every weight that is a parameter."""
-        count = self.start.nfe
+        count = len(self.start.B)
         newest = 0 if self.free.rows == "free" else -1
         band = torch.ones(count, count, dtype=torch.bool).tril(newest).triu(1 - (self.free.history or count))
+        band[:, 0] &= self.start.calls[0]
         row, column = band.nonzero(as_tuple=True)
         return row, column
 
