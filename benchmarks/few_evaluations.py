@@ -78,7 +78,7 @@ METHODS = (
 REFERENCE = Method("unipc_3", "karras")
 
 
-LEARNED_FROM = "0-191"
+LEARNED_FROM = "0-767"
 """Seeds that tables are learned from."""
 
 
@@ -100,14 +100,7 @@ class Plan:
         """Overrides of calibrate.py."""
         asked = {
             "search": [f"calibration.budgets={_listed(self.budgets)}", f"batch_size={BATCH}"],
-            "tableau": [
-                *(
-                    f"calibration.budgets={_listed(self.budgets)}",
-                    "calibration.history=4",
-                    "calibration.derivatives=64",
-                ),
-                *("calibration.starts=4", "calibration.steps=20", f"seeds={LEARNED_FROM}", f"batch_size={BATCH}"),
-            ],
+            "tableau": [f"calibration.budgets={_listed(self.budgets)}", f"seeds={LEARNED_FROM}", f"batch_size={BATCH}"],
         }
         return [f"calibration={kind}", *asked.get(kind, [])]
 

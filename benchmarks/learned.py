@@ -1,6 +1,6 @@
 """What learned tables gain on the best closed form: `python benchmarks/learned.py OUT [--models ring8] [--nfe 5,8]`.
 
-For each model and NFE all closed forms are ranked and a table is learned on the same training noise
+For each model and NFE all closed forms are ranked and a table is learned on the same training noise, from few of them
 (`calibration=tableau`; where a `tableau` record lies beside the model, its tables are taken). Both are then measured on
 fresh noise against the fine run. Samples that end in another mode than the fine run's are counted apart. For `PLAIN`
 models a plain recipe (`first_try`) learns from the same start and noise. One cell after another goes to OUT/cells, a
@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import exact_models
 import torch
-from few_evaluations import claim, place, span_of, stored, subject_of, whole_numbers, write_json
+from few_evaluations import claim, place, stored, subject_of, whole_numbers, write_json
 from torch import Tensor
 
 from scoreline.calibration.distances import fine_ends
@@ -34,7 +34,9 @@ from scoreline.metrics.digit_classifier import DigitClassifier
 from scoreline.networks.exact import GaussianMixture
 from scoreline.records import load_record
 from scoreline.runtime import seeded_noise
-from scoreline.solvers.tableau import Tableau, build_tableau
+from scoreline.solvers.frames import NOISE
+from scoreline.solvers.learned import tableau_in
+from scoreline.solvers.tableau import Tableau
 from scoreline.storage.files import code_version, write_atomically
 
 Row = dict[str, Any]
@@ -43,6 +45,9 @@ Eps = Callable[[Tensor, Tensor], Tensor]
 RATES, STEPS = (3e-3, 1e-2, 3e-2), 400
 PLAIN = {"ring8": RATES, "digits_classes": RATES, "digits_points": RATES, "digits_vp": (1e-2,)}
 """Models that the plain recipe is tried on, with its learning rates."""
+
+RANKED = 128
+"""Images that rank the closed forms."""
 
 TRAINED_MOST = 8
 """Largest NFE at which it is tried on a trained network, through which it has to differentiate."""
@@ -56,30 +61,26 @@ class Plan(NamedTuple):
 
     training: int
     fresh: int
-    options: dict[str, int]
+    options: dict[str, float]
 
-
-ALL = {"derivatives": 2048, "history": 20, "steps": 60}
-"""All training images and all weights in every step; on the trained network a step takes 256 images in turns."""
 
 PLANS = {
-    "ring8": Plan(1536, 2000, {**ALL, "finals": 3}),
-    "digits_classes": Plan(192, 2000, ALL),
-    "digits_points": Plan(192, 2000, {**ALL, "history": 8}),
-    "digits_vp": Plan(768, 1000, {**ALL, "derivatives": 256, "polish": 400}),
+    "ring8": Plan(1536, 2000, {"evaluations": 200_000}),
+    "digits_classes": Plan(768, 2000, {}),
+    "digits_points": Plan(768, 2000, {}),
+    "digits_vp": Plan(768, 1000, {"sigma_data": 0.54}),
 }
-"""In the plane descents from different starts end in different places, so three of them go on."""
 
 
-def families_of(checkpoint: Checkpoint) -> Families:
-    """The solvers and schedules among which calibrate.py calibration=tableau looks for its starts."""
+def families_of(checkpoint: Checkpoint, *words: str) -> Families:
+    """The solvers and schedules among which calibrate.py calibration=tableau looks for its starts, with overrides."""
     from hydra import compose, initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
 
     GlobalHydra.instance().clear()
     run_names.register_resolvers()
     with initialize_config_dir(str(conf_folder.conf_dir()), version_base="1.3"):
-        cfg = compose("calibrate", ["calibration=tableau", f"checkpoint={checkpoint.path}"])
+        cfg = compose("calibrate", ["calibration=tableau", f"checkpoint={checkpoint.path}", *words])
         found = families(with_model(cfg, checkpoint), checkpoint.path)
     return Families(found["solver"], found["schedule"])
 
@@ -226,20 +227,21 @@ def absolute(outcome: Outcome) -> Row:
 
 @dataclass(frozen=True)
 class Lesson:
-    """A model, the closed forms to begin from, and noise to learn from and to be examined on."""
+    """A model, all closed forms, those to begin from, and noise to learn from and to be examined on."""
 
     checkpoint: Checkpoint
     families: Families
-    options: dict[str, int]
+    starts: Families
+    options: dict[str, float]
     training: Subject
     fresh: Fresh
 
     def cell(self, nfe: int) -> Row:
         """Everything about one NFE."""
-        began = time.perf_counter()
-        names, learned = self.recorded(nfe) or self.learned(nfe)
-        seconds = time.perf_counter() - began
-        start = self.table(names, nfe)
+        began = time.process_time()
+        learned = self.recorded(nfe) or self.learned(nfe)
+        seconds = time.process_time() - began
+        names, start = self.best(nfe, lambda table: True)
         closed, ours = self.fresh.outcome(start), self.fresh.outcome(learned)
         row = {
             **{"model": self.checkpoint.path.parent.name, "nfe": nfe, "code_version": code_version()},
@@ -252,38 +254,36 @@ class Lesson:
             row["first_try"] = self.plain(names, start, closed, ours)
         return row
 
-    def learned(self, nfe: int) -> tuple[tuple[str, ...], Tableau]:
-        """The start's names and the table."""
-        values = LearnedTableau([nfe], self.families, **self.options)(self.training)
-        return tuple(values["starts"][0]), Tableau.single_term(values[f"rho_{nfe}"], values[f"N_{nfe}"])
+    def learned(self, nfe: int) -> Tableau:
+        """The learned tableau."""
+        return tableau_in(LearnedTableau([nfe], self.starts, **self.options)(self.training), nfe)  # type: ignore[arg-type]
 
-    def recorded(self, nfe: int) -> tuple[tuple[str, ...], Tableau] | None:
+    def recorded(self, nfe: int) -> Tableau | None:
         """The same from a record that lies beside the model and has this NFE."""
         path = run_names.record_beside(self.checkpoint.path, "tableau")
         if not path.exists():
             return None
-        record = load_record(path, "tableau", self.checkpoint.digest)
-        budgets = record.values["budgets"].tolist()
-        if nfe not in budgets:
-            return None
-        names = tuple(record.provenance["starts"][budgets.index(nfe)])
-        return names, Tableau.single_term(record.values[f"rho_{nfe}"], record.values[f"N_{nfe}"])
+        values = load_record(path, "tableau", self.checkpoint.digest).values
+        return tableau_in(values, nfe) if nfe in values["budgets"].tolist() else None
 
-    def table(self, names: tuple[str, ...], nfe: int) -> Tableau:
-        solver, schedule = self.families.solvers[names[0]], self.families.schedules[names[1]]
-        return build_tableau(solver, schedule, span_of(self.checkpoint), nfe, "none")  # type: ignore[arg-type]
+    def best(self, nfe: int, usable: Callable[[Tableau], bool]) -> tuple[tuple[str, ...], Tableau]:
+        """The best closed form, with its names, on the noise that makes steps."""
+        some = subject_of(self.checkpoint, self.steps_from()[:RANKED])
+        found = [each for each in candidates(self.families, some.span, nfe) if usable(each.tableau)]
+        first = rank(some, fine_ends(some), found)[0].candidate
+        return first.names[0], first.tableau
 
     def plain(self, names: tuple[str, ...], start: Tableau, closed: Outcome, ours: Outcome) -> Row:
         """What the plain recipe makes of the same start, or of the best one whose levels it can write down."""
-        began, seeds = time.perf_counter(), self.steps_from()
+        began, seeds = time.process_time(), self.steps_from()
         some = subject_of(self.checkpoint, seeds)
-        if not decreasing(start):
-            names, start = self.steady(some, start.nfe)
+        if not steady(start):
+            names, start = self.best(start.nfe, steady)
         x = seeded_noise.normal(seeds, some.shape, "initial").double().flatten(1) * some.span[0]
         ends = fine_ends(some).noisy.double().flatten(1)
         rates = PLAIN[self.checkpoint.path.parent.name]
         found = first_try(eps_of(self.checkpoint), x, ends, start.unrolled(), rates)
-        about = {"pair": " / ".join(names), "rate": found.rate, "seconds": time.perf_counter() - began}
+        about = {"pair": " / ".join(names), "rate": found.rate, "seconds": time.process_time() - began}
         theirs = self.fresh.outcome(found.table)
         paired = {name: ratio(statistic, ours.distance, theirs.distance) for name, statistic in STATISTICS.items()}
         return {**about, **compared(theirs, closed), "learned_to_this": paired}
@@ -292,16 +292,11 @@ class Lesson:
         """The training seeds that make steps, not those held out."""
         return [seed for number, seed in enumerate(self.training.seeds) if number % HELD_OUT != HELD_OUT - 1]
 
-    def steady(self, some: Subject, nfe: int) -> tuple[tuple[str, ...], Tableau]:
-        """The best closed form with strictly decreasing levels, on the noise that makes steps."""
-        found = [each for each in candidates(self.families, some.span, nfe) if decreasing(each.tableau)]
-        best = rank(some, fine_ends(some), found)[0].candidate
-        return best.names[0], best.tableau
 
-
-def decreasing(table: Tableau) -> bool:
-    """Whether every call is at a lower level than the one before."""
-    return bool((table.unrolled().rho.diff() < 0).all())
+def steady(table: Tableau) -> bool:
+    """Whether every call is at a lower level than the one before, in noise prediction, as `first_try` can write."""
+    plain = table.unrolled()
+    return plain.frame == NOISE and bool((plain.rho.diff() < 0).all())
 
 
 def lesson(out: Path, name: str) -> Lesson:
@@ -311,7 +306,10 @@ def lesson(out: Path, name: str) -> Lesson:
     subject = subject_of(checkpoint, range(FRESH_SEED, FRESH_SEED + fresh))
     ends = stored(out / "reference" / f"{name}.safetensors", lambda: fine_ends(subject).noisy)
     examined = Fresh(subject, ends, modes_of(checkpoint))
-    return Lesson(checkpoint, families_of(checkpoint), options, subject_of(checkpoint, range(training)), examined)
+    every = families_of(checkpoint, "calibration.solvers=all", "calibration.schedules=all")
+    return Lesson(
+        checkpoint, every, families_of(checkpoint), options, subject_of(checkpoint, range(training)), examined
+    )
 
 
 BOUND = """What bounds a learned table: samples whose flow passes near the border between two modes. A small error there

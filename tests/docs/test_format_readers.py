@@ -20,7 +20,7 @@ from scoreline.config.run_names import ASSETS
 from scoreline.metrics.reference_statistics import read_statistics
 from scoreline.records import load_record
 from scoreline.sampling import integrate
-from scoreline.solvers.tableau import Tableau
+from scoreline.solvers.learned import tableau_in
 from scoreline.storage.files import sha256
 from scoreline.tables import plan
 
@@ -92,7 +92,7 @@ def test_records(where: Path, read: dict[str, Any]) -> None:
     record = load_record(where / "calibrate/target_variance.safetensors", "target_variance", digest)
     assert (found["kind"], found["provenance"]) == (record.kind, record.provenance)
     assert set(found["values"]) == set(record.values)
-    tableau = Tableau.single_term(torch.from_numpy(found["rho"]), torch.from_numpy(found["N"]))
+    tableau = tableau_in({name: torch.from_numpy(value) for name, value in found["record"].items()}, 5)
     assert np.allclose(found["x"], integrate(eps, torch.from_numpy(NOISE), tableau).numpy(), rtol=1e-12, atol=1e-12)
 
 

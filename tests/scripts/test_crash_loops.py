@@ -104,7 +104,7 @@ JOBS: dict[str, Callable[[], Job]] = {
     ),
     "score_norm": lambda: calibration("score_norm", "nfe=40", "seeds=0-31", "batch_size=4"),
     "search": lambda: calibration("search", "seeds=0-7", *FEW),
-    "tableau": lambda: calibration("tableau", "seeds=0-11", "calibration.steps=2", *FEW),
+    "tableau": lambda: calibration("tableau", "seeds=0-11", "calibration.evaluations=200", *FEW),
     "samplers that race": lambda: Job(model, [[*SAMPLE, "lock=refuse"], [*SAMPLE, "lock=wait"]]),
     "png files": lambda: Job(model, [[*SAMPLE, "format=png", "lock=refuse"], [*SAMPLE, "format=png", "lock=wait"]]),
     "sweep": lambda: Job(

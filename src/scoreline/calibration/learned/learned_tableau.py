@@ -203,12 +203,14 @@ class LearnedTableau:
     def _learn(self, groups: Groups, pool: list[Candidate], count: _EvaluationProgress) -> Tensors:
         """Return the learned tableau, and the number of the best closed form in the pool."""
         train, held = groups
-        ranked, starts = self._starts(train, pool, count)
+        best, starts = self._starts(train, pool, count)
+        if not starts:
+            return self._better(held, best, best.tableau.unrolled()) | {"start": _place(pool, best)}
         trials = TRIALS * (len(starts) > 1)
         tried = [(start, self._descend(train, start, None, trials / len(starts), count)) for start in starts]
         start, theta = min(tried, key=lambda trial: held.mean(trial[0].family(trial[1]), self.loss or distance))
         theta = self._descend(train, start, theta, 1 - trials, count)
-        return self._better(held, ranked, start.family(theta)) | {"start": _place(pool, ranked)}
+        return self._better(held, best, start.family(theta)) | {"start": _place(pool, best)}
 
     def _descend(
         self, train: SeedGroup, start: Start, theta: Tensor | None, share: float, count: _EvaluationProgress
