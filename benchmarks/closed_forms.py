@@ -1,4 +1,4 @@
-"""Which fixed closed form is best: `python benchmarks/closed_forms.py OUT [--candidates "SOLVER/STEPS KEY=VALUE" ..]`.
+"""Which fixed closed form is best: `python benchmarks/closed_forms.py OUT [--candidates "SOLVER/STEPS" ..]`.
 
 A fixed closed form is one solver on one choice of steps for all models and NFE. Choices are made on the models of
 `CHOSEN`, figures are quoted from `REPORTED`, and no model is in both. On every model and NFE each peer (a solver of
@@ -100,19 +100,20 @@ MIXTURES: dict[str, Callable[[], Exact]] = {
     "few3": lambda: mixture(11, 5, 3, 0.7, (0.05, 0.1), COSINE),
     "many32": lambda: mixture(12, 150, 32, 0.6, (0.1, 0.2), EDM),
     "correlated16": lambda: mixture(13, 6, 16, 0.4, (0.4, 0.8), VE, 0.7, True),
-    "unequal48": lambda: mixture(14, 16, 48, 0.9, (0.2, 0.4), LINEAR_VP, 0.5),
+    "unequal48": lambda: mixture(14, 8, 48, 0.9, (0.2, 0.4), LINEAR_VP, 0.5),
     "gaussian10": lambda: mixture(15, 4, 10, 0.25, (0.5, 0.7), EDM, 0.3, True),
     "points12": lambda: mixture(16, 60, 12, 0.6, (0.01, 0.01), LINEAR_VP),
 }
 
 TRAINED = {
-    "digits_edm": ("experiment=digits_edm", "seed=1"),
+    "digits_edm": ("experiment=digits_edm", "model.network.width=16", "seed=1"),
     "digits_cosine": (
-        *("experiment=digits_vp", "seed=2", "model.noise_schedule._target_=scoreline.schedules.vp.CosineVP"),
-        *("~model.noise_schedule.beta_min", "~model.noise_schedule.beta_max", "objective.density.stop=0.9946"),
+        *("experiment=digits_vp", "model.network.width=16", "seed=2"),
+        *("model.noise_schedule._target_=scoreline.schedules.vp.CosineVP", "~model.noise_schedule.beta_min"),
+        *("~model.noise_schedule.beta_max", "objective.density.stop=0.9946"),
     ),
 }
-"""Networks and the words of train.py that train them, two minutes each; `stop` is where the process ends."""
+"""Networks and the words of train.py that train them, a minute each; `stop` is where the process ends."""
 
 CHOSEN = ("few2", "many16", "many64", "correlated32", "unequal16", "gaussian24", "points8", *TRAINED)
 REPORTED = (
@@ -121,7 +122,7 @@ REPORTED = (
 )
 SETS = {"chosen": CHOSEN, "reported": REPORTED}
 
-SAMPLES = {"digits_points": 500, "digits_edm": 300, "digits_cosine": 300, "digits_vp": 300}
+SAMPLES = {"digits_points": 500, "digits_edm": 200, "digits_cosine": 200, "digits_vp": 128}
 MOST_SAMPLES = 1000
 """Samples of a model that is not in `SAMPLES`."""
 
@@ -143,15 +144,12 @@ Row = dict[str, Any]
 
 
 class Form(NamedTuple):
-    """Names in conf/solver and conf/schedule, with further words of a command line."""
+    """Names in conf/solver and conf/schedule, with further words of a command line, and what to call it."""
 
+    name: str
     solver: str
     schedule: str
-    words: tuple[str, ...] = ()
-
-    @property
-    def name(self) -> str:
-        return " ".join([f"{self.solver}/{self.schedule}", *self.words])
+    words: tuple[str, ...]
 
     def tables(self, checkpoint: Checkpoint, budgets: Sequence[int]) -> dict[int, Tableau]:
         """The tableau of each NFE.
@@ -169,20 +167,26 @@ class Form(NamedTuple):
         return found
 
 
+NOTATION = '"SOLVER/STEPS KEY=VALUE ..", with "NAME: " in front if that is to be its name'
+
+
 def form(text: str) -> Form:
-    """Read "SOLVER/STEPS KEY=VALUE ..".
+    """Read a candidate in `NOTATION`.
 
     Raises:
         InputError: if it is not of this form.
     """
-    names, *words = text.split()
+    name, _, rest = text.rpartition(": ")
+    names, *words = rest.split()
     solver, slash, schedule = names.partition("/")
     if not slash:
-        raise InputError(f"--candidates {text}: give SOLVER/STEPS, names in conf/solver and conf/schedule")
-    return Form(solver, schedule, tuple(words))
+        raise InputError(f"--candidates {text}: give {NOTATION}")
+    return Form(name or rest, solver, schedule, tuple(words))
 
 
-DEIS = form("deis_tab3/linear_vp_quadratic solver.variable={_target_:scoreline.schedules.vp.LinearVP}")
+DEIS = form(
+    "DEIS-tAB3, linear VP time: deis_tab3/linear_vp_quadratic solver.variable={_target_:scoreline.schedules.vp.LinearVP}"
+)
 """The default of sample.py for linear VP models, in the same time for all models."""
 
 ALWAYS = (DEIS, form("deis_tab3/time_quadratic"))
@@ -413,7 +417,11 @@ class Comparison:
             **_mean(ratio),
             "by_model": dict(zip(self.models, by_model.exp().tolist(), strict=True)),
             "by_nfe": {str(nfe): _mean(ratio[self._is(nfe=nfe)]) for nfe in self.budgets},
-            "largest": {"value": float(full.exp().max()), "model": self.cells[worst].model, "nfe": self.cells[worst].nfe},
+            "largest": {
+                "value": float(full.exp().max()),
+                "model": self.cells[worst].model,
+                "nfe": self.cells[worst].nfe,
+            },
         }
         if len(self.models) > 1:
             one_each = torch.arange(len(self.models))
@@ -471,10 +479,8 @@ def _section(found: Row) -> str:
         _table(["", *heads], [[_named(row), *_figures(row)] for row in rows]),
     ]
     for each in statistics:
-        columns = [_named(row) for row in rows]
-        by_nfe = [[f"NFE {nfe}", *(_value(row[each]["by_nfe"][str(nfe)]) for row in rows)] for nfe in found["nfe"]]
-        by_model = [[name, *(f"{row[each]['by_model'][name]:.2f}" for row in rows)] for name in found["models"]]
-        parts += [f"### {each}: by NFE and by model", _table(["", *columns], by_nfe + by_model)]
+        columns = [*(f"NFE {nfe}" for nfe in found["nfe"]), *found["models"]]
+        parts += [f"### {each}: by NFE and by model", _table(["", *columns], [_detail(row, each) for row in rows])]
     parts += ["### Best peers", _table(["model", "NFE", *statistics], map(_best, found["best_peers"]))]
     parts += [ACCURACY, _table(["model", "samples", *statistics], map(_accuracy, found["accuracy"]))]
     return "\n\n".join([*parts, f"code_version {found['code_version']}."])
@@ -497,6 +503,11 @@ def _table(head: Sequence[str], rows: Any) -> str:
 
 def _named(row: Row) -> str:
     return f"*{row['name']}*" if row["peer"] else f"{row['name']}"
+
+
+def _detail(row: Row, statistic: str) -> list[str]:
+    by_nfe, by_model = (row[statistic][key].values() for key in ("by_nfe", "by_model"))
+    return [_named(row), *map(_value, by_nfe), *(f"{value:.2f}" for value in by_model)]
 
 
 def _value(it: Row) -> str:
@@ -564,7 +575,9 @@ def sets_of(text: str) -> dict[str, tuple[str, ...]]:
         return {name: SETS[name] for name in names}
     unknown = set(names) - {*CHOSEN, *REPORTED}
     if unknown:
-        raise InputError(f"--models {','.join(sorted(unknown))}: give chosen, reported or {', '.join(CHOSEN + REPORTED)}")
+        raise InputError(
+            f"--models {','.join(sorted(unknown))}: give chosen, reported or {', '.join(CHOSEN + REPORTED)}"
+        )
     return {"selection": tuple(names)}
 
 
@@ -592,7 +605,7 @@ def work(out: Path, sets: Mapping[str, Sequence[str]], budgets: Sequence[int], f
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--candidates", nargs="+", default=[], metavar="SOLVER/STEPS", help="each may hold KEY=VALUE ..")
+    parser.add_argument("--candidates", nargs="+", default=[], metavar="SOLVER/STEPS", help=NOTATION)
     parser.add_argument("--models", default="chosen,reported", help="sets, or names of models")
     parser.add_argument("--nfe", type=whole_numbers, default=BUDGETS)
     asked = parser.parse_args()
