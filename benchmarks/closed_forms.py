@@ -14,7 +14,6 @@ asked for.
 import argparse
 import hashlib
 import json
-import math
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -30,7 +29,7 @@ from few_evaluations import ROOT, place, span_of, stored, whole_numbers, write_j
 from learned import STATISTICS, families_of
 from torch import Tensor
 
-from scoreline.calibration.ranking import Families, candidates
+from scoreline.calibration.ranking import candidates
 from scoreline.checkpoints import Checkpoint, load_model
 from scoreline.config import conf_folder
 from scoreline.config.compose import build_object, complete_config
@@ -184,9 +183,8 @@ def form(text: str) -> Form:
     return Form(name or rest, solver, schedule, tuple(words))
 
 
-DEIS = form(
-    "DEIS-tAB3, linear VP time: deis_tab3/linear_vp_quadratic solver.variable={_target_:scoreline.schedules.vp.LinearVP}"
-)
+LINEAR_TIME = "solver.variable={_target_:scoreline.schedules.vp.LinearVP}"
+DEIS = form(f"DEIS-tAB3, linear VP time: deis_tab3/linear_vp_quadratic {LINEAR_TIME}")
 """The default of sample.py for linear VP models, in the same time for all models."""
 
 ALWAYS = (DEIS, form("deis_tab3/time_quadratic"))
@@ -378,6 +376,12 @@ class Comparison:
             [torch.stack([logs(cell.peers[name], True)[s] for s, name in enumerate(best)]) for cell, best in found]
         )
 
+    def best_rows(self) -> list[Row]:
+        """Name and figure of the best peer of each cell by each statistic."""
+        found = zip(self.cells, self.best, self.floor[:, :, 0].exp().tolist(), strict=True)
+        shown = [(cell, zip(STATISTICS, zip(*best, strict=True), strict=True)) for cell, *best in found]
+        return [{"model": cell.model, "nfe": cell.nfe, **dict(best)} for cell, best in shown]
+
     @cached_property
     def fixed(self) -> dict[str, Tensor]:
         """The logarithm of the ratio (cells, 3) of every peer that is possible in all cells."""
@@ -412,16 +416,12 @@ class Comparison:
         """
         full = ratio[:, 0]
         by_model = torch.stack([full[self._is(model=name)].mean() for name in self.models])
-        worst = int(full.argmax())
+        worst = self.cells[int(full.argmax())]
         found = {
             **_mean(ratio),
             "by_model": dict(zip(self.models, by_model.exp().tolist(), strict=True)),
             "by_nfe": {str(nfe): _mean(ratio[self._is(nfe=nfe)]) for nfe in self.budgets},
-            "largest": {
-                "value": float(full.exp().max()),
-                "model": self.cells[worst].model,
-                "nfe": self.cells[worst].nfe,
-            },
+            "largest": {"value": float(full.max().exp()), "model": worst.model, "nfe": worst.nfe},
         }
         if len(self.models) > 1:
             one_each = torch.arange(len(self.models))
@@ -439,21 +439,14 @@ def _mean(ratio: Tensor) -> Row:
 
 
 def compared(cells: Sequence[Cell], forms: Sequence[Form], title: str) -> Row:
-    """Everything about a set of models."""
+    """The figures of candidates and of the best fixed peers, the best peer of each cell, and all fixed peers."""
     found = Comparison(cells)
     base, leaders = found.absolute(DEIS.name), found.leaders()
     names = list(dict.fromkeys([*(each.name for each in forms), *leaders]))
-    best = [
-        {"model": cell.model, "nfe": cell.nfe, **{name: [peer, float(floor[s, 0].exp())] for s, (name, peer) in each}}
-        for cell, floor, each in (
-            (cell, floor, list(enumerate(zip(STATISTICS, peers, strict=True))))
-            for cell, floor, peers in zip(cells, found.floor, found.best, strict=True)
-        )
-    ]
     about = {"set": title, "models": found.models, "nfe": found.budgets, "code_version": code_version()}
     rows = [{**found.row(name, base), "peer": name in leaders} for name in names]
     fixed = {name: each.mean(0).exp().tolist() for name, each in found.fixed.items()}
-    return {**about, "rows": rows, "best_peers": best, "fixed_peers": fixed}
+    return {**about, "rows": rows, "best_peers": found.best_rows(), "fixed_peers": fixed}
 
 
 def accuracy(model: Model, cells: Sequence[Cell]) -> Row:
@@ -575,9 +568,8 @@ def sets_of(text: str) -> dict[str, tuple[str, ...]]:
         return {name: SETS[name] for name in names}
     unknown = set(names) - {*CHOSEN, *REPORTED}
     if unknown:
-        raise InputError(
-            f"--models {','.join(sorted(unknown))}: give chosen, reported or {', '.join(CHOSEN + REPORTED)}"
-        )
+        named = ",".join(sorted(unknown))
+        raise InputError(f"--models {named}: give chosen, reported or some of {', '.join(CHOSEN + REPORTED)}")
     return {"selection": tuple(names)}
 
 

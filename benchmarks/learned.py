@@ -72,7 +72,7 @@ PLANS = {
 
 
 def families_of(checkpoint: Checkpoint, words: Sequence[str] = ()) -> Families:
-    """The solvers and schedules among which calibrate.py calibration=tableau looks for its starts, given these words."""
+    """The solvers and schedules among which calibrate.py calibration=tableau, given these words, looks for starts."""
     from hydra import compose, initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
 
