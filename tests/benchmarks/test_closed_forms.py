@@ -22,9 +22,9 @@ from scoreline.solvers.unipc import UniPC
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 import closed_forms
 import exact_models
-from closed_forms import DEIS, STATISTICS, Cell, Comparison, Model, form
+from closed_forms import DEIS, Cell, Comparison, Model, form
 from few_evaluations import span_of
-from learned import families_of
+from learned import STATISTICS, families_of
 
 PEERS = ("ddim", "deis_tab3", "dpm_solver_2")
 IPNDM = form("ipndm2/linear_vp_quadratic")
@@ -152,7 +152,7 @@ def test_a_network_is_trained_once(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     model = Model(tmp_path, load_model(path), 2)
     assert span_of(model.checkpoint)[0] == pytest.approx(119, rel=0.01)
     assert model.end(DEIS.tables(model.checkpoint, [3])[3]).shape == (2, 1, 8, 8)
-    monkeypatch.setattr(closed_forms.subprocess, "run", lambda *_, **__: pytest.fail("it is trained"))
+    monkeypatch.setattr("subprocess.run", lambda *_, **__: pytest.fail("it is trained"))
     assert closed_forms.locate(tmp_path, "digits_cosine") == path
 
 
