@@ -71,7 +71,17 @@ def main(config: SampleConfig | TableConfig) -> float | None:
         for warning in [] if script.in_sweep() else result["warnings"]:
             print(f"note: {warning}")
         print(run_results.summary(result, out))
+        _print_beside(result)
     return next((metric["value"] for metric in result["metrics"].values()), None)
+
+
+def _print_beside(result: Result) -> None:
+    """Print the command that shows a learned tableau and the best closed form side by side."""
+    learned = result.get("learned")
+    if learned and not script.in_sweep():
+        command = script.command_beside(learned["solver"], learned["schedule"])
+        if command:
+            print(f"both side by side:\n{command}")
 
 
 def _run_table(config: TableConfig) -> None:
