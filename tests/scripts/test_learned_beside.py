@@ -1,4 +1,4 @@
-"""`sample.py solver=learned` beside the best closed form: what the record says of it, and the command that shows both."""
+"""`sample.py solver=learned` compares itself with the best closed form, and prints the command that shows both."""
 
 import json
 import math

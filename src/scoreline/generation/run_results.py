@@ -102,7 +102,7 @@ def summary(result: Result, out: Path) -> str:
     parts += [f"{name} {m['value']:.4g} +- {m['error']:.2g}" for name, m in list(result["metrics"].items())[:1]]
     if learned := result.get("learned"):
         pair = f"{learned['solver']} / {learned['schedule']}"
-        share = f"{learned['ratio']:.2f} +- {learned['error']:.1g}"
+        share = f"{learned['ratio']:.2f} +- {learned['error']:.2g}"
         parts.append(f"{share} of the distance of {pair} from the fine run, on noise that learning held out")
     return f"{', '.join(parts)} -> {out}"
 
