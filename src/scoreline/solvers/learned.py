@@ -1,16 +1,33 @@
 """Tableaus learned for one checkpoint by `calibration=tableau`."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 from torch import Tensor
 
 from scoreline.errors import InputError
-from scoreline.records import load_record
+from scoreline.records import Record, load_record
 from scoreline.schedules.base import Schedule
 from scoreline.schedules.tabulated import SAME
 from scoreline.solvers.tableau import Tableau
+
+
+class HeldOut(NamedTuple):
+    """What a tableau leaves of the best closed form's mean distance from the fine run, on noise that was held out.
+
+    Attributes:
+        solver: the closed form's solver.
+        schedule: its schedule.
+        ratio: the share of its distance.
+        error: at most the standard error of the ratio, since both distances are of the same noise.
+    """
+
+    solver: str
+    schedule: str
+    ratio: float
+    error: float
 
 
 @dataclass(frozen=True)
@@ -25,12 +42,14 @@ class Learned:
 
     Attributes:
         tables: for each budget, levels (K + 1,) and weights (K, K), float64.
+        held_out: for each budget, the comparison with the best closed form; empty for a record without one.
 
     Raises:
         InputError: when called with another budget or range.
     """
 
     tables: dict[int, tuple[Tensor, Tensor]]
+    held_out: dict[int, HeldOut] = field(default_factory=dict)
 
     convergence = 1.0
     own_levels = True
@@ -63,5 +82,24 @@ def load_learned(path: str | Path, checkpoint: str) -> Learned:
     Raises:
         InputError: as `load_record`.
     """
-    values = load_record(path, "tableau", checkpoint, "solver.path").values
-    return Learned({nfe: (values[f"rho_{nfe}"], values[f"N_{nfe}"]) for nfe in values["budgets"].tolist()})
+    record = load_record(path, "tableau", checkpoint, "solver.path")
+    values = record.values
+    tables = {nfe: (values[f"rho_{nfe}"], values[f"N_{nfe}"]) for nfe in values["budgets"].tolist()}
+    return Learned(tables, _held_out(record))
+
+
+COMPARED = ("start", "start_error", "learned", "learned_error")
+"""Distances of the best closed forms and of the tableaus on held-out seeds, and their errors."""
+
+
+def _held_out(record: Record) -> dict[int, HeldOut]:
+    """Return the comparisons of a record, none where a number is missing."""
+    starts, values = record.provenance.get("starts", []), record.values
+    if not set(COMPARED) <= set(values) or len(starts) != len(values["budgets"]):
+        return {}
+    columns = [values[name].tolist() for name in ("budgets", *COMPARED)]
+    return {
+        nfe: HeldOut(solver, schedule, learned / start, math.hypot(error, learned / start * start_error) / start)
+        for nfe, start, start_error, learned, error, (solver, schedule) in zip(*columns, starts, strict=True)
+        if start > 0 and all(map(math.isfinite, (start, start_error, learned, error)))
+    }
