@@ -128,7 +128,7 @@ MOST_SAMPLES = 1000
 FIRST_SEED = 500_000
 BUDGETS = (5, 8, 10, 15, 20)
 STEPS = ("time_uniform", "time_quadratic", "karras", "log_snr", "nsr_log")
-RECORDS = ("auto", "learned", "deis_sn", "deis_sn_published")
+RECORDS = ("auto", "learned", "deis_sn", "deis_sn_published", "velocity_sn", "dpm_solver_v3")
 """Files of conf/solver that need a record of the checkpoint, hence are no peers."""
 
 POINT = 1e-9

@@ -80,7 +80,7 @@ def families_of(checkpoint: Checkpoint, words: Sequence[str] = ()) -> Families:
     run_names.register_resolvers()
     with initialize_config_dir(str(conf_folder.conf_dir()), version_base="1.3"):
         cfg = compose("calibrate", ["calibration=tableau", f"checkpoint={checkpoint.path}", *words])
-        found = families(with_model(cfg, checkpoint), checkpoint.path)
+        found = families(with_model(cfg, checkpoint), checkpoint)
     return Families(found["solver"], found["schedule"])
 
 
