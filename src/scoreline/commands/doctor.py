@@ -24,11 +24,12 @@ from typing import Any
 
 import torch
 
+from scoreline.calibration.data_deviation import IMAGES, NFE
 from scoreline.checkpoints import Checkpoint
 from scoreline.config import compose, explain
 from scoreline.config.compose import build_object
 from scoreline.config.conf_folder import SCRIPTS
-from scoreline.config.model_source import read_source, with_model, with_sigma_data
+from scoreline.config.model_source import known_sigma_data, lacks_sigma_data, read_source, with_model
 from scoreline.config.script import apply, guide, match_data, sigma_range
 from scoreline.denoiser import Denoiser, Denoising
 from scoreline.doctor import environment
@@ -46,6 +47,9 @@ from scoreline.storage.files import cache_folder
 from scoreline.values import parse_seeds, real_number, whole_number
 
 QUICK = "--quick"
+
+ANY_DEVIATION = 0.5
+"""Stands for a `sigma_data` that is still to be measured; no time or size depends on it."""
 
 HALF = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 
@@ -138,7 +142,10 @@ def sampling(script: str, cfg: Any, timed: torch.device | None, device: torch.de
         text = "no forecast before the checkpoint is here and imported"
         yield Finding("warn", "forecast", f"checkpoint={cfg.checkpoint}: {text}")
         return
-    cfg = with_sigma_data(with_model(cfg, checkpoint), checkpoint)
+    known = known_sigma_data(checkpoint)
+    if lacks_sigma_data(cfg) and known is None:
+        yield Finding("ok", "sigma_data", f"null: the first start measures it by {NFE * IMAGES} evaluations")
+    cfg = with_model(cfg, checkpoint, sigma_data=cfg.sigma_data or known or ANY_DEVIATION)
     job = sample_job(script, cfg, checkpoint)
     yield job.network()
     if script == "sample":

@@ -21,7 +21,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from scoreline.config import catalogue, validate
-from scoreline.config.conf_folder import conf_dir, own_folder, quote, refuse_lost_choices, use_own_folder
+from scoreline.config.conf_folder import conf_dir, files, own_folder, quote, refuse_lost_choices, use_own_folder
 from scoreline.config.explain import explain
 from scoreline.config.launch import run as run_as_group
 from scoreline.config.moved_names import current
@@ -197,6 +197,33 @@ def command_of_this_job(out: Path) -> list[str]:
     """Return the command that starts a further process of this job: the same choices and directory, no sweep."""
     own = [f"hydra.run.dir={quote(str(out))}", "hydra.mode=RUN"]
     return [sys.executable, os.environ[SCRIPT], *map(str, HydraConfig.get().overrides.task), *own]
+
+
+def command_beside(solver: str, schedule: str) -> str | None:
+    """Return the commands that sample this job's seeds by its own solver and by another, for a shell.
+
+    It is one sweep, or two lines where keys of the solver were given, which the other may lack.
+
+    Args:
+        solver: the name of the other solver, from an untrusted file.
+        schedule: its schedule.
+
+    Returns:
+        the lines; None if there is no such solver or schedule.
+    """
+    if solver not in files("solver") or schedule not in files("schedule"):
+        return None
+    words = [str(word) for word in HydraConfig.get().overrides.task]
+    keys = {word: word.lstrip("+~").partition("=")[0] for word in words}
+    shared = [word for word in words if not re.match(r"(solver|schedule)(\.|$)", keys[word])]
+    folder = own_folder()
+    python = ["python", "sample.py", *([f"--config-dir={folder}"] if folder else [])]
+    if any(key.startswith("solver.") for key in keys.values()):
+        other = [*python, f"solver={solver}", f"schedule={schedule}", *shared]
+        return f"{shlex.join([*python, *words])}\n{shlex.join(other)}"
+    return shlex.join(
+        [*python, "-m", f"solver={choices('solver')['solver']},{solver}", f"schedule={schedule}", *shared]
+    )
 
 
 def provenance(cfg: DictConfig) -> dict[str, Any]:

@@ -2,18 +2,35 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from scoreline.errors import InputError
-from scoreline.records import load_record
+from scoreline.records import Record, load_record
 from scoreline.schedules.base import Schedule
 from scoreline.schedules.tabulated import SAME
 from scoreline.solvers.frames import NOISE, Velocity
 from scoreline.solvers.tableau import Tableau
+
+
+class HeldOut(NamedTuple):
+    """What a tableau leaves of the best closed form's mean distance from the fine run, on noise that was held out.
+
+    Attributes:
+        solver: the closed form's solver.
+        schedule: its schedule.
+        ratio: the share of its distance.
+        error: at most the standard error of the ratio, since both distances are of the same noise.
+    """
+
+    solver: str
+    schedule: str
+    ratio: float
+    error: float
 
 
 @dataclass(frozen=True)
@@ -28,12 +45,14 @@ class Learned:
 
     Attributes:
         tableaus: by budget.
+        held_out: for each budget, the comparison with the best closed form; empty for a record without one.
 
     Raises:
         InputError: when called with another budget or range.
     """
 
     tableaus: dict[int, Tableau]
+    held_out: dict[int, HeldOut] = field(default_factory=dict)
 
     convergence = 1.0
     own_levels = True
@@ -67,11 +86,13 @@ def load_learned(path: str | Path, checkpoint: str) -> Learned:
     Raises:
         InputError: as `load_record`.
     """
-    values = load_record(path, "tableau", checkpoint, "solver.path").values
+    record = load_record(path, "tableau", checkpoint, "solver.path")
+    values = record.values
     try:
-        return Learned({nfe: tableau_in(values, nfe) for nfe in values["budgets"].tolist()})
+        tableaus = {nfe: tableau_in(values, nfe) for nfe in values["budgets"].tolist()}
     except ValueError as error:
         raise InputError(f"solver.path={path}: not a record of tableaus ({error})") from error
+    return Learned(tableaus, _held_out(record))
 
 
 TENSORS = ("rho", "N", "query", "sigma_data", "start")
@@ -105,3 +126,20 @@ def tensors_of(tableau: Tableau) -> dict[str, Tensor]:
     if isinstance(frame, Velocity):
         tensors["sigma_data"] = torch.tensor([frame.sigma_data], dtype=torch.float64)
     return {f"{name}_{tableau.nfe}": value for name, value in tensors.items()}
+
+
+COMPARED = ("start", "start_error", "learned", "learned_error")
+"""Distances of the best closed forms and of the tableaus on held-out seeds, and their errors."""
+
+
+def _held_out(record: Record) -> dict[int, HeldOut]:
+    """Return the comparisons of a record, none where a number is missing."""
+    starts, values = record.provenance.get("starts", []), record.values
+    if not set(COMPARED) <= set(values) or len(starts) != len(values["budgets"]):
+        return {}
+    columns = [values[name].tolist() for name in ("budgets", *COMPARED)]
+    return {
+        nfe: HeldOut(solver, schedule, learned / start, math.hypot(error, learned / start * start_error) / start)
+        for nfe, start, start_error, learned, error, (solver, schedule) in zip(*columns, starts, strict=True)
+        if start > 0 and all(map(math.isfinite, (start, start_error, learned, error)))
+    }

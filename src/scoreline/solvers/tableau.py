@@ -86,9 +86,8 @@ class Tableau:
         off = (self.in_frame()[0].sum(1) - 1).abs()
         clean = (self.rho[1:] == 0) & ((self.S.sum(1) - 1).abs() <= 1e-9)
         if bool((~clean & (off > 1e-9)).any()):
-            raise ValueError(
-                f"the rows of S must sum to one in the frame {type(self.frame).__name__}, or a run would not keep a constant"
-            )
+            frame = type(self.frame).__name__
+            raise ValueError(f"the rows of S must sum to one in the frame {frame}, or a run would not keep a constant")
 
     @classmethod
     def single_term(cls, rho: Tensor, W: Tensor, frame: Frame = NOISE, query: Tensor | None = None) -> "Tableau":

@@ -26,7 +26,8 @@ class Curve:
         family_K(M_K theta),    (M_K theta)_i = sum_p hat_p(t_i) (a_p + b_p 5 / K),
 
     with t = (k + 1/2) / K for the gap and the weights of row k, k / K for query level k, K here the number of rows, and
-    curves apart for gaps, query levels and the weights of each lag k - j. Use this where one learning has to serve every budget.
+    curves apart for gaps, query levels and the weights of each lag k - j. Use this where one learning has to serve
+    every budget.
 
     Attributes:
         families: by their number of calls.
