@@ -43,6 +43,7 @@ class Learned:
     Attributes:
         tables: for each budget, levels (K + 1,) and weights (K, K), float64.
         held_out: for each budget, the comparison with the best closed form; empty for a record without one.
+        guidance: the guidance of the model that it was learned for, with its options; None for a record of before 0.10.
 
     Raises:
         InputError: when called with another budget or range.
@@ -50,6 +51,7 @@ class Learned:
 
     tables: dict[int, tuple[Tensor, Tensor]]
     held_out: dict[int, HeldOut] = field(default_factory=dict)
+    guidance: str | None = None
 
     convergence = 1.0
     own_levels = True
@@ -85,7 +87,7 @@ def load_learned(path: str | Path, checkpoint: str) -> Learned:
     record = load_record(path, "tableau", checkpoint, "solver.path")
     values = record.values
     tables = {nfe: (values[f"rho_{nfe}"], values[f"N_{nfe}"]) for nfe in values["budgets"].tolist()}
-    return Learned(tables, _held_out(record))
+    return Learned(tables, _held_out(record), record.provenance.get("guidance"))
 
 
 COMPARED = ("start", "start_error", "learned", "learned_error")
