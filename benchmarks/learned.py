@@ -71,16 +71,16 @@ PLANS = {
 """In the plane descents from different starts end in different places, so three of them go on."""
 
 
-def families_of(checkpoint: Checkpoint) -> Families:
-    """The solvers and schedules among which calibrate.py calibration=tableau looks for its starts."""
+def families_of(checkpoint: Checkpoint, words: Sequence[str] = ()) -> Families:
+    """The solvers and schedules among which calibrate.py calibration=tableau, given these words, looks for starts."""
     from hydra import compose, initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
 
     GlobalHydra.instance().clear()
     run_names.register_resolvers()
     with initialize_config_dir(str(conf_folder.conf_dir()), version_base="1.3"):
-        cfg = compose("calibrate", ["calibration=tableau", f"checkpoint={checkpoint.path}"])
-        found = families(with_model(cfg, checkpoint), checkpoint.path)
+        cfg = compose("calibrate", ["calibration=tableau", f"checkpoint={checkpoint.path}", *words])
+        found = families(with_model(cfg, checkpoint), checkpoint)
     return Families(found["solver"], found["schedule"])
 
 

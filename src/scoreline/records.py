@@ -58,6 +58,8 @@ RECORDS: dict[str, dict[str, Values]] = {
         "standard_error": ERROR,
         "mean_abs_eps_by_channel": BY_CHANNEL,
         "standard_error_by_channel": BY_CHANNEL,
+        "second_moments": Values(("K", 3), optional=True),
+        "second_moments_covariance": Values(("K", 3, 3), optional=True),
     },
     "score_optimal": {
         "rho": MAP,
