@@ -76,6 +76,7 @@ def of_sample(checkpoint: Checkpoint, *overrides: str) -> DictConfig:
     cfg = composed("sample", *overrides)
     cfg.model, cfg.digest = checkpoint.card.model, checkpoint.digest
     cfg.record = str(run_names.record_beside(checkpoint.path, "score_norm"))
+    cfg.sigma_data = 0.54
     return cfg
 
 
@@ -182,6 +183,7 @@ def formulas() -> Numbers:
 
 
 RUNS = {
+    "velocity_ab3": ("solver=velocity_ab3", "schedule=linear_vp_few"),
     "deis_tab3": ("solver=deis_tab3", "schedule=time_quadratic"),
     "heun": ("solver=heun", "schedule=karras", "final=denoise"),
     "dpmpp_2m_sde": ("solver=dpmpp_2m_sde", "schedule=log_snr"),
