@@ -206,7 +206,7 @@ def _measured_sigma_data(checkpoint: "Checkpoint") -> float:
     with ImageProgress(IMAGES, "measuring sigma_data", enabled=distributed.current().first) as progress:
 
         def denoise(x: "Tensor", sigma: "Tensor", **condition: "Tensor") -> "Tensor":
-            estimate = denoiser(x, sigma, **condition)
+            estimate: Tensor = denoiser(x, sigma, **condition)
             progress.update(len(x) / NFE)
             return estimate
 
