@@ -185,7 +185,7 @@ def form(text: str) -> Form:
 
 LINEAR_TIME = "solver.variable={_target_:scoreline.schedules.vp.LinearVP}"
 DEIS = form(f"DEIS-tAB3, linear VP time: deis_tab3/linear_vp_quadratic {LINEAR_TIME}")
-"""The default of sample.py for linear VP models, in the same time for all models."""
+"""The default of sample.py before version 0.10 for linear VP models, in the same time for all models."""
 
 ALWAYS = (DEIS, form("deis_tab3/time_quadratic"))
 

@@ -36,7 +36,7 @@ PAIR = ListOf(NAME, 2, 2)
 SPAN = ListOf(Number(0, 1e30), 2, 2)
 PROVENANCE: dict[str, Rule] = {
     "search": Object({"candidates": ListOf(ListOf(ListOf(PAIR, 1), 1), 1), "span": SPAN}, Anything()),
-    "tableau": Object(others=Anything(), optional={"starts": ListOf(PAIR, 1)}),
+    "tableau": Object(others=Anything(), optional={"starts": ListOf(PAIR, 1), "guidance": Text()}),
 }
 """Keys of a record's provenance that readers rely on, beside `checkpoint`; others are only shown."""
 

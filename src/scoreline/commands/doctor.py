@@ -30,7 +30,7 @@ from scoreline.config import compose, explain
 from scoreline.config.compose import build_object
 from scoreline.config.conf_folder import SCRIPTS
 from scoreline.config.model_source import known_sigma_data, lacks_sigma_data, read_source, with_model
-from scoreline.config.script import apply, guide, match_data, sigma_range
+from scoreline.config.script import apply, guided, match_data, refuse_other_guidance, sigma_range
 from scoreline.denoiser import Denoiser, Denoising
 from scoreline.doctor import environment
 from scoreline.doctor.assets import assets, dataset
@@ -186,12 +186,14 @@ def sample_job(script: str, cfg: Any, checkpoint: Checkpoint) -> SampleJob:
         network_batch = None if own is None else whole_number("network_batch", own)
     labelled = plan_labels(cfg.labels, seeds, card.num_classes) is not None
     span = sigma_range(cfg, checkpoint.noise_schedule)
-    denoiser: Denoising = checkpoint.denoiser
+    denoiser: Denoising = guided(cfg, checkpoint)
     if script == "sample":
         check_format(cfg.format, card.shape)
         cfg, _ = compose.follow_recommendation(cfg, checkpoint, span, nfe - (final == "denoise"))
-        denoiser = apply(cfg.threshold, apply(cfg.guidance, checkpoint, **guide(cfg)))
-    run = build(build_object(cfg.solver), build_object(cfg.schedule), span, nfe, final)
+        denoiser = apply(cfg.threshold, denoiser)
+    solver = build_object(cfg.solver)
+    refuse_other_guidance(cfg, solver)
+    run = build(solver, build_object(cfg.schedule), span, nfe, final)
     pieces = -(-len(seeds) // (network_batch or batch_size))
     threads = min(pieces, threads_of(cfg.threads)) if script == "sample" else 1
     sizes = len(seeds), batch_size, network_batch

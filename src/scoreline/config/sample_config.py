@@ -199,6 +199,7 @@ def _components(cfg: DictConfig, identity: str, checkpoint: "Checkpoint") -> Sam
     span = script.sigma_range(cfg, checkpoint.noise_schedule)
     cfg, recommended = follow_recommendation(cfg, checkpoint, span, cfg.nfe - (cfg.final == "denoise"))
     solver = build_object(cfg.solver)
+    script.refuse_other_guidance(cfg, solver)
     names: dict[str, Any] = script.choices("solver", "schedule")
     if recommended is not None:
         names |= {"schedule": "its own", "recommended": " / ".join(recommended)}
@@ -211,7 +212,7 @@ def _components(cfg: DictConfig, identity: str, checkpoint: "Checkpoint") -> Sam
         solver=solver,
         schedule=build_object(cfg.schedule),
         span=span,
-        denoiser=script.apply(cfg.threshold, script.apply(cfg.guidance, checkpoint, **script.guide(cfg))),
+        denoiser=script.apply(cfg.threshold, script.guided(cfg, checkpoint)),
         metrics=build_object(cfg.metrics),
         recommended=recommended,
         choices={**names, **script.settings(cfg, "guidance", "threshold"), **deviation, **learned},

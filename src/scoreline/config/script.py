@@ -28,7 +28,7 @@ from scoreline.config.moved_names import current
 from scoreline.config.run_directory import ERROR_LOG, give_up, output_dir, release
 from scoreline.config.run_names import model_path, register_resolvers, run_sha256
 from scoreline.descriptions.annotations import refuse_wrong_types
-from scoreline.errors import InputError, did_you_mean
+from scoreline.errors import InputError, did_you_mean, printable
 from scoreline.runtime import startup
 from scoreline.storage.files import code_version, sha256, write_atomically
 
@@ -186,6 +186,30 @@ def guide(cfg: DictConfig) -> dict[str, str]:
     """
     path = OmegaConf.select(cfg, "guidance.checkpoint", throw_on_missing=True)
     return {} if path is None else {"checkpoint": str(model_path(str(path)))}
+
+
+def guided(cfg: DictConfig, checkpoint: Any) -> Any:
+    """Return the denoiser of a checkpoint under the guidance of a config."""
+    return checkpoint.denoiser if cfg.guidance is None else apply(cfg.guidance, checkpoint, **guide(cfg))
+
+
+def guidance(cfg: DictConfig) -> str:
+    """Return the guidance of a config with its options, as `settings` does; `none` for null."""
+    return "none" if cfg.guidance is None else settings(cfg, "guidance")["guidance"]
+
+
+def refuse_other_guidance(cfg: DictConfig, solver: Any) -> None:
+    """Refuse a solver that was learned under another guidance; one that does not say serves any.
+
+    Raises:
+        InputError: naming both.
+    """
+    learned, own = getattr(solver, "guidance", None), guidance(cfg)
+    if learned not in (None, own):
+        raise InputError(
+            f"guidance={own}: this tableau was learned with guidance={printable(str(learned))}; sample with that, or "
+            "learn another with: python calibrate.py calibration=tableau guidance=.. checkpoint=..."
+        )
 
 
 def apply(node: DictConfig, *arguments: Any, **options: Any) -> Any:

@@ -46,6 +46,7 @@ class Learned:
     Attributes:
         tableaus: by budget.
         held_out: for each budget, the comparison with the best closed form; empty for a record without one.
+        guidance: the guidance of the model that it was learned for, with its options; None for a record of before 0.10.
 
     Raises:
         InputError: when called with another budget or range.
@@ -53,6 +54,7 @@ class Learned:
 
     tableaus: dict[int, Tableau]
     held_out: dict[int, HeldOut] = field(default_factory=dict)
+    guidance: str | None = None
 
     convergence = 1.0
     own_levels = True
@@ -92,7 +94,7 @@ def load_learned(path: str | Path, checkpoint: str) -> Learned:
         tableaus = {nfe: tableau_in(values, nfe) for nfe in values["budgets"].tolist()}
     except ValueError as error:
         raise InputError(f"solver.path={path}: not a record of tableaus ({error})") from error
-    return Learned(tableaus, _held_out(record))
+    return Learned(tableaus, _held_out(record), record.provenance.get("guidance"))
 
 
 TENSORS = ("rho", "N", "query", "sigma_data", "start")
