@@ -371,6 +371,12 @@ VALUES_REFUSED = {
     "table": ("tableau", changed("tableau", N_5=...), "it has no tensor N_5"),
     "upper": ("tableau", changed("tableau", N_5=of("tableau", "N_5").T + 1), "N_5 has values above its diagonal"),
     "nodes": ("tableau", changed("tableau", rho_5=of("tableau", "rho_6")), "tensor rho_5 has shape [7], not (6)"),
+    "query": ("tableau", changed("tableau", query_5=-of("tableau", "rho_5")[:-1]), "query_5 has a value that is no"),
+    "frame": (
+        "tableau",
+        changed("tableau", sigma_data_5=of("tableau", "rho_5")),
+        "sigma_data_5 has shape [6]",
+    ),
     "rising nodes": ("tableau", changed("tableau", rho_5=of("tableau", "rho_5").flip(0)), "does not strictly decrease"),
     "distances": ("search", changed("search", mean=of("search", "mean") * math.nan), "candidates have no distance"),
     "repeated": ("search", changed("search", budgets=torch.full((6,), 5)), "6 candidates for 6 budgets"),

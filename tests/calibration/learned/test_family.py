@@ -46,7 +46,7 @@ def test_every_member_keeps_ends_order_and_invariant(name: str, seed: int, size:
     assert torch.equal(there.rho[[0, -1]], table.rho[[0, -1]])
     assert bool((there.rho.diff() < 0).all())
     assert there.nfe == len(there.B) == table.nfe
-    assert float(there.query_levels[0]) == float(table.rho[0])
+    assert float(there.query_levels.max()) <= float(table.rho[0])
     if name != "deis_sn":  # which is exact for constant eps / w
         plain = Family(table, of.theory, Free(query=False, history=history, rows="bound"), 0.7)
         assert plain(parameters(plain, seed, size)).residual < 1e-11
@@ -107,11 +107,11 @@ def test_derivatives_are_those_of_central_differences(name: str, rows: str) -> N
 @pytest.mark.parametrize(
     ("free", "sizes"),
     [
-        ({}, (6, 5, 21)),
-        ({"rows": "bound"}, (6, 5, 15)),
-        ({"history": 2}, (6, 5, 11)),
-        ({"history": 2, "rows": "bound"}, (6, 5, 5)),
-        ({"nodes": False}, (0, 5, 21)),
+        ({}, (6, 6, 21)),
+        ({"rows": "bound"}, (6, 6, 15)),
+        ({"history": 2}, (6, 6, 11)),
+        ({"history": 2, "rows": "bound"}, (6, 6, 5)),
+        ({"nodes": False}, (0, 6, 21)),
         ({"query": False, "weights": False}, (6, 0, 0)),
     ],
 )
@@ -128,8 +128,8 @@ def test_parts_that_are_free_have_parameters(free: dict[str, object], sizes: tup
 
 
 def test_one_call_has_no_levels_to_learn() -> None:
-    assert family("velocity", 1).sizes == (0, 0, 1)
-    assert family("velocity", 1, rows="bound").size == 0
+    assert family("velocity", 1).sizes == (0, 1, 1)
+    assert family("velocity", 1, rows="bound", query=False).size == 0
 
 
 def test_levels_that_coincide_are_refused() -> None:

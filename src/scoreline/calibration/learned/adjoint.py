@@ -53,7 +53,7 @@ def slope(eps: LevelEps, x: Tensor, tableau: Tableau, loss: EndLoss, memory: flo
         estimates.append(calls(k, states[k]) if tableau.calls[k] else torch.zeros_like(x))
         states.append(_sum(S[k], states) + _sum(N[k], estimates))
     values, left = _end(loss, states.pop())
-    by_state, by_estimate = list[Tensor | float]([0.0] * K), list[Tensor | float]([0.0] * K)
+    by_state, by_estimate = [torch.zeros_like(x)] * K, [torch.zeros_like(x)] * K
     by_S, by_N = torch.zeros(2, len(x), K, K, dtype=torch.float64)
     by_query = torch.zeros(len(x), K, dtype=torch.float64)
     for k in range(K - 1, -1, -1):  # `left` is l_{k+1}
@@ -99,9 +99,9 @@ class _Calls:
             level = self.query[k].expand(len(x)).to(x.device, copy=True).requires_grad_()
             return x, level, self.eps(x, level)
 
-    def vector_jacobian(self, k: int, x: Tensor, m: Tensor | float) -> tuple[Tensor, Tensor]:
+    def vector_jacobian(self, k: int, x: Tensor, m: Tensor) -> tuple[Tensor, Tensor]:
         """Return (d eps / dx)^T m and <m, d eps / dq> of every image."""
-        x, level, estimate = self.kept.pop(k, None) or self._graph(k, x)
+        x, level, estimate = self.kept.pop(k) if k in self.kept else self._graph(k, x)
         by_x, by_level = torch.autograd.grad(estimate, (x, level), m, materialize_grads=True)
         return by_x, by_level.cpu()
 
@@ -114,9 +114,11 @@ def _end(loss: EndLoss, x: Tensor) -> tuple[Tensor, Tensor]:
     return values.detach().double().cpu(), left
 
 
-def _sum(weights: Tensor, parts: list[Tensor]) -> Tensor | float:
-    terms = [float(weight) * part for weight, part in zip(weights, parts, strict=False) if weight]
-    return sum(terms[1:], terms[0]) if terms else 0.0
+def _sum(weights: Tensor, parts: list[Tensor]) -> Tensor:
+    total = torch.zeros_like(parts[0])
+    for weight, part in zip(weights.tolist(), parts, strict=False):
+        total = total + weight * part if weight else total
+    return total
 
 
 def _dot(left: Tensor, right: Tensor) -> Tensor:

@@ -54,11 +54,11 @@ def _matrix(family: Family) -> Tensor:
     count, (gaps, query, weights) = len(family.start.B), family.sizes
     row, column = family.places
     middle = (torch.arange(count, dtype=torch.float64) + 0.5) / count
-    inner = torch.arange(1, count, dtype=torch.float64) / count
+    first = torch.arange(count, dtype=torch.float64) / count
     lag = row - column
     blocks = [
         _rows(middle[:gaps], torch.zeros(gaps, dtype=torch.int64)),
-        _rows(inner[:query], torch.ones(query, dtype=torch.int64)),
+        _rows(first[count - query :], torch.ones(query, dtype=torch.int64)),
         _rows(middle[row][:weights], 2 + lag[:weights].clamp(max=LAGS - 1)) * (lag[:weights, None] < LAGS),
     ]
     hats = torch.cat(blocks)

@@ -112,7 +112,8 @@ class _Moments:
         )
         values, vectors = torch.linalg.eigh(second)
         values = values.clamp(min=DAMPING * float(values[-1]))
-        return vectors @ ((vectors.T @ first) / values.sqrt().clamp(min=torch.finfo(values.dtype).tiny))
+        direction: Tensor = vectors @ ((vectors.T @ first) / values.sqrt().clamp(min=torch.finfo(values.dtype).tiny))
+        return direction
 
 
 def gradients(group: SeedGroup, tableaus: Tableaus, theta: Tensor, plan: Plan, target: SoftTarget) -> Tensor:
@@ -135,9 +136,9 @@ def gradients(group: SeedGroup, tableaus: Tableaus, theta: Tensor, plan: Plan, t
     rows, shares = [], torch.arange(len(slopes[0])).chunk(SHARES)
     for share in shares:
         # the chain rule: from derivatives by S, N and q to derivatives by theta
-        total = sum((part * by[share].sum(0)).sum() for part, by in zip(parts, slopes, strict=True))
-        total = total * len(shares) / len(slopes[0])
-        rows.append(torch.autograd.grad(total, theta, retain_graph=True)[0])  # type: ignore[arg-type]
+        sums = [(part * by[share].sum(0)).sum() for part, by in zip(parts, slopes, strict=True)]
+        total = torch.stack(sums).sum() * len(shares) / len(slopes[0])
+        rows.append(torch.autograd.grad(total, theta, retain_graph=True)[0])
     if not bool(torch.stack(rows).isfinite().all()):
         raise ValueError("a run of these images diverges")
     return torch.stack(rows)

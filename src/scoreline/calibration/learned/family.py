@@ -31,7 +31,7 @@ class Free:
 
     Attributes:
         nodes: the inner levels rho_1 .. rho_{K-1}.
-        query: the levels q_1 .. q_{K-1} that the network is given, apart from those of the states.
+        query: the levels q_0 .. q_{K-1} that the network is given, apart from those of the states.
         weights: the weights of the slopes.
         history: number of latest slopes whose weights in a row are learned; None is all of them.
         rows: `free`, or `bound`: the newest weight of a row makes up for the others, so that the sum of the row's
@@ -111,11 +111,12 @@ class Family:
     """Tableaus y_{k+1} = y_k + sum_{j<=k} W_kj F(x_j, q_j) around a closed form, in its frame (`Tableau.single_term`):
 
         gaps of arctan(rho / s) = their softmax, that of the start times exp(theta_gap),
-        q_k = rho_k exp(theta_query),    W_kj = theory(rho)_kj + unit_kj theta_weight,
+        q_k = min(rho_k exp(theta_query), rho_0),    W_kj = theory(rho)_kj + unit_kj theta_weight,
 
-    with the ends, the number of calls and the first query level of the start, and unit_kj the start's step in the
-    frame's coordinate, in units of G_j. theta = 0 is the start. `theory` is recomputed as the levels move. Where the
-    start makes no call at its first level, no member does, and the level of the first call is learned.
+    with the ends and the number of calls of the start, and unit_kj the start's step in the frame's coordinate, in units
+    of G_j. No network is asked beyond rho_0, where a process may end. theta = 0 is the start. `theory` is recomputed as
+    the levels move. Where the start makes no call at its first level, no member does, and the level of the first call
+    is learned.
 
     Attributes:
         start: a tableau with one row a call (`Tableau.unrolled`) and strictly decreasing levels.
@@ -138,9 +139,8 @@ class Family:
     def sizes(self) -> tuple[int, int, int]:
         """Number of gaps, query levels and weights among the parameters, which is their order."""
         rows = len(self.start.B)
-        inner = rows - 1
-        gaps = rows if self.free.nodes and inner else 0
-        return gaps, inner * self.free.query, len(self.places[0]) * self.free.weights
+        gaps = rows if self.free.nodes and rows > 1 else 0
+        return gaps, self.start.nfe * self.free.query, len(self.places[0]) * self.free.weights
 
     def __call__(self, theta: Tensor) -> Tableau:
         """Return the tableau at theta (size,) float64, whose S, N and query are differentiable in theta.
@@ -148,11 +148,12 @@ class Family:
         Raises:
             ValueError: for levels that coincide, or weights that overflow.
         """
-        gaps, query, weights = theta.split(self.sizes)
+        gaps, query, weights = torch.split(theta, list(self.sizes))
         rho = self._levels(gaps)
         W = self._weights(rho) + self._correction(weights)
-        offsets = torch.cat([query.new_zeros(1), query])
-        return Tableau.single_term(rho, W, self.start.frame, rho[:-1] * offsets.exp() if len(query) else None)
+        offsets = torch.cat([query.new_zeros(len(W) - len(query)), query])  # none where the first state has no call
+        levels = (rho[:-1] * offsets.exp()).clamp(max=float(rho[0].detach())) if len(query) else None
+        return Tableau.single_term(rho, W, self.start.frame, levels)
 
     def _levels(self, gaps: Tensor) -> Tensor:
         rho = self.start.rho
@@ -164,7 +165,7 @@ class Family:
         return torch.cat([rho[:1], inner, rho[-1:]])
 
     def _weights(self, rho: Tensor) -> Tensor:
-        return _Moving.apply(rho, self.theory) if rho.requires_grad else self.theory(rho)  # type: ignore[no-any-return]
+        return _Moving.apply(rho, self.theory) if rho.requires_grad else self.theory(rho)  # type: ignore[no-untyped-call]
 
     def _correction(self, weights: Tensor) -> Tensor:
         count = len(self.start.B)

@@ -34,6 +34,9 @@ from scoreline.values import is_number, is_whole
 RANKED_ON = 64
 """Images that rank the closed forms: their order matters less than that the first ones are good."""
 
+SHORT = 5
+"""NFE up to which the rate holds; beyond, it falls as 1 / NFE, since closed forms are ever nearer to the best."""
+
 TRIALS = 0.2
 """Share of the evaluations that goes to short trials of all starts, where there are several."""
 
@@ -100,7 +103,7 @@ class LearnedTableau:
         evaluations: calls, with their derivatives, that the steps of a budget take: images of a step times its NFE,
             summed over the steps.
         batch: images of each step, in turns.
-        rate: largest rate of the steps.
+        rate: largest rate of the steps, up to NFE 5; beyond, it falls as 1 / NFE.
         memory: gigabytes of activations that a step may keep instead of repeating calls.
 
     Source: the idea of learning such coefficients is that of Shaul et al. (2024), Bespoke Non-Stationary Solvers,
@@ -183,7 +186,14 @@ class LearnedTableau:
     def _plan(self, share: float, nfe: float) -> Plan:
         """Return the plan that spends a share of the evaluations on tableaus of so many calls."""
         steps = max(1, round(share * self.evaluations / (self.batch * nfe)))
-        return Plan(steps, self.batch, self.rate, self.loss or distance, self.memory * GIGABYTE, self.radius)
+        return Plan(
+            steps,
+            self.batch,
+            self.rate * SHORT / max(SHORT, nfe),
+            self.loss or distance,
+            self.memory * GIGABYTE,
+            self.radius,
+        )
 
     def _apart(
         self, groups: Groups, pools: dict[int, list[Candidate]], costs: list[float], count: _EvaluationProgress
