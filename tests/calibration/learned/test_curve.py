@@ -30,7 +30,7 @@ def test_parameters_of_a_budget_lie_on_the_curves() -> None:
         level, fading = zeros(of.size), zeros(of.size)
         level[:half], fading[half:] = 1.0, 1.0
         row, column = of.families[nfe].places
-        within = torch.cat([torch.ones(2 * nfe), (row - column < LAGS).double()]).double()
+        within = torch.cat([torch.ones(2 * nfe), (row - column < LAGS).double(), torch.ones(1)]).double()
         torch.testing.assert_close(of.parameters(level, nfe), within)
         torch.testing.assert_close(of.parameters(fading, nfe), within * 5 / nfe)
 

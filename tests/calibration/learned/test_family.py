@@ -107,12 +107,12 @@ def test_derivatives_are_those_of_central_differences(name: str, rows: str) -> N
 @pytest.mark.parametrize(
     ("free", "sizes"),
     [
-        ({}, (6, 6, 21)),
-        ({"rows": "bound"}, (6, 6, 15)),
-        ({"history": 2}, (6, 6, 11)),
-        ({"history": 2, "rows": "bound"}, (6, 6, 5)),
-        ({"nodes": False}, (0, 6, 21)),
-        ({"query": False, "weights": False}, (6, 0, 0)),
+        ({}, (6, 6, 21, 1)),
+        ({"rows": "bound"}, (6, 6, 15, 1)),
+        ({"history": 2}, (6, 6, 11, 1)),
+        ({"history": 2, "rows": "bound"}, (6, 6, 5, 1)),
+        ({"nodes": False}, (0, 6, 21, 1)),
+        ({"query": False, "weights": False}, (6, 0, 0, 0)),
     ],
 )
 def test_parts_that_are_free_have_parameters(free: dict[str, object], sizes: tuple[int, ...]) -> None:
@@ -121,6 +121,7 @@ def test_parts_that_are_free_have_parameters(free: dict[str, object], sizes: tup
     moved, table = of(parameters(of)), start("velocity")
     assert torch.equal(moved.rho, table.rho) == (not sizes[0])
     assert (moved.query is None) == (not sizes[1])
+    assert (moved.frame == table.frame) == (not sizes[3])
     correction = moved.in_frame()[1] - of.theory(moved.rho.detach())
     row, column = (correction.abs() > 1e-9).nonzero(as_tuple=True)
     assert len(row) == {0: 0, 21: 21, 15: 20, 11: 11, 5: 10}[sizes[2]]
@@ -128,8 +129,8 @@ def test_parts_that_are_free_have_parameters(free: dict[str, object], sizes: tup
 
 
 def test_one_call_has_no_levels_to_learn() -> None:
-    assert family("velocity", 1).sizes == (0, 1, 1)
-    assert family("velocity", 1, rows="bound", query=False).size == 0
+    assert family("velocity", 1).sizes == (0, 1, 1, 1)
+    assert family("deis_tab3", 1, rows="bound", query=False).size == 0
 
 
 def test_levels_that_coincide_are_refused() -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from scoreline.errors import InputError
 from scoreline.schedules.tabulated import Tabulated
-from scoreline.solvers.frames import Frame
+from scoreline.solvers.frames import Frame, Velocity
 from scoreline.solvers.tableau import Solver, Tableau
 from scoreline.values import check_choice, is_whole
 
@@ -32,7 +32,7 @@ class Free:
     Attributes:
         nodes: the inner levels rho_1 .. rho_{K-1}.
         query: the levels q_0 .. q_{K-1} that the network is given, apart from those of the states.
-        weights: the weights of the slopes.
+        weights: the weights of the slopes, and in velocity prediction the deviation s of the frame.
         history: number of latest slopes whose weights in a row are learned; None is all of them.
         rows: `free`, or `bound`: the newest weight of a row makes up for the others, so that the sum of the row's
             weights of G stays that of the closed form. In noise prediction a constant eps then stays exact.
@@ -112,11 +112,12 @@ class Family:
 
         gaps of arctan(rho / s) = their softmax, that of the start times exp(theta_gap),
         q_k = min(rho_k exp(theta_query), rho_0),    W_kj = theory(rho)_kj + unit_kj theta_weight,
+        s = that of the start times exp(theta_frame) in velocity prediction,
 
     with the ends and the number of calls of the start, and unit_kj the start's step in the frame's coordinate, in units
     of G_j. No network is asked beyond rho_0, where a process may end. theta = 0 is the start. `theory` is recomputed as
-    the levels move. Where the start makes no call at its first level, no member does, and the level of the first call
-    is learned.
+    the levels move. With s free these are all linear methods but for the states' scale in noise prediction. Where the
+    start makes no call at its first level, no member does, and the level of the first call is learned.
 
     Attributes:
         start: a tableau with one row a call (`Tableau.unrolled`) and strictly decreasing levels.
@@ -136,11 +137,12 @@ class Family:
         return sum(self.sizes)
 
     @cached_property
-    def sizes(self) -> tuple[int, int, int]:
-        """Number of gaps, query levels and weights among the parameters, which is their order."""
+    def sizes(self) -> tuple[int, int, int, int]:
+        """Number of gaps, query levels, weights and deviations among the parameters, which is their order."""
         rows = len(self.start.B)
         gaps = rows if self.free.nodes and rows > 1 else 0
-        return gaps, self.start.nfe * self.free.query, len(self.places[0]) * self.free.weights
+        frame = int(self.free.weights and isinstance(self.start.frame, Velocity))
+        return gaps, self.start.nfe * self.free.query, len(self.places[0]) * self.free.weights, frame
 
     def __call__(self, theta: Tensor) -> Tableau:
         """Return the tableau at theta (size,) float64, whose S, N and query are differentiable in theta.
@@ -148,12 +150,14 @@ class Family:
         Raises:
             ValueError: for levels that coincide, or weights that overflow.
         """
-        gaps, query, weights = torch.split(theta, list(self.sizes))
+        gaps, query, weights, deviation = torch.split(theta, list(self.sizes))
         rho = self._levels(gaps)
         W = self._weights(rho) + self._correction(weights)
         offsets = torch.cat([query.new_zeros(len(W) - len(query)), query])  # none where the first state has no call
         levels = (rho[:-1] * offsets.exp()).clamp(max=float(rho[0].detach())) if len(query) else None
-        return Tableau.single_term(rho, W, self.start.frame, levels)
+        if not isinstance(self.start.frame, Velocity) or not len(deviation):
+            return Tableau.single_term(rho, W, self.start.frame, levels)
+        return _in_velocity(rho, W, self.start.frame.sigma_data * deviation.exp(), levels)
 
     def _levels(self, gaps: Tensor) -> Tensor:
         rho = self.start.rho
@@ -189,6 +193,15 @@ class Family:
     @cached_property
     def _unit(self) -> Tensor:
         return _units(self.start.rho, self.start.frame)
+
+
+def _in_velocity(rho: Tensor, W: Tensor, s: Tensor, query: Tensor | None) -> Tableau:
+    """Return `Tableau.single_term` in velocity prediction, differentiable in its deviation s (1,), too."""
+    levels = rho[:-1] if query is None else query
+    amplitude, gain = (rho**2 + s**2).sqrt(), levels / (levels**2 + s**2)
+    N = amplitude[1:, None] * W
+    S = torch.diag(amplitude[1:] / amplitude[:-1]) - N * gain
+    return Tableau(rho, S, N, torch.zeros(len(W), dtype=torch.float64), Velocity(float(s.detach())), query)
 
 
 def _units(rho: Tensor, frame: Frame) -> Tensor:

@@ -35,7 +35,7 @@ RANKED_ON = 64
 """Images that rank the closed forms: their order matters less than that the first ones are good."""
 
 SHORT = 5
-"""NFE up to which the rate holds; beyond, it falls as 1 / NFE, since closed forms are ever nearer to the best."""
+"""NFE up to which the rate holds; beyond, it falls as NFE^-1.5, since closed forms are ever nearer to the best."""
 
 TRIALS = 0.2
 """Share of the evaluations that goes to short trials of all starts, where there are several."""
@@ -103,7 +103,7 @@ class LearnedTableau:
         evaluations: calls, with their derivatives, that the steps of a budget take: images of a step times its NFE,
             summed over the steps.
         batch: images of each step, in turns.
-        rate: largest rate of the steps, up to NFE 5; beyond, it falls as 1 / NFE.
+        rate: largest rate of the steps, up to NFE 5; beyond, it falls as NFE^-1.5.
         memory: gigabytes of activations that a step may keep instead of repeating calls.
 
     Source: the idea of learning such coefficients is that of Shaul et al. (2024), Bespoke Non-Stationary Solvers,
@@ -127,7 +127,7 @@ class LearnedTableau:
     radius: float = 0.0
     starts: int = 2
     evaluations: int = 60_000
-    batch: int = 48
+    batch: int = 24
     rate: float = 0.05
     memory: float = 0.5
 
@@ -186,10 +186,11 @@ class LearnedTableau:
     def _plan(self, share: float, nfe: float) -> Plan:
         """Return the plan that spends a share of the evaluations on tableaus of so many calls."""
         steps = max(1, round(share * self.evaluations / (self.batch * nfe)))
+        rate = self.rate * min(1.0, SHORT / nfe) ** 1.5
         return Plan(
             steps,
             self.batch,
-            self.rate * SHORT / max(SHORT, nfe),
+            rate,
             self.loss or distance,
             self.memory * GIGABYTE,
             self.radius,
