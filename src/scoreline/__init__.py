@@ -6,7 +6,7 @@
 from importlib import import_module
 from typing import Any
 
-__version__ = "0.9.0"
+__version__ = "0.10.0"
 
 _MODULES = {
     "scoreline.sampling": "sample integrate trajectory count_calls",
