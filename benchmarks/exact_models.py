@@ -121,8 +121,13 @@ def write_models(root: Path) -> dict[str, Path]:
 
 
 def write_model(root: Path, name: str) -> Path:
-    """Write one model as root/NAME/model.safetensors."""
-    exact, path = MODELS[name](), root / name / "model.safetensors"
+    """Write one of `MODELS` as root/NAME/model.safetensors."""
+    return write_exact(root, name, MODELS[name]())
+
+
+def write_exact(root: Path, name: str, exact: Exact) -> Path:
+    """Write a distribution as root/NAME/model.safetensors."""
+    path = root / name / "model.safetensors"
     path.parent.mkdir(parents=True, exist_ok=True)
     save_model(path, asdict(exact.distribution), card(exact))
     return path

@@ -66,6 +66,7 @@ class Method(NamedTuple):
 
 METHODS = (
     Method("deis_tab3", "time_quadratic"),
+    Method("velocity_ab3", "linear_vp_few"),
     Method("deis_sn", "time_quadratic", "score_norm"),
     Method("deis_tab3", "score_optimal", "score_optimal"),
     Method("heun", "score_optimal", "score_optimal"),

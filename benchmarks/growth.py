@@ -91,6 +91,7 @@ def launched(processes: int, images: int, device: str) -> dict[str, Any]:
     """
     torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
     keys = ["checkpoint=digits_vp", f"seeds=0-{images - 1}", f"nfe={NFE}", "metrics=none", "format=none"]
+    keys += ["solver=deis_tab3", "schedule=time_quadratic"]
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, *(torchrun if processes > 1 else []), str(ROOT / "sample.py"), *keys]
         command += [f"device={device}", f"hydra.run.dir={folder}/run"]

@@ -72,8 +72,8 @@ PLANS = {
 }
 
 
-def families_of(checkpoint: Checkpoint, *words: str) -> Families:
-    """The solvers and schedules among which calibrate.py calibration=tableau looks for its starts, with overrides."""
+def families_of(checkpoint: Checkpoint, words: Sequence[str] = ()) -> Families:
+    """The solvers and schedules among which calibrate.py calibration=tableau, given these words, looks for starts."""
     from hydra import compose, initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
 
@@ -81,7 +81,7 @@ def families_of(checkpoint: Checkpoint, *words: str) -> Families:
     run_names.register_resolvers()
     with initialize_config_dir(str(conf_folder.conf_dir()), version_base="1.3"):
         cfg = compose("calibrate", ["calibration=tableau", f"checkpoint={checkpoint.path}", *words])
-        found = families(with_model(cfg, checkpoint), checkpoint.path)
+        found = families(with_model(cfg, checkpoint), checkpoint)
     return Families(found["solver"], found["schedule"])
 
 
@@ -306,7 +306,7 @@ def lesson(out: Path, name: str) -> Lesson:
     subject = subject_of(checkpoint, range(FRESH_SEED, FRESH_SEED + fresh))
     ends = stored(out / "reference" / f"{name}.safetensors", lambda: fine_ends(subject).noisy)
     examined = Fresh(subject, ends, modes_of(checkpoint))
-    every = families_of(checkpoint, "calibration.solvers=all", "calibration.schedules=all")
+    every = families_of(checkpoint, ["calibration.solvers=all", "calibration.schedules=all"])
     return Lesson(
         checkpoint, every, families_of(checkpoint), options, subject_of(checkpoint, range(training)), examined
     )

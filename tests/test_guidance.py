@@ -4,16 +4,20 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from hydra.core.hydra_config import HydraConfig
 from images import images_of
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from scoreline.checkpoints import Card, Checkpoint, load_model, save_model
-from scoreline.config import run_names
+from scoreline.config import calibrate_config, compose, run_names, sample_config
+from scoreline.config.conf_folder import compose_config
 from scoreline.denoiser import Denoiser
 from scoreline.errors import InputError
 from scoreline.generation.batches import generate
@@ -22,10 +26,13 @@ from scoreline.guidance import Autoguidance, ClassifierFree, autoguidance, class
 from scoreline.networks.exact import GaussianMixture
 from scoreline.networks.unet import UNet
 from scoreline.parameterisations import EDMPreconditioning, NoisePrediction, VarianceExploding
+from scoreline.records import load_record
 from scoreline.schedules.spacings import Polynomial, Power
 from scoreline.schedules.vp import LinearVP
+from scoreline.scripts import calibrate
 from scoreline.solvers.ddim import DDIM
 from scoreline.solvers.deis import DEIS
+from scoreline.solvers.learned import Learned
 from scoreline.solvers.runge_kutta import heun
 from scoreline.solvers.tableau import build
 from scoreline.thresholding import DynamicThreshold
@@ -286,6 +293,7 @@ def call(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
 
 def test_guided_and_thresholded_from_the_command_line(workplace: Path) -> None:
     options = ("guidance=classifier_free", "guidance.scale=3", "guidance.high=50", "threshold=dynamic")
+    options += ("solver=deis_tab3", "schedule=time_quadratic")
     done = call(*options, "hydra.run.dir=guided", cwd=workplace)
     assert done.returncode == 0, done.stderr
     result = json.loads((workplace / "guided/metrics.json").read_text())
@@ -311,6 +319,71 @@ def test_autoguided_from_the_command_line(workplace: Path) -> None:
     assert result["guidance"] == f"autoguidance(checkpoint={digest}, high=inf, low=0.0, scale=2.0)"
     assert (result["nfe"], result["network_calls"], result["threshold"]) == (4, 8, "none")
     assert "(8 network calls)" in done.stdout
+
+
+def configured(script: str, out: Path, *words: str) -> Any:
+    """What the script reads of its command line."""
+    cfg = compose.script_config(script, words)
+    OmegaConf.set_readonly(cfg.hydra, False)
+    OmegaConf.set_struct(cfg, False)
+    cfg.hydra.runtime.output_dir = str(out)
+    HydraConfig.instance().set_config(cfg)
+    del cfg["hydra"]
+    return {"sample": sample_config, "calibrate": calibrate_config}[script].read(cfg)
+
+
+def recorded(path: Path, checkpoint: Checkpoint, *words: str) -> Path:
+    """A record of one tableau as `calibration=tableau` writes it under these words; DDIM stands for a learned one."""
+    given = (f"checkpoint={checkpoint.path}", "calibration=tableau", "nfe=4", "seeds=0-5", "device=cpu", *words)
+    config = configured("calibrate", path.parent, *given)
+    parts = config.components(checkpoint)
+    subject = calibrate.build_subject(config, parts, checkpoint)
+    assert isinstance(subject.denoiser, ClassifierFree) == bool(words)
+    table = DDIM()(Power(7), *subject.span, 4)
+    values = {"budgets": torch.tensor([4]), "rho_4": table.rho, "N_4": table.N, "starts": [["ddim", "karras"]]}
+    kind = SimpleNamespace(kind="tableau", states="trajectory")
+    calibrate.build_record(config, parts, checkpoint, subject, kind, values).save(path)
+    return path
+
+
+def test_a_tableau_learned_under_guidance_is_refused_at_another(workplace: Path, tmp_path: Path) -> None:
+    checkpoint = load_model(workplace / "main.safetensors")
+    two = ("guidance=classifier_free", "guidance.scale=2")
+    paths = {"two": recorded(tmp_path / "two.safetensors", checkpoint, *two)}
+    paths["none"] = recorded(tmp_path / "none.safetensors", checkpoint)
+    old = load_record(paths["two"], "tableau", checkpoint.digest)
+    del old.provenance["guidance"]
+    old.save(tmp_path / "old.safetensors")
+    paths["old"] = tmp_path / "old.safetensors"
+
+    def sampled_with(record: str, *words: str) -> object:
+        given = (f"checkpoint={checkpoint.path}", "solver=learned", f"solver.path={paths[record]}", "nfe=4", *words)
+        return configured("sample", tmp_path / "run", *given).components(checkpoint).solver
+
+    for record, words in (("two", two), ("none", ()), ("old", ()), ("old", two)):
+        assert isinstance(sampled_with(record, *words), Learned)
+    for record, words in (("two", ()), ("two", (*two[:1], "guidance.scale=3")), ("none", two)):
+        with pytest.raises(InputError, match=r"guidance=.*learned with guidance=.*calibration=tableau"):
+            sampled_with(record, *words)
+
+
+def test_other_records_are_of_the_model_without_guidance(workplace: Path, tmp_path: Path) -> None:
+    words = (f"checkpoint={workplace / 'main.safetensors'}", "guidance=classifier_free", "device=cpu")
+    config = configured("calibrate", tmp_path, *words)
+    estimator = config.components(load_model(workplace / "main.safetensors")).estimator()
+    with pytest.raises(InputError, match=r"guidance=classifier_free.*score_norm"):
+        calibrate.refuse_guidance(config, estimator)
+
+
+def test_without_guidance_a_calibration_has_the_identity_of_before() -> None:
+    run_names.register_resolvers()
+    cfg = compose_config("calibrate", [])
+    OmegaConf.set_struct(cfg, False)
+    before = cfg.copy()
+    del before["guidance"]
+    guided = compose_config("calibrate", ["guidance=classifier_free"])
+    names = [run_names.run_sha256(each, "calibrate") for each in (before, cfg, guided)]
+    assert names[0] == names[1] != names[2]
 
 
 def test_a_mistake_is_one_sentence(workplace: Path) -> None:

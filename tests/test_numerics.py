@@ -76,6 +76,7 @@ def of_sample(checkpoint: Checkpoint, *overrides: str) -> DictConfig:
     cfg = composed("sample", *overrides)
     cfg.model, cfg.digest = checkpoint.card.model, checkpoint.digest
     cfg.record = str(run_names.record_beside(checkpoint.path, "score_norm"))
+    cfg.sigma_data = 0.54
     return cfg
 
 
@@ -151,7 +152,7 @@ def tables() -> Numbers:
             end = sample(PAIR.denoise, START, solver, Power(7), nfe=2000, sigma_min=0.01, sigma_max=80.0)
             found[f"solver {name}"] = end.flatten().tolist()
         else:
-            nfe = sorted(solver.tables)[0] if isinstance(solver, Learned) else NFE
+            nfe = sorted(solver.tableaus)[0] if isinstance(solver, Learned) else NFE
             run = build(solver, Polynomial(native, 2), span, nfe, "none")
             found |= told(f"solver {name}", rho=run.rho, S=run.S, N=run.N, B=run.B)
     for name, schedule in each(checkpoint, "schedule", NEED_MORE):
@@ -182,6 +183,7 @@ def formulas() -> Numbers:
 
 
 RUNS = {
+    "velocity_ab3": ("solver=velocity_ab3", "schedule=linear_vp_few"),
     "deis_tab3": ("solver=deis_tab3", "schedule=time_quadratic"),
     "heun": ("solver=heun", "schedule=karras", "final=denoise"),
     "dpmpp_2m_sde": ("solver=dpmpp_2m_sde", "schedule=log_snr"),

@@ -6,7 +6,7 @@
 from importlib import import_module
 from typing import Any
 
-__version__ = "0.9.0"
+__version__ = "0.10.0"
 
 _MODULES = {
     "scoreline.sampling": "sample integrate trajectory count_calls",
@@ -25,7 +25,7 @@ _MODULES = {
     "scoreline.calibration.learned.learned_tableau": "LearnedTableau",
     "scoreline.calibration.target_variance": "TargetVariance",
     "scoreline.schedules.base": "Schedule NoiseSchedule grid VariancePreserving",
-    "scoreline.schedules.spacings": "Polynomial Power LogSNR NSRLog",
+    "scoreline.schedules.spacings": "Polynomial Blend Power LogSNR NSRLog",
     "scoreline.schedules.score_optimal": "ScoreOptimal load_schedule",
     "scoreline.schedules.tabulated": "Tabulated",
     "scoreline.schedules.integer_times": "IntegerTimes",
@@ -39,6 +39,7 @@ _MODULES = {
     ),
     "scoreline.solvers.tableau": "Solver Tableau build_tableau denoise_last",
     "scoreline.solvers.rows": "Rows",
+    "scoreline.solvers.frames": "Velocity",
     "scoreline.solvers.ddim": "DDIM",
     "scoreline.solvers.deis": "DEIS Scale",
     "scoreline.solvers.rho_ab": "RhoAB",

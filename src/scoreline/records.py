@@ -36,6 +36,7 @@ PAIR = ListOf(NAME, 2, 2)
 SPAN = ListOf(Number(0, 1e30), 2, 2)
 PROVENANCE: dict[str, Rule] = {
     "search": Object({"candidates": ListOf(ListOf(ListOf(PAIR, 1), 1), 1), "span": SPAN}, Anything()),
+    "tableau": Object(others=Anything(), optional={"starts": ListOf(PAIR, 1), "guidance": Text()}),
 }
 """Keys of a record's provenance that readers rely on, beside `checkpoint`; others are only shown."""
 
@@ -57,6 +58,8 @@ RECORDS: dict[str, dict[str, Values]] = {
         "standard_error": ERROR,
         "mean_abs_eps_by_channel": BY_CHANNEL,
         "standard_error_by_channel": BY_CHANNEL,
+        "second_moments": Values(("K", 3), optional=True),
+        "second_moments_covariance": Values(("K", 3, 3), optional=True),
     },
     "score_optimal": {
         "rho": MAP,
@@ -103,7 +106,8 @@ LARGEST_BUDGET = 4096
 def _tables_of(budgets: Tensor) -> dict[str, Values]:
     """Return the rules for the tensors of a tableau record's budgets: levels and lower triangular weights.
 
-    Of a later date are the levels that the network is given, and the deviation of the frame of velocity prediction.
+    Of a later date are the levels that the network is given, the deviation of the frame of velocity prediction, and
+    the level of a first step without a call.
 
     Raises:
         ValueError: for budgets that repeat, or are too large.
@@ -116,7 +120,8 @@ def _tables_of(budgets: Tensor) -> dict[str, Values]:
     weights = {f"N_{n}": Values((n, n), triangular=True) for n in counts}
     query = {f"query_{n}": Values((n,), 0, above=True, optional=True) for n in counts}
     frame = {f"sigma_data_{n}": Values((1,), 0, above=True, optional=True) for n in counts}
-    return levels | weights | query | frame
+    start = {f"start_{n}": Values((1,), 0, above=True, optional=True) for n in counts}
+    return levels | weights | query | frame | start
 
 
 @dataclass(frozen=True)

@@ -102,7 +102,7 @@ def test_statistics_and_channels_as_numpy_has_them(statistic: str, count: int) -
     assert values["mean_abs_eps_by_channel"].shape == values["standard_error_by_channel"].shape == (6, 3)
     batched = ScoreNorm(statistic, per_channel=True)(Subject(denoiser, table, (3, 4, 4), range(count), 7))
     plain = ScoreNorm(statistic)(Subject(denoiser, table, (3, 4, 4), range(count), 64))
-    assert list(plain) == ["rho", "mean_abs_eps", "standard_error"]
+    assert list(plain) == ["rho", "mean_abs_eps", "standard_error", "second_moments", "second_moments_covariance"]
     for name, value in values.items():
         torch.testing.assert_close(batched[name], value, rtol=1e-6, atol=1e-9)
         assert torch.equal(plain.get(name, value), value)

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from scoreline.checkpoints import load_model, save_model
 from scoreline.commands import doctor
 from scoreline.commands.doctor import job_config
-from scoreline.config.compose import build_object
+from scoreline.config.compose import build_object, complete_config
 from scoreline.config.run_names import model_path
+from scoreline.denoiser import Denoiser
 from scoreline.doctor import environment, timing
 from scoreline.doctor.assets import dataset
 from scoreline.doctor.findings import Finding, amount, duration, table
@@ -116,6 +117,18 @@ def test_a_missing_file_fails(words: list[str], reason: str, capsys: pytest.Capt
     assert doctor.main(["sample", "--quick", "device=cpu", *words]) == 1
     failures = [line for line in capsys.readouterr().out.splitlines() if line.startswith("fail")]
     assert any(reason in line for line in failures)
+
+
+def test_a_number_to_be_measured_is_announced_and_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ("sample", "--quick", "device=cpu")
+    with monkeypatch.context() as patch:
+        patch.setattr(Denoiser, "forward", None)
+        found = lines(*words)
+    assert "384 evaluations" in only(found, "sigma_data").text
+    assert "NFE 10" in only(found, "network").text
+    complete_config([])  # measures it, and keeps it
+    for quiet in (words, (*words, "sigma_data=0.5"), (*words, "solver=deis_tab3")):
+        assert "sigma_data" not in lines(*quiet)
 
 
 def test_missing_record_is_named_with_its_command(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from scoreline.errors import InputError
 from scoreline.networks.exact import GaussianMixture
 from scoreline.sampling import integrate, trajectory
 from scoreline.schedules.base import grid
-from scoreline.schedules.spacings import Blend, LogSNR, Power
+from scoreline.schedules.spacings import Blend, LogSNR, Polynomial, Power
 from scoreline.schedules.vp import LinearVP
 from scoreline.solvers.deis import DEIS
 from scoreline.solvers.frames import NOISE, Frame, Velocity
@@ -191,3 +191,30 @@ def test_the_blend_is_its_own_inverse_backwards() -> None:
     assert bool((BLEND(rho).diff() > 0).all())
     with pytest.raises(InputError, match=r"schedule\.weight"):
         Blend(LinearVP(), 0)
+
+
+def test_the_first_slope_is_free_where_x_is_noise_and_steps_are_few() -> None:
+    solver = DEIS(3, BLEND, frame=VELOCITY, analytic_first=10)
+    few, many = (build_tableau(solver, Power(7), SPAN, nfe, "none") for nfe in (10, 11))
+    near = build_tableau(solver, Power(7), (60.0, 0.002), 10, "none")  # below 100 S
+    assert [len(run.B) for run in (few, many, near)] == [11, 11, 10]
+    assert [run.nfe for run in (few, many, near)] == [10, 11, 10]
+    assert not few.calls[0]
+    assert many.calls[0]
+    # the weights of the other slopes are those of the method with all calls
+    assert torch.equal(few.N[:, 1:], many.N[:, 1:])
+    assert torch.allclose(integrate(gaussian, noise(), few), integrate(gaussian, noise(), many), rtol=1e-11)
+    one, other = (integrate(MIXTURE.eps, noise(), run) for run in (few, few.unrolled()))
+    assert torch.allclose(one, other, rtol=1e-10)
+    plain = DEIS(3, BLEND, analytic_first=10)(Power(7), *SPAN, 5)
+    assert plain.nfe == len(plain.B) == 5  # noise prediction has no such step
+
+
+def test_the_free_step_pays_on_a_mixture() -> None:
+    fine = integrate(MIXTURE.eps, noise(), build_tableau(rk4(), Power(7), SPAN, 2000, "none"))
+    spacing = Polynomial(LinearVP(), 2.4)
+    errors = [
+        float((integrate(MIXTURE.eps, noise(), build_tableau(solver, spacing, SPAN, 5, "none")) - fine).norm())
+        for solver in (DEIS(3, BLEND, frame=VELOCITY, analytic_first=20), DEIS(3, BLEND, frame=VELOCITY))
+    ]
+    assert errors[0] < 0.8 * errors[1]

@@ -188,7 +188,7 @@ def test_learned_solvers_differ_in_what_is_learned_alone() -> None:
     commands = {Path(it.makes).parent.name: it.run.split() for it in table("learned_digits").prepare}
     own = ("calibration=", "calibration.nodes=", "calibration.solvers=", "calibration.schedules=", "hydra.run.dir=")
     shared = {name: {word for word in words if not word.startswith(own)} for name, words in commands.items()}
-    steps = {"calibration.starts=1", "calibration.evaluations=20000"}
+    steps = {"calibration.starts=1", "calibration.evaluations=20000", "calibration.batch=48"}
     assert {frozenset(words | steps) for words in shared.values()} == {frozenset(shared["scoreline"])}
     assert [name for name, words in shared.items() if not words >= steps] == ["gits"]
 

@@ -1,4 +1,4 @@
-"""`calibration=score_norm`: mean |eps| per noise level, by which DEIS-SN normalises the score."""
+"""`calibration=score_norm`: the size of eps per noise level, by which solvers normalise it."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -73,37 +73,68 @@ STATISTICS = {"mean": (_moments, _pooled_mean), "median": (_values, _pooled_medi
 """For each statistic: what a part keeps of its images; and the centre and standard error over all parts."""
 
 
-def _on_trajectory(subject: Subject, part: Part) -> Iterator[Tensor]:
-    """Yield eps at each evaluation of the subject's run."""
-    model, latest = subject.eps(part.label), list[Tensor]()
+JOINT = ("images", "moments", "moments_scatter")
+"""What a part keeps of its images' second moments."""
+
+
+def _second_moments(x: Tensor, eps: Tensor) -> Tensor:
+    """Return each image's means of eps^2, x eps and x^2: (3, B) float64."""
+    x, eps = x.flatten(1).double(), eps.flatten(1).double()
+    return torch.stack([(eps * eps).mean(1), (x * eps).mean(1), (x * x).mean(1)])
+
+
+def _joint(per_image: Tensor) -> dict[str, Tensor]:
+    """Return count, means and scatter matrices over the images of a batch (K, 3, B)."""
+    mean = per_image.mean(-1)
+    off = per_image - mean[..., None]
+    return dict(zip(JOINT, (torch.tensor(per_image.shape[-1]), mean, off @ off.mT), strict=True))
+
+
+def _pooled_joint(parts: list[dict[str, Tensor]]) -> tuple[Tensor, Tensor]:
+    """Return the means over the images of all parts, (K, 3), and the covariance of these means, (K, 3, 3)."""
+    images, means, scatters = (torch.stack([part[name] for part in parts]) for name in JOINT)
+    count = images.sum()
+    mean = torch.einsum("p,pki->ki", images.double(), means) / count
+    off = means - mean
+    scatter = scatters.sum(0) + torch.einsum("p,pki,pkj->kij", images.double(), off, off)
+    return mean, scatter / (count - 1) / count
+
+
+def _on_trajectory(subject: Subject, part: Part) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield x and eps at each evaluation of the subject's run."""
+    model, latest = subject.eps(part.label), list[tuple[Tensor, Tensor]]()
 
     def eps(x: Tensor, rho: float) -> Tensor:
-        latest[:] = [model(x, rho)]
-        return latest[0]
+        latest[:] = [(x, model(x, rho))]
+        return latest[0][1]
 
     for _ in trajectory(eps, subject.noise(part.seeds, "initial") * subject.span[0], subject.run):
         yield from latest
         latest.clear()
 
 
-def _of_noised(subject: Subject, part: Part) -> Iterator[Tensor]:
-    """Yield eps at x_0 + rho z for the noise levels at which the subject's run would be evaluated."""
+def _of_noised(subject: Subject, part: Part) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield x = x_0 + rho z and eps for the noise levels at which the subject's run would be evaluated."""
     clean, label = subject.real(part)
     x, z, eps = clean.to(subject.device), subject.noise(part.seeds, "score_norm"), subject.eps(label)
     for rho in subject.levels.tolist():
-        yield eps(x + rho * z, rho)
+        noisy = x + rho * z
+        yield noisy, eps(noisy, rho)
 
 
 STATES = {"trajectory": _on_trajectory, "noised": _of_noised}
-"""For each kind of states: a generator of eps (B, C, H, W) of a batch, one noise level of the run after another."""
+"""For each kind of states: a generator of x and eps (B, C, H, W) of a batch, one level of the run after another."""
 
 
 @dataclass(frozen=True)
 class ScoreNorm:
     """Measure w(rho_k) = mean over images, channels and pixels of |eps(x_k, rho_k)|.
 
-    Use this for `solver=deis_sn`. The standard error is that of the mean over images of each image's mean, since pixels
-    of one image are not independent.
+    Use this for `solver=deis_sn`, `velocity_sn` and `dpm_solver_v3`. The standard error is that of the mean over images
+    of each image's mean, since pixels of one image are not independent.
+
+    The same calls give the means of eps^2, x eps and x^2, whatever the `statistic`. They are all that the statistics of
+    DPM-Solver-v3 need, one number per noise level (`load_dpm_solver_v3`), and the measured form of velocity prediction.
 
     Attributes:
         statistic: `mean` over the images, as published, which keeps count, mean and scatter of each batch, so that any
@@ -136,7 +167,8 @@ class ScoreNorm:
     def __call__(self, subject: Subject, progress: Progress = lambda images: None) -> dict[str, Tensor]:
         """Return tensors `rho`, `mean_abs_eps` and `standard_error`, (K,) float64, rho increasing.
 
-        With `per_channel` also `mean_abs_eps_by_channel` and `standard_error_by_channel`, (K, C).
+        Also `second_moments`, (K, 3), and the covariance of these means, `second_moments_covariance`, (K, 3, 3). With
+        `per_channel` also `mean_abs_eps_by_channel` and `standard_error_by_channel`, (K, C).
 
         Args:
             subject: every noise level that its run evaluates becomes an entry, and must occur once; its batches are
@@ -176,6 +208,8 @@ class ScoreNorm:
         """Pool centres and errors of (K, 1 or 1 + C, images), and reverse the levels so that they increase."""
         centre, error = (value.flip(0) for value in STATISTICS[self.statistic][1](parts))
         values = {"mean_abs_eps": centre[:, 0], "standard_error": error[:, 0]}
+        second, covariance = (value.flip(0) for value in _pooled_joint(parts))
+        values |= {"second_moments": second, "second_moments_covariance": covariance}
         if self.per_channel:
             values |= {"mean_abs_eps_by_channel": centre[:, 1:], "standard_error_by_channel": error[:, 1:]}
         return values
@@ -193,12 +227,13 @@ class ScoreNorm:
 
     @torch.inference_mode()
     def _measure(self, subject: Subject, part: Part, progress: Progress) -> dict[str, Tensor]:
-        """Return what the statistic keeps of mean |eps| of each image [and channel]: (K, 1 [+ C], images) float64."""
-        levels: list[Tensor] = []
-        for eps in STATES[self.states](subject, part):
-            levels.append(self._means(eps.abs()).cpu())
+        """Return what is kept of mean |eps| of each image [and channel], and of its second moments."""
+        sizes, seconds = list[Tensor](), list[Tensor]()
+        for x, eps in STATES[self.states](subject, part):
+            sizes.append(self._means(eps.abs()).cpu())
+            seconds.append(_second_moments(x, eps).cpu())
             progress(len(eps))
-        return STATISTICS[self.statistic][0](torch.stack(levels))
+        return STATISTICS[self.statistic][0](torch.stack(sizes)) | _joint(torch.stack(seconds))
 
     def _means(self, size: Tensor) -> Tensor:
         """Return the means over images (1, B), or with those over their channels (1 + C, B)."""

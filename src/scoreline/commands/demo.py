@@ -31,7 +31,7 @@ def main() -> None:
         _step("measure mean |eps| per noise level", "calibrate.py", f"checkpoint={model}", "nfe=200", run)
     _step(
         "sample with four solvers at three budgets",
-        *("sample.py", "-m", f"checkpoint={model}", "solver=ddim,heun,deis_tab3,deis_sn", "nfe=5,10,20"),
+        *("sample.py", "-m", f"checkpoint={model}", "solver=ddim,heun,deis_sn,velocity_ab3", "nfe=5,10,20"),
         *("seeds=0-511", "batch_size=512", f"hydra.sweep.dir={sweep}"),
     )
     print("\n--- Frechet distance (features of the shipped digits network; lower is better)\n")

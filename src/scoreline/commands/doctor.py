@@ -24,12 +24,13 @@ from typing import Any
 
 import torch
 
+from scoreline.calibration.data_deviation import IMAGES, NFE
 from scoreline.checkpoints import Checkpoint
 from scoreline.config import compose, explain
 from scoreline.config.compose import build_object
 from scoreline.config.conf_folder import SCRIPTS
-from scoreline.config.model_source import read_source, with_model, with_sigma_data
-from scoreline.config.script import apply, guide, match_data, sigma_range
+from scoreline.config.model_source import known_sigma_data, lacks_sigma_data, read_source, with_model
+from scoreline.config.script import apply, guided, match_data, refuse_other_guidance, sigma_range
 from scoreline.denoiser import Denoiser, Denoising
 from scoreline.doctor import environment
 from scoreline.doctor.assets import assets, dataset
@@ -46,6 +47,9 @@ from scoreline.storage.files import cache_folder
 from scoreline.values import parse_seeds, real_number, whole_number
 
 QUICK = "--quick"
+
+ANY_DEVIATION = 0.5
+"""Stands for a `sigma_data` that is still to be measured; no time or size depends on it."""
 
 HALF = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 
@@ -138,7 +142,10 @@ def sampling(script: str, cfg: Any, timed: torch.device | None, device: torch.de
         text = "no forecast before the checkpoint is here and imported"
         yield Finding("warn", "forecast", f"checkpoint={cfg.checkpoint}: {text}")
         return
-    cfg = with_sigma_data(with_model(cfg, checkpoint), checkpoint)
+    known = known_sigma_data(checkpoint)
+    if lacks_sigma_data(cfg) and known is None:
+        yield Finding("ok", "sigma_data", f"null: the first start measures it by {NFE * IMAGES} evaluations")
+    cfg = with_model(cfg, checkpoint, sigma_data=cfg.sigma_data or known or ANY_DEVIATION)
     job = sample_job(script, cfg, checkpoint)
     yield job.network()
     if script == "sample":
@@ -179,12 +186,14 @@ def sample_job(script: str, cfg: Any, checkpoint: Checkpoint) -> SampleJob:
         network_batch = None if own is None else whole_number("network_batch", own)
     labelled = plan_labels(cfg.labels, seeds, card.num_classes) is not None
     span = sigma_range(cfg, checkpoint.noise_schedule)
-    denoiser: Denoising = checkpoint.denoiser
+    denoiser: Denoising = guided(cfg, checkpoint)
     if script == "sample":
         check_format(cfg.format, card.shape)
         cfg, _ = compose.follow_recommendation(cfg, checkpoint, span, nfe - (final == "denoise"))
-        denoiser = apply(cfg.threshold, apply(cfg.guidance, checkpoint, **guide(cfg)))
-    run = build(build_object(cfg.solver), build_object(cfg.schedule), span, nfe, final)
+        denoiser = apply(cfg.threshold, denoiser)
+    solver = build_object(cfg.solver)
+    refuse_other_guidance(cfg, solver)
+    run = build(solver, build_object(cfg.schedule), span, nfe, final)
     pieces = -(-len(seeds) // (network_batch or batch_size))
     threads = min(pieces, threads_of(cfg.threads)) if script == "sample" else 1
     sizes = len(seeds), batch_size, network_batch

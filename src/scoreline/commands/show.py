@@ -58,7 +58,11 @@ def text(tableau: Tableau) -> str:
     for k in range(len(tableau.B)):
         call = "*" if tableau.calls[k] else " "
         lines.append(f"x_{k + 1:<{width}} rho {tableau.rho[k + 1]:<12.6g}{call} = {_sum(tableau, k)}")
-    return "\n".join([*lines, "* the row evaluates the network at the state before it"])
+    lines.append("* the row evaluates the network at the state before it")
+    if tableau.query is not None:
+        given = zip(tableau.query_levels.tolist(), tableau.calls, strict=True)
+        lines.append("noise levels that the network is given: " + ", ".join(f"{q:.6g}" for q, call in given if call))
+    return "\n".join(lines)
 
 
 def _sum(tableau: Tableau, k: int) -> str:

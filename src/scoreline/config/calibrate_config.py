@@ -17,6 +17,7 @@ from scoreline.values import check_label_rule, parse_seeds, whole_number
 if TYPE_CHECKING:
     from scoreline.checkpoints import Checkpoint
     from scoreline.datasets.base import ImageDataset
+    from scoreline.denoiser import Denoising
     from scoreline.schedules.base import Schedule
     from scoreline.solvers.tableau import Solver
 
@@ -36,6 +37,7 @@ class CalibrateConfig:
         device: auto, cpu or cuda.
         threads: CPU threads of each process.
         calibration: the estimator's name with its options.
+        guidance: the guidance with its options.
         components: builds the objects that refer to the loaded checkpoint.
     """
 
@@ -49,6 +51,7 @@ class CalibrateConfig:
     device: str
     threads: int
     calibration: dict[str, str]
+    guidance: str
     components: Callable[["Checkpoint"], "CalibrateComponents"]
 
 
@@ -61,6 +64,7 @@ class CalibrateComponents:
         schedule: the map on whose grid the solver's steps are uniform.
         classes: class names of solver and schedule, for the record.
         span: (sigma_max, sigma_min).
+        denoiser: the denoiser of the checkpoint, under guidance.
         data: real images, or None.
         estimator: builds the estimator.
         config_yaml: returns the content of config.yaml.
@@ -70,6 +74,7 @@ class CalibrateComponents:
     schedule: "Schedule"
     classes: dict[str, str]
     span: tuple[float, float]
+    denoiser: "Denoising"
     data: "ImageDataset | None"
     estimator: Callable[[], Any]
     config_yaml: Callable[[], str]
@@ -96,6 +101,7 @@ def read(cfg: DictConfig) -> CalibrateConfig:
         device=cfg.device,
         threads=whole_number("threads", cfg.threads),
         calibration=script.settings(cfg, "calibration"),
+        guidance=script.guidance(cfg),
         components=partial(_components, cfg, run.identity),
     )
 
@@ -108,6 +114,7 @@ def _components(cfg: DictConfig, identity: str, checkpoint: "Checkpoint") -> Cal
         schedule=build_object(cfg.schedule),
         classes={group: cfg[group]._target_.rpartition(".")[2] for group in ("solver", "schedule")},
         span=script.sigma_range(cfg, checkpoint.noise_schedule),
+        denoiser=script.guided(cfg, checkpoint),
         data=None if cfg.dataset is None else build_object(cfg.dataset),
         estimator=partial(_estimator, cfg, checkpoint),
         config_yaml=lambda: OmegaConf.to_yaml(cfg, resolve=True),

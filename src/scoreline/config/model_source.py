@@ -1,7 +1,9 @@
 """`checkpoint=`: the source of a job's model, and the config completed with the description of that model."""
 
 import copy
+import math
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,9 +12,15 @@ from omegaconf import DictConfig, OmegaConf
 
 from scoreline.config import run_names, validate
 from scoreline.errors import InputError
+from scoreline.numerics import NUMERICS_VERSION
+from scoreline.runtime import distributed
+from scoreline.storage.bounded_reading import content
+from scoreline.storage.files import cache_folder, write_atomically
 from scoreline.values import list_of_names
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from scoreline.checkpoints import Checkpoint
     from scoreline.foreign.conversion import Options
 
@@ -145,8 +153,8 @@ def with_model(cfg: DictConfig, checkpoint: "Checkpoint", **values: Any) -> Dict
 def with_sigma_data(cfg: DictConfig, checkpoint: "Checkpoint") -> DictConfig:
     """Return a copy of a config with the model's number at `sigma_data`; the config itself if that is not needed.
 
-    It is needed if an object of the config reads the key and the user gave no number. The number is the one in the
-    checkpoint's card; a model without one is measured, on the device of its weights.
+    It is needed if an object of the config reads the key and the user gave no number. A model of which no number is
+    known is measured, on the device of its weights, and the cache keeps the result.
 
     Args:
         cfg: a config with a key `sigma_data`.
@@ -155,22 +163,63 @@ def with_sigma_data(cfg: DictConfig, checkpoint: "Checkpoint") -> DictConfig:
     Raises:
         InputError: if the user's value is no positive number, or the model cannot be measured.
     """
-    if validate.sigma_data(cfg) is not None or "${sigma_data}" not in str(OmegaConf.to_container(cfg, resolve=False)):
+    if not lacks_sigma_data(cfg):
         return cfg
-    return with_values(cfg, sigma_data=checkpoint.card.data.get("sigma_data") or _measured_sigma_data(checkpoint))
+    return with_values(cfg, sigma_data=known_sigma_data(checkpoint) or _measured_sigma_data(checkpoint))
+
+
+def lacks_sigma_data(cfg: DictConfig) -> bool:
+    """Return whether an object of a config reads `sigma_data` and the user gave no number.
+
+    Raises:
+        InputError: if the user's value is no positive number.
+    """
+    return validate.sigma_data(cfg) is None and "${sigma_data}" in str(OmegaConf.to_container(cfg, resolve=False))
+
+
+LARGEST = 100
+"""Largest file of one number, in bytes."""
+
+
+def known_sigma_data(checkpoint: "Checkpoint") -> float | None:
+    """Return the number in the checkpoint's card, else the one that an earlier start measured, or None."""
+    in_card = checkpoint.card.data.get("sigma_data")
+    if in_card:
+        return float(in_card)
+    try:
+        number = float(content(_measurement(checkpoint), LARGEST))
+    except (OSError, ValueError):
+        return None
+    return number if 0 < number < math.inf else None
+
+
+def _measurement(checkpoint: "Checkpoint") -> Path:
+    """Return the file in the cache that keeps a model's measured number."""
+    return cache_folder("sigma_data") / f"{checkpoint.digest}-{NUMERICS_VERSION}.txt"
 
 
 def _measured_sigma_data(checkpoint: "Checkpoint") -> float:
-    from scoreline.calibration.data_deviation import measure_sigma_data
+    from scoreline.calibration.data_deviation import IMAGES, NFE, measure_sigma_data
+    from scoreline.runtime.progress import ImageProgress
 
     card, denoiser = checkpoint.card, checkpoint.denoiser
-    return measure_sigma_data(
-        denoiser,
-        card.shape,
-        sigma_max=checkpoint.noise_schedule.sigma_max,
-        num_classes=card.num_classes,
-        device=next(denoiser.parameters()).device,
-    )
+    with ImageProgress(IMAGES, "measuring sigma_data", enabled=distributed.current().first) as progress:
+
+        def denoise(x: "Tensor", sigma: "Tensor", **condition: "Tensor") -> "Tensor":
+            estimate: Tensor = denoiser(x, sigma, **condition)
+            progress.update(len(x) / NFE)
+            return estimate
+
+        number = measure_sigma_data(
+            denoise,
+            card.shape,
+            sigma_max=checkpoint.noise_schedule.sigma_max,
+            num_classes=card.num_classes,
+            device=next(denoiser.parameters()).device,
+        )
+    with suppress(OSError):  # of a cache that cannot be written
+        write_atomically(_measurement(checkpoint), lambda path: path.write_text(f"{number}\n"))
+    return number
 
 
 def with_values(cfg: DictConfig, **values: Any) -> DictConfig:

@@ -88,8 +88,8 @@ WITHOUT = {
 NEVER = ("hydra", "identity", "digest", "code_version", "lock")
 """Keys without influence on results, and keys that follow from others."""
 
-LATER = ("sigma_data",)
-"""Keys that runs of earlier versions lack. They count unless they are null, which then follows from the checkpoint."""
+LATER = ("sigma_data", "guidance")
+"""Keys that runs of earlier versions lack. They count unless they are null; a null `sigma_data` is the checkpoint's."""
 
 PATHS = ("path", "font", "reference", "resume", "labels", "weights")
 """Last parts of the keys whose values may name a file or a folder."""
@@ -168,7 +168,7 @@ def _sources(top: str) -> list[Path]:
 
 def _files_read(config: dict[str, Any], named: list[Path], with_record: bool) -> list[Path]:
     """Return the checkpoint, the guide, the files that keys name, and possible records, whether they exist or not."""
-    checkpoint, guide = config.get("checkpoint"), config.get("guidance", {}).get("checkpoint")
+    checkpoint, guide = config.get("checkpoint"), (config.get("guidance") or {}).get("checkpoint")
     files = [model_path(name) for name in (checkpoint, guide) if isinstance(name, str)]
     files += named
     if isinstance(checkpoint, str) and not os.path.exists(files[0]):

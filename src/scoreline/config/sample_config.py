@@ -88,7 +88,8 @@ class SampleComponents:
         denoiser: the denoiser of the checkpoint, under guidance and threshold.
         metrics: the metrics of the images.
         recommended: names of the solver and the schedule that `solver=auto` chooses, or None.
-        choices: names of solver, schedule, guidance and threshold, and a `sigma_data` that counts, for metrics.json.
+        choices: for metrics.json: names of solver, schedule, guidance and threshold, a `sigma_data` that counts, and a
+            learned tableau's comparison with the best closed form.
         config_yaml: maps `network_batch` to the content of config.yaml.
     """
 
@@ -198,19 +199,22 @@ def _components(cfg: DictConfig, identity: str, checkpoint: "Checkpoint") -> Sam
     span = script.sigma_range(cfg, checkpoint.noise_schedule)
     cfg, recommended = follow_recommendation(cfg, checkpoint, span, cfg.nfe - (cfg.final == "denoise"))
     solver = build_object(cfg.solver)
+    script.refuse_other_guidance(cfg, solver)
     names: dict[str, Any] = script.choices("solver", "schedule")
     if recommended is not None:
         names |= {"schedule": "its own", "recommended": " / ".join(recommended)}
     elif getattr(solver, "own_levels", False):
         names["schedule"] = "its own"
     deviation = {} if cfg.sigma_data is None else {"sigma_data": cfg.sigma_data}
+    compared = getattr(solver, "held_out", {}).get(cfg.nfe - (cfg.final == "denoise"))
+    learned = {} if compared is None else {"learned": compared._asdict()}
     return SampleComponents(
         solver=solver,
         schedule=build_object(cfg.schedule),
         span=span,
-        denoiser=script.apply(cfg.threshold, script.apply(cfg.guidance, checkpoint, **script.guide(cfg))),
+        denoiser=script.apply(cfg.threshold, script.guided(cfg, checkpoint)),
         metrics=build_object(cfg.metrics),
         recommended=recommended,
-        choices={**names, **script.settings(cfg, "guidance", "threshold"), **deviation},
+        choices={**names, **script.settings(cfg, "guidance", "threshold"), **deviation, **learned},
         config_yaml=lambda size: OmegaConf.to_yaml(with_values(cfg, network_batch=size), resolve=True),
     )

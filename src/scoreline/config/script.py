@@ -21,14 +21,14 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from scoreline.config import catalogue, validate
-from scoreline.config.conf_folder import conf_dir, own_folder, quote, refuse_lost_choices, use_own_folder
+from scoreline.config.conf_folder import conf_dir, files, own_folder, quote, refuse_lost_choices, use_own_folder
 from scoreline.config.explain import explain
 from scoreline.config.launch import run as run_as_group
 from scoreline.config.moved_names import current
 from scoreline.config.run_directory import ERROR_LOG, give_up, output_dir, release
 from scoreline.config.run_names import model_path, register_resolvers, run_sha256
 from scoreline.descriptions.annotations import refuse_wrong_types
-from scoreline.errors import InputError, did_you_mean
+from scoreline.errors import InputError, did_you_mean, printable
 from scoreline.runtime import startup
 from scoreline.storage.files import code_version, sha256, write_atomically
 
@@ -188,6 +188,30 @@ def guide(cfg: DictConfig) -> dict[str, str]:
     return {} if path is None else {"checkpoint": str(model_path(str(path)))}
 
 
+def guided(cfg: DictConfig, checkpoint: Any) -> Any:
+    """Return the denoiser of a checkpoint under the guidance of a config."""
+    return checkpoint.denoiser if cfg.guidance is None else apply(cfg.guidance, checkpoint, **guide(cfg))
+
+
+def guidance(cfg: DictConfig) -> str:
+    """Return the guidance of a config with its options, as `settings` does; `none` for null."""
+    return "none" if cfg.guidance is None else settings(cfg, "guidance")["guidance"]
+
+
+def refuse_other_guidance(cfg: DictConfig, solver: Any) -> None:
+    """Refuse a solver that was learned under another guidance; one that does not say serves any.
+
+    Raises:
+        InputError: naming both.
+    """
+    learned, own = getattr(solver, "guidance", None), guidance(cfg)
+    if learned not in (None, own):
+        raise InputError(
+            f"guidance={own}: this tableau was learned with guidance={printable(str(learned))}; sample with that, or "
+            "learn another with: python calibrate.py calibration=tableau guidance=.. checkpoint=..."
+        )
+
+
 def apply(node: DictConfig, *arguments: Any, **options: Any) -> Any:
     """Call the function of a `_partial_` group; wrong options raise the same errors as in other groups."""
     return hydra.utils.instantiate(node, *arguments, **options, _partial_=False)
@@ -197,6 +221,33 @@ def command_of_this_job(out: Path) -> list[str]:
     """Return the command that starts a further process of this job: the same choices and directory, no sweep."""
     own = [f"hydra.run.dir={quote(str(out))}", "hydra.mode=RUN"]
     return [sys.executable, os.environ[SCRIPT], *map(str, HydraConfig.get().overrides.task), *own]
+
+
+def command_beside(solver: str, schedule: str) -> str | None:
+    """Return the commands that sample this job's seeds by its own solver and by another, for a shell.
+
+    It is one sweep, or two lines where keys of the solver were given, which the other may lack.
+
+    Args:
+        solver: the name of the other solver, from an untrusted file.
+        schedule: its schedule.
+
+    Returns:
+        the lines; None if there is no such solver or schedule.
+    """
+    if solver not in files("solver") or schedule not in files("schedule"):
+        return None
+    words = [str(word) for word in HydraConfig.get().overrides.task]
+    keys = {word: word.lstrip("+~").partition("=")[0] for word in words}
+    shared = [word for word in words if not re.match(r"(solver|schedule)(\.|$)", keys[word])]
+    folder = own_folder()
+    python = ["python", "sample.py", *([f"--config-dir={folder}"] if folder else [])]
+    if any(key.startswith("solver.") for key in keys.values()):
+        other = [*python, f"solver={solver}", f"schedule={schedule}", *shared]
+        return f"{shlex.join([*python, *words])}\n{shlex.join(other)}"
+    return shlex.join(
+        [*python, "-m", f"solver={choices('solver')['solver']},{solver}", f"schedule={schedule}", *shared]
+    )
 
 
 def provenance(cfg: DictConfig) -> dict[str, Any]:

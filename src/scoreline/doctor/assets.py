@@ -73,10 +73,10 @@ def assets(script: str, cfg: Any) -> Iterator[Asset]:
     if script != "train":
         yield _checkpoint("checkpoint", str(cfg.checkpoint), cfg["import"].sha256)
         yield from _records(cfg)
-    if script == "sample":
         guiding_model = guide(cfg).get("checkpoint")
         if guiding_model is not None:
             yield _checkpoint("guidance.checkpoint", guiding_model, None)
+    if script == "sample":
         if is_label_file(str(cfg.labels)):
             yield Asset("labels", cfg.labels, Path(cfg.labels), "give a file of classes")
         yield from _metrics(cfg.metrics)

@@ -100,6 +100,10 @@ def summary(result: Result, out: Path) -> str:
     rate = f"{speed:{'.0f' if speed >= 10 else '.2g'}} images/s" if speed else "all reused"
     parts = [f"{result['images']} images", f"NFE {result['nfe']}{calls}", rate]
     parts += [f"{name} {m['value']:.4g} +- {m['error']:.2g}" for name, m in list(result["metrics"].items())[:1]]
+    if learned := result.get("learned"):
+        pair = f"{learned['solver']} / {learned['schedule']}"
+        share = f"{learned['ratio']:.2f} +- {learned['error']:.2g}"
+        parts.append(f"{share} of the distance of {pair} from the fine run, on noise that learning held out")
     return f"{', '.join(parts)} -> {out}"
 
 
@@ -188,6 +192,15 @@ def _named(check: Callable[[object], bool]) -> Callable[[object], bool]:
     return lambda value: isinstance(value, dict) and all(_text(key) and check(it) for key, it in value.items())
 
 
+def _comparison(value: object) -> bool:
+    return (
+        isinstance(value, dict)
+        and set(value) == {"solver", "schedule", "ratio", "error"}
+        and all(map(_text, (value["solver"], value["schedule"])))
+        and all(map(_finite, (value["ratio"], value["error"])))
+    )
+
+
 def _file(value: object) -> bool:
     return isinstance(value, dict) and _whole(value.get("bytes")) and _text(value.get("sha256"))
 
@@ -212,6 +225,7 @@ POSSIBLE: Mapping[str, Callable[[object], bool]] = {
     **dict.fromkeys(("manifest", "code_version"), _text),
     **dict.fromkeys(("network_calls", "seconds", "images_per_second", "sigma_data"), _finite),
     **dict.fromkeys(("sigma_max", "sigma_end"), _number),
+    "learned": _comparison,
     "numerics_version": _whole,
     "warnings": lambda value: isinstance(value, list) and all(map(_text, value)),
     "files": _named(_file),

@@ -5,6 +5,7 @@
   python calibrate.py calibration=score_optimal           for schedule=score_optimal
   python calibrate.py calibration=search                  best solver and schedule, for solver=auto
   python calibrate.py calibration=tableau                 learned tableaus, for solver=learned
+  python calibrate.py checkpoint=NAME calibration=tableau guidance=classifier_free
   python calibrate.py calibration.states=noised dataset=digits         score_norm on real images
   python calibrate.py calibration=target_variance dataset=digits       variance of training targets
   torchrun --standalone --nproc_per_node=4 calibrate.py seeds=0-1023   score_norm on four GPUs
@@ -35,6 +36,7 @@ def main(config: CalibrateConfig) -> None:
     components = config.components(checkpoint)
     subject = build_subject(config, components, checkpoint)
     estimator, first = components.estimator(), distributed.current().first
+    refuse_guidance(config, estimator)
     if first:
         config.run.save_config(components.config_yaml())
     values = measure(estimator, subject)
@@ -63,8 +65,27 @@ def build_subject(config: CalibrateConfig, components: "CalibrateComponents", ch
         refuse_other_classes(data, config.labels, card.num_classes)
     about = f"{config.batch_size} {device.type} {checkpoint.digest} {data and data.digest}"
     parts = Parts(config.run.path / "parts", f"{config.run.identity} {about}", group.rank, group.size, group.barrier)
-    denoiser = checkpoint.denoiser.to(device)
+    denoiser = components.denoiser.to(device)
     return Subject(denoiser, tableau, card.shape, config.seeds, config.batch_size, labels, parts, data)
+
+
+GUIDED = ("tableau",)
+"""Kinds of records that a guided model may have: their reader refuses a run under another guidance."""
+
+
+def refuse_guidance(config: CalibrateConfig, estimator: Any) -> None:
+    """Refuse guidance for a record whose reader would not know of it.
+
+    Raises:
+        InputError: naming the key.
+    """
+    from scoreline.errors import InputError
+
+    if config.guidance != "none" and estimator.kind not in GUIDED:
+        raise InputError(
+            f"guidance={config.guidance}: a {estimator.kind} record belongs to the model without guidance; leave the "
+            f"key out, or use calibration={', '.join(GUIDED)}"
+        )
 
 
 def refuse_other_classes(data: "ImageDataset", labels: str, classes: int) -> None:
@@ -119,6 +140,8 @@ def build_record(
         "code_version": code_version(),
         **{name: value for name, value in values.items() if name not in tensors},
     }
+    if estimator.kind in GUIDED:
+        provenance["guidance"] = config.guidance
     if subject.data is not None:
         provenance["dataset"] = {"name": subject.data.name, "sha256": subject.data.digest}
     return Record(estimator.kind, tensors, provenance)

@@ -1,8 +1,9 @@
 """Sample images from a checkpoint with any solver on any schedule, and evaluate them.
 
-  python sample.py                                        64 digits, DEIS-tAB3, NFE 10
+  python sample.py                                        64 digits, velocity_ab3, NFE 10
   python sample.py checkpoint=outputs/train/NAME nfe=20   your own model
   python sample.py solver=heun schedule=karras final=denoise nfe=35
+  python sample.py solver=deis_tab3 schedule=time_quadratic            the default before 0.10
   python sample.py seeds=0-49999 format=png               the same command continues after a stop
   torchrun --standalone --nproc_per_node=8 sample.py seeds=0-49999     the same, on eight GPUs
   python sample.py labels=classes.txt format=zip          one class for each seed; EDM's archive
@@ -70,7 +71,17 @@ def main(config: SampleConfig | TableConfig) -> float | None:
         for warning in [] if script.in_sweep() else result["warnings"]:
             print(f"note: {warning}")
         print(run_results.summary(result, out))
+        _print_beside(result)
     return next((metric["value"] for metric in result["metrics"].values()), None)
+
+
+def _print_beside(result: Result) -> None:
+    """Print the command that shows a learned tableau and the best closed form side by side."""
+    learned = result.get("learned")
+    if learned and not script.in_sweep():
+        command = script.command_beside(learned["solver"], learned["schedule"])
+        if command:
+            print(f"both side by side:\n{command}")
 
 
 def _run_table(config: TableConfig) -> None:

@@ -86,9 +86,8 @@ class Tableau:
         off = (self.in_frame()[0].sum(1) - 1).abs()
         clean = (self.rho[1:] == 0) & ((self.S.sum(1) - 1).abs() <= 1e-9)
         if bool((~clean & (off > 1e-9)).any()):
-            raise ValueError(
-                f"the rows of S must sum to one in the frame {self.frame}, which a constant would not keep"
-            )
+            frame = type(self.frame).__name__
+            raise ValueError(f"the rows of S must sum to one in the frame {frame}, or a run would not keep a constant")
 
     @classmethod
     def single_term(cls, rho: Tensor, W: Tensor, frame: Frame = NOISE, query: Tensor | None = None) -> "Tableau":
@@ -160,7 +159,8 @@ class Tableau:
     def unrolled(self) -> "Tableau":
         """Return the same method with one row a call, y_{k+1} = y_k + sum_j W_kj F_j (`single_term`).
 
-        Rows of P sum to one, so every y_k is y_0 + sum_j M_kj F_j; W is the difference of M between calls.
+        A first state without a call keeps its row. Rows of P sum to one, so every y_k is y_0 + sum_j M_kj F_j; W is
+        the difference of M between calls.
 
         Raises:
             ValueError: for a stochastic tableau, whose noise would have to be added up too, and for one that ends with
@@ -174,10 +174,10 @@ class Tableau:
         M = torch.zeros(rows + 1, rows, dtype=torch.float64)
         for k in range(rows):
             M[k + 1] = P[k] @ M[:-1] + W[k]
-        called = torch.tensor([k for k in range(rows) if self.calls[k]])
-        kept = torch.cat([called, torch.tensor([rows])])
-        query = None if self.query is None else self.query[called]
-        return Tableau.single_term(self.rho[kept], M[kept][:, called].diff(dim=0), self.frame, query)
+        read = torch.tensor([k for k in range(rows) if self.calls[k] or k == 0])
+        kept = torch.cat([read, torch.tensor([rows])])
+        query = None if self.query is None else self.query[read]
+        return Tableau.single_term(self.rho[kept], M[kept][:, read].diff(dim=0), self.frame, query)
 
     @property
     def nfe(self) -> int:

@@ -20,6 +20,8 @@ from scoreline.schedules.spacings import Polynomial, Power
 from scoreline.schedules.vp import LinearVP
 from scoreline.solvers.adaptive import Adaptive
 from scoreline.solvers.deis import scaled_residual
+from scoreline.solvers.frames import Velocity
+from scoreline.solvers.measured_frame import MeasuredFrame
 from scoreline.solvers.tableau import Solver, Tableau
 from scoreline.verification.weak_error import gaussian_variance
 
@@ -78,7 +80,7 @@ def certify(name: str, make: Callable[[Schedule], Any]) -> Certificate:
     """Measure one solver.
 
     The range is EDM's, 80 to 0.002, on the Karras grid. The order is that of the error at 0.002 between NFE 400 and
-    800, against SciPy's DOP853 at 1e-13. A solver with a measured scale gets a smooth one instead, because the kinks
+    800, against SciPy's DOP853 at 1e-13. Smooth functions stand for a measured scale or frame, because the kinks
     between measured levels would show in the order, and S_noise is 1. An adaptive method has no order: its error must
     be below 100 rtol. Use it to test a solver of your own, as `scoreline certify` tests those that ship.
 
@@ -100,8 +102,10 @@ def certify(name: str, make: Callable[[Schedule], Any]) -> Certificate:
 
 
 def _nominal(solver: Any) -> Any:
-    """Return the bare method: a smooth scale instead of a record's, and S_noise 1."""
+    """Return the bare method: a smooth scale and frame instead of a record's, and S_noise 1."""
     changes: dict[str, Any] = {}
+    if isinstance(getattr(solver, "frame", None), MeasuredFrame):
+        changes["frame"] = Velocity(SPREAD)
     if getattr(solver, "scale", None) is not None:
         changes["scale"] = GaussianScale(SPREAD)
     if getattr(solver, "S_noise", 1.0) != 1.0:

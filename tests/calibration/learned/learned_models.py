@@ -20,9 +20,15 @@ SPAN = (20.0, 0.05)
 SHAPE = (3, 1, 1)
 
 
+VELOCITY = {
+    "velocity": DEIS(3, LinearVP(), frame=Velocity(0.7)),
+    "velocity, first slope free": DEIS(3, LinearVP(), frame=Velocity(0.2), analytic_first=20),
+}
+
+
 @cache
 def solver(name: str) -> Solver:
-    return DEIS(3, LinearVP(), frame=Velocity(0.7)) if name == "velocity" else maker(name, [])(LinearVP())
+    return VELOCITY[name] if name in VELOCITY else maker(name, [])(LinearVP())
 
 
 @cache

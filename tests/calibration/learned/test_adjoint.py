@@ -7,6 +7,7 @@ from torch import Tensor
 
 from scoreline.calibration.learned.adjoint import slope
 from scoreline.calibration.learned.losses import distance
+from scoreline.denoiser import Denoiser
 from scoreline.solvers.frames import NOISE, Frame, Velocity
 from scoreline.solvers.tableau import Tableau
 
@@ -42,6 +43,30 @@ def test_derivatives_agree_with_autograd(frame: Frame, memory: float) -> None:
     for ours, theirs in zip(reached[1:], (exact[0].tril(), exact[1].tril(), *exact[2:]), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-8, atol=1e-11)
         assert float(ours.abs().max()) > 1e-3
+
+
+def test_a_first_step_without_a_call_has_derivatives_of_the_others() -> None:
+    table = start("velocity, first slope free", 3)
+    denoiser, x, end = subject(range(3)).denoiser, SPAN[0] * normal(2, 4), normal(2, 5)
+    reached = slope(denoiser.eps, x, table, lambda x: distance(x, end))
+    assert not bool(reached.N[:, :, 0].any() | reached.query[:, 0].any())
+    for name, place in (("N", (2, 1)), ("query_levels", (2,))):
+        ends = []
+        for h in (1e-5, -1e-5):
+            moved = {"N": table.N.clone(), "query_levels": table.query_levels.clone()}
+            moved[name][place] += h
+            ends.append(run_end(denoiser, x, table.S, **moved))
+        difference = (distance(ends[0], end) - distance(ends[1], end)) / 2e-5
+        found = getattr(reached, name.removesuffix("_levels"))[(slice(None), *place)]
+        torch.testing.assert_close(found, difference, rtol=1e-5, atol=1e-8)
+
+
+def run_end(denoiser: Denoiser, x: Tensor, S: Tensor, N: Tensor, query_levels: Tensor) -> Tensor:
+    states, estimates = [x], list[Tensor]()
+    for k in range(len(S)):
+        estimates.append(denoiser.eps(states[k], query_levels[k].expand(len(x))))
+        states.append(sum(S[k, j] * states[j] + N[k, j] * estimates[j] for j in range(k + 1)))  # type: ignore[arg-type]
+    return states[-1]
 
 
 @pytest.mark.parametrize(("memory", "calls"), [(0.0, 10), (1e9, 5)])

@@ -13,6 +13,7 @@ from scoreline.calibration.learned.family import ClosedForm, Family, Fixed, Free
 from scoreline.errors import InputError
 from scoreline.schedules.tabulated import Tabulated
 from scoreline.solvers.frames import Velocity
+from scoreline.solvers.learned import tableau_in, tensors_of
 
 MOVING = ("ddim", "deis_tab3", "dpmpp_3m", "unipc_3", "ipndm4", "velocity")
 STARTS = (*MOVING, "dpm_solver_3", "scire_v1_2", "deis_sn")
@@ -80,7 +81,7 @@ def test_inner_steps_keep_their_shares_of_the_step(name: str) -> None:
     torch.testing.assert_close(*shares, rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.parametrize("name", ["deis_tab3", "dpmpp_3m", "velocity", "dpm_solver_3"])
+@pytest.mark.parametrize("name", ["deis_tab3", "dpmpp_3m", "velocity", "velocity, first slope free", "dpm_solver_3"])
 @pytest.mark.parametrize("rows", ["free", "bound"])
 def test_derivatives_are_those_of_central_differences(name: str, rows: str) -> None:
     of = family(name, nfe=4 if name != "dpm_solver_3" else 6, rows=rows)
@@ -126,6 +127,22 @@ def test_parts_that_are_free_have_parameters(free: dict[str, object], sizes: tup
     row, column = (correction.abs() > 1e-9).nonzero(as_tuple=True)
     assert len(row) == {0: 0, 21: 21, 15: 20, 11: 11, 5: 10}[sizes[2]]
     assert set((row - column).tolist()) <= set(range(free.get("history") or 6))  # type: ignore[call-overload]
+
+
+def test_a_first_step_without_a_call_has_a_level_and_no_weight() -> None:
+    of = family("velocity, first slope free")
+    assert isinstance(of.theory, ClosedForm)
+    assert of.sizes == (7, 6, 21, 1)
+    assert torch.allclose(of(zeros(of.size)).S, of.start.S, atol=1e-11)
+    moved = of(parameters(of))
+    assert (moved.nfe, len(moved.B)) == (6, 7)
+    assert not moved.calls[0]
+    assert float(moved.rho[1]) != pytest.approx(float(of.start.rho[1]), rel=1e-3)
+    assert moved.residual < 1e-11
+    back = tableau_in(tensors_of(moved), 6)
+    for one, other in ((back.rho, moved.rho), (back.S, moved.S), (back.N, moved.N)):
+        torch.testing.assert_close(one, other, rtol=1e-11, atol=1e-12)
+    torch.testing.assert_close(back.query_levels[1:], moved.query_levels[1:], rtol=0, atol=0)
 
 
 def test_one_call_has_no_levels_to_learn() -> None:

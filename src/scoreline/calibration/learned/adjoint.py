@@ -40,17 +40,17 @@ def slope(eps: LevelEps, x: Tensor, tableau: Tableau, loss: EndLoss, memory: flo
     Args:
         eps: the model.
         x: noise (B, *) at the first level.
-        tableau: a tableau with one row a call.
+        tableau: a tableau with one row a call, perhaps without one in the first row.
         loss: the loss of an image as a function of its end.
         memory: bytes of activations that may wait for the way back.
 
     Source: Chen et al. (2018), Neural Ordinary Differential Equations, arXiv:1806.07366, in its discrete form.
     """
-    S, N, K = tableau.S.detach(), tableau.N.detach(), tableau.nfe
+    S, N, K = tableau.S.detach(), tableau.N.detach(), len(tableau.B)
     calls = _Calls(eps, tableau.query_levels.detach(), memory)
     states, estimates = [x], list[Tensor]()
     for k in range(K):
-        estimates.append(calls(k, states[k]))
+        estimates.append(calls(k, states[k]) if tableau.calls[k] else torch.zeros_like(x))
         states.append(_sum(S[k], states) + _sum(N[k], estimates))
     values, left = _end(loss, states.pop())
     by_state, by_estimate = [torch.zeros_like(x)] * K, [torch.zeros_like(x)] * K
@@ -61,8 +61,10 @@ def slope(eps: LevelEps, x: Tensor, tableau: Tableau, loss: EndLoss, memory: flo
             by_S[:, k, j], by_N[:, k, j] = _dot(left, states[j]), _dot(left, estimates[j])
             by_state[j] = by_state[j] + float(S[k, j]) * left
             by_estimate[j] = by_estimate[j] + float(N[k, j]) * left
-        by_x, by_query[:, k] = calls.vector_jacobian(k, states[k], by_estimate[k])
-        left = by_state[k] + by_x
+        left = by_state[k]
+        if tableau.calls[k]:
+            by_x, by_query[:, k] = calls.vector_jacobian(k, states[k], by_estimate[k])
+            left = left + by_x
     return Slope(values, by_S, by_N, by_query, left)
 
 

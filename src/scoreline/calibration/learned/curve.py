@@ -28,9 +28,9 @@ class Curve:
 
         family_K(M_K theta),    (M_K theta)_i = sum_p hat_p(t_i) (a_p + b_p 5 / K),
 
-    with t = (k + 1/2) / K for the gap and the weights of row k, k / K for query level k, and curves apart for gaps,
-    query levels and the weights of each lag k - j; the frame's deviation is one number. Use this where one learning has
-    to serve every budget.
+    with t = (k + 1/2) / K for the gap and the weights of row k, k / K for query level k, K here the number of rows, and
+    curves apart for gaps, query levels and the weights of each lag k - j; the frame's deviation is one number. Use this
+    where one learning has to serve every budget.
 
     Attributes:
         families: by their number of calls.
@@ -54,14 +54,14 @@ class Curve:
 
 def _matrix(family: Family) -> Tensor:
     """Return M_K (P_K, P)."""
-    count, (gaps, query, weights, frame) = family.start.nfe, family.sizes
+    count, (gaps, query, weights, frame) = len(family.start.B), family.sizes
     row, column = family.places
     middle = (torch.arange(count, dtype=torch.float64) + 0.5) / count
     first = torch.arange(count, dtype=torch.float64) / count
     lag = row - column
     blocks = [
         _rows(middle[:gaps], torch.zeros(gaps, dtype=torch.int64)),
-        _rows(first[:query], torch.ones(query, dtype=torch.int64)),
+        _rows(first[count - query :], torch.ones(query, dtype=torch.int64)),
         _rows(middle[row][:weights], 2 + lag[:weights].clamp(max=LAGS - 1)) * (lag[:weights, None] < LAGS),
         _rows(middle.new_zeros(frame), torch.full((frame,), CURVES - 1)),
     ]

@@ -60,15 +60,17 @@ class ClosedForm:
     """The weights that a solver has on given levels, W(rho): a `Theory`.
 
     Attributes:
-        solver: a method with one call a step.
+        solver: a method with one call a step, perhaps without one at the first level.
+        nfe: number of its calls.
     """
 
     solver: Solver
+    nfe: int
 
     def __call__(self, rho: Tensor) -> Tensor:
         levels = tuple(rho.tolist())
-        tableau = self.solver(Tabulated(levels), levels[0], levels[-1], len(levels) - 1).unrolled()
-        if tableau.nfe != len(levels) - 1 or not torch.equal(tableau.rho, rho):
+        tableau = self.solver(Tabulated(levels), levels[0], levels[-1], self.nfe).unrolled()
+        if tableau.nfe != self.nfe or not torch.equal(tableau.rho, rho):
             raise InputError(f"{type(self.solver).__name__}: its calls are not at the levels of its steps")
         return tableau.in_frame()[1]
 
@@ -90,7 +92,7 @@ class Fixed:
 
 def theory_of(solver: Solver, start: Tableau) -> Theory:
     """Return the closed form of a solver if it has the weights of `start` on the levels of `start`, else `Fixed`."""
-    W, moving = start.in_frame()[1], ClosedForm(solver)
+    W, moving = start.in_frame()[1], ClosedForm(solver, start.nfe)
     try:
         moving(start.rho.lerp(_between(start.rho), 0.1))  # single-step methods place their calls themselves
         same = (moving(start.rho) - W).abs().max() <= AGREEMENT * W.abs().max()
@@ -114,7 +116,8 @@ class Family:
 
     with the ends and the number of calls of the start, and unit_kj the start's step in the frame's coordinate, in units
     of G_j. No network is asked beyond rho_0, where a process may end. theta = 0 is the start. `theory` is recomputed as
-    the levels move. With s free these are all linear methods but for the states' scale in noise prediction.
+    the levels move. With s free these are all linear methods but for the states' scale in noise prediction. Where the
+    start makes no call at its first level, no member does, and the level of the first call is learned.
 
     Attributes:
         start: a tableau with one row a call (`Tableau.unrolled`) and strictly decreasing levels.
@@ -136,10 +139,10 @@ class Family:
     @cached_property
     def sizes(self) -> tuple[int, int, int, int]:
         """Number of gaps, query levels, weights and deviations among the parameters, which is their order."""
-        count = self.start.nfe
-        gaps = count if self.free.nodes and count > 1 else 0
+        rows = len(self.start.B)
+        gaps = rows if self.free.nodes and rows > 1 else 0
         frame = int(self.free.weights and isinstance(self.start.frame, Velocity))
-        return gaps, count * self.free.query, len(self.places[0]) * self.free.weights, frame
+        return gaps, self.start.nfe * self.free.query, len(self.places[0]) * self.free.weights, frame
 
     def __call__(self, theta: Tensor) -> Tableau:
         """Return the tableau at theta (size,) float64, whose S, N and query are differentiable in theta.
@@ -150,7 +153,8 @@ class Family:
         gaps, query, weights, deviation = torch.split(theta, list(self.sizes))
         rho = self._levels(gaps)
         W = self._weights(rho) + self._correction(weights)
-        levels = (rho[:-1] * query.exp()).clamp(max=float(rho[0].detach())) if len(query) else None
+        offsets = torch.cat([query.new_zeros(len(W) - len(query)), query])  # none where the first state has no call
+        levels = (rho[:-1] * offsets.exp()).clamp(max=float(rho[0].detach())) if len(query) else None
         if not isinstance(self.start.frame, Velocity) or not len(deviation):
             return Tableau.single_term(rho, W, self.start.frame, levels)
         return _in_velocity(rho, W, self.start.frame.sigma_data * deviation.exp(), levels)
@@ -168,7 +172,7 @@ class Family:
         return _Moving.apply(rho, self.theory) if rho.requires_grad else self.theory(rho)  # type: ignore[no-untyped-call]
 
     def _correction(self, weights: Tensor) -> Tensor:
-        count = self.start.nfe
+        count = len(self.start.B)
         if not len(weights):
             return weights.new_zeros(count, count)
         change = weights.new_zeros(count, count).index_put(self.places, weights)
@@ -179,9 +183,10 @@ class Family:
     @cached_property
     def places(self) -> tuple[Tensor, Tensor]:
         """Row and column of every weight that is a parameter."""
-        count = self.start.nfe
+        count = len(self.start.B)
         newest = 0 if self.free.rows == "free" else -1
         band = torch.ones(count, count, dtype=torch.bool).tril(newest).triu(1 - (self.free.history or count))
+        band[:, 0] &= self.start.calls[0]
         row, column = band.nonzero(as_tuple=True)
         return row, column
 
