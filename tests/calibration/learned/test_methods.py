@@ -29,7 +29,7 @@ def method(name: str, *overrides: str) -> LearnedTableau:
         cfg = compose("calibrate", [f"calibration={name}", *overrides])
     options = {key: value for key, value in cfg.calibration.items() if key not in ("solvers", "schedules")}
     chosen = cfg.calibration.solvers[0]
-    few = {"budgets": BUDGETS, "starts": 1, "evaluations": 800, "batch": 8, "memory": 0.0}
+    few = {"budgets": BUDGETS, "sigma_data": 0.7, "starts": 1, "evaluations": 800, "batch": 8, "memory": 0.0}
     families = Families({chosen: solver(chosen)}, {"karras": KARRAS})
     found: LearnedTableau = instantiate({**options, **few, "_partial_": True}, _convert_="all")(families=families)
     return found
