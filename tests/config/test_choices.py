@@ -175,6 +175,7 @@ def test_metrics_and_calibrations_instantiate(name: str, tmp_path: Path) -> None
     if "solvers" not in cfg[group]:
         assert callable(instantiate(cfg[group]))
         return
+    cfg.sigma_data = 0.54
     options = {key: value for key, value in cfg[group].items() if key not in ("solvers", "schedules")}
     pools = Families({"ddim": DDIM()}, {"karras": Power(7)})
     chosen = instantiate({**options, "_partial_": True}, _convert_="all")(families=pools)

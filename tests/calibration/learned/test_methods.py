@@ -57,7 +57,7 @@ def check(found: Tableau, start: Tableau, its_solver: Any, nodes: bool, query: b
     if found.query is not None:
         assert float(found.query.max()) <= SPAN[0]
         assert moved(found.query[1:], found.rho[1:-1]) > 1e-4
-    theory = ClosedForm(its_solver)(found.rho)
+    theory = ClosedForm(its_solver, found.nfe)(found.rho)
     assert (moved(found.in_frame()[1], theory) > 1e-6) == weights
 
 

@@ -126,7 +126,7 @@ class LearnedTableau(TableauEstimator):
     loss: Loss | None = None
     radius: float = 0.0
     starts: int = 2
-    evaluations: int = 60_000
+    evaluations: int = 55_000
     batch: int = 24
     rate: float = 0.05
     memory: float = 0.5
