@@ -59,7 +59,8 @@ def trajectory(eps: Eps, x: Tensor, tableau: Tableau, draw: Draw | None = None, 
 
     Use this to look at every state of a run, and `integrate` for the sample alone. States and estimates are freed as
     soon as no later row reads them, the initial state too. With `reuse`, a method that combines p estimates or data
-    predictions holds at most p + 2 tensors of x's size, if the caller keeps no reference to x.
+    predictions holds at most p + 2 tensors of x's size, if the caller keeps no reference to x; in velocity prediction,
+    where a slope is a state and an estimate, 2 p + 1.
 
     Args:
         eps: noise estimate in memory of its own, called exactly `tableau.nfe` times.

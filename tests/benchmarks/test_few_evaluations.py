@@ -188,8 +188,8 @@ def taught(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("learned")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(few_evaluations, "FINE", 20)
-        patch.setattr(learned, "families_of", lambda checkpoint: FAMILIES)
-        patch.setitem(learned.PLANS, "ring8", learned.Plan(48, 60, {"steps": 4}))
+        patch.setattr(learned, "families_of", lambda checkpoint, words=(): FAMILIES)
+        patch.setitem(learned.PLANS, "ring8", learned.Plan(48, 60, {"evaluations": 2000}))
         patch.setattr(learned, "STEPS", 5)
         learned.work(out, ["ring8"], [4])
     return out
@@ -213,7 +213,7 @@ def ring(taught: Path) -> learned.Lesson:
     checkpoint = load_model(taught / "models" / "ring8" / "model.safetensors")
     subject = few_evaluations.subject_of(checkpoint, range(48))
     fresh = learned.Fresh(subject, fine_ends(subject).noisy, learned.modes_of(checkpoint))
-    return learned.Lesson(checkpoint, FAMILIES, {}, subject, fresh)
+    return learned.Lesson(checkpoint, FAMILIES, FAMILIES, {}, subject, fresh)
 
 
 def test_plain_recipe_lowers_loss_and_keeps_ends(ring: learned.Lesson, monkeypatch: pytest.MonkeyPatch) -> None:

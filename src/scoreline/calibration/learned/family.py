@@ -3,8 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property, lru_cache, partial
-from typing import Any
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -169,7 +168,12 @@ class Family:
         return torch.cat([rho[:1], inner, rho[-1:]])
 
     def _weights(self, rho: Tensor) -> Tensor:
-        return _Moving.apply(rho, self.theory) if rho.requires_grad else self.theory(rho)  # type: ignore[no-untyped-call]
+        """Return theory(rho), differentiable by central differences: they cost 2 (K - 1) tables and no network call."""
+        levels = rho.detach()
+        W = self.theory(levels)
+        if not rho.requires_grad:
+            return W
+        return W + torch.tensordot(rho - levels, _slopes(levels, self.theory), 1)  # a zero with the right derivative
 
     def _correction(self, weights: Tensor) -> Tensor:
         count = len(self.start.B)
@@ -208,19 +212,6 @@ def _units(rho: Tensor, frame: Frame) -> Tensor:
     """Return step k in the frame's coordinate s times G_j / F_j, (K, K)."""
     coordinate = rho.new_tensor([frame.coordinate(level) for level in rho.tolist()])
     return coordinate.diff()[:, None] * frame.unit(rho[:-1])
-
-
-class _Moving(torch.autograd.Function):
-    """theory(rho) with derivatives by central differences: they cost 2 (K - 1) tables and no call of a network."""
-
-    @staticmethod
-    def forward(ctx: Any, rho: Tensor, theory: Theory) -> Tensor:
-        ctx.slopes = lru_cache(1)(partial(_slopes, rho.detach(), theory))  # the same at every way back
-        return theory(rho.detach())
-
-    @staticmethod
-    def backward(ctx: Any, *by_output: Tensor) -> tuple[Tensor, None]:
-        return (ctx.slopes() * by_output[0]).sum((1, 2)), None
 
 
 def _slopes(rho: Tensor, theory: Theory) -> Tensor:
