@@ -22,6 +22,7 @@ _MODULES = {
     "scoreline.calibration.score_scale": "ScoreScale load_scale",
     "scoreline.calibration.score_optimal": "CumulativeLength",
     "scoreline.calibration.search": "Search load_recommendation",
+    "scoreline.calibration.learned.gits": "GITS",
     "scoreline.calibration.learned.learned_tableau": "LearnedTableau",
     "scoreline.calibration.target_variance": "TargetVariance",
     "scoreline.schedules.base": "Schedule NoiseSchedule grid VariancePreserving",
