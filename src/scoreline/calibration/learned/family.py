@@ -173,7 +173,8 @@ class Family:
         W = self.theory(levels)
         if not rho.requires_grad:
             return W
-        return W + torch.tensordot(rho - levels, _slopes(levels, self.theory), 1)  # a zero with the right derivative
+        zero: Tensor = torch.tensordot(rho - levels, _slopes(levels, self.theory), 1)  # with the right derivative
+        return W + zero
 
     def _correction(self, weights: Tensor) -> Tensor:
         count = len(self.start.B)
