@@ -17,6 +17,10 @@ from scoreline.solvers.learned import load_learned
 
 MODEL = model_path("digits_vp")
 RECORD = record_beside(MODEL, "tableau")
+VALUES, STARTS = load_file(RECORD), load_record(RECORD, "tableau", load_model(MODEL).digest).provenance["starts"]
+PLACE = VALUES["budgets"].tolist().index(5)
+CLOSED, STEPS = STARTS[PLACE]
+RATIO = float(VALUES["learned"][PLACE] / VALUES["start"][PLACE])
 WORDS = ("solver=learned", "nfe=5", "seeds='0-1,5'", "metrics=none", "device=cpu")
 
 
@@ -42,21 +46,19 @@ def where(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_the_command_shows_both_side_by_side(where: Path) -> None:
     lines = said(where, *WORDS, "hydra.run.dir=run")
-    values = load_file(RECORD)
-    ratio = float(values["learned"][0] / values["start"][0])
-    relative = [float(values[f"{name}_error"][0] / values[name][0]) for name in ("learned", "start")]
-    names = {"solver": "ipndm2", "schedule": "linear_vp_quadratic"}
-    compared = {**names, "ratio": pytest.approx(ratio), "error": pytest.approx(ratio * math.hypot(*relative))}
+    relative = [float(VALUES[f"{name}_error"][PLACE] / VALUES[name][PLACE]) for name in ("learned", "start")]
+    names = {"solver": CLOSED, "schedule": STEPS}
+    compared = {**names, "ratio": pytest.approx(RATIO), "error": pytest.approx(RATIO * math.hypot(*relative))}
     assert result(where / "run")["learned"] == compared
-    assert any(f"{ratio:.2f} +- " in line and "ipndm2 / linear_vp_quadratic" in line for line in lines)
+    assert any(f"{RATIO:.2f} +- " in line and f"{CLOSED} / {STEPS}" in line for line in lines)
     (sweep,) = commands(lines)
     assert "-m" in sweep
     after = said(where, *sweep, "hydra.sweep.dir=both")
     assert not commands(after), "a job of a sweep says one line"
     found = [result(path.parent) for path in sorted(where.glob("both/*/metrics.json"))]
-    assert {each["solver"] for each in found} == {"learned", "ipndm2"}
-    (other,) = (each for each in found if each["solver"] == "ipndm2")
-    assert (other["schedule"], other["nfe"], other["images"]) == ("linear_vp_quadratic", 5, 3)
+    assert {each["solver"] for each in found} == {"learned", CLOSED}
+    (other,) = (each for each in found if each["solver"] == CLOSED)
+    assert (other["schedule"], other["nfe"], other["images"]) == (STEPS, 5, 3)
     assert "learned" not in other
 
 
@@ -67,13 +69,13 @@ def test_a_record_elsewhere_takes_two_lines(where: Path) -> None:
     assert own == list(words)
     assert commands(said(where, *own)) == [own, other], "a finished run says the same"
     said(where, *other, "hydra.run.dir=other")
-    assert result(where / "other")["solver"] == "ipndm2"
+    assert result(where / "other")["solver"] == CLOSED
 
 
 def test_a_closed_form_that_is_no_choice_has_no_command(where: Path) -> None:
-    changed(starts=[["no_such", "linear_vp_quadratic"]] * 6).save(where / "own.safetensors")
+    changed(starts=[["no_such", "linear_vp_quadratic"]] * len(STARTS)).save(where / "own.safetensors")
     assert not commands(said(where, *WORDS, "solver.path=own.safetensors"))
-    changed(starts=[["ipndm2;ls", "linear_vp_quadratic"]] * 6).save(where / "own.safetensors")
+    changed(starts=[["ipndm2;ls", "linear_vp_quadratic"]] * len(STARTS)).save(where / "own.safetensors")
     refused = forks.call("sample", *WORDS, "solver.path=own.safetensors", cwd=where)
     assert refused.returncode == 2
     assert "starts[0][0]" in refused.stderr
@@ -87,7 +89,7 @@ def changed(**provenance: object):  # type: ignore[no-untyped-def]
 
 def test_a_final_denoising_step_is_no_call_of_the_tableau(where: Path) -> None:
     said(where, *WORDS[:1], "nfe=6", "final=denoise", *WORDS[2:], "hydra.run.dir=run")
-    assert result(where / "run")["learned"]["ratio"] == pytest.approx(0.69, abs=0.01)  # type: ignore[index]
+    assert result(where / "run")["learned"]["ratio"] == pytest.approx(RATIO)  # type: ignore[index]
 
 
 def test_nothing_is_said_of_a_record_without_the_distances(tmp_path: Path) -> None:
@@ -104,4 +106,5 @@ def test_nothing_is_said_of_a_record_without_the_distances(tmp_path: Path) -> No
     record = changed()
     record.values["start"][1] = torch.nan
     record.save(path)
-    assert set(load_learned(path, digest).held_out) == {5, 8, 10, 15, 20}
+    budgets = VALUES["budgets"].tolist()
+    assert set(load_learned(path, digest).held_out) == {*budgets[:1], *budgets[2:]}

@@ -379,7 +379,7 @@ VALUES_REFUSED = {
     ),
     "rising nodes": ("tableau", changed("tableau", rho_5=of("tableau", "rho_5").flip(0)), "does not strictly decrease"),
     "distances": ("search", changed("search", mean=of("search", "mean") * math.nan), "candidates have no distance"),
-    "repeated": ("search", changed("search", budgets=torch.full((6,), 5)), "6 candidates for 6 budgets"),
+    "repeated": ("search", changed("search", budgets=torch.full((8,), 5)), "8 candidates for 8 budgets"),
 }
 
 
@@ -399,7 +399,7 @@ PROVENANCE_REFUSED = {
     "no candidates": ({"span": [2, 1]}, "provenance has no candidates"),
     "empty": ({"candidates": [], "span": [2, 1]}, "provenance.candidates is [], not a list of 1 to"),
     "text": ({"candidates": "x", "span": [2, 1]}, "provenance.candidates is 'x', not a list"),
-    "few": ({"candidates": CANDIDATES[:2], "span": [2, 1]}, "2 candidates for 6 budgets"),
+    "few": ({"candidates": CANDIDATES[:2], "span": [2, 1]}, "2 candidates for 8 budgets"),
     "inline": ({"candidates": [[[["{_target_:x}", "a"]]]] * 6, "span": [2, 1]}, "'{_target_:x}', not a plain name"),
     "path": ({"candidates": [[[["../../evil", "a"]]]] * 6, "span": [2, 1]}, "'../../evil', not a plain name"),
     "line": ({"candidates": [[[["ddim\n", "a"]]]] * 6, "span": [2, 1]}, "not a plain name"),

@@ -26,7 +26,7 @@ DATA: dict[str, Any] = {
     "needs": ["the toy model"],
     "base": ["checkpoint=digits_vp", "metrics.groups=4", "metrics.neighbours=1"],
     "budgets": {"smoke": {"ranges": ["0-3"]}},
-    "columns": {"label": "NFE", "key": "nfe", "values": [4, 5]},
+    "columns": {"label": "NFE", "key": "nfe", "values": [7, 5]},
     "rows": [
         {"name": "DDIM", "overrides": ["solver=ddim"]},
         {"name": "learned (ours)", "overrides": ["solver=learned"]},
@@ -67,7 +67,7 @@ def test_killed_table_continues_where_it_was(tmp_path: Path, monkeypatch: pytest
     process.send_signal(signal.SIGKILL)
     process.communicate()
     (first,) = [path.parent for path in out.glob("cells/*/*/*/metrics.json")]
-    assert first.relative_to(out).parts[1:3] == ("DDIM", "4")
+    assert first.relative_to(out).parts[1:3] == ("DDIM", "7")
     kept = stamps(first)
     done = subprocess.run(words(DATA, 2), cwd=tmp_path, capture_output=True, text=True, timeout=250)
     assert done.returncode == 0, done.stderr
@@ -78,13 +78,13 @@ def test_killed_table_continues_where_it_was(tmp_path: Path, monkeypatch: pytest
     )
     drawn = plan.load(out).cells
     assert [plan.outcome(cell, out).state for cell in drawn] == ["finished", "finished", "refused", "finished"]
-    refusal = [line for line in done.stderr.splitlines() if line.startswith("learned (ours), 4, seeds 0-3: refused: ")]
+    refusal = [line for line in done.stderr.splitlines() if line.startswith("learned (ours), 7, seeds 0-3: refused: ")]
     assert len(refusal) == 1
-    assert refusal[0].endswith("(log: out/cells/learned_ours_/4/0-3-" + drawn[2].identity + "/cell.log)")
+    assert refusal[0].endswith("(log: out/cells/learned_ours_/7/0-3-" + drawn[2].identity + "/cell.log)")
     text = (out / "table.md").read_text()
     assert done.stdout == f"{text}\n3 runs, 1 cannot be -> out\n"
     lines = [line.split(" | ") for line in text.splitlines() if line.startswith("| ")]
-    assert lines[0][1:] == ["NFE 4", "NFE 5 |"]
+    assert lines[0][1:] == ["NFE 7", "NFE 5 |"]
     assert lines[2][1] == "- [a]"
     for row, column, place in ((1, 1, 0), (1, 2, 1), (2, 2, 3)):
         value = json.loads((out / drawn[place].directory / "metrics.json").read_text())["metrics"]["frechet_distance"]
@@ -95,7 +95,7 @@ def test_killed_table_continues_where_it_was(tmp_path: Path, monkeypatch: pytest
     monkeypatch.chdir(tmp_path)
     table_run.main("toy", DATA, ["network_batch=4"], table_run.Options("smoke", 1), Path("out"))
     changed = {name for name, stamp in stamps(out).items() if before.get(name) != stamp}
-    assert not [name for name in changed if name.startswith("cells/") and "learned_ours_/4/" not in name]
+    assert not [name for name in changed if name.startswith("cells/") and "learned_ours_/7/" not in name]
 
 
 def mistaken(**changes: Any) -> dict[str, Any]:
@@ -107,7 +107,7 @@ def mistaken(**changes: Any) -> dict[str, Any]:
     [
         (mistaken(base=["chekpoint=x"]), [], "chekpoint: there is no such key; did you mean 'checkpoint'?"),
         (mistaken(base=["schedule=karas"]), [], "schedule=karas: there is no such choice; did you mean 'karras'?"),
-        (DATA, ["nfe=7"], "nfe=7: '4' of table=toy sets nfe; leave it out"),
+        (DATA, ["nfe=7"], "nfe=7: '7' of table=toy sets nfe; leave it out"),
         (mistaken(base=["checkpoint=nowhere"]), [], "checkpoint=nowhere: no such file; table=toy needs the toy model"),
     ],
 )
@@ -190,14 +190,14 @@ class Fake:
                 self.report(cell, found)
 
 
-PLACES = ("DDIM 4", "DDIM 5", "learned (ours) 4", "learned (ours) 5")
+PLACES = ("DDIM 7", "DDIM 5", "learned (ours) 7", "learned (ours) 5")
 
 
 @pytest.mark.parametrize(
     ("states", "sentence"),
     [
         (
-            {"DDIM 4": "refused", "DDIM 5": "failed"},
+            {"DDIM 7": "refused", "DDIM 5": "failed"},
             "table=toy: 1 of 4 runs failed, 2 did not start; OUT/table.md has the rest, the same command runs what is",
         ),
         (dict.fromkeys(PLACES, "failed"), "table=toy: 4 of 4 runs failed; OUT/table.md has the rest, the same command"),
@@ -218,7 +218,7 @@ def test_what_is_missing_is_the_last_line(
     assert str(caught.value).startswith(sentence.replace("OUT", str(tmp_path)))
     printed = capsys.readouterr()
     assert "| DDIM | - [a] |" in printed.out
-    assert f"DDIM, 4, seeds 0-3: {states['DDIM 4']}: why it is so (log: {tmp_path}/cells/DDIM/4/0-3-" in printed.err
+    assert f"DDIM, 7, seeds 0-3: {states['DDIM 7']}: why it is so (log: {tmp_path}/cells/DDIM/7/0-3-" in printed.err
 
 
 def test_devices_by_the_names_that_cuda_takes(monkeypatch: pytest.MonkeyPatch) -> None:
