@@ -1,5 +1,6 @@
 """The sampling loop, one for every solver, and `sample`, the call for any model."""
 
+import math
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -27,11 +28,21 @@ Progress = Callable[[float], object]
 
 
 class State(NamedTuple):
-    """State number `row` of a run: x (B, *) in unit-signal coordinates at noise level rho."""
+    """State number `row` of a run: x (B, *) in unit-signal coordinates at noise level rho.
+
+    Attributes:
+        sigma: the level at which the network evaluates x next; None if no row needs that, or the run is over.
+    """
 
     row: int
     rho: float
     x: Tensor
+    sigma: float | None = None
+
+    @property
+    def done(self) -> bool:
+        """Whether x is the sample, for states that `Stepper.start` and `Stepper.step` return."""
+        return self.sigma is None
 
 
 def _combine(terms: list[Term], out: Tensor | None) -> Tensor:
@@ -54,6 +65,116 @@ def _combine(terms: list[Term], out: Tensor | None) -> Tensor:
     return total
 
 
+class Stepper:
+    """A run of a tableau for a program that calls the network itself:
+
+        stepper = Stepper(tableau)
+        state = stepper.start(x)
+        while not state.done:
+            state = stepper.step(denoise(state.x, state.sigma))
+        sample = state.x
+
+    Use this inside a loop that you do not own, such as another program's; `sample` and `trajectory` drive the same
+    object. States and estimates are freed as soon as no later row reads them. One stepper makes one run at a time;
+    `start` begins another.
+
+    Args:
+        tableau: the run.
+        draw: fresh noise for stochastic rows.
+        reuse: write new states into the memory of dead ones, so that a returned state does not last. Fresh memory costs
+            page faults, as much time as the sum itself.
+    """
+
+    def __init__(self, tableau: Tableau, draw: Draw | None = None, reuse: bool = False) -> None:
+        self.tableau, self._draw, self._reuse = tableau, draw, reuse
+        self._rho, self._query, self._sums = tableau.rho.tolist(), tableau.query_levels.tolist(), tableau.sums
+        self._row = len(self._sums)
+        self._states: dict[int, Tensor] = {}
+        self._estimates: dict[int, Tensor] = {}
+        self._spare: list[Tensor] = []
+
+    def start(self, x: Tensor) -> State:
+        """Begin a run and return its first state with a call, x itself unless the first step takes none.
+
+        Args:
+            x: initial state (B, *) at tableau.rho[0], not modified; at rho = infinity x / rho, standard normal noise.
+        """
+        state = self.load(x)
+        return state if state.sigma is not None else self._until_call()
+
+    def step(self, denoised: Tensor) -> State:
+        """Go on to the next state with a call, or to the sample.
+
+        Args:
+            denoised: D = E[x_0 | x] (B, *) of the latest state, at its level `sigma`.
+
+        Raises:
+            ValueError: if the run is over, or was not started.
+        """
+        x, sigma = self.state.x, self.state.sigma
+        if sigma is None:
+            raise ValueError("the run is over; begin another one with start(x)")
+        return self.advance(denoised if sigma == math.inf else (x - denoised) / sigma)
+
+    def advance(self, estimate: Tensor) -> State:
+        """As `step`, given eps = (x - D) / sigma instead of D, in memory of its own; at sigma = infinity still D."""
+        self.row(estimate)
+        return self._until_call()
+
+    def load(self, x: Tensor) -> State:
+        """Begin a run and return its state 0, whether or not it needs a call. Use `start` unless you call `row`."""
+        self._row, self._states, self._estimates, self._spare = 0, {0: x}, {}, []
+        return self.state
+
+    @property
+    def state(self) -> State:
+        """The latest state.
+
+        Raises:
+            ValueError: before `start`.
+        """
+        k = self._row
+        if k not in self._states:
+            raise ValueError("the run has no state yet; begin it with start(x)")
+        call = k < len(self._sums) and self._sums[k].call
+        return State(k, self._rho[k], self._states[k], self._query[k] if call else None)
+
+    def row(self, estimate: Tensor | None) -> State:
+        """Evaluate one row and return its state: x_{k+1} = sum_j S_kj x_j + sum_j N_kj eps_j + B_k z_k.
+
+        Args:
+            estimate: eps of the latest state, D at sigma = infinity, None for a row without a call.
+
+        Raises:
+            ValueError: if the row is stochastic and there is no `draw`.
+        """
+        k, states, estimates = self._row, self._states, self._estimates
+        row = self._sums[k]
+        if row.call:
+            assert estimate is not None
+            estimates[k] = estimate
+        terms = [((states if is_state else estimates)[j], weight) for is_state, j, weight in row.terms]
+        if row.noise:
+            if self._draw is None:
+                raise ValueError("a stochastic tableau needs `draw`, a source of fresh noise")
+            terms.append((self._draw(k), row.noise))
+        for is_state, j in row.dead:
+            if self._reuse and is_state and j > 0:
+                self._spare.append(states[j])
+            del (states if is_state else estimates)[j]
+        out = _memory(self._spare, terms)
+        states[k + 1] = _combine(terms, out)
+        self._spare = [memory for memory in self._spare if memory is not out][:1]
+        self._row = k + 1
+        return self.state
+
+    def _until_call(self) -> State:
+        """Evaluate the rows that need no call and return the state after them."""
+        while (state := self.state).sigma is None and self._row < len(self._sums):
+            self.row(None)
+        return state
+
+
 def trajectory(eps: Eps, x: Tensor, tableau: Tableau, draw: Draw | None = None, reuse: bool = False) -> Iterator[State]:
     """Evaluate a tableau: yield x_1, x_2, .., x_K as they are made; the last one is the sample.
 
@@ -67,35 +188,21 @@ def trajectory(eps: Eps, x: Tensor, tableau: Tableau, draw: Draw | None = None, 
         x: initial state (B, *) at tableau.rho[0], usually rho_0 times standard normal noise; not modified.
         tableau: the run.
         draw: fresh noise for stochastic rows.
-        reuse: write new states into the memory of dead ones, so that a yielded state does not last. Fresh memory costs
-            page faults, as much time as the sum itself.
+        reuse: as in `Stepper`.
 
     Raises:
         ValueError: if the tableau is stochastic and `draw` is missing.
     """
-    rho, query = tableau.rho.tolist(), tableau.query_levels.tolist()
-    states: dict[int, Tensor] = {0: x}
+    stepper = Stepper(tableau, draw, reuse)
+    state = stepper.load(x)
     del x
-    estimates: dict[int, Tensor] = {}
-    spare: list[Tensor] = []
-    for k, row in enumerate(tableau.sums):
-        if row.call:  # one network evaluation
-            estimates[k] = eps(states[k], query[k])
-        # x_{k+1} = sum_j S_kj x_j + sum_j N_kj eps_j + B_k z_k
-        terms = [((states if is_state else estimates)[j], weight) for is_state, j, weight in row.terms]
-        if row.noise:
-            if draw is None:
-                raise ValueError("a stochastic tableau needs `draw`, a source of fresh noise")
-            terms.append((draw(k), row.noise))
-        for is_state, j in row.dead:
-            if reuse and is_state and j > 0:
-                spare.append(states[j])
-            del (states if is_state else estimates)[j]
-        out = _memory(spare, terms)
-        states[k + 1] = _combine(terms, out)
-        spare = [memory for memory in spare if memory is not out][:1]
-        del terms, out
-        yield State(k + 1, rho[k + 1], states[k + 1])
+    for _ in tableau.sums:
+        level = state.sigma
+        estimate = None if level is None else eps(state.x, level)  # one network evaluation
+        del state
+        state = stepper.row(estimate)
+        del estimate
+        yield state
 
 
 def _memory(spare: list[Tensor], terms: list[Term]) -> Tensor | None:
