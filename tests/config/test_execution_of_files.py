@@ -36,7 +36,7 @@ LISTED = {
         "config/conf_folder.py",
         "compose",
     ): "overrides of the command line, of conf/table, or names from conf_folder.choice",
-    ("__init__.py", "import_module"): "a module of _MODULES, a constant",
+    ("__init__.py", "import_module"): "a module of _MODULES, or a module inside one that it names: constants",
     (
         "descriptions/annotations.py",
         "import_module",
