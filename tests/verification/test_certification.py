@@ -12,7 +12,7 @@ import torch
 from scoreline import cli
 from scoreline.commands import certify as certify_command
 from scoreline.commands import show
-from scoreline.config.conf_folder import conf_dir
+from scoreline.storage.config_files import conf_dir
 from scoreline.schedules.base import Schedule
 from scoreline.schedules.spacings import Power
 from scoreline.solvers.adaptive import Adaptive

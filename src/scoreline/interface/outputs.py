@@ -45,7 +45,9 @@ def tensor_like(name: str, output: Any, x: Tensor, factor: int = 1) -> Tensor:
             f"{_channels(output, x, factor)}"
         )
     if not output.is_floating_point():
-        raise InputError(f"{name} returned a tensor of {output.dtype}, which is no floating-point number; return floats")
+        raise InputError(
+            f"{name} returned a tensor of {output.dtype}, which is no floating-point number; return floats"
+        )
     return output
 
 
