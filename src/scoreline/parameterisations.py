@@ -199,6 +199,30 @@ class DataPrediction(Parameterisation):
 
 
 @dataclass(frozen=True)
+class ScorePrediction(Parameterisation):
+    """The network predicts the score of the native state, grad log p_t(x_t) = -eps / sigma(t): skip 1, out rho sigma.
+
+    Use this for a network whose output is the score itself; those of score_sde's VP and VE models are
+    `NoisePrediction` and `VarianceExploding`, since their outputs are scaled.
+
+    Attributes:
+        noise_schedule: the process, for alpha, sigma and t.
+        label_scale: noise label / t.
+
+    Source: Song et al. (2021), arXiv:2011.13456, Eq. 7.
+    """
+
+    unit_skip = True
+    noise_schedule: NoiseSchedule
+    label_scale: float = 1.0
+
+    def __call__(self, rho: Tensor) -> Scalings:
+        t = self.noise_schedule(rho)
+        alpha = self.noise_schedule.alpha(t)
+        return Scalings(torch.ones_like(rho), rho**2 * alpha, alpha, t * self.label_scale)
+
+
+@dataclass(frozen=True)
 class VarianceExploding(Parameterisation):
     """NCSN++: skip 1, out rho, in 1, noise ln(rho / 2). The output is minus the predicted eps.
 

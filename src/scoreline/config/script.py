@@ -21,7 +21,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from scoreline.config import catalogue, validate
-from scoreline.config.conf_folder import conf_dir, files, own_folder, quote, refuse_lost_choices, use_own_folder
+from scoreline.config.conf_folder import files, own_folder, quote, refuse_lost_choices, use_own_folder
 from scoreline.config.explain import explain
 from scoreline.config.launch import run as run_as_group
 from scoreline.config.moved_names import current
@@ -30,6 +30,7 @@ from scoreline.config.run_names import model_path, register_resolvers, run_sha25
 from scoreline.descriptions.annotations import refuse_wrong_types
 from scoreline.errors import InputError, did_you_mean, printable
 from scoreline.runtime import startup
+from scoreline.storage.config_files import conf_dir
 from scoreline.storage.files import code_version, sha256, write_atomically
 
 HARMLESS = (
