@@ -1,0 +1,369 @@
+"""Denoisers of networks by what they predict: each form of an exact model, written down on its own, gives back its D."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import scoreline
+from scoreline import predictions
+from scoreline.denoiser import Denoiser, Denoising
+from scoreline.errors import InputError
+from scoreline.networks.exact import GaussianMixture
+from scoreline.sampling import count_calls, integrate
+from scoreline.schedules.spacings import Power
+from scoreline.solvers.tableau import build
+
+BETAS = np.linspace(1e-4, 0.02, 1000)
+ABAR = np.cumprod(1 - BETAS)
+INDICES = (0, 3, 250, 999)
+X = torch.tensor([[0.3, -1.2], [2.0, 0.1], [-0.4, 0.8]], dtype=torch.float64)
+
+
+def level(index: float) -> float:
+    """rho at an index of the betas; alpha^2 is linear between whole ones."""
+    abar = np.interp(index, np.arange(1000), ABAR)
+    return float(np.sqrt((1 - abar) / abar))
+
+
+def alpha_of(label: Tensor) -> Tensor:
+    """alpha (B, 1) at fractional indices (B,)."""
+    return torch.from_numpy(np.sqrt(np.interp(label.numpy(), np.arange(1000), ABAR)))[:, None]
+
+
+Form = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+FORMS: dict[str, tuple[Callable[..., Denoiser], Form]] = {
+    "eps": (predictions.noise, lambda x0, eps, a, s: eps),
+    "v": (predictions.velocity, lambda x0, eps, a, s: a * eps - s * x0),
+    "score": (predictions.score, lambda x0, eps, a, s: -eps / s),
+}
+"""Prediction -> our function, and the formula of the network's output from x_0, eps, alpha and sigma."""
+
+
+def of_betas(mixture: GaussianMixture, form: Form) -> Callable[[Tensor, Tensor], Tensor]:
+    """An exact network on the VP state, labelled by the index."""
+
+    def network(x_t: Tensor, label: Tensor) -> Tensor:
+        assert label.shape == (len(x_t),)
+        alpha = alpha_of(label)
+        sigma = (1 - alpha**2).sqrt()
+        x, rho = x_t / alpha, sigma / alpha
+        return form(mixture.denoise(x, rho), mixture.eps(x, rho), alpha, sigma)
+
+    return network
+
+
+@pytest.mark.parametrize("kind", FORMS)
+@pytest.mark.parametrize("index", [*INDICES, 17.25, 998.5])
+def test_predictions_of_a_vp_network(mixture: GaussianMixture, kind: str, index: float) -> None:
+    make, form = FORMS[kind]
+    rho = level(index)
+    for betas in (BETAS, BETAS.tolist(), torch.from_numpy(BETAS), scoreline.DiscreteVP()):
+        denoise = make(of_betas(mixture, form), betas)
+        x = X * (1 + rho)
+        torch.testing.assert_close(denoise(x, rho), mixture.denoise(x, rho), rtol=1e-10, atol=1e-10)
+        torch.testing.assert_close(denoise.eps(x, rho), mixture.eps(x, rho), rtol=1e-9, atol=1e-9)
+    assert denoise.noise_schedule == scoreline.DiscreteVP()
+
+
+@pytest.mark.parametrize("kind", FORMS)
+def test_products_in_place_of_betas(mixture: GaussianMixture, kind: str) -> None:
+    make, form = FORMS[kind]
+    for dtype, tolerance in ((torch.float64, 1e-10), (torch.float32, 1e-4)):
+        denoise = make(of_betas(mixture, form), alphas_cumprod=torch.from_numpy(ABAR).to(dtype))
+        rho = level(250)
+        torch.testing.assert_close(denoise(X, rho), mixture.denoise(X, rho), rtol=tolerance, atol=tolerance)
+
+
+def continuous(mixture: GaussianMixture, process: str, form: Form) -> Callable[[Tensor, Tensor], Tensor]:
+    """An exact network whose label is 10 t of a continuous process."""
+
+    def network(x_t: Tensor, label: Tensor) -> Tensor:
+        t = label[:, None] / 10
+        alpha, sigma = {
+            "vp": lambda: (torch.exp(-19.9 * t**2 / 4 - 0.05 * t), (1 - torch.exp(-19.9 * t**2 / 2 - 0.1 * t)).sqrt()),
+            "ve": lambda: (torch.ones_like(t), 0.02 * 5000**t),
+            "edm": lambda: (torch.ones_like(t), t),
+        }[process]()
+        x, rho = x_t / alpha, sigma / alpha
+        return form(mixture.denoise(x, rho), mixture.eps(x, rho), alpha, sigma)
+
+    return network
+
+
+@pytest.mark.parametrize("process", ["vp", "ve", "edm"])
+@pytest.mark.parametrize("kind", FORMS)
+def test_predictions_of_a_continuous_process(mixture: GaussianMixture, process: str, kind: str) -> None:
+    make, form = FORMS[kind]
+    schedule = {"vp": scoreline.LinearVP(), "ve": scoreline.VE(), "edm": scoreline.EDM()}[process]
+    if kind == "v" and process != "vp":
+        with pytest.raises(InputError, match="does not preserve the variance, as v-prediction needs"):
+            make(continuous(mixture, process, form), schedule)
+        return
+    denoise = make(continuous(mixture, process, form), schedule, label_scale=10)
+    for rho in (0.05, 1.0, 30.0):
+        torch.testing.assert_close(denoise(X, rho), mixture.denoise(X, rho), rtol=1e-10, atol=1e-10)
+    assert denoise.noise_schedule == schedule
+
+
+@pytest.mark.parametrize("s", [0.5, 1.3])
+def test_edms_raw_network(mixture: GaussianMixture, s: float) -> None:
+    def network(y: Tensor, label: Tensor) -> Tensor:
+        rho = torch.exp(4 * label)[:, None]
+        x = y * (rho**2 + s**2).sqrt()
+        clean = mixture.denoise(x, rho)
+        return (clean - s**2 / (s**2 + rho**2) * x) * (rho**2 + s**2).sqrt() / (rho * s)
+
+    denoise = predictions.edm(network, s)
+    for rho in (0.002, 1.0, 80.0):
+        torch.testing.assert_close(denoise(X, rho), mixture.denoise(X, rho), rtol=1e-10, atol=1e-10)
+    assert denoise.noise_schedule == scoreline.EDM()
+
+
+class Precise(nn.Module):
+    """eps = x_t, in the precision of a parameter; it notes what it is given."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(1, dtype=dtype))
+
+    def forward(self, x: Tensor, label: Tensor) -> Tensor:
+        self.seen = (x.dtype, label.dtype, label.tolist())
+        return self.weight * x
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+def test_networks_run_in_their_own_precision(dtype: torch.dtype) -> None:
+    network = Precise(dtype)
+    denoise = predictions.noise(network, BETAS)
+    assert [parameter.dtype for parameter in denoise.parameters()] == [dtype]
+    x, rho = torch.randn(2, 3, 4, 4), level(997)
+    out = denoise(x, rho)
+    assert out.dtype == torch.float32
+    assert network.seen[:2] == (dtype, torch.promote_types(dtype, torch.float32))
+    assert network.seen[2] == pytest.approx([997, 997], abs=1e-4), "bfloat16 has no 997"
+    alpha = math.sqrt(ABAR[997])
+    torch.testing.assert_close(
+        out, x - rho * (alpha * x), rtol=0, atol={torch.bfloat16: 4, torch.float16: 0.3}.get(dtype, 1e-4)
+    )
+
+
+def test_whole_labels_and_labels_from_one() -> None:
+    network = Precise(torch.bfloat16)
+    denoise = predictions.noise(network, BETAS, round_labels=True, label_shift=1)
+    denoise(torch.zeros(2, 2), level(996.4))
+    assert network.seen[1:] == (torch.int64, [997, 997])
+    denoise(torch.zeros(2, 2), torch.tensor([level(3.6), level(999)], dtype=torch.float64))
+    assert network.seen[1:] == (torch.int64, [5, 1000])
+
+
+@pytest.mark.parametrize("shape", [(5, 2), (2, 3, 16), (2, 6, 7), (2, 3, 4, 8, 8), (2, 3, 8, 4)])
+@pytest.mark.parametrize("variance", [False, True])
+def test_shapes_and_a_learned_variance(shape: tuple[int, ...], variance: bool) -> None:
+    """Points, audio, actions, video and images, of N(0, 1/4)."""
+
+    def network(x_t: Tensor, label: Tensor) -> Tensor:
+        alpha = alpha_of(label).reshape(-1, *[1] * (len(shape) - 1))
+        rho2 = 1 / alpha**2 - 1
+        eps = x_t / alpha * rho2.sqrt() / (rho2 + 0.25)
+        return torch.cat([eps, torch.full_like(eps, torch.nan)], 1) if variance else eps
+
+    denoise = predictions.noise(network, BETAS, learned_variance=variance)
+    x = torch.randn(shape, dtype=torch.float64)
+    torch.testing.assert_close(denoise(x, 2.0), x * 0.25 / 4.25, rtol=1e-10, atol=1e-12)
+    rho = torch.linspace(0.5, 3, shape[0], dtype=torch.float64)
+    expected = x * (0.25 / (0.25 + rho**2)).reshape(-1, *[1] * (len(shape) - 1))
+    torch.testing.assert_close(denoise(x, rho), expected, rtol=1e-10, atol=1e-12)
+
+
+# ---- conditions
+
+
+class Tree:
+    """A condition of a type that nobody but the network knows."""
+
+    def __init__(self, values: Tensor) -> None:
+        self.values = values
+
+
+def conditional_network(x: Tensor, label: Tensor, y: Any = None, extra: Any = None) -> Tensor:
+    """eps = x + a number from the conditions."""
+    shift = 0.0 if y is None else y["deep"][0].values
+    return x + shift + (0.0 if extra is None else extra[0])
+
+
+def test_conditions_of_any_type_reach_the_network() -> None:
+    """D = x - rho (alpha x + shift + extra)."""
+    rho = level(250)
+    y, x = {"deep": [Tree(torch.tensor([[1.0], [2.0], [3.0]], dtype=torch.float64))]}, X
+    denoise = predictions.noise(conditional_network, BETAS)
+    expected = X - rho * (math.sqrt(ABAR[250]) * X + y["deep"][0].values + 5)
+    for given in (
+        denoise(x, rho, y=y, extra=(5, "text")),
+        predictions.conditional(denoise, y=y, extra=(5, "text"))(x, rho),
+        predictions.conditional(denoise, y=y, extra=(6,))(x, rho, extra=(5,)),
+        predictions.conditional(predictions.conditional(denoise, y=y), extra=(5,))(x, rho),
+    ):
+        torch.testing.assert_close(given, expected, rtol=1e-10, atol=1e-10)
+    bound = predictions.conditional(denoise, y=y, extra=(5,))
+    torch.testing.assert_close(bound.eps(x, rho), (x - expected) / rho, rtol=1e-10, atol=1e-10)
+    assert bound.noise_schedule == scoreline.DiscreteVP()
+
+
+def test_classifier_free_guidance_within_an_interval() -> None:
+    one, none = {"deep": [Tree(torch.ones(3, 1))]}, {"deep": [Tree(torch.zeros(3, 1))]}
+    denoise = predictions.noise(conditional_network, BETAS)
+    guided = predictions.classifier_free(denoise, {"y": one}, {"y": none, "extra": (0.5,)}, 3.0, low=0.1, high=2.0)
+    for rho, scale, calls in ((0.1, 1, 1), (0.11, 3, 2), (2.0, 3, 2), (2.1, 1, 1)):
+        strong, weak = denoise(X, rho, y=one), denoise(X, rho, y=none, extra=(0.5,))
+        with count_calls(guided) as counted:
+            torch.testing.assert_close(guided(X, rho), weak + scale * (strong - weak), rtol=1e-12, atol=1e-12)
+        assert counted.count == guided.calls(rho) == calls
+    assert guided.noise_schedule == scoreline.DiscreteVP()
+    with pytest.raises(InputError, match="must be a finite number; 1 is no guidance"):
+        predictions.classifier_free(denoise, {}, {}, math.nan)
+
+
+def test_a_plain_function_takes_conditions_too() -> None:
+    seen = []
+
+    def denoise(x: Tensor, sigma: Tensor, y: float) -> Tensor:
+        seen.append((sigma.shape, sigma.dtype))
+        return x * y / (1 + sigma)
+
+    x = torch.ones(3, 2)
+    guided = predictions.classifier_free(denoise, {"y": 2.0}, {"y": 1.0}, 4.0)
+    torch.testing.assert_close(guided(x, 1.0), torch.full((3, 2), 0.5 + 4 * 0.5))
+    torch.testing.assert_close(guided.eps(x, 1.0), 1 - guided(x, 1.0))
+    assert set(seen) == {(torch.Size([]), torch.float32)}
+    assert guided.noise_schedule is None
+    with pytest.raises(InputError, match=r"denoise returned \(1, 2\) for x of \(3, 2\)"):
+        predictions.conditional(lambda x, s: x[:1])(x, 1.0)
+
+
+# ---- inpainting
+
+SOLVERS = {
+    "ddim": scoreline.DDIM(),
+    "deis_tab3": scoreline.DEIS(3, scoreline.LinearVP()),
+    "dpmpp_2m": scoreline.DPMMultistep(2, "data"),
+    "unipc_3": scoreline.UniPC(3),
+    "heun": scoreline.heun(),
+    "velocity_ipndm4": scoreline.IPNDM(4, scoreline.Velocity(0.5)),
+    "euler_ancestral": scoreline.EulerAncestral(),
+    "edm_stochastic": scoreline.EDMHeun(S_churn=10),
+}
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+def test_the_known_part_ends_exactly_at_the_image(mixture: GaussianMixture, name: str) -> None:
+    """With the final denoising step, whatever the solver; the unknown coordinate follows the posterior's."""
+    image, mask = torch.tensor([0.7, 0.0], dtype=torch.float64), torch.tensor([True, False])
+    denoise = predictions.known(predictions.noise(of_betas(mixture, FORMS["eps"][1]), BETAS), image, mask)
+    x = 50 * torch.randn(6, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    run = build(SOLVERS[name], Power(7), (50.0, 0.02), 12, "none" if name == "edm_stochastic" else "denoise")
+    generator = torch.Generator().manual_seed(1)
+    out = integrate(denoise.eps, x, run, lambda row: torch.randn(6, 2, generator=generator, dtype=torch.float64))
+    torch.testing.assert_close(out[:, 0], torch.full((6,), 0.7, dtype=torch.float64), rtol=0, atol=1e-11)
+    assert out[:, 1].std() > 0.01
+    assert out[:, 1].abs().max() < 3
+
+
+@pytest.mark.parametrize("name", ["ddim", "deis_tab3", "dpmpp_2m", "unipc_3", "heun"])
+def test_without_the_final_step_the_noise_of_sigma_min_stays(mixture: GaussianMixture, name: str) -> None:
+    """Methods that are exact for constant eps keep x - image = rho eps along the whole run."""
+    image = torch.tensor([0.7, 0.0], dtype=torch.float64)
+    denoise = predictions.known(lambda x, s: mixture.denoise(x, float(s)), image, torch.tensor([1, 0]))
+    x = image + 50 * torch.randn(6, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    out = integrate(denoise.eps, x, build(SOLVERS[name], Power(7), (50.0, 0.02), 12, "none"))
+    torch.testing.assert_close(out[:, 0] - 0.7, 0.02 / 50 * (x[:, 0] - 0.7), rtol=0, atol=1e-11)
+
+
+def test_masks_blend_and_have_to_fit() -> None:
+    denoise = predictions.known(lambda x, s: 0 * x, torch.ones(1, 2, 2), torch.full((2, 2), 0.25))
+    torch.testing.assert_close(denoise(torch.randn(3, 2, 2), 1.0), torch.full((3, 2, 2), 0.25))
+    with pytest.raises(InputError, match=r"known: image \(1, 2, 2\) and mask \(2, 2\) do not expand to x's shape"):
+        denoise(torch.randn(3, 5, 5), 1.0)
+
+
+# ---- what is refused
+
+
+class Output:
+    """What diffusers' models return."""
+
+    def __init__(self, sample: Tensor) -> None:
+        self.sample = sample
+
+
+WRONG: dict[str, tuple[Any, str]] = {
+    "output object": (
+        lambda x, t: Output(x),
+        r"returned a Output, not a tensor of x's shape \(4, 3\); return .*\.sample",
+    ),
+    "tuple": (lambda x, t: (x,), "returned a tuple, not a tensor.*the first entry"),
+    "nothing": (lambda x, t: None, "returned a NoneType"),
+    "one image": (lambda x, t: x[:1], r"returned \(1, 3\) for x of \(4, 3\); return \(4, 3\)"),
+    "twice the channels": (lambda x, t: torch.cat([x, x], 1), r"\(4, 6\) for x of \(4, 3\).*learned_variance=True"),
+    "whole numbers": (lambda x, t: x.long(), "torch.int64, which holds no fractions"),
+    "no label": (lambda x: x, r"cannot be called as network\(x, label\)"),
+    "another order": (lambda x, *, timestep: x, r"cannot be called as network\(x, label\)"),
+}
+
+
+@pytest.mark.parametrize("kind", WRONG)
+def test_wrong_networks_are_named(kind: str) -> None:
+    network, sentence = WRONG[kind]
+    with pytest.raises(InputError, match=sentence):
+        predictions.noise(network, BETAS)(torch.ones(4, 3), 1.0)
+
+
+def test_a_keyword_that_the_network_does_not_take() -> None:
+    with pytest.raises(InputError, match=r"network\(x, label, y=\.\.\): .* keyword argument 'y'"):
+        predictions.noise(lambda x, t: x, BETAS)(torch.ones(4, 3), 1.0, y=1)
+
+
+def test_an_error_within_the_network_is_its_own() -> None:
+    def network(x: Tensor, label: Tensor) -> Tensor:
+        return x + "a"
+
+    with pytest.raises(TypeError, match="unsupported operand"):
+        predictions.noise(network, BETAS)(torch.ones(4, 3), 1.0)
+
+
+def test_a_variance_that_is_not_there() -> None:
+    with pytest.raises(InputError, match=r"return \(4, 6\); leave learned_variance out"):
+        predictions.noise(lambda x, t: x, BETAS, learned_variance=True)(torch.ones(4, 3), 1.0)
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        ({}, "betas and alphas_cumprod: give one"),
+        ({"betas": BETAS, "alphas_cumprod": ABAR}, "betas and alphas_cumprod: give one"),
+        ({"betas": [0.1, 1.5]}, "betas: 1.5 is not a number between 0 and 1"),
+        ({"betas": "linear"}, "betas='linear': give a list"),
+        ({"betas": torch.ones(2, 2)}, r"betas of shape \(2, 2\): give one number for each training step"),
+        ({"alphas_cumprod": ABAR[::-1].copy()}, r"alphas_cumprod: -?[\d.]+ is not a number between 0 and 1"),
+    ],
+)
+def test_numbers_that_are_no_betas(given: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(InputError, match=sentence):
+        predictions.noise(lambda x, t: x, **given)
+
+
+def test_a_network_is_something_to_call() -> None:
+    with pytest.raises(InputError, match="the network is a dict; give a module or a function"):
+        predictions.noise({}, BETAS)
+
+
+def test_they_are_denoisers_with_gradients() -> None:
+    """Distillation and calibration go through them."""
+    network = Precise(torch.float32)
+    denoise: Denoising = predictions.noise(network, BETAS)
+    denoise(torch.ones(2, 2), 1.0).sum().backward()
+    assert network.weight.grad is not None
