@@ -1,5 +1,6 @@
 """The denoiser: a network as E[x_0 | x] and eps in unit-signal coordinates, whatever it predicts."""
 
+import math
 from abc import ABC, abstractmethod
 from contextlib import nullcontext
 
@@ -24,7 +25,7 @@ class Denoising(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, x: Tensor, rho: Tensor | float, **condition: Tensor | None) -> Tensor:
-        """Return D(x, rho), of x's shape and dtype."""
+        """Return D(x, rho), of x's shape and dtype; at rho = infinity x stands for x / rho."""
 
     @abstractmethod
     def eps(self, x: Tensor, rho: Tensor | float, **condition: Tensor | None) -> Tensor:
@@ -33,6 +34,11 @@ class Denoising(nn.Module, ABC):
     @abstractmethod
     def calls(self, rho: float) -> int:
         """Return the number of network calls that one evaluation of D or eps at level rho takes."""
+
+    def estimate(self, x: Tensor, rho: float, **condition: Tensor | None) -> Tensor:
+        """Return what a tableau reads: eps(x, rho), and at rho = infinity D of x / rho."""
+        denoised: Tensor = self(x, rho, **condition) if rho == math.inf else self.eps(x, rho, **condition)
+        return denoised
 
 
 def per_image(value: Tensor | float, x: Tensor) -> Tensor | float:
