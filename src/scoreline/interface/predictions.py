@@ -252,7 +252,7 @@ def _denoiser(network: ForeignNetwork, form: Parameterisation, process: NoiseSch
 def _numbers(name: str, values: Any) -> Tensor:
     """Return a list, tensor or array as float64 (M,) on the CPU."""
     try:
-        numbers = torch.as_tensor(values).detach().to("cpu", torch.float64)
+        numbers = torch.as_tensor(values, dtype=torch.float64, device="cpu").detach()
     except (TypeError, ValueError, RuntimeError) as error:
         raise InputError(f"{name}={values!r:.60}: give a list, tensor or array of numbers, or a schedule") from error
     if numbers.ndim != 1 or len(numbers) < 1:
