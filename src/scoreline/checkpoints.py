@@ -101,6 +101,11 @@ class Checkpoint:
     noise_schedule: NoiseSchedule
     decoder: LatentDecoder | None = None
 
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of the images, which a model of latents decodes."""
+        return self.card.shape if self.decoder is None else self.decoder.image_shape(self.card.shape)
+
 
 def save_model(path: Path, weights: dict[str, Tensor], card: Card) -> None:
     """Write a network's weights and its card as one safetensors file, atomically.

@@ -19,7 +19,7 @@ from scoreline.errors import InputError, did_you_mean
 from scoreline.foreign.diffusers_files import FOLDER_MARKS, read_json, stored_name, tensors, weight_files, word
 from scoreline.foreign.diffusers_latents import AUTOENCODERS, described_decoder
 from scoreline.foreign.diffusers_process import described_process, minus_output, prediction
-from scoreline.foreign.diffusers_settings import settings
+from scoreline.foreign.diffusers_settings import sentences, settings
 from scoreline.foreign.translation import INCOMPLETE, ForeignModel, Rule, skeleton, translate
 from scoreline.networks.diffusers_unet import DiffusersUNet
 from scoreline.values import is_whole
@@ -82,6 +82,11 @@ def read_model(folder: Path, model: Spec | None, weights: str, size: tuple[int, 
         described["decoder"], translation = decoder.description, translation | decoder.weights
     notes = _notes(places, config, scheduler, files, state, weights)
     return ForeignModel(described, translation, shape, int(config.get("num_class_embeds") or 0), notes)
+
+
+def unfollowed(folder: Path) -> list[str]:
+    """Return a sentence for each setting of a folder's scheduler that sampling does not follow by itself."""
+    return sentences(settings(read_json(_places(folder, "ema").scheduler)))
 
 
 def table(network: nn.Module, names: Collection[str]) -> dict[str, Rule]:

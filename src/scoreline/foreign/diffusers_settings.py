@@ -43,15 +43,16 @@ def _plain(value: object) -> bool:
     return is_number(value) and abs(value) < 1e9
 
 
-def sentences(notes: Mapping[str, Any], chosen: Mapping[str, Any] | None = None) -> list[str]:
+def sentences(notes: object, chosen: Mapping[str, Any] | None = None) -> list[str]:
     """Return one sentence for each setting in the notes of an import, with the key that follows it.
 
     Args:
         notes: the notes, which may come from a file and are read as plain values only.
         chosen: what the user chose for `threshold` and `schedule`, by name; a chosen threshold or shift is not named.
     """
-    chosen = chosen or {}
-    found = []
+    chosen, found = chosen or {}, list[str]()
+    if not isinstance(notes, Mapping):
+        return found
     if str(chosen.get("threshold", "none")).startswith("none"):
         found += [_threshold(notes)]
     if not str(chosen.get("schedule", "")).startswith("flow_shift"):
@@ -84,7 +85,8 @@ def _shift(notes: Mapping[str, Any]) -> str:
     for name in SHIFTS:
         if _plain(notes.get(name)):
             shift = float(notes[name])
-            return f"{name}={shift:g} of the folder is not followed; schedule=flow_shift schedule.shift={shift:g} follows it"
+            key = f"schedule=flow_shift schedule.shift={shift:g}"
+            return f"{name}={shift:g} of the folder is not followed; {key} follows it"
     return ""
 
 

@@ -55,7 +55,7 @@ class KLDecoder(LatentDecoder):
 
 
 class VQDecoder(LatentDecoder):
-    """`LatentDecoder` of diffusers' VQModel, which replaces each latent vector by the nearest one of its codebook first.
+    """`LatentDecoder` of diffusers' VQModel, which first replaces each latent vector by the nearest of its codebook.
 
     When to use it: for latent diffusion with a VQ autoencoder; `foreign.diffusers_folder` fills in all arguments.
 

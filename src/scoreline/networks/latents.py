@@ -11,8 +11,16 @@ from scoreline.errors import InputError
 class LatentDecoder(nn.Module, ABC):
     """Images (B, C', f H, f W) in [-1, 1] of latents z (B, C, H, W): decode(z / scaling_factor + shift_factor).
 
-    The latents are those that the diffusion model was trained on.
-    Subclass this for an autoencoder.
+    The latents are those that the diffusion model was trained on. Subclass this for an autoencoder.
+
+    Args:
+        out_channels: C'.
+        block_out_channels: channels of each level of the autoencoder; f is 2 for every level after the first.
+        scaling_factor: the diffusion model's latents are those of the encoder, less the shift, times this number.
+        shift_factor: what is subtracted from the encoder's latents first; None for 0.
+
+    Raises:
+        InputError: unless scaling_factor is positive.
 
     Attributes:
         channels: C', channels of the images.
