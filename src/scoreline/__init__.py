@@ -36,7 +36,7 @@ _MODULES = {
     "scoreline.schedules.ve": "VE EDM",
     "scoreline.schedules.discrete": "DiscreteVP",
     "scoreline.parameterisations": (
-        "NoisePrediction VelocityPrediction VarianceExploding IDDPM EDMPreconditioning Parameterisation"
+        "NoisePrediction VelocityPrediction ScorePrediction VarianceExploding IDDPM EDMPreconditioning Parameterisation"
     ),
     "scoreline.solvers.tableau": "Solver Tableau build_tableau denoise_last",
     "scoreline.solvers.rows": "Rows",
@@ -72,6 +72,7 @@ _MODULES = {
     "scoreline.guidance": "ClassifierFree Autoguidance",
     "scoreline.thresholding": "Clip DynamicThreshold",
     "scoreline.execution": "Execution",
+    "scoreline.interface": "predictions",
 }
 _HOMES = {name: module for module, names in _MODULES.items() for name in names.split()}
 
@@ -82,7 +83,8 @@ def __getattr__(name: str) -> Any:
     """Import the public object of this name on first use, and keep it."""
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = globals()[name] = getattr(import_module(_HOMES[name]), name)
+    home = import_module(_HOMES[name])
+    value = globals()[name] = getattr(home, name) if hasattr(home, name) else import_module(f"{home.__name__}.{name}")
     return value
 
 
