@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -40,6 +40,7 @@ Form = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 FORMS: dict[str, tuple[Callable[..., Denoiser], Form]] = {
     "eps": (predictions.noise, lambda x0, eps, a, s: eps),
     "v": (predictions.velocity, lambda x0, eps, a, s: a * eps - s * x0),
+    "x0": (predictions.data, lambda x0, eps, a, s: x0),
     "score": (predictions.score, lambda x0, eps, a, s: -eps / s),
 }
 """Prediction -> our function, and the formula of the network's output from x_0, eps, alpha and sigma."""
@@ -123,6 +124,55 @@ def test_edms_raw_network(mixture: GaussianMixture, s: float) -> None:
     for rho in (0.002, 1.0, 80.0):
         torch.testing.assert_close(denoise(X, rho), mixture.denoise(X, rho), rtol=1e-10, atol=1e-10)
     assert denoise.noise_schedule == scoreline.EDM()
+
+
+def flow_network(
+    mixture: GaussianMixture, scale: float = 1.0, data_at_one: bool = False
+) -> Callable[[Tensor, Tensor], Tensor]:
+    """The exact velocity of the straight path, labelled by scale t; at pure noise D is the mean of the data."""
+    mean, _ = mixture.moments()
+
+    def network(z: Tensor, label: Tensor) -> Tensor:
+        t = 1 - label[:, None] / scale if data_at_one else label[:, None] / scale
+        finite = t.clamp(max=1 - 1e-15)
+        clean = torch.where(t == 1, mean, mixture.denoise(z / (1 - finite), finite / (1 - finite)))
+        noise = (z - (1 - t) * clean) / t
+        return clean - noise if data_at_one else noise - clean
+
+    return network
+
+
+@pytest.mark.parametrize("data_at_one", [False, True])
+@pytest.mark.parametrize("scale", [1.0, 1000.0])
+def test_flow_velocity(mixture: GaussianMixture, scale: float, data_at_one: bool) -> None:
+    network = flow_network(mixture, scale, data_at_one)
+    denoise = predictions.flow(network, label_scale=scale, data_at_one=data_at_one, shift=3.0)
+    for rho in (0.01, 0.3, 1.0, 30.0):
+        torch.testing.assert_close(denoise(X, rho), mixture.denoise(X, rho), rtol=1e-10, atol=1e-10)
+    mean, _ = mixture.moments()
+    torch.testing.assert_close(denoise(X, math.inf), mean.expand_as(X), rtol=0, atol=1e-12)
+    assert denoise.noise_schedule == scoreline.RectifiedFlow(3.0)
+
+
+@pytest.mark.parametrize("kind", ["eps", "v", "x0", "score", "flow", "backward flow", "conditional", "known"])
+def test_they_know_their_range_and_their_time(mixture: GaussianMixture, kind: str) -> None:
+    """`scoreline.sample` with nothing but names runs over the process's own levels."""
+    make, form = FORMS.get(kind, FORMS["eps"])
+    denoise: Denoising = make(of_betas(mixture, form), BETAS)
+    if "flow" in kind:
+        denoise = predictions.flow(flow_network(mixture, data_at_one=kind != "flow"), data_at_one=kind != "flow")
+    if kind == "conditional":
+        denoise = predictions.conditional(denoise)
+    if kind == "known":
+        denoise = predictions.known(denoise, torch.zeros(2), torch.zeros(2))
+    process = denoise.noise_schedule
+    assert process is not None
+    noise = torch.randn(16, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    start = noise if process.sigma_max == math.inf else process.sigma_max * noise
+    ours = scoreline.sample(denoise, start, "deis_tab2", "time_quadratic", nfe=30, final="denoise")
+    fine = scoreline.sample(denoise, start, "unipc_3", "time_quadratic", nfe=300, final="denoise")
+    torch.testing.assert_close(ours, fine, rtol=0, atol=0.02)
+    assert 0.6 < float(fine.std()) < 1.1
 
 
 class Precise(nn.Module):
@@ -289,7 +339,15 @@ def test_masks_blend_and_have_to_fit() -> None:
         denoise(torch.randn(3, 5, 5), 1.0)
 
 
-# ---- what is refused
+# ---- diffusers
+
+
+def vp_config(**changes: Any) -> dict[str, Any]:
+    return {
+        "_class_name": "DDIMScheduler",
+        **{"num_train_timesteps": 1000, "beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": "linear"},
+        **changes,
+    }
 
 
 class Output:
@@ -297,6 +355,119 @@ class Output:
 
     def __init__(self, sample: Tensor) -> None:
         self.sample = sample
+
+
+def of_diffusers(network: Callable[[Tensor, Tensor], Tensor], form: str) -> Callable[..., Any]:
+    """A network that is called as diffusers calls its models."""
+
+    def model(x: Tensor, text: Any = None, *, timestep: Tensor, class_labels: Any = None) -> Any:
+        assert class_labels == ["any", {"tree": 1}]
+        found = network(x, timestep.double())
+        return Output(found) if form == "object" else (found,)
+
+    return model
+
+
+LABELS = {"class_labels": ["any", {"tree": 1}]}
+SCHEDULERS = {
+    "epsilon": ("eps", vp_config()),
+    "v_prediction": ("v", vp_config(prediction_type="v_prediction")),
+    "sample": ("x0", vp_config(prediction_type="sample")),
+    "betas": ("eps", vp_config(trained_betas=BETAS.tolist(), _class_name="PNDMScheduler")),
+    "no class": ("eps", {key: value for key, value in vp_config().items() if key != "_class_name"}),
+    "another class": ("eps", vp_config(_class_name="ScorelineScheduler")),
+}
+
+
+@pytest.mark.parametrize("form", ["object", "tuple"])
+@pytest.mark.parametrize("kind", SCHEDULERS)
+def test_models_of_diffusers_by_the_config_of_their_scheduler(mixture: GaussianMixture, kind: str, form: str) -> None:
+    prediction, config = SCHEDULERS[kind]
+    denoise = predictions.diffusers(of_diffusers(of_betas(mixture, FORMS[prediction][1]), form), config)
+    for index in (3, 250, 411.5):
+        rho = level(index)
+        torch.testing.assert_close(denoise(X, rho, **LABELS), mixture.denoise(X, rho), rtol=1e-10, atol=1e-10)
+    assert denoise.noise_schedule.sigma_max == pytest.approx(level(999))
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 1000, "shift": 3.0},
+        {"num_train_timesteps": 1000, "shift": 3.0},
+    ],
+)
+def test_flow_models_of_diffusers(mixture: GaussianMixture, config: dict[str, Any]) -> None:
+    denoise = predictions.diffusers(of_diffusers(flow_network(mixture, 1000.0), "object"), config)
+    for rho in (0.3, 30.0):
+        torch.testing.assert_close(denoise(X, rho, **LABELS), mixture.denoise(X, rho), rtol=1e-10, atol=1e-10)
+    assert denoise.noise_schedule == scoreline.RectifiedFlow(3.0)
+    unit = predictions.diffusers(of_diffusers(flow_network(mixture), "tuple"), config, label_scale=1.0)
+    torch.testing.assert_close(unit(X, 2.0, **LABELS), mixture.denoise(X, 2.0), rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+def test_edm_models_of_diffusers(mixture: GaussianMixture, prediction_type: str) -> None:
+    s, sign = 0.7, -1 if prediction_type == "v_prediction" else 1
+
+    def network(y: Tensor, label: Tensor) -> Tensor:
+        rho = torch.exp(4 * label)[:, None]
+        x = y * (rho**2 + s**2).sqrt()
+        residual = mixture.denoise(x, rho) - s**2 / (s**2 + rho**2) * x
+        return sign * residual * (rho**2 + s**2).sqrt() / (rho * s)
+
+    config = {"_class_name": "EDMEulerScheduler", "prediction_type": prediction_type, "sigma_data": s}
+    denoise = predictions.diffusers(
+        of_diffusers(network, "object"), {**config, "sigma_min": 0.01, "sigma_max": 50.0, "num_train_timesteps": 1000}
+    )
+    torch.testing.assert_close(denoise(X, 2.0, **LABELS), mixture.denoise(X, 2.0), rtol=1e-10, atol=1e-10)
+    assert (denoise.noise_schedule.sigma_min, denoise.noise_schedule.sigma_max) == (0.01, 50.0)
+
+
+class FluxTransformer2DModel(nn.Module):
+    """A name whose `timestep` is t itself, and channels of a learned variance."""
+
+    config: ClassVar = {"in_channels": 2, "out_channels": 4}
+
+    def forward(self, hidden_states: Tensor, timestep: Tensor) -> tuple[Tensor]:
+        self.seen = timestep.tolist()
+        return (torch.cat([hidden_states, hidden_states * math.nan], 1),)
+
+
+class Lumina2Transformer2DModel(FluxTransformer2DModel):
+    """A name whose time runs backward."""
+
+
+def test_conventions_of_a_models_class() -> None:
+    flux, config = FluxTransformer2DModel(), {"num_train_timesteps": 1000, "shift": 1.0}
+    assert predictions.diffusers(flux, config)(torch.ones(3, 2), 1.0).isfinite().all()
+    assert flux.seen == [0.5, 0.5, 0.5]
+    with pytest.raises(InputError, match=r"has its own time, from noise to data; pass predictions\.flow"):
+        predictions.diffusers(Lumina2Transformer2DModel(), config)
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "sentence"),
+    [
+        (None, "is no scheduler and no configuration"),
+        ({"_class_name": "CosineDPMSolverMultistepScheduler", "sigma_data": 1.0}, "no process known here"),
+        (vp_config(prediction_type="flow"), "prediction_type='?flow"),
+    ],
+)
+def test_schedulers_of_other_processes(scheduler: Any, sentence: str) -> None:
+    with pytest.raises(InputError, match=sentence):
+        predictions.diffusers(lambda x, timestep: x, scheduler)
+
+
+def test_a_condition_that_a_model_of_diffusers_does_not_take() -> None:
+    denoise = predictions.diffusers(lambda x, timestep: (x,), vp_config())
+    with pytest.raises(InputError, match=r"network\(x, timestep=\.\., text=\.\.\): .*'text'"):
+        denoise(X, 1.0, text=1)
+    with pytest.raises(InputError, match="returned a dict, not a tensor"):
+        predictions.diffusers(lambda x, timestep: {"sample": x}, vp_config())(X, 1.0)
+
+
+# ---- what is refused
 
 
 WRONG: dict[str, tuple[Any, str]] = {
