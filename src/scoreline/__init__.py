@@ -63,7 +63,7 @@ _MODULES = {
     "scoreline.datasets.base": "ImageDataset ArrayDataset",
     "scoreline.metrics.base": "Metrics Score",
     "scoreline.likelihood": "log_likelihood LogLikelihood dequantise bits_per_dim",
-    "scoreline.objective": "DenoisingObjective EDMWeight InverseVariance LogNormal UniformTime UniformLevels",
+    "scoreline.objective": "DenoisingObjective EDMWeight FlowWeight InverseVariance LogNormal UniformTime UniformLevels",
     "scoreline.targets": "Denoising StableTarget posterior_mean posterior_weights",
     "scoreline.training.ema": "EMA PowerFunctionEMA",
     "scoreline.metrics.inception": "Inception",

@@ -23,8 +23,8 @@ from scoreline.solvers.adaptive import Adaptive, AdaptiveRun
 from scoreline.solvers.tableau import Solver, Tableau, build
 from scoreline.verification.weak_error import gaussian_variance
 
-SOLVER, SCHEDULE, FLOW_SCHEDULE = "velocity_ab3", "linear_vp_few", "flow_time"
-"""The solver without a choice; the schedule from a finite level, and from infinite noise."""
+SOLVER, SCHEDULE = "velocity_ab3", "linear_vp_few"
+"""The choices without an argument, those of sample.py."""
 
 FEW, NOISY = 20, 3.0
 """Up to this NFE a run is tried on Gaussian data, and this many times their deviation is noise."""
@@ -58,7 +58,7 @@ def sample(
     denoise: Denoise,
     x_init: Tensor,
     solver: str | Solver | Adaptive = SOLVER,
-    schedule: str | Schedule | Sequence[float] | Tensor | None = None,
+    schedule: str | Schedule | Sequence[float] | Tensor = SCHEDULE,
     *,
     nfe: int = 10,
     sigma_min: float | None = None,
@@ -89,7 +89,7 @@ def sample(
             modified. Its shape need not be that of images.
         solver: a name, such as `deis_tab3` (`scoreline show solver` lists them), or an object of `scoreline.solvers`.
         schedule: the coordinate in which steps are even: a name, such as `karras`, an object of `scoreline.schedules`,
-            or the noise levels themselves. None is `linear_vp_few`, and `flow_time` from infinite noise.
+            or the noise levels themselves.
         nfe: evaluations of `denoise`, the final denoising step included; a ceiling for `Adaptive` solvers. Solvers of
             several calls a step spend what is left over in a shorter one (`budget="agile"`).
         sigma_min: last noise level; None is that of a list of levels, else of the denoiser's own process.
@@ -120,9 +120,7 @@ def sample(
     span = _span(process, sigma_max, sigma_min, schedule)
     native = process or (RectifiedFlow() if span[0] == math.inf else LinearVP())
     chosen = _solver(solver, native, sigma_data)
-    steps = schedule_from(FLOW_SCHEDULE if span[0] == math.inf else SCHEDULE, native)
-    if schedule is not None:
-        steps = schedule_from(schedule, native)
+    steps = schedule_from(schedule, native)
     run = build(_spending(chosen, _whole(nfe) - (final == "denoise")), steps, span, _whole(nfe), final)
     _warn_of_noise(run, solver, sigma_data)
     work = _Estimates(denoise, x_init.dtype, dict(condition or {}), callback)
