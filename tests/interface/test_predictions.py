@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 import scoreline
 from scoreline import predictions
+from scoreline.config.run_names import ASSETS
 from scoreline.denoiser import Denoiser, Denoising
 from scoreline.errors import InputError
 from scoreline.networks.exact import GaussianMixture
@@ -529,6 +530,14 @@ def test_numbers_that_are_no_betas(given: dict[str, Any], sentence: str) -> None
 def test_a_network_is_something_to_call() -> None:
     with pytest.raises(InputError, match="the network is a dict; give a module or a function"):
         predictions.noise({}, BETAS)
+
+
+def test_wrappers_and_loaded_models_know_the_process() -> None:
+    model = scoreline.load_model(ASSETS / "digits_vp.safetensors")
+    assert model.denoiser.noise_schedule == model.noise_schedule
+    denoise = predictions.edm(lambda x, label: x)
+    for wrapped in (scoreline.Clip(denoise), scoreline.Autoguidance(denoise, denoise, 2.0)):
+        assert wrapped.noise_schedule == scoreline.EDM()
 
 
 def test_they_are_denoisers_with_gradients() -> None:

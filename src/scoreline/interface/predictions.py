@@ -331,9 +331,7 @@ def classifier_free(
     Source: Ho & Salimans (2022), arXiv:2207.12598; the interval: Kynkaanniemi et al. (2024), arXiv:2404.07724.
     """
     denoiser = as_denoiser(denoise)
-    guided = Autoguidance(Conditional(denoiser, condition), Conditional(denoiser, unconditional), scale, low, high)
-    guided.noise_schedule = denoiser.noise_schedule
-    return guided
+    return Autoguidance(Conditional(denoiser, condition), Conditional(denoiser, unconditional), scale, low, high)
 
 
 def known(denoise: Denoise, image: Tensor, mask: Tensor) -> Denoising:
