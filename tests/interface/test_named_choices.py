@@ -137,8 +137,8 @@ def test_levels_are_a_schedule() -> None:
 
 
 def test_names_need_no_hydra() -> None:
-    code = "import sys, scoreline\nfrom scoreline.interface.named_choices import schedule_named, solver_named\n"
-    code += "solver_named('unipc_3_noise'); schedule_named('time_cubic', scoreline.LinearVP())\n"
+    code = "import sys, torch, scoreline\ndenoise = scoreline.predictions.edm(lambda x, label: x)\n"
+    code += "scoreline.sample(denoise, torch.ones(1, 2), 'unipc_3_noise', 'time_cubic', nfe=3)\n"
     code += "assert not {'hydra', 'omegaconf', 'lightning', 'scoreline.config'} & set(sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr

@@ -4,7 +4,6 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from scoreline.errors import InputError
@@ -17,12 +16,9 @@ Network = Callable[..., Any]
 class ForeignNetwork(nn.Module):
     """F(x, label, **condition) of another program, with its labels in its own form and its output checked.
 
-    Labels come in float64. They are whole numbers of int64 or fractions in x's precision, float32 at least: bfloat16
-    does not tell 999 from 1000.
-
     Args:
         network: F, a module or a function.
-        round_labels: whether labels are whole numbers.
+        round_labels: whether labels are whole numbers of int64; else they are fractions of the precision they come in.
         factor: channels of the output over those of x; the first are the prediction, the others are not used.
         sign: -1 for a network that predicts minus what is expected.
         backward_from: the label of pure noise, for a network whose time runs from noise to data: its label is
@@ -47,7 +43,7 @@ class ForeignNetwork(nn.Module):
         """Return the prediction, of x's shape."""
         if self.backward_from is not None:
             label = self.backward_from - label
-        label = label.round().long() if self.round_labels else label.to(torch.promote_types(x.dtype, torch.float32))
+        label = label.round().long() if self.round_labels else label
         output = tensor_like("the network", called(self.network, (x, label), condition), x, self.factor)
         prediction = output[:, : x.shape[1]] if self.factor > 1 else output
         return prediction if self.sign == 1 else -prediction

@@ -371,7 +371,7 @@ def _factor(model: Any) -> int:
 
 def _denoiser(network: ForeignNetwork, form: Parameterisation, process: NoiseSchedule) -> Denoiser:
     denoiser = Denoiser(network, form)
-    denoiser.label_dtype, denoiser.noise_schedule = torch.float64, process
+    denoiser.label_dtype, denoiser.noise_schedule = torch.float32, process
     return denoiser
 
 
