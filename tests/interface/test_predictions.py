@@ -82,6 +82,30 @@ def test_products_in_place_of_betas(mixture: GaussianMixture, kind: str) -> None
         torch.testing.assert_close(denoise(X, rho), mixture.denoise(X, rho), rtol=tolerance, atol=tolerance)
 
 
+@pytest.mark.parametrize("kind", ["v", "x0"])
+def test_betas_of_zero_terminal_snr(mixture: GaussianMixture, kind: str) -> None:
+    """Rescaled betas end in 1, their products in 0: runs begin at infinite noise."""
+    alpha = np.sqrt(ABAR)
+    alpha = (alpha - alpha[-1]) * alpha[0] / (alpha[0] - alpha[-1])
+    mean, _ = mixture.moments()
+
+    def network(x_t: Tensor, label: Tensor) -> Tensor:
+        i = label.long().numpy()
+        a, s = (torch.from_numpy(part[i])[:, None] for part in (alpha, np.sqrt(1 - alpha**2)))
+        if float(a[0]) == 0:
+            return mean.expand_as(x_t) if kind == "x0" else -mean.expand_as(x_t)
+        return FORMS[kind][1](mixture.denoise(x_t / a, s / a), mixture.eps(x_t / a, s / a), a, s)
+
+    betas = 1 - alpha**2 / np.concatenate([[1.0], alpha[:-1] ** 2])
+    for given in ({"betas": betas}, {"alphas_cumprod": torch.from_numpy(alpha**2)}):
+        denoise = FORMS[kind][0](network, round_labels=True, **given)
+        assert denoise.noise_schedule.sigma_max == math.inf
+        torch.testing.assert_close(denoise(X, math.inf), mean.expand_as(X), rtol=0, atol=1e-12)
+        rho = float(np.sqrt(1 / alpha[400] ** 2 - 1))
+        torch.testing.assert_close(denoise(X, rho), mixture.denoise(X, rho), rtol=1e-10, atol=1e-10)
+        assert scoreline.sample(denoise, X, "deis_tab2", "time_uniform", nfe=5).isfinite().all()
+
+
 def continuous(mixture: GaussianMixture, process: str, form: Form) -> Callable[[Tensor, Tensor], Tensor]:
     """An exact network whose label is 10 t of a continuous process."""
 

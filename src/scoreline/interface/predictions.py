@@ -60,7 +60,8 @@ def process_of(betas: Process | None = None, alphas_cumprod: Any = None) -> Nois
         alphas_cumprod: the products abar (M,) in place of betas.
 
     Returns:
-        a `DiscreteVP` of M steps, whose time is the training index 0 .. M - 1.
+        a `DiscreteVP` of M steps, whose time is the training index 0 .. M - 1; with zero terminal SNR, from infinite
+        noise, if the last beta is 1 or the last product 0.
 
     Raises:
         InputError: unless exactly one of them is given, and for numbers that are no betas.
@@ -75,7 +76,7 @@ def process_of(betas: Process | None = None, alphas_cumprod: Any = None) -> Nois
     else:
         numbers = _numbers("betas", betas)
     try:
-        return DiscreteVP(steps=len(numbers), betas=numbers.tolist())
+        return DiscreteVP(steps=len(numbers), betas=numbers.tolist(), zero_terminal_snr=bool(numbers[-1] == 1))
     except InputError as error:
         raise InputError(str(error).replace(KEY, "betas" if alphas_cumprod is None else "alphas_cumprod")) from error
 
