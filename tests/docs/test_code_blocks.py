@@ -37,6 +37,7 @@ GIVEN = {
     "docs/any_model.md": {
         **{"network": lambda x, label, y=None: x, "image": torch.zeros(1, 3, 8, 8), "labels": torch.zeros(4)},
         **{"betas": BETAS, "alphas_cumprod": (1 - BETAS).cumprod(0), "denoise": predictions.edm(lambda x, label: x)},
+        "diffusion": SimpleNamespace(model=lambda x, label: x, alphas_cumprod=(1 - BETAS).cumprod(0)),
         "pipe": SimpleNamespace(
             unet=lambda x, timestep, class_labels: (x,), scheduler=SimpleNamespace(config=PIPELINE)
         ),
