@@ -78,6 +78,7 @@ _MODULES = {
     "scoreline.thresholding": "Clip DynamicThreshold",
     "scoreline.execution": "Execution",
     "scoreline.interface": "predictions",
+    "scoreline.interface.named_choices": "solver_named schedule_named",
 }
 _HOMES = {name: module for module, names in _MODULES.items() for name in names.split()}
 
