@@ -1,0 +1,1 @@
+"""Solvers for the sampling loops of other programs."""
