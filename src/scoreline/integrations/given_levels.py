@@ -1,5 +1,6 @@
 """The run of a solver through noise levels that another program chose."""
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -8,7 +9,7 @@ from torch import Tensor
 from scoreline.errors import InputError
 from scoreline.schedules.tabulated import Tabulated
 from scoreline.solvers.ddim import DDIM
-from scoreline.solvers.tableau import Solver, Tableau, build_tableau, denoise_last
+from scoreline.solvers.tableau import Solver, Tableau, after_infinity, build_tableau, denoise_last
 from scoreline.values import check_final
 
 MOST_CALLS = 8
@@ -22,6 +23,9 @@ class OtherStepsError(InputError):
 @dataclass(frozen=True)
 class GivenLevels(Tabulated):
     """Levels that a run visits one by one: it refuses a grid of more or fewer steps."""
+
+    def on(self, sigma_max: float, sigma_min: float) -> "Tabulated":
+        return super().on(max(sigma_max, sigma_min), min(sigma_max, sigma_min))
 
     def inverse(self, u: Tensor) -> Tensor:
         if u.numel() != len(self.levels):
@@ -38,12 +42,13 @@ def tableau_through(solver: Solver, levels: Sequence[float], final: str = "denoi
 
     Args:
         solver: the method.
-        levels: decreasing noise levels, two or more. The last one may be 0.
+        levels: noise levels, two or more. The last one may be 0, the first one infinite; rising levels make a run from
+            data to noise.
         final: what the last step to 0 is: `denoise` ends with E[x_0 | x] at the last positive level; `none` lets the
             solver step to 0 itself, as Adams-Bashforth methods can.
 
     Raises:
-        InputError: for levels that do not decrease, for a solver that cannot step on them, and for one that goes on to
+        InputError: for levels that are not monotone, for a solver that cannot step on them, and for one that goes on to
             0 by itself where they end above.
     """
     clean = levels[-1] == 0 and check_final(final) == "denoise"
@@ -58,13 +63,11 @@ def tableau_through(solver: Solver, levels: Sequence[float], final: str = "denoi
 
 
 def _check(levels: tuple[float, ...]) -> None:
-    """Refuse levels that do not decrease.
+    """Refuse levels that are not monotone.
 
     Raises:
-        InputError: naming the first one that does not.
+        InputError: naming the first one that is not.
     """
-    if levels[0] < levels[-1]:
-        raise InputError(f"sigmas: they rise from {levels[0]:g} to {levels[-1]:g}; give decreasing noise levels")
     try:
         Tabulated(levels)
     except InputError as error:
@@ -74,6 +77,8 @@ def _check(levels: tuple[float, ...]) -> None:
 def _between(solver: Solver, levels: tuple[float, ...]) -> Tableau:
     """Return the tableau whose steps are the intervals between the levels."""
     span, steps = (levels[0], levels[-1]), len(levels) - 1
+    if levels[0] == math.inf and len(levels) > 2 and not getattr(solver, "from_infinity", False):
+        return after_infinity(_between(solver, levels[1:]))
     if getattr(solver, "budget", "fixed") == "agile":
         return build_tableau(solver, Tabulated(levels), span, steps, "none")
     for nfe in _budgets(steps):

@@ -28,6 +28,7 @@ from scoreline.records import read_provenance
 from scoreline.runtime.seeded_noise import normal
 from scoreline.sampling import Draw, State, Stepper
 from scoreline.schedules.base import NoiseSchedule
+from scoreline.schedules.flow import RectifiedFlow
 from scoreline.schedules.tabulated import SAME, Tabulated
 from scoreline.schedules.vp import LinearVP
 from scoreline.solvers.adaptive import Adaptive
@@ -97,7 +98,7 @@ def sampler(
     if learned is not None:
         method: Solver | Adaptive = _load(learned)
     elif isinstance(solver, str):
-        method = solver_named(solver, noise_schedule or LinearVP(), sigma_data)
+        method = solver_named(solver, noise_schedule or (RectifiedFlow() if flow else LinearVP()), sigma_data)
     else:
         method = solver
     coordinates = FlowTime() if flow else NoiseLevel()
