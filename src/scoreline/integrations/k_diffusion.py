@@ -22,7 +22,7 @@ from torch import Generator, Tensor
 
 from scoreline.errors import InputError, did_you_mean
 from scoreline.integrations.given_levels import first_calls, tableau_through
-from scoreline.interface.named_choices import solver_named
+from scoreline.interface.named_choices import names, solver_named
 from scoreline.interface.outputs import check_denoised
 from scoreline.records import read_provenance
 from scoreline.runtime.seeded_noise import normal
@@ -33,7 +33,7 @@ from scoreline.schedules.tabulated import SAME, Tabulated
 from scoreline.schedules.vp import LinearVP
 from scoreline.solvers.adaptive import Adaptive
 from scoreline.solvers.learned import Learned, load_learned
-from scoreline.solvers.tableau import Solver, Tableau, build
+from scoreline.solvers.tableau import Solver, Tableau, build, denoise_last
 from scoreline.storage.tensor_files import read_header
 from scoreline.values import check_final
 
@@ -54,7 +54,7 @@ Seeds = Sequence[int] | Sequence[Generator]
 
 
 Sampler = Callable[..., Tensor]
-"""A function f(model, x, sigmas, extra_args=None, callback=None, disable=None, **options) of k-diffusion's signature."""
+"""A function f(model, x, sigmas, extra_args=None, callback=None, disable=None, **options), as k-diffusion has them."""
 
 
 def sampler(
@@ -138,6 +138,12 @@ def __getattr__(name: str) -> Sampler:
         return sampler(name.removeprefix("sample_"))
     except InputError as error:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}: {error}") from error
+
+
+def __dir__() -> list[str]:
+    """Return the public names, those of samplers included."""
+    own = [name for name in globals() if not name.startswith("_")]
+    return [*own, *(f"sample_{name}" for name in names("solver"))]
 
 
 def learned_sigmas(learned: str | Path, nfe: int, final: str = "none", flow: bool = False) -> Tensor:
@@ -350,7 +356,7 @@ def _tableau(solver: Solver, levels: list[float], final: str) -> Tableau:
     for tableau in solver.tableaus.values():
         own = tableau.rho.tolist()
         if len(own) == count and all(math.isclose(a, b, rel_tol=SAME) for a, b in zip(own, levels, strict=False)):
-            return tableau_through(lambda *_: tableau, levels, final)  # type: ignore[arg-type]
+            return denoise_last(tableau) if count < len(levels) else tableau
     raise InputError(
         f"sigmas: none of the learned tables has these {count} levels from {levels[0]:g} on; use those of "
         f"learned_sigmas, for NFE {', '.join(map(str, sorted(solver.tableaus)))}"
