@@ -208,7 +208,8 @@ def _levels(process: Any, schedule: str, steps: int) -> list[float]:
     if not _is_flow(process):
         return grid(spacing, first, last, steps - 1).tolist()
     flow = FlowTime()
-    start = torch.tensor(flow.rho(first), dtype=torch.float64)
-    if not bool(spacing(start).isfinite()):
+    try:
+        levels = grid(spacing, flow.rho(first), flow.rho(last), steps - 1).tolist()
+    except InputError:  # no finite coordinate at t = 1
         return grid(spacing, first, last, steps - 1).tolist()
-    return [flow.label(rho) for rho in grid(spacing, float(start), flow.rho(last), steps - 1).tolist()]
+    return [flow.label(rho) for rho in levels]

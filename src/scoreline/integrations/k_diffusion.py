@@ -23,7 +23,7 @@ from torch import Generator, Tensor
 from scoreline.errors import InputError, did_you_mean
 from scoreline.integrations.given_levels import first_calls, tableau_through
 from scoreline.interface.named_choices import names, solver_named
-from scoreline.interface.outputs import check_denoised
+from scoreline.interface.outputs import tensor_like
 from scoreline.records import read_provenance
 from scoreline.runtime.seeded_noise import normal
 from scoreline.sampling import Draw, State, Stepper
@@ -40,7 +40,7 @@ from scoreline.values import check_final
 SIGMA_DATA = 0.5
 """Default deviation of the data, for solvers in velocity prediction."""
 
-CEILING = 1000
+CEILING = 10_000
 """Most evaluations of an adaptive solver."""
 
 OPTIONS = {"s_churn": "S_churn", "s_tmin": "S_min", "s_tmax": "S_max"}
@@ -216,7 +216,7 @@ class _Network:
     def __call__(self, x: Tensor, level: float) -> Tensor:
         native = self.coordinates.native(x, level).to(self.dtype)
         sigma = native.new_full((len(x),), self.coordinates.label(level))
-        return check_denoised(self.model(native, sigma, **self.extra_args), x)
+        return tensor_like("model", self.model(native, sigma, **self.extra_args), x).to(x.dtype)
 
 
 class _Report:
@@ -301,6 +301,8 @@ def _run(
     """Return the sample in the model's coordinates and x's dtype."""
     coordinates, given = network.coordinates, sigmas.tolist()
     levels = [coordinates.rho(sigma) for sigma in given]
+    if levels[-1] == math.inf:
+        raise InputError("sigmas: they rise to t = 1, where rho is infinite; a run to there takes flow=False")
     state = coordinates.unit(x.float() if x.dtype.itemsize < 4 else x, given[0])
     if isinstance(solver, Adaptive):
         sample = _adaptive(solver, network, state, levels, final, report)
