@@ -1,1 +1,1 @@
-"""Solvers for the sampling loops of other programs."""
+"""Adapters of this package's solvers for other programs."""
