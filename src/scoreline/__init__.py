@@ -74,15 +74,21 @@ _MODULES = {
     "scoreline.execution": "Execution",
 }
 _HOMES = {name: module for module, names in _MODULES.items() for name in names.split()}
+_SPACES = {"calibrate": "scoreline.calibration.calibrate"}
+"""Modules that are public names themselves."""
 
-__all__ = ["__version__", *_HOMES]
+__all__ = ["__version__", *_HOMES, *_SPACES]
 
 
 def __getattr__(name: str) -> Any:
     """Import the public object of this name on first use, and keep it."""
-    if name not in _HOMES:
+    if name in _SPACES:
+        value = import_module(_SPACES[name])
+    elif name in _HOMES:
+        value = getattr(import_module(_HOMES[name]), name)
+    else:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = globals()[name] = getattr(import_module(_HOMES[name]), name)
+    globals()[name] = value
     return value
 
 
