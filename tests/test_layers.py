@@ -18,8 +18,9 @@ ORDER = [
     *("errors", "numerics", "storage", "values", "runtime", "networks"),
     *("safe_pickle", "datasets", "records", "schedules", "solvers", "parameterisations"),
     *("denoiser", "thresholding", "sampling", "targets", "objective", "execution", "likelihood", "descriptions"),
-    *("checkpoints", "guidance", "foreign", "metrics", "generation", "verification", "calibration"),
-    *("calibration.learned", "calibration.calibrate", "training", "config", "doctor", "tables", "scripts", "commands", "cli"),
+    *("checkpoints", "guidance", "foreign", "metrics", "generation", "verification", "interface"),
+    *("calibration", "calibration.learned", "calibration.calibrate", "training", "config", "doctor", "tables"),
+    *("scripts", "commands", "cli"),
 ]
 """Rooms and the files at the root, from the lowest up: each imports those before it, and itself."""
 

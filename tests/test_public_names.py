@@ -11,7 +11,7 @@ import scoreline
 def test_a_public_name_resolves_and_explains_itself(name: str) -> None:
     found = getattr(scoreline, name)
     assert found.__name__.rpartition(".")[2] == name
-    assert inspect.getmodule(found).__name__.startswith("scoreline.")
+    assert (found.__name__ if inspect.ismodule(found) else found.__module__).startswith("scoreline.")
     text = inspect.getdoc(found) or ""
     assert len(text) > 20
     assert not text.startswith(f"{name}("), "a dataclass without a docstring"

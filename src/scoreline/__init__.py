@@ -16,6 +16,7 @@ _MODULES = {
     "scoreline.networks.exact": "GaussianMixture FullGaussianMixture",
     "scoreline.errors": "InputError",
     "scoreline.records": "Record load_record",
+    "scoreline.calibration": "calibrate",
     "scoreline.calibration.subject": "Subject",
     "scoreline.calibration.data_deviation": "measure_sigma_data",
     "scoreline.calibration.score_norm": "ScoreNorm",
@@ -36,7 +37,7 @@ _MODULES = {
     "scoreline.schedules.ve": "VE EDM",
     "scoreline.schedules.discrete": "DiscreteVP",
     "scoreline.parameterisations": (
-        "NoisePrediction VelocityPrediction VarianceExploding IDDPM EDMPreconditioning Parameterisation"
+        "NoisePrediction VelocityPrediction ScorePrediction VarianceExploding IDDPM EDMPreconditioning Parameterisation"
     ),
     "scoreline.solvers.tableau": "Solver Tableau build_tableau denoise_last",
     "scoreline.solvers.rows": "Rows",
@@ -72,23 +73,19 @@ _MODULES = {
     "scoreline.guidance": "ClassifierFree Autoguidance",
     "scoreline.thresholding": "Clip DynamicThreshold",
     "scoreline.execution": "Execution",
+    "scoreline.interface": "predictions",
 }
 _HOMES = {name: module for module, names in _MODULES.items() for name in names.split()}
-_SPACES = {"calibrate": "scoreline.calibration.calibrate"}
-"""Modules that are public names themselves."""
 
-__all__ = ["__version__", *_HOMES, *_SPACES]
+__all__ = ["__version__", *_HOMES]
 
 
 def __getattr__(name: str) -> Any:
     """Import the public object of this name on first use, and keep it."""
-    if name in _SPACES:
-        value = import_module(_SPACES[name])
-    elif name in _HOMES:
-        value = getattr(import_module(_HOMES[name]), name)
-    else:
+    if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    globals()[name] = value
+    home = import_module(_HOMES[name])
+    value = globals()[name] = getattr(home, name) if hasattr(home, name) else import_module(f"{home.__name__}.{name}")
     return value
 
 

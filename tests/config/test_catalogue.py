@@ -10,7 +10,8 @@ import scoreline
 from scoreline.commands import show
 from scoreline.config import catalogue
 from scoreline.config.catalogue import Key
-from scoreline.config.conf_folder import conf_dir, files
+from scoreline.config.conf_folder import files
+from scoreline.storage.config_files import conf_dir
 
 ROOT = Path(__file__).parents[2]
 

@@ -12,6 +12,7 @@ from forks import call
 
 from scoreline.config import conf_folder
 from scoreline.errors import InputError
+from scoreline.storage.config_files import conf_dir
 
 ROOT = Path(conf_folder.__file__).parents[3]
 COMMAND = (sys.executable, "-P", "-c", "from scoreline.cli import main; main()")
@@ -33,9 +34,9 @@ def test_the_option_is_taken_wherever_it_stands(own: Path, monkeypatch: pytest.M
     monkeypatch.setenv(conf_folder.OWN_FOLDER, "")
     words = [word.replace("HERE", str(own)) for word in form]
     assert conf_folder.use_own_folder(["show", *words, "nfe=4"]) == ["show", "nfe=4"]
-    assert conf_folder.folders() == [conf_folder.conf_dir(), own.resolve()]
+    assert conf_folder.folders() == [conf_dir(), own.resolve()]
     assert conf_folder.files("solver")["mine"] == own / "solver/mine.yaml"
-    assert conf_folder.files("solver")["ddim"] == conf_folder.conf_dir() / "solver/ddim.yaml"
+    assert conf_folder.files("solver")["ddim"] == conf_dir() / "solver/ddim.yaml"
     assert conf_folder.compose_config("sample", ["solver=mine"]).solver._target_ == "scoreline.solvers.runge_kutta.heun"
 
 

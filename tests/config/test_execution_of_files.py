@@ -36,12 +36,16 @@ LISTED = {
         "config/conf_folder.py",
         "compose",
     ): "overrides of the command line, of conf/table, or names from conf_folder.choice",
-    ("__init__.py", "import_module"): "a module of _MODULES, a constant",
+    ("__init__.py", "import_module"): "a module of _MODULES, or a module inside one that it names: constants",
     (
         "descriptions/annotations.py",
         "import_module",
     ): f"modules of scoreline that {CONFIG} names, for their annotations",
     ("cli.py", "import_module"): "a script of SCRIPTS or a verb of VERBS",
+    (
+        "interface/named_choices.py",
+        "import_module",
+    ): "a module of PACKAGES that a file of the package's conf/ names; a user's text only chooses among those files",
     ("foreign/families.py", "import_module"): "a value of FAMILIES",
     ("descriptions/specs.py", "import_module"): "a class of a card, in PACKAGES or in a package that the user trusts",
     ("tables/worker.py", "import_module"): "modules of PACKAGES, MODULES and LIBRARIES",

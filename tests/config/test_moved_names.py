@@ -11,6 +11,7 @@ from omegaconf import OmegaConf
 
 from scoreline.config import conf_folder, moved_names, run_names
 from scoreline.objective import LogNormal
+from scoreline.storage.config_files import conf_dir
 
 
 @pytest.mark.parametrize("name", moved_names.MOVED.values())
@@ -23,7 +24,7 @@ def test_the_name_of_today_resolves(name: str) -> None:
 def folder(tmp_path: Path) -> Path:
     """A folder of a user's own, whose objective=mine names a class where 0.8.0 had it."""
     (tmp_path / "objective").mkdir()
-    text = (conf_folder.conf_dir() / "objective" / "edm.yaml").read_text()
+    text = (conf_dir() / "objective" / "edm.yaml").read_text()
     assert "scoreline.objective.LogNormal" in text
     mine = text.replace("scoreline.objective.LogNormal", "scoreline.schedules.densities.LogNormal")
     (tmp_path / "objective" / "mine.yaml").write_text(mine)

@@ -10,7 +10,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from scoreline.config.conf_folder import conf_dir, files, folders
+from scoreline.config.conf_folder import files, folders
+from scoreline.storage.config_files import conf_dir
 
 WIDTH = 100
 """Columns of a terminal that `--help` fits."""

@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from scoreline.config.moved_names import current
 from scoreline.errors import InputError, printable
+from scoreline.storage.config_files import conf_dir
 
 NO_NAME = re.compile(r"null|true|false|[-+.\d]+")
 """Values that Hydra does not read as the name of a choice."""
@@ -25,19 +26,6 @@ OWN_FOLDER = "SCORELINE_CONFIG_DIR"
 OPTIONS = ("--config-dir", "-cd")
 
 SCRIPTS = ("train", "sample", "calibrate")
-
-
-def conf_dir() -> Path:
-    """Return the folder conf/: inside an installed package, else at the top of the source tree.
-
-    Raises:
-        InputError: if there is no such folder.
-    """
-    here = Path(__file__).resolve()
-    for folder in (here.parents[1] / "conf", here.parents[3] / "conf"):
-        if (folder / "sample.yaml").is_file():
-            return folder
-    raise InputError("conf: scoreline was installed without its configs; install it again")
 
 
 def script(name: str) -> Path:

@@ -21,7 +21,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from scoreline.config import catalogue, validate
-from scoreline.config.conf_folder import conf_dir, files, own_folder, quote, refuse_lost_choices, use_own_folder
+from scoreline.config.conf_folder import files, own_folder, quote, refuse_lost_choices, use_own_folder
 from scoreline.config.explain import explain
 from scoreline.config.launch import run as run_as_group
 from scoreline.config.moved_names import current
@@ -30,6 +30,7 @@ from scoreline.config.run_names import model_path, register_resolvers, run_sha25
 from scoreline.descriptions.annotations import refuse_wrong_types
 from scoreline.errors import InputError, did_you_mean, printable
 from scoreline.runtime import startup
+from scoreline.storage.config_files import conf_dir
 from scoreline.storage.files import code_version, sha256, write_atomically
 
 HARMLESS = (
@@ -334,7 +335,13 @@ def sigma_range(cfg: DictConfig, native: Any) -> tuple[float, float]:
         native: the noise schedule of the model.
 
     Raises:
-        InputError: if one of the keys has a value that is no number in its range.
+        InputError: if one of the keys has a value that is no number in its range, or sigma_min is not below sigma_max.
     """
     first, last = validate.sigma_ends(cfg)
-    return native.sigma_max if first is None else first, native.sigma_min if last is None else last
+    sigma_max = native.sigma_max if first is None else first
+    sigma_min = native.sigma_min if last is None else last
+    if not sigma_min < sigma_max:
+        raise InputError(
+            f"sigma_min={sigma_min:g} and sigma_max={sigma_max:g}: choose 0 <= sigma_min < sigma_max <= inf"
+        )
+    return sigma_max, sigma_min
