@@ -1,7 +1,6 @@
 """A function denoise(x, sigma) as the model that calibrations measure, with any conditions."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -10,10 +9,10 @@ from torch import Tensor, nn
 
 from scoreline.denoiser import Denoiser, Denoising, per_image
 from scoreline.errors import InputError, NotFiniteError
-from scoreline.parameterisations import Parameterisation, Scalings
-
-Denoise = Callable[..., Tensor]
-"""denoise(x (B, *), sigma (), **condition) -> E[x_0 | x] (B, *), with x in unit-signal coordinates."""
+from scoreline.interface.conditions import Denoise
+from scoreline.interface.outputs import check_denoised
+from scoreline.parameterisations import DataPrediction
+from scoreline.schedules.ve import EDM
 
 Condition = Mapping[str, Any] | Callable[[list[int]], Mapping[str, Any]]
 """Keywords of every call, or a function from the seeds of its images to them."""
@@ -23,13 +22,8 @@ STEP = 0.02
 relative error of the derivative: 1e-4 for functions in float32."""
 
 
-@dataclass(frozen=True)
-class Clean(Parameterisation):
-    """The network predicts x_0 from x and rho themselves: skip 0, out 1, in 1, noise rho."""
-
-    def __call__(self, rho: Tensor) -> Scalings:
-        one = torch.ones_like(rho)
-        return Scalings(torch.zeros_like(rho), one, one, rho)
+ITSELF = DataPrediction(EDM(), 1.0)
+"""The parameterisation of a function of x and sigma: its noise label is sigma."""
 
 
 class FunctionNetwork(nn.Module):
@@ -65,19 +59,10 @@ class FunctionNetwork(nn.Module):
         return denoised + per_image(noise - noise.detach(), x) * slope
 
     def _call(self, x: Tensor, sigma: Tensor, condition: dict[str, Any]) -> Tensor:
-        out = self.denoise(x.to(self.like.dtype), sigma, **condition)
-        if not isinstance(out, Tensor) or out.shape != x.shape or not out.is_floating_point():
-            raise InputError(
-                f"denoise: returns {_described(out)} for x of shape {tuple(x.shape)}; return E[x_0 | x], a tensor of "
-                "floats of x's shape"
-            )
-        if not bool(out.isfinite().all()):
-            raise NotFiniteError(f"denoise: what it returns at sigma={float(sigma):.6g} is")
-        return out.to(x.dtype)
-
-
-def _described(out: object) -> str:
-    return f"{out.dtype} of shape {tuple(out.shape)}" if isinstance(out, Tensor) else f"a {type(out).__name__}"
+        denoised = check_denoised(self.denoise(x.to(self.like.dtype), sigma, **condition), x)
+        if not bool(denoised.isfinite().all()):
+            raise NotFiniteError(f"sigma={float(sigma):.6g}: numbers that denoise returns are")
+        return denoised
 
 
 class Conditioned(Denoising):
@@ -134,4 +119,4 @@ def as_denoising(denoise: Denoise | Denoising, dtype: torch.dtype, device: torch
         return denoise
     if not callable(denoise):
         raise InputError(f"denoise={denoise!r:.60}: give a function denoise(x, sigma), or a scoreline.Denoiser")
-    return Denoiser(FunctionNetwork(denoise, dtype, device), Clean())
+    return Denoiser(FunctionNetwork(denoise, dtype, device), ITSELF)
