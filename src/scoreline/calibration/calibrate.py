@@ -406,7 +406,7 @@ def _several(seeds: list[int], source: str) -> list[int]:
     return seeds
 
 
-def _shape(start: Start) -> tuple[int, ...]:
+def _shape(start: object) -> tuple[int, ...]:
     """Return the shape of one image.
 
     Raises:

@@ -1,7 +1,7 @@
 """A function denoise(x, sigma) as the model that calibrations measure, with any conditions."""
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -40,7 +40,7 @@ class FunctionNetwork(nn.Module):
 
     def __init__(self, denoise: Denoise, dtype: torch.dtype, device: torch.device) -> None:
         super().__init__()
-        self.denoise = denoise.__call__  # not a part of this module, whose calls are counted as one
+        self.denoise = partial(denoise)  # not a part of this module, whose calls are counted as one
         own = next(denoise.parameters(), None) if isinstance(denoise, nn.Module) else None
         like = torch.empty(0, dtype=dtype, device=device) if own is None else own.new_empty(0)
         self.register_buffer("like", like, persistent=False)

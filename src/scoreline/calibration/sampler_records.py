@@ -1,9 +1,10 @@
 """Calibration records that are parts of a sampler: each is the solver, the schedule or the scale that it measured."""
 
+from abc import ABC, abstractmethod
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from torch import Tensor
 
@@ -21,13 +22,22 @@ from scoreline.solvers.tableau import Solver, Tableau, build_tableau
 from scoreline.values import is_number
 
 
-class ScoreNormRecord(Record):
+class SamplerRecord(Record, ABC):
+    """A record that is a part of a sampler.
+
+    Attributes:
+        part: that part alone, without the record's numbers.
+    """
+
+    @property
+    @abstractmethod
+    def part(self) -> Any: ...
+
+
+class ScoreNormRecord(SamplerRecord):
     """A `score_norm` record, and the scale that it holds: `DEIS(3, variable, scale=record)` is DEIS-SN.
 
     Use this for any solver that takes a `Scale`.
-
-    Attributes:
-        part: the scale alone.
     """
 
     @cached_property
@@ -43,13 +53,10 @@ class ScoreNormRecord(Record):
         return self.part.knots()
 
 
-class ScoreOptimalRecord(Record, Schedule):
+class ScoreOptimalRecord(SamplerRecord, Schedule):
     """A `score_optimal` record, and the schedule that it holds, for any number of steps.
 
     Use this where a solver takes a schedule.
-
-    Attributes:
-        part: the schedule alone.
     """
 
     @cached_property
@@ -70,13 +77,11 @@ class ScoreOptimalRecord(Record, Schedule):
         return self.part.knots()
 
 
-class LearnedRecord(Record):
+class LearnedRecord(SamplerRecord):
     """A `tableau` record, and the solver that it holds, which brings its own noise levels and reads no schedule.
 
-    Use this where `sample` takes a solver, at the budgets and on the range that were learned.
-
-    Attributes:
-        part: the solver alone; its `held_out` compares each tableau with the best closed form.
+    Use this where `sample` takes a solver, at the budgets and on the range that were learned. `part.held_out` compares
+    each tableau with the best closed form.
     """
 
     convergence = 1.0
@@ -91,14 +96,13 @@ class LearnedRecord(Record):
         return self.part(schedule, sigma_max, sigma_min, nfe)
 
 
-class SearchRecord(Record):
+class SearchRecord(SamplerRecord):
     """A `search` record, and a solver: at each budget the pair of solver and schedule that the search found closest.
 
     It brings its own schedule and reads no other. Use this where `sample` takes a solver; `pair` gives the two names.
     The file holds names only, which choose among the objects of `choices`, else among those of `scoreline.sample`.
 
     Attributes:
-        part: the names for each budget.
         choices: solvers and schedules of the caller's, by name.
         noise_schedule: the process for other names that step in its time.
     """
@@ -142,7 +146,7 @@ class SearchRecord(Record):
         return cast(Solver, solver)  # `build_tableau` refuses others
 
 
-KINDS: dict[str, type[Record]] = {
+KINDS: dict[str, type[SamplerRecord]] = {
     "score_norm": ScoreNormRecord,
     "score_optimal": ScoreOptimalRecord,
     "search": SearchRecord,
@@ -151,7 +155,7 @@ KINDS: dict[str, type[Record]] = {
 """The class of each kind of record."""
 
 
-def as_sampler(record: Record) -> Record:
+def as_sampler(record: Record) -> SamplerRecord:
     """Return a record as the part of a sampler that its kind is."""
     return KINDS[record.kind](record.kind, record.values, record.provenance)
 
@@ -163,7 +167,7 @@ def load(
     solvers: Solvers | None = None,
     schedules: Schedules | None = None,
     noise_schedule: NoiseSchedule | None = None,
-) -> Record:
+) -> SamplerRecord:
     """Load a record of any kind that is a part of a sampler, whichever program measured it.
 
     Use it for records of the functions of this module and of calibrate.py. Nothing in the file is executed, and its
