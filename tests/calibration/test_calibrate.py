@@ -132,7 +132,7 @@ def test_the_derivative_by_the_level_is_that_of_the_network(digits: Checkpoint) 
         found.append(torch.autograd.grad(loss, (at, level)))
     (by_x, by_level), (exact_by_x, exact_by_level) = found
     torch.testing.assert_close(by_x, exact_by_x, rtol=1e-3, atol=1e-3)
-    torch.testing.assert_close(by_level, exact_by_level, rtol=2e-3, atol=0)
+    torch.testing.assert_close(by_level, exact_by_level, rtol=5e-3, atol=0)
     assert len(set(exact_by_level.tolist())) == 3
 
 

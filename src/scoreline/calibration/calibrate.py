@@ -5,7 +5,7 @@ Each function measures a model and returns a record that is the part of a sample
 `load(path)` reads it. calibrate.py measures the same for checkpoints.
 
     record = scoreline.calibrate.learn(denoise, (3, 32, 32), sigma_min=0.002, sigma_max=80, budgets=[5])
-    images = scoreline.sample(denoise, x_init, record, Power(7), nfe=5, sigma_min=0.002, sigma_max=80)
+    images = scoreline.sample(denoise, x_init, record, nfe=5, sigma_min=0.002, sigma_max=80)
 """
 
 import math
@@ -202,6 +202,7 @@ def learn(
     budgets: Sequence[int],
     nfe: int = 150,
     evaluations: int = 55_000,
+    batch: int = 24,
     curve: bool = False,
     solvers: Solvers | Sequence[str] = STARTS,
     schedules: Schedules | Sequence[str] = START_SCHEDULES,
@@ -219,6 +220,7 @@ def learn(
         budgets: evaluations to learn for.
         nfe: evaluations of the fine run.
         evaluations: calls, with their derivatives, that learning a budget takes.
+        batch: images of each step; more of them where a call costs little more, as for points in the plane.
         curve: whether all budgets share one set of curves.
         solvers: names of the solvers to start from, or objects by name.
         schedules: names of their schedules, or objects by name.
@@ -234,8 +236,8 @@ def learn(
     work = _Work(denoise, start, _Run(UniPC(3), Polynomial(LinearVP(), 2), nfe), "0-767", settings)
     s = work.sigma_data(sigma_data)
     families = named_families(solvers, schedules, work.native, s)
-    estimator = LearnedTableau(_listed(budgets), families, s, curve, evaluations=evaluations)
-    return cast(LearnedRecord, work(estimator, {"sigma_data": s, "curve": curve, "evaluations": evaluations}))
+    options: dict[str, Any] = {"sigma_data": s, "evaluations": evaluations, "batch": batch, "curve": curve}
+    return cast(LearnedRecord, work(LearnedTableau(_listed(budgets), families, **options), options))
 
 
 @dataclass(frozen=True)
