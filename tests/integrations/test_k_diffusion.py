@@ -149,7 +149,12 @@ def multisteps(name: str, model: Model, x: Tensor, sigmas: Tensor, steps: list[S
 ALGORITHMS = dict.fromkeys(("ddim", "heun", "dpm_solver_2", "dpmpp_2s"), single_steps) | dict.fromkeys(
     ("lms", "dpmpp_2m", "euler_ancestral", "dpmpp_2m_sde"), multisteps
 )
-CASES = {"whole": slice(None), "from the middle, not to 0": slice(2, -2), "one step": slice(3, 5), "to 0": slice(-2, None)}
+CASES = {
+    "whole": slice(None),
+    "from the middle, not to 0": slice(2, -2),
+    "one step": slice(3, 5),
+    "to 0": slice(-2, None),
+}
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -259,7 +264,12 @@ def test_the_noise_of_a_flow_model_has_its_variance() -> None:
     seen = list[Step]()
     torch.manual_seed(1)
     sampler("euler_ancestral", flow=True)(
-        lambda z, t: ((1 - t) / ((1 - t) ** 2 + t**2))[:, None] * z, z, torch.linspace(1, 0, 301), None, seen.append, True
+        lambda z, t: ((1 - t) / ((1 - t) ** 2 + t**2))[:, None] * z,
+        z,
+        torch.linspace(1, 0, 301),
+        None,
+        seen.append,
+        True,
     )
     for step in (100, 200, 280):
         t = float(seen[step]["sigma"])
@@ -270,14 +280,14 @@ def test_images_do_not_depend_on_their_batch(model: Model) -> None:
     function, sigmas = sampler("euler_ancestral"), karras(6).float()
     float_model: Model = lambda x, sigma: model(x.double(), sigma.double()).float()  # noqa: E731
     x = START.float()
-    together = function(float_model, x, sigmas, disable=True, seeds=[7, 8, 9])
-    assert torch.equal(function(float_model, x[1:2], sigmas, disable=True, seeds=[8]), together[1:2])
+    together = function(float_model, x, sigmas, disable=True, generator=[7, 8, 9])
+    assert torch.equal(function(float_model, x[1:2], sigmas, disable=True, generator=[8]), together[1:2])
 
     def generators(*seeds: int) -> list[torch.Generator]:
         return [torch.Generator().manual_seed(seed) for seed in seeds]
 
-    together = function(float_model, x, sigmas, disable=True, seeds=generators(7, 8, 9))
-    assert torch.equal(function(float_model, x[2:], sigmas, disable=True, seeds=generators(9)), together[2:])
+    together = function(float_model, x, sigmas, disable=True, generator=generators(7, 8, 9))
+    assert torch.equal(function(float_model, x[2:], sigmas, disable=True, generator=generators(9)), together[2:])
     torch.manual_seed(3)
     first = function(float_model, x, sigmas, disable=True)
     torch.manual_seed(3)
@@ -311,8 +321,8 @@ def test_sigmas_that_are_no_levels(sigmas: list[Any], message: str, model: Model
 def test_other_mistakes_are_named(model: Model, flow_model: Model) -> None:
     with pytest.raises(InputError, match="etaa: EulerAncestral has no such option; did you mean 'eta'"):
         sampler("euler_ancestral")(model, START, karras(4), etaa=1)
-    with pytest.raises(InputError, match="seeds: 2 for 3 images"):
-        sampler("euler_ancestral")(model, START, karras(4), seeds=[1, 2])
+    with pytest.raises(InputError, match="generator: 2 of them for 3 images"):
+        sampler("euler_ancestral")(model, START, karras(4), generator=[1, 2])
     with pytest.raises(InputError, match="model returned a tuple"):
         sampler("ddim")(lambda x, sigma: (x,), START, karras(4), disable=True)
     with pytest.raises(InputError, match=r"14.6 is no time of a flow model"):
@@ -385,7 +395,7 @@ def test_learned_records(record: tuple[Path, Tableau], mixture: GaussianMixture,
     assert [step["i"] for step in seen] == list(range(6))
     with pytest.raises(InputError, match="none of the learned tables has these 6 levels"):
         function(model, START, karras(6) * 1.01)
-    with pytest.raises(InputError, match="nfe=4: .* has tables for NFE 5"):
+    with pytest.raises(InputError, match=r"nfe=4: .* has tables for NFE 5"):
         learned_sigmas(path, 4)
     with pytest.raises(InputError, match="no such record"):
         sampler(learned=path.with_name("other.safetensors"))
@@ -407,4 +417,3 @@ def test_the_page() -> None:
         assert language == "python"
         exec(code, given)
     assert given["x"].shape == (4, 3, 8, 8)
-

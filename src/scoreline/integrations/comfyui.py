@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from scoreline.errors import InputError
-from scoreline.integrations.k_diffusion import FlowTime, Sampler, learned_sigmas, sampler
+from scoreline.integrations.k_diffusion import FlowTime, NoiseLevel, Sampler, learned_sigmas, sampler
 from scoreline.interface.named_choices import names, schedule_named, solver_named
 from scoreline.schedules.base import NoiseSchedule, grid
 from scoreline.schedules.discrete import DiscreteVP
@@ -73,8 +73,7 @@ class ScorelineSigmas:
 
     Inputs:
         model: the model, whose sampling object gives the range, and the process whose time some schedules read.
-        schedule: a choice of `scoreline show schedule` that reads no record. For a flow model it divides rho; where
-            its coordinate is infinite at t = 1, it divides t instead, as ComfyUI's own schedules do.
+        schedule: a choice of `scoreline show schedule` that reads no file; for a flow model in rho = t / (1 - t).
         steps: number of steps; each costs one evaluation with a multistep solver.
         denoise: below 1, the last steps of a run of steps / denoise, for image to image.
     """
@@ -160,7 +159,7 @@ def _ksampler(function: Callable[[Any], tuple[Sampler, dict[str, Any]]], s_noise
         draw, own = function(model.inner_model.model_patcher.get_model_object("model_sampling"))
         seed = (extra_args or {}).get("seed")
         if seed is not None and "noise_sampler" not in own:
-            own["seeds"] = [_image_seed(seed, image) for image in range(len(x))]
+            own["generator"] = [_image_seed(seed, image) for image in range(len(x))]
         return draw(model, x, sigmas, extra_args, *given, s_noise=s_noise, **own, **options)
 
     return KSAMPLER(sample)
@@ -205,11 +204,5 @@ def _levels(process: Any, schedule: str, steps: int) -> list[float]:
     if steps == 1:
         return [first]
     spacing = schedule_named(schedule, _process(process))
-    if not _is_flow(process):
-        return grid(spacing, first, last, steps - 1).tolist()
-    flow = FlowTime()
-    try:
-        levels = grid(spacing, flow.rho(first), flow.rho(last), steps - 1).tolist()
-    except InputError:  # no finite coordinate at t = 1
-        return grid(spacing, first, last, steps - 1).tolist()
-    return [flow.label(rho) for rho in levels]
+    coordinates = FlowTime() if _is_flow(process) else NoiseLevel()
+    return [coordinates.label(rho) for rho in grid(spacing, *map(coordinates.rho, (first, last)), steps - 1).tolist()]

@@ -11,30 +11,29 @@ coordinates of the theory instead, x = z / (1 - t) and rho = t / (1 - t), with i
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Generator, Tensor
+from torch import Tensor
 
 from scoreline.errors import InputError, did_you_mean
 from scoreline.integrations.given_levels import first_calls, tableau_through
 from scoreline.interface.named_choices import names, solver_named
 from scoreline.interface.outputs import tensor_like
-from scoreline.records import read_provenance
-from scoreline.runtime.seeded_noise import normal
+from scoreline.interface.sample_function import Generators, fresh_noise
+from scoreline.records import read_record
 from scoreline.sampling import Draw, State, Stepper
 from scoreline.schedules.base import NoiseSchedule
 from scoreline.schedules.flow import RectifiedFlow
 from scoreline.schedules.tabulated import SAME, Tabulated
 from scoreline.schedules.vp import LinearVP
 from scoreline.solvers.adaptive import Adaptive
-from scoreline.solvers.learned import Learned, load_learned
+from scoreline.solvers.learned import Learned, learned_in
 from scoreline.solvers.tableau import Solver, Tableau, build, denoise_last
-from scoreline.storage.tensor_files import read_header
 from scoreline.values import check_final
 
 SIGMA_DATA = 0.5
@@ -48,10 +47,6 @@ OPTIONS = {"s_churn": "S_churn", "s_tmin": "S_min", "s_tmax": "S_max"}
 
 NoiseSampler = Callable[[Tensor, Tensor], Tensor]
 """k-diffusion's source of noise: standard normal noise of x's shape for the step between two sigmas, tensors ()."""
-
-Seeds = Sequence[int] | Sequence[Generator]
-"""Seeds or generators, one for each image."""
-
 
 Sampler = Callable[..., Tensor]
 """A function f(model, x, sigmas, extra_args=None, callback=None, disable=None, **options), as k-diffusion has them."""
@@ -74,8 +69,8 @@ def sampler(
 
     f's options:
         noise_sampler: fresh noise of stochastic solvers, k-diffusion's noise_sampler(sigma, sigma_next).
-        seeds: instead of it a seed or a generator for each image, so that an image does not depend on its batch;
-            without either, noise comes from torch's own generator, as in k-diffusion.
+        generator: instead of it a generator, or a list of one generator or seed for each image, with which an image
+            does not depend on its batch; None is torch's own, as in k-diffusion.
         s_noise: factor of the noise.
         others: fields of the solver, such as eta; s_churn, s_tmin and s_tmax are those of `edm`.
 
@@ -113,7 +108,7 @@ def sampler(
         disable: bool | None = None,
         *,
         noise_sampler: NoiseSampler | None = None,
-        seeds: Seeds | None = None,
+        generator: Generators | None = None,
         s_noise: float = 1.0,
         **options: Any,
     ) -> Tensor:
@@ -122,7 +117,7 @@ def sampler(
             return x
         network = _Network(model, extra_args or {}, x.dtype, coordinates)
         report = _Report(callback, sigmas, coordinates, disable)
-        noise = _Noise(noise_sampler, seeds, s_noise, sigmas, coordinates)
+        noise = _Noise(noise_sampler, generator, s_noise, sigmas, coordinates)
         return _run(_with(method, options), network, x, sigmas, final, noise, report)
 
     sample.__name__ = sample.__qualname__ = f"sample_{'learned' if learned else _name(solver)}"
@@ -257,36 +252,26 @@ class _Noise:
     """Fresh noise of stochastic rows."""
 
     sampler: NoiseSampler | None
-    seeds: Seeds | None
+    generator: Generators | None
     scale: float
     sigmas: Tensor
     coordinates: NoiseLevel
 
     def draw(self, tableau: Tableau, x: Tensor) -> Draw:
         """Return the source of z_k for the rows of a tableau, of x's shape, dtype and device."""
-        if self.seeds is not None and len(self.seeds) != len(x):
-            raise InputError(f"seeds: {len(self.seeds)} for {len(x)} images; give one for each image")
+        noise = fresh_noise(self.generator, x) if self.sampler is None else self._between(tableau, self.sampler)
+        return lambda row: noise(row).to(x) * self.scale
+
+    def _between(self, tableau: Tableau, sampler: NoiseSampler) -> Draw:
+        """Return the noise of a sampler between the levels of each row, above clean states."""
         levels = tableau.rho.tolist()
 
         def noise(row: int) -> Tensor:
             before = next(level for level in reversed(levels[: row + 1]) if level > 0)
-            return self._standard(x, row, before, levels[row + 1]).to(x) * self.scale
+            ends = (self.sigmas.new_tensor(self.coordinates.label(level)) for level in (before, levels[row + 1]))
+            return sampler(*ends)
 
         return noise
-
-    def _standard(self, x: Tensor, row: int, before: float, after: float) -> Tensor:
-        if self.sampler is not None:
-            return self.sampler(*(self.sigmas.new_tensor(self.coordinates.label(level)) for level in (before, after)))
-        if self.seeds is None:
-            return torch.randn_like(x)
-        shape = tuple(x.shape[1:])
-        images = [
-            torch.randn(shape, generator=seed, dtype=x.dtype, device=seed.device).to(x.device)
-            if isinstance(seed, Generator)
-            else normal([seed], shape, "solver", row)[0].to(x.device)
-            for seed in self.seeds
-        ]
-        return torch.stack(images)
 
 
 def _run(
@@ -399,13 +384,9 @@ def _name(solver: str | Solver | Adaptive) -> str:
 
 
 def _load(path: str | Path) -> Learned:
-    """Load the tableaus of a record for whatever model the program has: it knows no digest of a checkpoint."""
-    return load_learned(path, _checkpoint(path))
-
-
-def _checkpoint(path: str | Path) -> str:
-    """Return the digest of the checkpoint that a record was made for, or nothing where there is none to read."""
-    if not Path(path).is_file():
-        return ""
-    header = read_header(Path(path), f"learned={path}", "give a record of calibration=tableau")
-    return str(read_provenance(header).get("checkpoint", ""))
+    """Load the tableaus of a record, for whatever model the program has: it knows no digest of a checkpoint."""
+    record = read_record(path, ("tableau",), None, "learned")
+    try:
+        return learned_in(record)
+    except ValueError as error:
+        raise InputError(f"learned={path}: not a record of tableaus ({error})") from error
