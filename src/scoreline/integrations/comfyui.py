@@ -188,7 +188,7 @@ def _process(process: Any) -> NoiseSchedule:
     """
     from comfy.model_sampling import ModelSamplingDiscrete
 
-    table = torch.as_tensor(process.sigmas).double().cpu().unique()
+    table = torch.tensor(sorted(set(process.sigmas.tolist())), dtype=torch.float64)
     if _is_flow(process):
         t, s = 0.5, float(table[len(table) // 2 - 1])  # s = k t / (1 + (k - 1) t), entry i at t = (i + 1) / len
         return RectifiedFlow(s * (1 - t) / (t * (1 - s)))
@@ -205,4 +205,5 @@ def _levels(process: Any, schedule: str, steps: int) -> list[float]:
         return [first]
     spacing = schedule_named(schedule, _process(process))
     coordinates = FlowTime() if _is_flow(process) else NoiseLevel()
-    return [coordinates.label(rho) for rho in grid(spacing, *map(coordinates.rho, (first, last)), steps - 1).tolist()]
+    levels = grid(spacing, coordinates.rho(first), coordinates.rho(last), steps - 1)
+    return [coordinates.label(rho) for rho in levels.tolist()]
