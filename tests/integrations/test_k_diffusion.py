@@ -258,6 +258,30 @@ def test_every_solver_starts_at_infinite_noise(flow_model: Model) -> None:
         assert all(float(step["sigma_hat"]) <= 1 and float(step["x"].abs().max()) < 3 for step in seen), name
 
 
+def test_flow_models_near_t_1_in_float32(flow_model: Model) -> None:
+    """rho is 1e4 there, and x = rho eps + D keeps three digits of D in float32."""
+    times = torch.tensor([0.9999, 0.999, 0.9, 0.6, 0.3, 0.05, 0.0])
+
+    def single(z: Tensor, t: Tensor) -> Tensor:
+        assert z.dtype == t.dtype == torch.float32
+        return flow_model(z.double(), t.double()).float()
+
+    for name in ("ddim", "dpmpp_2m", "unipc_3", "heun"):
+        seen, function = list[Step](), sampler(name, flow=True)
+        out = function(single, (START / 14.6).float(), times, None, seen.append, disable=True)
+        exact = function(flow_model, START / 14.6, times.double(), disable=True)
+        assert out.dtype == seen[0]["x"].dtype == seen[0]["denoised"].dtype == torch.float32
+        torch.testing.assert_close(out.double(), exact, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["ddim", "heun", "deis_rho_rk4", "dpm_solver_2", "dpmpp_2s"])
+def test_two_parts_of_a_run_are_the_whole(name: str, flow_model: Model) -> None:
+    times, function = torch.linspace(1, 0, 9, dtype=torch.float64), sampler(name, flow=True)
+    half = function(flow_model, START / 14.6, times[:5], disable=True)
+    whole = function(flow_model, START / 14.6, times, disable=True)
+    torch.testing.assert_close(function(flow_model, half, times[4:], disable=True), whole, rtol=1e-10, atol=1e-10)
+
+
 def test_the_noise_of_a_flow_model_has_its_variance() -> None:
     """For data N(0, 1) ancestral steps in rho keep the variance of every level: (1 - t)^2 + t^2."""
     z = torch.randn(40_000, 1, generator=torch.Generator().manual_seed(0))

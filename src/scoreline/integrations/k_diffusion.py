@@ -32,7 +32,9 @@ from scoreline.schedules.flow import RectifiedFlow
 from scoreline.schedules.tabulated import SAME, Tabulated
 from scoreline.schedules.vp import LinearVP
 from scoreline.solvers.adaptive import Adaptive
+from scoreline.solvers.frames import FLOW, NOISE
 from scoreline.solvers.learned import Learned, learned_in
+from scoreline.solvers.runge_kutta import RungeKutta
 from scoreline.solvers.tableau import Solver, Tableau, build, denoise_last
 from scoreline.values import check_final
 
@@ -65,7 +67,8 @@ def sampler(
 
     Use it wherever a program takes one of k-diffusion's samplers. The sigmas are the levels between which it steps; a
     method of several calls a step spends them on every step. They decrease, may start anywhere, and may end in 0: the
-    last evaluation is then E[x_0 | x] at the last positive level. The state is x's, in float32 for half precision.
+    last evaluation is then E[x_0 | x] at the last positive level. The state has x's precision, float32 at least; the
+    network has x's own.
 
     f's options:
         noise_sampler: fresh noise of stochastic solvers, k-diffusion's noise_sampler(sigma, sigma_next).
@@ -96,6 +99,8 @@ def sampler(
         method = solver_named(solver, noise_schedule or (RectifiedFlow() if flow else LinearVP()), sigma_data)
     else:
         method = solver
+    if flow and isinstance(method, RungeKutta) and method.frame == NOISE:
+        method = replace(method, frame=FLOW)  # as it is from t = 1, so that a part of a run is that of the whole
     coordinates = FlowTime() if flow else NoiseLevel()
 
     @torch.no_grad()
@@ -116,7 +121,7 @@ def sampler(
         if len(sigmas) < 2:
             return x
         network = _Network(model, extra_args or {}, x.dtype, coordinates)
-        report = _Report(callback, sigmas, coordinates, disable)
+        report = _Report(callback, sigmas, x.dtype, coordinates, disable)
         noise = _Noise(noise_sampler, generator, s_noise, sigmas, coordinates)
         return _run(_with(method, options), network, x, sigmas, final, noise, report)
 
@@ -182,7 +187,10 @@ class NoiseLevel:
 
 
 class FlowTime(NoiseLevel):
-    """A flow model's: sigma is t, z = (1 - t) x_0 + t eps, rho = t / (1 - t) and x = z / (1 - t); y = z at t = 1."""
+    """A flow model's: sigma is t, z = (1 - t) x_0 + t eps, rho = t / (1 - t) and x = z / (1 - t); y = z at t = 1.
+
+    x is float64, since near t = 1 float32 would lose x_0 in it; on Apple's GPUs, which have no float64, it is float32.
+    """
 
     def rho(self, sigma: float) -> float:
         if sigma > 1:
@@ -193,7 +201,8 @@ class FlowTime(NoiseLevel):
         return rho / (1 + rho) if rho < math.inf else 1.0
 
     def unit(self, x: Tensor, sigma: float) -> Tensor:
-        return x / (1 - sigma) if sigma < 1 else x
+        state = x if x.device.type == "mps" else x.double()
+        return state / (1 - sigma) if sigma < 1 else state
 
     def native(self, x: Tensor, rho: float) -> Tensor:
         return x / (1 + rho) if rho < math.inf else x
@@ -214,17 +223,15 @@ class _Network:
         return tensor_like("model", self.model(native, sigma, **self.extra_args), x).to(x.dtype)
 
 
+@dataclass(frozen=True)
 class _Report:
-    """The callback and the progress bar."""
+    """The callback, with tensors of the model's dtype, and the progress bar."""
 
-    def __init__(
-        self,
-        callback: Callable[[dict[str, Any]], object] | None,
-        sigmas: Tensor,
-        coordinates: NoiseLevel,
-        disable: bool | None,
-    ) -> None:
-        self.callback, self.sigmas, self.coordinates, self.disable = callback, sigmas, coordinates, disable
+    callback: Callable[[dict[str, Any]], object] | None
+    sigmas: Tensor
+    dtype: torch.dtype
+    coordinates: NoiseLevel
+    disable: bool | None
 
     def bar(self, total: int | None) -> AbstractContextManager[Any]:
         """Return tqdm's bar, or nothing where there is no tqdm."""
@@ -242,9 +249,9 @@ class _Report:
         if self.callback is None or state.sigma is None:
             return
         told = self.sigmas.new_tensor(self.coordinates.label(state.sigma))
-        x = self.coordinates.native(state.x, state.sigma)
+        x = self.coordinates.native(state.x, state.sigma).to(self.dtype)
         sigma = told if sigma is None else sigma
-        self.callback({"x": x, "i": i, "sigma": sigma, "sigma_hat": told, "denoised": denoised})
+        self.callback({"x": x, "i": i, "sigma": sigma, "sigma_hat": told, "denoised": denoised.to(self.dtype)})
 
 
 @dataclass(frozen=True)
