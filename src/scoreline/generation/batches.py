@@ -47,9 +47,9 @@ class Sampler:
         threads: network calls at a time on a CPU; see `in_order` for the cores of each.
         record: turns a function of tensors into a recording of it, such as `cuda_graphs.Replayed`; for tableaus without
             noise.
-        noise: source of the initial states' noise and of fresh noise, by seed.
         decode: maps the samples of a network call to images, such as the decoder of a model of latents; None keeps
             the samples.
+        noise: source of the initial states' noise and of fresh noise, by seed.
     """
 
     denoiser: Denoising
@@ -58,8 +58,8 @@ class Sampler:
     network_batch: int | None
     threads: int = 1
     record: Record | None = None
-    noise: seeded_noise.Noise = seeded_noise.normal
     decode: Callable[[Tensor], Tensor] | None = None
+    noise: seeded_noise.Noise = seeded_noise.normal
 
     @torch.inference_mode()
     def batches(
