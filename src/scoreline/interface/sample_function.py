@@ -9,11 +9,10 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor
 
-from scoreline.denoiser import Denoising
+from scoreline.denoiser import Denoising, functions_in
 from scoreline.errors import InputError, NotFiniteError
-from scoreline.interface.conditions import Denoise
+from scoreline.interface.conditions import Denoise, as_denoiser
 from scoreline.interface.named_choices import schedule_from, solver_named
-from scoreline.interface.outputs import check_denoised
 from scoreline.runtime import seeded_noise
 from scoreline.sampling import Draw, integrate
 from scoreline.schedules.base import NoiseSchedule, Schedule
@@ -28,6 +27,9 @@ SOLVER, SCHEDULE = "velocity_ab3", "linear_vp_few"
 
 FEW, NOISY = 20, 3.0
 """Up to this NFE a run is tried on Gaussian data, and this many times their deviation is noise."""
+
+LARGE = 200.0
+"""The sigma_max above which a state is held in float64."""
 
 Generators = torch.Generator | Sequence[torch.Generator] | Sequence[int]
 """A generator for the batch, or one generator or seed for each image."""
@@ -78,7 +80,8 @@ def sample(
 
     With sigma_max below sigma_min the run goes from data to noise (inversion); from a level in the middle of the range
     it changes an image (x_init = image + sigma_max noise). The state has x_init's precision, float32 at least, since
-    half precision loses up to 1 in multistep methods.
+    half precision loses up to 1 in multistep methods, and float64 from a finite sigma_max above 200, since float32
+    loses the data there. Functions get x_init's dtype whatever the state's, networks that of their parameters.
 
     Args:
         denoise: denoise(x, sigma, **condition) -> E[x_0 | x_0 + sigma eps = x], EDM's convention: x (B, *) with unit
@@ -116,23 +119,42 @@ def sample(
     Warns:
         UserWarning: if the solver at this budget returns noise even for Gaussian data, as Heun's method does at NFE 2.
     """
-    process = noise_schedule or getattr(denoise, "noise_schedule", None)
+    _check_kinds(denoise, x_init, condition)
+    denoiser = as_denoiser(denoise)
+    process = noise_schedule or denoiser.noise_schedule
     span = _span(process, sigma_max, sigma_min, schedule)
     native = process or (RectifiedFlow() if span[0] == math.inf else LinearVP())
     chosen = _solver(solver, native, sigma_data)
     steps = schedule_from(schedule, native)
     run = build(_spending(chosen, _whole(nfe) - (final == "denoise")), steps, span, _whole(nfe), final)
     _warn_of_noise(run, solver, sigma_data)
-    work = _Estimates(denoise, x_init.dtype, dict(condition or {}), callback)
-    state = x_init.to(torch.promote_types(x_init.dtype, torch.float32))
-    with torch.set_grad_enabled(grad):
+    if grad and not isinstance(run, Tableau):
+        raise InputError(f"grad=True: no gradient flows through {chosen}, which SciPy drives; use a solver of fixed steps")
+    work = _Estimates(denoiser, dict(condition or {}), callback)
+    state = x_init.to(torch.promote_types(x_init.dtype, _least_precision(span[0])))
+    with torch.set_grad_enabled(grad), functions_in(x_init.dtype):
         end = integrate(work, state, run, fresh_noise(generator, state), reuse=not grad and callback is None)
         work.check_finite()
         return end.to(x_init.dtype)
 
 
+def _check_kinds(denoise: Any, x_init: Any, condition: Any) -> None:
+    if not callable(denoise):
+        raise InputError(f"denoise={denoise!r:.40}: give a function denoise(x, sigma)")
+    if not isinstance(x_init, Tensor) or not x_init.is_floating_point() or x_init.ndim < 1:
+        found = f"{x_init.dtype} {tuple(x_init.shape)}" if isinstance(x_init, Tensor) else type(x_init).__name__
+        raise InputError(f"x_init: {found} is no state; give a tensor of floats (B, ..), such as torch.from_numpy(..)")
+    if not isinstance(condition, Mapping | None):
+        raise InputError(f"condition={condition!r:.40}: give keywords of denoise, such as {{'y': labels}}")
+
+
+def _least_precision(sigma_max: float) -> torch.dtype:
+    """Return the least dtype of a state: x - D of float32 x loses D where x is large, by 4e-2 from 1e4 in steps of rho."""
+    return torch.float64 if LARGE < sigma_max < math.inf else torch.float32
+
+
 def _span(process: NoiseSchedule | None, sigma_max: Any, sigma_min: Any, schedule: Any) -> tuple[float, float]:
-    listed = schedule if isinstance(schedule, Sequence | Tensor) and not isinstance(schedule, str) else None
+    listed = schedule if hasattr(schedule, "__len__") and not isinstance(schedule, str | Mapping) else None
     ends = []
     for name, given, place in (("sigma_max", sigma_max, 0), ("sigma_min", sigma_min, -1)):
         if given is None and listed is not None and len(listed):
@@ -141,7 +163,7 @@ def _span(process: NoiseSchedule | None, sigma_max: Any, sigma_min: Any, schedul
             raise InputError(f"{name}: the denoiser does not know its process; give both sigma_max and sigma_min")
         try:
             ends.append(float(getattr(process, name) if given is None else given))
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, RuntimeError) as error:
             raise InputError(f"{name}={given!r:.40}: must be a number, such as 80.0") from error
     return ends[0], ends[1]
 
@@ -188,32 +210,22 @@ def _warn_of_noise(run: Tableau | AdaptiveRun, solver: Any, sigma_data: float) -
 
 @dataclass
 class _Estimates:
-    """The estimates eps (x, rho) of a run from a stranger's `denoise`, D at rho = infinity, with their checks."""
+    """The estimates eps (x, rho) of a run, D at rho = infinity, with their checks."""
 
-    denoise: Denoise
-    dtype: torch.dtype
+    denoiser: Denoising
     condition: dict[str, Any]
     callback: Callable[[Step], object] | None
     levels: list[float] = field(default_factory=list)
     finite: list[Tensor] = field(default_factory=list)
 
     def __call__(self, x: Tensor, rho: float) -> Tensor:
-        if isinstance(self.denoise, Denoising):
-            estimate = self.denoise.estimate(x, rho, **self.condition)
-        else:
-            denoised = self._denoised(x, rho)
-            estimate = denoised if rho == math.inf else (x - denoised) / rho
+        estimate = self.denoiser.estimate(x, rho, **self.condition)
         self.levels.append(rho)
         self.finite.append(estimate.detach().isfinite().all())
         if self.callback is not None:
             clean = estimate if rho == math.inf else x - rho * estimate
             self.callback(Step(len(self.levels) - 1, rho, x, clean))
         return estimate
-
-    def _denoised(self, x: Tensor, rho: float) -> Tensor:
-        given = x.to(self.dtype)
-        sigma = torch.full((), rho, dtype=given.dtype, device=x.device)
-        return check_denoised(self.denoise(given, sigma, **self.condition), given).to(x.dtype)
 
     def check_finite(self) -> None:
         """Raise NotFiniteError, naming the first level, unless every estimate was finite: one transfer for the run."""
