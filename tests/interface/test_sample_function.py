@@ -1,23 +1,31 @@
 """`scoreline.sample`: any model, no Hydra."""
 
+import math
 import subprocess
 import sys
+import warnings
+from decimal import Decimal
+from fractions import Fraction
 from itertools import pairwise
+from types import SimpleNamespace
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from exact_runs import DETERMINISTIC, FIXED, SPAN, X, gauss, run
 from torch import Tensor
 
 import scoreline
+from scoreline import predictions
 from scoreline.errors import InputError
+from scoreline.interface.named_choices import names
 from scoreline.networks.exact import GaussianMixture
 from scoreline.schedules.spacings import Power
 from scoreline.solvers.adaptive import Adaptive
 from scoreline.solvers.ancestral import EulerAncestral
 from scoreline.solvers.dpm_multistep import DPMMultistep
 from scoreline.solvers.runge_kutta import heun
-
-SPAN = {"sigma_min": 0.002, "sigma_max": 80.0}
 
 
 def test_edms_loop_with_edms_convention(mixture: GaussianMixture) -> None:
@@ -84,3 +92,219 @@ def test_importing_scoreline_does_not_import_torch() -> None:
     assert done.returncode == 0, done.stderr
     with pytest.raises(AttributeError, match="sampel"):
         _ = scoreline.sampel
+
+
+# ---- ranges and budgets (cases 4 and 14)
+
+
+@pytest.mark.parametrize(
+    "number",
+    [
+        *(torch.tensor(80.0), torch.tensor(80.0, dtype=torch.float64), torch.tensor(80), torch.tensor([80.0])),
+        *(torch.tensor(80.0, dtype=torch.bfloat16), torch.tensor(80.0, requires_grad=True), np.float32(80)),
+        *(np.int64(80), np.array(80.0), 80, Fraction(80), Decimal(80), "80"),
+    ],
+)
+@pytest.mark.parametrize("solver", ["dpmpp_2m", "unipc_3", "ddim"])
+def test_ranges_of_every_kind_of_number(number: Any, solver: str) -> None:
+    assert torch.equal(run(solver=solver, sigma_max=number), run(solver=solver))
+    small = run(solver=solver, sigma_min=Fraction(1, 8))
+    for same in (0.125, torch.tensor(0.125), np.float16(0.125)):
+        assert torch.equal(run(solver=solver, sigma_min=same), small)
+
+
+@pytest.mark.parametrize("key", ["sigma_max", "sigma_min"])
+@pytest.mark.parametrize(
+    "value",
+    [[80.0], (1, 2), "large", 80j, {}, torch.tensor([1.0, 2.0]), np.array([1.0, 2.0]), object(), gauss, math.nan, -1.0],
+)
+def test_ranges_that_are_no_numbers_are_refused(key: str, value: Any) -> None:
+    with pytest.raises(InputError, match=key):
+        run(**{key: value})
+
+
+@pytest.mark.parametrize("key", ["sigma_max", "sigma_min"])
+def test_a_range_that_nobody_gives_is_asked_for(key: str) -> None:
+    with pytest.raises(InputError, match=f"{key}: the denoiser does not know its process; give both"):
+        run(**{key: None})
+    known = run(predictions.data(gauss_of_label, scoreline.EDM()), **{key: None})
+    torch.testing.assert_close(known, run(), rtol=1e-4, atol=1e-6)
+
+
+def gauss_of_label(x: Tensor, label: Tensor) -> Tensor:
+    return gauss(x, label.reshape(-1, 1, 1, 1))
+
+
+@pytest.mark.parametrize(
+    "nfe", [10, 10.0, np.int64(10), np.float32(10), torch.tensor(10), torch.tensor(10.0), Fraction(10)]
+)
+def test_budgets_of_every_kind_of_number(nfe: Any) -> None:
+    assert torch.equal(run(nfe=nfe), run(nfe=10))
+
+
+@pytest.mark.parametrize("nfe", [0, -1, 2.5, "ten", "10", None, [10], math.nan, math.inf, torch.tensor([1, 2]), 1j])
+def test_budgets_that_are_none_are_refused(nfe: Any) -> None:
+    with pytest.raises(InputError, match="nfe="):
+        run(nfe=nfe)
+
+
+@pytest.mark.parametrize("final", ["none", "denoise"])
+@pytest.mark.parametrize("solver", FIXED)
+def test_the_budget_is_spent_exactly(solver: str, final: str) -> None:
+    """Or refused in the user's own number."""
+    for nfe in range(1, 8):
+        calls = []
+        if final == "denoise" and (nfe == 1 or solver in ("edm", "edm_stochastic")):
+            message = "nfe=1: needs at least 2" if nfe == 1 else "ends at clean data already; use final=none"
+            with pytest.raises(InputError, match=message):
+                run(solver=solver, nfe=nfe, final=final)
+            continue
+        out = run(lambda x, s: calls.append(float(s)) or gauss(x, s), solver=solver, nfe=nfe, final=final)
+        assert len(calls) == nfe
+        assert out.isfinite().all()
+
+
+def test_unknown_ends_are_refused() -> None:
+    with pytest.raises(InputError, match="final"):
+        run(final="clean")
+
+
+# ---- solvers and schedules by name, object and list
+
+
+@pytest.mark.parametrize("schedule", names("schedule"))
+def test_schedules_by_name(schedule: str) -> None:
+    options = {} if schedule != "deis_sn_published" else {"sigma_max": 152.0, "sigma_min": 0.01}
+    integer = {"noise_schedule": scoreline.DiscreteVP()} if "integer" in schedule or "published" in schedule else {}
+    out = run(schedule=schedule, nfe=10 if "published" in schedule else 150, **options, **integer)
+    torch.testing.assert_close(out, X * 0.5 / options.get("sigma_max", 80.0), rtol=0.3, atol=0.1)
+
+
+def test_the_defaults_are_those_of_sample_py() -> None:
+    out = scoreline.sample(gauss, X, **SPAN)
+    assert torch.equal(out, scoreline.sample(gauss, X, "velocity_ab3", "linear_vp_few", nfe=10, **SPAN))
+
+
+@pytest.mark.parametrize(
+    "levels", [[80.0, 5.0, 1.0, 0.2, 0.002], torch.tensor([80, 5.0, 1, 0.2, 0.002]), np.array([80, 5, 1, 0.2, 0.002])]
+)
+@pytest.mark.parametrize("solver", ["ddim", "deis_tab2", "dpmpp_3m", "unipc_3", "euler_ancestral"])
+def test_a_list_of_levels_is_a_schedule(levels: Any, solver: str) -> None:
+    seen = []
+    scoreline.sample(lambda x, s: seen.append(float(s)) or gauss(x, s), X, solver, levels, nfe=4)
+    assert seen == pytest.approx([80, 5, 1, 0.2], rel=1e-6)
+    seen.clear()
+    run(lambda x, s: seen.append(float(s)) or gauss(x, s), solver=solver, schedule=levels, nfe=8, **ends(levels))
+    assert seen[::2] == pytest.approx([80, 5, 1, 0.2], rel=1e-6)
+    with pytest.raises(InputError, match=r"the levels of this schedule go from 80 to .*; use sigma_max=80"):
+        run(solver=solver, schedule=levels, sigma_max=40)
+
+
+def ends(levels: Any) -> dict[str, float]:
+    return {"sigma_max": float(levels[0]), "sigma_min": float(levels[-1])}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"solver": "dpmp_2m"}, "did you mean 'dpmpp_2m'"),
+        ({"solver": 3}, "solver=3: give a name such as"),
+        ({"solver": scoreline.DDIM}, "give a name such as 'dpmpp_2m', or an object such as DDIM"),
+        ({"solver": None}, "solver=None"),
+        ({"solver": "learned"}, "it reads a file; pass its object instead"),
+        ({"schedule": "kerras"}, "did you mean 'karras'"),
+        ({"schedule": 5}, "schedule: 5 is none"),
+        ({"schedule": None}, "schedule: None is none"),
+        ({"schedule": [80.0]}, "1 noise levels; a schedule needs two or more"),
+        ({"schedule": []}, "0 noise levels; a schedule needs two or more"),
+        ({"schedule": [80.0, 90.0, 0.002]}, "strictly decreasing"),
+        ({"schedule": ["a", "b"]}, "schedule: .* is none"),
+        ({"schedule": {"a": 1}}, "schedule: .* is none"),
+        ({"denoise": None}, "denoise=None: give a function"),
+        ({"denoise": X}, "give a function denoise"),
+        ({"condition": [1]}, "condition=.*give keywords of denoise"),
+        ({"condition": "y"}, "condition=.*give keywords of denoise"),
+    ],
+)
+def test_choices_of_another_kind_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        run(**options)
+
+
+# ---- useless budgets
+
+NOISY_AT_2 = {
+    *("heun", "dpm_solver_2", "dpm_solver_3", "dpm_solver_fast", "scire_ei_2", "unipc_2_noise", "unipc_3_noise"),
+    *(name for name in FIXED if name.startswith("deis_rho_") and name != "deis_rho_midpoint"),
+}
+NOISY_AT_5 = {"edm", "edm_stochastic", "heun", "dpm_solver_2", "deis_rho_kutta3"}
+
+
+@pytest.mark.parametrize(("nfe", "noisy"), [(2, NOISY_AT_2), (5, NOISY_AT_5), (10, set()), (20, set())])
+@pytest.mark.parametrize("solver", FIXED)
+def test_useless_budgets_warn_and_others_do_not(solver: str, nfe: int, noisy: set[str]) -> None:
+    """Of those that warn at NFE 5 the sample of exact Gaussian data is at least three times too large."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        out = scoreline.sample(gauss, X, solver, "karras", nfe=nfe, generator=[1, 2, 3, 4], **SPAN)
+    assert [warning.category for warning in caught] == [UserWarning] * (solver in noisy)
+    assert (float(out.std()) > 1.4) == (solver in noisy)
+    for warning in caught:
+        assert f"solver='{solver}' at nfe={nfe}: the sample is noise" in str(warning.message)
+        assert warning.filename == __file__
+
+
+# ---- shapes and conditions
+
+
+@pytest.mark.parametrize(
+    "shape", [(5,), (5, 2), (3, 2, 9), (2, 5, 3), (2, 3, 4, 6), (2, 3, 2, 4, 4), (1, 1, 1), (0, 3, 8, 8), (3, 0)]
+)
+@pytest.mark.parametrize("solver", ["ddim", "deis_tab3", "heun", "unipc_3", "rk45", "euler_ancestral"])
+def test_shapes_need_not_be_those_of_images(shape: tuple[int, ...], solver: str) -> None:
+    x = 80 * torch.randn(shape, dtype=torch.float64)
+    for start in (x, x.transpose(0, -1).contiguous().transpose(0, -1)):
+        out = run(x=start, solver=solver, nfe=400)
+        assert out.shape == x.shape
+        if solver != "euler_ancestral":
+            torch.testing.assert_close(out, x * 0.5 / 80, rtol=0.06, atol=1e-6)
+
+
+class Text:
+    """A condition of a type that only the model knows."""
+
+    shift = 0.25
+
+
+@pytest.mark.parametrize(
+    "tree",
+    [
+        {"text": Text(), "size": (64, 64)},
+        {"text": [Text(), {"deep": torch.ones(4, 77, 8)}]},
+        {"text": None, "mask": torch.ones(4, 1, 4, 4) > 0},
+        {"text": SimpleNamespace(pooled=np.ones(3)), "callback": gauss},
+        {"text": "a cat", "strength": 0.5},
+        {},
+    ],
+)
+@pytest.mark.parametrize("bound", [False, True])
+def test_conditions_reach_denoise_as_they_are(tree: dict[str, Any], bound: bool) -> None:
+    seen = []
+
+    def denoise(x: Tensor, sigma: Tensor, **condition: Any) -> Tensor:
+        seen.append(condition)
+        return gauss(x, sigma)
+
+    out = run(predictions.conditional(denoise, **tree)) if bound else run(denoise, condition=tree)
+    assert torch.equal(out, run())
+    assert len(seen) == 10
+    for condition in seen:
+        assert condition.keys() == tree.keys()
+        assert all(condition[key] is value for key, value in tree.items())
+
+
+def test_every_deterministic_solver_has_a_limit() -> None:
+    """Of many evaluations: x times 0.5 / 80 for N(0, 1/4), one number for all."""
+    for solver in DETERMINISTIC:
+        out = run(x=X.double(), solver=solver, schedule="log_snr", nfe=240)
+        torch.testing.assert_close(out, X.double() * math.sqrt(0.250004 / 6400.25), rtol=0.05, atol=0)

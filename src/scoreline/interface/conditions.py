@@ -28,6 +28,7 @@ class PlainDenoiser(Denoising):
 
     def forward(self, x: Tensor, rho: Tensor | float, **condition: Any) -> Tensor:
         given = x.to(function_dtype(x))
+        given = given if torch.is_grad_enabled() else given.detach()  # it may ask for gradients of its own
         sigma = rho.to(given) if isinstance(rho, Tensor) else torch.full((), rho, dtype=given.dtype, device=x.device)
         return check_denoised(self.denoise(given, sigma, **condition), given).to(x.dtype)
 

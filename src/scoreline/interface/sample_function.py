@@ -1,6 +1,7 @@
 """`scoreline.sample`, the call for any model, without a checkpoint or a config."""
 
 import math
+import operator
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -33,6 +34,8 @@ LARGE = 200.0
 
 Generators = torch.Generator | Sequence[torch.Generator] | Sequence[int]
 """A generator for the batch, or one generator or seed for each image."""
+
+GENERATORS = "give a torch.Generator, or a list of generators or of seeds"
 
 
 class Step(NamedTuple):
@@ -85,7 +88,7 @@ def sample(
 
     Args:
         denoise: denoise(x, sigma, **condition) -> E[x_0 | x_0 + sigma eps = x], EDM's convention: x (B, *) with unit
-            signal and x_init's dtype, sigma a tensor of shape () of the same dtype and device; called `nfe` times. A
+            signal and x_init's dtype, sigma a tensor of shape () of the same dtype and device, neither of them to be modified; called `nfe` times. A
             denoiser of `predictions`, or another `Denoising`, also gives the range. At sigma = infinity, where flow
             models begin, x stands for x / sigma, standard normal noise.
         x_init: state (B, *) at sigma_max, usually sigma_max * torch.randn(...), at infinity torch.randn(...); not
@@ -129,12 +132,14 @@ def sample(
     run = build(_spending(chosen, _whole(nfe) - (final == "denoise")), steps, span, _whole(nfe), final)
     _warn_of_noise(run, solver, sigma_data)
     if grad and not isinstance(run, Tableau):
-        raise InputError(f"grad=True: no gradient flows through {chosen}, which SciPy drives; use a solver of fixed steps")
+        raise InputError(
+            f"grad=True: no gradient flows through {chosen}, which SciPy drives; use a solver of fixed steps"
+        )
     work = _Estimates(denoiser, dict(condition or {}), callback)
-    state = x_init.to(torch.promote_types(x_init.dtype, _least_precision(span[0])))
+    state = (x_init if grad else x_init.detach()).to(torch.promote_types(x_init.dtype, _least_precision(span[0])))
     with torch.set_grad_enabled(grad), functions_in(x_init.dtype):
         end = integrate(work, state, run, fresh_noise(generator, state), reuse=not grad and callback is None)
-        work.check_finite()
+        work.check_finite(x_init)
         return end.to(x_init.dtype)
 
 
@@ -220,6 +225,7 @@ class _Estimates:
 
     def __call__(self, x: Tensor, rho: float) -> Tensor:
         estimate = self.denoiser.estimate(x, rho, **self.condition)
+        estimate = estimate if torch.is_grad_enabled() else estimate.detach()
         self.levels.append(rho)
         self.finite.append(estimate.detach().isfinite().all())
         if self.callback is not None:
@@ -227,10 +233,12 @@ class _Estimates:
             self.callback(Step(len(self.levels) - 1, rho, x, clean))
         return estimate
 
-    def check_finite(self) -> None:
+    def check_finite(self, x_init: Tensor) -> None:
         """Raise NotFiniteError, naming the first level, unless every estimate was finite: one transfer for the run."""
         finite = torch.stack(self.finite).tolist()
         if not all(finite):
+            if not bool(x_init.isfinite().all()):
+                raise NotFiniteError("x_init: its numbers are")
             level = self.levels[finite.index(False)]
             raise NotFiniteError(f"sigma={level:g}: numbers that denoise returns are")
 
@@ -247,6 +255,8 @@ def fresh_noise(generator: Generators | None, x: Tensor) -> Draw:
     """
     if generator is None or isinstance(generator, torch.Generator):
         return lambda row: torch.randn(x.shape, generator=generator, dtype=x.dtype, device=x.device)
+    if not isinstance(generator, Sequence) or isinstance(generator, str):
+        raise InputError(f"generator={generator!r:.40}: {GENERATORS}")
     if len(generator) != len(x):
         raise InputError(f"generator: {len(generator)} of them for {len(x)} images; give one for each image")
     own = [each for each in generator if isinstance(each, torch.Generator)]
@@ -255,9 +265,11 @@ def fresh_noise(generator: Generators | None, x: Tensor) -> Draw:
             [torch.randn(x.shape[1:], generator=each, dtype=x.dtype, device=x.device) for each in own]
         )
     try:
-        seeds = [int(each) for each in generator if not isinstance(each, torch.Generator)]
-    except (TypeError, ValueError) as error:
-        raise InputError("generator: give a torch.Generator, or a list of generators or of seeds") from error
+        seeds = [operator.index(each) for each in generator if not isinstance(each, torch.Generator)]
+    except TypeError as error:
+        raise InputError(f"generator: {GENERATORS}") from error
     if own:
         raise InputError("generator: some are generators and some are seeds; give a list of one kind")
+    if not all(0 <= seed < 2**64 for seed in seeds):
+        raise InputError(f"generator: {GENERATORS}, each in 0 .. 2^64 - 1")
     return lambda row: seeded_noise.normal(seeds, tuple(x.shape[1:]), "solver", row).to(x)
