@@ -54,7 +54,10 @@ from scoreline.solvers.tableau import Solver, build_tableau
 from scoreline.solvers.unipc import UniPC
 from scoreline.values import is_number, is_whole, parse_seeds, whole_number
 
-__all__ = ["Settings", "learn", "load", "score_norm", "score_optimal", "search"]
+__all__ = [
+    *("LearnedRecord", "ScoreNormRecord", "ScoreOptimalRecord", "SearchRecord", "Settings"),
+    *("learn", "load", "score_norm", "score_optimal", "search"),
+]
 
 Model = Denoise | Denoising
 """A function denoise(x, sigma) -> E[x_0 | x], or a `scoreline.Denoiser`."""

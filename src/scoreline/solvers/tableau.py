@@ -104,7 +104,7 @@ class Tableau:
         """
         rows = len(rho) - 1
         eye, B = torch.eye(rows, dtype=torch.float64), torch.zeros(rows, dtype=torch.float64)
-        if float(rho[0]) == math.inf:
+        if rho[0].item() == math.inf:
             return _from_infinity(rho, W, frame, query)
         if frame == NOISE:
             return cls(rho, eye, W, B, frame, query)
@@ -115,7 +115,7 @@ class Tableau:
     @property
     def from_infinity(self) -> bool:
         """Whether the run begins at rho = infinity."""
-        return float(self.rho[0]) == math.inf
+        return bool(self.rho[0].item() == math.inf)
 
     @property
     def initial_scale(self) -> float:
