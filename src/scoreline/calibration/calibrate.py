@@ -55,8 +55,16 @@ from scoreline.solvers.unipc import UniPC
 from scoreline.values import is_number, is_whole, parse_seeds, whole_number
 
 __all__ = [
-    *("LearnedRecord", "ScoreNormRecord", "ScoreOptimalRecord", "SearchRecord", "Settings"),
-    *("learn", "load", "score_norm", "score_optimal", "search"),
+    "LearnedRecord",
+    "ScoreNormRecord",
+    "ScoreOptimalRecord",
+    "SearchRecord",
+    "Settings",
+    "learn",
+    "load",
+    "score_norm",
+    "score_optimal",
+    "search",
 ]
 
 Model = Denoise | Denoising
