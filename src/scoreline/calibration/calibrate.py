@@ -46,7 +46,7 @@ from scoreline.denoiser import Denoising
 from scoreline.errors import InputError, did_you_mean
 from scoreline.interface.conditions import Denoise
 from scoreline.runtime import seeded_noise
-from scoreline.schedules.base import NoiseSchedule, Schedule
+from scoreline.schedules.base import NEARLY_NOISE, NoiseSchedule, Schedule
 from scoreline.schedules.spacings import Polynomial, Power
 from scoreline.schedules.vp import LinearVP
 from scoreline.solvers.deis import DEIS
@@ -86,7 +86,7 @@ class Settings(TypedDict, total=False):
 
     Attributes:
         sigma_min: last noise level; by default that of `denoise.noise_schedule`, if there is one.
-        sigma_max: first noise level, likewise.
+        sigma_max: first noise level, likewise; measurements of models that begin at infinite noise begin at 1000.
         seeds: one for each image whose noise is drawn, as in `"0-63"`. Initial states have noise of their own: their
             seeds are their rows.
         batch_size: images of a call.
@@ -118,7 +118,8 @@ def score_norm(
 
     Args:
         denoise: the model.
-        start: shape of one image, of any rank, or initial states (B, *): sigma_max times standard normal noise.
+        start: shape of one image, of any rank, or initial states (B, *): sigma_max times standard normal noise, and
+            that noise itself at infinity.
         nfe: evaluations of the run, and so levels of the scale.
         statistic: `mean` or `median` over the images.
         settings: `Settings`; `seeds` is 0-63 by default.
@@ -274,8 +275,9 @@ class _Work:
             if key not in Settings.__annotations__:
                 raise TypeError(f"unexpected keyword {key!r}{did_you_mean(key, Settings.__annotations__)}")
         self.settings, self.run, process = settings, run, _process(denoise)
-        self.native, span = process or LinearVP(), _span(process, settings)
-        images = _images(start, span[0], settings, seeds)
+        self.native, (high, low) = process or LinearVP(), _span(process, settings)
+        images = _images(start, 1.0 if high == math.inf else high, settings, seeds)
+        span = NEARLY_NOISE if high == math.inf else high, low
         condition = settings.get("condition") or {}
         self.by_image, count = not isinstance(condition, Mapping), len(images.seeds)
         batch_size = min(whole_number("batch_size", settings.get("batch_size", 64)), count)
@@ -378,11 +380,8 @@ def _span(process: NoiseSchedule | None, settings: Settings) -> tuple[float, flo
             raise InputError(f"{key}=None: denoise has no noise_schedule that says it; give both ends, as in {key}=80")
         ends.append(getattr(process, key) if end is None else float(end))
     high, low = ends
-    if not 0 <= low < high < math.inf:
-        raise InputError(
-            f"sigma_min={low:g}, sigma_max={high:g}: choose 0 <= sigma_min < sigma_max, and a finite level such as "
-            "1000 for models that begin at infinite noise"
-        )
+    if not 0 <= low < high:
+        raise InputError(f"sigma_min={low:g}, sigma_max={high:g}: choose 0 <= sigma_min < sigma_max")
     return high, low
 
 

@@ -23,7 +23,7 @@ Record = Callable[[Callable[..., Tensor], Sequence[Tensor]], Callable[..., Tenso
 
 
 class Batch(NamedTuple):
-    """Samples x (B, *) of B seeds, in the noise's dtype and unit-signal coordinates, on the device.
+    """Samples x (B, *) of B seeds in unit-signal coordinates on the device, or images decoded from them.
 
     Both counts are per image; guidance takes several network calls per evaluation.
     """
@@ -47,6 +47,8 @@ class Sampler:
         threads: network calls at a time on a CPU; see `in_order` for the cores of each.
         record: turns a function of tensors into a recording of it, such as `cuda_graphs.Replayed`; for tableaus without
             noise.
+        decode: maps the samples of a network call to images, such as the decoder of a model of latents; None keeps
+            the samples.
         noise: source of the initial states' noise and of fresh noise, by seed.
     """
 
@@ -56,6 +58,7 @@ class Sampler:
     network_batch: int | None
     threads: int = 1
     record: Record | None = None
+    decode: Callable[[Tensor], Tensor] | None = None
     noise: seeded_noise.Noise = seeded_noise.normal
 
     @torch.inference_mode()
@@ -148,6 +151,8 @@ class _Work:
             sample = self._replayed(self._normal(unit, "initial") * scale, label, self.sampler.record)
             self.progress(len(unit.seeds))
         x, *counts = sample
+        if self.sampler.decode is not None:
+            x = self.sampler.decode(x)
         return Batch(unit.seeds, x[: len(unit.seeds)], *counts)
 
     def _normal(self, unit: _Unit, purpose: str, step: int = 0) -> Tensor:
