@@ -93,10 +93,10 @@ def generate(
 ) -> Iterator[Batch]:
     """Sample one image per seed, batch by batch, on the device of the denoiser's parameters.
 
-    x_0 = rho_0 z (z itself at rho_0 = infinity) with z = `seeded_noise.normal(seed, "initial")`; like all samplers it neglects the signal in x_0. The
-    image of a seed depends on the seed, its label, the denoiser and the tableau only, to the bit on one kind of
-    processor or GPU, because every network call has `network_batch` images. An adaptive run chooses the steps of a
-    batch together, so its images depend on the batch by the tolerance.
+    x_0 = rho_0 z, or z itself at rho_0 = infinity, with z = `seeded_noise.normal(seed, "initial")`; like all samplers
+    it neglects the signal in x_0. The image of a seed depends on the seed, its label, the denoiser and the tableau
+    only, to the bit on one kind of processor or GPU, because every network call has `network_batch` images. An adaptive
+    run chooses the steps of a batch together, so its images depend on the batch by the tolerance.
 
     Args:
         shape: shape of an image, any rank; `Sampler` explains the arguments that are not listed here.
@@ -218,7 +218,7 @@ class _Work:
 
 
 def _in_fixed_batches(denoiser: Denoising, x: Tensor, rho: float, label: Tensor | None, size: int) -> Tensor:
-    """Return the estimate of x (B, *) from calls on exactly `size` rows, since kernels round differently for other shapes."""
+    """Return the estimate of x (B, *) from calls on `size` rows, since kernels round differently for other shapes."""
     if len(x) == size:
         return denoiser.estimate(x, rho, label=label)
     parts = []

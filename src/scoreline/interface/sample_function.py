@@ -150,10 +150,12 @@ def _span(process: NoiseSchedule | None, sigma_max: Any, sigma_min: Any, schedul
 
 def _solver(solver: Any, process: NoiseSchedule, sigma_data: float) -> Solver | Adaptive:
     if isinstance(solver, str):
-        return solver_named(solver, process, sigma_data)
+        named: Solver | Adaptive = solver_named(solver, process, sigma_data)
+        return named
     if isinstance(solver, type) or not callable(solver):
         raise InputError(f"solver={solver!r:.60}: give a name such as 'dpmpp_2m', or an object such as DDIM()")
-    return cast(Solver | Adaptive, solver)
+    chosen: Solver | Adaptive = solver
+    return chosen
 
 
 def _spending(solver: Any, nfe: int) -> Solver | Adaptive:
