@@ -23,7 +23,7 @@ Record = Callable[[Callable[..., Tensor], Sequence[Tensor]], Callable[..., Tenso
 
 
 class Batch(NamedTuple):
-    """Samples x (B, *) of B seeds in unit-signal coordinates on the device, or images decoded from them.
+    """Samples x (B, *) of B seeds, in the noise's dtype and unit-signal coordinates on the device, or images of them.
 
     Both counts are per image; guidance takes several network calls per evaluation.
     """

@@ -128,7 +128,7 @@ def sample(
     if span[0] == math.inf:  # a run may begin at the finite level that stands for infinite noise
         state = state * run.initial_scale
     with torch.set_grad_enabled(grad):
-        end = integrate(work, state, run, _draw(generator, state), reuse=not grad and callback is None)
+        end = integrate(work, state, run, fresh_noise(generator, state), reuse=not grad and callback is None)
         work.check_finite()
         return end.to(x_init.dtype)
 
@@ -225,8 +225,16 @@ class _Estimates:
             raise NotFiniteError(f"sigma={level:g}: numbers that denoise returns are")
 
 
-def _draw(generator: Generators | None, x: Tensor) -> Draw:
-    """Return the source of fresh noise of x's shape, dtype and device."""
+def fresh_noise(generator: Generators | None, x: Tensor) -> Draw:
+    """Return the source of fresh noise of x's shape, dtype and device.
+
+    Args:
+        generator: as in `sample`.
+        x: the state (B, *).
+
+    Raises:
+        InputError: for another number of generators or seeds than images, or a list of both.
+    """
     if generator is None or isinstance(generator, torch.Generator):
         return lambda row: torch.randn(x.shape, generator=generator, dtype=x.dtype, device=x.device)
     if len(generator) != len(x):

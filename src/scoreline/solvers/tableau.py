@@ -369,17 +369,26 @@ def _first_step_to(solver: "Solver | Adaptive", schedule: Schedule, sigma_min: f
     In the limit of infinite noise, methods in ln rho make that step anyway.
     """
     levels = grid(schedule, math.inf, sigma_min, nfe)
-    first = Tableau.single_term(levels[:2], torch.tensor([[-math.inf]], dtype=torch.float64))
     if nfe == 1:
-        return first
+        return _ddim_from_infinity(levels)
     rest = replace(schedule, levels=tuple(levels[1:].tolist())) if isinstance(schedule, Tabulated) else schedule
     run = solver(rest, float(levels[1]), sigma_min, nfe - 1)
     if not isinstance(run, Tableau) or run.frame != NOISE:
         raise InputError(f"sigma_max=inf: {solver} has no step from infinite noise; use a finite sigma_max")
+    return after_infinity(run)
+
+
+def after_infinity(run: Tableau) -> Tableau:
+    """Return a run in noise prediction with a first step before it, by DDIM from rho = infinity, one more call."""
+    first = _ddim_from_infinity(torch.tensor([math.inf, float(run.rho[0])], dtype=torch.float64))
     S, N = torch.nn.functional.pad(torch.stack([run.S, run.N]), (1, 0, 1, 0))
     S[0, 0], N[0, 0] = first.S[0, 0], first.N[0, 0]
     query = None if run.query is None else torch.cat([first.rho[:1], run.query])
     return Tableau(torch.cat([first.rho[:1], run.rho]), S, N, torch.cat([first.B, run.B]), NOISE, query)
+
+
+def _ddim_from_infinity(levels: Tensor) -> Tableau:
+    return Tableau.single_term(levels, torch.tensor([[-math.inf]], dtype=torch.float64))
 
 
 def build_tableau(
