@@ -126,7 +126,7 @@ def test_classes_have_means_of_their_own(classes: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "words"), [(0.0, r"sigma_data=null.*sigma_data=0\.5"), (math.nan, "sigma=20: numbers that denoise returns")]
+    ("value", "words"), [(0.0, r"sigma_data=null.*sigma_data=0\.5"), (math.nan, "sigma=20: numbers that denoise")]
 )
 def test_a_model_of_one_image_or_none_is_refused(value: float, words: str) -> None:
     with pytest.raises(InputError, match=words):
