@@ -12,9 +12,9 @@ from torch import Tensor
 import scoreline
 from scoreline.runtime.seeded_noise import normal
 from scoreline.sampling import Stepper, integrate, trajectory
+from scoreline.schedules.flow import RectifiedFlow
 from scoreline.solvers.ddim import DDIM
 from scoreline.solvers.tableau import Tableau, build_tableau
-from scoreline.schedules.flow import RectifiedFlow
 
 
 def eps(x: Tensor, rho: float) -> Tensor:

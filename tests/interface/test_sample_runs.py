@@ -13,6 +13,7 @@ from torch import Tensor
 import scoreline
 from scoreline import predictions
 from scoreline.errors import InputError
+from scoreline.generation.batches import generate
 from scoreline.interface.named_choices import solver_named
 from scoreline.networks.exact import GaussianMixture
 from scoreline.runtime.seeded_noise import normal
@@ -20,8 +21,6 @@ from scoreline.sampling import integrate
 from scoreline.schedules.spacings import Power
 from scoreline.schedules.vp import LinearVP
 from scoreline.solvers.tableau import build
-from scoreline.generation.batches import generate
-
 
 # ---- seeds (case 9)
 
