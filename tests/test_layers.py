@@ -19,11 +19,12 @@ ORDER = [
     *("safe_pickle", "datasets", "records", "schedules", "solvers", "parameterisations"),
     *("denoiser", "thresholding", "sampling", "targets", "objective", "execution", "likelihood", "descriptions"),
     *("checkpoints", "guidance", "foreign", "metrics", "generation", "verification", "interface"),
+    "integrations",
     *("calibration", "calibration.learned", "training", "config", "doctor", "tables", "scripts", "commands", "cli"),
 ]
 """Rooms and the files at the root, from the lowest up: each imports those before it, and itself."""
 
-NOT_PURE = {"storage", "config", "training", "doctor", "tables", "scripts", "commands", "cli"}
+NOT_PURE = {"storage", "integrations", "config", "training", "doctor", "tables", "scripts", "commands", "cli"}
 """Rooms above mathematics, and the one that reads and writes files."""
 
 HYDRA = {"config", "scripts", "commands"}

@@ -139,6 +139,12 @@ class Stepper:
         call = k < len(self._sums) and self._sums[k].call
         return State(k, self._rho[k], self._states[k], self._query[k] if call else None)
 
+    def replace(self, x: Tensor) -> State:
+        """Put another tensor in place of the latest state, for a program that changes samples between steps."""
+        state = self.state
+        self._states[self._row] = x
+        return state._replace(x=x)
+
     def row(self, estimate: Tensor | None) -> State:
         """Evaluate one row and return its state: x_{k+1} = sum_j S_kj x_j + sum_j N_kj eps_j + B_k z_k.
 

@@ -1,0 +1,309 @@
+"""The process, the steps and the timesteps of a diffusers scheduler, in the terms of this package."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from inspect import signature
+from typing import Any, NamedTuple
+
+import diffusers
+import torch
+from torch import Tensor
+
+from scoreline.errors import InputError
+from scoreline.parameterisations import (
+    DataPrediction,
+    EDMPreconditioning,
+    FlowVelocity,
+    NoisePrediction,
+    Numbers,
+    Parameterisation,
+    Scalings,
+    VelocityPrediction,
+)
+from scoreline.schedules.base import NoiseSchedule
+from scoreline.schedules.discrete import DiscreteVP
+from scoreline.schedules.flow import RectifiedFlow
+from scoreline.schedules.ve import EDM
+from scoreline.schedules.vp import CosineVP
+
+FLOW, EDM_CLASS, VP = "FlowMatchEulerDiscreteScheduler", "EDMDPMSolverMultistepScheduler", "DPMSolverMultistepScheduler"
+DDIM, EULER = "DDIMScheduler", "EulerDiscreteScheduler"
+
+STEPS = {
+    **{name: name for name in (FLOW, EDM_CLASS, VP, DDIM, EULER)},
+    **{name: name for name in ("DDPMScheduler", "EulerAncestralDiscreteScheduler", "LMSDiscreteScheduler")},
+    **{name: name for name in ("DEISMultistepScheduler", "UniPCMultistepScheduler", "EDMEulerScheduler")},
+    **{"IPNDMScheduler": "IPNDMScheduler", "PNDMScheduler": DDIM, "DDIMParallelScheduler": DDIM},
+    **{"DDPMParallelScheduler": "DDPMScheduler", "HeunDiscreteScheduler": EULER, "KDPM2DiscreteScheduler": EULER},
+    **{"KDPM2AncestralDiscreteScheduler": EULER, "DPMSolverSDEScheduler": EULER, "SASolverScheduler": VP},
+    **{"DPMSolverSinglestepScheduler": VP, "CosineDPMSolverMultistepScheduler": EDM_CLASS},
+    **{"FlowMatchHeunDiscreteScheduler": FLOW},
+}
+"""Schedulers of diffusers -> the class whose steps are taken; of a method with two calls a step, Euler's."""
+
+Config = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class SignedEDM(EDMPreconditioning):
+    """EDM's preconditioning of a network that predicts -F, which diffusers calls v_prediction.
+
+    With sigma_data = 1 it is v prediction with Stable Video Diffusion's labels, ln(rho) / 4.
+    """
+
+    def __call__(self, rho: Tensor) -> Scalings:
+        scalings = super().__call__(rho)
+        return scalings._replace(out=-scalings.out)
+
+
+@dataclass(frozen=True)
+class Process:
+    """A pipeline's process, its network's prediction and its timesteps.
+
+    Attributes:
+        parameterisation: D = skip x + out F(in x, timestep), x in unit-signal coordinates.
+        noise_schedule: the map between noise level and native time, for solvers and schedules that read it.
+        level: the noise level of a timestep.
+        scaled: whether pipelines hold in(rho) x, the native state of VP and flow models, or x itself, as with EDM.
+    """
+
+    parameterisation: Parameterisation
+    noise_schedule: NoiseSchedule
+    level: Callable[[float], float]
+    scaled: bool = True
+
+    def at(self, rho: float) -> Numbers:
+        """Return skip, out, in and the timestep of a level.
+
+        Raises:
+            InputError: at infinite noise, for a network whose prediction says nothing of the data there.
+        """
+        numbers = self.parameterisation.at(rho)
+        if not (math.isfinite(numbers.skip) and math.isfinite(numbers.out)):
+            raise InputError(
+                f"prediction_type: {type(self.parameterisation).__name__} has no denoised image at sigma={rho:g}; "
+                "start below infinite noise"
+            )
+        return numbers
+
+    def scale(self, rho: float) -> float:
+        """Return the factor between x and the state that pipelines hold."""
+        return self.parameterisation.at(rho).in_ if self.scaled else 1.0
+
+
+def own_name(config: Config) -> str:
+    """Return the diffusers class whose steps a config describes: `steps_of`, or what its keys say.
+
+    Raises:
+        InputError: for a name that is not one of `STEPS`.
+    """
+    if (name := config["steps_of"]) is not None:
+        if name not in STEPS:
+            raise InputError(f"steps_of={name!r}: choose from {', '.join(sorted(STEPS))}")
+        return str(name)
+    discrete = config["beta_start"] is not None or config["trained_betas"] is not None
+    if config["use_flow_sigmas"] or discrete:
+        return VP
+    if config["shift"] is not None:
+        return FLOW
+    return VP if config["sigma_data"] is None else EDM_CLASS
+
+
+def owner(config: Config) -> str | None:
+    """Return the diffusers class that wrote a config: the one named, else the one of `STEPS` with the most of its keys.
+
+    Args:
+        config: of any scheduler; without `_class_name` unless it was loaded from a file.
+    """
+    if config.get("_class_name") in STEPS:
+        return str(config["_class_name"])
+    counts = {name: len(keys) for name in STEPS if (keys := init_keys(name)) and keys <= config.keys()}
+    return max(counts, key=lambda name: counts[name]) if counts else None
+
+
+def init_keys(name: str) -> set[str]:
+    """Return the names of a diffusers class's arguments, none for one whose requirements are not installed."""
+    return set(signature(getattr(diffusers, name)).parameters) - {"args", "kwargs"}
+
+
+def own_scheduler(config: Config, **changes: Any) -> Any:
+    """Return the diffusers scheduler whose steps are taken, built from the fields of a config that are set."""
+    name = STEPS[own_name(config)]
+    fields = {**config, **changes}
+    if name == FLOW and fields["shift"] is None:
+        fields["shift"] = fields["flow_shift"]
+    if name != FLOW and not fields["use_flow_sigmas"] and fields.get("prediction_type") == "flow_prediction":
+        raise InputError("prediction_type=flow_prediction: set use_flow_sigmas=True for a flow model")
+    return getattr(diffusers, name)(**{key: fields[key] for key in init_keys(name) if fields.get(key) is not None})
+
+
+def is_flow(config: Config) -> bool:
+    """Return whether a config describes a flow model."""
+    return STEPS[own_name(config)] == FLOW or bool(config["use_flow_sigmas"])
+
+
+def process_of(config: Config, mu: float | None = None) -> Process:
+    """Return the process that a config describes.
+
+    Args:
+        config: of `ScorelineScheduler`.
+        mu: logarithm of a flow model's shift, where it depends on the resolution.
+    """
+    name = STEPS[own_name(config)]
+    if is_flow(config):
+        return _flow(config, mu)
+    if name == "IPNDMScheduler":  # alpha = cos(pi t / 2), t in [0, 1]
+        cosine = CosineVP(s=0.0, t_max=1.0)
+        return Process(VelocityPrediction(cosine, 1.0), cosine, _level_of(cosine, 1.0))
+    if name.startswith("EDM") or (config["timestep_type"] == "continuous" and _prediction(config) == "v_prediction"):
+        return _edm(config, name)
+    return _discrete(config)
+
+
+def _prediction(config: Config) -> str:
+    return str(config["prediction_type"] or "epsilon")
+
+
+def _level_of(noise_schedule: NoiseSchedule, label_scale: float) -> Callable[[float], float]:
+    def level(timestep: float) -> float:
+        time = min(timestep / label_scale, noise_schedule.t_max)
+        return float(noise_schedule.inverse(torch.tensor(time, dtype=torch.float64)))
+
+    return level
+
+
+def _flow(config: Config, mu: float | None) -> Process:
+    plain, steps = RectifiedFlow(), float(config["num_train_timesteps"])
+    if config["prediction_type"] in (None, "flow_prediction", "epsilon"):  # some configs keep their class's default
+        network: Parameterisation = FlowVelocity(plain, steps)
+    elif config["prediction_type"] == "sample":
+        network = DataPrediction(plain, steps)
+    else:
+        raise InputError(f"prediction_type={config['prediction_type']}: choose flow_prediction or sample for flow models")
+    return Process(network, RectifiedFlow(shift_of(config, mu)), _level_of(plain, steps))
+
+
+def shift_of(config: Config, mu: float | None) -> float:
+    """Return the shift of a flow model's time."""
+    if config["use_dynamic_shifting"] and mu is not None:
+        return math.exp(mu)
+    return float(next((config[key] for key in ("shift", "flow_shift") if config[key] is not None), 1.0))
+
+
+def _edm(config: Config, name: str) -> Process:
+    own = own_scheduler(config)
+    data = own.config.sigma_data if name.startswith("EDM") else 1.0
+    network = SignedEDM(data) if _prediction(config) == "v_prediction" else EDMPreconditioning(data)
+    low, high = (own.config.sigma_min, own.config.sigma_max)
+    schedule = EDM() if low is None or high is None else EDM(low, high)
+    return Process(network, schedule, lambda label: math.exp(4 * label), scaled=False)
+
+
+def _discrete(config: Config) -> Process:
+    betas = tuple(own_scheduler(config, rescale_betas_zero_snr=False).betas.double().tolist())
+    zero = bool(config["rescale_betas_zero_snr"])
+    vp = DiscreteVP(steps=len(betas), betas=betas, zero_terminal_snr=zero)
+    networks: dict[str, Parameterisation] = {
+        "epsilon": NoisePrediction(vp, 1.0),
+        "v_prediction": VelocityPrediction(vp, 1.0),
+        "sample": DataPrediction(vp, 1.0),
+    }
+    prediction = _prediction(config)
+    if prediction not in networks:
+        raise InputError(f"prediction_type={prediction}: choose from {', '.join(networks)}")
+    return Process(networks[prediction], vp, _level_of(vp, 1.0))
+
+
+class Steps(NamedTuple):
+    """The steps of a run as another scheduler plans them.
+
+    Attributes:
+        levels: noise levels of the calls, falling.
+        timesteps: what the network is told there.
+        end: noise level of the sample, 0 for clean data.
+    """
+
+    levels: list[float]
+    timesteps: list[float]
+    end: float
+
+
+class Request(NamedTuple):
+    """What `set_timesteps` was asked for: a number of steps, or their sigmas or timesteps; mu of a flow model."""
+
+    count: int | None
+    sigmas: Sequence[float] | None
+    timesteps: Sequence[float] | None
+    mu: float | None
+
+    @property
+    def calls(self) -> int:
+        """The number of network calls."""
+        if self.timesteps is not None:
+            return len(self.timesteps)
+        if self.sigmas is not None:
+            return len(self.sigmas) - (float(self.sigmas[-1]) == 0)
+        assert self.count is not None
+        return self.count
+
+
+def steps_of(config: Config, process: Process, request: Request) -> Steps:
+    """Return the steps that the diffusers class of a config takes.
+
+    Timesteps and, but for flow models, sigmas are taken as they are given; a flow model's sigmas are shifted, as
+    `FlowMatchEulerDiscreteScheduler` does.
+    """
+    flow = is_flow(config)
+    if flow and request.sigmas is not None:
+        config = {**config, "use_flow_sigmas": False, "steps_of": FLOW, "shift": shift_of(config, None)}
+    own = own_scheduler(config)
+    accepted = signature(own.set_timesteps).parameters
+    asked: dict[str, Any] = {"num_inference_steps": request.calls}
+    if flow and request.sigmas is not None:
+        asked = {"sigmas": list(request.sigmas)}
+    if "mu" in accepted and config["use_dynamic_shifting"]:
+        asked["mu"] = request.mu
+    own.set_timesteps(**asked)
+    labels, levels, end = own.timesteps.double().tolist(), _levels(own, process, flow), _end(own, flow)
+    if request.timesteps is not None:
+        labels = [float(timestep) for timestep in request.timesteps]
+        levels = [process.level(label) for label in labels]
+    elif request.sigmas is not None and not flow:
+        levels = [float(sigma) for sigma in request.sigmas][: request.calls]
+        labels = [process.parameterisation.at(level).noise for level in levels]
+    levels = _falling(levels)
+    return Steps(levels, labels, end if end < levels[-1] else 0.0)
+
+
+def _levels(own: Any, process: Process, flow: bool) -> list[float]:
+    if not hasattr(own, "sigmas"):
+        return [process.level(timestep) for timestep in own.timesteps.double().tolist()]
+    sigmas = own.sigmas[:-1].double().tolist()
+    return [level_of_flow(sigma) for sigma in sigmas] if flow else sigmas
+
+
+def level_of_flow(sigma: float) -> float:
+    """Return rho of sigma, a flow model's time."""
+    return sigma / (1 - sigma) if sigma < 1 else math.inf
+
+
+def _end(own: Any, flow: bool) -> float:
+    if hasattr(own, "sigmas"):
+        end = float(own.sigmas[-1])
+        return level_of_flow(end) if flow else end
+    signal = float(getattr(own, "final_alpha_cumprod", 1.0))
+    return math.sqrt(1 / signal - 1)
+
+
+def _falling(levels: list[float]) -> list[float]:
+    """Return the levels with each that repeats the one before it moved halfway to the next lower one.
+
+    Timesteps that are rounded to whole numbers repeat where there are as many steps as there are timesteps.
+    """
+    result = list(levels)
+    for i in range(1, len(result)):
+        if result[i] == result[i - 1]:
+            lower = next((level for level in result[i + 1 :] if level < result[i]), 0.0)
+            result[i] = (result[i] + lower) / 2
+    return result
