@@ -36,7 +36,7 @@ _MODULES = {
     "scoreline.schedules.ve": "VE EDM",
     "scoreline.schedules.discrete": "DiscreteVP",
     "scoreline.parameterisations": (
-        "NoisePrediction VelocityPrediction VarianceExploding IDDPM EDMPreconditioning Parameterisation"
+        "NoisePrediction VelocityPrediction ScorePrediction VarianceExploding IDDPM EDMPreconditioning Parameterisation"
     ),
     "scoreline.solvers.tableau": "Solver Tableau build_tableau denoise_last",
     "scoreline.solvers.rows": "Rows",
@@ -72,6 +72,7 @@ _MODULES = {
     "scoreline.guidance": "ClassifierFree Autoguidance",
     "scoreline.thresholding": "Clip DynamicThreshold",
     "scoreline.execution": "Execution",
+    "scoreline.interface": "predictions",
 }
 _HOMES = {name: module for module, names in _MODULES.items() for name in names.split()}
 

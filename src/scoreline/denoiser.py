@@ -1,5 +1,6 @@
 """The denoiser: a network as E[x_0 | x] and eps in unit-signal coordinates, whatever it predicts."""
 
+import math
 from abc import ABC, abstractmethod
 from contextlib import nullcontext
 
@@ -7,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from scoreline.parameterisations import Numbers, Parameterisation, Scalings
+from scoreline.schedules.base import NoiseSchedule
 
 
 class Denoising(nn.Module, ABC):
@@ -14,11 +16,16 @@ class Denoising(nn.Module, ABC):
 
     `Denoiser` is that of a network; guidance and thresholding wrap others. x is (B, *), rho a float or (B,), and
     keyword conditions such as `label` (B,) go to the network.
+
+    Attributes:
+        noise_schedule: the process, if it is known, for its range and its time.
     """
+
+    noise_schedule: NoiseSchedule | None = None
 
     @abstractmethod
     def forward(self, x: Tensor, rho: Tensor | float, **condition: Tensor | None) -> Tensor:
-        """Return D(x, rho), of x's shape and dtype."""
+        """Return D(x, rho), of x's shape and dtype; at rho = infinity x stands for x / rho."""
 
     @abstractmethod
     def eps(self, x: Tensor, rho: Tensor | float, **condition: Tensor | None) -> Tensor:
@@ -27,6 +34,11 @@ class Denoising(nn.Module, ABC):
     @abstractmethod
     def calls(self, rho: float) -> int:
         """Return the number of network calls that one evaluation of D or eps at level rho takes."""
+
+    def estimate(self, x: Tensor, rho: float, **condition: Tensor | None) -> Tensor:
+        """Return what a tableau reads: eps(x, rho), and at rho = infinity D of x / rho."""
+        denoised: Tensor = self(x, rho, **condition) if rho == math.inf else self.eps(x, rho, **condition)
+        return denoised
 
 
 def per_image(value: Tensor | float, x: Tensor) -> Tensor | float:
@@ -57,13 +69,16 @@ class Denoiser(Denoising):
 
     Attributes:
         autocast: dtype of the network's convolutions and matrix products; None is its own precision.
+        label_dtype: dtype of the noise labels; None is that of the network's parameters.
     """
 
     def __init__(self, network: nn.Module, parameterisation: Parameterisation) -> None:
         super().__init__()
         self.network = network
         self.parameterisation = parameterisation
+        self.noise_schedule = getattr(parameterisation, "noise_schedule", None)
         self.autocast: torch.dtype | None = None
+        self.label_dtype: torch.dtype | None = None
 
     def forward(self, x: Tensor, rho: Tensor | float, **condition: Tensor | None) -> Tensor:
         """Return E[x_0 | x] of x's shape and dtype."""
@@ -95,8 +110,9 @@ class Denoiser(Denoising):
         parameter = next(self.network.parameters(), None)
         dtype = x.dtype if parameter is None else parameter.dtype
         scaled = (per_image(scalings.in_, x) * x).to(dtype)
+        label = _labels(scalings.noise, len(x), self.label_dtype or dtype, x.device)
         with torch.autocast(x.device.type, self.autocast) if self.autocast else nullcontext():
-            output: Tensor = self.network(scaled, _labels(scalings.noise, len(x), dtype, x.device), **condition)
+            output: Tensor = self.network(scaled, label, **condition)
         if self.parameterisation.output_factor > 1:
             output = output[:, : x.shape[1]]
         return output.to(x.dtype)

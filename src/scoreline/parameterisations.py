@@ -7,6 +7,7 @@ with x in unit-signal coordinates, so the native scale alpha(t) of a network liv
 Source: Karras et al. (2022), arXiv:2206.00364, Eq. 7 and Table 1.
 """
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,6 +16,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
+from scoreline.errors import InputError
 from scoreline.runtime.device import to_device
 from scoreline.schedules.base import NoiseSchedule
 
@@ -60,8 +62,24 @@ class Parameterisation(ABC):
         if numbers is None:
             if len(self._kept) >= KEPT_LEVELS:
                 self._kept.clear()
-            numbers = self._kept[rho] = Numbers(*map(float, self(torch.tensor(rho, dtype=torch.float64))))
+            numbers = self._kept[rho] = self._computed(rho)
         return numbers
+
+    def _computed(self, rho: float) -> Numbers:
+        if rho == math.inf:
+            return self.at_infinity()
+        return Numbers(*map(float, self(torch.tensor(rho, dtype=torch.float64))))
+
+    def at_infinity(self) -> Numbers:
+        """Return the scalings of D = skip y + out F(in y, noise) at rho = infinity, where y = x / rho is pure noise.
+
+        Raises:
+            InputError: if they have no limit there, as in noise prediction.
+        """
+        raise InputError(
+            f"sigma_max=inf: {type(self).__name__} has no limit at infinite noise, where the model predicts nothing of "
+            "the data; use a finite sigma_max"
+        )
 
     @cached_property
     def _kept(self) -> dict[float, Numbers]:
@@ -108,8 +126,8 @@ class NoisePrediction(Parameterisation):
 class VelocityPrediction(Parameterisation):
     """The network predicts v = alpha eps - sigma x_0 of a VP process: x_0 = alpha x_t - sigma v.
 
-    In unit-signal coordinates skip = 1 / (1 + rho^2), out = -rho / sqrt(1 + rho^2), in = 1 / sqrt(1 + rho^2). Use this
-    for v-prediction networks.
+    In unit-signal coordinates skip = 1 / (1 + rho^2), out = -rho / sqrt(1 + rho^2), in = 1 / sqrt(1 + rho^2); at
+    rho = infinity D = -v(x / rho). Use this for v-prediction networks.
 
     Attributes:
         noise_schedule: the process, for t.
@@ -124,6 +142,84 @@ class VelocityPrediction(Parameterisation):
     def __call__(self, rho: Tensor) -> Scalings:
         alpha = (1 + rho**2).rsqrt()
         return Scalings(alpha**2, -rho * alpha, alpha, self.noise_schedule(rho) * self.label_scale)
+
+    def at_infinity(self) -> Numbers:
+        return Numbers(0.0, -1.0, 1.0, self.noise_schedule.t_max * self.label_scale)
+
+
+@dataclass(frozen=True)
+class FlowVelocity(Parameterisation):
+    """The network predicts v = eps - x_0 from the state of rectified flow z = (1 - s) x_0 + s eps: x_0 = z - s v.
+
+    In unit-signal coordinates skip = in = 1 / (1 + rho), out = -rho / (1 + rho); at rho = infinity
+    D = x / rho - v(x / rho). Use this for flow-matching networks, and to train with `FlowWeight`.
+
+    Attributes:
+        noise_schedule: the process, for t.
+        label_scale: noise label / t; 1000 for the networks of the diffusers library.
+
+    Source: Liu et al. (2022), arXiv:2209.03003; Lipman et al. (2022), arXiv:2210.02747.
+    """
+
+    noise_schedule: NoiseSchedule
+    label_scale: float = 1000.0
+
+    def __call__(self, rho: Tensor) -> Scalings:
+        alpha = 1 / (1 + rho)
+        return Scalings(alpha, -rho * alpha, alpha, self.noise_schedule(rho) * self.label_scale)
+
+    def at_infinity(self) -> Numbers:
+        return Numbers(1.0, -1.0, 1.0, self.noise_schedule.t_max * self.label_scale)
+
+
+@dataclass(frozen=True)
+class DataPrediction(Parameterisation):
+    """The network predicts x_0 from the native state x_t: skip 0, out 1, in alpha; at rho = infinity it sees x / rho.
+
+    Use this for networks that predict the sample itself.
+
+    Attributes:
+        noise_schedule: the process, for alpha and t.
+        label_scale: noise label / t.
+
+    Source: Ho et al. (2020), arXiv:2006.11239, Sec. 3.2; Salimans & Ho (2022), arXiv:2202.00512, App. D.
+    """
+
+    noise_schedule: NoiseSchedule
+    label_scale: float = 999.0
+
+    def __call__(self, rho: Tensor) -> Scalings:
+        t = self.noise_schedule(rho)
+        return Scalings(
+            torch.zeros_like(rho), torch.ones_like(rho), self.noise_schedule.alpha(t), t * self.label_scale
+        )
+
+    def at_infinity(self) -> Numbers:
+        return Numbers(0.0, 1.0, 1.0, self.noise_schedule.t_max * self.label_scale)
+
+
+@dataclass(frozen=True)
+class ScorePrediction(Parameterisation):
+    """The network predicts the score of the native state, grad log p_t(x_t) = -eps / sigma(t): skip 1, out rho sigma.
+
+    Use this for a network whose output is the score itself; those of score_sde's VP and VE models are
+    `NoisePrediction` and `VarianceExploding`, since their outputs are scaled.
+
+    Attributes:
+        noise_schedule: the process, for alpha, sigma and t.
+        label_scale: noise label / t.
+
+    Source: Song et al. (2021), arXiv:2011.13456, Eq. 7.
+    """
+
+    unit_skip = True
+    noise_schedule: NoiseSchedule
+    label_scale: float = 1.0
+
+    def __call__(self, rho: Tensor) -> Scalings:
+        t = self.noise_schedule(rho)
+        alpha = self.noise_schedule.alpha(t)
+        return Scalings(torch.ones_like(rho), rho**2 * alpha, alpha, t * self.label_scale)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from forks import call
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from scoreline.config import moved_names, run_names
+from scoreline.config import conf_folder, moved_names, run_names
 from scoreline.objective import LogNormal
 from scoreline.storage.config_files import conf_dir
 

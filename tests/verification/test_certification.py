@@ -12,7 +12,6 @@ import torch
 from scoreline import cli
 from scoreline.commands import certify as certify_command
 from scoreline.commands import show
-from scoreline.storage.config_files import conf_dir
 from scoreline.schedules.base import Schedule
 from scoreline.schedules.spacings import Power
 from scoreline.solvers.adaptive import Adaptive
@@ -20,6 +19,7 @@ from scoreline.solvers.ddim import DDIM
 from scoreline.solvers.deis import DEIS
 from scoreline.solvers.edm import EDMHeun
 from scoreline.solvers.tableau import Tableau
+from scoreline.storage.config_files import conf_dir
 from scoreline.verification.certification import MODELS, SPAN, certify, markdown, start, truth
 
 SOLVERS = certify_command.solver_names("")

@@ -108,7 +108,7 @@ def _on_trajectory(subject: Subject, part: Part) -> Iterator[tuple[Tensor, Tenso
         latest[:] = [(x, model(x, rho))]
         return latest[0][1]
 
-    for _ in trajectory(eps, subject.noise(part.seeds, "initial") * subject.span[0], subject.run):
+    for _ in trajectory(eps, subject.initial(part.seeds), subject.run):
         yield from latest
         latest.clear()
 

@@ -185,7 +185,7 @@ class CumulativeLength:
             done(2.0 * len(x))
             return known
 
-        x = subject.noise(part.seeds, "initial").double() * subject.span[0]
+        x = subject.noise(part.seeds, "initial").double() * subject.run.initial_scale
         for state in trajectory(eps, x, subject.run, lambda k: subject.noise(part.seeds, "solver", k).double()):
             x = state.x
         return torch.stack(costs).flip(0).cpu(), _clean(subject.denoiser, x, part, subject.span[1])

@@ -73,13 +73,22 @@ class Subject:
         return next(self.denoiser.parameters()).device
 
     def eps(self, label: Tensor | None) -> Callable[[Tensor, Tensor | float], Tensor]:
-        """Return eps(x, rho) of the model for images with these class labels."""
+        """Return eps(x, rho) of the model for images with these class labels, `Denoising.estimate` for a float rho."""
         label = None if label is None else label.to(self.device)
-        return lambda x, rho: self.denoiser.eps(x, rho, label=label)
+
+        def eps(x: Tensor, rho: Tensor | float) -> Tensor:
+            form = self.denoiser.eps if isinstance(rho, Tensor) else self.denoiser.estimate
+            return form(x, rho, label=label)
+
+        return eps
 
     def noise(self, seeds: Sequence[int], purpose: str, step: int = 0) -> Tensor:
         """Return `seeded_noise.normal` of these seeds' images, on the device of the model."""
         return seeded_noise.normal(seeds, self.shape, purpose, step).to(self.device)
+
+    def initial(self, seeds: Sequence[int]) -> Tensor:
+        """Return the initial states of these seeds, as `generation.batches.generate` makes them."""
+        return self.noise(seeds, "initial") * self.run.initial_scale
 
     def check_seeds(self) -> None:
         """Refuse a single image.

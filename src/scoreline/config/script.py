@@ -335,7 +335,13 @@ def sigma_range(cfg: DictConfig, native: Any) -> tuple[float, float]:
         native: the noise schedule of the model.
 
     Raises:
-        InputError: if one of the keys has a value that is no number in its range.
+        InputError: if one of the keys has a value that is no number in its range, or sigma_min is not below sigma_max.
     """
     first, last = validate.sigma_ends(cfg)
-    return native.sigma_max if first is None else first, native.sigma_min if last is None else last
+    sigma_max = native.sigma_max if first is None else first
+    sigma_min = native.sigma_min if last is None else last
+    if not sigma_min < sigma_max:
+        raise InputError(
+            f"sigma_min={sigma_min:g} and sigma_max={sigma_max:g}: choose 0 <= sigma_min < sigma_max <= inf"
+        )
+    return sigma_max, sigma_min

@@ -87,7 +87,7 @@ def generate(
 ) -> Iterator[Batch]:
     """Sample one image per seed, batch by batch, on the device of the denoiser's parameters.
 
-    x_0 = rho_0 z with z = `seeded_noise.normal(seed, "initial")`; like all samplers it neglects the signal in x_0. The
+    x_0 = rho_0 z (z itself at rho_0 = infinity) with z = `seeded_noise.normal(seed, "initial")`; like all samplers it neglects the signal in x_0. The
     image of a seed depends on the seed, its label, the denoiser and the tableau only, to the bit on one kind of
     processor or GPU, because every network call has `network_batch` images. An adaptive run chooses the steps of a
     batch together, so its images depend on the batch by the tolerance.
@@ -138,11 +138,11 @@ class _Work:
     @torch.inference_mode()
     def __call__(self, unit: _Unit) -> Batch:
         label = None if unit.label is None else self._rows(unit.label)
-        rho = float(self.sampler.tableau.rho[0])
+        scale = self.sampler.tableau.initial_scale
         if self.sampler.record is None:
-            sample = self._integrated(lambda: self._normal(unit, "initial") * rho, label, unit)
+            sample = self._integrated(lambda: self._normal(unit, "initial") * scale, label, unit)
         else:
-            sample = self._replayed(self._normal(unit, "initial") * rho, label, self.sampler.record)
+            sample = self._replayed(self._normal(unit, "initial") * scale, label, self.sampler.record)
             self.progress(len(unit.seeds))
         x, *counts = sample
         return Batch(unit.seeds, x[: len(unit.seeds)], *counts)
@@ -210,13 +210,14 @@ class _Work:
 
 
 def _in_fixed_batches(denoiser: Denoising, x: Tensor, rho: float, label: Tensor | None, size: int) -> Tensor:
-    """Return eps of x (B, *) from calls on exactly `size` rows, since kernels round differently for other shapes."""
+    """Return the estimate of x (B, *) from calls on exactly `size` rows, since kernels round differently for other shapes."""
     if len(x) == size:
-        return denoiser.eps(x, rho, label=label)
+        return denoiser.estimate(x, rho, label=label)
     parts = []
     for start in range(0, len(x), size):
         rows = torch.arange(start, start + size, device=x.device).clamp(max=len(x) - 1)
-        parts.append(denoiser.eps(x[rows], rho, label=None if label is None else label[rows])[: len(x) - start])
+        own = None if label is None else label[rows]
+        parts.append(denoiser.estimate(x[rows], rho, label=own)[: len(x) - start])
     return torch.cat(parts)
 
 

@@ -110,7 +110,7 @@ def _object(choice: _Choice) -> Any:
         expression = _expression(node)
         digest = ", with the SHA-256 of the record's model as DIGEST" if "DIGEST" in expression else ""
         raise InputError(
-            f"{choice.group}={choice.name!r}: it reads a file; pass the object instead of its name: {expression}{digest}"
+            f"{choice.group}={choice.name!r}: it reads a file; pass its object instead: {expression}{digest}"
         )
     return _built(node, choice)
 
@@ -120,7 +120,7 @@ def _described(group: str, name: str) -> dict[str, Any]:
     files: dict[str, Path] = {path.stem: path for path in (conf_dir() / group).glob("*.yaml")}
     if name not in files:
         raise InputError(f"{group}={name!r}: no such name{did_you_mean(str(name), files)}")
-    own = yaml.load(files[name].read_text(), _PlainData)  # noqa: S506  a SafeLoader
+    own = yaml.load(files[name].read_text(), _PlainData)
     result: dict[str, Any] = {}
     for base in own.pop("defaults", []):
         result = _merged(result, _described(group, base))

@@ -45,9 +45,7 @@ def tensor_like(name: str, output: Any, x: Tensor, factor: int = 1) -> Tensor:
             f"{_channels(output, x, factor)}"
         )
     if not output.is_floating_point():
-        raise InputError(
-            f"{name} returned a tensor of {output.dtype}, which is no floating-point number; return floats"
-        )
+        raise InputError(f"{name} returned a tensor of {output.dtype}, which holds no fractions; return floats")
     return output
 
 
@@ -63,7 +61,10 @@ def _channels(output: Tensor, x: Tensor, factor: int) -> str:
     if output.ndim != x.ndim or x.ndim < 2:
         return ""
     if factor == 1 and output.shape[1] == 2 * x.shape[1]:
-        return "; twice the channels may be a learned variance, of which only the first half is the prediction"
+        return (
+            f"; with a learned variance only the first half is the prediction, output[:, :{x.shape[1]}], which "
+            "learned_variance=True keeps"
+        )
     if factor > 1 and output.shape == x.shape:
         return "; leave learned_variance out, since there is none"
     return ""

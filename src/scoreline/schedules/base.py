@@ -1,5 +1,6 @@
 """The base classes of schedules, and `grid`: the noise levels of a run."""
 
+import math
 from abc import ABC, abstractmethod
 
 import torch
@@ -51,8 +52,9 @@ class NoiseSchedule(Schedule):
         """Return the signal scale alpha(t) > 0."""
 
     def sigma(self, t: Tensor) -> Tensor:
-        """Return the noise scale of the native state x_t, sigma(t) = alpha(t) rho(t)."""
-        return self.alpha(t) * self.inverse(t)
+        """Return the noise scale of the native state x_t, sigma(t) = alpha(t) rho(t); 1 where rho is infinite."""
+        rho = self.inverse(t)
+        return torch.where(rho.isinf(), 1.0, self.alpha(t) * rho)
 
     @property
     def sigma_min(self) -> float:
@@ -80,7 +82,8 @@ def grid(schedule: Schedule, sigma_max: float, sigma_min: float, steps: int) -> 
 
         rho_i = u^-1(u(sigma_max) + (i / steps) (u(sigma_min) - u(sigma_max))).
 
-    Use it in a solver of your own to place its steps.
+    Use it in a solver of your own to place its steps. sigma_max may be infinite where the coordinate is finite there,
+    as the time of flow models is. With sigma_max below sigma_min the levels increase, for a run from data to noise.
 
     Args:
         schedule: the map u.
@@ -89,14 +92,15 @@ def grid(schedule: Schedule, sigma_max: float, sigma_min: float, steps: int) -> 
         steps: number of intervals.
 
     Returns:
-        (steps + 1,) float64 on the CPU, strictly decreasing.
+        (steps + 1,) float64 on the CPU, strictly monotone.
 
     Raises:
-        InputError: unless 0 <= sigma_min < sigma_max < inf, steps >= 1 and the levels are finite and distinct.
+        InputError: unless both ends are at least 0, different and the last one finite, steps >= 1 and the levels are
+            finite and distinct.
     """
-    if not 0 <= sigma_min < sigma_max < float("inf"):
+    if not (sigma_min >= 0 and sigma_max >= 0 and sigma_min != sigma_max and sigma_min < math.inf):
         raise InputError(
-            f"sigma_min={sigma_min:g} and sigma_max={sigma_max:g}: choose 0 <= sigma_min < sigma_max < inf"
+            f"sigma_min={sigma_min:g} and sigma_max={sigma_max:g}: choose 0 <= sigma_min < sigma_max <= inf"
         )
     if steps < 1:
         raise InputError(f"steps={steps}: a grid needs at least one step; ask for a larger nfe")
@@ -105,7 +109,13 @@ def grid(schedule: Schedule, sigma_max: float, sigma_min: float, steps: int) -> 
     first, last = schedule(ends)
     levels = schedule.inverse(torch.lerp(first, last, torch.linspace(0, 1, steps + 1, dtype=torch.float64)))
     levels[0], levels[-1] = ends
-    if not bool((levels.isfinite().all()) & (levels.diff() < 0).all()):
+    steps_down = levels.diff() * math.copysign(1, sigma_min - sigma_max)
+    if not bool(levels[1:].isfinite().all() & (steps_down > 0).all()):
+        if sigma_max == math.inf:
+            raise InputError(
+                f"sigma_max=inf: {schedule} has no finite coordinate at infinite noise; use a schedule that has, such "
+                "as schedule=flow_time, or a finite sigma_max"
+            )
         raise InputError(
             f"{schedule} gives no strictly decreasing grid of {steps} steps from sigma_max={sigma_max:g} to "
             f"sigma_min={sigma_min:g}; choose fewer steps, another range or another schedule"

@@ -32,6 +32,8 @@ class DiscreteVP(VariancePreserving):
     last entry) the last segment is not extended: t saturates at steps - 1. Use this for DDPM's, guided diffusion's and
     latent diffusion's networks, whose labels are indices; `LinearVP` and `CosineVP` are the continuous processes.
 
+    With `zero_terminal_snr` the last level is pure noise, rho = infinity, where solvers start exactly.
+
     The last noise level of 1000 cosine betas is rho = 20291; float64 resolves rho(t) there to eight digits.
 
     Attributes:
@@ -42,6 +44,8 @@ class DiscreteVP(VariancePreserving):
         betas: `linear` from beta_min to beta_max; `scaled_linear`, whose square roots are linear; `cosine`,
             beta_i = min(1 - f((i + 1) / steps) / f(i / steps), 0.999) with f(t) = cos^2(pi/2 (t + 0.008) / 1.008); or
             the betas themselves.
+        zero_terminal_snr: shift and scale alpha so that alpha_0 stays and the last alpha is zero,
+            alpha <- (alpha - alpha_T) alpha_0 / (alpha_0 - alpha_T). Networks trained so predict v or x_0.
 
     Raises:
         InputError: for an unknown name, a beta that is not between 0 and 1, a list of other than `steps` entries or
@@ -49,7 +53,7 @@ class DiscreteVP(VariancePreserving):
 
     Source: Ho et al. (2020), arXiv:2006.11239; scaled_linear: Rombach et al. (2022), arXiv:2112.10752, as released;
     cosine: Nichol & Dhariwal (2021), arXiv:2102.09672, Eq. 17; interpolation as in Zhang & Chen (2023),
-    arXiv:2204.13902.
+    arXiv:2204.13902; zero terminal SNR: Lin et al. (2023), arXiv:2305.08891, Alg. 1.
     """
 
     beta_min: float = RANGE[0]
@@ -57,11 +61,13 @@ class DiscreteVP(VariancePreserving):
     steps: int = 1000
     t_min: float = 0.0
     betas: str | Sequence[float] = "linear"
+    zero_terminal_snr: bool = False
 
     def __post_init__(self) -> None:
         if not isinstance(self.betas, str):
             object.__setattr__(self, "betas", _checked(self.betas, self.steps))
-            if not bool((self.noise_variance.diff() > 0).all() and self.noise_variance[-1] < 1):
+            increasing = bool((self.noise_variance.diff() > 0).all())
+            if not (increasing and (self.zero_terminal_snr or self.noise_variance[-1] < 1)):
                 raise InputError(f"{KEY}: they leave less signal than float64 can tell from none; give smaller betas")
         elif self.betas not in ("linear", "scaled_linear", "cosine"):
             raise InputError(
@@ -81,6 +87,9 @@ class DiscreteVP(VariancePreserving):
     def noise_variance(self) -> Tensor:
         """1 - alpha^2 at the knots t = -1, 0, .., steps - 1; (steps + 1,) float64, increasing from 0."""
         log_alpha2 = torch.log1p(-self._beta()).cumsum(0)
+        if self.zero_terminal_snr:
+            alpha = (log_alpha2 / 2).exp()
+            log_alpha2 = 2 * ((alpha - alpha[-1]) * (alpha[0] / (alpha[0] - alpha[-1]))).log()
         return torch.cat([torch.zeros(1, dtype=torch.float64), -torch.expm1(log_alpha2)])
 
     def _beta(self) -> Tensor:
@@ -95,7 +104,8 @@ class DiscreteVP(VariancePreserving):
 
     def __call__(self, rho: Tensor) -> Tensor:
         level = rho.double()
-        variance = level**2 / (1 + level**2)  # 1 - alpha^2, which is linear in t between the knots
+        # 1 - alpha^2, which is linear in t between the knots
+        variance = torch.where(level.isinf(), 1.0, level**2 / (1 + level**2))
         table = to_device(self.noise_variance, variance.device)
         right = torch.searchsorted(table, variance.contiguous()).clamp(1, self.steps)
         left = right - 1

@@ -147,7 +147,7 @@ class NSRLog(Schedule):
             raise InputError(f"schedule.k={self.k}: choose 0 <= k < inf; 0 is log-SNR, 3.1 SciRE's value")
 
     def on(self, sigma_max: float, sigma_min: float) -> "NSRLog":
-        return replace(self, sigma_min=sigma_min)
+        return replace(self, sigma_min=min(sigma_max, sigma_min))
 
     @property
     def _shift(self) -> float:

@@ -31,13 +31,14 @@ class Tabulated(Schedule):
     """Listed levels: u = number of the level, counted from the lowest, and between levels linear in asinh(rho / 1e-3).
 
     Use this for steps of your own. As many steps as the table has intervals meet the levels to the bit; other numbers
-    of steps interpolate them. The map covers its own range only: outside, u saturates.
+    of steps interpolate them. The map covers its own range only: outside, u saturates. Below an infinite level it is
+    linear in 1 / rho.
 
     Attributes:
-        levels: noise levels, strictly increasing or strictly decreasing; the lowest may be 0.
+        levels: noise levels, strictly increasing or strictly decreasing; the lowest may be 0, the highest infinite.
 
     Raises:
-        InputError: for fewer than two levels, or levels that are negative, not finite or not monotone.
+        InputError: for fewer than two levels, or levels that are negative, not a number or not monotone.
     """
 
     levels: tuple[float, ...]
@@ -47,8 +48,8 @@ class Tabulated(Schedule):
         if len(levels) < 2:
             raise InputError(f"schedule.levels: {len(levels)} noise levels; a schedule needs two or more")
         for level in levels:
-            if not 0 <= level < math.inf:
-                raise InputError(f"schedule.levels: {level:g} is not a noise level; give finite numbers, 0 or greater")
+            if not level >= 0:
+                raise InputError(f"schedule.levels: {level:g} is not a noise level; give numbers, 0 or greater")
         falling = levels[0] > levels[-1]
         for place, (a, b) in enumerate(pairwise(levels), start=2):
             if a == b or (a > b) != falling:
@@ -80,12 +81,15 @@ class Tabulated(Schedule):
         position, v = torch.asinh(self._table / SOFTNESS), torch.asinh(rho.double() / SOFTNESS)
         right = torch.searchsorted(position, v.contiguous()).clamp(1, len(position) - 1)
         left = right - 1
-        return (left + ((v - position[left]) / (position[right] - position[left])).clamp(0, 1)).to(rho.dtype)
+        fraction = (v - position[left]) / (position[right] - position[left])
+        fraction = torch.where(position[right].isinf(), 1 - self._table[left] / rho.double(), fraction)
+        return (left + fraction.clamp(0, 1)).to(rho.dtype)
 
     def inverse(self, u: Tensor) -> Tensor:
         position, at = torch.asinh(self._table / SOFTNESS), u.double().clamp(0, len(self.levels) - 1)
         left = at.floor().clamp(max=len(position) - 2).to(torch.int64)
         between = SOFTNESS * torch.sinh(torch.lerp(position[left], position[left + 1], at - left))
+        between = torch.where(position[left + 1].isinf(), self._table[left] / (1 - (at - left)), between)
         nearest = at.round()
         rho = torch.where((at - nearest).abs() < 1e-9, self._table[nearest.to(torch.int64)], between)
         return rho.to(u.dtype)

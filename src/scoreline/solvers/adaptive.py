@@ -63,15 +63,16 @@ class Adaptive:
         """Return the run from sigma_max to sigma_min in at most nfe evaluations; `schedule` is not read.
 
         Raises:
-            InputError: unless 0 < sigma_min < sigma_max < inf and nfe >= 1.
+            InputError: unless both levels are positive, finite and different and nfe >= 1. A sigma_max below sigma_min
+                makes a run from data to noise.
         """
         return self.between(sigma_max, sigma_min, nfe)
 
     def between(self, sigma_max: float, sigma_min: float, nfe: int) -> "AdaptiveRun":
         """Return the same run; for callers without a schedule."""
-        if sigma_min == 0:
+        if min(sigma_min, sigma_max) == 0:
             raise InputError("sigma_min=0: eps is not defined there and the solver evaluates it; use sigma_min above 0")
-        if not 0 < sigma_min < sigma_max < math.inf:
+        if not (0 < min(sigma_min, sigma_max) and sigma_min != sigma_max and max(sigma_min, sigma_max) < math.inf):
             raise InputError(
                 f"sigma_min={sigma_min:g} and sigma_max={sigma_max:g}: choose 0 < sigma_min < sigma_max < inf"
             )
@@ -128,6 +129,11 @@ class AdaptiveRun:
     def denoised(self) -> "AdaptiveRun":
         """Return the same run followed by the final denoising step E[x_0 | x], one more evaluation."""
         return replace(self, rho=torch.nn.functional.pad(self.rho, (0, 1)))
+
+    @property
+    def initial_scale(self) -> float:
+        """The factor of standard normal noise in the initial state, sigma_max."""
+        return float(self.rho[0])
 
     @property
     def peak_tensors(self) -> int:

@@ -21,6 +21,7 @@ class DDIM:
     """
 
     convergence = 1.0
+    from_infinity = True
 
     def __call__(self, schedule: Schedule, sigma_max: float, sigma_min: float, nfe: int) -> Tableau:
         rho = grid(schedule, sigma_max, sigma_min, nfe)

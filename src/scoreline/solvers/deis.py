@@ -3,8 +3,9 @@
 The formula of DEIS's weights is `adams_bashforth`.
 """
 
+import math
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -12,8 +13,8 @@ from torch import Tensor
 from scoreline.errors import InputError
 from scoreline.schedules.base import Schedule, grid
 from scoreline.solvers.budget import check_order
-from scoreline.solvers.frames import NOISE, Frame
-from scoreline.solvers.quadrature import Quadrature, gauss_legendre
+from scoreline.solvers.frames import NOISE, Frame, finite_unit
+from scoreline.solvers.quadrature import Knotted, Quadrature, gauss_legendre
 from scoreline.solvers.tableau import Tableau
 
 FAR = 100
@@ -81,6 +82,7 @@ class DEIS:
     frame: Frame = NOISE
     corrector: bool = False
     analytic_first: int = 0
+    from_infinity: ClassVar[bool] = True
 
     @property
     def convergence(self) -> float:
@@ -129,15 +131,17 @@ def adams_bashforth(
         InputError: for a scale that is not positive on the range.
     """
     pieces = (variable, scale) if scale is not None else (variable,)
-    nodes, weight, step = rule or gauss_legendre(rho, *pieces)
-    norm = 1 / frame.unit(rho[:-1])
+    nodes, weight, step = rule or _rule(rho, pieces)
+    norm = 1 / finite_unit(frame, rho[:-1])
     weight = weight / (frame.amplitude(nodes) * frame.unit(nodes))  # d rho to ds
     # w(rho) drho under the integral, 1 / w(rho_{i-j}) in front of it
     if scale is not None:
-        weight, norm = weight * scale(nodes), norm * scale(rho[:-1])
-        if not bool((norm > 0).all() & (weight < 0).all()):
+        size = scale(nodes)
+        weight, norm = weight * size, norm * scale(rho[:-1])
+        if not bool((norm > 0).all() & (size > 0).all()):
             raise InputError("solver.scale: the score scale must be positive on the whole range of noise levels")
-    c = variable(rho[:-1])
+    # a node at an infinite coordinate carries no weight: the polynomial is that of the others
+    c = variable(rho[:-1]).nan_to_num(nan=math.inf, posinf=math.inf)
     if ahead:
         kept = step < len(c) - 1
         nodes, weight, step = nodes[kept], weight[kept], step[kept] + 1
@@ -147,7 +151,24 @@ def adams_bashforth(
     N = torch.zeros(len(c), len(c), dtype=torch.float64)
     for j, row in enumerate(weights):  # b_ij belongs to eps_{i-j}: the j-th subdiagonal
         N.diagonal(-j)[:] = row[j:]
+    if float(rho[0]) == math.inf:  # the first step holds its only slope; ahead, it is the trapezoidal rule
+        used = min(1 + ahead, len(rho) - 1)
+        width = frame.coordinate(float(rho[1])) - frame.coordinate(math.inf)
+        N[used - 1, :used] = norm[:used] * width / used
     return N / norm
+
+
+def _rule(rho: Tensor, pieces: tuple[Knotted, ...]) -> Quadrature:
+    """Return `gauss_legendre`, also for increasing levels; a step from infinite noise gets no nodes."""
+    if float(rho[0]) < float(rho[-1]):
+        nodes, weight, step = gauss_legendre(rho.flip(0), *pieces)
+        return Quadrature(nodes, -weight, len(rho) - 2 - step)
+    if float(rho[0]) < math.inf:
+        return gauss_legendre(rho, *pieces)
+    if len(rho) == 2:
+        return Quadrature(rho[:0], rho[:0], torch.empty(0, dtype=torch.int64))
+    nodes, weight, step = gauss_legendre(rho[1:], *pieces)
+    return Quadrature(nodes, weight, step + 1)
 
 
 def _moments(c: Tensor, weight: Tensor, step: Tensor, shape: tuple[int, int]) -> Tensor:
@@ -170,6 +191,7 @@ def _lagrange(c: Tensor, count: int) -> Tensor:
     # l_j = prod_{k != j} (c - c_i - d_k) / (d_j - d_k), one factor k at a time and all j and i at once
     for k in range(count):
         other = (j != k) & (step >= j.clamp(min=k))  # step i has the nodes j and k only if i >= j and i >= k
+        other &= d[k].isfinite()
         gap = torch.where(other, d - d[k], 1.0)[:, None]
         raised = torch.cat([c.new_zeros(count, 1, len(c)), basis[:, :-1]], dim=1)  # times (c - c_i)
         basis = torch.where(other[:, None], (raised - d[k] * basis) / gap, basis)

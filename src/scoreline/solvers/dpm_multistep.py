@@ -60,6 +60,10 @@ class DPMMultistep:
         frame_of(self.prediction)
 
     @property
+    def from_infinity(self) -> bool:
+        return self.prediction == "data"
+
+    @property
     def convergence(self) -> float:
         return 2.0 if self.released else float(self.order)
 

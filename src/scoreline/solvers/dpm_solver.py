@@ -124,6 +124,8 @@ def exponential_row(frame: Exponential, rows: Rows, start: int, rho: float, slop
         InputError: for rho = 0.
     """
     h = log_step(rows.rho[start], rho)
+    if h == math.inf:  # h phi_1(-h) = 1 - e^-h
+        return frame.advance(rows, start, rho, {start: frame.scale(rho)})
     factor = frame.scale(rho) * h
     weights = {j: factor * slope for j, slope in slopes.items()}
     weights[start] = factor * (phi(1, frame.exponent(h)) - sum(slopes.values()))

@@ -7,9 +7,13 @@ that a method is exact at any budget where F vanishes.
     noise     a = 1,                   l = 0:                     F = eps
     data      a = rho,                 l = 1 / rho:               F = -D / rho, D(x, rho) = E[x_0 | x]
     velocity  a = sqrt(rho^2 + s^2),   l = rho / (rho^2 + s^2):   F vanishes for Gaussian data of deviation s
+    flow      a = 1 + rho,             l = 1 / (1 + rho):         (1 + rho) F = eps - D
 
-Velocity prediction lies between the other two, which are its limits s to infinity and s to 0. Runge-Kutta, multistep
+Velocity prediction lies between the first two, which are its limits s to infinity and s to 0. Runge-Kutta, multistep
 and exponential methods are written once, for several frames.
+
+At rho = infinity x and eps are infinite or equal, so a state is held there as y = x / rho, which is standard normal
+noise, and the network's estimate is D. Data, velocity and flow prediction are finite there.
 """
 
 import math
@@ -47,7 +51,15 @@ class Frame(Protocol):
         ...
 
     def exact(self, rho: Tensor, query: Tensor) -> tuple[Tensor, Tensor]:
-        """Return a state at each level, and eps of all but the last, of the data that the frame's methods keep."""
+        """Return a state at each level, and eps of all but the last, of the data that the frame's methods keep.
+
+        At rho = infinity these are x / rho and D.
+        """
+        ...
+
+    @property
+    def limit(self) -> Tensor:
+        """Scaled state and slope G at rho = infinity as sums of x / rho and D, (2, 2) float64: rows (state, slope)."""
         ...
 
     def coordinate(self, rho: float) -> float:
@@ -102,7 +114,12 @@ class Noise:
 
     def exact(self, rho: Tensor, query: Tensor) -> tuple[Tensor, Tensor]:
         levels = rho[:-1]
-        return rho, torch.where(query == levels, 1.0, levels / query)
+        eps = torch.where(query == levels, 1.0, levels / query)
+        return torch.where(rho.isinf(), 1.0, rho), torch.where(levels.isinf(), 0.0, eps)
+
+    @property
+    def limit(self) -> Tensor:
+        return torch.tensor([[0.0, 1.0], [1.0, 0.0]], dtype=torch.float64)  # x - rho eps = D, and eps = x / rho
 
     def coordinate(self, rho: float) -> float:
         return rho
@@ -117,6 +134,8 @@ class Noise:
         return -rho
 
     def advance(self, rows: "Rows", start: int, rho: float, weights: "Weights") -> int:
+        if rows.rho[0] == math.inf and (start == 0 or 0 in weights):
+            raise InputError("sigma_max=inf: a step in noise prediction has no limit there; use data prediction")
         return rows.add(rho, {start: 1.0}, weights)
 
 
@@ -141,7 +160,8 @@ class Data:
 
     def advance(self, rows: "Rows", start: int, rho: float, weights: "Weights") -> int:
         states, estimates = rows.data({j: rho * weight for j, weight in weights.items()})
-        states[start] = states.get(start, 0.0) + rho / rows.rho[start]
+        from_start = rho if rows.rho[start] == math.inf else rho / rows.rho[start]
+        states[start] = states.get(start, 0.0) + from_start
         return rows.add(rho, states, estimates)
 
 
@@ -183,7 +203,12 @@ class Velocity:
 
     def exact(self, rho: Tensor, query: Tensor) -> tuple[Tensor, Tensor]:
         amplitude = self.amplitude(rho)
-        return amplitude, self.gain(query) * amplitude[:-1]
+        eps = torch.where(rho[:-1].isinf(), 0.0, self.gain(query) * amplitude[:-1])
+        return torch.where(rho.isinf(), 1.0, amplitude), eps
+
+    @property
+    def limit(self) -> Tensor:
+        return torch.tensor([[1.0, 0.0], [0.0, -1 / self.sigma_data]], dtype=torch.float64)  # G = -D / s
 
     def coordinate(self, rho: float) -> float:
         return math.atan2(rho, self.sigma_data)
@@ -193,16 +218,67 @@ class Velocity:
 
     def advance(self, rows: "Rows", start: int, rho: float, weights: "Weights") -> int:
         amplitude = math.hypot(rho, self.sigma_data)
-        states = {start: amplitude / math.hypot(rows.rho[start], self.sigma_data)}
+        first = rows.rho[start] == math.inf
+        states = {start: amplitude if first else amplitude / math.hypot(rows.rho[start], self.sigma_data)}
         estimates = {}
-        for j, weight in weights.items():  # G_j = (a_j eps_j - rho_j x_j / a_j) / s
+        for j, weight in weights.items():  # G_j = (a_j eps_j - rho_j x_j / a_j) / s, and -D / s at infinity
+            if rows.rho[j] == math.inf:
+                estimates[j] = -amplitude * weight / self.sigma_data
+                continue
             own = math.hypot(rows.rho[j], self.sigma_data)
             estimates[j] = amplitude * weight * own / self.sigma_data
             states[j] = states.get(j, 0.0) - amplitude * weight * rows.rho[j] / (own * self.sigma_data)
         return rows.add(rho, states, estimates)
 
 
+@dataclass(frozen=True)
+class Flow:
+    """Flow prediction, the coordinates of rectified flow (`schedules.flow`):
+
+        y = x / (1 + rho) = (1 - t) x_0 + t eps,   t = rho / (1 + rho),   dy/dt = G = (1 + rho) eps - x = eps - D.
+
+    t is the coordinate; all is finite at rho = infinity, t = 1. A Runge-Kutta method in this frame is the method in t
+    that flow models are usually sampled with; Euler's is DDIM.
+
+    Source: Liu et al. (2022), arXiv:2209.03003; Lipman et al. (2022), arXiv:2210.02747.
+    """
+
+    def amplitude(self, rho: Tensor) -> Tensor:
+        return 1 + rho
+
+    def gain(self, rho: Tensor) -> Tensor:
+        return 1 / (1 + rho)
+
+    def unit(self, rho: Tensor) -> Tensor:
+        return 1 + rho
+
+    def exact(self, rho: Tensor, query: Tensor) -> tuple[Tensor, Tensor]:
+        eps = torch.where(rho[:-1].isinf(), 1.0, (1 + rho[:-1]) / (1 + query))
+        return torch.where(rho.isinf(), 1.0, 1 + rho), eps
+
+    @property
+    def limit(self) -> Tensor:
+        return torch.tensor([[1.0, 0.0], [1.0, -1.0]], dtype=torch.float64)  # G = x / rho - D
+
+    def coordinate(self, rho: float) -> float:
+        return 1.0 if rho == math.inf else rho / (1 + rho)
+
+    def level(self, coordinate: float) -> float:
+        return coordinate / (1 - coordinate)
+
+    def advance(self, rows: "Rows", start: int, rho: float, weights: "Weights") -> int:
+        amplitude = 1 + rho
+        states = {start: amplitude if rows.rho[start] == math.inf else amplitude / (1 + rows.rho[start])}
+        estimates = {}
+        for j, weight in weights.items():
+            first = rows.rho[j] == math.inf
+            states[j] = states.get(j, 0.0) + amplitude * weight * (1.0 if first else -1.0)
+            estimates[j] = amplitude * weight * (-1.0 if first else 1 + rows.rho[j])
+        return rows.add(rho, states, estimates)
+
+
 NOISE = Noise()
+FLOW = Flow()
 
 FRAMES: dict[str, Exponential] = {"noise": NOISE, "data": Data()}
 
@@ -214,6 +290,11 @@ def frame_of(prediction: str) -> Exponential:
         InputError: for any other name.
     """
     return FRAMES[check_choice("solver.prediction", FRAMES, prediction)]
+
+
+def finite_unit(frame: Frame, rho: Tensor) -> Tensor:
+    """Return the frame's unit u, and 1 at rho = infinity, where a tableau weighs G itself."""
+    return torch.where(rho.isinf(), 1.0, frame.unit(rho))
 
 
 def log_step(rho: float, target: float) -> float:

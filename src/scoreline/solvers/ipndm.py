@@ -1,12 +1,13 @@
 """iPNDM: DDIM steps with the Adams-Bashforth weights of even steps."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
 from scoreline.schedules.base import Schedule, grid
 from scoreline.solvers.budget import check_order
-from scoreline.solvers.frames import NOISE, Frame
+from scoreline.solvers.frames import NOISE, Frame, finite_unit
 from scoreline.solvers.tableau import Tableau
 
 WEIGHTS = ((1.0,), (3 / 2, -1 / 2), (23 / 12, -16 / 12, 5 / 12), (55 / 24, -59 / 24, 37 / 24, -9 / 24))
@@ -38,6 +39,7 @@ class IPNDM:
 
     order: int = 4
     frame: Frame = NOISE
+    from_infinity: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_order("iPNDM", self.order, range(1, 5))
@@ -53,4 +55,4 @@ class IPNDM:
         for i, h in enumerate(coordinate.diff()):
             weights = WEIGHTS[min(self.order, i + 1) - 1]
             W[i, i + 1 - len(weights) : i + 1] = h * torch.tensor(weights[::-1], dtype=torch.float64)
-        return Tableau.single_term(rho, W * self.frame.unit(rho[:-1]), self.frame)
+        return Tableau.single_term(rho, W * finite_unit(self.frame, rho[:-1]), self.frame)

@@ -58,6 +58,7 @@ class Learned:
 
     convergence = 1.0
     own_levels = True
+    from_infinity = True
 
     def __call__(self, schedule: Schedule, sigma_max: float, sigma_min: float, nfe: int) -> Tableau:
         if nfe not in self.tableaus:

@@ -1,5 +1,6 @@
 """`Rows` writes a tableau row by row, for methods that read best as their algorithm box."""
 
+import math
 from collections.abc import Mapping
 from types import MappingProxyType
 
@@ -35,6 +36,8 @@ class Rows:
     def add(self, rho: float, states: Weights, estimates: Weights = NOTHING, noise: float = 0.0) -> int:
         """Add the state sum_j states[j] x_j + sum_j estimates[j] eps(x_j, rho_j) + noise z; return its number.
 
+        If sigma_max is infinite, x_0 and eps_0 stand for x_0 / rho_0 and D_0.
+
         Args:
             rho: its noise level.
             states: weights of states.
@@ -51,7 +54,8 @@ class Rows:
         Multistep methods that predict data keep a history of these, one tensor for each step.
         """
         if j not in self._clean:
-            self._clean[j] = self.add(0.0, {j: 1.0}, {j: -self.rho[j]})
+            states, estimates = self.data({j: 1.0})
+            self._clean[j] = self.add(0.0, states, estimates)
         return self._clean[j]
 
     def data(self, weights: Weights) -> tuple[dict[int, float], dict[int, float]]:
@@ -64,6 +68,8 @@ class Rows:
         for j, weight in weights.items():
             if j in self._clean:
                 states[self._clean[j]] = weight
+            elif self.rho[j] == math.inf:
+                estimates[j] = weight
             else:
                 states[j], estimates[j] = weight, -weight * self.rho[j]
         return states, estimates

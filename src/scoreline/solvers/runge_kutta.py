@@ -1,10 +1,12 @@
 """Explicit Runge-Kutta methods in a frame's coordinate (DEIS-rhoRK in rho). A method is its Butcher tableau."""
 
+import math
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 from scoreline.errors import InputError
 from scoreline.schedules.base import Schedule, grid
-from scoreline.solvers.frames import NOISE, Frame
+from scoreline.solvers.frames import FLOW, NOISE, Frame
 from scoreline.solvers.rows import Rows
 from scoreline.solvers.tableau import Tableau
 
@@ -19,7 +21,8 @@ class RungeKutta:
 
     h = rho_{i+1} - rho_i; the stages lie between the levels in rho, not in time. A step costs len(b) calls. Calls that
     whole steps leave over go to one last step of fewer stages (Euler, Heun, Kutta), so that any budget is exact. In
-    velocity prediction the same steps are made in theta, on dy/dtheta = G (`frames.Velocity`).
+    velocity prediction the same steps are made in theta, on dy/dtheta = G (`frames.Velocity`). From infinite noise,
+    where rho is no coordinate, noise prediction gives way to that of flow models, t = rho / (1 + rho) (`frames.Flow`).
 
     Use this with many evaluations, where its order shows; at NFE 10 and below its few long steps are worse than
     multistep methods on the shipped digits model. `heun` and the other functions of this module are instances.
@@ -42,6 +45,7 @@ class RungeKutta:
     b: Row
     convergence: float
     frame: Frame = NOISE
+    from_infinity: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         sums = [sum(row) for row in ((), *self.a)]
@@ -56,6 +60,8 @@ class RungeKutta:
             raise InputError(f"solver.b={list(self.b)}: the weights must sum to one")
 
     def __call__(self, schedule: Schedule, sigma_max: float, sigma_min: float, nfe: int) -> Tableau:
+        if sigma_max == math.inf and self.frame == NOISE:
+            return replace(self, frame=FLOW)(schedule, sigma_max, sigma_min, nfe)
         steps, rest = divmod(nfe, len(self.b))
         methods = [self] * steps + [replace(SHORTER[rest - 1], frame=self.frame)] * (rest > 0)
         level = grid(schedule, sigma_max, sigma_min, len(methods)).tolist()

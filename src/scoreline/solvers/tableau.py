@@ -1,5 +1,6 @@
 """The tableau: every fixed-step method written as one linear recursion; and `build`, which makes the one of a run."""
 
+import math
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple, Protocol
@@ -8,7 +9,8 @@ import torch
 from torch import Tensor
 
 from scoreline.errors import InputError
-from scoreline.schedules.base import Schedule
+from scoreline.schedules.base import Schedule, grid
+from scoreline.schedules.tabulated import Tabulated
 from scoreline.solvers.frames import NOISE, Frame
 from scoreline.values import check_final
 
@@ -50,6 +52,10 @@ class Tableau:
     and the rows of P sum to one: where F vanishes the run is exact at any budget. In noise prediction (a = 1, l = 0)
     P is S, and a constant stays as it is. A last row to rho = 0 may also be E[x_0 | x], whose row of S sums to one.
 
+    rho_0 may be infinite, where flow models and zero terminal SNR begin. There x_0 stands for x_0 / rho_0, standard
+    normal noise, and eps(x_0, q_0) for D(x_0, q_0): these are what column 0 of S and N weighs, and in the frame's own
+    coordinates column 0 of P and W weighs the limits of y and of the slope G (`Frame.limit`).
+
     Attributes:
         rho: noise levels of the states x_0 .. x_K, (K + 1,) float64.
         S: weights of states, (K, K) float64, lower triangular.
@@ -79,7 +85,8 @@ class Tableau:
             raise ValueError(f"rho has {rows} rows, but S, N, B and query are {[tuple(shape) for shape in shapes]}")
         parts = (("rho", self.rho), ("S", self.S), ("N", self.N), ("B", self.B), ("query", self.query_levels))
         for name, part in parts:
-            if part.dtype != torch.float64 or not bool(part.sum().isfinite()):
+            finite = part[1:] if self.from_infinity and name in ("rho", "query") else part
+            if part.dtype != torch.float64 or not bool(finite.sum().isfinite()):
                 raise ValueError(f"{name} must be finite float64, got {part.dtype}")
         if bool(self.S.triu(1).any() | self.N.triu(1).any()):
             raise ValueError("a row reads a state that does not exist yet")
@@ -97,11 +104,23 @@ class Tableau:
         """
         rows = len(rho) - 1
         eye, B = torch.eye(rows, dtype=torch.float64), torch.zeros(rows, dtype=torch.float64)
+        if float(rho[0]) == math.inf:
+            return _from_infinity(rho, W, frame, query)
         if frame == NOISE:
             return cls(rho, eye, W, B, frame, query)
         amplitude, gain = frame.amplitude(rho), frame.gain(rho[:-1] if query is None else query)
         N = amplitude[1:, None] * W
         return cls(rho, eye * amplitude[1:, None] / amplitude[:-1] - N * gain, N, B, frame, query)
+
+    @property
+    def from_infinity(self) -> bool:
+        """Whether the run begins at rho = infinity."""
+        return float(self.rho[0]) == math.inf
+
+    @property
+    def initial_scale(self) -> float:
+        """The factor of standard normal noise in the initial state: rho_0, or 1 at infinity."""
+        return initial_scale(float(self.rho[0]))
 
     @property
     def query_levels(self) -> Tensor:
@@ -110,10 +129,14 @@ class Tableau:
 
     def in_frame(self) -> tuple[Tensor, Tensor]:
         """Return P and W, the weights of y_j and F_j in the frame's own coordinates, (K, K) each."""
-        if self.frame == NOISE:
+        if self.frame == NOISE and not self.from_infinity:
             return self.S, self.N
         amplitude, gain = self.frame.amplitude(self.rho), self.frame.gain(self.query_levels)
-        return (self.S + self.N * gain) * amplitude[:-1] / amplitude[1:, None], self.N / amplitude[1:, None]
+        P, W = (self.S + self.N * gain) * amplitude[:-1] / amplitude[1:, None], self.N / amplitude[1:, None]
+        if self.from_infinity:  # column 0: from x / rho and D to the frame's state and slope
+            column = torch.stack([self.S[:, 0], self.N[:, 0]], 1) @ self.frame.limit.inverse()
+            P[:, 0], W[:, 0] = (column / amplitude[1:, None]).unbind(1)
+        return P, W
 
     @cached_property
     def calls(self) -> tuple[bool, ...]:
@@ -168,6 +191,8 @@ class Tableau:
         """
         if bool(self.B.any()):
             raise ValueError("a stochastic tableau has no such form")
+        if self.from_infinity and self.frame == NOISE:
+            raise ValueError("from infinite noise, noise prediction has no such form")
         rows, (P, W) = len(self.B), self.in_frame()
         if float((P.sum(1) - 1).abs().max()) > 1e-9:
             raise ValueError("a tableau that ends with E[x_0 | x] has no such form in its frame")
@@ -195,7 +220,8 @@ class Tableau:
         x, eps = self.frame.exact(self.rho, self.query_levels)
         kept = self.S @ x[:-1] + self.N @ eps
         off = torch.where(self.B > 0, kept.hypot(self.B), kept) - x[1:]
-        return float(off[(self.rho[1:] > 0) | (self.frame == NOISE)].abs().max() / x[0])
+        largest = x.max() if self.from_infinity else x[0]
+        return float(off[(self.rho[1:] > 0) | (self.frame == NOISE)].abs().max() / largest)
 
 
 def _sparse(part: Tensor) -> list[list[tuple[int, float]]]:
@@ -205,6 +231,28 @@ def _sparse(part: Tensor) -> list[list[tuple[int, float]]]:
     for k, j, value in zip(at[0].tolist(), at[1].tolist(), part[at].tolist(), strict=True):
         rows[k].append((j, value))
     return rows
+
+
+def initial_scale(rho: float) -> float:
+    """Return the factor of standard normal noise in a run's initial state: rho_0, or 1 at infinity (`Tableau`)."""
+    return 1.0 if rho == math.inf else rho
+
+
+def _from_infinity(rho: Tensor, W: Tensor, frame: Frame, query: Tensor | None) -> Tableau:
+    """Return the single-term tableau from rho_0 = infinity; column 0 of W weighs G_0, the frame's slope there.
+
+    In noise prediction the first step, x_1 = x_0 + (rho_1 - rho_0) eps_0, is D_0 + rho_1 eps_0.
+    """
+    rows = len(rho) - 1
+    amplitude, gain = frame.amplitude(rho), frame.gain(rho[:-1] if query is None else query)
+    W = W.clone()
+    if frame == NOISE:
+        W[0, 0] = rho[1]
+    P, N = torch.eye(rows, dtype=torch.float64), amplitude[1:, None] * W
+    S = P * amplitude[1:, None] / amplitude[:-1] - N * gain
+    column = torch.stack([P[:, 0], W[:, 0]], 1) @ frame.limit
+    S[:, 0], N[:, 0] = (column * amplitude[1:, None]).unbind(1)
+    return Tableau(rho, S, N, torch.zeros(rows, dtype=torch.float64), frame, query)
 
 
 def denoise_last(tableau: Tableau) -> Tableau:
@@ -232,7 +280,8 @@ class Solver(Protocol):
 
     `convergence` is the order at which the error falls with NFE: the theoretical one, or the measured one where the
     solver's docstring explains the difference. `scoreline certify` checks it. Write a class with these members for a
-    method of your own; it need not inherit from this one.
+    method of your own; it need not inherit from this one. A method whose formulas have a limit at sigma_max = infinity
+    has an attribute `from_infinity`, true; `build` makes the first step of others.
     """
 
     @property
@@ -277,9 +326,24 @@ def build(
     steps_nfe = nfe - (final == "denoise")
     if steps_nfe < 1:
         raise InputError(f"nfe={nfe}: needs at least {2 if final == 'denoise' else 1} with final={final}")
-    run = solver(schedule, *sigma_range, steps_nfe)
+    sigma_max, sigma_min = sigma_range
+    try:
+        if sigma_max == math.inf and not getattr(solver, "from_infinity", False):
+            run = _first_step_to(solver, schedule, sigma_min, steps_nfe)
+        else:
+            run = solver(schedule, sigma_max, sigma_min, steps_nfe)
+    except InputError as error:
+        if final == "denoise":  # name the user's own number
+            message = str(error).replace(f"nfe={steps_nfe}:", f"nfe={nfe} with final=denoise:", 1)
+            raise InputError(message) from error
+        raise
     if not isinstance(run, Tableau):
         return replace(run, nfe=nfe).denoised() if final == "denoise" else run
+    if sigma_max < sigma_min and bool(run.B.any()):
+        raise InputError(
+            f"sigma_max={sigma_max:g} below sigma_min={sigma_min:g}: a run from data to noise solves the ODE, and this "
+            "solver adds noise; use a deterministic one, such as ddim"
+        )
     if bool((run.query_levels[torch.tensor(run.calls)] == 0).any()):
         raise InputError("sigma_min=0: this solver evaluates the network there; use sigma_min above 0, final=denoise")
     if final == "none":
@@ -287,6 +351,24 @@ def build(
     if float(run.rho[-1]) == 0:
         raise InputError("final=denoise: this run ends at clean data already; use final=none")
     return denoise_last(run)
+
+
+def _first_step_to(solver: "Solver | Adaptive", schedule: Schedule, sigma_min: float, nfe: int) -> Tableau:
+    """Build the run of a method that cannot start at rho = infinity: a first step by DDIM, one call, then the method.
+
+    In the limit of infinite noise, methods in ln rho make that step anyway.
+    """
+    levels = grid(schedule, math.inf, sigma_min, nfe)
+    first = Tableau.single_term(levels[:2], torch.tensor([[-math.inf]], dtype=torch.float64))
+    if nfe == 1:
+        return first
+    rest = replace(schedule, levels=tuple(levels[1:].tolist())) if isinstance(schedule, Tabulated) else schedule
+    run = solver(rest, float(levels[1]), sigma_min, nfe - 1)
+    if not isinstance(run, Tableau) or run.frame != NOISE:
+        raise InputError(f"sigma_max=inf: {solver} has no step from infinite noise; use a finite sigma_max")
+    S, N = (torch.block_diag(head, tail) for head, tail in ((first.S, run.S), (first.N, run.N)))
+    query = None if run.query is None else torch.cat([first.rho[:1], run.query])
+    return Tableau(torch.cat([first.rho[:1], run.rho]), S, N, torch.cat([first.B, run.B]), NOISE, query)
 
 
 def build_tableau(

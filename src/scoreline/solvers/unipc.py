@@ -62,6 +62,10 @@ class UniPC:
         frame_of(self.prediction)
 
     @property
+    def from_infinity(self) -> bool:
+        return self.prediction == "data" and self.variant == "bh2"
+
+    @property
     def convergence(self) -> float:
         order = self.order + 1.0 if self.corrector else float(self.order)
         return min(order, 2.0) if self.lower_order_final else order
@@ -87,8 +91,10 @@ class UniPC:
     def _weights(self, levels: Sequence[float], target: float, points: Sequence[int]) -> dict[int, float]:
         """Return the weights of F at `points`, whose noise levels these are, F_0 first, in a step to `target`."""
         frame, h = frame_of(self.prediction), log_step(levels[0], target)
+        if h == math.inf:  # D_0, and with the corrector (D_0 + D_1) / 2: the limits of bh2
+            return dict.fromkeys(points, frame.scale(target) / len(points))
         z = frame.exponent(h)
-        r = [math.log(levels[0] / level) / h for level in levels[1:]]
+        r = [-math.inf if level == math.inf else math.log(levels[0] / level) / h for level in levels[1:]]
         slopes = [slope * h for slope in _difference_weights(r, z, self.variant)]
         weights = [h * phi(1, z) - sum(slopes), *slopes]
         return {j: frame.scale(target) * w for j, w in zip(points, weights, strict=True)}
@@ -109,7 +115,10 @@ def _difference_weights(r: Sequence[float], z: float, variant: str) -> list[floa
     moments = [math.factorial(n) * phi(n + 1, z) for n in range(1, len(r) + 1)]
     weights = []
     for m, node in enumerate(r):
-        others = (*r[:m], *r[m + 1 :])
+        if math.isinf(node):  # the point at infinite noise carries no weight
+            weights.append(0.0)
+            continue
+        others = tuple(other for other in (*r[:m], *r[m + 1 :]) if math.isfinite(other))
         weights.append(_at_product(others, moments) / math.prod((node - other for other in others), start=node))
     return weights
 

@@ -144,7 +144,7 @@ def _run(subject: Subject, part: Part) -> tuple[Tensor, Tensor]:
         estimates.append(model(x, rho))
         return estimates[-1]
 
-    for state in trajectory(eps, subject.noise(part.seeds, "initial") * subject.span[0], subject.run):
+    for state in trajectory(eps, subject.initial(part.seeds), subject.run):
         end = state.x
     return torch.stack([*states, end]).flatten(2), torch.stack(estimates).flatten(2)
 

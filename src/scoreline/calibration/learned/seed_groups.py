@@ -65,7 +65,7 @@ class SeedGroup(NamedTuple):
         """Yield the images, `Subject.batch_size` at a time, on the device of the model."""
         subject = self.subject
         for part, end in zip(subject.batches(), torch.split(self.ends.noisy, subject.batch_size), strict=True):
-            x = subject.noise(part.seeds, "initial") * subject.span[0]
+            x = subject.initial(part.seeds)
             yield Images(part.seeds, subject.eps(part.label), x, end.to(subject.device))
 
 
