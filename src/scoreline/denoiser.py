@@ -3,6 +3,7 @@
 import math
 from abc import ABC, abstractmethod
 from contextlib import nullcontext
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
@@ -39,6 +40,12 @@ class Denoising(nn.Module, ABC):
         """Return what a tableau reads: eps(x, rho), and at rho = infinity D of x / rho."""
         denoised: Tensor = self(x, rho, **condition) if rho == math.inf else self.eps(x, rho, **condition)
         return denoised
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the parameters, else of the buffers; the CPU for a model that has neither."""
+        first = next(chain(self.parameters(), self.buffers()), None)
+        return torch.device("cpu") if first is None else first.device
 
 
 def per_image(value: Tensor | float, x: Tensor) -> Tensor | float:

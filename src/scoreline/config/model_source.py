@@ -215,7 +215,7 @@ def _measured_sigma_data(checkpoint: "Checkpoint") -> float:
             card.shape,
             sigma_max=checkpoint.noise_schedule.sigma_max,
             num_classes=card.num_classes,
-            device=next(denoiser.parameters()).device,
+            device=denoiser.device,
         )
     with suppress(OSError):  # of a cache that cannot be written
         write_atomically(_measurement(checkpoint), lambda path: path.write_text(f"{number}\n"))

@@ -63,7 +63,7 @@ def most_images(device: torch.device, images: int) -> int:
 
 def one_call(denoiser: Denoising, tableau: Tableau | AdaptiveRun, shards: Shards) -> Callable[[int], object]:
     """Return a function that evaluates n images at the first noise level, beside the states that the tableau holds."""
-    device, level = next(denoiser.parameters()).device, float(tableau.rho[0])
+    device, level = denoiser.device, float(tableau.rho[0])
     states = tableau.peak_tensors
 
     @torch.inference_mode()
