@@ -25,6 +25,7 @@ from scoreline.integrations.native_process import (
     steps_of,
 )
 from scoreline.interface.named_choices import schedule_named, solver_named
+from scoreline.records import read_record
 from scoreline.runtime.seeded_noise import normal
 from scoreline.schedules.tabulated import Tabulated
 from scoreline.solvers.adaptive import Adaptive
@@ -252,7 +253,10 @@ class ScorelineScheduler(SchedulerMixin, ConfigMixin):
         """Return the tableau of the run."""
         config, solver = self.config, self._solver
         if isinstance(solver, Learned):
-            return solver.budget(calls)
+            if calls not in solver.tableaus:
+                has = ", ".join(map(str, sorted(solver.tableaus)))
+                raise InputError(f"num_inference_steps={calls}: the record of {config.learned} holds runs of {has} calls")
+            return solver.tableaus[calls]
         if config.schedule is None:
             return listed_run(solver, steps.levels, steps.end)
         native = self._process.noise_schedule
@@ -509,6 +513,5 @@ def _numbers(values: "Sequence[float] | Tensor | None") -> list[float] | None:
 
 
 def _learned(path: str) -> Learned:
-    from scoreline.records import read_record
-
+    """Return the tableaus of a record, whatever model they were learned for."""
     return learned_in(read_record(path, ("tableau",), None, "learned"))

@@ -2,7 +2,7 @@
 
 import torch
 
-from scoreline.solvers.frames import NOISE
+from scoreline.solvers.frames import NOISE, finite_unit
 from scoreline.solvers.tableau import Tableau, denoise_last
 
 
@@ -28,18 +28,18 @@ def late_start(tableau: Tableau, calls: int) -> Tableau:
     if calls == body.nfe:  # the final denoising step alone
         rho = tableau.rho[-2:]
         return Tableau.single_term(rho, rho.diff()[:, None], query=tableau.query_levels[-1:])
-    whole = body.unrolled()
-    first = whole.calls.index(True) + calls
-    unit = whole.frame.unit(whole.rho[first:first + 1])
-    W = whole.in_frame()[1]
+    whole = body if _single_term(body) else body.unrolled()
+    first, W = whole.calls.index(True) + calls, whole.in_frame()[1]
+    unit = finite_unit(whole.frame, whole.query_levels)  # G = u F
     rest = W[first:, first:].clone()
-    for j in range(first):
-        level = whole.query_levels[j]
-        own = torch.ones_like(unit) if bool(level.isinf()) else whole.frame.unit(level)
-        rest[:, 0] += W[first:, j] * (unit / own)
+    rest[:, 0] += (W[first:, :first] * (unit[first] / unit[:first])).sum(1)
     query = None if whole.query is None else whole.query[first:]
     run = Tableau.single_term(whole.rho[first:], rest, whole.frame, query)
     return denoise_last(run) if clean else run
+
+
+def _single_term(tableau: Tableau) -> bool:
+    return bool(tableau.in_frame()[0].isclose(torch.eye(len(tableau.B), dtype=torch.float64), atol=1e-9).all())
 
 
 def _without_clean_end(tableau: Tableau) -> tuple[Tableau, bool]:
