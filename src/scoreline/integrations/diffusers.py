@@ -3,6 +3,7 @@
     pipe.scheduler = ScorelineScheduler.from_config(pipe.scheduler.config, solver="deis_tab3")
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Self
 
@@ -19,6 +20,7 @@ from scoreline.integrations.native_process import (
     Request,
     Steps,
     is_flow,
+    noise_alone,
     own_scheduler,
     owner,
     process_of,
@@ -205,7 +207,10 @@ class ScorelineScheduler(SchedulerMixin, ConfigMixin):
     @property
     def init_noise_sigma(self) -> float:
         """The factor of standard normal noise in the first sample."""
-        return 1.0 if self._process.scaled else float((self._levels.rho[0] ** 2 + 1) ** 0.5)
+        first = self._levels.rho[0]
+        if not self._process.scaled:
+            return math.hypot(first, 1)
+        return first * self._scale(0) if noise_alone(self.config) and first < math.inf else 1.0
 
     @property
     def step_index(self) -> int | None:
@@ -433,8 +438,8 @@ class ScorelineScheduler(SchedulerMixin, ConfigMixin):
             indices = [self._index(None)] * count
         rho = [levels.rho[min(index, len(levels.rho) - 1)] for index in indices]
         parts = [(self._scale(index), level) for index, level in zip(indices, rho, strict=True)]
-        signal = [0.0 if level == float("inf") else scale for scale, level in parts]
-        spread = [scale if level == float("inf") else scale * level for scale, level in parts]
+        signal = [0.0 if level == math.inf else scale for scale, level in parts]
+        spread = [scale if level == math.inf else scale * level for scale, level in parts]
         shape = (-1, *[1] * (original_samples.ndim - 1))
         alpha, sigma = (original_samples.new_tensor(part).reshape(shape) for part in (signal, spread))
         return alpha * original_samples + sigma * noise

@@ -58,6 +58,17 @@ class SignedEDM(EDMPreconditioning):
 
 
 @dataclass(frozen=True)
+class ToInfinity(CosineVP):
+    """The process of `IPNDMScheduler`, alpha = cos(pi t / 2), from t = 1, where rho is infinite."""
+
+    s: float = 0.0
+    t_max: float = 1.0
+
+    def inverse(self, u: Tensor) -> Tensor:
+        return torch.where(u >= 1, math.inf, super().inverse(u))
+
+
+@dataclass(frozen=True)
 class Process:
     """A pipeline's process, its network's prediction and its timesteps.
 
@@ -153,8 +164,8 @@ def process_of(config: Config, mu: float | None = None) -> Process:
     name = STEPS[own_name(config)]
     if is_flow(config):
         return _flow(config, mu)
-    if name == "IPNDMScheduler":  # alpha = cos(pi t / 2), t in [0, 1]
-        cosine = CosineVP(s=0.0, t_max=1.0)
+    if name == "IPNDMScheduler":
+        cosine = ToInfinity()
         return Process(VelocityPrediction(cosine, 1.0), cosine, _level_of(cosine, 1.0))
     if name.startswith("EDM") or (config["timestep_type"] == "continuous" and _prediction(config) == "v_prediction"):
         return _edm(config, name)
@@ -283,9 +294,20 @@ def _levels(own: Any, process: Process, flow: bool) -> list[float]:
     return [level_of_flow(sigma) for sigma in sigmas] if flow else sigmas
 
 
+ONE = 1 - 1.5e-6
+"""A flow's time from here on is 1: `UniPCMultistepScheduler` writes 1 - 1e-6 for it."""
+
+
 def level_of_flow(sigma: float) -> float:
     """Return rho of sigma, a flow model's time."""
-    return sigma / (1 - sigma) if sigma < 1 else math.inf
+    return sigma / (1 - sigma) if sigma < ONE else math.inf
+
+
+def noise_alone(config: Config) -> bool:
+    """Return whether pipelines start from noise of the first level's deviation, instead of the first state's, 1."""
+    own = STEPS[own_name(config)]
+    spread = own in (EULER, "EulerAncestralDiscreteScheduler", "LMSDiscreteScheduler")
+    return spread and config["timestep_spacing"] in (None, "linspace", "trailing")
 
 
 def _end(own: Any, flow: bool) -> float:
