@@ -5,7 +5,8 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple, Self
+from itertools import pairwise
+from typing import Any, NamedTuple
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
@@ -208,9 +209,9 @@ class ScorelineScheduler(SchedulerMixin, ConfigMixin):
     def init_noise_sigma(self) -> float:
         """The factor of standard normal noise in the first sample."""
         first = self._levels.rho[0]
-        if not self._process.scaled:
-            return math.hypot(first, 1)
-        return first * self._scale(0) if noise_alone(self.config) and first < math.inf else 1.0
+        if noise_alone(self.config) and first < math.inf:
+            return first * self._scale(0)
+        return 1.0 if self._process.scaled else math.hypot(first, 1)
 
     @property
     def step_index(self) -> int | None:
@@ -293,7 +294,7 @@ class ScorelineScheduler(SchedulerMixin, ConfigMixin):
         self._begin_index: int | None = None
         self._step_index: int | None = None
         self._stepper: Stepper | None = None
-        self._returned: Tensor | None = None
+        self._next: Tensor | None = None
         self._noise = _Noise()
 
     def index_for_timestep(self, timestep: float | Tensor, schedule_timesteps: Tensor | None = None) -> int:
@@ -369,8 +370,8 @@ class ScorelineScheduler(SchedulerMixin, ConfigMixin):
         denoised = self._denoised(model_output, x, index)
         state = stepper.step(denoised)
         self._step_index = index + 1
-        self._returned = (state.x * self._scale(index + 1)).to(sample.dtype)
-        output = (self._returned, denoised.to(sample.dtype))
+        self._next = state.x * self._scale(index + 1)
+        output = (self._next.to(sample.dtype), denoised.to(sample.dtype))
         return DDIMSchedulerOutput(*output) if return_dict else output
 
     def _begin(self, index: int, sample: Tensor, generator: "Generator | list[Generator] | None") -> int:
@@ -380,14 +381,14 @@ class ScorelineScheduler(SchedulerMixin, ConfigMixin):
         self._noise.start(sample, generator if bool(tableau.B.any()) else None)
         self._stepper = Stepper(tableau, self._noise)
         self._stepper.start(self._unscaled(sample, index))
-        self._returned = None
+        self._next = None
         return index
 
     def _rest(self, index: int) -> Tableau:
         """Return the run from a step in its middle."""
         assert self._tableau is not None
         levels, solver = self._levels, self._solver
-        if not getattr(solver, "own_levels", False):
+        if not getattr(solver, "own_levels", False) and _falling(levels.rho[index:]):
             run = listed_run(solver, levels.rho[index:], levels.end)
             called = run.query_levels[torch.tensor(run.calls)]
             if called.tolist() == levels.told[index:]:
@@ -408,8 +409,8 @@ class ScorelineScheduler(SchedulerMixin, ConfigMixin):
     def _state(self, sample: Tensor, index: int) -> Tensor:
         """Return the state of a step: the stepper's own unless the pipeline changed the sample."""
         assert self._stepper is not None
-        half = sample.dtype.itemsize < 4
-        if not (half and self._returned is not None and torch.equal(sample, self._returned)):
+        half = sample.dtype.itemsize < 4  # else the sample is the state, to rounding
+        if not (half and self._next is not None and torch.equal(sample, self._next.to(sample.dtype))):
             self._stepper.replace(self._unscaled(sample, index))
         return self._stepper.state.x
 
@@ -507,6 +508,10 @@ def listed_run(solver: "Solver | Adaptive", levels: list[float], end: float) -> 
         return rows.tableau()
     levels = levels if end == 0 else [*levels, end]
     return build_tableau(solver, Tabulated(tuple(levels)), (levels[0], levels[-1]), calls, final)
+
+
+def _falling(levels: list[float]) -> bool:
+    return all(high > low for high, low in pairwise(levels))
 
 
 def _final(solver: "Solver | Adaptive", end: float) -> str:
