@@ -488,25 +488,28 @@ def text(group: str, name: str) -> str:
     return (ROOT / "conf" / group / f"{name}.yaml").read_text()
 
 
-@pytest.mark.parametrize("flow", [False, True])
-def test_every_solver_makes_as_many_calls_as_it_plans(flow: bool) -> None:
-    solvers = [name for name in names_of("solver") if not reads_a_file("solver", name) and "Adaptive" not in text("solver", name)]
-    assert len(solvers) > 50
-    base = {"shift": 3.0} if flow else LATENT_BETAS
-    ends = {}
-    for name in solvers:
-        if flow and name == "edm_stochastic":
+FEW = ("heun", "dpm_solver_fast", "edm", "edm_stochastic", "euler_ancestral", "ipndm4", "scire_v1_agile", "velocity_ab3")
+CLOSED_FORMS = [
+    name
+    for name in names_of("solver")
+    if not reads_a_file("solver", name) and "solvers.adaptive" not in text("solver", name)
+]
+ALL = [pytest.param(name, marks=() if name in FEW else pytest.mark.slow) for name in CLOSED_FORMS]
+
+
+@pytest.mark.parametrize("solver", ALL)
+def test_every_solver_makes_as_many_calls_as_it_plans(solver: str) -> None:
+    random = any(word in solver for word in ("stochastic", "ancestral", "sde"))
+    for base in (LATENT_BETAS, {"shift": 3.0}):
+        if "shift" in base and solver == "edm_stochastic":
             continue  # churn adds noise to a state of infinite noise
+        fine = drawn(ScorelineScheduler(**base, solver="unipc_3", schedule="time_uniform"), 50)
         for schedule in (None, "time_uniform"):
-            scheduler = ScorelineScheduler(**base, solver=name, schedule=schedule)
+            scheduler = ScorelineScheduler(**base, solver=solver, schedule=schedule)
             sample = drawn(scheduler, 8)
-            assert sample.isfinite().all(), name
+            assert sample.isfinite().all()
             assert scheduler.step_index == len(scheduler.timesteps) == scheduler.num_inference_steps <= 8
-            ends[name, schedule] = sample
-    fine = drawn(ScorelineScheduler(**base, solver="unipc_3", schedule="time_uniform"), 200)
-    for (name, _), sample in ends.items():
-        if not any(word in name for word in ("stochastic", "ancestral", "sde")):
-            assert float((sample - fine).abs().max()) < 0.6 * max(1.0, float(fine.abs().max())), name
+            assert random or float((sample - fine).abs().max()) < 0.6 * max(1.0, float(fine.abs().max()))
 
 
 @pytest.mark.parametrize("solver", ["ddim", "dpmpp_2m", "unipc_2", "deis_tab3", "velocity_ab3"])
@@ -644,7 +647,6 @@ def test_requests_that_cannot_be_met_are_refused(tmp_path: Path) -> None:
     sde = ScorelineScheduler(**LATENT_BETAS, solver="euler_ancestral")
     sde.set_timesteps(4)
     eps = ScorelineScheduler(**LATENT_BETAS, rescale_betas_zero_snr=True, steps_of=DDIM, timestep_spacing="trailing")
-    eps.set_timesteps(4)
     flow = ScorelineScheduler(shift=1.0, schedule="karras")
     refusals: list[tuple[Callable[[], Any], str]] = [
         (lambda: vp.step(sample, 1, sample), "set_timesteps first"),
@@ -652,7 +654,7 @@ def test_requests_that_cannot_be_met_are_refused(tmp_path: Path) -> None:
         (lambda: sde.step(sample, 999, sample, eta=0.5), "euler_ancestral"),
         (lambda: sde.step(sample, 999, sample, generator=[generator()] * 3), "3 for 2 images"),
         (lambda: churn.step(sample, churn.timesteps[3], sample), "middle"),
-        (lambda: eps.step(sample, eps.timesteps[0], sample), "prediction_type"),
+        (lambda: eps.set_timesteps(4), "predicts nothing of the data"),
         (lambda: flow.set_timesteps(5), "sigma_max=inf"),
         (lambda: ScorelineScheduler(solver="dpmp_2m"), "dpmpp_2m"),
         (lambda: ScorelineScheduler(steps_of="os"), "steps_of"),

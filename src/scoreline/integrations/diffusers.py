@@ -180,9 +180,8 @@ class ScorelineScheduler(SchedulerMixin, ConfigMixin):
         self._process = process_of(self.config)
         self._solver = self._named_solver()
         self._tableau: Tableau | None = None
-        timesteps = own.timesteps.double().tolist()
-        levels = [self._process.level(timestep) for timestep in timesteps]
-        self._set_levels(Levels(levels, levels, timesteps, 0.0), own.timesteps)
+        levels = self._process.level(own.timesteps).tolist()
+        self._set_levels(Levels(levels, levels, own.timesteps.tolist(), 0.0), own.timesteps)
 
     @classmethod
     def from_config(cls, config: Any = None, return_unused_kwargs: bool = False, **kwargs: Any) -> Any:
@@ -250,10 +249,13 @@ class ScorelineScheduler(SchedulerMixin, ConfigMixin):
         request = Request(num_inference_steps, _numbers(sigmas), _numbers(timesteps), mu)
         if request.count is None and sigmas is None and timesteps is None:
             raise InputError("set_timesteps: give num_inference_steps, sigmas or timesteps")
-        self._process, self._solver = process_of(self.config, mu), self._named_solver()
+        self._process = process_of(self.config, mu)
+        self._solver = self._named_solver()
         steps = steps_of(self.config, self._process, request)
         self._tableau = first_call(self._plan(steps, request.calls))
-        self._set_levels(self._levels_of(self._tableau, steps), device)
+        levels = self._levels_of(self._tableau, steps)
+        self._process.at(levels.told[0])  # refuses a level at which the network says nothing, before the first call
+        self._set_levels(levels, device)
 
     def _plan(self, steps: Steps, calls: int) -> Tableau:
         """Return the tableau of the run."""

@@ -75,13 +75,13 @@ class Process:
     Attributes:
         parameterisation: D = skip x + out F(in x, timestep), x in unit-signal coordinates.
         noise_schedule: the map between noise level and native time, for solvers and schedules that read it.
-        level: the noise level of a timestep.
+        level: the noise levels of timesteps, float64.
         scaled: whether pipelines hold in(rho) x, the native state of VP and flow models, or x itself, as with EDM.
     """
 
     parameterisation: Parameterisation
     noise_schedule: NoiseSchedule
-    level: Callable[[float], float]
+    level: Callable[[Tensor], Tensor]
     scaled: bool = True
 
     def at(self, rho: float) -> Numbers:
@@ -90,13 +90,7 @@ class Process:
         Raises:
             InputError: at infinite noise, for a network whose prediction says nothing of the data there.
         """
-        numbers = self.parameterisation.at(rho)
-        if not (math.isfinite(numbers.skip) and math.isfinite(numbers.out)):
-            raise InputError(
-                f"prediction_type: {type(self.parameterisation).__name__} has no denoised image at sigma={rho:g}; "
-                "start below infinite noise"
-            )
-        return numbers
+        return self.parameterisation.at(rho)
 
     def scale(self, rho: float) -> float:
         """Return the factor between x and the state that pipelines hold."""
@@ -176,10 +170,9 @@ def _prediction(config: Config) -> str:
     return str(config["prediction_type"] or "epsilon")
 
 
-def _level_of(noise_schedule: NoiseSchedule, label_scale: float) -> Callable[[float], float]:
-    def level(timestep: float) -> float:
-        time = min(timestep / label_scale, noise_schedule.t_max)
-        return float(noise_schedule.inverse(torch.tensor(time, dtype=torch.float64)))
+def _level_of(noise_schedule: NoiseSchedule, label_scale: float) -> Callable[[Tensor], Tensor]:
+    def level(timesteps: Tensor) -> Tensor:
+        return noise_schedule.inverse((timesteps.double() / label_scale).clamp(max=noise_schedule.t_max))
 
     return level
 
@@ -208,7 +201,7 @@ def _edm(config: Config, name: str) -> Process:
     network = SignedEDM(data) if _prediction(config) == "v_prediction" else EDMPreconditioning(data)
     low, high = (own.config.sigma_min, own.config.sigma_max)
     schedule = EDM() if low is None or high is None else EDM(low, high)
-    return Process(network, schedule, lambda label: math.exp(4 * label), scaled=False)
+    return Process(network, schedule, lambda timesteps: (4 * timesteps.double()).exp(), scaled=False)
 
 
 def _discrete(config: Config) -> Process:
@@ -279,7 +272,7 @@ def steps_of(config: Config, process: Process, request: Request) -> Steps:
     labels, levels, end = own.timesteps.double().tolist(), _levels(own, process, flow), _end(own, flow)
     if request.timesteps is not None:
         labels = [float(timestep) for timestep in request.timesteps]
-        levels = [process.level(label) for label in labels]
+        levels = process.level(torch.tensor(labels, dtype=torch.float64)).tolist()
     elif request.sigmas is not None and not flow:
         levels = [float(sigma) for sigma in request.sigmas][: request.calls]
         labels = [process.parameterisation.at(level).noise for level in levels]
@@ -289,8 +282,9 @@ def steps_of(config: Config, process: Process, request: Request) -> Steps:
 
 def _levels(own: Any, process: Process, flow: bool) -> list[float]:
     if not hasattr(own, "sigmas"):
-        return [process.level(timestep) for timestep in own.timesteps.double().tolist()]
-    sigmas = own.sigmas[:-1].double().tolist()
+        levels: list[float] = process.level(own.timesteps).tolist()
+        return levels
+    sigmas: list[float] = own.sigmas[:-1].double().tolist()
     return [level_of_flow(sigma) for sigma in sigmas] if flow else sigmas
 
 
