@@ -1,6 +1,6 @@
 """A scheduler for pipelines of diffusers: every solver, schedule and learned record of this package by name.
 
-    pipe.scheduler = ScorelineScheduler.from_config(pipe.scheduler.config, solver="deis_tab3")
+pipe.scheduler = ScorelineScheduler.from_config(pipe.scheduler.config, solver="deis_tab3")
 """
 
 import math
@@ -17,7 +17,6 @@ from torch import Generator, Tensor
 from scoreline.errors import InputError
 from scoreline.integrations.native_process import (
     STEPS,
-    Process,
     Request,
     Steps,
     is_flow,
@@ -30,6 +29,7 @@ from scoreline.integrations.native_process import (
 from scoreline.interface.named_choices import schedule_named, solver_named
 from scoreline.records import read_record
 from scoreline.runtime.seeded_noise import normal
+from scoreline.sampling import Stepper
 from scoreline.schedules.tabulated import Tabulated
 from scoreline.solvers.adaptive import Adaptive
 from scoreline.solvers.edm import EDMHeun
@@ -37,7 +37,6 @@ from scoreline.solvers.late_start import first_call, late_start
 from scoreline.solvers.learned import Learned, learned_in
 from scoreline.solvers.rows import Rows
 from scoreline.solvers.tableau import Solver, Tableau, build_tableau
-from scoreline.sampling import Stepper
 from scoreline.thresholding import dynamic_threshold
 
 
@@ -122,7 +121,7 @@ class ScorelineScheduler(SchedulerMixin, ConfigMixin):
         InputError: for a name that does not exist and a request that a solver cannot meet.
     """
 
-    _compatibles = sorted(STEPS)  # noqa: RUF012  the name and the type are diffusers'
+    _compatibles = sorted(STEPS)
     order = 1
 
     @register_to_config
@@ -192,8 +191,8 @@ class ScorelineScheduler(SchedulerMixin, ConfigMixin):
             return_unused_kwargs: return keywords that are no fields, too.
             **kwargs: fields, such as solver="unipc_2".
         """
-        if isinstance(config, dict) and config.get("steps_of") is None:
-            # a field that the other class left at its default means that class's default, not this one's
+        if isinstance(config, dict) and "steps_of" not in config:
+            # another class's: a field that it left at its default means that class's default, not this one's
             config = {key: value for key, value in config.items() if key != "_use_default_values"}
             kwargs.setdefault("steps_of", owner(config))
         return super().from_config(config, return_unused_kwargs=return_unused_kwargs, **kwargs)
@@ -252,7 +251,7 @@ class ScorelineScheduler(SchedulerMixin, ConfigMixin):
         self._process = process_of(self.config, mu)
         self._solver = self._named_solver()
         steps = steps_of(self.config, self._process, request)
-        self._tableau = first_call(self._plan(steps, request.calls))
+        self._tableau = first_call(self._plan(steps, request.calls(is_flow(self.config))))
         levels = self._levels_of(self._tableau, steps)
         self._process.at(levels.told[0])  # refuses a level at which the network says nothing, before the first call
         self._set_levels(levels, device)
@@ -263,7 +262,9 @@ class ScorelineScheduler(SchedulerMixin, ConfigMixin):
         if isinstance(solver, Learned):
             if calls not in solver.tableaus:
                 has = ", ".join(map(str, sorted(solver.tableaus)))
-                raise InputError(f"num_inference_steps={calls}: the record of {config.learned} holds runs of {has} calls")
+                raise InputError(
+                    f"num_inference_steps={calls}: the record of {config.learned} holds runs of {has} calls"
+                )
             return solver.tableaus[calls]
         if config.schedule is None:
             return listed_run(solver, steps.levels, steps.end)
@@ -279,7 +280,7 @@ class ScorelineScheduler(SchedulerMixin, ConfigMixin):
         """Return the levels of a run's calls, with the timesteps of `steps` if these are its levels."""
         called = torch.tensor(tableau.calls)
         told = tableau.query_levels[called].tolist()
-        timesteps = steps.timesteps if told == steps.levels else [self._process.at(level).noise for level in told]
+        timesteps = steps.timesteps if told == steps.levels else [self._process.timestep(level) for level in told]
         return Levels(tableau.rho[:-1][called].tolist(), told, timesteps, float(tableau.rho[-1]))
 
     def _set_levels(self, levels: Levels, like: "Tensor | str | torch.device | None") -> None:
@@ -296,6 +297,7 @@ class ScorelineScheduler(SchedulerMixin, ConfigMixin):
         self._begin_index: int | None = None
         self._step_index: int | None = None
         self._stepper: Stepper | None = None
+        self._idle = 0  # calls that the rest of a run has no use for
         self._next: Tensor | None = None
         self._noise = _Noise()
 
@@ -362,24 +364,27 @@ class ScorelineScheduler(SchedulerMixin, ConfigMixin):
             raise InputError(f"eta={eta}: choose solver=euler_ancestral for noise in each step, and eta=0")
         if self._tableau is None:
             raise InputError("step: call set_timesteps first")
-        if self._stepper is None or self._stepper.state.done:
+        if self._stepper is None or (self._stepper.state.done and not self._idle):
             self._step_index = None
             self._step_index = self._begin(self._index(timestep), sample, generator)
         stepper, index = self._stepper, self._step_index
         assert stepper is not None
         assert index is not None
-        x = self._state(sample, index)
-        denoised = self._denoised(model_output, x, index)
-        state = stepper.step(denoised)
+        denoised = self._denoised(model_output, self._state(sample, index), index)
         self._step_index = index + 1
-        self._next = state.x * self._scale(index + 1)
-        output = (self._next.to(sample.dtype), denoised.to(sample.dtype))
+        if self._idle:
+            self._idle -= 1
+            output = (sample, denoised.to(sample.dtype))
+        else:
+            self._next = stepper.step(denoised).x * self._scale(index + 1)
+            output = (self._next.to(sample.dtype), denoised.to(sample.dtype))
         return DDIMSchedulerOutput(*output) if return_dict else output
 
     def _begin(self, index: int, sample: Tensor, generator: "Generator | list[Generator] | None") -> int:
         """Start the run at a step; return its number."""
         assert self._tableau is not None
         tableau = self._tableau if index == 0 else self._rest(index)
+        self._idle = len(self._levels.rho) - index - tableau.nfe
         self._noise.start(sample, generator if bool(tableau.B.any()) else None)
         self._stepper = Stepper(tableau, self._noise)
         self._stepper.start(self._unscaled(sample, index))

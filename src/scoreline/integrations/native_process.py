@@ -92,6 +92,11 @@ class Process:
         """
         return self.parameterisation.at(rho)
 
+    def timestep(self, rho: float) -> float:
+        """Return the timestep of a level; that of a level in float32 on a whole one is whole."""
+        timestep = self.at(rho).noise
+        return float(round(timestep)) if abs(timestep - round(timestep)) < 1e-3 else timestep
+
     def scale(self, rho: float) -> float:
         """Return the factor between x and the state that pipelines hold."""
         return self.parameterisation.at(rho).in_ if self.scaled else 1.0
@@ -184,7 +189,9 @@ def _flow(config: Config, mu: float | None) -> Process:
     elif config["prediction_type"] == "sample":
         network = DataPrediction(plain, steps)
     else:
-        raise InputError(f"prediction_type={config['prediction_type']}: choose flow_prediction or sample for flow models")
+        raise InputError(
+            f"prediction_type={config['prediction_type']}: choose flow_prediction or sample for flow models"
+        )
     return Process(network, RectifiedFlow(shift_of(config, mu)), _level_of(plain, steps))
 
 
@@ -241,13 +248,12 @@ class Request(NamedTuple):
     timesteps: Sequence[float] | None
     mu: float | None
 
-    @property
-    def calls(self) -> int:
-        """The number of network calls."""
+    def calls(self, flow: bool) -> int:
+        """Return the number of network calls. But for a flow's, the last sigma is the end of the run."""
         if self.timesteps is not None:
             return len(self.timesteps)
         if self.sigmas is not None:
-            return len(self.sigmas) - (float(self.sigmas[-1]) == 0)
+            return len(self.sigmas) - (not flow)
         assert self.count is not None
         return self.count
 
@@ -255,15 +261,15 @@ class Request(NamedTuple):
 def steps_of(config: Config, process: Process, request: Request) -> Steps:
     """Return the steps that the diffusers class of a config takes.
 
-    Timesteps and, but for flow models, sigmas are taken as they are given; a flow model's sigmas are shifted, as
-    `FlowMatchEulerDiscreteScheduler` does.
+    Sigmas are taken as they are given, the last one as the end; those of a flow model are shifted and end in clean
+    data. Both as `EulerDiscreteScheduler` and `FlowMatchEulerDiscreteScheduler` read them.
     """
     flow = is_flow(config)
     if flow and request.sigmas is not None:
         config = {**config, "use_flow_sigmas": False, "steps_of": FLOW, "shift": shift_of(config, None)}
     own = own_scheduler(config)
     accepted = signature(own.set_timesteps).parameters
-    asked: dict[str, Any] = {"num_inference_steps": request.calls}
+    asked: dict[str, Any] = {"num_inference_steps": request.calls(flow)}
     if flow and request.sigmas is not None:
         asked = {"sigmas": list(request.sigmas)}
     if "mu" in accepted and config["use_dynamic_shifting"]:
@@ -271,12 +277,12 @@ def steps_of(config: Config, process: Process, request: Request) -> Steps:
     own.set_timesteps(**asked)
     labels, levels, end = own.timesteps.double().tolist(), _levels(own, process, flow), _end(own, flow)
     if request.timesteps is not None:
-        labels = [float(timestep) for timestep in request.timesteps]
+        labels = list(request.timesteps)
         levels = process.level(torch.tensor(labels, dtype=torch.float64)).tolist()
     elif request.sigmas is not None and not flow:
-        levels = [float(sigma) for sigma in request.sigmas][: request.calls]
-        labels = [process.parameterisation.at(level).noise for level in levels]
-    levels = _falling(levels)
+        levels, end = list(request.sigmas[:-1]), request.sigmas[-1]
+        labels = [process.timestep(level) for level in levels]
+    levels = _falling(_exact(levels, labels, process))
     return Steps(levels, labels, end if end < levels[-1] else 0.0)
 
 
@@ -310,6 +316,15 @@ def _end(own: Any, flow: bool) -> float:
         return level_of_flow(end) if flow else end
     signal = float(getattr(own, "final_alpha_cumprod", 1.0))
     return math.sqrt(1 / signal - 1)
+
+
+def _exact(levels: list[float], timesteps: list[float], process: Process) -> list[float]:
+    """Return the levels without the rounding of float32 to those of whole timesteps."""
+    exact = process.level(torch.tensor(timesteps, dtype=torch.float64)).tolist()
+    return [
+        other if timestep == int(timestep) and math.isclose(level, other, rel_tol=1e-5) else level
+        for level, other, timestep in zip(levels, exact, timesteps, strict=True)
+    ]
 
 
 def _falling(levels: list[float]) -> list[float]:

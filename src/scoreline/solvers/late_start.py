@@ -13,7 +13,8 @@ def late_start(tableau: Tableau, calls: int) -> Tableau:
 
     It is exact where the frame's slope G is constant, as the whole run is. Use this for methods whose levels are their
     own, such as `Learned`; a closed form is built again on the remaining levels instead, which makes its first steps
-    of the low order that their history allows.
+    of the low order that their history allows. The second stage of Heun's method is no call of a run that enters at it,
+    whose state is that of the step's end already.
 
     Args:
         tableau: a deterministic run.
@@ -24,6 +25,8 @@ def late_start(tableau: Tableau, calls: int) -> Tableau:
     """
     if not 0 <= calls < tableau.nfe:
         raise ValueError(f"calls={calls}: the run has {tableau.nfe} calls; leave out fewer")
+    if bool(tableau.B.any()):
+        raise ValueError("a stochastic tableau has no such form")
     body, clean = _without_clean_end(tableau)
     if calls == body.nfe:  # the final denoising step alone
         rho = tableau.rho[-2:]
