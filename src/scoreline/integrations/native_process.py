@@ -1,7 +1,7 @@
 """The process, the steps and the timesteps of a diffusers scheduler, in the terms of this package."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from inspect import signature
 from typing import Any, NamedTuple
@@ -244,8 +244,8 @@ class Request(NamedTuple):
     """What `set_timesteps` was asked for: a number of steps, or their sigmas or timesteps; mu of a flow model."""
 
     count: int | None
-    sigmas: Sequence[float] | None
-    timesteps: Sequence[float] | None
+    sigmas: list[float] | None
+    timesteps: list[float] | None
     mu: float | None
 
     def calls(self, flow: bool) -> int:
@@ -268,29 +268,38 @@ def steps_of(config: Config, process: Process, request: Request) -> Steps:
     if flow and request.sigmas is not None:
         config = {**config, "use_flow_sigmas": False, "steps_of": FLOW, "shift": shift_of(config, None)}
     own = own_scheduler(config)
-    accepted = signature(own.set_timesteps).parameters
-    asked: dict[str, Any] = {"num_inference_steps": request.calls(flow)}
-    if flow and request.sigmas is not None:
-        asked = {"sigmas": list(request.sigmas)}
-    if "mu" in accepted and config["use_dynamic_shifting"]:
+    given = _accepted(own, request, flow)
+    asked: dict[str, Any] = given or {"num_inference_steps": request.calls(flow)}
+    if "mu" in signature(own.set_timesteps).parameters and config["use_dynamic_shifting"]:
         asked["mu"] = request.mu
     own.set_timesteps(**asked)
     labels, levels, end = own.timesteps.double().tolist(), _levels(own, process, flow), _end(own, flow)
-    if request.timesteps is not None:
-        labels = list(request.timesteps)
+    if request.timesteps is not None and not given:
+        labels = request.timesteps
         levels = process.level(torch.tensor(labels, dtype=torch.float64)).tolist()
-    elif request.sigmas is not None and not flow:
-        levels, end = list(request.sigmas[:-1]), request.sigmas[-1]
+    elif request.sigmas is not None and not given:
+        levels, end = request.sigmas[:-1], request.sigmas[-1]
         labels = [process.timestep(level) for level in levels]
     levels = _falling(_exact(levels, labels, process))
     return Steps(levels, labels, end if end < levels[-1] else 0.0)
+
+
+def _accepted(own: Any, request: Request, flow: bool) -> dict[str, Any]:
+    """Return the sigmas or timesteps of a request if the scheduler takes them; DPM-Solver's takes whole timesteps."""
+    accepted = signature(own.set_timesteps).parameters
+    if request.sigmas is not None and "sigmas" in accepted:
+        return {"sigmas": request.sigmas}
+    if request.timesteps is None or flow or "timesteps" not in accepted:
+        return {}
+    whole = all(timestep == int(timestep) for timestep in request.timesteps)
+    return {"timesteps": request.timesteps} if whole or isinstance(own, diffusers.EulerDiscreteScheduler) else {}
 
 
 def _levels(own: Any, process: Process, flow: bool) -> list[float]:
     if not hasattr(own, "sigmas"):
         levels: list[float] = process.level(own.timesteps).tolist()
         return levels
-    sigmas: list[float] = own.sigmas[:-1].double().tolist()
+    sigmas: list[float] = own.sigmas[: len(own.timesteps)].double().tolist()
     return [level_of_flow(sigma) for sigma in sigmas] if flow else sigmas
 
 
@@ -312,7 +321,7 @@ def noise_alone(config: Config) -> bool:
 
 def _end(own: Any, flow: bool) -> float:
     if hasattr(own, "sigmas"):
-        end = float(own.sigmas[-1])
+        end = float(own.sigmas[len(own.timesteps)])  # Euler's `log_linear` has one more
         return level_of_flow(end) if flow else end
     signal = float(getattr(own, "final_alpha_cumprod", 1.0))
     return math.sqrt(1 / signal - 1)
