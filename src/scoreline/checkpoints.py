@@ -13,6 +13,7 @@ from scoreline.denoiser import Denoiser
 from scoreline.descriptions.skeletons import Shapes, SizeError, build, tensors
 from scoreline.descriptions.specs import Spec, is_ours
 from scoreline.errors import InputError, printable
+from scoreline.networks.latents import LatentDecoder
 from scoreline.parameterisations import Parameterisation
 from scoreline.schedules.base import NoiseSchedule
 from scoreline.storage.files import order_metadata, sha256, write_atomically
@@ -38,7 +39,7 @@ MOST_PIXELS = 2**28
 SPEC = Object({"_target_": Text()}, Anything())
 
 CARD: dict[str, Rule] = {
-    "model": Object({"network": SPEC, "noise_schedule": SPEC, "parameterisation": SPEC}),
+    "model": Object({"network": SPEC, "noise_schedule": SPEC, "parameterisation": SPEC}, optional={"decoder": SPEC}),
     "shape": ListOf(integer(1, 2**16), 3, 3),
     "num_classes": integer(0, 10**7),
     "data": Object(others=Anything(), optional={"sigma_data": Number(0, 1e6)}),
@@ -50,7 +51,11 @@ WEIGHTS = ("F64", "F32", "F16", "BF16", "C64", "I64", "I32", "I16", "I8", "U64",
 """Types that weights may have: those that torch computes with."""
 
 IN_SHAPE = {"channels": 0, "in_channels": 0, "resolution": 1, "sample_size": 1}
-"""Arguments of our networks that must agree with the image shape, and the axis they describe."""
+"""Arguments of our networks that must agree with the image shape, and the axis they describe; a list describes it and
+those behind it."""
+
+DECODER = "decoder."
+"""Names of a decoder's weights begin with it, in a file whose card describes one."""
 
 CLASSES = ("num_classes", "num_class_embeds")
 """Arguments of our networks that must agree with the card's `num_classes`."""
@@ -61,8 +66,9 @@ class Card:
     """The description of a model in its file.
 
     Attributes:
-        model: descriptions of `network`, `noise_schedule` and `parameterisation` (class paths and plain arguments).
-        shape: (C, H, W) of the images.
+        model: descriptions of `network`, `noise_schedule` and `parameterisation` (class paths and plain arguments), and
+            of the `decoder` of a model of latents.
+        shape: (C, H, W) of the images, or of the latents.
         num_classes: number of class labels, 0 for an unconditional network.
         data: name, digest, count and standard deviation (`sigma_data`) of the training images.
         training: kimg, EMA half-life, command, seed, config digest, code version.
@@ -85,6 +91,7 @@ class Checkpoint:
         card: its description.
         denoiser: on the CPU, in evaluation mode, without gradients.
         noise_schedule: the process it was trained for.
+        decoder: maps latents to images, with `image_shape`; None for a model of images.
     """
 
     path: Path
@@ -92,6 +99,12 @@ class Checkpoint:
     card: Card
     denoiser: Denoiser
     noise_schedule: NoiseSchedule
+    decoder: LatentDecoder | None = None
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of the images, which a model of latents decodes."""
+        return self.card.shape if self.decoder is None else self.decoder.image_shape(self.card.shape)
 
 
 def save_model(path: Path, weights: dict[str, Tensor], card: Card) -> None:
@@ -166,11 +179,28 @@ def load_model(path: str | Path, trust: tuple[str, ...] = ()) -> Checkpoint:
 def _load(header: Header, card: Card, trust: tuple[str, ...]) -> Checkpoint:
     weights = read_tensors(header)
     _check_finite(weights)
-    network = _network(header.shapes, card.model["network"], weights, trust)
+    network, decoder = _networks(header.shapes, card, weights, trust)
     parameterisation = build(card.model["parameterisation"], Parameterisation, header.shapes, trust)
     schedule: NoiseSchedule = build(card.model["noise_schedule"], NoiseSchedule, header.shapes, trust)
     denoiser = Denoiser(network, parameterisation).eval().requires_grad_(False)
-    return Checkpoint(header.path, sha256(header.path), card, denoiser, schedule)
+    denoiser.noise_schedule = schedule
+    return Checkpoint(header.path, sha256(header.path), card, denoiser, schedule, decoder)
+
+
+def _networks(
+    shapes: Shapes, card: Card, weights: dict[str, Tensor], trust: tuple[str, ...]
+) -> tuple[nn.Module, LatentDecoder | None]:
+    """Build the network and the decoder, if the card has one, each from its own weights."""
+    if "decoder" not in card.model:
+        return _network(shapes, card.model["network"], weights, trust), None
+    parts: tuple[dict[str, Tensor], dict[str, Tensor]] = {}, {}
+    for name, weight in weights.items():
+        parts[name.startswith(DECODER)][name.removeprefix(DECODER)] = weight
+    network = _network(shapes, card.model["network"], parts[False], trust)
+    decoder = _network(shapes, card.model["decoder"], parts[True], trust)
+    if not isinstance(decoder, LatentDecoder):
+        raise InputError("checkpoint: its decoder is of no class of scoreline.networks.latents; import it again")
+    return network, decoder.eval().requires_grad_(False)
 
 
 def _read_card(header: Header) -> Card:
@@ -206,7 +236,8 @@ def _check_sizes(card: Card) -> None:
     if not is_ours(network):
         return
     for key, axis in IN_SHAPE.items():
-        if network.get(key, card.shape[axis]) != card.shape[axis]:
+        size = network.get(key, card.shape[axis])
+        if size != (card.shape[axis:] if isinstance(size, list) else card.shape[axis]):
             raise ValueError(f"network.{key} is {excerpt(network[key])} for images of shape {list(card.shape)}")
     for key in CLASSES:
         if card.num_classes not in (0, network.get(key, card.num_classes)):

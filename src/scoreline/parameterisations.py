@@ -190,9 +190,7 @@ class DataPrediction(Parameterisation):
 
     def __call__(self, rho: Tensor) -> Scalings:
         t = self.noise_schedule(rho)
-        return Scalings(
-            torch.zeros_like(rho), torch.ones_like(rho), self.noise_schedule.alpha(t), t * self.label_scale
-        )
+        return Scalings(torch.zeros_like(rho), torch.ones_like(rho), self.noise_schedule.alpha(t), t * self.label_scale)
 
     def at_infinity(self) -> Numbers:
         return Numbers(0.0, 1.0, 1.0, self.noise_schedule.t_max * self.label_scale)

@@ -98,6 +98,28 @@ def images_of_kimg(key: str, kimg: Any) -> int:
     return images
 
 
+LARGEST_SIDE = 2**16
+"""Most pixels along a side of an image."""
+
+
+def image_size(key: str, value: Any) -> tuple[int, int] | None:
+    """Return (H, W) of `64`, of `[64, 96]`, height first, or None.
+
+    Args:
+        key: its name in messages.
+        value: the value of the key.
+
+    Raises:
+        InputError: if the value is neither of these.
+    """
+    if value is None:
+        return None
+    sides = value if isinstance(value, list | tuple) else [value, value]
+    if len(sides) != 2 or not all(is_whole(side) and side <= LARGEST_SIDE for side in sides):
+        raise InputError(f"{key}={value}: give the side of square images, as 64, or [height,width], as [64,96]")
+    return sides[0], sides[1]
+
+
 def check_switch(key: str, value: object) -> bool:
     """Return the value if it is true or false.
 
@@ -122,8 +144,8 @@ COMPILE: dict[str, dict[str, Any] | None] = {
 FINAL = ("none", "denoise")
 """Final denoising step: none (stop at sigma_min), or one more evaluation, to clean data."""
 
-FORMAT = ("npz", "png", "zip", "webdataset", "none")
-"""Output formats of images; `none` writes the manifest alone."""
+FORMAT = ("npz", "png", "zip", "webdataset", "npy", "none")
+"""Output formats of images; `npy` keeps float samples, `none` writes the manifest alone."""
 
 ON_ERROR = ("continue", "stop", "retry")
 """Reactions of a table to a failed cell: continue with the others, stop, or retry the cell once at the end."""

@@ -39,7 +39,7 @@ from scoreline.doctor.sample_job import SampleJob, sizes_on_disk
 from scoreline.doctor.train_job import TrainJob, optimiser_share
 from scoreline.errors import InputError, did_you_mean
 from scoreline.generation.auto_batch import most_images
-from scoreline.generation.formats import check_format
+from scoreline.generation.formats import FLOAT, check_format
 from scoreline.generation.labels import plan_labels
 from scoreline.runtime.cores import threads_of
 from scoreline.solvers.tableau import build
@@ -149,7 +149,8 @@ def sampling(script: str, cfg: Any, timed: torch.device | None, device: torch.de
     job = sample_job(script, cfg, checkpoint)
     yield job.network()
     if script == "sample":
-        final, most = sizes_on_disk(cfg.format, job.images, job.shape, _features(cfg.metrics))
+        shape = kept_shape(cfg.format, checkpoint)
+        final, most = sizes_on_disk(cfg.format, job.images, shape, _features(cfg.metrics))
         yield Finding("ok", "files", f"format={cfg.format}: {amount(final)}, {amount(most)} on the way")
         yield environment.folder("run directory", out, most)
         torch.set_num_threads(1)  # as sample.py does
@@ -188,7 +189,7 @@ def sample_job(script: str, cfg: Any, checkpoint: Checkpoint) -> SampleJob:
     span = sigma_range(cfg, checkpoint.noise_schedule)
     denoiser: Denoising = guided(cfg, checkpoint)
     if script == "sample":
-        check_format(cfg.format, card.shape)
+        check_format(cfg.format, kept_shape(cfg.format, checkpoint))
         cfg, _ = compose.follow_recommendation(cfg, checkpoint, span, nfe - (final == "denoise"))
         denoiser = apply(cfg.threshold, denoiser)
     solver = build_object(cfg.solver)
@@ -198,6 +199,11 @@ def sample_job(script: str, cfg: Any, checkpoint: Checkpoint) -> SampleJob:
     threads = min(pieces, threads_of(cfg.threads)) if script == "sample" else 1
     sizes = len(seeds), batch_size, network_batch
     return SampleJob(denoiser, run, card.shape, *sizes, labelled, threads, auto_batch=own == "auto")
+
+
+def kept_shape(choice: str, checkpoint: Checkpoint) -> tuple[int, int, int]:
+    """Return (C, H, W) of what sample.py keeps with this format: samples, or images."""
+    return checkpoint.card.shape if choice == FLOAT else checkpoint.image_shape
 
 
 def _features(metrics: Any) -> int:

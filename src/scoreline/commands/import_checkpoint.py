@@ -18,24 +18,29 @@ weights  ema (default) | raw
 allow    [names] of classes in its pickle that scoreline does not know; they
          are kept as inert records and never called
 sha256   the expected SHA-256 of SOURCE
+size     64 or [64,96], height first: the images of a diffusers folder that does
+         not say it
 
 Then check it: scoreline verify DEST
 """
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from scoreline.commands.words import names, parse
 from scoreline.config.compose import described_model
 from scoreline.descriptions.specs import Spec
 from scoreline.errors import InputError
+from scoreline.foreign import diffusers_settings
+from scoreline.values import image_size
 
 if TYPE_CHECKING:
     from scoreline.foreign.translation import ForeignModel
 
-MODEL_PARTS = ("network", "parameterisation", "noise_schedule")
-OWN = {"from": "", "model": "", "weights": "ema", "allow": "", "sha256": ""}
+MODEL_PARTS = ("network", "parameterisation", "noise_schedule", "decoder")
+OWN = {"from": "", "model": "", "weights": "ema", "allow": "", "sha256": "", "size": ""}
 
 
 def main(words: list[str]) -> None:
@@ -56,12 +61,21 @@ def main(words: list[str]) -> None:
         weights=own["weights"],
         allow=names(own["allow"]),
         sha256=own["sha256"] or None,
+        size=image_size("size", _plain(own["size"])),
     )
     family, imported = convert(source, target, options)
     print(f"{source}: {family}, {options.weights} weights -> {target}")
     for line in _conventions(imported):
         print(f"  {line}")
     print(f"check it: scoreline verify {target}")
+
+
+def _plain(word: str) -> Any:
+    """Return the number or list of numbers that a word spells, None for an empty word, else the word."""
+    try:
+        return json.loads(word) if word else None
+    except ValueError:
+        return word
 
 
 def arguments(words: Sequence[str]) -> tuple[list[str], dict[str, str], list[str]]:
@@ -90,7 +104,8 @@ def _conventions(imported: "ForeignModel") -> list[str]:
     size, classes = "x".join(map(str, imported.shape)), imported.num_classes or "no"
     return [
         f"images {size}, {classes} classes, {numbers:,} numbers in {len(weights)} tensors",
-        *(f"{part.replace('_', ' ')}: {_spelled(model[part])}" for part in MODEL_PARTS),
+        *(f"{part.replace('_', ' ')}: {_spelled(model[part])}" for part in MODEL_PARTS if part in model),
+        *(f"note: {sentence}" for sentence in diffusers_settings.sentences(imported.notes)),
     ]
 
 

@@ -24,6 +24,7 @@ from scoreline.calibration import target_variance_report
 from scoreline.config import run_names
 from scoreline.errors import InputError, did_you_mean, printable
 from scoreline.foreign import description, families
+from scoreline.foreign.diffusers_settings import sentences
 from scoreline.storage.files import sha256
 from scoreline.storage.schemas import parse_entries
 from scoreline.storage.tensor_files import Header, read_header
@@ -105,13 +106,15 @@ def _checkpoint_lines(header: Header) -> Iterator[str]:
     card = parse_entries(header.metadata, checkpoints.CARD, ("format",))
     numbers = sum(map(math.prod, header.shapes.values()))
     yield from _first("model checkpoint", header)
-    for part in ("network", "parameterisation", "noise_schedule"):
-        yield from _tree(part.replace("_", " "), card["model"][part])
+    for part in ("network", "parameterisation", "noise_schedule", "decoder"):
+        if part in card["model"]:
+            yield from _tree(part.replace("_", " "), card["model"][part])
     yield line("images", "x".join(map(str, card["shape"])) + " (CxHxW)")
     yield line("classes", str(card["num_classes"]) + " (unconditional)" * (card["num_classes"] == 0))
     yield line("parameters", f"{numbers:,} in {_tensors(header)}, {' '.join(sorted(set(header.types.values())))}")
     yield from _tree("data", card["data"])
     yield from _tree("training", card["training"])
+    yield from (line("note", sentence) for sentence in sentences(card["training"].get("imported")))
 
 
 def _record_lines(header: Header) -> Iterator[str]:

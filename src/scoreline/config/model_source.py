@@ -16,7 +16,7 @@ from scoreline.numerics import NUMERICS_VERSION
 from scoreline.runtime import distributed
 from scoreline.storage.bounded_reading import content
 from scoreline.storage.files import cache_folder, write_atomically
-from scoreline.values import list_of_names
+from scoreline.values import image_size, list_of_names
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -37,6 +37,7 @@ class ModelSource:
         weights: which weights of a foreign file to use, ema or raw.
         allow: class names that the pickle of a foreign file may hold, as inert records.
         sha256: expected SHA-256 of a foreign file, or None.
+        size: (H, W) of the images of a foreign folder that does not say it, or None.
     """
 
     word: str
@@ -46,6 +47,7 @@ class ModelSource:
     weights: str
     allow: tuple[str, ...]
     sha256: str | None
+    size: tuple[int, int] | None
 
     def load(self) -> "Checkpoint":
         """Return the model, on the CPU; import another project's checkpoint first. A URL is downloaded.
@@ -99,7 +101,7 @@ class ModelSource:
     def _options(self) -> "Options":
         from scoreline.foreign.conversion import Options
 
-        return Options(self.family, self.model, self.weights, self.allow, self.sha256)
+        return Options(self.family, self.model, self.weights, self.allow, self.sha256, self.size)
 
 
 def read_source(cfg: DictConfig) -> ModelSource:
@@ -119,6 +121,7 @@ def read_source(cfg: DictConfig) -> ModelSource:
         weights=options.weights,
         allow=list_of_names("import.allow", options.allow),
         sha256=options.sha256,
+        size=image_size("import.size", OmegaConf.to_container(options)["size"]),
     )
 
 

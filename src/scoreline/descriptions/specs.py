@@ -13,7 +13,7 @@ from scoreline.descriptions.annotations import fits
 from scoreline.errors import InputError, printable
 from scoreline.parameterisations import Parameterisation
 from scoreline.schedules.base import NoiseSchedule, Schedule
-from scoreline.storage.schemas import ListOf, Number, Rule, excerpt, integer
+from scoreline.storage.schemas import Either, ListOf, Number, Rule, excerpt, integer
 
 Spec = dict[str, Any]
 """{"_target_": "package.module.Class", argument: number | string | list | Spec}."""
@@ -27,7 +27,7 @@ ARGUMENTS: dict[str, Rule] = {
     "in_channels": SIDE,
     "out_channels": SIDE,
     "resolution": SIDE,
-    "sample_size": SIDE,
+    "sample_size": Either(SIDE, ListOf(SIDE, 2, 2)),
     "width": WIDTH,
     "multipliers": ListOf(Number(0, 4096, above=True), 1, 16),
     "block_out_channels": ListOf(WIDTH, 1, 16),
@@ -42,6 +42,9 @@ ARGUMENTS: dict[str, Rule] = {
     "label_dropout": Number(0, 1),
     "num_classes": integer(0, 10**7),
     "augment_dim": integer(0, 2**16),
+    "latent_channels": SIDE,
+    "num_vq_embeddings": WIDTH,
+    "scaling_factor": POSITIVE,
     "output_factor": integer(1, 64),
     "components": integer(1, 2**31),
     "steps": integer(1, 10**6),
@@ -152,7 +155,7 @@ def _large(value: Any) -> bool:
 
 
 def _check_process(target: str, process: NoiseSchedule) -> None:
-    """Check that noise grows with time, from a level of 0 or more to a finite one, and that the map is invertible.
+    """Check that noise grows with time, from a level of 0 or more, finite before t_max, and that the map is invertible.
 
     Raises:
         InputError: if not.
@@ -162,7 +165,9 @@ def _check_process(target: str, process: NoiseSchedule) -> None:
     try:
         rho = process.inverse(time)
         again = (process(rho) - time).abs() <= SAME_TIME * abs(last - first)
-        usable = first < last and bool((rho.isfinite() & (rho >= 0) & again).all() and (rho.diff() > 0).all())
+        usable = first < last and bool(
+            rho[:-1].isfinite().all() and ((rho >= 0) & again).all() and (rho.diff() > 0).all()
+        )
     except (ArithmeticError, ValueError, RuntimeError):
         usable = False
     if not usable:

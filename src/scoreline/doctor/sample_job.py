@@ -10,7 +10,7 @@ from scoreline.denoiser import Denoising
 from scoreline.doctor import environment
 from scoreline.doctor.findings import Finding, amount, duration
 from scoreline.doctor.timing import Cost, timed_call
-from scoreline.generation.formats import NONE
+from scoreline.generation.formats import FLOAT, NONE
 from scoreline.solvers.adaptive import AdaptiveRun
 from scoreline.solvers.tableau import Tableau
 
@@ -52,10 +52,12 @@ def sizes_on_disk(choice: str, images: int, shape: tuple[int, int, int], feature
         "png": -(-png // BLOCK) * BLOCK,
         "zip": png + 150,
         "webdataset": 512 * (-(-png // 512) + 5),
+        FLOAT: 4 * pixels,
         NONE: 0,
     }[choice]
+    kept = pixels * (4 if choice == FLOAT else 1)
     final = images * (each + LINE) + 16 * BLOCK + min(images, 64) * pixels
-    return final, final + images * (pixels + BESIDE_SHARD + features) + BLOCK
+    return final, final + images * (kept + BESIDE_SHARD + features) + BLOCK
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,7 @@ class Options:
         weights: ema or raw.
         allow: further names of classes that the pickle may hold, kept as inert records.
         sha256: expected SHA-256 of the file or download.
+        size: (H, W) of the images, for folders that do not say it.
     """
 
     family: str | None = None
@@ -35,6 +36,7 @@ class Options:
     weights: str = "ema"
     allow: Sequence[str] = ()
     sha256: str | None = None
+    size: tuple[int, int] | None = None
 
 
 def is_url(word: str) -> bool:
@@ -80,7 +82,7 @@ def convert(word: str, target: Path, options: Options) -> tuple[str, ForeignMode
 
 
 def _save(word: str, path: Path, target: Path, options: Options) -> tuple[str, ForeignModel]:
-    family, model = load(path, options.family, options.model, options.weights, options.allow)
+    family, model = load(path, options.family, options.model, options.weights, options.allow, options.size)
     save_model(target, model.weights, card(word, path, family, model, options.weights))
     return family, model
 
@@ -113,6 +115,8 @@ def cached_file(word: str, options: Options) -> Path:
 def cached_place(path: Path, options: Options) -> Path:
     """The file in the cache to which `cached_file` converts the source at `path`; it need not exist yet."""
     identity = {**asdict(options), "revision": REVISION, "source": digest(path)}
+    if options.size is None:
+        del identity["size"]  # places in the cache from before the option
     name = hashlib.sha256(json.dumps(identity, sort_keys=True, default=list).encode()).hexdigest()[:16]
     return cache_folder("imported", f"{path.resolve().stem}-{name}") / "model.safetensors"
 

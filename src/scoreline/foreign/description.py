@@ -8,6 +8,7 @@ from torch import Tensor
 
 from scoreline.errors import InputError
 from scoreline.foreign.conversion import digest
+from scoreline.foreign.diffusers_folder import unfollowed
 from scoreline.foreign.families import DESCRIBED, content_of, family_of
 from scoreline.safe_pickle.machine import Record
 from scoreline.safe_pickle.torch_files import kind, names
@@ -38,9 +39,18 @@ def lines(path: Path) -> Iterator[tuple[str, str, int]]:
         yield "refused", str(error).removeprefix(f"{path}: "), 0
         return
     yield "family", family, 0
+    if path.is_dir():
+        yield from _unfollowed(path)
     yield from _holds("content", content)
     needs = "" if family in DESCRIBED else " model=..."
     yield "import it", f"scoreline import {path} DEST --from {family}{needs}", 0
+
+
+def _unfollowed(folder: Path) -> Iterator[tuple[str, str, int]]:
+    try:
+        yield from (("note", sentence, 0) for sentence in unfollowed(folder))
+    except InputError as error:
+        yield "refused", str(error), 0
 
 
 def _holds(name: str, content: Any, depth: int = 0) -> Iterator[tuple[str, str, int]]:

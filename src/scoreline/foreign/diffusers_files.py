@@ -16,6 +16,14 @@ SINGLE = re.compile(STEM + r"(?:\.(?P<variant>\w+))?\.(?P<kind>safetensors|bin)"
 SHARDED = re.compile(STEM + r"\.(?P<kind>safetensors|bin)\.index(?:\.(?P<variant>\w+))?\.json")
 SHARD = re.compile(r"[\w.-]+\.(safetensors|bin)")
 
+MODEL_INDEX, CONFIG = "model_index.json", "config.json"
+
+FOLDER_MARKS = (MODEL_INDEX, CONFIG, *(f"{part}/{CONFIG}" for part in ("unet", "unet_ema", "transformer")))
+"""Files by one of which a folder of diffusers is recognised."""
+
+OLD_NAMES = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+"""Layers of attention -> their names in files before diffusers 0.15."""
+
 LARGEST_JSON, MOST_VALUES = 2**24, 2**20  # bytes, values
 
 
@@ -57,6 +65,15 @@ def tensors(files: Collection[Path]) -> dict[str, Tensor]:
             raise InputError(f"{path.name}: weight {word(twice[0])} is in another file too; copy the folder again")
         state.update(part)
     return state
+
+
+def stored_name(name: str, names: Collection[str]) -> str:
+    """Return the name of a weight, or its old name if only that is among the names of a file."""
+    for now, once in OLD_NAMES.items():
+        old = name.replace(f".{now}.", f".{once}.")
+        if name not in names and old in names:
+            return old
+    return name
 
 
 def read_json(path: Path) -> dict[str, Any]:

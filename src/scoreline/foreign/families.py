@@ -8,6 +8,7 @@ from typing import Any
 
 from scoreline.descriptions.specs import Spec
 from scoreline.errors import InputError
+from scoreline.foreign.diffusers_files import CONFIG, FOLDER_MARKS, MODEL_INDEX
 from scoreline.foreign.translation import ForeignModel
 from scoreline.safe_pickle.torch_files import read
 from scoreline.storage.bounded_reading import json_value
@@ -26,16 +27,22 @@ FAMILIES = {
 DESCRIBED = frozenset({"edm", "diffusers"})
 """Families whose files describe their network."""
 
-WEIGHTS = ("ema", "raw")
+SIZED = frozenset({"diffusers"})
+"""Families whose networks take images of any size, which a file may leave open."""
 
-FOLDER_MARKS = ("model_index.json", "config.json")
+WEIGHTS = ("ema", "raw")
 
 LARGEST_HEADER, MOST_VALUES = 2**25, 2**22
 """Bytes and values in the header of a safetensors file; a tensor takes about 120 bytes and 8 values."""
 
 
 def load(
-    path: Path, family: str | None, model: Spec | None, weights: str, allow: Sequence[str] = ()
+    path: Path,
+    family: str | None,
+    model: Spec | None,
+    weights: str,
+    allow: Sequence[str] = (),
+    size: tuple[int, int] | None = None,
 ) -> tuple[str, ForeignModel]:
     """Read a foreign file or folder without running anything in it.
 
@@ -45,6 +52,7 @@ def load(
         model: description as in conf/model, for families whose files do not describe themselves.
         weights: ema or raw.
         allow: further names of classes that its pickle may hold, kept as inert records.
+        size: (H, W) of the images, for folders that do not say it.
 
     Returns:
         The family and the model.
@@ -59,8 +67,11 @@ def load(
         raise InputError(f"{path}: no such file or folder; give a checkpoint, a diffusers folder or a URL")
     content = content_of(path, family, allow)
     family = family or family_of(path, content)
+    if size is not None and family not in SIZED:
+        raise InputError(f"import.size: files of {family} have one size of images; leave the key out")
+    given = {} if size is None else {"size": size}
     try:
-        return family, module(family).read_model(content, model, weights)
+        return family, module(family).read_model(content, model, weights, **given)
     except InputError as error:
         raise InputError(f"{path} (read as {family}): {error}") from error
 
@@ -71,7 +82,7 @@ def content_of(path: Path, family: str | None, allow: Sequence[str] = ()) -> Any
     Raises:
         InputError: for a file that is no checkpoint, or that names a class no family needs.
     """
-    if path.is_dir() or path.name in FOLDER_MARKS:
+    if path.is_dir() or path.name in (MODEL_INDEX, CONFIG):
         return path if path.is_dir() else path.parent
     families = FAMILIES if family is None else (family,)
     inert = {name for each in families for name in getattr(module(each), "INERT", ())}

@@ -68,7 +68,7 @@ def one_call(denoiser: Denoising, tableau: Tableau | AdaptiveRun, shards: Shards
 
     @torch.inference_mode()
     def call(images: int) -> Tensor:
-        x = torch.zeros(images, *shards.shape, device=device)
+        x = torch.zeros(images, *shards.state_shape, device=device)
         others = [torch.zeros_like(x) for _ in range(states)]
         label = None if shards.labels is None else torch.zeros(images, dtype=torch.int64, device=device)
         return denoiser.eps(x, level, label=label) + others[0]

@@ -23,7 +23,8 @@ Record = Callable[[Callable[..., Tensor], Sequence[Tensor]], Callable[..., Tenso
 
 
 class Batch(NamedTuple):
-    """Samples x (B, *) of B seeds, in the noise's dtype and unit-signal coordinates, on the device.
+    """Samples x (B, *) of B seeds, in the noise's dtype and unit-signal coordinates on the device, or images decoded from
+    them.
 
     Both counts are per image; guidance takes several network calls per evaluation.
     """
@@ -48,6 +49,8 @@ class Sampler:
         record: turns a function of tensors into a recording of it, such as `cuda_graphs.Replayed`; for tableaus without
             noise.
         noise: source of the initial states' noise and of fresh noise, by seed.
+        decode: maps the samples of a network call to images, such as the decoder of a model of latents; None keeps
+            the samples.
     """
 
     denoiser: Denoising
@@ -57,6 +60,7 @@ class Sampler:
     threads: int = 1
     record: Record | None = None
     noise: seeded_noise.Noise = seeded_noise.normal
+    decode: Callable[[Tensor], Tensor] | None = None
 
     @torch.inference_mode()
     def batches(
@@ -148,6 +152,8 @@ class _Work:
             sample = self._replayed(self._normal(unit, "initial") * scale, label, self.sampler.record)
             self.progress(len(unit.seeds))
         x, *counts = sample
+        if self.sampler.decode is not None:
+            x = self.sampler.decode(x)
         return Batch(unit.seeds, x[: len(unit.seeds)], *counts)
 
     def _normal(self, unit: _Unit, purpose: str, step: int = 0) -> Tensor:

@@ -20,7 +20,7 @@ from scoreline.generation.images import Entry, ShardImages, no_progress
 from scoreline.generation.run_results import OUTPUTS, file_record
 from scoreline.sampling import Progress
 from scoreline.storage.files import part_beside, write_atomically
-from scoreline.storage.pictures import png_bytes
+from scoreline.storage.pictures import PICTURES, png_bytes
 
 PER_FOLDER = 1000
 
@@ -136,19 +136,22 @@ def write_manifest(path: Path, images: ShardImages) -> None:
 
 
 class Format(NamedTuple):
-    """The name of a format's file or folder, its writer, and whether it holds PNG files (one or three channels)."""
+    """The name of a format's file or folder, and its writer."""
 
     name: str
     write: Callable[[Path, ShardImages, Progress], None]
-    png: bool
 
 
 FORMATS = {
-    "npz": Format(OUTPUTS["npz"], npz.write_images, False),
-    "png": Format(OUTPUTS["png"], _write_folder, True),
-    "zip": Format(OUTPUTS["zip"], _write_zip, True),
-    "webdataset": Format(OUTPUTS["webdataset"], _write_webdataset, True),
+    "npz": Format(OUTPUTS["npz"], npz.write_images),
+    "png": Format(OUTPUTS["png"], _write_folder),
+    "zip": Format(OUTPUTS["zip"], _write_zip),
+    "webdataset": Format(OUTPUTS["webdataset"], _write_webdataset),
+    "npy": Format(OUTPUTS["npy"], npz.write_samples),
 }
+FLOAT = "npy"
+"""The format that keeps samples as they are, in float32."""
+
 NONE = "none"
 """The format that writes the manifest alone."""
 
@@ -161,11 +164,14 @@ def check_format(choice: str, shape: tuple[int, int, int]) -> None:
         shape: (C, H, W) of the images.
 
     Raises:
-        InputError: for an unknown format, or PNG files of images with neither one nor three channels.
+        InputError: for an unknown format, or files of bytes for images with neither one nor three channels.
     """
     values.check_format(choice)
-    if choice != NONE and FORMATS[choice].png and shape[0] not in (1, 3):
-        raise InputError(f"format={choice}: PNG files take 1 or 3 channels, these images have {shape[0]}; use npz")
+    if choice not in (NONE, FLOAT) and shape[0] not in PICTURES:
+        raise InputError(
+            f"format={choice}: bytes from -1 to 1 hold images of 1 or 3 channels, these samples have {shape[0]}; "
+            "format=npy metrics=none keeps them in float32"
+        )
 
 
 def write_format(choice: str, out: Path, images: ShardImages, progress: Progress = no_progress) -> None:
@@ -179,7 +185,7 @@ def write_format(choice: str, out: Path, images: ShardImages, progress: Progress
     """
     if choice == NONE:
         return
-    name, write, _ = FORMATS[choice]
+    name, write = FORMATS[choice]
     if choice == "png":
         write(out / name, images, progress)
     else:

@@ -9,8 +9,12 @@ from torch import Tensor
 from scoreline.datasets.base import ImageDataset
 from scoreline.generation.shards import NO_LABEL, ShardIndex, Shards
 from scoreline.sampling import Progress
+from scoreline.storage.pictures import PICTURES, sheet, to_uint8
 
 BLOCK = 256
+
+SHOWN, COLUMNS = 64, 8
+"""Images of a contact sheet, and tiles in its rows."""
 
 
 def no_progress(images: float) -> None:
@@ -19,7 +23,7 @@ def no_progress(images: float) -> None:
 
 @dataclass(frozen=True)
 class Entry:
-    """A line of the manifest: `sha256`, hexadecimal, covers the bytes of the image in the order (H, W, C)."""
+    """A line of the manifest: `sha256`, hexadecimal, is that of `shards.image_digests`."""
 
     index: int
     seed: int
@@ -53,16 +57,22 @@ class ShardImages(ImageDataset):
 
     def read(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Return images uint8 (B, C, H, W) and labels int64 (B,), -1 without a label, in the order of the indices."""
+        images = self.kept(indices)
+        labels = self.shards.label(torch.as_tensor(indices, dtype=torch.int64))
+        return images if images.dtype == torch.uint8 else to_uint8(images), labels
+
+    def kept(self, indices: Sequence[int]) -> Tensor:
+        """Return what the shards hold, images uint8 or samples float32 (B, C, H, W), in the order of the indices."""
         from safetensors import safe_open
 
         index = torch.as_tensor(indices, dtype=torch.int64)
-        images = torch.empty((len(index), *self.shape), dtype=torch.uint8)
+        images = torch.empty((len(index), *self.shape), dtype=self.shards.dtype)
         shard, row = self.found.shard[index], self.found.row[index]
         for number in sorted(set(shard.tolist())):
             here = shard == number
             with safe_open(self.found.paths[number], framework="pt") as file:
                 images[here] = file.get_tensor("images")[row[here]]
-        return images, self.shards.label(index)
+        return images
 
     def entry(self, index: int) -> Entry:
         """Return the line of the manifest for image `index`."""
@@ -71,9 +81,9 @@ class ShardImages(ImageDataset):
         return Entry(index, self.shards.seeds[index], None if label == NO_LABEL else label, digest)
 
     def blocks(self, progress: Progress = no_progress) -> Iterator[Tensor]:
-        """Yield all images in order, as blocks uint8 (n, C, H, W); `progress` receives n after the block is used."""
+        """Yield what the shards hold in order, as blocks (n, C, H, W); `progress` receives n after a block is used."""
         for start in range(0, len(self), BLOCK):
-            block, _ = self.read(range(start, min(start + BLOCK, len(self))))
+            block = self.kept(range(start, min(start + BLOCK, len(self))))
             yield block
             progress(len(block))
 
@@ -84,3 +94,15 @@ class ShardImages(ImageDataset):
             for image in block:
                 yield self.entry(index), image
                 index += 1
+
+
+def contact_sheet(images: ShardImages) -> Tensor:
+    """Arrange the first 64 images as `sheet` does, about eight tiles in a row.
+
+    Samples float32 of neither one nor three channels, whose range is unknown, are divided by their largest absolute
+    value if that is above 1.
+    """
+    first, channels = images.kept(range(min(SHOWN, len(images)))), images.shape[0]
+    if first.dtype != torch.uint8:
+        first = to_uint8(first if channels in PICTURES else first / first.abs().amax().clamp(min=1))
+    return sheet(first, COLUMNS if channels in PICTURES else max(1, COLUMNS // channels))

@@ -42,7 +42,7 @@ def sample_missing(sampler: Sampler, shards: Shards, group: Group) -> tuple[int,
     began, whole = time.perf_counter(), len(missing) / max(1, len(own))
     total, done = len(shards.seeds), len(shards.seeds) - len(missing)
     with ImageProgress(total, "sampling", done=done, enabled=group.first) as progress:
-        batches = sampler.batches(shards.shape, seeds, labels, lambda images: progress.update(images * whole))
+        batches = sampler.batches(shards.state_shape, seeds, labels, lambda images: progress.update(images * whole))
         _write_shards(shards, own, batches)
     group.barrier()
     return len(missing), time.perf_counter() - began
@@ -53,18 +53,19 @@ def _write_shards(shards: Shards, indices: Sequence[int], batches: Iterator[Batc
         start = 0
         for batch in batches:
             end = start + len(batch.seeds)
-            yield indices[start:end], images_on_host(batch), batch.nfe, batch.network_calls
+            yield indices[start:end], images_on_host(batch, shards.dtype), batch.nfe, batch.network_calls
             start = end
 
     beside(lambda item: shards.write(item[0], item[1](), *item[2:]), placed(), WRITERS)
 
 
-def images_on_host(batch: Batch) -> Callable[[], Tensor]:
-    """Start the copy of a batch to the CPU, and return a function that waits for the images uint8 (n, C, H, W).
+def images_on_host(batch: Batch, dtype: torch.dtype = torch.uint8) -> Callable[[], Tensor]:
+    """Start the copy of a batch to the CPU, and return a function that waits for the images (n, C, H, W) of `dtype`.
 
     That function raises NotFiniteError if a sample is not finite.
     """
-    seeds, copies = batch.seeds, to_host(to_uint8(batch.x), batch.x.isfinite().all())
+    x = to_uint8(batch.x) if dtype == torch.uint8 else batch.x.to(dtype)
+    seeds, copies = batch.seeds, to_host(x, batch.x.isfinite().all())
 
     def images() -> Tensor:
         pixels, finite = copies()

@@ -1,4 +1,4 @@
-"""A writer of npz files, array by array and block by block; equal numbers give equal bytes."""
+"""Writers of npz and npy files, array by array and block by block; equal numbers give equal bytes."""
 
 import zipfile
 from collections.abc import Iterable
@@ -63,3 +63,12 @@ def _add(
         np.lib.format.write_array_header_1_0(file, header)
         for part in parts:
             file.write(part.data)
+
+
+def write_samples(path: Path, images: ShardImages, progress: Progress = no_progress) -> None:
+    """Write samples.npy: float32 (N, C, H, W), as they were sampled."""
+    header = {"descr": np.lib.format.dtype_to_descr(np.dtype(np.float32)), "fortran_order": False}
+    with open(path, "wb") as file:
+        np.lib.format.write_array_header_1_0(file, {**header, "shape": (len(images), *images.shape)})
+        for block in images.blocks(progress):
+            file.write(block.contiguous().numpy().data)

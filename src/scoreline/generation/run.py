@@ -7,15 +7,17 @@ from pathlib import Path
 
 import torch
 
+from scoreline.errors import InputError
 from scoreline.generation import run_results, trajectories
 from scoreline.generation.batches import Sampler
 from scoreline.generation.formats import check_format, write_format, write_manifest
-from scoreline.generation.images import ShardImages
+from scoreline.generation.images import ShardImages, contact_sheet
 from scoreline.generation.interruptions import report_kept
 from scoreline.generation.loop import find_all, sample_missing
 from scoreline.generation.run_results import MANIFEST, OUTPUTS, Result
 from scoreline.generation.shards import Shards
 from scoreline.metrics.base import Metrics, Score
+from scoreline.metrics.no_metrics import NoMetrics
 from scoreline.runtime.collectives import largest
 from scoreline.runtime.distributed import Group
 from scoreline.runtime.memory import peak_memory
@@ -23,7 +25,7 @@ from scoreline.runtime.progress import ImageProgress
 from scoreline.solvers.adaptive import AdaptiveRun
 from scoreline.solvers.tableau import Tableau
 from scoreline.storage.files import sha256, write_atomically
-from scoreline.storage.pictures import save_png, sheet
+from scoreline.storage.pictures import save_png
 from scoreline.storage.resumable import Parts
 
 SHARDS, FEATURES = "shards", "features"
@@ -40,6 +42,7 @@ class Outputs:
         trajectories: seeds whose trajectories are saved step by step.
         trajectory_nfe: evaluations of the fine run that trajectories are compared with.
         num_classes: classes of the model, 0 for an unconditional one.
+        latents: whether the samples that are kept are latents, which no metric measures.
     """
 
     format: str
@@ -47,12 +50,18 @@ class Outputs:
     trajectories: Sequence[int] = ()
     trajectory_nfe: int = 200
     num_classes: int = 0
+    latents: bool = False
 
     def check(self, shards: Shards, tableau: Tableau | AdaptiveRun) -> None:
         """Raise InputError for a format, trajectory or metric that these images cannot have; call before sampling."""
         check_format(self.format, shards.shape)
         if self.trajectories:
             trajectories.check_trajectories(self.trajectories, shards, tableau, self.trajectory_nfe)
+        if self.latents and not isinstance(self.metrics, NoMetrics):
+            raise InputError(
+                "metrics: they measure images, and format=npy keeps the latents of this model; add metrics=none, or "
+                "choose format=npz for decoded images"
+            )
         self.metrics.check(shards.shape, len(shards.seeds))
 
 
@@ -77,7 +86,7 @@ def finish(sampler: Sampler, shards: Shards, outputs: Outputs, group: Group) -> 
         # images to files
         if group.first:
             write_atomically(out / MANIFEST, lambda path: write_manifest(path, images))
-            save_png(out / "grid.png", sheet(images.read(range(min(64, len(images))))[0]))
+            save_png(out / "grid.png", contact_sheet(images))
             with ImageProgress(len(images), "writing") as progress:
                 write_format(outputs.format, out, images, progress.update)
             if outputs.trajectories:

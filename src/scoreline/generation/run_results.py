@@ -31,6 +31,7 @@ BEGINNING = b'{\n  "solver": '
 MANIFEST = "manifest.csv"
 
 OUTPUTS = {"npz": "samples.npz", "png": "images", "zip": "samples.zip", "webdataset": "samples.tar"}
+OUTPUTS |= {"npy": "samples.npy"}
 """The file or folder below the run directory that holds the images, by `format`."""
 
 Result = dict[str, Any]

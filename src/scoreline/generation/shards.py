@@ -19,18 +19,20 @@ FIELDS = {
     "sha256": torch.uint8,
     "nfe": torch.int64,
     "network_calls": torch.int64,
-    "images": torch.uint8,
 }
+"""Fields of a shard and their types; `images` have that of the shards."""
 
 Fields = dict[str, Tensor]
 
 
 def image_digests(images: Tensor) -> Tensor:
-    """Return the SHA-256 of the bytes of each image uint8 (N, C, H, W) in the order (H, W, C): uint8 (N, 32).
+    """Return the SHA-256 of each of the images (N, C, H, W): uint8 (N, 32).
 
-    It equals the digest of `arr_0[i].tobytes()` in ADM's layout, so that users can check it without this package.
+    Users can check it without this package: for images uint8 it equals the digest of `arr_0[i].tobytes()` in ADM's
+    layout (H, W, C), for samples float32 that of `samples[i].tobytes()` in samples.npy, (C, H, W).
     """
-    digests = [hashlib.sha256(image.tobytes()).digest() for image in images.permute(0, 2, 3, 1).contiguous().numpy()]
+    rows = images.permute(0, 2, 3, 1) if images.dtype == torch.uint8 else images
+    digests = [hashlib.sha256(image.tobytes()).digest() for image in rows.contiguous().numpy()]
     return torch.from_numpy(np.frombuffer(b"".join(digests), dtype=np.uint8).reshape(len(images), 32).copy())
 
 
@@ -71,7 +73,9 @@ class Shards:
         stamp: of what an image depends besides its seed and label: config, checkpoint, code.
         seeds: N seeds, image i belongs to the i-th one.
         labels: (N,) int64, or None where images have no label.
-        shape: (C, H, W).
+        shape: (C, H, W) of the images.
+        dtype: torch.uint8 for images in bytes, torch.float32 for samples as they are.
+        latents: (C, H, W) of the states, if images are decoded from them; None if they are the images.
     """
 
     folder: Path
@@ -79,9 +83,21 @@ class Shards:
     seeds: Sequence[int]
     labels: Tensor | None
     shape: tuple[int, int, int]
+    dtype: torch.dtype = torch.uint8
+    latents: tuple[int, int, int] | None = None
+
+    @property
+    def state_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of the states that are sampled."""
+        return self.latents or self.shape
+
+    @property
+    def types(self) -> dict[str, torch.dtype]:
+        """The types of a shard's fields."""
+        return {**FIELDS, "images": self.dtype}
 
     def write(self, indices: Sequence[int], images: Tensor, nfe: int, network_calls: int) -> None:
-        """Write a shard of images uint8 (n, C, H, W) at `indices`, with the counts that are theirs alike."""
+        """Write a shard of images (n, C, H, W) of `dtype` at `indices`, with the counts that are theirs alike."""
         from safetensors.torch import save
 
         index = torch.tensor(indices)
@@ -132,9 +148,9 @@ class Shards:
 
         try:
             with safe_open(path, framework="pt") as file:
-                if (file.metadata() or {}).get("stamp") != self.stamp or set(file.keys()) != set(FIELDS):
+                if (file.metadata() or {}).get("stamp") != self.stamp or set(file.keys()) != set(self.types):
                     return None
-                fields = {name: file.get_tensor(name) for name in FIELDS}
+                fields = {name: file.get_tensor(name) for name in self.types}
         except (SafetensorError, OSError):
             return None
         whole = self._fits(fields) and (not check or torch.equal(image_digests(fields["images"]), fields["sha256"]))
@@ -143,8 +159,8 @@ class Shards:
     def _fits(self, fields: Fields) -> bool:
         count = len(fields["index"])
         tails = {"sha256": (32,), "images": self.shape}
-        shapes = {name: (count, *tails.get(name, ())) for name in FIELDS}
-        if any(fields[name].dtype != kind or fields[name].shape != shapes[name] for name, kind in FIELDS.items()):
+        shapes = {name: (count, *tails.get(name, ())) for name in self.types}
+        if any(fields[name].dtype != kind or fields[name].shape != shapes[name] for name, kind in self.types.items()):
             return False
         index = fields["index"]
         if not count or int(index.min()) < 0 or int(index.max()) >= len(self.seeds) or len(set(index.tolist())) < count:

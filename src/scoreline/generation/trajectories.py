@@ -124,7 +124,7 @@ def record(sampler: Sampler, shards: Shards, seeds: Sequence[int], fine_nfe: int
     labels = None if shards.labels is None else shards.labels[index]
     recorder = Recorder(sampler.denoiser)
     size = sampler.network_batch or sampler.batch_size
-    batches = generate(recorder, sampler.tableau, shards.shape, seeds, size, labels, sampler.network_batch)
+    batches = generate(recorder, sampler.tableau, shards.state_shape, seeds, size, labels, sampler.network_batch)
     x, denoised = [], []
     for batch in batches:
         n, seen = len(batch.seeds), recorder.calls_seen

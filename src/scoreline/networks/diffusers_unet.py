@@ -16,7 +16,7 @@ REFUSED = (ValueError, TypeError, RuntimeError, KeyError, IndexError, AttributeE
 
 
 class DiffusersUNet(nn.Module):
-    """F(image (B, C, R, R), noise label (B,), class (B,) or None, augmentation None) -> (B, out_channels, R, R).
+    """F(image (B, C, H, W), noise label (B,), class (B,) or None, augmentation None) -> (B, out_channels, H, W).
 
     Arguments and defaults are those of UNet2DModel's configuration, and the weights have the same names behind
     `model.`. Time labels may be fractional, since they enter sines and cosines. A class that is None or negative is a
@@ -26,7 +26,7 @@ class DiffusersUNet(nn.Module):
     When to use it: to sample from folders of diffusers; `foreign.diffusers_folder` fills in all arguments.
 
     Args:
-        sample_size: R.
+        sample_size: H = W, or [H, W].
         num_class_embeds: number of classes; None for an unconditional network.
         label_dropout: probability with which the training module hides the class.
         checkpointing: recompute activations in the backward pass instead of keeping them.
@@ -43,7 +43,7 @@ class DiffusersUNet(nn.Module):
 
     def __init__(
         self,
-        sample_size: int,
+        sample_size: int | Sequence[int],
         in_channels: int = 3,
         out_channels: int = 3,
         center_input_sample: bool = False,
@@ -103,14 +103,15 @@ class _OrZeros(nn.Embedding):
         return functional.embedding(index.clamp(min=0), self.weight) * (index >= 0)[:, None]
 
 
-def _check_sizes(size: int, widths: Sequence[int], classes: int | None) -> None:
+def _check_sizes(size: int | Sequence[int], widths: Sequence[int], classes: int | None) -> None:
     if not _listed(widths) or not widths:
         raise InputError(f"model.network.block_out_channels={widths}: give the channels of every level")
     halvings = len(widths) - 1
-    if not is_whole(size) or size % 2**halvings:
+    sides = (size, size) if isinstance(size, int) else size
+    if len(sides) != 2 or not all(is_whole(side) and side % 2**halvings == 0 for side in sides):
         raise InputError(
-            f"model.network.sample_size={size}: give the side of the square images, a whole number that can be halved "
-            f"{halvings} times"
+            f"model.network.sample_size={size}: give the side of square images or [height, width], whole numbers that "
+            f"can be halved {halvings} times"
         )
     if classes is not None and (not isinstance(classes, int) or classes < 1):
         raise InputError(f"model.network.num_class_embeds={classes}: give the number of classes, or null for none")

@@ -30,6 +30,8 @@ from scoreline.tables import schema
 from scoreline.values import whole_number
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from scoreline.checkpoints import Checkpoint
     from scoreline.generation.batches import Sampler
     from scoreline.generation.run import Outputs
@@ -101,7 +103,6 @@ def sample(config: SampleConfig) -> Result:
     from scoreline.generation.batches import Sampler
     from scoreline.generation.cuda_graphs import recorder
     from scoreline.generation.labels import describe_labels, plan_labels
-    from scoreline.generation.shards import Shards
     from scoreline.runtime.device import choose_device
     from scoreline.runtime.memory import keep_freed_memory
     from scoreline.solvers.tableau import build
@@ -120,10 +121,11 @@ def sample(config: SampleConfig) -> Result:
 
     # 3. shards: image i belongs to seed i and label i; images of an earlier start are reused
     labels = plan_labels(config.labels, config.seeds, card.num_classes)
-    stamp = f"{config.run.identity} {checkpoint.digest}"
-    shards = Shards(config.run.path / run.SHARDS, stamp, config.seeds, labels, card.shape)
+    shards = plan_shards(config, checkpoint, labels)
+    decoder = checkpoint.decoder if shards.latents else None
     trajectories = (config.trajectories, config.trajectory_nfe)
-    outputs = run.Outputs(config.format, components.metrics, *trajectories, card.num_classes)
+    undecoded = checkpoint.decoder is not None and decoder is None
+    outputs = run.Outputs(config.format, components.metrics, *trajectories, card.num_classes, undecoded)
     outputs.check(shards, tableau)
 
     # 4. sampler: images per network call, device, precision
@@ -131,7 +133,9 @@ def sample(config: SampleConfig) -> Result:
     Execution(config.precision, config.compile, config.channels_last).apply(denoiser)
     threads = 1 if device.type == "cuda" else config.threads
     record = recorder(config.graphs, device, tableau)
-    sampler = network_batch(config, Sampler(denoiser, tableau, config.batch_size, None, threads, record), shards)
+    decode = None if decoder is None else decoder.to(device)
+    sampler = Sampler(denoiser, tableau, config.batch_size, None, threads, record, decode)
+    sampler = network_batch(config, sampler, shards)
     if device.type == "cpu":
         keep_freed_memory()
     if group.first:
@@ -147,6 +151,21 @@ def sample(config: SampleConfig) -> Result:
     if group.first:
         run_results.write(config.run.path, result)
     return result
+
+
+def plan_shards(config: SampleConfig, checkpoint: "Checkpoint", labels: "Tensor | None") -> "Shards":
+    """Return the shards of a run: samples in float32 with `format=npy`, else images in bytes, decoded from latents."""
+    import torch
+
+    from scoreline.generation import run
+    from scoreline.generation.formats import FLOAT
+    from scoreline.generation.shards import Shards
+
+    place = config.run.path / run.SHARDS, f"{config.run.identity} {checkpoint.digest}", config.seeds, labels
+    states = checkpoint.card.shape
+    if config.format == FLOAT:
+        return Shards(*place, states, torch.float32)
+    return Shards(*place, checkpoint.image_shape, latents=None if checkpoint.decoder is None else states)
 
 
 def network_batch(config: SampleConfig, sampler: "Sampler", shards: "Shards") -> "Sampler":
@@ -188,15 +207,16 @@ def describe(
         outputs: the files and metrics of the run.
         scores: the result of `generation.run.finish`.
     """
+    from scoreline.foreign.diffusers_settings import sentences
     from scoreline.numerics import NUMERICS_VERSION
     from scoreline.storage.files import code_version
 
-    count = scores["images"]
+    count, notes = scores["images"], checkpoint.card.training.get("imported", {})
     return {
         **choices,
         **scores,
         "protocol": outputs.metrics.fingerprint(count),
-        "warnings": outputs.metrics.warnings(count),
+        "warnings": [*outputs.metrics.warnings(count), *sentences(notes, choices)],
         "checkpoint": {"name": checkpoint.path.name, "sha256": checkpoint.digest},
         "sigma_max": float(sampler.tableau.rho[0]),
         "sigma_end": float(sampler.tableau.rho[-1]),

@@ -11,7 +11,7 @@ from torch import Tensor
 from scoreline.errors import InputError
 from scoreline.schedules.base import Schedule, grid
 from scoreline.schedules.tabulated import Tabulated
-from scoreline.solvers.frames import NOISE, Frame
+from scoreline.solvers.frames import FLOW, NOISE, Frame
 from scoreline.values import check_final
 
 if TYPE_CHECKING:
@@ -182,7 +182,8 @@ class Tableau:
     def unrolled(self) -> "Tableau":
         """Return the same method with one row a call, y_{k+1} = y_k + sum_j W_kj F_j (`single_term`).
 
-        A first state without a call keeps its row. Rows of P sum to one, so every y_k is y_0 + sum_j M_kj F_j; W is
+        A first state without a call keeps its row. From infinite noise a method in noise prediction takes this form in
+        flow prediction. Rows of P sum to one, so every y_k is y_0 + sum_j M_kj F_j; W is
         the difference of M between calls.
 
         Raises:
@@ -191,8 +192,8 @@ class Tableau:
         """
         if bool(self.B.any()):
             raise ValueError("a stochastic tableau has no such form")
-        if self.from_infinity and self.frame == NOISE:
-            raise ValueError("from infinite noise, noise prediction has no such form")
+        if self.from_infinity and self.frame == NOISE:  # a method that keeps constants and noise keeps their sum
+            return replace(self, frame=FLOW).unrolled()
         rows, (P, W) = len(self.B), self.in_frame()
         if float((P.sum(1) - 1).abs().max()) > 1e-9:
             raise ValueError("a tableau that ends with E[x_0 | x] has no such form in its frame")
@@ -337,13 +338,14 @@ def build(
             message = str(error).replace(f"nfe={steps_nfe}:", f"nfe={nfe} with final=denoise:", 1)
             raise InputError(message) from error
         raise
+    except ValueError as error:
+        if sigma_max < sigma_min:
+            raise _no_inversion(sigma_max, sigma_min) from error
+        raise
     if not isinstance(run, Tableau):
         return replace(run, nfe=nfe).denoised() if final == "denoise" else run
-    if sigma_max < sigma_min and bool(run.B.any()):
-        raise InputError(
-            f"sigma_max={sigma_max:g} below sigma_min={sigma_min:g}: a run from data to noise solves the ODE, and this "
-            "solver adds noise; use a deterministic one, such as ddim"
-        )
+    if sigma_max < sigma_min and (bool(run.B.any()) or float(run.rho[-1]) != sigma_min):
+        raise _no_inversion(sigma_max, sigma_min)
     if bool((run.query_levels[torch.tensor(run.calls)] == 0).any()):
         raise InputError("sigma_min=0: this solver evaluates the network there; use sigma_min above 0, final=denoise")
     if final == "none":
@@ -351,6 +353,13 @@ def build(
     if float(run.rho[-1]) == 0:
         raise InputError("final=denoise: this run ends at clean data already; use final=none")
     return denoise_last(run)
+
+
+def _no_inversion(sigma_max: float, sigma_min: float) -> InputError:
+    return InputError(
+        f"sigma_max={sigma_max:g} below sigma_min={sigma_min:g}: a run from data to noise solves the ODE upwards, and "
+        "this solver adds noise or ends at clean data; use another one, such as velocity_ab3 or ddim"
+    )
 
 
 def _first_step_to(solver: "Solver | Adaptive", schedule: Schedule, sigma_min: float, nfe: int) -> Tableau:

@@ -8,6 +8,9 @@ from torch import Tensor
 
 from scoreline.storage.files import write_atomically
 
+PICTURES = (1, 3)
+"""Numbers of channels of a picture."""
+
 
 def to_unit(images: Tensor) -> Tensor:
     """Map uint8 values 0..255 to float32 in [-1, 1]: x / 127.5 - 1. Any shape.
@@ -28,9 +31,12 @@ def to_uint8(x: Tensor) -> Tensor:
 def sheet(images: Tensor, columns: int = 8, scale: int | None = None) -> Tensor:
     """Arrange images uint8 (N, C, H, W) in a contact sheet (C, rows * s, columns * s'), row by row on white.
 
-    Pixels are repeated `scale` times, by default to about 48 a side, so that 8x8 digits are visible; one white line of
-    pixels separates the tiles.
+    An image of neither one nor three channels is a row of C grey tiles, one for each channel. Pixels are repeated
+    `scale` times, by default to about 48 a side, so that 8x8 digits are visible; one white line of pixels separates
+    the tiles.
     """
+    if images.shape[1] not in PICTURES:
+        columns, images = columns * images.shape[1], images.flatten(0, 1)[:, None]
     scale = scale or max(1, 48 // max(images.shape[2:]))
     framed = torch.nn.functional.pad(images, (0, 1, 0, 1), value=255)
     n, c, h, w = framed.shape

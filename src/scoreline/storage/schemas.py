@@ -98,6 +98,17 @@ class ListOf:
 
 
 @dataclass(frozen=True)
+class Either:
+    """A list that obeys `listed`, or another value that obeys `single`."""
+
+    single: Rule
+    listed: Rule
+
+    def __call__(self, name: str, value: Any) -> None:
+        (self.listed if isinstance(value, list) else self.single)(name, value)
+
+
+@dataclass(frozen=True)
 class Object:
     """An object with all keys of `required`, perhaps those of `optional`; others obey `others`, None for no others."""
 
