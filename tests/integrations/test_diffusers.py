@@ -672,7 +672,6 @@ def test_requests_that_cannot_be_met_are_refused(tmp_path: Path) -> None:
     sde = ScorelineScheduler(**LATENT_BETAS, solver="euler_ancestral")
     sde.set_timesteps(4)
     eps = ScorelineScheduler(**LATENT_BETAS, rescale_betas_zero_snr=True, steps_of=DDIM, timestep_spacing="trailing")
-    flow = ScorelineScheduler(shift=1.0, schedule="karras")
     refusals: list[tuple[Callable[[], Any], str]] = [
         (lambda: vp.step(sample, 1, sample), "set_timesteps first"),
         (lambda: vp.set_timesteps(), "num_inference_steps"),
@@ -680,8 +679,9 @@ def test_requests_that_cannot_be_met_are_refused(tmp_path: Path) -> None:
         (lambda: sde.step(sample, 999, sample, generator=[generator()] * 3), "3 for 2 images"),
         (lambda: churn.step(sample, churn.timesteps[3], sample), "middle"),
         (lambda: eps.set_timesteps(4), "predicts nothing of the data"),
-        (lambda: flow.set_timesteps(5), "sigma_max=inf"),
         (lambda: ScorelineScheduler(solver="dpmp_2m"), "dpmpp_2m"),
+        (lambda: ScorelineScheduler(solver="rk45"), "chooses its steps"),
+        (lambda: ScorelineScheduler(solver="learned"), "reads a file"),
         (lambda: ScorelineScheduler(steps_of="os"), "steps_of"),
         (lambda: ScorelineScheduler(**LATENT_BETAS, prediction_type="flow_prediction"), "use_flow_sigmas"),
         (lambda: ScorelineScheduler(learned=str(tmp_path / "none")), "no such record"),

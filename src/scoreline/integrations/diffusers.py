@@ -56,7 +56,7 @@ class Levels(NamedTuple):
     end: float
 
 
-class ScorelineScheduler(SchedulerMixin, ConfigMixin):
+class ScorelineScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # diffusers' types are not read
     """This package's solvers as a scheduler of diffusers: network calls = num_inference_steps = len(timesteps).
 
     Use `from_config(pipe.scheduler.config, solver=..)` in any pipeline whose scheduler predicts noise, v, the sample or
@@ -124,7 +124,14 @@ class ScorelineScheduler(SchedulerMixin, ConfigMixin):
     _compatibles = sorted(STEPS)
     order = 1
 
-    @register_to_config
+    timesteps: Tensor
+    sigmas: Tensor
+    _begin_index: int | None
+    _step_index: int | None
+    _stepper: Stepper | None
+    _next: Tensor | None
+
+    @register_to_config  # type: ignore[untyped-decorator]
     def __init__(
         self,
         solver: str = "dpmpp_2m",
@@ -197,11 +204,16 @@ class ScorelineScheduler(SchedulerMixin, ConfigMixin):
             kwargs.setdefault("steps_of", owner(config))
         return super().from_config(config, return_unused_kwargs=return_unused_kwargs, **kwargs)
 
-    def _named_solver(self) -> "Solver | Adaptive":
+    def _named_solver(self) -> Solver:
         config = self.config
         if config.learned is not None:
             return _learned(config.learned)
-        return solver_named(config.solver, self._process.noise_schedule, config.sigma_data or 1.0)
+        solver = solver_named(config.solver, self._process.noise_schedule, config.sigma_data or 1.0)
+        if isinstance(solver, Adaptive):
+            raise InputError(
+                f"solver={config.solver}: it chooses its steps as it goes; a pipeline's are planned before"
+            )
+        return solver
 
     @property
     def init_noise_sigma(self) -> float:
@@ -246,7 +258,7 @@ class ScorelineScheduler(SchedulerMixin, ConfigMixin):
             InputError: unless one of the three is given, and as the solver does.
         """
         request = Request(num_inference_steps, _numbers(sigmas), _numbers(timesteps), mu)
-        if request.count is None and sigmas is None and timesteps is None:
+        if request.steps is None and sigmas is None and timesteps is None:
             raise InputError("set_timesteps: give num_inference_steps, sigmas or timesteps")
         self._process = process_of(self.config, mu)
         self._solver = self._named_solver()
@@ -294,11 +306,11 @@ class ScorelineScheduler(SchedulerMixin, ConfigMixin):
         if is_flow(self.config):
             sigmas = 1 / (1 + 1 / sigmas)
         self.sigmas = sigmas.float()
-        self._begin_index: int | None = None
-        self._step_index: int | None = None
-        self._stepper: Stepper | None = None
+        self._begin_index = None
+        self._step_index = None
+        self._stepper = None
         self._idle = 0  # calls that the rest of a run has no use for
-        self._next: Tensor | None = None
+        self._next = None
         self._noise = _Noise()
 
     def index_for_timestep(self, timestep: float | Tensor, schedule_timesteps: Tensor | None = None) -> int:
@@ -499,7 +511,7 @@ def _seeds(generator: Generator | None, count: int) -> list[int]:
     return [int(seed) for seed in drawn.tolist()]
 
 
-def listed_run(solver: "Solver | Adaptive", levels: list[float], end: float) -> Tableau:
+def listed_run(solver: Solver, levels: list[float], end: float) -> Tableau:
     """Return the run of a solver whose calls are at these levels, if it makes one a step.
 
     Args:
@@ -521,7 +533,7 @@ def _falling(levels: list[float]) -> bool:
     return all(high > low for high, low in pairwise(levels))
 
 
-def _final(solver: "Solver | Adaptive", end: float) -> str:
+def _final(solver: Solver, end: float) -> str:
     return "denoise" if end == 0 and not isinstance(solver, EDMHeun) else "none"
 
 

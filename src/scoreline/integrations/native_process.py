@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from inspect import signature
 from typing import Any, NamedTuple
 
@@ -10,19 +10,18 @@ import diffusers
 import torch
 from torch import Tensor
 
+from scoreline.descriptions.specs import rebuild
 from scoreline.errors import InputError
+from scoreline.foreign.diffusers_process import described_process, minus_output
 from scoreline.parameterisations import (
-    DataPrediction,
     EDMPreconditioning,
     FlowVelocity,
-    NoisePrediction,
     Numbers,
     Parameterisation,
     Scalings,
     VelocityPrediction,
 )
 from scoreline.schedules.base import NoiseSchedule
-from scoreline.schedules.discrete import DiscreteVP
 from scoreline.schedules.flow import RectifiedFlow
 from scoreline.schedules.ve import EDM
 from scoreline.schedules.vp import CosineVP
@@ -143,7 +142,9 @@ def own_scheduler(config: Config, **changes: Any) -> Any:
     fields = {**config, **changes}
     if name == FLOW and fields["shift"] is None:
         fields["shift"] = fields["flow_shift"]
-    if name != FLOW and not fields["use_flow_sigmas"] and fields.get("prediction_type") == "flow_prediction":
+    if fields["use_flow_sigmas"] and fields["prediction_type"] is None:
+        fields["prediction_type"] = "flow_prediction"
+    if name != FLOW and not fields["use_flow_sigmas"] and fields["prediction_type"] == "flow_prediction":
         raise InputError("prediction_type=flow_prediction: set use_flow_sigmas=True for a flow model")
     return getattr(diffusers, name)(**{key: fields[key] for key in init_keys(name) if fields.get(key) is not None})
 
@@ -159,20 +160,36 @@ def process_of(config: Config, mu: float | None = None) -> Process:
     Args:
         config: of `ScorelineScheduler`.
         mu: logarithm of a flow model's shift, where it depends on the resolution.
+
+    Raises:
+        InputError: for a prediction that the process does not have, and betas that make none.
     """
-    name = STEPS[own_name(config)]
-    if is_flow(config):
-        return _flow(config, mu)
-    if name == "IPNDMScheduler":
+    own, zero = own_scheduler(config, rescale_betas_zero_snr=False), bool(config["rescale_betas_zero_snr"])
+    if isinstance(own, diffusers.IPNDMScheduler):
         cosine = ToInfinity()
         return Process(VelocityPrediction(cosine, 1.0), cosine, _level_of(cosine, 1.0))
-    if name.startswith("EDM") or (config["timestep_type"] == "continuous" and _prediction(config) == "v_prediction"):
-        return _edm(config, name)
-    return _discrete(config)
+    described = {**own.config, "_class_name": type(own).__name__}
+    if described.get("timestep_type") == "continuous" and described["prediction_type"] == "v_prediction":
+        return _edm(SignedEDM(1.0), EDM())  # timesteps ln(sigma) / 4, as Stable Video Diffusion has them
+    if (betas := described.get("trained_betas")) is not None:
+        described["trained_betas"] = [float(beta) for beta in betas]
+    parts = described_process(described, 1)
+    schedule, network = (
+        rebuild(parts["noise_schedule"], NoiseSchedule),
+        rebuild(parts["parameterisation"], Parameterisation),
+    )
+    if isinstance(network, EDMPreconditioning):
+        return _edm(SignedEDM(network.sigma_data) if minus_output(described) else network, schedule)
+    if isinstance(network, FlowVelocity):
+        return Process(network, RectifiedFlow(shift_of(config, mu)), _level_of(schedule, network.label_scale))
+    if zero:
+        schedule = replace(schedule, zero_terminal_snr=True)
+        network = replace(network, noise_schedule=schedule)
+    return Process(network, schedule, _level_of(schedule, 1.0))
 
 
-def _prediction(config: Config) -> str:
-    return str(config["prediction_type"] or "epsilon")
+def _edm(network: Parameterisation, schedule: NoiseSchedule) -> Process:
+    return Process(network, schedule, lambda timesteps: (4 * timesteps.double()).exp(), scaled=False)
 
 
 def _level_of(noise_schedule: NoiseSchedule, label_scale: float) -> Callable[[Tensor], Tensor]:
@@ -182,48 +199,11 @@ def _level_of(noise_schedule: NoiseSchedule, label_scale: float) -> Callable[[Te
     return level
 
 
-def _flow(config: Config, mu: float | None) -> Process:
-    plain, steps = RectifiedFlow(), float(config["num_train_timesteps"])
-    if config["prediction_type"] in (None, "flow_prediction", "epsilon"):  # some configs keep their class's default
-        network: Parameterisation = FlowVelocity(plain, steps)
-    elif config["prediction_type"] == "sample":
-        network = DataPrediction(plain, steps)
-    else:
-        raise InputError(
-            f"prediction_type={config['prediction_type']}: choose flow_prediction or sample for flow models"
-        )
-    return Process(network, RectifiedFlow(shift_of(config, mu)), _level_of(plain, steps))
-
-
 def shift_of(config: Config, mu: float | None) -> float:
     """Return the shift of a flow model's time."""
     if config["use_dynamic_shifting"] and mu is not None:
         return math.exp(mu)
     return float(next((config[key] for key in ("shift", "flow_shift") if config[key] is not None), 1.0))
-
-
-def _edm(config: Config, name: str) -> Process:
-    own = own_scheduler(config)
-    data = own.config.sigma_data if name.startswith("EDM") else 1.0
-    network = SignedEDM(data) if _prediction(config) == "v_prediction" else EDMPreconditioning(data)
-    low, high = (own.config.sigma_min, own.config.sigma_max)
-    schedule = EDM() if low is None or high is None else EDM(low, high)
-    return Process(network, schedule, lambda timesteps: (4 * timesteps.double()).exp(), scaled=False)
-
-
-def _discrete(config: Config) -> Process:
-    betas = tuple(own_scheduler(config, rescale_betas_zero_snr=False).betas.double().tolist())
-    zero = bool(config["rescale_betas_zero_snr"])
-    vp = DiscreteVP(steps=len(betas), betas=betas, zero_terminal_snr=zero)
-    networks: dict[str, Parameterisation] = {
-        "epsilon": NoisePrediction(vp, 1.0),
-        "v_prediction": VelocityPrediction(vp, 1.0),
-        "sample": DataPrediction(vp, 1.0),
-    }
-    prediction = _prediction(config)
-    if prediction not in networks:
-        raise InputError(f"prediction_type={prediction}: choose from {', '.join(networks)}")
-    return Process(networks[prediction], vp, _level_of(vp, 1.0))
 
 
 class Steps(NamedTuple):
@@ -243,7 +223,7 @@ class Steps(NamedTuple):
 class Request(NamedTuple):
     """What `set_timesteps` was asked for: a number of steps, or their sigmas or timesteps; mu of a flow model."""
 
-    count: int | None
+    steps: int | None
     sigmas: list[float] | None
     timesteps: list[float] | None
     mu: float | None
@@ -254,8 +234,8 @@ class Request(NamedTuple):
             return len(self.timesteps)
         if self.sigmas is not None:
             return len(self.sigmas) - (not flow)
-        assert self.count is not None
-        return self.count
+        assert self.steps is not None
+        return self.steps
 
 
 def steps_of(config: Config, process: Process, request: Request) -> Steps:
