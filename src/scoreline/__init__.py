@@ -17,6 +17,7 @@ _MODULES = {
     "scoreline.networks.exact": "GaussianMixture FullGaussianMixture",
     "scoreline.errors": "InputError",
     "scoreline.records": "Record load_record",
+    "scoreline.calibration": "calibrate",
     "scoreline.calibration.subject": "Subject",
     "scoreline.calibration.data_deviation": "measure_sigma_data",
     "scoreline.calibration.score_norm": "ScoreNorm",

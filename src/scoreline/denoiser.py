@@ -36,16 +36,16 @@ class Denoising(nn.Module, ABC):
     def calls(self, rho: float) -> int:
         """Return the number of network calls that one evaluation of D or eps at level rho takes."""
 
-    def estimate(self, x: Tensor, rho: float, **condition: Tensor | None) -> Tensor:
-        """Return what a tableau reads: eps(x, rho), and at rho = infinity D of x / rho."""
-        denoised: Tensor = self(x, rho, **condition) if rho == math.inf else self.eps(x, rho, **condition)
-        return denoised
-
     @property
     def device(self) -> torch.device:
         """Device of the parameters, else of the buffers; the CPU for a model that has neither."""
         first = next(chain(self.parameters(), self.buffers()), None)
         return torch.device("cpu") if first is None else first.device
+
+    def estimate(self, x: Tensor, rho: float, **condition: Tensor | None) -> Tensor:
+        """Return what a tableau reads: eps(x, rho), and at rho = infinity D of x / rho."""
+        denoised: Tensor = self(x, rho, **condition) if rho == math.inf else self.eps(x, rho, **condition)
+        return denoised
 
 
 def per_image(value: Tensor | float, x: Tensor) -> Tensor | float:

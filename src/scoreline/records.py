@@ -202,6 +202,8 @@ def read_record(path: str | Path, kinds: Sequence[str], checkpoint: str | None, 
 
 def _check_checkpoint(provenance: dict[str, Any], checkpoint: str) -> None:
     made_for = provenance.get("checkpoint")
+    if made_for is None:
+        raise ValueError(f"bound to no checkpoint, this one is {checkpoint[:12]}")
     if made_for != checkpoint:
         raise ValueError(f"made for checkpoint {str(made_for)[:12]}, this one is {checkpoint[:12]}")
 

@@ -5,23 +5,31 @@ Each function measures a model and returns a record that is the part of a sample
 `load(path)` reads it. calibrate.py measures the same for checkpoints.
 
     record = scoreline.calibrate.learn(denoise, (3, 32, 32), sigma_min=0.002, sigma_max=80, budgets=[5])
-    images = scoreline.sample(denoise, x_init, record, Power(7), nfe=5, sigma_min=0.002, sigma_max=80)
+    images = scoreline.sample(denoise, x_init, record, nfe=5, sigma_min=0.002, sigma_max=80)
 """
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypedDict, Unpack, cast
+from typing import Any, NamedTuple, TypedDict, Unpack, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from scoreline.calibration.closed_forms import START_SCHEDULES, STARTS, closed_forms
+from scoreline.calibration.closed_forms import (
+    COMPARED,
+    IN_VELOCITY,
+    SCHEDULES,
+    START_SCHEDULES,
+    STARTS,
+    Schedules,
+    Solvers,
+    named_families,
+)
 from scoreline.calibration.data_deviation import measure_sigma_data
-from scoreline.calibration.function_denoiser import Condition, Conditioned, Denoise, as_denoising
+from scoreline.calibration.function_denoiser import Condition, Conditioned, as_denoising
 from scoreline.calibration.learned.learned_tableau import LearnedTableau
 from scoreline.calibration.provenance import build_record
-from scoreline.calibration.ranking import Families
 from scoreline.calibration.sampler_records import (
     LearnedRecord,
     ScoreNormRecord,
@@ -35,12 +43,12 @@ from scoreline.calibration.score_optimal import CumulativeLength
 from scoreline.calibration.search import Search
 from scoreline.calibration.subject import Subject
 from scoreline.denoiser import Denoising
-from scoreline.errors import InputError
+from scoreline.errors import InputError, did_you_mean
+from scoreline.interface.conditions import Denoise
 from scoreline.runtime import seeded_noise
 from scoreline.schedules.base import NoiseSchedule, Schedule
 from scoreline.schedules.spacings import Polynomial, Power
 from scoreline.schedules.vp import LinearVP
-from scoreline.solvers.adaptive import Adaptive
 from scoreline.solvers.deis import DEIS
 from scoreline.solvers.tableau import Solver, build_tableau
 from scoreline.solvers.unipc import UniPC
@@ -111,8 +119,7 @@ def score_norm(
         InputError: for an impossible range or budget, fewer than two images, or a function that does not return finite
             numbers of x's shape.
     """
-    native = _process(denoise) or LinearVP()
-    work = _Work(denoise, start, _Run(DEIS(2, native), Polynomial(native, 1), nfe), "0-63", settings)
+    work = _Work(denoise, start, _along(denoise, nfe), "0-63", settings)
     return cast(ScoreNormRecord, work(ScoreNorm(statistic), {"statistic": statistic}))
 
 
@@ -145,8 +152,7 @@ def score_optimal(
     Raises:
         InputError: as `score_norm`.
     """
-    native = _process(denoise) or LinearVP()
-    work = _Work(denoise, start, _Run(DEIS(2, native), Polynomial(native, 1), nfe), "0-63", settings)
+    work = _Work(denoise, start, _along(denoise, nfe), "0-63", settings)
     options: dict[str, Any] = {"cost": cost, "levels": levels, "passes": passes}
     return cast(ScoreOptimalRecord, work(CumulativeLength(**options), options))
 
@@ -157,8 +163,8 @@ def search(
     *,
     budgets: Sequence[int] = (5, 6, 8, 10, 15, 20),
     nfe: int = 200,
-    solvers: Mapping[str, Solver | Adaptive] | None = None,
-    schedules: Mapping[str, Schedule] | None = None,
+    solvers: Solvers | Sequence[str] = (*COMPARED, *IN_VELOCITY),
+    schedules: Schedules | Sequence[str] = SCHEDULES,
     sigma_data: float | None = None,
     **settings: Unpack[Settings],
 ) -> SearchRecord:
@@ -171,8 +177,8 @@ def search(
         start: as in `score_norm`.
         budgets: evaluations to search at.
         nfe: evaluations of the fine run.
-        solvers: solvers by name; None is all closed forms, those in velocity prediction included.
-        schedules: schedules by name; None is those of the closed forms.
+        solvers: names of solvers, or objects by name.
+        schedules: names of schedules, or objects by name.
         sigma_data: standard deviation of the data, for solvers in velocity prediction; None measures it.
         settings: `Settings`; `seeds` is 0-255 by default.
 
@@ -183,11 +189,10 @@ def search(
         InputError: as `score_norm`.
     """
     work = _Work(denoise, start, _Run(UniPC(3), Power(7), nfe), "0-255", settings)
-    s = work.sigma_data(sigma_data) if solvers is None else None
-    known = closed_forms(s)
-    families = Families(solvers or known.solvers, schedules or known.schedules)
+    s = None if isinstance(solvers, Mapping) else work.sigma_data(sigma_data)
+    families = named_families(solvers, schedules, work.native, s)
     record = cast(SearchRecord, work(Search(_listed(budgets), families), {"sigma_data": s}))
-    return record.using(families)
+    return record.using(families, work.native)
 
 
 def learn(
@@ -197,9 +202,10 @@ def learn(
     budgets: Sequence[int],
     nfe: int = 150,
     evaluations: int = 55_000,
+    batch: int = 24,
     curve: bool = False,
-    solvers: Mapping[str, Solver | Adaptive] | None = None,
-    schedules: Mapping[str, Schedule] | None = None,
+    solvers: Solvers | Sequence[str] = STARTS,
+    schedules: Schedules | Sequence[str] = START_SCHEDULES,
     sigma_data: float | None = None,
     **settings: Unpack[Settings],
 ) -> LearnedRecord:
@@ -214,9 +220,10 @@ def learn(
         budgets: evaluations to learn for.
         nfe: evaluations of the fine run.
         evaluations: calls, with their derivatives, that learning a budget takes.
+        batch: images of each step; more of them where a call costs little more, as for points in the plane.
         curve: whether all budgets share one set of curves.
-        solvers: solvers by name to start from; None is a few good ones.
-        schedules: their schedules by name, likewise.
+        solvers: names of the solvers to start from, or objects by name.
+        schedules: names of their schedules, or objects by name.
         sigma_data: standard deviation of the data; None measures it.
         settings: `Settings`; `seeds` is 0-767 by default, of which every third is held out.
 
@@ -228,13 +235,9 @@ def learn(
     """
     work = _Work(denoise, start, _Run(UniPC(3), Polynomial(LinearVP(), 2), nfe), "0-767", settings)
     s = work.sigma_data(sigma_data)
-    known = closed_forms(s)
-    families = Families(
-        solvers or {name: known.solvers[name] for name in STARTS},
-        schedules or {name: known.schedules[name] for name in START_SCHEDULES},
-    )
-    estimator = LearnedTableau(_listed(budgets), families, s, curve, evaluations=evaluations)
-    return cast(LearnedRecord, work(estimator, {"sigma_data": s, "curve": curve, "evaluations": evaluations}))
+    families = named_families(solvers, schedules, work.native, s)
+    options: dict[str, Any] = {"sigma_data": s, "evaluations": evaluations, "batch": batch, "curve": curve}
+    return cast(LearnedRecord, work(LearnedTableau(_listed(budgets), families, **options), options))
 
 
 @dataclass(frozen=True)
@@ -246,33 +249,34 @@ class _Run:
     nfe: int
 
 
+def _along(denoise: Model, nfe: int) -> _Run:
+    """Return the run of calibrate.py for measurements along a run: DEIS with even steps in the model's own time."""
+    native = _process(denoise) or LinearVP()
+    return _Run(DEIS(2, native), Polynomial(native, 1), nfe)
+
+
 class _Work:
     """A model as the subject of an estimator, and the way from its measurement to a record."""
 
     def __init__(self, denoise: Model, start: Start, run: _Run, seeds: str, settings: Settings) -> None:
-        unknown = set(settings) - set(Settings.__annotations__)
-        if unknown:
-            raise TypeError(f"unknown keyword {sorted(unknown)[0]!r}; choose from {', '.join(Settings.__annotations__)}")
-        self.settings, self.run = settings, run
-        span = _span(_process(denoise), settings)
-        tableau = build_tableau(run.solver, run.schedule, span, whole_number("nfe", run.nfe), "none")
-        x_init = start if isinstance(start, Tensor) else None
-        self.seeds = _seeds(x_init, settings.get("seeds"), seeds)
-        shape = _shape(start)
-        device = torch.device(settings.get("device") or ("cpu" if x_init is None else x_init.device))
-        dtype = torch.get_default_dtype() if x_init is None else x_init.dtype
+        for key in settings:
+            if key not in Settings.__annotations__:
+                raise TypeError(f"unexpected keyword {key!r}{did_you_mean(key, Settings.__annotations__)}")
+        self.settings, self.run, process = settings, run, _process(denoise)
+        self.native, span = process or LinearVP(), _span(process, settings)
+        images = _images(start, span[0], settings, seeds)
         condition = settings.get("condition") or {}
-        self.per_image = not isinstance(condition, Mapping)
-        batch_size = min(whole_number("batch_size", settings.get("batch_size", 64)), len(self.seeds))
+        self.by_image, count = not isinstance(condition, Mapping), len(images.seeds)
+        batch_size = min(whole_number("batch_size", settings.get("batch_size", 64)), count)
         self.subject = Subject(
-            Conditioned(as_denoising(denoise, dtype, device), condition, self.seeds),
-            tableau,
-            shape,
-            self.seeds,
+            Conditioned(as_denoising(denoise, images.dtype, images.device), condition, images.seeds),
+            build_tableau(run.solver, run.schedule, span, whole_number("nfe", run.nfe), "none"),
+            images.shape,
+            images.seeds,
             batch_size,
-            torch.arange(len(self.seeds)) if self.per_image else None,
+            torch.arange(count) if self.by_image else None,
             network_batch=batch_size,
-            draw=seeded_noise.normal if x_init is None else _Rows(x_init, span[0]),
+            draw=images.draw,
         )
 
     def sigma_data(self, given: float | None) -> float:
@@ -287,14 +291,14 @@ class _Work:
             denoised: Tensor = subject.denoiser(x, float(sigma), label=label)
             return denoised
 
-        classes = len(self.seeds) if self.per_image else 0
+        classes = len(subject.seeds) if self.by_image else 0
         return measure_sigma_data(
             denoise, subject.shape, sigma_max=subject.span[0], num_classes=classes, device=subject.device
         )
 
     def __call__(self, estimator: Any, options: dict[str, Any]) -> Any:
         """Measure, and return the record."""
-        progress = _Share(self.settings.get("progress") or (lambda share: None), len(self.seeds))
+        progress = _Share(self.settings.get("progress") or (lambda share: None), len(self.subject.seeds))
         values = estimator(self.subject, progress)
         progress.finish()
         source = {
@@ -303,7 +307,7 @@ class _Work:
             **options,
             "solver": type(self.run.solver).__name__,
             "schedule": type(self.run.schedule).__name__,
-            "seeds": _text(self.seeds),
+            "seeds": _text(self.subject.seeds),
         }
         return as_sampler(build_record(estimator, self.subject, values, source))
 
@@ -345,12 +349,9 @@ class _Rows:
 
 
 def _process(denoise: object) -> NoiseSchedule | None:
-    """Return the noise schedule of a model, or of its parameterisation, if it has one."""
-    for owner in (denoise, getattr(denoise, "parameterisation", None)):
-        found = getattr(owner, "noise_schedule", None)
-        if isinstance(found, NoiseSchedule):
-            return found
-    return None
+    """Return the noise schedule of a model, if it has one."""
+    found = getattr(denoise, "noise_schedule", None)
+    return found if isinstance(found, NoiseSchedule) else None
 
 
 def _span(process: NoiseSchedule | None, settings: Settings) -> tuple[float, float]:
@@ -367,11 +368,47 @@ def _span(process: NoiseSchedule | None, settings: Settings) -> tuple[float, flo
         ends.append(getattr(process, key) if end is None else float(end))
     high, low = ends
     if not 0 <= low < high < math.inf:
-        raise InputError(f"sigma_min={low:g}, sigma_max={high:g}: choose 0 <= sigma_min < sigma_max < inf")
+        raise InputError(
+            f"sigma_min={low:g}, sigma_max={high:g}: choose 0 <= sigma_min < sigma_max, and a finite level such as "
+            "1000 for models that begin at infinite noise"
+        )
     return high, low
 
 
-def _shape(start: Start) -> tuple[int, ...]:
+class _Images(NamedTuple):
+    """The images to measure: where their noise comes from, and what a function is given."""
+
+    shape: tuple[int, ...]
+    seeds: list[int]
+    draw: seeded_noise.Noise
+    dtype: torch.dtype
+    device: torch.device
+
+
+def _images(start: Start, sigma_max: float, settings: Settings, default: str) -> _Images:
+    """Return the images of a shape and seeds, or of initial states."""
+    shape, given, device = _shape(start), settings.get("seeds"), settings.get("device")
+    if not isinstance(start, Tensor):
+        seeds = _several(parse_seeds(default if given is None else given), f"seeds={given}")
+        return _Images(shape, seeds, seeded_noise.normal, torch.get_default_dtype(), torch.device(device or "cpu"))
+    if given is not None:
+        raise InputError(f"seeds={given}: x_init brings its own noise; leave seeds out, or give a shape")
+    seeds = _several(list(range(len(start))), f"x_init of shape {tuple(start.shape)}")
+    return _Images(shape, seeds, _Rows(start, sigma_max), start.dtype, torch.device(device or start.device))
+
+
+def _several(seeds: list[int], source: str) -> list[int]:
+    """Refuse a single image.
+
+    Raises:
+        InputError: naming where it comes from.
+    """
+    if len(seeds) < 2:
+        raise InputError(f"{source}: a standard error needs at least two images; give 64 or more")
+    return seeds
+
+
+def _shape(start: object) -> tuple[int, ...]:
     """Return the shape of one image.
 
     Raises:
@@ -386,24 +423,9 @@ def _shape(start: Start) -> tuple[int, ...]:
     return tuple(start)
 
 
-def _seeds(x_init: Tensor | None, seeds: str | int | Iterable[int] | None, default: str) -> list[int]:
-    """Return the seeds of the images, at least two.
-
-    Raises:
-        InputError: for a single image, or for seeds of states that have noise of their own.
-    """
-    if x_init is not None and seeds is not None:
-        raise InputError(f"seeds={seeds}: x_init brings its own noise; leave seeds out, or give a shape")
-    found = list(range(len(x_init))) if x_init is not None else parse_seeds(default if seeds is None else seeds)
-    if len(found) < 2:
-        where = f"seeds={seeds}" if x_init is None else f"x_init: {len(found)} image"
-        raise InputError(f"{where}: a standard error needs at least two images; give 64 or more")
-    return found
-
-
-def _text(seeds: list[int]) -> str:
+def _text(seeds: Sequence[int]) -> str:
     """Return the seeds as a user writes them."""
-    if seeds == list(range(seeds[0], seeds[-1] + 1)):
+    if list(seeds) == list(range(seeds[0], seeds[-1] + 1)):
         return f"{seeds[0]}-{seeds[-1]}"
     return ",".join(map(str, seeds))
 

@@ -1,8 +1,7 @@
 """A function denoise(x, sigma) as the model that calibrations measure, with any conditions."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -10,26 +9,20 @@ from torch import Tensor, nn
 
 from scoreline.denoiser import Denoiser, Denoising, per_image
 from scoreline.errors import InputError, NotFiniteError
-from scoreline.parameterisations import Parameterisation, Scalings
-
-Denoise = Callable[..., Tensor]
-"""denoise(x (B, *), sigma (), **condition) -> E[x_0 | x] (B, *), with x in unit-signal coordinates."""
+from scoreline.interface.conditions import Denoise
+from scoreline.interface.outputs import check_denoised
+from scoreline.parameterisations import DataPrediction
+from scoreline.schedules.ve import EDM
 
 Condition = Mapping[str, Any] | Callable[[list[int]], Mapping[str, Any]]
 """Keywords of every call, or a function from the seeds of its images to them."""
 
-STEP = 0.02
-"""Relative step in sigma of the central difference. Its square, over 6, and the function's rounding over it bound the
-relative error of the derivative: 1e-4 for functions in float32."""
+STEP = 0.002
+"""Relative step in sigma of the central difference, in float32 and float64. Networks read the level through sines of
+high frequency: on the digits model the derivative errs by 0.4 % at most, and by 20 % with ten times the step."""
 
-
-@dataclass(frozen=True)
-class Clean(Parameterisation):
-    """The network predicts x_0 from x and rho themselves: skip 0, out 1, in 1, noise rho."""
-
-    def __call__(self, rho: Tensor) -> Scalings:
-        one = torch.ones_like(rho)
-        return Scalings(torch.zeros_like(rho), one, one, rho)
+ITSELF = DataPrediction(EDM(), 1.0)
+"""The parameterisation of a function of x and sigma: its noise label is sigma."""
 
 
 class FunctionNetwork(nn.Module):
@@ -46,7 +39,7 @@ class FunctionNetwork(nn.Module):
 
     def __init__(self, denoise: Denoise, dtype: torch.dtype, device: torch.device) -> None:
         super().__init__()
-        self.denoise = denoise.__call__  # not a part of this module, whose calls are counted as one
+        self.denoise = partial(denoise)  # not a part of this module, whose calls are counted as one
         own = next(denoise.parameters(), None) if isinstance(denoise, nn.Module) else None
         like = torch.empty(0, dtype=dtype, device=device) if own is None else own.new_empty(0)
         self.register_buffer("like", like, persistent=False)
@@ -60,24 +53,16 @@ class FunctionNetwork(nn.Module):
         if not (noise.requires_grad and torch.is_grad_enabled()):
             return denoised
         with torch.no_grad():
-            high, low = sigma * (1 + STEP), sigma * (1 - STEP)
+            step = max(STEP, 0.4 * torch.finfo(sigma.dtype).eps ** (1 / 3))  # more where rounding weighs more
+            high, low = sigma * (1 + step), sigma * (1 - step)
             slope = (self._call(x, high, condition) - self._call(x, low, condition)) / (float(high) - float(low))
         return denoised + per_image(noise - noise.detach(), x) * slope
 
     def _call(self, x: Tensor, sigma: Tensor, condition: dict[str, Any]) -> Tensor:
-        out = self.denoise(x.to(self.like.dtype), sigma, **condition)
-        if not isinstance(out, Tensor) or out.shape != x.shape or not out.is_floating_point():
-            raise InputError(
-                f"denoise: returns {_described(out)} for x of shape {tuple(x.shape)}; return E[x_0 | x], a tensor of "
-                "floats of x's shape"
-            )
-        if not bool(out.isfinite().all()):
-            raise NotFiniteError(f"denoise: what it returns at sigma={float(sigma):.6g} is")
-        return out.to(x.dtype)
-
-
-def _described(out: object) -> str:
-    return f"{out.dtype} of shape {tuple(out.shape)}" if isinstance(out, Tensor) else f"a {type(out).__name__}"
+        denoised = check_denoised(self.denoise(x.to(self.like.dtype), sigma, **condition), x)
+        if not bool(denoised.isfinite().all()):
+            raise NotFiniteError(f"sigma={float(sigma):.6g}: numbers that denoise returns are")
+        return denoised
 
 
 class Conditioned(Denoising):
@@ -134,4 +119,4 @@ def as_denoising(denoise: Denoise | Denoising, dtype: torch.dtype, device: torch
         return denoise
     if not callable(denoise):
         raise InputError(f"denoise={denoise!r:.60}: give a function denoise(x, sigma), or a scoreline.Denoiser")
-    return Denoiser(FunctionNetwork(denoise, dtype, device), Clean())
+    return Denoiser(FunctionNetwork(denoise, dtype, device), ITSELF)

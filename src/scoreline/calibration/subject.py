@@ -81,8 +81,9 @@ class Subject:
         label = None if label is None else label.to(self.device)
 
         def eps(x: Tensor, rho: Tensor | float) -> Tensor:
-            form = self.denoiser.eps if isinstance(rho, Tensor) else self.denoiser.estimate
-            return form(x, rho, label=label)
+            if isinstance(rho, Tensor):
+                return self.denoiser.eps(x, rho, label=label)
+            return self.denoiser.estimate(x, rho, label=label)
 
         return eps
 

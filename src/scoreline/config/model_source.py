@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from scoreline.config import run_names, validate
 from scoreline.errors import InputError
@@ -113,6 +113,7 @@ def read_source(cfg: DictConfig) -> ModelSource:
     options = cfg["import"]
     if not isinstance(options, DictConfig):
         raise InputError(f"import={options}: has the keys import.from, import.weights, ..; give these, or drop it")
+    size = options.size
     return ModelSource(
         word=str(cfg.checkpoint),
         trust=list_of_names("trust", cfg.trust),
@@ -121,7 +122,7 @@ def read_source(cfg: DictConfig) -> ModelSource:
         weights=options.weights,
         allow=list_of_names("import.allow", options.allow),
         sha256=options.sha256,
-        size=image_size("import.size", OmegaConf.to_container(options)["size"]),
+        size=image_size("import.size", list(size) if isinstance(size, ListConfig) else size),
     )
 
 

@@ -23,8 +23,7 @@ Record = Callable[[Callable[..., Tensor], Sequence[Tensor]], Callable[..., Tenso
 
 
 class Batch(NamedTuple):
-    """Samples x (B, *) of B seeds, in the noise's dtype and unit-signal coordinates on the device, or images decoded from
-    them.
+    """Samples x (B, *) of B seeds, in the noise's dtype and unit-signal coordinates on the device, or images of them.
 
     Both counts are per image; guidance takes several network calls per evaluation.
     """
@@ -48,9 +47,9 @@ class Sampler:
         threads: network calls at a time on a CPU; see `in_order` for the cores of each.
         record: turns a function of tensors into a recording of it, such as `cuda_graphs.Replayed`; for tableaus without
             noise.
-        noise: source of the initial states' noise and of fresh noise, by seed.
         decode: maps the samples of a network call to images, such as the decoder of a model of latents; None keeps
             the samples.
+        noise: source of the initial states' noise and of fresh noise, by seed.
     """
 
     denoiser: Denoising
@@ -59,8 +58,8 @@ class Sampler:
     network_batch: int | None
     threads: int = 1
     record: Record | None = None
-    noise: seeded_noise.Noise = seeded_noise.normal
     decode: Callable[[Tensor], Tensor] | None = None
+    noise: seeded_noise.Noise = seeded_noise.normal
 
     @torch.inference_mode()
     def batches(
@@ -94,10 +93,10 @@ def generate(
 ) -> Iterator[Batch]:
     """Sample one image per seed, batch by batch, on the device of the denoiser's parameters.
 
-    x_0 = rho_0 z (z itself at rho_0 = infinity) with z = `seeded_noise.normal(seed, "initial")`; like all samplers it neglects the signal in x_0. The
-    image of a seed depends on the seed, its label, the denoiser and the tableau only, to the bit on one kind of
-    processor or GPU, because every network call has `network_batch` images. An adaptive run chooses the steps of a
-    batch together, so its images depend on the batch by the tolerance.
+    x_0 = rho_0 z, or z itself at rho_0 = infinity, with z = `seeded_noise.normal(seed, "initial")`; like all samplers
+    it neglects the signal in x_0. The image of a seed depends on the seed, its label, the denoiser and the tableau
+    only, to the bit on one kind of processor or GPU, because every network call has `network_batch` images. An adaptive
+    run chooses the steps of a batch together, so its images depend on the batch by the tolerance.
 
     Args:
         shape: shape of an image, any rank; `Sampler` explains the arguments that are not listed here.
@@ -219,7 +218,7 @@ class _Work:
 
 
 def _in_fixed_batches(denoiser: Denoising, x: Tensor, rho: float, label: Tensor | None, size: int) -> Tensor:
-    """Return the estimate of x (B, *) from calls on exactly `size` rows, since kernels round differently for other shapes."""
+    """Return the estimate of x (B, *) from calls on `size` rows, since kernels round differently for other shapes."""
     if len(x) == size:
         return denoiser.estimate(x, rho, label=label)
     parts = []
