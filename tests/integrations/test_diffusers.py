@@ -12,7 +12,7 @@ from typing import Any
 import diffusers
 import pytest
 import torch
-from integrations.tiny_pipelines import FROM_PICTURE, LATENT_BETAS, TINY, Tiny, generator, noise
+from integrations.tiny_pipelines import FROM_PICTURE, LATENT_BETAS, TINY, Tiny, generator, noise, sd, text_parts
 from torch import Tensor
 
 import scoreline.integrations.diffusers
@@ -23,10 +23,8 @@ from scoreline.records import Record
 from scoreline.sampling import Stepper
 from scoreline.schedules.discrete import DiscreteVP
 from scoreline.schedules.flow import RectifiedFlow, flow_shift
-from scoreline.schedules.spacings import LogSNR
 from scoreline.schedules.tabulated import Tabulated
 from scoreline.schedules.ve import EDM
-from scoreline.solvers.deis import DEIS
 from scoreline.solvers.late_start import late_start
 from scoreline.solvers.learned import tensors_of
 from scoreline.solvers.tableau import Solver, Tableau, build_tableau
@@ -365,6 +363,8 @@ SAME = [
     (DDIM, "ddim", {"clip_sample": False, "prediction_type": "v_prediction", "rescale_betas_zero_snr": True}),
     (EULER, "ddim", {"prediction_type": "v_prediction", "timestep_type": "continuous", "use_karras_sigmas": True}),
     ("LMSDiscreteScheduler", "lms", {}),
+    ("DEISMultistepScheduler", "deis_logrhoab1", {"lower_order_final": False}),
+    ("DEISMultistepScheduler", "deis_logrhoab2", {"lower_order_final": False, "solver_order": 3}),
     ("FlowMatchEulerDiscreteScheduler", "ddim", {"shift": 3.0}),
     ("FlowMatchEulerDiscreteScheduler", "ddim", {"shift": 3.0, "use_karras_sigmas": True}),
     (DPM, "dpmpp_2m", FLOW),
@@ -416,22 +416,10 @@ def test_differences_from_diffusers_are_those_of_the_page() -> None:
     repeated, expected = beside(DDIM, "ddim", clip_sample=False, set_alpha_to_one=False, **LATENT_BETAS)
     close(repeated, expected, 1e-2)
     assert float((repeated - expected).abs().max()) > 1e-3  # its last step has no length; ours ends in clean data
+    ends, expected = beside("DEISMultistepScheduler", "deis_logrhoab1", **FLOW)
+    assert float((ends - expected).abs().max()) > 0.1  # its last step has no length and leaves 25 % of noise
     third, expected = beside(UNIPC, "unipc_3", 10, solver_order=3, **LATENT_BETAS)
     assert float((third - expected).abs().max()) > 1e-4  # its last but one step is of order 2
-
-
-def test_deis_of_diffusers_interpolates_in_the_logarithm_of_rho() -> None:
-    own = diffusers.DEISMultistepScheduler(**LATENT_BETAS, lower_order_final=False)
-    expected = drawn(own)
-    levels, timesteps = own.sigmas.double().tolist(), own.timesteps.tolist()
-    tableau = build_tableau(DEIS(1, LogSNR()), Tabulated(tuple(levels)), (levels[0], levels[-1]), 10, "none")
-    model, scale = Smooth(), [1 / math.hypot(1, level) for level in levels]
-
-    def denoise(x: Tensor, rho: float) -> Tensor:
-        at = levels.index(rho)
-        return x - rho * model(x * scale[at], timesteps[at])
-
-    close(own_loop(tableau, noise(2, 8) / scale[0], denoise) * scale[-1], expected, 2e-5)
 
 
 @pytest.mark.parametrize("kind", ["DDPMPipeline", "DiffusionPipeline"])
@@ -690,3 +678,16 @@ def test_requests_that_cannot_be_met_are_refused(tmp_path: Path) -> None:
     for call, words in refusals:
         with pytest.raises(InputError, match=words):
             call()
+
+
+def test_the_page_runs_as_it_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pipe = sd(**text_parts())
+    pipe.save_pretrained(tmp_path / "model")
+    monkeypatch.chdir(tmp_path)
+    page = (ROOT / "docs/programs/diffusers.md").read_text()
+    (code,) = re.findall(r"^```python\n(.*?)^```$", page, re.S | re.M)
+    names: dict[str, Any] = {"FOLDER": "model", "PROMPT": "a cat"}
+    exec(compile(code, "diffusers.md", "exec"), names)
+    assert names["image"].size == (16, 16)
+    assert names["pipe"].scheduler.config.solver == "unipc_3"
+    assert len(names["pipe"].scheduler.timesteps) == 1000

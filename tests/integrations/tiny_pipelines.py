@@ -40,7 +40,14 @@ from diffusers import (
 )
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
-from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTokenizer,
+    PreTrainedTokenizerFast,
+    T5Config,
+    T5EncoderModel,
+)
 
 LATENT_BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 TWO_BLOCKS = {"down_block_types": ("DownBlock2D", "AttnDownBlock2D"), "up_block_types": ("AttnUpBlock2D", "UpBlock2D")}
@@ -100,11 +107,23 @@ def dit() -> DiTPipeline:
     return DiTPipeline(network.eval(), autoencoder(), DDIMScheduler(clip_sample=False))
 
 
-def sd(kind: type = StableDiffusionPipeline) -> Any:
+def text_parts() -> dict[str, Any]:
+    """A tokenizer of letters and a text encoder."""
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    words = ["<|startoftext|>", "<|endoftext|>", *letters, *(letter + "</w>" for letter in letters)]
+    tokenizer = CLIPTokenizer(vocab={word: i for i, word in enumerate(words)}, merges=[], model_max_length=77)
+    sizes = {"hidden_size": 32, "intermediate_size": 37, "num_attention_heads": 4, "num_hidden_layers": 2}
+    marks = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1}
+    encoder = CLIPTextModel(CLIPTextConfig(vocab_size=64, max_position_embeddings=77, **sizes, **marks))
+    return {"tokenizer": tokenizer, "text_encoder": encoder.eval()}
+
+
+def sd(kind: type = StableDiffusionPipeline, **parts: Any) -> Any:
     network = conditional_unet(attention_head_dim=8, cross_attention_dim=32)
     scheduler = DDIMScheduler(**LATENT_BETAS, clip_sample=False, set_alpha_to_one=False, steps_offset=1)
     nothing = dict.fromkeys(("text_encoder", "tokenizer", "safety_checker", "feature_extractor"))
-    return kind(vae=autoencoder(), unet=network, scheduler=scheduler, requires_safety_checker=False, **nothing)
+    parts = {"vae": autoencoder(), "unet": network, "scheduler": scheduler, **nothing, **parts}
+    return kind(requires_safety_checker=False, **parts)
 
 
 def sdxl(kind: type = StableDiffusionXLPipeline) -> Any:

@@ -210,9 +210,7 @@ class ScorelineScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # 
             return _learned(config.learned)
         solver = solver_named(config.solver, self._process.noise_schedule, config.sigma_data or 1.0)
         if isinstance(solver, Adaptive):
-            raise InputError(
-                f"solver={config.solver}: it chooses its steps as it goes; a pipeline plans them"
-            )
+            raise InputError(f"solver={config.solver}: it chooses its steps as it goes; a pipeline plans them")
         return solver
 
     @property
