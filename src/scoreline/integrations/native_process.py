@@ -139,7 +139,7 @@ def check_followed(config: Config) -> None:
 
 
 def owner(config: Config) -> str | None:
-    """Return the diffusers class that wrote a config: the one it names, else that of `CLASSES` with the most of its keys.
+    """Return the diffusers class that wrote a config: the one named, else that of `CLASSES` with the most of its keys.
 
     Args:
         config: of any scheduler; without `_class_name` unless it was loaded from a file.
