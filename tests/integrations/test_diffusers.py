@@ -683,6 +683,7 @@ def test_requests_that_cannot_be_met_are_refused(tmp_path: Path) -> None:
     sde = ScorelineScheduler(**LATENT_BETAS, solver="euler_ancestral")
     sde.set_timesteps(4)
     eps = ScorelineScheduler(**LATENT_BETAS, rescale_betas_zero_snr=True, steps_of=DDIM, timestep_spacing="trailing")
+    diffusers.DDIMInverseScheduler().save_pretrained(tmp_path)
     mochi = diffusers.FlowMatchEulerDiscreteScheduler(invert_sigmas=True)
     refusals: list[tuple[Callable[[], Any], str]] = [
         (lambda: vp.step(sample, 1, sample), "set_timesteps first"),
@@ -697,6 +698,8 @@ def test_requests_that_cannot_be_met_are_refused(tmp_path: Path) -> None:
         (lambda: ScorelineScheduler(steps_of="os"), "steps_of"),
         (lambda: ScorelineScheduler.from_config(diffusers.LCMScheduler().config), "original_inference_steps"),
         (lambda: ScorelineScheduler.from_config(mochi.config), "invert_sigmas"),
+        (lambda: ScorelineScheduler.from_config(diffusers.CogVideoXDDIMScheduler().config), "snr_shift_scale"),
+        (lambda: ScorelineScheduler.from_pretrained(tmp_path), "DDIMInverseScheduler"),
         (lambda: ScorelineScheduler(**LATENT_BETAS, prediction_type="flow_prediction"), "use_flow_sigmas"),
         (lambda: ScorelineScheduler(learned=str(tmp_path / "none")), "no such record"),
         (lambda: ScorelineScheduler(**LATENT_BETAS, learned=path).set_timesteps(6), "runs of 5 calls"),

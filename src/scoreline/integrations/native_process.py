@@ -122,6 +122,7 @@ def own_name(config: Config) -> str:
 REFUSED = {
     "invert_sigmas": "its network runs from data to noise",
     "stochastic_sampling": "its model is distilled for new noise in every step",
+    "snr_shift_scale": "its process is another one than its betas say",
     "original_inference_steps": "its model is distilled to jump to clean data in every step",
 }
 """Keys of other schedulers' configs that mean another process, if they are set."""
@@ -143,9 +144,15 @@ def owner(config: Config) -> str | None:
 
     Args:
         config: of any scheduler; without `_class_name` unless it was loaded from a file.
+
+    Raises:
+        InputError: for another class of diffusers.
     """
-    if config.get("_class_name") in CLASSES:
-        return str(config["_class_name"])
+    name = config.get("_class_name")
+    if name in CLASSES:
+        return str(name)
+    if isinstance(name, str) and hasattr(diffusers, name):
+        raise InputError(f"{name}: its steps are not known here; name steps_of=.., one of {', '.join(sorted(CLASSES))}")
     counts = {name: len(keys) for name in CLASSES if (keys := init_keys(name)) and keys <= config.keys()}
     return max(counts, key=lambda name: counts[name]) if counts else None
 
