@@ -189,7 +189,7 @@ def network_batch(config: SampleConfig, sampler: "Sampler", shards: "Shards") ->
     if size is None and group.first:
         device = next(sampler.denoiser.parameters()).device
         limit = memory_limit(config.memory_mib, device) / sampler.threads
-        call = one_call(sampler.denoiser, sampler.tableau, shards)
+        call = one_call(sampler.denoiser, sampler.tableau, shards, sampler.decode)
         size = largest_batch(call, limit, device, len(shards.seeds))
     size = int(from_first(torch.tensor([size]) if group.first else None, group))
     return replace(sampler, network_batch=size)
