@@ -9,7 +9,8 @@ from typing import Any
 __version__ = "0.10.0"
 
 _MODULES = {
-    "scoreline.sampling": "sample integrate trajectory count_calls",
+    "scoreline.interface.sample_function": "sample Step",
+    "scoreline.sampling": "Stepper integrate trajectory count_calls",
     "scoreline.checkpoints": "load_model Checkpoint save_model Card",
     "scoreline.denoiser": "Denoiser",
     "scoreline.verification.certification": "certify Certificate",
@@ -33,14 +34,16 @@ _MODULES = {
     "scoreline.schedules.deis_sn_times": "DEISSNTimes",
     "scoreline.schedules.vp": "LinearVP CosineVP",
     "scoreline.schedules.sub_vp": "SubVP",
+    "scoreline.schedules.flow": "RectifiedFlow flow_shift",
     "scoreline.schedules.ve": "VE EDM",
     "scoreline.schedules.discrete": "DiscreteVP",
     "scoreline.parameterisations": (
-        "NoisePrediction VelocityPrediction ScorePrediction VarianceExploding IDDPM EDMPreconditioning Parameterisation"
+        "NoisePrediction VelocityPrediction FlowVelocity DataPrediction ScorePrediction VarianceExploding IDDPM "
+        "EDMPreconditioning Parameterisation"
     ),
     "scoreline.solvers.tableau": "Solver Tableau build_tableau denoise_last",
     "scoreline.solvers.rows": "Rows",
-    "scoreline.solvers.frames": "Velocity",
+    "scoreline.solvers.frames": "Velocity Flow",
     "scoreline.solvers.ddim": "DDIM",
     "scoreline.solvers.deis": "DEIS Scale",
     "scoreline.solvers.rho_ab": "RhoAB",
@@ -60,7 +63,7 @@ _MODULES = {
     "scoreline.datasets.base": "ImageDataset ArrayDataset",
     "scoreline.metrics.base": "Metrics Score",
     "scoreline.likelihood": "log_likelihood LogLikelihood dequantise bits_per_dim",
-    "scoreline.objective": "DenoisingObjective EDMWeight InverseVariance LogNormal UniformTime UniformLevels",
+    "scoreline.objective": "DenoisingObjective EDMWeight FlowWeight InverseVariance LogNormal UniformTime UniformLevels",
     "scoreline.targets": "Denoising StableTarget posterior_mean posterior_weights",
     "scoreline.training.ema": "EMA PowerFunctionEMA",
     "scoreline.metrics.inception": "Inception",

@@ -47,6 +47,20 @@ class EDMWeight:
 
 
 @dataclass(frozen=True)
+class FlowWeight:
+    """lambda = (1 + 1 / rho)^2 = 1 / t^2: the squared error of the velocity eps - x_0, the flow-matching loss.
+
+    Use it with `FlowVelocity`, and with the density `LogNormal` of mean 0, for which the time t = rho / (1 + rho) is
+    logit-normal, or with `UniformTime`.
+
+    Source: Lipman et al. (2022), arXiv:2210.02747, Eq. 14; the density: Esser et al. (2024), arXiv:2403.03206, Sec. 3.1.
+    """
+
+    def __call__(self, rho: Tensor) -> Tensor:
+        return (1 + 1 / rho) ** 2
+
+
+@dataclass(frozen=True)
 class Batch:
     """A batch of training images with the random numbers that noise them.
 

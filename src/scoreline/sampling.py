@@ -1,4 +1,4 @@
-"""The sampling loop, one for every solver, and `sample`, the call for any model."""
+"""The sampling loop, one for every solver."""
 
 import math
 import threading
@@ -10,12 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from scoreline.denoiser import Denoiser
-from scoreline.schedules.base import Schedule
 from scoreline.solvers.adaptive import Adaptive, AdaptiveRun
-from scoreline.solvers.tableau import Solver, Tableau, build
+from scoreline.solvers.tableau import Tableau
 
 Eps = Callable[[Tensor, float], Tensor]
-"""eps(x (B, *), rho) -> (B, *): the right-hand side of dx/drho = eps(x, rho)."""
+"""eps(x (B, *), rho) -> (B, *): the right-hand side of dx/drho = eps(x, rho); at rho = infinity D of x / rho."""
 
 Draw = Callable[[int], Tensor]
 """Fresh noise z_k of x's shape for row k of a stochastic tableau."""
@@ -213,64 +212,25 @@ def _memory(spare: list[Tensor], terms: list[Term]) -> Tensor | None:
     return next((memory for memory in spare if all(memory is not other for other in others)), None)
 
 
-def integrate(eps: Eps, x: Tensor, run: Tableau | AdaptiveRun, draw: Draw | None = None) -> Tensor:
+def integrate(
+    eps: Eps, x: Tensor, run: Tableau | AdaptiveRun, draw: Draw | None = None, reuse: bool | None = None
+) -> Tensor:
     """Return the sample (B, *): the last state of a tableau's `trajectory`, or the end of an adaptive run.
 
-    Use this if you have the run already; `sample` builds it from a solver and a schedule.
+    Use this if you have the run already; `scoreline.sample` builds it from a solver and a schedule.
+
+    Args:
+        eps: noise estimate, called exactly as often as the run says.
+        x: initial state (B, *), not modified.
+        run: the steps.
+        draw: fresh noise for stochastic rows.
+        reuse: as in `Stepper`; None where gradients are not recorded.
     """
     if isinstance(run, AdaptiveRun):
         return run(eps, x)
-    for state in trajectory(eps, x, run, draw, reuse=not torch.is_grad_enabled()):
+    for state in trajectory(eps, x, run, draw, not torch.is_grad_enabled() if reuse is None else reuse):
         x = state.x
     return x
-
-
-@torch.inference_mode()
-def sample(
-    denoise: Callable[[Tensor, Tensor], Tensor],
-    x_init: Tensor,
-    solver: Solver | Adaptive,
-    schedule: Schedule,
-    *,
-    nfe: int = 10,
-    sigma_min: float,
-    sigma_max: float,
-    final: str = "none",
-    generator: torch.Generator | None = None,
-) -> Tensor:
-    """Sample with any model, without a checkpoint or a config.
-
-    Use this for a model of your own in a few lines; sample.py draws images from checkpoints, in shards and with
-    metrics.
-
-    Args:
-        denoise: denoise(x, sigma) -> E[x_0 | x_0 + sigma eps = x], EDM's convention: x (B, *) with unit signal, sigma a
-            float64 tensor of shape () on x's device. Called `nfe` times.
-        x_init: state at sigma_max, usually sigma_max * torch.randn(...); not modified.
-        solver: any frozen object of `scoreline.solvers`.
-        schedule: the coordinate in which steps are even, any object of `scoreline.schedules`; `Power(7)` is EDM's.
-        nfe: evaluations of `denoise`, the final denoising step included; a ceiling for `Adaptive` solvers.
-        sigma_min: last noise level.
-        sigma_max: first noise level.
-        final: `none` ends at sigma_min; `denoise` spends the last evaluation on E[x_0 | x].
-        generator: source of fresh noise for stochastic solvers, on x_init's device; None is torch's own.
-
-    Returns:
-        the sample (B, *), of x_init's shape, dtype and device.
-
-    Raises:
-        InputError: if the budget or the range is impossible for the solver.
-    """
-    run = build(solver, schedule, (sigma_max, sigma_min), nfe, final)
-
-    def eps(x: Tensor, rho: float) -> Tensor:
-        sigma = torch.full((), rho, dtype=torch.float64, device=x.device)
-        return (x - denoise(x, sigma)) / rho
-
-    def draw(row: int) -> Tensor:
-        return torch.randn(x_init.shape, generator=generator, dtype=x_init.dtype, device=x_init.device)
-
-    return integrate(eps, x_init, run, draw)
 
 
 class Calls(threading.local):

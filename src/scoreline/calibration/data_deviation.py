@@ -10,7 +10,7 @@ from torch import Tensor
 from scoreline.datasets.base import ImageDataset
 from scoreline.errors import InputError
 from scoreline.runtime import seeded_noise
-from scoreline.sampling import sample
+from scoreline.interface.sample_function import sample
 from scoreline.schedules.spacings import Power
 from scoreline.solvers.ipndm import IPNDM
 

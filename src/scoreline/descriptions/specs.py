@@ -155,9 +155,7 @@ def _large(value: Any) -> bool:
 
 
 def _check_process(target: str, process: NoiseSchedule) -> None:
-    """Check that noise grows with time, from a finite level of 0 or more, and that the map is invertible.
-
-    The last level alone may be infinite: pure noise.
+    """Check that noise grows with time, from a level of 0 or more, finite before t_max, and that the map is invertible.
 
     Raises:
         InputError: if not.
@@ -167,9 +165,7 @@ def _check_process(target: str, process: NoiseSchedule) -> None:
     try:
         rho = process.inverse(time)
         again = (process(rho) - time).abs() <= SAME_TIME * abs(last - first)
-        usable = first < last and bool(
-            ((rho >= 0) & again).all() and rho[:-1].isfinite().all() and (rho.diff() > 0).all()
-        )
+        usable = first < last and bool(rho[:-1].isfinite().all() and ((rho >= 0) & again).all() and (rho.diff() > 0).all())
     except (ArithmeticError, ValueError, RuntimeError):
         usable = False
     if not usable:

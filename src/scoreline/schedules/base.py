@@ -77,13 +77,27 @@ class VariancePreserving(NoiseSchedule):
         return (1 + self.inverse(t) ** 2).rsqrt()
 
 
+HIGHEST = 80.0
+"""The finite level that stands for infinity in `grid`, that of EDM: 160 deviations of images in [-1, 1]."""
+
+
+def _squeezed(rho: Tensor) -> Tensor:
+    return 1 / (1 / rho + 1 / HIGHEST)
+
+
+def _expanded(rho: Tensor) -> Tensor:
+    """Return the inverse of `_squeezed`."""
+    return 1 / (1 / rho - 1 / HIGHEST)
+
+
 def grid(schedule: Schedule, sigma_max: float, sigma_min: float, steps: int) -> Tensor:
     """Return noise levels uniform in the schedule's coordinate, with both ends pinned exactly:
 
         rho_i = u^-1(u(sigma_max) + (i / steps) (u(sigma_min) - u(sigma_max))).
 
-    Use it in a solver of your own to place its steps. sigma_max may be infinite where the coordinate is finite there,
-    as the time of flow models is. With sigma_max below sigma_min the levels increase, for a run from data to noise.
+    Use it in a solver of your own to place its steps. sigma_max may be infinite. Where the coordinate is infinite there
+    too, the steps are uniform in u of 1 / (1 / rho + 1 / 80) instead, the same at small rho, where infinity is 80. With
+    sigma_max below sigma_min the levels increase, for a run from data to noise.
 
     Args:
         schedule: the map u.
@@ -104,18 +118,16 @@ def grid(schedule: Schedule, sigma_max: float, sigma_min: float, steps: int) -> 
         )
     if steps < 1:
         raise InputError(f"steps={steps}: a grid needs at least one step; ask for a larger nfe")
-    schedule = schedule.on(sigma_max, sigma_min)
     ends = torch.tensor([sigma_max, sigma_min], dtype=torch.float64)
-    first, last = schedule(ends)
-    levels = schedule.inverse(torch.lerp(first, last, torch.linspace(0, 1, steps + 1, dtype=torch.float64)))
+    if sigma_max == math.inf and not bool(schedule(ends[:1]).isfinite()):
+        levels = _expanded(grid(schedule, *_squeezed(ends).tolist(), steps))
+    else:
+        schedule = schedule.on(sigma_max, sigma_min)
+        first, last = schedule(ends)
+        levels = schedule.inverse(torch.lerp(first, last, torch.linspace(0, 1, steps + 1, dtype=torch.float64)))
     levels[0], levels[-1] = ends
     steps_down = levels.diff() * math.copysign(1, sigma_min - sigma_max)
     if not bool(levels[1:].isfinite().all() & (steps_down > 0).all()):
-        if sigma_max == math.inf:
-            raise InputError(
-                f"sigma_max=inf: {schedule} has no finite coordinate at infinite noise; use a schedule that has, such "
-                "as schedule=flow_time, or a finite sigma_max"
-            )
         raise InputError(
             f"{schedule} gives no strictly decreasing grid of {steps} steps from sigma_max={sigma_max:g} to "
             f"sigma_min={sigma_min:g}; choose fewer steps, another range or another schedule"

@@ -132,7 +132,8 @@ def adams_bashforth(
     """
     pieces = (variable, scale) if scale is not None else (variable,)
     nodes, weight, step = rule or _rule(rho, pieces)
-    norm = 1 / finite_unit(frame, rho[:-1])
+    unit = finite_unit(frame, rho[:-1])
+    norm = 1 / unit
     weight = weight / (frame.amplitude(nodes) * frame.unit(nodes))  # d rho to ds
     # w(rho) drho under the integral, 1 / w(rho_{i-j}) in front of it
     if scale is not None:
@@ -154,7 +155,7 @@ def adams_bashforth(
     if float(rho[0]) == math.inf:  # the first step holds its only slope; ahead, it is the trapezoidal rule
         used = min(1 + ahead, len(rho) - 1)
         width = frame.coordinate(float(rho[1])) - frame.coordinate(math.inf)
-        N[used - 1, :used] = norm[:used] * width / used
+        N[used - 1, :used] = norm[:used] * unit[:used] * width / used
     return N / norm
 
 

@@ -337,13 +337,14 @@ def build(
             message = str(error).replace(f"nfe={steps_nfe}:", f"nfe={nfe} with final=denoise:", 1)
             raise InputError(message) from error
         raise
+    except ValueError as error:
+        if sigma_max < sigma_min:
+            raise _no_inversion(sigma_max, sigma_min) from error
+        raise
     if not isinstance(run, Tableau):
         return replace(run, nfe=nfe).denoised() if final == "denoise" else run
-    if sigma_max < sigma_min and bool(run.B.any()):
-        raise InputError(
-            f"sigma_max={sigma_max:g} below sigma_min={sigma_min:g}: a run from data to noise solves the ODE, and this "
-            "solver adds noise; use a deterministic one, such as ddim"
-        )
+    if sigma_max < sigma_min and (bool(run.B.any()) or float(run.rho[-1]) != sigma_min):
+        raise _no_inversion(sigma_max, sigma_min)
     if bool((run.query_levels[torch.tensor(run.calls)] == 0).any()):
         raise InputError("sigma_min=0: this solver evaluates the network there; use sigma_min above 0, final=denoise")
     if final == "none":
@@ -351,6 +352,13 @@ def build(
     if float(run.rho[-1]) == 0:
         raise InputError("final=denoise: this run ends at clean data already; use final=none")
     return denoise_last(run)
+
+
+def _no_inversion(sigma_max: float, sigma_min: float) -> InputError:
+    return InputError(
+        f"sigma_max={sigma_max:g} below sigma_min={sigma_min:g}: a run from data to noise solves the ODE upwards, and "
+        "this solver adds noise or ends at clean data; use another one, such as velocity_ab3 or ddim"
+    )
 
 
 def _first_step_to(solver: "Solver | Adaptive", schedule: Schedule, sigma_min: float, nfe: int) -> Tableau:

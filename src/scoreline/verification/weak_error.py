@@ -22,12 +22,13 @@ def gaussian_variance(tableau: Tableau, c: float, initial_variance: float | None
         initial_variance: Var x_0; None is rho_0^2, pure noise, as `generate` starts.
     """
     rho = tableau.query_levels
-    gain = torch.where(torch.tensor(tableau.calls), rho / (c**2 + rho**2), 0.0)
+    called = torch.tensor(tableau.calls) & rho.isfinite()  # at infinity D = 0
+    gain = torch.where(called, rho / (c**2 + rho**2), 0.0)
     count = len(rho)
     system = torch.eye(count + 1, dtype=torch.float64)
     system[1:, :-1] -= tableau.S + tableau.N * gain
     last = torch.zeros(count + 1, 1, dtype=torch.float64)
     last[-1] = 1.0
     response = torch.linalg.solve_triangular(system.T, last, upper=True)[:, 0]
-    start = float(tableau.rho[0]) ** 2 if initial_variance is None else initial_variance
+    start = tableau.initial_scale**2 if initial_variance is None else initial_variance
     return float(response[0] ** 2 * start + (response[1:] * tableau.B).square().sum())
