@@ -204,12 +204,12 @@ def test_the_named_key_follows_the_setting(options: dict[str, Any], tmp_path: Pa
         (DDIMScheduler(clip_sample_range=2.0), ["threshold=clip threshold.low=-2 threshold.high=2"]),
         (DDIMScheduler(thresholding=True), ["threshold=dynamic threshold.quantile=0.995 threshold.ceiling=1 "]),
         (EulerDiscreteScheduler(use_karras_sigmas=True), ["schedule=karras"]),
-        (FlowMatchEulerDiscreteScheduler(shift=3.0), ["shift=3 of", "schedule=flow_shift schedule.shift=3 "]),
+        (FlowMatchEulerDiscreteScheduler(shift=3.0), ["shift=3 of", "schedule=flow_time schedule.shift=3 "]),
         (FlowMatchEulerDiscreteScheduler(), []),
-        (FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True), ["use_dynamic_shifting=true", "E = exp(mu)"]),
+        (FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True), ["use_dynamic_shifting=true", "K = exp(mu)"]),
         (
             UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=2.5),
-            ["flow_shift=2.5 of", "schedule=flow_shift schedule.shift=2.5 "],
+            ["flow_shift=2.5 of", "schedule=flow_time schedule.shift=2.5 "],
         ),
         (EDMEulerScheduler(), []),
     ],
@@ -221,12 +221,15 @@ def test_settings_and_their_keys(scheduler: Any, said: list[str], tmp_path: Path
     found = sentences(notes)
     assert len(found) == bool(said)
     assert all(part in found[0] for part in said)
-    assert sentences(notes, {"threshold": "clip(high=1.0)", "schedule": "karras"}) == [
-        sentence for sentence in found if "schedule=flow_shift" in sentence
-    ]
-    assert sentences(notes, {"threshold": "dynamic", "schedule": "flow_shift"}) == [
-        sentence for sentence in found if "schedule=karras" in sentence
-    ]
+    kept = [sentence for sentence in found if "schedule=" in sentence]
+    assert sentences(notes, "clip(high=1.0)", "time_uniform", 1.0) == kept
+    assert sentences(notes, "dynamic", "karras", _shift_of(kept)) == []
+
+
+def _shift_of(said: list[str]) -> float:
+    """The shift of the schedule that the sentence names, which must be a choice; 2 for K."""
+    words = [word.replace("=K", "=2") for word in " ".join(said).split() if word.startswith("schedule")]
+    return float(getattr(plain_config(words).schedule, "shift", 2.0))
 
 
 def test_clipping_is_the_default_of_old_files() -> None:

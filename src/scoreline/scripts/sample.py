@@ -16,6 +16,7 @@ A run writes images, manifest.csv, grid.png, config.yaml and metrics.json. Image
 i, not on batch_size, the number of processes or restarts.
 """
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
@@ -99,6 +100,7 @@ def sample(config: SampleConfig) -> Result:
     import torch
 
     from scoreline.execution import Execution
+    from scoreline.foreign.diffusers_settings import sentences
     from scoreline.generation import run
     from scoreline.generation.batches import Sampler
     from scoreline.generation.cuda_graphs import recorder
@@ -147,7 +149,9 @@ def sample(config: SampleConfig) -> Result:
     # 5. images, their files and metrics, then metrics.json
     scores = run.finish(sampler, shards, outputs, group)
     choices = {"final": config.final, "seeds": config.seeds_text, "labels": describe_labels(config.labels, labels)}
-    result = describe({**components.choices, **choices}, checkpoint, sampler, outputs, scores)
+    chosen = components.choices["threshold"], components.choices["schedule"]
+    unfollowed = sentences(card.training.get("imported"), *chosen, getattr(components.schedule, "shift", None))
+    result = describe({**components.choices, **choices}, checkpoint, sampler, outputs, scores, unfollowed)
     if group.first:
         run_results.write(config.run.path, result)
     return result
@@ -196,7 +200,12 @@ def network_batch(config: SampleConfig, sampler: "Sampler", shards: "Shards") ->
 
 
 def describe(
-    choices: dict[str, Any], checkpoint: "Checkpoint", sampler: "Sampler", outputs: "Outputs", scores: Result
+    choices: dict[str, Any],
+    checkpoint: "Checkpoint",
+    sampler: "Sampler",
+    outputs: "Outputs",
+    scores: Result,
+    unfollowed: Sequence[str] = (),
 ) -> Result:
     """Return the content of metrics.json.
 
@@ -206,17 +215,17 @@ def describe(
         sampler: the sampler of the images.
         outputs: the files and metrics of the run.
         scores: the result of `generation.run.finish`.
+        unfollowed: sentences on settings of an imported model that the run does not follow.
     """
-    from scoreline.foreign.diffusers_settings import sentences
     from scoreline.numerics import NUMERICS_VERSION
     from scoreline.storage.files import code_version
 
-    count, notes = scores["images"], checkpoint.card.training.get("imported", {})
+    count = scores["images"]
     return {
         **choices,
         **scores,
         "protocol": outputs.metrics.fingerprint(count),
-        "warnings": [*outputs.metrics.warnings(count), *sentences(notes, choices)],
+        "warnings": [*outputs.metrics.warnings(count), *unfollowed],
         "checkpoint": {"name": checkpoint.path.name, "sha256": checkpoint.digest},
         "sigma_max": float(sampler.tableau.rho[0]),
         "sigma_end": float(sampler.tableau.rho[-1]),
