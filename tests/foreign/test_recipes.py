@@ -1,0 +1,77 @@
+"""The recipe of docs/foreign.md for denoising-diffusion-pytorch, run with stand-ins of its classes and its files."""
+
+import contextlib
+import re
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+PAGE = (Path(__file__).parents[2] / "docs" / "foreign.md").read_text()
+BLOCKS = re.findall(r"<!-- not run: needs denoising-diffusion-pytorch .*?-->\n```python\n(.*?)^```$", PAGE, re.S | re.M)
+
+
+class Unet(nn.Module):
+    """Called as theirs: network(x, time, self_cond=None)."""
+
+    def __init__(self, dim: int, dim_mults: tuple[int, ...], learned_sinusoidal_cond: bool = False) -> None:
+        super().__init__()
+        self.gain = nn.Parameter(torch.tensor(0.5))
+
+    def forward(self, x: Tensor, time: Tensor, x_self_cond: Tensor | None = None) -> Tensor:
+        assert x.shape == (16, 3, 32, 32)
+        assert time.shape == (16,)
+        return self.gain * x
+
+
+class ElucidatedDiffusion(nn.Module):
+    sigma_data, sigma_max, channels = 0.5, 80, 3
+
+    def __init__(self, net: Unet, *, image_size: int) -> None:
+        super().__init__()
+        self.net = net
+
+
+class GaussianDiffusion(nn.Module):
+    channels = 3
+
+    def __init__(self, model: Unet, *, image_size: int, objective: str, beta_schedule: str) -> None:
+        super().__init__()
+        self.model = model
+        self.register_buffer("betas", torch.linspace(1e-4, 0.02, 1000))
+
+
+def averaged(model: nn.Module, gain: float) -> dict[str, Any]:
+    """Their Trainer's file: raw weights, and an average with the raw weights beside it."""
+    raw = model.state_dict()
+    average = {name: torch.full_like(value, gain) if name.endswith("gain") else value for name, value in raw.items()}
+    ema = {f"ema_model.{name}": value for name, value in average.items()}
+    online = {f"online_model.{name}": value for name, value in raw.items()}
+    state = {**ema, **online, "initted": torch.tensor(True), "step": torch.tensor(9)}
+    return {"step": 9, "model": raw, "ema": state, "scaler": None, "version": "2.3.4"}
+
+
+def test_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The averages are what is sampled: F = 0 at every level ends at x skip, another gain elsewhere."""
+    theirs: Any = ModuleType("denoising_diffusion_pytorch")
+    theirs.Unet, theirs.ElucidatedDiffusion, theirs.GaussianDiffusion = Unet, ElucidatedDiffusion, GaussianDiffusion
+    monkeypatch.setitem(sys.modules, "denoising_diffusion_pytorch", theirs)
+    (tmp_path / "results").mkdir()
+    elucidated, gaussian = BLOCKS
+    space: dict[str, Any] = {}
+    with contextlib.chdir(tmp_path):
+        torch.save(averaged(ElucidatedDiffusion(Unet(1, (1,)), image_size=32), 0.0), "results/model-10.pt")
+        exec(compile(elucidated, "elucidated", "exec"), space)
+        assert float(space["model"].net.gain) == 0
+        deviation = float((2 * space["images"] - 1).std())
+        assert 0.45 < deviation < 0.55  # of the Gaussian that F = 0 stands for, sigma_data = 0.5
+        model = GaussianDiffusion(Unet(1, (1,)), image_size=32, objective="pred_noise", beta_schedule="sigmoid")
+        space["state"] = averaged(model, 0.25)["ema"]
+        exec(compile(gaussian, "gaussian", "exec"), space)
+        assert float(space["model"].model.gain) == 0.25
+        assert space["images"].shape == (16, 3, 32, 32)
+        assert bool(space["images"].isfinite().all())
