@@ -28,7 +28,7 @@ COMMANDS = (
     "python train.py duration_kimg=0.256 checkpoint_kimg=0.128 fixed_loss_kimg=0.128 log_kimg=0.128 preview_kimg=0.256 "
     "ema.post_hoc=[0.1] ema.half_life_kimg=[10,50] hydra.run.dir=train",
     "python sample.py checkpoint=train nfe=4 seeds=0-15 trajectories=0-1 trajectory_nfe=12 hydra.run.dir=sample",
-    "python sample.py checkpoint=train nfe=4 seeds=0-3 format=npy hydra.run.dir=floats",
+    "python sample.py checkpoint=train nfe=4 seeds=0-3 format=npy metrics=none hydra.run.dir=floats",
     "python calibrate.py checkpoint=train calibration=target_variance dataset=digits calibration.levels=3 "
     "calibration.references=[4,8] calibration.draws=4 seeds=0-7 hydra.run.dir=calibrate",
     "scoreline report table",
