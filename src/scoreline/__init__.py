@@ -63,7 +63,9 @@ _MODULES = {
     "scoreline.datasets.base": "ImageDataset ArrayDataset",
     "scoreline.metrics.base": "Metrics Score",
     "scoreline.likelihood": "log_likelihood LogLikelihood dequantise bits_per_dim",
-    "scoreline.objective": "DenoisingObjective EDMWeight FlowWeight InverseVariance LogNormal UniformTime UniformLevels",
+    "scoreline.objective": (
+        "DenoisingObjective EDMWeight FlowWeight InverseVariance LogNormal UniformTime UniformLevels"
+    ),
     "scoreline.targets": "Denoising StableTarget posterior_mean posterior_weights",
     "scoreline.training.ema": "EMA PowerFunctionEMA",
     "scoreline.metrics.inception": "Inception",
@@ -76,6 +78,7 @@ _MODULES = {
     "scoreline.thresholding": "Clip DynamicThreshold",
     "scoreline.execution": "Execution",
     "scoreline.interface": "predictions",
+    "scoreline.interface.named_choices": "solver_named schedule_named",
 }
 _HOMES = {name: module for module, names in _MODULES.items() for name in names.split()}
 

@@ -183,6 +183,7 @@ def _load(header: Header, card: Card, trust: tuple[str, ...]) -> Checkpoint:
     parameterisation = build(card.model["parameterisation"], Parameterisation, header.shapes, trust)
     schedule: NoiseSchedule = build(card.model["noise_schedule"], NoiseSchedule, header.shapes, trust)
     denoiser = Denoiser(network, parameterisation).eval().requires_grad_(False)
+    denoiser.noise_schedule = schedule
     return Checkpoint(header.path, sha256(header.path), card, denoiser, schedule, decoder)
 
 

@@ -69,7 +69,8 @@ class Denoiser(Denoising):
 
     Attributes:
         autocast: dtype of the network's convolutions and matrix products; None is its own precision.
-        label_dtype: dtype of the noise labels; None is that of the network's parameters.
+        label_dtype: least precision of the noise labels; None is that of the network's parameters, of which bfloat16
+            does not tell 999 from 1000.
     """
 
     def __init__(self, network: nn.Module, parameterisation: Parameterisation) -> None:
@@ -110,7 +111,8 @@ class Denoiser(Denoising):
         parameter = next(self.network.parameters(), None)
         dtype = x.dtype if parameter is None else parameter.dtype
         scaled = (per_image(scalings.in_, x) * x).to(dtype)
-        label = _labels(scalings.noise, len(x), self.label_dtype or dtype, x.device)
+        exact = dtype if self.label_dtype is None else torch.promote_types(dtype, self.label_dtype)
+        label = _labels(scalings.noise, len(x), exact, x.device)
         with torch.autocast(x.device.type, self.autocast) if self.autocast else nullcontext():
             output: Tensor = self.network(scaled, label, **condition)
         if self.parameterisation.output_factor > 1:

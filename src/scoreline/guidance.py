@@ -42,6 +42,7 @@ class Autoguidance(Denoising):
         if not (is_number(low) and is_number(high) and 0 <= low < high):
             raise InputError(f"guidance.low={low}, guidance.high={high}: choose noise levels with 0 <= low < high")
         self.denoiser, self.guide = denoiser, guide
+        self.noise_schedule = denoiser.noise_schedule
         self.scale, self.low, self.high = float(scale), float(low), float(high)
 
     def forward(self, x: Tensor, rho: Tensor | float, **condition: Tensor | None) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from scoreline.denoiser import Denoiser
-from scoreline.solvers.adaptive import Adaptive, AdaptiveRun
+from scoreline.solvers.adaptive import AdaptiveRun
 from scoreline.solvers.tableau import Tableau
 
 Eps = Callable[[Tensor, float], Tensor]

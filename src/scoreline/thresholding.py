@@ -20,6 +20,7 @@ class Thresholded(Denoising):
     def __init__(self, denoiser: Denoising) -> None:
         super().__init__()
         self.denoiser = denoiser
+        self.noise_schedule = denoiser.noise_schedule
 
     @abstractmethod
     def clip(self, clean: Tensor) -> Tensor:

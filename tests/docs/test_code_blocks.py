@@ -10,16 +10,39 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import forks
 import lightning  # noqa: F401  forked commands start with it
 import pytest
+import torch
+
+from scoreline import predictions
 
 ROOT = Path(__file__).parents[2]
-PAGES = ("README.md", "docs/sampling.md", "docs/tables.md", "docs/extending.md", "docs/conventions.md")
+PAGES = (
+    "README.md",
+    "docs/sampling.md",
+    "docs/any_model.md",
+    "docs/tables.md",
+    "docs/extending.md",
+    "docs/conventions.md",
+)
 TUTORIALS = ("docs/tutorials/toy.md", "docs/tutorials/foreign_checkpoint.md", "docs/tutorials/own_pictures.md")
 BLOCK = re.compile(r"(<!-- not run: .+? -->\n)?^```(\w+)\n(.*?)^```$", re.S | re.M)
-GIVEN = {"docs/conventions.md": {"velocity": lambda x_t, t: x_t}}
+BETAS = torch.linspace(1e-4, 0.02, 1000)
+PIPELINE = {"num_train_timesteps": 1000, "beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": "linear"}
+GIVEN = {
+    "docs/conventions.md": {"velocity": lambda x_t, t: x_t},
+    "docs/any_model.md": {
+        **{"network": lambda x, label, y=None: x, "image": torch.zeros(1, 3, 8, 8), "labels": torch.zeros(4)},
+        **{"betas": BETAS, "alphas_cumprod": (1 - BETAS).cumprod(0), "denoise": predictions.edm(lambda x, label: x)},
+        "diffusion": SimpleNamespace(model=lambda x, label: x, alphas_cumprod=(1 - BETAS).cumprod(0)),
+        "pipe": SimpleNamespace(
+            unet=lambda x, timestep, class_labels: (x,), scheduler=SimpleNamespace(config=PIPELINE)
+        ),
+    },
+}
 """Names that a page leaves to its reader."""
 
 SHORT = "duration_kimg=1.024 preview_kimg=1.024 fixed_loss_kimg=0.512 log_kimg=0.256"

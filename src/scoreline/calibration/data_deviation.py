@@ -9,8 +9,8 @@ from torch import Tensor
 
 from scoreline.datasets.base import ImageDataset
 from scoreline.errors import InputError
-from scoreline.runtime import seeded_noise
 from scoreline.interface.sample_function import sample
+from scoreline.runtime import seeded_noise
 from scoreline.schedules.spacings import Power
 from scoreline.solvers.ipndm import IPNDM
 

@@ -136,7 +136,8 @@ class Recommendation:
         Raises:
             InputError: for another range of noise levels than the searched one.
         """
-        if not all(math.isclose(end, has, rel_tol=SAME) for end, has in zip(span, self.span, strict=True)):
+        pairs = list(zip(span, self.span, strict=True))
+        if not all(end == math.inf or math.isclose(end, has, rel_tol=SAME) for end, has in pairs):
             raise InputError(
                 f"sigma_max={span[0]:.6g} sigma_min={span[1]:.6g}: solver=auto was searched from {self.span[0]:.6g} to "
                 f"{self.span[1]:.6g}; leave these keys out, or search this range with: "

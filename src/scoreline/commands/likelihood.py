@@ -221,7 +221,7 @@ def _measure(options: argparse.Namespace, checkpoint: Checkpoint, images: Images
 def _span(options: argparse.Namespace, checkpoint: Checkpoint) -> AdaptiveRun:
     """Return the steps of the solver on the range of the options, by default the model's own."""
     native = checkpoint.noise_schedule
-    first = native.sigma_max if options.sigma_max is None else options.sigma_max
+    first = native.finite_sigma_max if options.sigma_max is None else options.sigma_max
     last = native.sigma_min if options.sigma_min is None else options.sigma_min
     return Adaptive(options.method, options.rtol, options.atol).between(first, last, options.nfe)
 

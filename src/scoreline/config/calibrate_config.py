@@ -113,7 +113,7 @@ def _components(cfg: DictConfig, identity: str, checkpoint: "Checkpoint") -> Cal
         solver=build_object(cfg.solver),
         schedule=build_object(cfg.schedule),
         classes={group: cfg[group]._target_.rpartition(".")[2] for group in ("solver", "schedule")},
-        span=script.sigma_range(cfg, checkpoint.noise_schedule),
+        span=script.finite_range(cfg, checkpoint.noise_schedule),
         denoiser=script.guided(cfg, checkpoint),
         data=None if cfg.dataset is None else build_object(cfg.dataset),
         estimator=partial(_estimator, cfg, checkpoint),

@@ -5,6 +5,7 @@ It imports nothing heavier than Hydra, so that `--help` and error messages appea
 
 import functools
 import logging
+import math
 import os
 import re
 import shlex
@@ -345,3 +346,13 @@ def sigma_range(cfg: DictConfig, native: Any) -> tuple[float, float]:
             f"sigma_min={sigma_min:g} and sigma_max={sigma_max:g}: choose 0 <= sigma_min < sigma_max <= inf"
         )
     return sigma_max, sigma_min
+
+
+def finite_range(cfg: DictConfig, native: Any) -> tuple[float, float]:
+    """Return `sigma_range` with a finite level for infinite noise, for measurements at noise levels.
+
+    Raises:
+        InputError: as `sigma_range`.
+    """
+    first, last = sigma_range(cfg, native)
+    return native.finite_sigma_max if math.isinf(first) else first, last

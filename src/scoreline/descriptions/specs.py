@@ -165,7 +165,9 @@ def _check_process(target: str, process: NoiseSchedule) -> None:
     try:
         rho = process.inverse(time)
         again = (process(rho) - time).abs() <= SAME_TIME * abs(last - first)
-        usable = first < last and bool(rho[:-1].isfinite().all() and ((rho >= 0) & again).all() and (rho.diff() > 0).all())
+        usable = first < last and bool(
+            rho[:-1].isfinite().all() and ((rho >= 0) & again).all() and (rho.diff() > 0).all()
+        )
     except (ArithmeticError, ValueError, RuntimeError):
         usable = False
     if not usable:

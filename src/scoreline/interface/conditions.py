@@ -31,7 +31,8 @@ class PlainDenoiser(Denoising):
         return check_denoised(self.denoise(x, sigma, **condition), x)
 
     def eps(self, x: Tensor, rho: Tensor | float, **condition: Any) -> Tensor:
-        return (x - self(x, rho, **condition)) / per_image(rho, x)
+        denoised: Tensor = self(x, rho, **condition)
+        return (x - denoised) / per_image(rho, x)
 
     def calls(self, rho: float) -> int:
         """Return one."""

@@ -4,7 +4,6 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from scoreline.errors import InputError
@@ -17,61 +16,82 @@ Network = Callable[..., Any]
 class ForeignNetwork(nn.Module):
     """F(x, label, **condition) of another program, with its labels in its own form and its output checked.
 
-    Labels come in float64. They are whole numbers of int64 or fractions in x's precision, float32 at least: bfloat16
-    does not tell 999 from 1000.
-
     Args:
         network: F, a module or a function.
-        round_labels: whether labels are whole numbers.
+        round_labels: whether labels are whole numbers of int64; else they are fractions of the precision they come in.
         factor: channels of the output over those of x; the first are the prediction, the others are not used.
-        whole_time: label at which the network's own time ends if it runs from noise to data; None if it does not. Its
-            label is then `whole_time` - label, and its output, a velocity in that time, changes its sign.
+        sign: -1 for a network that predicts minus what is expected.
+        backward_from: the label of pure noise, for a network whose time runs from noise to data: its label is
+            `backward_from` - label. None leaves labels as they are.
     """
 
     def __init__(
-        self, network: Network, round_labels: bool = False, factor: int = 1, whole_time: float | None = None
+        self,
+        network: Network,
+        round_labels: bool = False,
+        factor: int = 1,
+        sign: int = 1,
+        backward_from: float | None = None,
     ) -> None:
         super().__init__()
         if not callable(network):
             raise InputError(f"the network is a {type(network).__name__}; give a module or a function F(x, label)")
         self.network = network
-        self.round_labels, self.factor, self.whole_time = round_labels, factor, whole_time
+        self.round_labels, self.factor, self.sign, self.backward_from = round_labels, factor, sign, backward_from
 
     def forward(self, x: Tensor, label: Tensor, **condition: Any) -> Tensor:
         """Return the prediction, of x's shape."""
-        if self.whole_time is not None:
-            label = self.whole_time - label
-        label = label.round().long() if self.round_labels else label.to(torch.promote_types(x.dtype, torch.float32))
-        output = tensor_like("the network", self.output(x, label, condition), x, self.factor)
+        if self.backward_from is not None:
+            label = self.backward_from - label
+        label = label.round().long() if self.round_labels else label
+        output = tensor_like("the network", called(self.network, (x, label), condition), x, self.factor)
         prediction = output[:, : x.shape[1]] if self.factor > 1 else output
-        return prediction if self.whole_time is None else -prediction
-
-    def output(self, x: Tensor, label: Tensor, condition: Mapping[str, Any]) -> Any:
-        """Return what the network returns.
-
-        Raises:
-            InputError: if it does not take these arguments.
-        """
-        try:
-            return self.network(x, label, **condition)
-        except TypeError as error:
-            if mismatch := _mismatch(self.network, x, label, condition):
-                words = "".join(f", {name}=.." for name in condition)
-                raise InputError(
-                    f"the network cannot be called as network(x, label{words}): {mismatch}; pass a function that "
-                    "takes these and calls it"
-                ) from error
-            raise
+        return prediction if self.sign == 1 else -prediction
 
 
-def _mismatch(network: Network, x: Tensor, label: Tensor, condition: Mapping[str, Any]) -> str:
+class DiffusersModel(nn.Module):
+    """A model of diffusers as F(x, label, **condition): it takes `timestep`, and its output holds `sample`.
+
+    Args:
+        model: any callable of that form; a tuple's first entry stands for `sample`.
+    """
+
+    def __init__(self, model: Network) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor, label: Tensor, **condition: Any) -> Any:
+        """Return the output's `sample`, or what else there is."""
+        output = called(self.model, (x,), {"timestep": label, **condition})
+        return output[0] if isinstance(output, tuple) and output else getattr(output, "sample", output)
+
+
+def called(function: Network, arguments: tuple[Any, ...], keywords: Mapping[str, Any]) -> Any:
+    """Return what a function returns.
+
+    Raises:
+        InputError: if it does not take these arguments.
+    """
+    try:
+        return function(*arguments, **keywords)
+    except TypeError as error:
+        if mismatch := _mismatch(function, arguments, keywords):
+            words = ", ".join([*("x", "label")[: len(arguments)], *(f"{name}=.." for name in keywords)])
+            raise InputError(
+                f"the network cannot be called as network({words}): {mismatch}; pass a function that takes these and "
+                "calls it"
+            ) from error
+        raise
+
+
+def _mismatch(function: Network, arguments: tuple[Any, ...], keywords: Mapping[str, Any]) -> str:
     """Say why a function does not take these arguments; empty if it does, or does not tell."""
     try:
-        parameters = inspect.signature(network.forward if isinstance(network, nn.Module) else network)
+        parameters = inspect.signature(function.forward if isinstance(function, nn.Module) else function)
     except ValueError:
         return ""
     try:
-        parameters.bind(x, label, **condition)
+        parameters.bind(*arguments, **keywords)
     except TypeError as error:
         return str(error)
     return ""

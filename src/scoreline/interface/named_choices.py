@@ -30,7 +30,7 @@ NEEDED = {
 }
 
 
-class _PlainData(yaml.SafeLoader):
+class _PlainData(yaml.SafeLoader):  # type: ignore[misc]  # PyYAML has no types
     """YAML's plain data, in which 1e-5 is a number, as it is to Hydra."""
 
 

@@ -21,12 +21,17 @@ import torch
 from torch import Tensor
 
 from scoreline.denoiser import Denoiser, Denoising
+from scoreline.descriptions.specs import rebuild
 from scoreline.errors import InputError
+from scoreline.foreign.diffusers_process import DISCRETE, FLOW, described_process, minus_output
+from scoreline.foreign.diffusers_process import EDM as SCHEDULERS_OF_EDM
 from scoreline.guidance import Autoguidance
 from scoreline.interface.conditions import Conditional, Denoise, Known, as_denoiser
-from scoreline.interface.foreign_network import ForeignNetwork, Network
+from scoreline.interface.foreign_network import DiffusersModel, ForeignNetwork, Network
 from scoreline.parameterisations import (
+    DataPrediction,
     EDMPreconditioning,
+    FlowVelocity,
     NoisePrediction,
     Parameterisation,
     ScorePrediction,
@@ -34,10 +39,17 @@ from scoreline.parameterisations import (
 )
 from scoreline.schedules.base import NoiseSchedule, VariancePreserving
 from scoreline.schedules.discrete import KEY, DiscreteVP
+from scoreline.schedules.flow import RectifiedFlow
 from scoreline.schedules.ve import EDM
 
 Process = NoiseSchedule | Sequence[float] | Tensor | Any
 """A noise schedule, or betas in a list, tensor or array."""
+
+UNIT_TIME = ("AuraFlow", "Chroma", "Flux", "LongCatImage", "OvisImage", "QwenImage")
+"""Models of diffusers whose `timestep` is t in [0, 1], by the first part of their names."""
+
+BACKWARD = ("Lumina2", "ZImage")
+"""Models of diffusers whose `timestep` is 1 at data, and whose output is x_0 - eps."""
 
 
 def process_of(betas: Process | None = None, alphas_cumprod: Any = None) -> NoiseSchedule:
@@ -48,7 +60,8 @@ def process_of(betas: Process | None = None, alphas_cumprod: Any = None) -> Nois
         alphas_cumprod: the products abar (M,) in place of betas.
 
     Returns:
-        a `DiscreteVP` of M steps, whose time is the training index 0 .. M - 1.
+        a `DiscreteVP` of M steps, whose time is the training index 0 .. M - 1; with zero terminal SNR, from infinite
+        noise, if the last beta is 1 or the last product 0.
 
     Raises:
         InputError: unless exactly one of them is given, and for numbers that are no betas.
@@ -63,7 +76,7 @@ def process_of(betas: Process | None = None, alphas_cumprod: Any = None) -> Nois
     else:
         numbers = _numbers("betas", betas)
     try:
-        return DiscreteVP(steps=len(numbers), betas=numbers.tolist())
+        return DiscreteVP(steps=len(numbers), betas=numbers.tolist(), zero_terminal_snr=bool(numbers[-1] == 1))
     except InputError as error:
         raise InputError(str(error).replace(KEY, "betas" if alphas_cumprod is None else "alphas_cumprod")) from error
 
@@ -167,6 +180,67 @@ def score(
     return _denoiser(ForeignNetwork(network, round_labels), ScorePrediction(process, label_scale), process)
 
 
+def data(
+    network: Network,
+    betas: Process | None = None,
+    *,
+    alphas_cumprod: Any = None,
+    label_scale: float = 1.0,
+    round_labels: bool = False,
+    learned_variance: bool = False,
+) -> Denoiser:
+    """Return the denoiser of a network that predicts x_0 from x_t: D = F.
+
+    Use this for x_0-prediction; with `EDM()` for a network D(x, sigma) that takes a level for each image.
+
+    Args:
+        network: F.
+        betas: as in `noise`.
+        alphas_cumprod: as in `noise`.
+        label_scale: as in `noise`.
+        round_labels: as in `noise`.
+        learned_variance: as in `noise`.
+
+    Raises:
+        InputError: as `process_of`.
+
+    Source: Salimans & Ho (2022), arXiv:2202.00512.
+    """
+    process = process_of(betas, alphas_cumprod)
+    foreign = ForeignNetwork(network, round_labels, 1 + learned_variance)
+    return _denoiser(foreign, DataPrediction(process, label_scale), process)
+
+
+def flow(
+    network: Network,
+    *,
+    label_scale: float = 1.0,
+    shift: float = 1.0,
+    data_at_one: bool = False,
+    round_labels: bool = False,
+) -> Denoiser:
+    """Return the denoiser of flow matching: v = eps - x_0 of x_t = (1 - t) x_0 + t eps, D = x_t - t F.
+
+    Use this for rectified flow and the conditional flow matching of straight paths. Runs begin at t = 1, where sigma is
+    infinite and x stands for standard normal noise.
+
+    Args:
+        network: v.
+        label_scale: label / t; 1000 for Stable Diffusion 3.
+        shift: that of the time in which steps are even, 3 for Stable Diffusion 3; the network's own t has none.
+        data_at_one: time runs the other way: x_t = t x_1 + (1 - t) noise, with the velocity x_1 - noise.
+        round_labels: as in `noise`.
+
+    Raises:
+        InputError: unless 0 < shift < inf.
+
+    Source: Liu et al. (2022), arXiv:2209.03003; Lipman et al. (2022), arXiv:2210.02747.
+    """
+    sign, label = (-1, label_scale) if data_at_one else (1, None)
+    foreign = ForeignNetwork(network, round_labels, sign=sign, backward_from=label)
+    return _denoiser(foreign, FlowVelocity(RectifiedFlow(), label_scale), RectifiedFlow(shift))
+
+
 def edm(network: Network, sigma_data: float = 0.5, process: NoiseSchedule | None = None) -> Denoiser:
     """Return the denoiser of EDM's raw network F, with its preconditioning: D = skip x + out F(in x, ln(sigma) / 4).
 
@@ -181,6 +255,43 @@ def edm(network: Network, sigma_data: float = 0.5, process: NoiseSchedule | None
     Source: Karras et al. (2022), arXiv:2206.00364, Eq. 7 and Table 1.
     """
     return _denoiser(ForeignNetwork(network), EDMPreconditioning(sigma_data), process or EDM())
+
+
+def diffusers(
+    model: Network, scheduler: Any, *, round_labels: bool = False, label_scale: float | None = None
+) -> Denoiser:
+    """Return the denoiser of a model of the diffusers library, by the configuration of its scheduler.
+
+    Use this for UNet2DModel, UNet2DConditionModel, transformers and every other model that is called as
+    model(x, timestep=.., **condition) and returns an output with `sample`, or a tuple. Other inputs, such as
+    `encoder_hidden_states`, are conditions. Prediction and process are those of the scheduler that it was trained with;
+    clipping and thresholding of the scheduler are not followed, and `shift` of a flow spaces the steps.
+
+    Args:
+        model: the model.
+        scheduler: the scheduler, its `config`, or the content of scheduler_config.json.
+        round_labels: as in `noise`; labels are whole numbers in training.
+        label_scale: label / t of a flow; None is num_train_timesteps, and 1 for models such as FLUX that multiply
+            their `timestep` by 1000 themselves.
+
+    Raises:
+        InputError: for a scheduler of another process or prediction, and for a model whose time runs backward.
+    """
+    config, name = _configuration(scheduler), type(model).__name__
+    if name.startswith(BACKWARD):
+        raise InputError(
+            f"{name} has its own time, from noise to data; pass predictions.flow a function (x, label, **condition) of "
+            "it, with data_at_one=True"
+        )
+    described = described_process(config, 1)
+    form: Parameterisation = rebuild(described["parameterisation"], Parameterisation)
+    process: NoiseSchedule = rebuild(described["noise_schedule"], NoiseSchedule)
+    if isinstance(form, FlowVelocity):
+        scale = label_scale or (1.0 if name.startswith(UNIT_TIME) else form.label_scale)
+        form, process = FlowVelocity(RectifiedFlow(), scale), RectifiedFlow(float(config.get("shift") or 1.0))
+    sign = -1 if minus_output(config) else 1
+    foreign = ForeignNetwork(DiffusersModel(model), round_labels, _factor(model), sign)
+    return _denoiser(foreign, form, process)
 
 
 def conditional(denoise: Denoise, **condition: Any) -> Denoising:
@@ -221,9 +332,7 @@ def classifier_free(
     Source: Ho & Salimans (2022), arXiv:2207.12598; the interval: Kynkaanniemi et al. (2024), arXiv:2404.07724.
     """
     denoiser = as_denoiser(denoise)
-    guided = Autoguidance(Conditional(denoiser, condition), Conditional(denoiser, unconditional), scale, low, high)
-    guided.noise_schedule = denoiser.noise_schedule
-    return guided
+    return Autoguidance(Conditional(denoiser, condition), Conditional(denoiser, unconditional), scale, low, high)
 
 
 def known(denoise: Denoise, image: Tensor, mask: Tensor) -> Denoising:
@@ -243,16 +352,34 @@ def known(denoise: Denoise, image: Tensor, mask: Tensor) -> Denoising:
     return Known(as_denoiser(denoise), image, mask)
 
 
+def _configuration(scheduler: Any) -> dict[str, Any]:
+    """Return the configuration of a scheduler with its class, which for an unknown class is one of the same keys."""
+    config = scheduler if isinstance(scheduler, Mapping) else getattr(scheduler, "config", None)
+    if not isinstance(config, Mapping):
+        raise InputError(f"scheduler: {scheduler!r:.60} is no scheduler and no configuration of one; give one of these")
+    name = config.get("_class_name", type(scheduler).__name__)
+    if name not in (*DISCRETE, *FLOW, *SCHEDULERS_OF_EDM):
+        name = DISCRETE[0] if "beta_start" in config else FLOW[0] if "shift" in config else name
+    return {**config, "_class_name": name}
+
+
+def _factor(model: Any) -> int:
+    """Return 2 for a model with twice as many output channels as input channels, a learned variance; else 1."""
+    config = getattr(model, "config", None)
+    inputs, outputs = (config.get(name) for name in ("in_channels", "out_channels")) if config else (None, None)
+    return 2 if inputs and outputs == 2 * inputs else 1
+
+
 def _denoiser(network: ForeignNetwork, form: Parameterisation, process: NoiseSchedule) -> Denoiser:
     denoiser = Denoiser(network, form)
-    denoiser.label_dtype, denoiser.noise_schedule = torch.float64, process
+    denoiser.label_dtype, denoiser.noise_schedule = torch.float32, process
     return denoiser
 
 
 def _numbers(name: str, values: Any) -> Tensor:
     """Return a list, tensor or array as float64 (M,) on the CPU."""
     try:
-        numbers = torch.as_tensor(values).detach().to("cpu", torch.float64)
+        numbers = torch.as_tensor(values, dtype=torch.float64, device="cpu").detach()
     except (TypeError, ValueError, RuntimeError) as error:
         raise InputError(f"{name}={values!r:.60}: give a list, tensor or array of numbers, or a schedule") from error
     if numbers.ndim != 1 or len(numbers) < 1:

@@ -66,6 +66,15 @@ class NoiseSchedule(Schedule):
         """rho(t_max), the noise level at which solvers start by default."""
         return float(self.inverse(torch.tensor(self.t_max, dtype=torch.float64)))
 
+    @property
+    def finite_sigma_max(self) -> float:
+        """sigma_max, or `NEARLY_NOISE` where that is infinite, for measurements at noise levels."""
+        return NEARLY_NOISE if math.isinf(self.sigma_max) else self.sigma_max
+
+
+NEARLY_NOISE = 1000.0
+"""The level that stands for infinite noise in measurements: t = 0.999 of a flow model."""
+
 
 class VariancePreserving(NoiseSchedule):
     """A process with alpha^2 + sigma^2 = 1, hence alpha(t) = 1 / sqrt(1 + rho(t)^2).
@@ -81,13 +90,9 @@ HIGHEST = 80.0
 """The finite level that stands for infinity in `grid`, that of EDM: 160 deviations of images in [-1, 1]."""
 
 
-def _squeezed(rho: Tensor) -> Tensor:
-    return 1 / (1 / rho + 1 / HIGHEST)
-
-
-def _expanded(rho: Tensor) -> Tensor:
-    """Return the inverse of `_squeezed`."""
-    return 1 / (1 / rho - 1 / HIGHEST)
+def _expanded(levels: Tensor) -> Tensor:
+    """Map levels from `HIGHEST` to sigma_min to levels from infinity to sigma_min."""
+    return (1 - levels[-1] / HIGHEST) / (1 / levels - 1 / HIGHEST)
 
 
 def grid(schedule: Schedule, sigma_max: float, sigma_min: float, steps: int) -> Tensor:
@@ -96,8 +101,8 @@ def grid(schedule: Schedule, sigma_max: float, sigma_min: float, steps: int) -> 
         rho_i = u^-1(u(sigma_max) + (i / steps) (u(sigma_min) - u(sigma_max))).
 
     Use it in a solver of your own to place its steps. sigma_max may be infinite. Where the coordinate is infinite there
-    too, the steps are uniform in u of 1 / (1 / rho + 1 / 80) instead, the same at small rho, where infinity is 80. With
-    sigma_max below sigma_min the levels increase, for a run from data to noise.
+    too, the steps are uniform in u(r) with 1 / r = 1 / 80 + (1 - sigma_min / 80) / rho: r is 80 at infinity, and nearly
+    rho where that is small. With sigma_max below sigma_min the levels increase, for a run from data to noise.
 
     Args:
         schedule: the map u.
@@ -120,7 +125,7 @@ def grid(schedule: Schedule, sigma_max: float, sigma_min: float, steps: int) -> 
         raise InputError(f"steps={steps}: a grid needs at least one step; ask for a larger nfe")
     ends = torch.tensor([sigma_max, sigma_min], dtype=torch.float64)
     if sigma_max == math.inf and not bool(schedule(ends[:1]).isfinite()):
-        levels = _expanded(grid(schedule, *_squeezed(ends).tolist(), steps))
+        levels = _expanded(grid(schedule, HIGHEST, sigma_min, steps))
     else:
         schedule = schedule.on(sigma_max, sigma_min)
         first, last = schedule(ends)

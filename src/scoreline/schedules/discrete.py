@@ -45,7 +45,8 @@ class DiscreteVP(VariancePreserving):
             beta_i = min(1 - f((i + 1) / steps) / f(i / steps), 0.999) with f(t) = cos^2(pi/2 (t + 0.008) / 1.008); or
             the betas themselves.
         zero_terminal_snr: shift and scale alpha so that alpha_0 stays and the last alpha is zero,
-            alpha <- (alpha - alpha_T) alpha_0 / (alpha_0 - alpha_T). Networks trained so predict v or x_0.
+            alpha <- (alpha - alpha_T) alpha_0 / (alpha_0 - alpha_T). Networks trained so predict v or x_0. Betas that
+            end in 1 are rescaled already and stay.
 
     Raises:
         InputError: for an unknown name, a beta that is not between 0 and 1, a list of other than `steps` entries or
@@ -65,7 +66,7 @@ class DiscreteVP(VariancePreserving):
 
     def __post_init__(self) -> None:
         if not isinstance(self.betas, str):
-            object.__setattr__(self, "betas", _checked(self.betas, self.steps))
+            object.__setattr__(self, "betas", _checked(self.betas, self.steps, self.zero_terminal_snr))
             increasing = bool((self.noise_variance.diff() > 0).all())
             if not (increasing and (self.zero_terminal_snr or self.noise_variance[-1] < 1)):
                 raise InputError(f"{KEY}: they leave less signal than float64 can tell from none; give smaller betas")
@@ -129,10 +130,11 @@ def _cosine(steps: int) -> Tensor:
     return (1 - alpha2[1:] / alpha2[:-1]).clamp(max=LARGEST)
 
 
-def _checked(betas: Sequence[float], steps: int) -> tuple[float, ...]:
+def _checked(betas: Sequence[float], steps: int, zero_terminal_snr: bool) -> tuple[float, ...]:
     if len(betas) != steps:
         raise InputError(f"{KEY}: {len(betas)} numbers for steps={steps}; give one for each step")
-    for beta in betas:
-        if not (is_number(beta) and 0 < beta < 1):
+    for place, beta in enumerate(betas, start=1):
+        rescaled = zero_terminal_snr and place == steps and beta == 1
+        if not (is_number(beta) and (0 < beta < 1 or rescaled)):
             raise InputError(f"{KEY}: {beta!r:.40} is not a number between 0 and 1")
     return tuple(map(float, betas))

@@ -72,7 +72,7 @@ class Adaptive:
         """Return the same run; for callers without a schedule."""
         if min(sigma_min, sigma_max) == 0:
             raise InputError("sigma_min=0: eps is not defined there and the solver evaluates it; use sigma_min above 0")
-        if not (0 < min(sigma_min, sigma_max) and sigma_min != sigma_max and max(sigma_min, sigma_max) < math.inf):
+        if not (min(sigma_min, sigma_max) > 0 and sigma_min != sigma_max and max(sigma_min, sigma_max) < math.inf):
             raise InputError(
                 f"sigma_min={sigma_min:g} and sigma_max={sigma_max:g}: choose 0 < sigma_min < sigma_max < inf"
             )

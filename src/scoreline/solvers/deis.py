@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from scoreline.errors import InputError
-from scoreline.schedules.base import Schedule, grid
+from scoreline.schedules.base import NEARLY_NOISE, Schedule, grid
 from scoreline.solvers.budget import check_order
 from scoreline.solvers.frames import NOISE, Frame, finite_unit
 from scoreline.solvers.quadrature import Knotted, Quadrature, gauss_legendre
@@ -138,7 +138,7 @@ def adams_bashforth(
     # w(rho) drho under the integral, 1 / w(rho_{i-j}) in front of it
     if scale is not None:
         size = scale(nodes)
-        weight, norm = weight * size, norm * scale(rho[:-1])
+        weight, norm = weight * size, norm * scale(_finite(rho[:-1], scale))
         if not bool((norm > 0).all() & (size > 0).all()):
             raise InputError("solver.scale: the score scale must be positive on the whole range of noise levels")
     # a node at an infinite coordinate carries no weight: the polynomial is that of the others
@@ -157,6 +157,12 @@ def adams_bashforth(
         width = frame.coordinate(float(rho[1])) - frame.coordinate(math.inf)
         N[used - 1, :used] = norm[:used] * unit[:used] * width / used
     return N / norm
+
+
+def _finite(rho: Tensor, scale: Scale) -> Tensor:
+    """Return the levels with the highest one of a measured scale in the place of infinity."""
+    knots = scale.knots()
+    return torch.where(rho.isinf(), knots.max() if len(knots) else NEARLY_NOISE, rho)
 
 
 def _rule(rho: Tensor, pieces: tuple[Knotted, ...]) -> Quadrature:

@@ -40,7 +40,8 @@ class Learned:
         y_{k+1} = y_k + sum_{j<=k} W_kj F(x_j, q_j),    y = x / a(rho),
 
     in noise prediction (y = x, F = eps) or velocity prediction (`frames`). It brings its own levels rho and q and does
-    not read the schedule. Of order 1 as a family. Use this for a fixed small budget, where it comes closest to the
+    not read the schedule. A run from infinite noise begins at the first learned level, where x is that level times
+    standard normal noise. Of order 1 as a family. Use this for a fixed small budget, where it comes closest to the
     model's own fine run; a tableau exists only for the budgets and the range of noise levels that were learned.
 
     Attributes:
@@ -70,7 +71,7 @@ class Learned:
         tableau = self.tableaus[nfe]
         rho = tableau.rho
         for name, end, has_end in (("sigma_max", sigma_max, rho[0]), ("sigma_min", sigma_min, rho[-1])):
-            if not math.isclose(end, float(has_end), rel_tol=SAME):
+            if end < math.inf and not math.isclose(end, float(has_end), rel_tol=SAME):
                 raise InputError(
                     f"{name}={end:.6g}: this tableau was learned from {float(rho[0]):.6g} to {float(rho[-1]):.6g}; "
                     "leave the key out, or learn another with: python calibrate.py calibration=tableau "

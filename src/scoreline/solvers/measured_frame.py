@@ -84,6 +84,14 @@ class MeasuredFrame:
         amplitude = self.amplitude(rho)
         return amplitude, self.gain(query) * amplitude[:-1]
 
+    @property
+    def limit(self) -> Tensor:
+        """Raises:
+        InputError: always, since nothing was measured there.
+        """
+        top = self.levels[-1]
+        raise InputError(f"sigma_max=inf: this solver's measurements end at {top:.6g}; use sigma_max={top:.6g}")
+
     def coordinate(self, rho: float) -> float:
         return rho
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from scoreline.errors import InputError
 from scoreline.schedules.base import Schedule, grid
 from scoreline.schedules.tabulated import Tabulated
-from scoreline.solvers.frames import NOISE, Frame
+from scoreline.solvers.frames import FLOW, NOISE, Frame
 from scoreline.values import check_final
 
 if TYPE_CHECKING:
@@ -182,7 +182,8 @@ class Tableau:
     def unrolled(self) -> "Tableau":
         """Return the same method with one row a call, y_{k+1} = y_k + sum_j W_kj F_j (`single_term`).
 
-        A first state without a call keeps its row. Rows of P sum to one, so every y_k is y_0 + sum_j M_kj F_j; W is
+        A first state without a call keeps its row. From infinite noise a method in noise prediction takes this form in
+        flow prediction. Rows of P sum to one, so every y_k is y_0 + sum_j M_kj F_j; W is
         the difference of M between calls.
 
         Raises:
@@ -191,8 +192,8 @@ class Tableau:
         """
         if bool(self.B.any()):
             raise ValueError("a stochastic tableau has no such form")
-        if self.from_infinity and self.frame == NOISE:
-            raise ValueError("from infinite noise, noise prediction has no such form")
+        if self.from_infinity and self.frame == NOISE:  # a method that keeps constants and noise keeps their sum
+            return replace(self, frame=FLOW).unrolled()
         rows, (P, W) = len(self.B), self.in_frame()
         if float((P.sum(1) - 1).abs().max()) > 1e-9:
             raise ValueError("a tableau that ends with E[x_0 | x] has no such form in its frame")

@@ -88,7 +88,7 @@ class OnlineSchedule(Callback):
             raise InputError("callbacks=online_schedule: not with trainer=fsdp; use trainer=ddp")
         self._check_images(pl_module.batch_size, trainer.world_size)
         native: NoiseSchedule = rebuild(pl_module.card.model["noise_schedule"], NoiseSchedule)
-        self._length = OnlineLength.even(self.rule, native.sigma_max, native.sigma_min)
+        self._length = OnlineLength.even(self.rule, native.finite_sigma_max, native.sigma_min)
         if self._restored:
             self._length.load_state_dict(self._restored)
         self._averaged = None

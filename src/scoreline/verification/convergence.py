@@ -50,8 +50,8 @@ class Runs:
 
     @property
     def span(self) -> tuple[float, float]:
-        """(sigma_max, sigma_min)."""
-        return self.process.sigma_max, self.process.sigma_min
+        """(finite_sigma_max, sigma_min)."""
+        return self.process.finite_sigma_max, self.process.sigma_min
 
     @property
     def device(self) -> torch.device:

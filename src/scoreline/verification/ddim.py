@@ -13,7 +13,7 @@ from scoreline.schedules.base import NoiseSchedule
 from scoreline.solvers.deis import DEIS
 from scoreline.solvers.dpm_multistep import DPMMultistep
 from scoreline.solvers.rho_ab import RhoAB
-from scoreline.solvers.tableau import Solver
+from scoreline.solvers.tableau import Solver, build_tableau
 from scoreline.verification.verdicts import Verdict
 
 DDIM_STEPS = 9
@@ -42,8 +42,11 @@ def ddim(denoiser: Denoiser, process: NoiseSchedule, z: Tensor, steps: int, labe
     x = z.double() * float(process.sigma(times[0]))
     for t, s in pairwise(times):
         alpha, sigma = float(process.alpha(t)), float(process.sigma(t))
-        eps = _native_eps(denoiser, x, (float(t), alpha, sigma), label)
-        clean = (x - sigma * eps) / alpha
+        if alpha == 0:  # pure noise
+            eps, clean = x, denoiser(x, math.inf, label=label)
+        else:
+            eps = _native_eps(denoiser, x, (float(t), alpha, sigma), label)
+            clean = (x - sigma * eps) / alpha
         x = float(process.alpha(s)) * clean + float(process.sigma(s)) * eps
     return x / float(process.alpha(times[-1]))
 
@@ -74,8 +77,9 @@ def ddim_differences(
     progress(len(z) * DDIM_STEPS)
     differences = {}
     for name, solver in first_order(process).items():
-        table = solver(process, process.sigma_max, process.sigma_min, DDIM_STEPS)
-        end = integrate(lambda x, rho: denoiser.eps(x, rho, label=label), z.double() * float(table.rho[0]), table)
+        table = build_tableau(solver, process, (process.sigma_max, process.sigma_min), DDIM_STEPS, "none")
+        start = z.double() * table.initial_scale
+        end = integrate(lambda x, rho: denoiser.estimate(x, rho, label=label), start, table)
         differences[name] = float((end - exact).abs().max() / exact.abs().max())
         progress(len(z) * DDIM_STEPS)
     return differences
