@@ -36,15 +36,6 @@ class ElucidatedDiffusion(nn.Module):
         self.net = net
 
 
-class GaussianDiffusion(nn.Module):
-    channels = 3
-
-    def __init__(self, model: Unet, *, image_size: int, objective: str, beta_schedule: str) -> None:
-        super().__init__()
-        self.model = model
-        self.register_buffer("betas", torch.linspace(1e-4, 0.02, 1000))
-
-
 def averaged(model: nn.Module, gain: float) -> dict[str, Any]:
     """Their Trainer's file: raw weights, and an average with the raw weights beside it."""
     raw = model.state_dict()
@@ -58,10 +49,10 @@ def averaged(model: nn.Module, gain: float) -> dict[str, Any]:
 def test_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The averages are what is sampled."""
     theirs: Any = ModuleType("denoising_diffusion_pytorch")
-    theirs.Unet, theirs.ElucidatedDiffusion, theirs.GaussianDiffusion = Unet, ElucidatedDiffusion, GaussianDiffusion
+    theirs.Unet, theirs.ElucidatedDiffusion = Unet, ElucidatedDiffusion
     monkeypatch.setitem(sys.modules, "denoising_diffusion_pytorch", theirs)
     (tmp_path / "results").mkdir()
-    elucidated, gaussian = BLOCKS
+    (elucidated,) = BLOCKS
     space: dict[str, Any] = {}
     with contextlib.chdir(tmp_path):
         torch.save(averaged(ElucidatedDiffusion(Unet(1, (1,)), image_size=32), 0.0), "results/model-10.pt")
@@ -70,9 +61,3 @@ def test_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         shrunk = ((0.002**2 + 0.25) / (80**2 + 0.25)) ** 0.5  # F = 0 is Gaussian data of deviation 0.5
         exact = shrunk * space["x"]
         torch.testing.assert_close(2 * space["images"] - 1, exact, rtol=1e-5, atol=1e-5)
-        model = GaussianDiffusion(Unet(1, (1,)), image_size=32, objective="pred_noise", beta_schedule="sigmoid")
-        space["state"] = averaged(model, 0.25)["ema"]
-        exec(compile(gaussian, "gaussian", "exec"), space)
-        assert float(space["model"].model.gain.detach()) == 0.25
-        assert space["images"].shape == (16, 3, 32, 32)
-        assert bool(space["images"].isfinite().all())
