@@ -24,15 +24,24 @@ from PIL import Image
 from torch import Tensor
 
 from scoreline import values
+from scoreline.checkpoints import load_model
+from scoreline.config.run_names import model_path
 from scoreline.datasets.image_folder import ImageFolder
 from scoreline.datasets.zip_archive import ZipArchive
 from scoreline.errors import InputError
 from scoreline.generation import npz
+from scoreline.generation.batches import Sampler
 from scoreline.generation.formats import FORMATS, NONE, check_format, write_format, write_manifest
 from scoreline.generation.images import Entry, ShardImages, contact_sheet, no_progress
+from scoreline.generation.run import Outputs, finish
 from scoreline.generation.run_results import file_record
 from scoreline.generation.shards import Shards
+from scoreline.metrics.no_metrics import NoMetrics
+from scoreline.runtime.distributed import Group
 from scoreline.sampling import Progress
+from scoreline.schedules.spacings import Power
+from scoreline.solvers.ddim import DDIM
+from scoreline.solvers.tableau import build
 from scoreline.storage.files import part_beside, remove_parts
 from scoreline.storage.pictures import save_png, sheet, to_uint8
 
@@ -327,6 +336,26 @@ def test_float_samples_of_any_channels(channels: int, tmp_path: Path) -> None:
     save_png(tmp_path / "grid.png", picture)
     with Image.open(tmp_path / "grid.png") as read:
         assert read.mode == ("RGB" if channels == 3 else "L")
+
+
+def test_float_samples_go_on_after_a_stop(tmp_path: Path) -> None:
+    """Whole shards of an unfinished run are kept, a damaged one is not, and the file is the same to the bit."""
+    sampler = Sampler(
+        load_model(model_path("digits_vp")).denoiser, build(DDIM(), Power(7.0), (10.0, 0.1), 2, "none"), 4, 4
+    )
+    files, counts = [], []
+    for name in ("whole", "stopped"):
+        shards = Shards(tmp_path / name / "shards", "stamp", range(12), None, (1, 8, 8), torch.float32)
+        if files:
+            first, second = sorted((tmp_path / "whole" / "shards").iterdir())[:2]
+            shards.folder.mkdir(parents=True)
+            shutil.copy(first, shards.folder)
+            (shards.folder / second.name).write_bytes(second.read_bytes()[:-1])
+        result = finish(sampler, shards, Outputs("npy", NoMetrics()), Group())
+        files.append((tmp_path / name / "samples.npy").read_bytes())
+        counts.append(result["images_made"])
+    assert counts == [12, 8]
+    assert files[0] == files[1]
 
 
 def test_shards_of_another_type_count_as_missing(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 from small_models import NOISE_PREDICTION, VP
 
 from scoreline.checkpoints import Card, load_model, save_model
+from scoreline.errors import InputError
 from scoreline.foreign.diffusers_settings import settings
 from scoreline.networks.diffusers_decoder import KLDecoder
 from scoreline.networks.unet import UNet
@@ -23,7 +25,9 @@ BLOCKS = {"down_block_types": ["DownEncoderBlock2D"] * 2, "up_block_types": ["Up
 SPEC = {"_target_": "scoreline.networks.diffusers_decoder.KLDecoder", **DECODER, **BLOCKS}
 
 
-def model(path: Path, channels: int, decoder: bool = False, imported: dict[str, Any] | None = None) -> Path:
+def model(
+    path: Path, channels: int, decoder: bool = False, imported: dict[str, Any] | None = None, **changes: Any
+) -> Path:
     torch.manual_seed(0)
     network = UNet(**NETWORK, channels=channels)
     torch.nn.init.constant_(network.head.weight, 0.05)
@@ -35,7 +39,10 @@ def model(path: Path, channels: int, decoder: bool = False, imported: dict[str, 
     weights = network.state_dict()
     if decoder:
         state = KLDecoder(**DECODER, **BLOCKS).state_dict()
-        described, weights = {**described, "decoder": SPEC}, weights | {f"autoencoder.{k}": w for k, w in state.items()}
+        described, weights = (
+            {**described, "decoder": {**SPEC, **changes}},
+            weights | {f"autoencoder.{k}": w for k, w in state.items()},
+        )
     training = {} if imported is None else {"imported": imported}
     save_model(path, weights, Card(described, (channels, 8, 8), 0, {}, training))
     return path
@@ -109,3 +116,37 @@ def test_a_card_without_a_decoder_has_none(channels: int, tmp_path: Path) -> Non
     checkpoint = load_model(model(tmp_path / "m.safetensors", channels))
     assert checkpoint.decoder is None
     assert checkpoint.image_shape == checkpoint.card.shape == (channels, 8, 8)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"_target_": "os.system"}, "names os.system, which is not part of scoreline"),
+        ({"_target_": "scoreline.networks.unet.UNet"}, "refuses its arguments"),
+        ({"_target_": "scoreline.networks.latents.LatentDecoder"}, "refuses its arguments"),
+        ({"scaling_factor": 0.0}, "scaling_factor is 0.0, not a number above 0"),
+        ({"scaling_factor": "2"}, "scaling_factor is '2', not float"),
+        ({"block_out_channels": [4, 10**6]}, "weights do not fit the network that the card describes"),
+        ({"block_out_channels": [4, 16]}, "weights do not fit the network that the card describes"),
+        ({"layers_per_block": 999}, "larger than its weights"),
+        ({"latent_channels": 10**9}, "latent_channels is 1000000000"),
+        ({"act_fn": "${oc.env:HOME}"}, "which is not a plain value"),
+    ],
+)
+def test_hostile_decoders(changes: dict[str, Any], said: str, tmp_path: Path) -> None:
+    path = model(tmp_path / "m.safetensors", 4, decoder=True, **changes)
+    with pytest.raises(InputError, match=said) as error:
+        load_model(path)
+    assert "\n" not in str(error.value)
+
+
+def test_a_decoder_of_another_kind(tmp_path: Path) -> None:
+    """A network in the place of the decoder, whose weights fit."""
+    path = tmp_path / "m.safetensors"
+    checkpoint = load_model(model(path, 3))
+    network = checkpoint.card.model["network"]
+    weights = checkpoint.denoiser.network.state_dict()
+    both = weights | {f"autoencoder.{name}": weight for name, weight in weights.items()}
+    save_model(path, both, replace(checkpoint.card, model={**checkpoint.card.model, "decoder": network}))
+    with pytest.raises(InputError, match=r"its decoder is of no class of scoreline\.networks\.latents; import it"):
+        load_model(path)

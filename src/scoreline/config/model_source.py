@@ -121,8 +121,15 @@ def read_source(cfg: DictConfig) -> ModelSource:
         weights=options.weights,
         allow=list_of_names("import.allow", options.allow),
         sha256=options.sha256,
-        size=image_size("import.size", OmegaConf.to_container(options)["size"]),
+        size=image_size("import.size", _plain_size(options)),
     )
+
+
+def _plain_size(options: DictConfig) -> Any:
+    """Return `import.size` as a plain value; a configuration of an earlier version lacks it."""
+    plain = OmegaConf.to_container(options)
+    assert isinstance(plain, dict)
+    return plain.get("size")
 
 
 def plain_model(cfg: DictConfig) -> dict[str, Any] | None:
