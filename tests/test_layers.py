@@ -19,11 +19,13 @@ ORDER = [
     *("safe_pickle", "datasets", "records", "schedules", "solvers", "parameterisations"),
     *("denoiser", "thresholding", "sampling", "targets", "objective", "execution", "likelihood", "descriptions"),
     *("checkpoints", "guidance", "foreign", "metrics", "generation", "verification", "interface"),
-    *("calibration", "calibration.learned", "training", "config", "doctor", "tables", "scripts", "commands", "cli"),
+    "integrations",
+    *("calibration", "calibration.learned", "calibration.calibrate", "training", "config", "doctor", "tables"),
+    *("scripts", "commands", "cli"),
 ]
 """Rooms and the files at the root, from the lowest up: each imports those before it, and itself."""
 
-NOT_PURE = {"storage", "config", "training", "doctor", "tables", "scripts", "commands", "cli"}
+NOT_PURE = {"storage", "integrations", "config", "training", "doctor", "tables", "scripts", "commands", "cli"}
 """Rooms above mathematics, and the one that reads and writes files."""
 
 HYDRA = {"config", "scripts", "commands"}
@@ -107,7 +109,7 @@ def test_file_names_have_one_meaning() -> None:
     assert {name for name, modules in places.items() if len(modules) > 1} == SAME_SENSE
 
 
-SAME_SENSE = {"base", "ddim", "edm", "ema", "likelihood", "score_optimal"}
+SAME_SENSE = {"base", "calibrate", "ddim", "edm", "ema", "likelihood", "score_optimal"}
 """File names that occur twice and mean the same."""
 
 

@@ -29,11 +29,11 @@ from scoreline.datasets.digits import Digits
 from scoreline.denoiser import Denoiser
 from scoreline.generation.batches import generate
 from scoreline.generation.labels import plan_labels
+from scoreline.interface.sample_function import sample
 from scoreline.networks.exact import GaussianMixture
 from scoreline.numerics import NUMERICS_VERSION
 from scoreline.runtime import seeded_noise
 from scoreline.runtime.seeded_noise import seed_default, seed_generator
-from scoreline.sampling import sample
 from scoreline.schedules.spacings import Polynomial, Power
 from scoreline.solvers.adaptive import Adaptive
 from scoreline.solvers.ddim import DDIM

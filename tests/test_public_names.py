@@ -17,6 +17,13 @@ def test_a_public_name_resolves_and_explains_itself(name: str) -> None:
     assert not text.startswith(f"{name}("), "a dataclass without a docstring"
 
 
+def test_a_module_is_imported_as_a_name_or_used_as_an_attribute() -> None:
+    from scoreline import calibrate
+
+    assert calibrate is scoreline.calibrate
+    assert {"score_norm", "score_optimal", "search", "learn", "load"} < set(calibrate.__all__)
+
+
 def test_dir_lists_the_public_names_only() -> None:
     assert dir(scoreline) == sorted(scoreline.__all__)
     with pytest.raises(AttributeError, match="no_such_name"):

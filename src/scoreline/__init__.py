@@ -6,7 +6,7 @@
 from importlib import import_module
 from typing import Any
 
-__version__ = "0.10.0"
+__version__ = "0.11.0"
 
 _MODULES = {
     "scoreline.interface.sample_function": "sample Step",
@@ -17,6 +17,7 @@ _MODULES = {
     "scoreline.networks.exact": "GaussianMixture FullGaussianMixture",
     "scoreline.errors": "InputError",
     "scoreline.records": "Record load_record",
+    "scoreline.calibration": "calibrate",
     "scoreline.calibration.subject": "Subject",
     "scoreline.calibration.data_deviation": "measure_sigma_data",
     "scoreline.calibration.score_norm": "ScoreNorm",

@@ -3,6 +3,7 @@
 import math
 from abc import ABC, abstractmethod
 from contextlib import nullcontext
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +35,12 @@ class Denoising(nn.Module, ABC):
     @abstractmethod
     def calls(self, rho: float) -> int:
         """Return the number of network calls that one evaluation of D or eps at level rho takes."""
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the parameters, else of the buffers; the CPU for a model that has neither."""
+        first = next(chain(self.parameters(), self.buffers()), None)
+        return torch.device("cpu") if first is None else first.device
 
     def estimate(self, x: Tensor, rho: float, **condition: Tensor | None) -> Tensor:
         """Return what a tableau reads: eps(x, rho), and at rho = infinity D of x / rho."""

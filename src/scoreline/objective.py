@@ -53,7 +53,8 @@ class FlowWeight:
     Use it with `FlowVelocity`, and with the density `LogNormal` of mean 0, for which the time t = rho / (1 + rho) is
     logit-normal, or with `UniformTime`.
 
-    Source: Lipman et al. (2022), arXiv:2210.02747, Eq. 14; the density: Esser et al. (2024), arXiv:2403.03206, Sec. 3.1.
+    Source: Lipman et al. (2022), arXiv:2210.02747, Eq. 14; the density: Esser et al. (2024), arXiv:2403.03206,
+    Sec. 3.1.
     """
 
     def __call__(self, rho: Tensor) -> Tensor:

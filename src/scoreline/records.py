@@ -3,6 +3,7 @@
 import json
 import math
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -141,7 +142,7 @@ class Record:
     values: dict[str, Tensor]
     provenance: dict[str, Any]
 
-    def save(self, path: Path) -> None:
+    def save(self, path: str | Path) -> None:
         """Write one safetensors file whose metadata is the provenance, atomically; equal records make equal bytes."""
         from safetensors.torch import save_file
 
@@ -152,7 +153,7 @@ class Record:
             save_file(tensors, temporary, metadata)
             order_metadata(temporary)
 
-        write_atomically(path, write)
+        write_atomically(Path(path), write)
 
 
 def load_record(path: str | Path, kind: str, checkpoint: str, key: str = "record") -> Record:
@@ -171,17 +172,27 @@ def load_record(path: str | Path, kind: str, checkpoint: str, key: str = "record
         InputError: if the file is missing, of another kind or damaged, or belongs to another checkpoint; the message
             gives the command that makes the right one.
     """
-    remedy = f"make one with: python calibrate.py calibration={kind} checkpoint=..."
+    return read_record(path, (kind,), str(checkpoint), key)  # a null of a config is no digest
+
+
+def read_record(path: str | Path, kinds: Sequence[str], checkpoint: str | None, key: str = "record") -> Record:
+    """Load a record of one of these kinds, as `load_record`, for any model if `checkpoint` is None.
+
+    Raises:
+        InputError: as `load_record`.
+    """
+    remedy = f"make one with: python calibrate.py calibration={kinds[0]} checkpoint=..."
     if not isinstance(path, str | Path) or not os.path.isfile(path):
         raise InputError(f"{key}={path}: no such record; {remedy}")
     path = Path(path)
     header = read_header(path, f"{key}={path}", remedy)
-    kind_of_file = header.metadata.get("kind")
-    if header.metadata.get("format") != FORMAT or kind_of_file != kind:
-        raise header.refuse(f"holds {excerpt(kind_of_file)}, not {kind!r}")
+    kind = header.metadata.get("kind")
+    if header.metadata.get("format") != FORMAT or kind not in kinds:
+        raise header.refuse(f"holds {excerpt(kind)}, not {' or '.join(map(repr, kinds))}")
     try:
         provenance = read_provenance(header, PROVENANCE.get(kind, PLAIN))
-        _check_checkpoint(provenance, checkpoint)
+        if checkpoint is not None:
+            _check_checkpoint(provenance, checkpoint)
         return Record(kind, _checked_values(header, kind), provenance)
     except InputError:
         raise
@@ -191,6 +202,8 @@ def load_record(path: str | Path, kind: str, checkpoint: str, key: str = "record
 
 def _check_checkpoint(provenance: dict[str, Any], checkpoint: str) -> None:
     made_for = provenance.get("checkpoint")
+    if made_for is None:
+        raise ValueError(f"bound to no checkpoint, this one is {checkpoint[:12]}")
     if made_for != checkpoint:
         raise ValueError(f"made for checkpoint {str(made_for)[:12]}, this one is {checkpoint[:12]}")
 

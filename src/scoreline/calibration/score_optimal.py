@@ -221,7 +221,7 @@ class CumulativeLength:
     def _steps(
         self, denoiser: Denoising, images: Images, rho: list[float], number: int, done: Callable[[float], None]
     ) -> Iterator[Tensor]:
-        device = next(denoiser.parameters()).device
+        device = denoiser.device
         clean = images.clean.to(device).double()
         fresh = seeded_noise.normal(images.seeds, tuple(clean.shape[1:]), "score_optimal", number).to(clean)
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from scoreline.errors import InputError
-from scoreline.records import load_record
+from scoreline.records import Record, load_record
 
 
 @dataclass(frozen=True)
@@ -60,5 +60,9 @@ def load_scale(path: str | Path, checkpoint: str) -> ScoreScale:
     Raises:
         InputError: as `load_record`.
     """
-    values = load_record(path, "score_norm", checkpoint).values
-    return ScoreScale(tuple(values["rho"].tolist()), tuple(values["mean_abs_eps"].tolist()))
+    return scale_in(load_record(path, "score_norm", checkpoint))
+
+
+def scale_in(record: Record) -> ScoreScale:
+    """Return the scale in a `score_norm` record."""
+    return ScoreScale(tuple(record.values["rho"].tolist()), tuple(record.values["mean_abs_eps"].tolist()))

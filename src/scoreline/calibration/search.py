@@ -157,15 +157,27 @@ def load_recommendation(path: str | Path, checkpoint: str) -> Recommendation:
     Raises:
         InputError: as `load_record`, and for candidates that do not belong to the budgets or were not measured.
     """
-    record = load_record(path, "search", checkpoint, "solver.path")
+    return recommendation_in(load_record(path, "search", checkpoint, "solver.path"), f"solver.path={path}")
+
+
+def recommendation_in(record: Record, source: str) -> Recommendation:
+    """Return the recommendation in a `search` record.
+
+    Args:
+        record: the record.
+        source: the key and the path of its file, for messages.
+
+    Raises:
+        InputError: for candidates that do not belong to the budgets or were not measured.
+    """
     candidates, span = record.provenance["candidates"], record.provenance["span"]
     budgets = record.values["budgets"].tolist()
     if len(candidates) != len(budgets) or len(set(budgets)) < len(budgets) or not span[0] > span[1]:
         raise InputError(
-            f"solver.path={path}: {len(candidates)} candidates for {len(budgets)} budgets on the range {span}; give "
+            f"{source}: {len(candidates)} candidates for {len(budgets)} budgets on the range {span}; give "
             "the record as calibrate.py wrote it"
         )
     if not bool(record.values.get("mean", torch.zeros(1, 1))[:, 0].isfinite().all()):
-        raise InputError(f"solver.path={path}: its best candidates have no distance; search again")
+        raise InputError(f"{source}: its best candidates have no distance; search again")
     pairs = tuple((finalists[0][0][0], finalists[0][0][1]) for finalists in candidates)
     return Recommendation(tuple(budgets), pairs, (float(span[0]), float(span[1])))

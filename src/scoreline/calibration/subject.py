@@ -34,22 +34,26 @@ class Subject:
     Attributes:
         denoiser: the model, on the device of its parameters.
         run: a run of many evaluations, whose ends are the range to measure.
-        shape: (C, H, W) of an image.
+        shape: shape of an image, (C, H, W) or any other.
         seeds: one for each image.
         batch_size: number of images at a time.
         labels: class labels (len(seeds),) in the order of the seeds, or None.
         parts: keeps the work on each of the `batches`, and assigns them to processes.
         data: real images, for estimators that need them.
+        network_batch: images of a network call where results must not depend on `batch_size`; see `generate`.
+        draw: source of noise by seed.
     """
 
     denoiser: Denoising
     run: Tableau
-    shape: tuple[int, int, int]
+    shape: tuple[int, ...]
     seeds: Sequence[int]
     batch_size: int
     labels: Tensor | None = None
     parts: Parts = field(default_factory=Parts)
     data: ImageDataset | None = None
+    network_batch: int = 64
+    draw: seeded_noise.Noise = seeded_noise.normal
 
     @property
     def done(self) -> int:
@@ -70,21 +74,22 @@ class Subject:
     @property
     def device(self) -> torch.device:
         """Device of the model."""
-        return next(self.denoiser.parameters()).device
+        return self.denoiser.device
 
     def eps(self, label: Tensor | None) -> Callable[[Tensor, Tensor | float], Tensor]:
         """Return eps(x, rho) of the model for images with these class labels, `Denoising.estimate` for a float rho."""
         label = None if label is None else label.to(self.device)
 
         def eps(x: Tensor, rho: Tensor | float) -> Tensor:
-            form = self.denoiser.eps if isinstance(rho, Tensor) else self.denoiser.estimate
-            return form(x, rho, label=label)
+            if isinstance(rho, Tensor):
+                return self.denoiser.eps(x, rho, label=label)
+            return self.denoiser.estimate(x, rho, label=label)
 
         return eps
 
     def noise(self, seeds: Sequence[int], purpose: str, step: int = 0) -> Tensor:
-        """Return `seeded_noise.normal` of these seeds' images, on the device of the model."""
-        return seeded_noise.normal(seeds, self.shape, purpose, step).to(self.device)
+        """Return the noise of these seeds' images, on the device of the model."""
+        return self.draw(seeds, self.shape, purpose, step).to(self.device)
 
     def initial(self, seeds: Sequence[int]) -> Tensor:
         """Return the initial states of these seeds, as `generation.batches.generate` makes them."""
@@ -144,4 +149,5 @@ class Subject:
             whole: call the network on whole batches; images then depend on the batch size by rounding.
         """
         args = (self.denoiser, run, self.shape, self.seeds, self.batch_size, self.labels)
-        return generate(*args, network_batch=self.batch_size if whole else 64, progress=progress)
+        size = self.batch_size if whole else self.network_batch
+        return generate(*args, network_batch=size, progress=progress, noise=self.draw)

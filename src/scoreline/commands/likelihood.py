@@ -203,7 +203,7 @@ def _measure(options: argparse.Namespace, checkpoint: Checkpoint, images: Images
     prior = options.prior_variance
     if prior is None:
         prior = native_prior_variance(checkpoint.noise_schedule, float(run.rho[0]))
-    device, bits, nfe = next(denoiser.parameters()).device, [], []
+    device, bits, nfe = denoiser.device, [], []
     with ImageProgress(len(images.pixels), "likelihood") as progress:
         for seeds, pixels, labels in _batches(options, images):
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from scoreline.config import run_names, validate
 from scoreline.errors import InputError
@@ -113,6 +113,7 @@ def read_source(cfg: DictConfig) -> ModelSource:
     options = cfg["import"]
     if not isinstance(options, DictConfig):
         raise InputError(f"import={options}: has the keys import.from, import.weights, ..; give these, or drop it")
+    size = options.get("size")  # a configuration of an earlier version lacks it
     return ModelSource(
         word=str(cfg.checkpoint),
         trust=list_of_names("trust", cfg.trust),
@@ -121,15 +122,8 @@ def read_source(cfg: DictConfig) -> ModelSource:
         weights=options.weights,
         allow=list_of_names("import.allow", options.allow),
         sha256=options.sha256,
-        size=image_size("import.size", _plain_size(options)),
+        size=image_size("import.size", list(size) if isinstance(size, ListConfig) else size),
     )
-
-
-def _plain_size(options: DictConfig) -> Any:
-    """Return `import.size` as a plain value; a configuration of an earlier version lacks it."""
-    plain = OmegaConf.to_container(options)
-    assert isinstance(plain, dict)
-    return plain.get("size")
 
 
 def plain_model(cfg: DictConfig) -> dict[str, Any] | None:
@@ -225,7 +219,7 @@ def _measured_sigma_data(checkpoint: "Checkpoint") -> float:
             card.shape,
             sigma_max=checkpoint.noise_schedule.sigma_max,
             num_classes=card.num_classes,
-            device=next(denoiser.parameters()).device,
+            device=denoiser.device,
         )
     with suppress(OSError):  # of a cache that cannot be written
         write_atomically(_measurement(checkpoint), lambda path: path.write_text(f"{number}\n"))

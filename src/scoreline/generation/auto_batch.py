@@ -71,7 +71,7 @@ def one_call(
 
     With `decode` it decodes n samples after that.
     """
-    device, level = next(denoiser.parameters()).device, float(tableau.rho[0])
+    device, level = denoiser.device, float(tableau.rho[0])
     states = tableau.peak_tensors
 
     @torch.inference_mode()

@@ -23,7 +23,7 @@ Record = Callable[[Callable[..., Tensor], Sequence[Tensor]], Callable[..., Tenso
 
 
 class Batch(NamedTuple):
-    """Samples x (B, C, H, W) float32 of B seeds, in unit-signal coordinates on the device, or images decoded from them.
+    """Samples x (B, *) of B seeds, in the noise's dtype and unit-signal coordinates on the device, or images of them.
 
     Both counts are per image; guidance takes several network calls per evaluation.
     """
@@ -49,6 +49,7 @@ class Sampler:
             noise.
         decode: maps the samples of a network call to images, such as the decoder of a model of latents; None keeps
             the samples.
+        noise: source of the initial states' noise and of fresh noise, by seed.
     """
 
     denoiser: Denoising
@@ -58,11 +59,12 @@ class Sampler:
     threads: int = 1
     record: Record | None = None
     decode: Callable[[Tensor], Tensor] | None = None
+    noise: seeded_noise.Noise = seeded_noise.normal
 
     @torch.inference_mode()
     def batches(
         self,
-        shape: tuple[int, int, int],
+        shape: tuple[int, ...],
         seeds: Sequence[int],
         labels: Tensor | None = None,
         progress: Progress = lambda images: None,
@@ -72,7 +74,7 @@ class Sampler:
         rows = (slice(start, start + size) for start in range(0, len(seeds), size))
         units = (_Unit(list(seeds[part]), None if labels is None else labels[part]) for part in rows)
         with count_calls(self.denoiser) as calls, until_left(progress) as report:
-            work = _Work(self, shape, next(self.denoiser.parameters()).device, calls, report)
+            work = _Work(self, shape, self.denoiser.device, calls, report)
             yield from _regrouped(in_order(work, units, self.threads), self.batch_size)
 
 
@@ -80,23 +82,24 @@ class Sampler:
 def generate(
     denoiser: Denoising,
     tableau: Tableau | AdaptiveRun,
-    shape: tuple[int, int, int],
+    shape: tuple[int, ...],
     seeds: Sequence[int],
     batch_size: int,
     labels: Tensor | None = None,
     network_batch: int | None = 64,
     progress: Progress = lambda images: None,
     threads: int = 1,
+    noise: seeded_noise.Noise = seeded_noise.normal,
 ) -> Iterator[Batch]:
     """Sample one image per seed, batch by batch, on the device of the denoiser's parameters.
 
-    x_0 = rho_0 z (z itself at rho_0 = infinity) with z = `seeded_noise.normal(seed, "initial")`; like all samplers it neglects the signal in x_0. The
-    image of a seed depends on the seed, its label, the denoiser and the tableau only, to the bit on one kind of
-    processor or GPU, because every network call has `network_batch` images. An adaptive run chooses the steps of a
-    batch together, so its images depend on the batch by the tolerance.
+    x_0 = rho_0 z, or z itself at rho_0 = infinity, with z = `seeded_noise.normal(seed, "initial")`; like all samplers
+    it neglects the signal in x_0. The image of a seed depends on the seed, its label, the denoiser and the tableau
+    only, to the bit on one kind of processor or GPU, because every network call has `network_batch` images. An adaptive
+    run chooses the steps of a batch together, so its images depend on the batch by the tolerance.
 
     Args:
-        shape: (C, H, W) of an image; `Sampler` explains the arguments that are not listed here.
+        shape: shape of an image, any rank; `Sampler` explains the arguments that are not listed here.
         seeds: one seed per image.
         labels: class labels (len(seeds),) int64 in the order of the seeds, or None.
         progress: receives the images' worth of work after every evaluation.
@@ -108,7 +111,7 @@ def generate(
         RuntimeError: if the measured counts differ from `Tableau.nfe` and `Denoising.calls`.
         NotFiniteError: if a sample is not finite.
     """
-    sampler = Sampler(denoiser, tableau, batch_size, network_batch, threads)
+    sampler = Sampler(denoiser, tableau, batch_size, network_batch, threads, noise=noise)
     for batch in sampler.batches(shape, seeds, labels, progress):
         check_finite(batch.seeds, batch.x.isfinite().all())
         yield batch
@@ -132,7 +135,7 @@ class _Work:
     """Computes the samples of units; one object serves all threads."""
 
     sampler: Sampler
-    shape: tuple[int, int, int]
+    shape: tuple[int, ...]
     device: torch.device
     calls: Calls
     progress: Progress
@@ -153,7 +156,7 @@ class _Work:
         return Batch(unit.seeds, x[: len(unit.seeds)], *counts)
 
     def _normal(self, unit: _Unit, purpose: str, step: int = 0) -> Tensor:
-        return self._rows(seeded_noise.normal(unit.seeds, self.shape, purpose, step))
+        return self._rows(self.sampler.noise(unit.seeds, self.shape, purpose, step))
 
     def _rows(self, rows: Tensor) -> Tensor:
         """Return the rows on the device; for a tableau, copies of the last row pad the network's batch."""
@@ -215,7 +218,7 @@ class _Work:
 
 
 def _in_fixed_batches(denoiser: Denoising, x: Tensor, rho: float, label: Tensor | None, size: int) -> Tensor:
-    """Return the estimate of x (B, *) from calls on exactly `size` rows, since kernels round differently for other shapes."""
+    """Return the estimate of x (B, *) from calls on `size` rows, since kernels round differently for other shapes."""
     if len(x) == size:
         return denoiser.estimate(x, rho, label=label)
     parts = []

@@ -162,7 +162,7 @@ def fine_states(
         labels: class labels (S,) int64, or None.
         fine_nfe: evaluations, about.
     """
-    device = next(denoiser.parameters()).device
+    device = denoiser.device
     label = None if labels is None else labels.to(device)
 
     def eps(x: Tensor, rho: float) -> Tensor:

@@ -47,6 +47,12 @@ class _Choice(NamedTuple):
     values: Mapping[str, Any]
 
 
+def names(group: str) -> list[str]:
+    """Return the choices of `solver` or `schedule` that read no file."""
+    stems = sorted(path.stem for path in (conf_dir() / group).glob("*.yaml"))
+    return [name for name in stems if not _foreign(_described(group, name))]
+
+
 def solver_named(
     name: str, noise_schedule: NoiseSchedule | None = None, sigma_data: float | None = None
 ) -> Solver | Adaptive:

@@ -126,7 +126,7 @@ def sample(
     work = _Estimates(denoise, x_init.dtype, dict(condition or {}), callback)
     state = x_init.to(torch.promote_types(x_init.dtype, torch.float32))
     with torch.set_grad_enabled(grad):
-        end = integrate(work, state, run, _draw(generator, state), reuse=not grad and callback is None)
+        end = integrate(work, state, run, fresh_noise(generator, state), reuse=not grad and callback is None)
         work.check_finite()
         return end.to(x_init.dtype)
 
@@ -148,10 +148,12 @@ def _span(process: NoiseSchedule | None, sigma_max: Any, sigma_min: Any, schedul
 
 def _solver(solver: Any, process: NoiseSchedule, sigma_data: float) -> Solver | Adaptive:
     if isinstance(solver, str):
-        return solver_named(solver, process, sigma_data)
+        named: Solver | Adaptive = solver_named(solver, process, sigma_data)
+        return named
     if isinstance(solver, type) or not callable(solver):
         raise InputError(f"solver={solver!r:.60}: give a name such as 'dpmpp_2m', or an object such as DDIM()")
-    return cast(Solver | Adaptive, solver)
+    chosen: Solver | Adaptive = solver
+    return chosen
 
 
 def _spending(solver: Any, nfe: int) -> Solver | Adaptive:
@@ -221,8 +223,16 @@ class _Estimates:
             raise NotFiniteError(f"sigma={level:g}: numbers that denoise returns are")
 
 
-def _draw(generator: Generators | None, x: Tensor) -> Draw:
-    """Return the source of fresh noise of x's shape, dtype and device."""
+def fresh_noise(generator: Generators | None, x: Tensor) -> Draw:
+    """Return the source of fresh noise of x's shape, dtype and device.
+
+    Args:
+        generator: as in `sample`.
+        x: the state (B, *).
+
+    Raises:
+        InputError: for another number of generators or seeds than images, or a list of both.
+    """
     if generator is None or isinstance(generator, torch.Generator):
         return lambda row: torch.randn(x.shape, generator=generator, dtype=x.dtype, device=x.device)
     if len(generator) != len(x):

@@ -1,11 +1,14 @@
 """Random numbers: an image's own, counter-based and keyed by (seed, purpose, step), and torch's streams by key."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 from torch import Generator, Tensor
+
+Noise = Callable[[Sequence[int], tuple[int, ...], str, int], Tensor]
+"""(seeds, shape, purpose, step) -> (len(seeds), *shape): the noise of images, as `normal` draws it."""
 
 WORDS = slice(3, 3 + 624)
 """The state of MT19937 within that of torch's CPU generator, in words of 64 bits."""

@@ -124,7 +124,7 @@ def grid(schedule: Schedule, sigma_max: float, sigma_min: float, steps: int) -> 
     if steps < 1:
         raise InputError(f"steps={steps}: a grid needs at least one step; ask for a larger nfe")
     ends = torch.tensor([sigma_max, sigma_min], dtype=torch.float64)
-    if sigma_max == math.inf and not bool(schedule(ends[:1]).isfinite()):
+    if sigma_max == math.inf and not bool(schedule.on(sigma_max, sigma_min)(ends[:1]).isfinite()):
         levels = _expanded(grid(schedule, HIGHEST, sigma_min, steps))
     else:
         schedule = schedule.on(sigma_max, sigma_min)

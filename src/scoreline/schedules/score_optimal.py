@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from scoreline.errors import InputError
-from scoreline.records import load_record
+from scoreline.records import Record, load_record
 from scoreline.schedules.base import Schedule
 from scoreline.schedules.tabulated import SAME
 
@@ -91,5 +91,9 @@ def load_schedule(path: str | Path, checkpoint: str) -> ScoreOptimal:
     Raises:
         InputError: as `load_record`.
     """
-    values = load_record(path, "score_optimal", checkpoint, "schedule.path").values
-    return ScoreOptimal(tuple(values["rho"].tolist()), tuple(values["length"].tolist()))
+    return schedule_in(load_record(path, "score_optimal", checkpoint, "schedule.path"))
+
+
+def schedule_in(record: Record) -> ScoreOptimal:
+    """Return the schedule in a `score_optimal` record."""
+    return ScoreOptimal(tuple(record.values["rho"].tolist()), tuple(record.values["length"].tolist()))

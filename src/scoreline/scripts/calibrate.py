@@ -121,30 +121,18 @@ def build_record(
     values: dict[str, Any],
 ) -> "Record":
     """Return the record: the measurements and their provenance."""
-    import torch
+    from scoreline.calibration import provenance
 
-    from scoreline.records import Record
-    from scoreline.storage.files import code_version
-
-    tensors = {name: value for name, value in values.items() if isinstance(value, torch.Tensor)}
-    provenance = {
+    source = {
         "checkpoint": checkpoint.digest,
         "data": checkpoint.card.data,
-        "estimator": type(estimator).__name__,
         **config.calibration,
-        "states": estimator.states,
         **components.classes,
-        "nfe": subject.run.nfe,
         "seeds": config.seeds_text,
-        "images": len(subject.seeds),
-        "code_version": code_version(),
-        **{name: value for name, value in values.items() if name not in tensors},
     }
     if estimator.kind in GUIDED:
-        provenance["guidance"] = config.guidance
-    if subject.data is not None:
-        provenance["dataset"] = {"name": subject.data.name, "sha256": subject.data.digest}
-    return Record(estimator.kind, tensors, provenance)
+        source["guidance"] = config.guidance
+    return provenance.build_record(estimator, subject, values, source)
 
 
 def _publish(

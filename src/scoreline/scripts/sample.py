@@ -196,7 +196,7 @@ def network_batch(config: SampleConfig, sampler: "Sampler", shards: "Shards") ->
     former = (run_config.read(config.run.path) or {}).get("network_batch")
     size = None if former is None else whole_number("network_batch", former)
     if size is None and group.first:
-        device = next(sampler.denoiser.parameters()).device
+        device = sampler.denoiser.device
         limit = memory_limit(config.memory_mib, device) / sampler.threads
         call = one_call(sampler.denoiser, sampler.tableau, shards, sampler.decode)
         size = largest_batch(call, limit, device, len(shards.seeds))

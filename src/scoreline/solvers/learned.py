@@ -91,11 +91,19 @@ def load_learned(path: str | Path, checkpoint: str) -> Learned:
         InputError: as `load_record`.
     """
     record = load_record(path, "tableau", checkpoint, "solver.path")
-    values = record.values
     try:
-        tableaus = {nfe: tableau_in(values, nfe) for nfe in values["budgets"].tolist()}
+        return learned_in(record)
     except ValueError as error:
         raise InputError(f"solver.path={path}: not a record of tableaus ({error})") from error
+
+
+def learned_in(record: Record) -> Learned:
+    """Return the tableaus in a `tableau` record.
+
+    Raises:
+        ValueError: if its tensors make none.
+    """
+    tableaus = {nfe: tableau_in(record.values, nfe) for nfe in record.values["budgets"].tolist()}
     return Learned(tableaus, _held_out(record), record.provenance.get("guidance"))
 
 

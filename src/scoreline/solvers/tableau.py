@@ -104,7 +104,7 @@ class Tableau:
         """
         rows = len(rho) - 1
         eye, B = torch.eye(rows, dtype=torch.float64), torch.zeros(rows, dtype=torch.float64)
-        if float(rho[0]) == math.inf:
+        if bool(rho[0].detach().isinf()):
             return _from_infinity(rho, W, frame, query)
         if frame == NOISE:
             return cls(rho, eye, W, B, frame, query)
@@ -115,12 +115,12 @@ class Tableau:
     @property
     def from_infinity(self) -> bool:
         """Whether the run begins at rho = infinity."""
-        return float(self.rho[0]) == math.inf
+        return bool(self.rho[0].detach().isinf())
 
     @property
     def initial_scale(self) -> float:
         """The factor of standard normal noise in the initial state: rho_0, or 1 at infinity."""
-        return initial_scale(float(self.rho[0]))
+        return initial_scale(float(self.rho[0].detach()))
 
     @property
     def query_levels(self) -> Tensor:
@@ -328,6 +328,7 @@ def build(
     if steps_nfe < 1:
         raise InputError(f"nfe={nfe}: needs at least {2 if final == 'denoise' else 1} with final={final}")
     sigma_max, sigma_min = sigma_range
+    run: Tableau | AdaptiveRun
     try:
         if sigma_max == math.inf and not getattr(solver, "from_infinity", False):
             run = _first_step_to(solver, schedule, sigma_min, steps_nfe)
@@ -368,16 +369,26 @@ def _first_step_to(solver: "Solver | Adaptive", schedule: Schedule, sigma_min: f
     In the limit of infinite noise, methods in ln rho make that step anyway.
     """
     levels = grid(schedule, math.inf, sigma_min, nfe)
-    first = Tableau.single_term(levels[:2], torch.tensor([[-math.inf]], dtype=torch.float64))
     if nfe == 1:
-        return first
+        return _ddim_from_infinity(levels)
     rest = replace(schedule, levels=tuple(levels[1:].tolist())) if isinstance(schedule, Tabulated) else schedule
     run = solver(rest, float(levels[1]), sigma_min, nfe - 1)
     if not isinstance(run, Tableau) or run.frame != NOISE:
         raise InputError(f"sigma_max=inf: {solver} has no step from infinite noise; use a finite sigma_max")
-    S, N = (torch.block_diag(head, tail) for head, tail in ((first.S, run.S), (first.N, run.N)))
+    return after_infinity(run)
+
+
+def after_infinity(run: Tableau) -> Tableau:
+    """Return a run in noise prediction with a first step before it, by DDIM from rho = infinity, one more call."""
+    first = _ddim_from_infinity(torch.tensor([math.inf, float(run.rho[0])], dtype=torch.float64))
+    S, N = torch.nn.functional.pad(torch.stack([run.S, run.N]), (1, 0, 1, 0))
+    S[0, 0], N[0, 0] = first.S[0, 0], first.N[0, 0]
     query = None if run.query is None else torch.cat([first.rho[:1], run.query])
     return Tableau(torch.cat([first.rho[:1], run.rho]), S, N, torch.cat([first.B, run.B]), NOISE, query)
+
+
+def _ddim_from_infinity(levels: Tensor) -> Tableau:
+    return Tableau.single_term(levels, torch.tensor([[-math.inf]], dtype=torch.float64))
 
 
 def build_tableau(

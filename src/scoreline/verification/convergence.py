@@ -55,7 +55,7 @@ class Runs:
 
     @property
     def device(self) -> torch.device:
-        return next(self.denoiser.parameters()).device
+        return self.denoiser.device
 
     def start(self) -> tuple[Tensor, Tensor | None]:
         """Standard normal noise (B, C, H, W) and labels, on the model's device."""

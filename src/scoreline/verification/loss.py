@@ -46,7 +46,7 @@ def losses(
     denoiser: Denoiser, real: RealImages, rho: float, batch_size: int, progress: Progress = lambda images: None
 ) -> Tensor:
     """Return |D(x_0 + rho eps, rho) - x_0|^2 / d of each image, (n,) float64 on the CPU."""
-    device, values = next(denoiser.parameters()).device, []
+    device, values = denoiser.device, []
     for start in range(0, len(real.clean), batch_size):
         part = slice(start, start + batch_size)
         clean, eps = real.clean[part].to(device), real.eps[part].to(device)

@@ -1,0 +1,1 @@
+"""Adapters of this package's solvers for other programs."""
