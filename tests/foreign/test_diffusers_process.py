@@ -23,6 +23,7 @@ from folders import CONFIG, SCHEDULER, TINY, changed, converted, parts, saved, u
 from torch import Tensor
 
 from scoreline.checkpoints import Checkpoint, load_model
+from scoreline.commands import import_checkpoint, inspect
 from scoreline.config import script
 from scoreline.config.compose import plain_config
 from scoreline.errors import InputError
@@ -400,3 +401,24 @@ def test_half_precision_folders_of_other_schedulers(scheduler: Any, process: str
     assert checkpoint.card.shape == (2, 4, 8)
     for rho in (0.3, 3.0, *[math.inf] * (checkpoint.noise_schedule.sigma_max == math.inf)):
         assert bool(checkpoint.denoiser(torch.randn(1, 2, 4, 8), rho).isfinite().all())
+
+
+@pytest.mark.parametrize("words", [("size=[8,16]",), ("--size", "[8,16]")])
+def test_commands_take_the_size_and_name_the_settings(
+    words: tuple[str, ...], tiny: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    changed(tiny, sample_size=None)(CONFIG)
+    target = tiny.parent / "ours.safetensors"
+    import_checkpoint.main([str(tiny), str(target), *words])
+    note = "note: clip_sample=true of the folder is not followed; threshold=clip follows it"
+    said = capsys.readouterr().out
+    assert "images 3x8x16, no classes" in said
+    assert said.count(note) == 1
+    lines = [" ".join(line.split()) for path in (tiny, target) for line in inspect.text(path).splitlines()]
+    assert lines.count(note.replace("note: ", "note ")) == 2
+
+
+@pytest.mark.parametrize("word", ["size=8x8", "size=[8]", "size=0", "size={}", "size=big"])
+def test_commands_refuse_other_sizes(word: str, tiny: Path) -> None:
+    with pytest.raises(InputError, match=r"^size=.*: give the side of square images, as 64, or \[height,width\]"):
+        import_checkpoint.main([str(tiny), str(tiny.parent / "ours.safetensors"), word])

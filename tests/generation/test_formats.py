@@ -343,7 +343,7 @@ def test_float_samples_go_on_after_a_stop(tmp_path: Path) -> None:
     sampler = Sampler(
         load_model(model_path("digits_vp")).denoiser, build(DDIM(), Power(7.0), (10.0, 0.1), 2, "none"), 4, 4
     )
-    files, counts = [], []
+    files, counts = list[bytes](), list[int]()
     for name in ("whole", "stopped"):
         shards = Shards(tmp_path / name / "shards", "stamp", range(12), None, (1, 8, 8), torch.float32)
         if files:

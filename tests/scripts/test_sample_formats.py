@@ -19,9 +19,14 @@ from scoreline.foreign.diffusers_settings import settings
 from scoreline.networks.diffusers_decoder import KLDecoder
 from scoreline.networks.unet import UNet
 
-NETWORK = {"resolution": 8, "width": 8, "blocks": 1}
-DECODER = {"block_out_channels": [4, 8], "norm_num_groups": 2, "latent_channels": 4, "scaling_factor": 0.5}
-BLOCKS = {"down_block_types": ["DownEncoderBlock2D"] * 2, "up_block_types": ["UpDecoderBlock2D"] * 2}
+NETWORK: dict[str, Any] = {"resolution": 8, "width": 8, "blocks": 1}
+DECODER: dict[str, Any] = {
+    "block_out_channels": [4, 8],
+    "norm_num_groups": 2,
+    "latent_channels": 4,
+    "scaling_factor": 0.5,
+}
+BLOCKS: dict[str, Any] = {"down_block_types": ["DownEncoderBlock2D"] * 2, "up_block_types": ["UpDecoderBlock2D"] * 2}
 SPEC = {"_target_": "scoreline.networks.diffusers_decoder.KLDecoder", **DECODER, **BLOCKS}
 
 
@@ -51,7 +56,7 @@ def model(
 def sampled(where: Path, path: Path, *words: str, code: int = 0) -> str:
     done = forks.call("sample", f"checkpoint={path}", "nfe=2", "hydra.run.dir=run", *words, cwd=where)
     assert done.returncode == code, done.stderr
-    return done.stderr if code else done.stdout
+    return str(done.stderr if code else done.stdout)
 
 
 def manifest(run: Path) -> list[dict[str, str]]:
