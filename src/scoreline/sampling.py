@@ -139,6 +139,12 @@ class Stepper:
         rho, sigma = self._levels[k]
         return State(k, rho, self._states[k], sigma)
 
+    def replace(self, x: Tensor) -> State:
+        """Put another tensor in place of the latest state, for a program that changes samples between steps."""
+        state = self.state
+        self._states[self._row] = x
+        return state._replace(x=x)
+
     def row(self, estimate: Tensor | None) -> State:
         """Evaluate one row and return its state: x_{k+1} = sum_j S_kj x_j + sum_j N_kj eps_j + B_k z_k.
 

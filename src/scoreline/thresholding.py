@@ -91,12 +91,17 @@ class DynamicThreshold(Thresholded):
         self.quantile, self.ceiling = float(quantile), float(ceiling)
 
     def clip(self, clean: Tensor) -> Tensor:
-        flat = clean.flatten(1)
-        order = flat.abs().sort(dim=1).values  # torch.quantile refuses batches above 16 million values
-        at = self.quantile * (flat.shape[1] - 1)
-        low, high = order[:, math.floor(at), None], order[:, math.ceil(at), None]
-        scale = torch.lerp(low, high, at - math.floor(at)).clamp(1, self.ceiling)
-        return (flat.clamp(-scale, scale) / scale).view_as(clean)
+        return dynamic_threshold(clean, self.quantile, self.ceiling)
+
+
+def dynamic_threshold(clean: Tensor, quantile: float, ceiling: float) -> Tensor:
+    """Return images (B, *) clipped and scaled as `DynamicThreshold` says, without a denoiser."""
+    flat = clean.flatten(1)
+    order = flat.abs().sort(dim=1).values  # torch.quantile refuses batches above 16 million values
+    at = quantile * (flat.shape[1] - 1)
+    low, high = order[:, math.floor(at), None], order[:, math.ceil(at), None]
+    scale = torch.lerp(low, high, at - math.floor(at)).clamp(1, ceiling)
+    return (flat.clamp(-scale, scale) / scale).view_as(clean)
 
 
 def unclipped(denoiser: Denoising) -> Denoising:
