@@ -29,7 +29,15 @@ def generators(*seeds: int) -> list[torch.Generator]:
     return [torch.Generator().manual_seed(seed) for seed in seeds]
 
 
-@pytest.mark.parametrize("give", [generators, lambda *seeds: list(seeds), lambda *seeds: tuple(map(np.int64, seeds))])
+@pytest.mark.parametrize(
+    "give",
+    [
+        generators,
+        lambda *seeds: list(seeds),
+        lambda *seeds: tuple(map(np.int64, seeds)),
+        lambda *seeds: torch.tensor(seeds),
+    ],
+)
 @pytest.mark.parametrize("solver", STOCHASTIC)
 def test_an_image_does_not_depend_on_its_batch(solver: str, give: Callable[..., Any]) -> None:
     together = run(solver=solver, generator=give(5, 6, 7, 8))
@@ -67,7 +75,7 @@ def test_seeds_give_the_noise_of_sample_py(solver: str) -> None:
         ([1, 2, 3], "3 of them for 4 images; give one for each image"),
         ([], "0 of them for 4 images"),
         (generators(*range(5)), "5 of them for 4 images"),
-        ([*generators(1, 2), 3, 4], "some are generators and some are seeds"),
+        ([*generators(1, 2), 3, 4], "a list of generators or of seeds, all of one kind"),
         (["a", "b", "c", "d"], "give a torch.Generator, or a list of generators or of seeds"),
         ([None] * 4, "give a torch.Generator, or a list"),
         ([1.5, 2, 3, 4], "give a torch.Generator, or a list"),

@@ -187,9 +187,8 @@ def _solver(solver: Any, process: NoiseSchedule, sigma_data: float) -> Solver | 
 
 def _spending(solver: Any, nfe: int) -> Solver | Adaptive:
     """Return the solver with `budget="agile"` where its whole steps would leave some of nfe unspent."""
-    if getattr(solver, "budget", None) != "fixed" or nfe % int(getattr(solver, "order", 2)) == 0:
-        return cast(Solver | Adaptive, solver)
-    return replace(solver, budget="agile")
+    whole = getattr(solver, "budget", None) != "fixed" or nfe % int(getattr(solver, "order", 2)) == 0
+    return cast(Solver | Adaptive, solver if whole else replace(solver, budget="agile"))
 
 
 def _whole(nfe: Any) -> int:
@@ -257,21 +256,25 @@ def fresh_noise(generator: Generators | None, x: Tensor) -> Draw:
     """
     if generator is None or isinstance(generator, torch.Generator):
         return lambda row: torch.randn(x.shape, generator=generator, dtype=x.dtype, device=x.device)
-    if not isinstance(generator, Sequence) or isinstance(generator, str):
-        raise InputError(f"generator={generator!r:.40}: {GENERATORS}")
-    if len(generator) != len(x):
-        raise InputError(f"generator: {len(generator)} of them for {len(x)} images; give one for each image")
-    own = [each for each in generator if isinstance(each, torch.Generator)]
-    if len(own) == len(x):
-        return lambda row: torch.stack(
-            [torch.randn(x.shape[1:], generator=each, dtype=x.dtype, device=x.device) for each in own]
-        )
     try:
-        seeds = [operator.index(each) for each in generator if not isinstance(each, torch.Generator)]
+        sources: list[Any] = list(generator)
     except TypeError as error:
-        raise InputError(f"generator: {GENERATORS}") from error
-    if own:
-        raise InputError("generator: some are generators and some are seeds; give a list of one kind")
+        raise InputError(f"generator={generator!r:.40}: {GENERATORS}") from error
+    if len(sources) != len(x):
+        raise InputError(f"generator: {len(sources)} of them for {len(x)} images; give one for each image")
+    if sources and all(isinstance(each, torch.Generator) for each in sources):
+        return lambda row: torch.stack(
+            [torch.randn(x.shape[1:], generator=each, dtype=x.dtype, device=x.device) for each in sources]
+        )
+    seeds = _seeds(sources)
+    return lambda row: seeded_noise.normal(seeds, tuple(x.shape[1:]), "solver", row).to(x)
+
+
+def _seeds(sources: list[Any]) -> list[int]:
+    try:
+        seeds = [operator.index(each) for each in sources]
+    except TypeError as error:
+        raise InputError(f"generator: {GENERATORS}, all of one kind") from error
     if not all(0 <= seed < 2**64 for seed in seeds):
         raise InputError(f"generator: {GENERATORS}, each in 0 .. 2^64 - 1")
-    return lambda row: seeded_noise.normal(seeds, tuple(x.shape[1:]), "solver", row).to(x)
+    return seeds
