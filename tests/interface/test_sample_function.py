@@ -133,11 +133,11 @@ def test_a_range_that_nobody_gives_is_asked_for(key: str) -> None:
 
 
 def noted(levels: list[float]) -> Callable[[Tensor, Tensor], Tensor]:
-    """`gauss`, which appends its levels to a list."""
+    """`gauss`, which appends its levels to a list; at infinity the mean."""
 
     def denoise(x: Tensor, sigma: Tensor) -> Tensor:
         levels.append(float(sigma))
-        return gauss(x, sigma)
+        return gauss(x, sigma) if sigma.isfinite() else 0 * x
 
     return denoise
 
@@ -159,19 +159,24 @@ def test_budgets_that_are_none_are_refused(nfe: Any) -> None:
         run(nfe=nfe)
 
 
+@pytest.mark.parametrize("sigma_max", [80.0, math.inf])
 @pytest.mark.parametrize("final", ["none", "denoise"])
 @pytest.mark.parametrize("solver", FIXED)
-def test_the_budget_is_spent_exactly(solver: str, final: str) -> None:
+def test_the_budget_is_spent_exactly(solver: str, final: str, sigma_max: float) -> None:
     """Or refused in the user's own number."""
+    x = X if sigma_max == 80 else X / 80
     for nfe in range(1, 8):
-        calls: list[float] = []
-        if final == "denoise" and (nfe == 1 or solver in ("edm", "edm_stochastic")):
+        levels: list[float] = []
+        options = {"nfe": nfe, "final": final, "sigma_max": sigma_max}
+        ends_clean = solver in ("edm", "edm_stochastic") and nfe > 1 + (sigma_max == math.inf)
+        if final == "denoise" and (nfe == 1 or ends_clean):
             message = "nfe=1: needs at least 2" if nfe == 1 else "ends at clean data already; use final=none"
             with pytest.raises(InputError, match=message):
-                run(solver=solver, nfe=nfe, final=final)
+                run(x=x, solver=solver, **options)
             continue
-        out = run(noted(calls), solver=solver, nfe=nfe, final=final)
-        assert len(calls) == nfe
+        out = run(noted(levels), x, solver, **options)
+        assert len(levels) == nfe
+        assert levels[0] == sigma_max or solver == "velocity_ab3"  # whose first step takes no call
         assert out.isfinite().all()
 
 

@@ -3,6 +3,7 @@
 import copy
 import pickle
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import Any
 
@@ -127,6 +128,25 @@ def test_functions_get_the_dtype_of_x_init_within_wrappers_too(form: Callable[[A
     assert seen_dtypes(form, X.to(dtype)) == {dtype}
     denoise = predictions.conditional(lambda x, sigma: x)
     assert denoise(X.double(), 1.0).dtype == torch.float64, "outside of a run x decides"
+
+
+def test_runs_of_several_precisions_at_once() -> None:
+    """Threads, and a run within the callback of another, do not see each other's precision."""
+    denoise = predictions.conditional(lambda x, sigma: gauss(x, sigma))
+    expected = {dtype: run(denoise, X.to(dtype)) for dtype in PRECISIONS}
+
+    def within(dtype: torch.dtype) -> Tensor:
+        inner = [other for other in PRECISIONS if other != dtype]
+
+        def callback(step: scoreline.Step) -> None:
+            other = inner[step.row % len(inner)]
+            assert torch.equal(run(denoise, X.to(other)), expected[other])
+
+        return run(denoise, X.to(dtype), callback=callback)
+
+    with ThreadPoolExecutor(4) as pool:
+        for dtype, out in zip(PRECISIONS * 2, pool.map(within, PRECISIONS * 2), strict=True):
+            assert torch.equal(out, expected[dtype])
 
 
 @pytest.mark.parametrize("sigma_max", [157.0, 1e3, 1e4, 1e5])

@@ -129,7 +129,9 @@ def sample(
     native = process or (RectifiedFlow() if span[0] == math.inf else LinearVP())
     chosen = _solver(solver, native, sigma_data)
     steps = schedule_from(schedule, native)
-    run = build(_spending(chosen, _whole(nfe) - (final == "denoise")), steps, span, _whole(nfe), final)
+    first = span[0] == math.inf and not getattr(chosen, "from_infinity", False)  # the step that `build` makes
+    own_calls = _whole(nfe) - (final == "denoise") - first
+    run = build(_spending(chosen, own_calls), steps, span, _whole(nfe), final)
     _warn_of_noise(run, solver, sigma_data)
     if grad and not isinstance(run, Tableau):
         raise InputError(
