@@ -34,9 +34,9 @@ def run(
 
 def table(name: str, nfe: int = 12) -> Tableau:
     """The run of a named solver."""
-    made = build(solver_named(name, LinearVP(), 0.5), Power(7), (80.0, 0.002), nfe, "none")
-    assert isinstance(made, Tableau)
-    return made
+    tableau = build(solver_named(name, LinearVP(), 0.5), Power(7), (80.0, 0.002), nfe, "none")
+    assert isinstance(tableau, Tableau)
+    return tableau
 
 
 NAMES = names("solver")

@@ -9,7 +9,6 @@ import torch
 from exact_runs import FIXED, STOCHASTIC, X, gauss, table
 from torch import Tensor
 
-import scoreline
 from scoreline.runtime.seeded_noise import normal
 from scoreline.sampling import Stepper, integrate, trajectory
 from scoreline.schedules.flow import RectifiedFlow
@@ -25,7 +24,7 @@ def draw(row: int) -> Tensor:
     return normal(range(len(X)), tuple(X.shape[1:]), "solver", row)
 
 
-def stepped(stepper: Stepper, x: Tensor, estimate: Callable[[Tensor, float], Tensor] = eps) -> tuple[Tensor, int]:
+def own_run(stepper: Stepper, x: Tensor, estimate: Callable[[Tensor, float], Tensor] = eps) -> tuple[Tensor, int]:
     """The sample of a caller's own loop, and its number of calls."""
     state, calls = stepper.start(x), 0
     while not state.done:
@@ -40,14 +39,14 @@ def test_it_equals_integrate_to_the_bit(name: str, reuse: bool) -> None:
     run = table(name)
     before = X.clone()
     stepper = Stepper(run, draw if name in STOCHASTIC else None, reuse)
-    ours, calls = stepped(stepper, X)
+    ours, calls = own_run(stepper, X)
     expected = integrate(eps, X, run, draw if name in STOCHASTIC else None)
     assert torch.equal(ours, expected)
     assert calls == run.nfe == 12
     assert torch.equal(X, before)
     kept = ours.clone()
-    assert torch.equal(stepped(stepper, 2 * X)[0], integrate(eps, 2 * X, run, draw if name in STOCHASTIC else None))
-    assert torch.equal(stepped(stepper, X)[0], kept), "a third run knows nothing of the second"
+    assert torch.equal(own_run(stepper, 2 * X)[0], integrate(eps, 2 * X, run, draw if name in STOCHASTIC else None))
+    assert torch.equal(own_run(stepper, X)[0], kept), "a third run knows nothing of the second"
 
 
 @pytest.mark.parametrize("name", FIXED)
@@ -95,14 +94,14 @@ def test_a_run_may_stop_in_the_middle() -> None:
         for _ in range(calls):
             state = stepper.step(gauss(state.x, state.sigma))
         assert not state.done
-    assert torch.equal(stepped(stepper, X)[0], stepped(Stepper(table("dpmpp_2m")), X)[0])
+    assert torch.equal(own_run(stepper, X)[0], own_run(Stepper(table("dpmpp_2m")), X)[0])
 
 
 @pytest.mark.parametrize("place", ["before", "after"])
 def test_steps_outside_of_a_run_are_errors(place: str) -> None:
     stepper = Stepper(table("ddim", 2))
     if place == "after":
-        stepped(stepper, X)
+        own_run(stepper, X)
         assert stepper.state.done
     message = "begin it with start" if place == "before" else "the run is over; begin another one with start"
     with pytest.raises(ValueError, match=message):
@@ -112,7 +111,7 @@ def test_steps_outside_of_a_run_are_errors(place: str) -> None:
 @pytest.mark.parametrize("name", STOCHASTIC)
 def test_a_stochastic_run_asks_for_its_noise(name: str) -> None:
     with pytest.raises(ValueError, match="needs `draw`"):
-        stepped(Stepper(table(name)), X)
+        own_run(Stepper(table(name)), X)
 
 
 @pytest.mark.parametrize("shape", [(1, 3, 4, 4), (4, 1, 4, 4), (4, 2, 4, 4), (5, 3, 4, 4), (4, 6, 4, 4), (4, 48), ()])
@@ -125,7 +124,7 @@ def test_another_shape_is_refused_and_the_run_goes_on(shape: tuple[int, ...]) ->
         assert stepper.state.x is state.x
     while not state.done:
         state = stepper.advance(eps(state.x, state.sigma))
-    torch.testing.assert_close(state.x, stepped(Stepper(table("deis_tab2", 3)), X)[0], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(state.x, own_run(Stepper(table("deis_tab2", 3)), X)[0], rtol=1e-5, atol=1e-5)
 
 
 def test_from_infinity_it_takes_denoised_images() -> None:
@@ -190,4 +189,3 @@ def test_the_same_tableau_serves_two_steppers_at_once() -> None:
     while not a.done:
         a, b = one.step(gauss(a.x, a.sigma)), two.step(gauss(b.x, b.sigma))
     torch.testing.assert_close(3 * a.x, b.x, rtol=1e-4, atol=1e-6)
-    assert scoreline.Stepper is Stepper

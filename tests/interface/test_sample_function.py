@@ -132,7 +132,7 @@ def test_a_range_that_nobody_gives_is_asked_for(key: str) -> None:
     torch.testing.assert_close(known, run(), rtol=1e-4, atol=1e-6)
 
 
-def noted(levels: list[float]) -> Callable[[Tensor, Tensor], Tensor]:
+def recorder(levels: list[float]) -> Callable[[Tensor, Tensor], Tensor]:
     """`gauss`, which appends its levels to a list; at infinity the mean."""
 
     def denoise(x: Tensor, sigma: Tensor) -> Tensor:
@@ -174,7 +174,7 @@ def test_the_budget_is_spent_exactly(solver: str, final: str, sigma_max: float) 
             with pytest.raises(InputError, match=message):
                 run(x=x, solver=solver, **options)
             continue
-        out = run(noted(levels), x, solver, **options)
+        out = run(recorder(levels), x, solver, **options)
         assert len(levels) == nfe
         assert levels[0] == sigma_max or solver == "velocity_ab3"  # whose first step takes no call
         assert out.isfinite().all()
@@ -210,10 +210,10 @@ def test_the_defaults_are_those_of_sample_py() -> None:
 @pytest.mark.parametrize("solver", ["ddim", "deis_tab2", "dpmpp_3m", "unipc_3", "euler_ancestral"])
 def test_a_list_of_levels_is_a_schedule(levels: Any, solver: str) -> None:
     seen: list[float] = []
-    scoreline.sample(noted(seen), X, solver, levels, nfe=4)
+    scoreline.sample(recorder(seen), X, solver, levels, nfe=4)
     assert seen == pytest.approx([80, 5, 1, 0.2], rel=1e-6)
     seen.clear()
-    run(noted(seen), solver=solver, schedule=levels, nfe=8, **ends(levels))
+    run(recorder(seen), solver=solver, schedule=levels, nfe=8, **ends(levels))
     assert seen[::2] == pytest.approx([80, 5, 1, 0.2], rel=1e-6)
     with pytest.raises(InputError, match=r"the levels of this schedule go from 80 to .*; use sigma_max=80"):
         run(solver=solver, schedule=levels, sigma_max=40)

@@ -27,10 +27,10 @@ class PlainDenoiser(Denoising):
         self.noise_schedule = getattr(denoise, "noise_schedule", None)
 
     def forward(self, x: Tensor, rho: Tensor | float, **condition: Any) -> Tensor:
-        given = x.to(function_dtype(x))
-        given = given if torch.is_grad_enabled() else given.detach()  # it may ask for gradients of its own
-        sigma = rho.to(given) if isinstance(rho, Tensor) else torch.full((), rho, dtype=given.dtype, device=x.device)
-        return check_denoised(self.denoise(given, sigma, **condition), given).to(x.dtype)
+        y = x.to(function_dtype(x))
+        y = y if torch.is_grad_enabled() else y.detach()  # it may ask for gradients of its own
+        sigma = rho.to(y) if isinstance(rho, Tensor) else torch.full((), rho, dtype=y.dtype, device=x.device)
+        return check_denoised(self.denoise(y, sigma, **condition), y).to(x.dtype)
 
     def eps(self, x: Tensor, rho: Tensor | float, **condition: Any) -> Tensor:
         denoised: Tensor = self(x, rho, **condition)
