@@ -269,7 +269,7 @@ def test_useless_budgets_warn_and_others_do_not(solver: str, nfe: int, noisy: se
     assert [warning.category for warning in caught] == [UserWarning] * (solver in noisy)
     assert (float(out.std()) > 1.4) == (solver in noisy)
     for warning in caught:
-        assert f"solver='{solver}' at nfe={nfe}: the sample is noise" in str(warning.message)
+        assert f"solver='{solver}', nfe={nfe}: noise is left" in str(warning.message)
         assert warning.filename == __file__
 
 

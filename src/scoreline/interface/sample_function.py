@@ -19,15 +19,12 @@ from scoreline.sampling import Draw, integrate
 from scoreline.schedules.base import NoiseSchedule, Schedule
 from scoreline.schedules.flow import RectifiedFlow
 from scoreline.schedules.vp import LinearVP
-from scoreline.solvers.adaptive import Adaptive, AdaptiveRun
+from scoreline.solvers.adaptive import Adaptive
 from scoreline.solvers.tableau import Solver, Tableau, build
-from scoreline.verification.weak_error import gaussian_variance
+from scoreline.verification.weak_error import noise_left
 
 SOLVER, SCHEDULE = "velocity_ab3", "linear_vp_few"
 """The choices without an argument, those of sample.py."""
-
-FEW, NOISY = 20, 3.0
-"""Up to this NFE a run is tried on Gaussian data, and this many times their deviation is noise."""
 
 LARGE = 200.0
 """The sigma_max above which a state is held in float64."""
@@ -132,7 +129,8 @@ def sample(
     first = span[0] == math.inf and not getattr(chosen, "from_infinity", False)  # the step that `build` makes
     own_calls = _whole(nfe) - (final == "denoise") - first
     run = build(_spending(chosen, own_calls), steps, span, _whole(nfe), final)
-    _warn_of_noise(run, solver, sigma_data)
+    if isinstance(run, Tableau) and (sentence := noise_left(run, sigma_data)):
+        warnings.warn(f"solver={solver!r:.60}, {sentence}", UserWarning, stacklevel=2)
     if grad and not isinstance(run, Tableau):
         raise InputError(
             f"grad=True: no gradient flows through {chosen}, which SciPy drives; use a solver of fixed steps"
@@ -200,20 +198,6 @@ def _whole(nfe: Any) -> int:
     except (TypeError, ValueError, OverflowError):
         pass
     raise InputError(f"nfe={nfe!r:.40}: must be a whole number of evaluations, such as 10")
-
-
-def _warn_of_noise(run: Tableau | AdaptiveRun, solver: Any, sigma_data: float) -> None:
-    """Warn of a run that leaves noise in Gaussian data of deviation s, of which the ODE leaves sqrt(s^2 + sigma^2)."""
-    if not isinstance(run, Tableau) or run.nfe > FEW or float(run.rho[-1]) > sigma_data:
-        return
-    left = math.sqrt(gaussian_variance(run, sigma_data)) / math.hypot(sigma_data, float(run.rho[-1]))
-    if left > NOISY:
-        warnings.warn(
-            f"solver={solver!r:.60} at nfe={run.nfe}: the sample is noise, {left:.3g} times as large as Gaussian data "
-            "should be; use more evaluations, or a multistep solver such as dpmpp_2m",
-            UserWarning,
-            stacklevel=3,
-        )
 
 
 @dataclass
