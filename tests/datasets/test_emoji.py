@@ -11,6 +11,7 @@ from PIL import Image
 
 from scoreline.datasets.color_font import read_glyphs
 from scoreline.datasets.emoji import Emoji, _belongs
+from scoreline.datasets.emoji_classes import GROUPS, TABLE, group
 from scoreline.datasets.emoji_groups import base, merge
 from scoreline.errors import InputError
 
@@ -222,6 +223,8 @@ def test_unusable_arguments(tmp_path):
     path = write_font(tmp_path / "a.ttf", {"a": colour(0)}, {"a": (0x1F400,)})
     with pytest.raises(InputError, match=r"dataset\.split=valid: .*all, test, train"):
         Emoji(path, "valid")
+    with pytest.raises(InputError, match=r"dataset\.labels=folders: .*groups, none"):
+        Emoji(path, labels="folders")
     with pytest.raises(InputError, match=r"dataset\.resolution=0"):
         Emoji(path, resolution=0)
     with pytest.raises(InputError, match=r"dataset\.background=256"):
@@ -267,3 +270,80 @@ def test_different_pictures_have_different_bases():
 def test_merge_joins_chains_to_their_least_member():
     joined = merge([[(5,)], [(3,), (4,)], [(9,), (4,)], [(9,), (2,)], [(7,), (8,)]])
     assert joined == {(5,): (5,), (2,): (2,), (3,): (2,), (4,): (2,), (9,): (2,), (7,): (7,), (8,): (7,)}
+
+
+# --- classes ---
+
+LISTED = {
+    "Smileys & Emotion": [
+        "😀",
+        "🤩",
+        "☺️",
+        "☹️",
+        "😶‍🌫️",
+        "😮‍💨",
+        "😵‍💫",
+        "❤️‍🔥",
+        "❤️‍🩹",
+        "👁️‍🗨️",
+        "💋",
+        "💤",
+        "🙈",
+        "😺",
+        "☠️",
+        "🖤",
+    ],
+    "People & Body": [
+        "👋🏽",
+        "🫱🏻‍🫲🏿",
+        "👁️",
+        "👨🏿‍🚒",
+        "🧑‍⚕️",
+        "🧑‍🎄",
+        "🏄‍♀️",
+        "⛹🏽‍♂️",
+        "👪",
+        "👩‍❤️‍💋‍👨",
+        "🕺",
+        "👣",
+        "🧗",
+        "🧑‍🦯‍➡️",
+    ],
+    "Component": ["🏻", "🏿", "🦰", "🦳"],
+    "Animals & Nature": ["🐈‍⬛", "🐕‍🦺", "🐻‍❄️", "🐦‍⬛", "🐦‍🔥", "🌵", "☘️", "🪻", "🍄", "💐"],
+    "Food & Drink": ["🍎", "🍋‍🟩", "🦀", "☕", "🔪", "🏺", "🥢", "🧊"],
+    "Travel & Places": ["🌍", "⛰️", "🚒", "⏰", "🕧", "☀️", "⭐", "❄️", "🔥", "💧", "🪨", "🏰"],
+    "Activities": ["🎃", "⚽", "♟️", "🀄", "🔫", "🧩", "✨", "🔮"],
+    "Objects": ["👑", "🔊", "✂️", "⛓️‍💥", "⛏️", "🗿", "🪦", "🔑"],
+    "Symbols": ["♀️", "⬛", "🟩", "➡️", "#️⃣", "1️⃣", "🔯", "🆗", "©️", "💠", "⚧️", "🇦"],
+    "Flags": ["🏳️‍🌈", "🏴‍☠️", "🏳️‍⚧️", "🇫🇷", "🏴󠁧󠁢󠁥󠁮󠁧󠁿", "🎌", "🏁", "🚩"],
+}
+"""Emoji of emoji-test.txt by group: single, and sequences whose parts are of other groups."""
+
+
+def test_group_of_every_kind_of_sequence():
+    assert list(LISTED) == list(GROUPS)
+    wrong = [(text, name) for name in LISTED for text in LISTED[name] if GROUPS[group(base(codes(text)))] != name]
+    assert wrong == []
+
+
+def test_characters_that_unicode_does_not_list_have_a_group():
+    assert {group((code,)) for code in (0, 0x1FAE9, 0x10FFFF)} <= set(range(len(GROUPS)))
+    assert GROUPS[group((0x1FAE9,))] == "Smileys & Emotion"  # a face of Unicode 16
+
+
+def test_the_table_names_its_licence_and_every_group():
+    text = TABLE.read_text("ascii")
+    assert "Unicode, Inc. All rights reserved" in text
+    assert [line.split(":")[0] for line in text.splitlines() if not line.startswith("#")] == list(GROUPS)
+
+
+def test_labels_leave_the_images_alone(tmp_path):
+    texts = {"dog": (0x1F415,), "vest": (0x1F415, ZWJ, 0x1F9BA), "pilot": (WOMAN, ZWJ, 0x2708), "france": codes("🇫🇷")}
+    path = write_font(tmp_path / "a.ttf", {name: colour(i) for i, name in enumerate(texts)}, texts)
+    plain, labelled = Emoji(path, "all"), Emoji(path, "all", labels="groups")
+    assert [GROUPS[label] for label in labelled.labels] == [*["Animals & Nature"] * 2, "People & Body", "Flags"]
+    assert (labelled.num_classes, plain.num_classes) == (10, 0)
+    assert plain.labels.tolist() == [-1] * 4
+    assert labelled.images.equal(plain.images)
+    assert labelled.bases == plain.bases

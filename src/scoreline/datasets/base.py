@@ -20,11 +20,13 @@ class ImageDataset(ABC):
         name: short name used in tables and records, such as `digits-train`.
         shape: (C, H, W).
         num_classes: number of classes, 0 for unlabelled data.
+        licence: the licence of the images, recorded in the cards of models trained on them; empty if it is not known.
     """
 
     name: str
     shape: tuple[int, int, int]
     num_classes: int
+    licence: str = ""
 
     @abstractmethod
     def __len__(self) -> int: ...

@@ -46,14 +46,14 @@ def base(text: Text) -> Text:
     """
     kept = tuple(STANDS_FOR.get(code, code) for code in text if code not in VARIATION)
     kept = kept or tuple(STANDS_FOR.get(code, code) for code in text)
-    if any(_spells_a_flag(code) for code in kept):
+    if any(spells_a_flag(code) for code in kept):
         return kept
     if TOGETHER in kept or sum(code in (PERSON, CHILD) for code in kept) > 1:
         return (TOGETHER,)
     return SPELLED.get(tuple(sorted(kept)), tuple(sorted(kept)))
 
 
-def _spells_a_flag(code: int) -> bool:
+def spells_a_flag(code: int) -> bool:
     return 0x1F1E6 <= code <= 0x1F1FF or 0xE0020 <= code <= 0xE007F
 
 

@@ -79,7 +79,10 @@ def _build_module(config: TrainConfig, data: "DeviceData", start: "Start") -> "D
         model=config.model,
         shape=dataset.shape,
         num_classes=num_classes,
-        data={"name": dataset.name, "sha256": dataset.digest, "images": len(dataset), "sigma_data": deviation},
+        data={
+            **{"name": dataset.name, "sha256": dataset.digest, "images": len(dataset), "sigma_data": deviation},
+            **({"licence": dataset.licence} if dataset.licence else {}),
+        },
         training={**config.provenance, **({"earlier": earlier} if earlier else {})},
     )
     objective = components.objective()
