@@ -2,6 +2,7 @@
 
 import functools
 import hashlib
+import io
 import json
 import shutil
 import tarfile
@@ -15,6 +16,8 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from debian_files import write_apt, write_package
+from PIL import Image
 
 from scoreline.commands import doctor, prefetch
 from scoreline.commands.doctor import job_config
@@ -23,8 +26,10 @@ from scoreline.config.conf_folder import OWN_FOLDER
 from scoreline.config.explain import explain
 from scoreline.config.model_source import read_source
 from scoreline.config.run_names import ASSETS
-from scoreline.datasets import cifar10
+from scoreline.datasets import cifar10, openclipart
+from scoreline.datasets.debian_package import DebianPackage
 from scoreline.errors import InputError
+from scoreline.storage.downloads import cached_path
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "foreign" / "golden_ddpm.json").read_text())
 NARROW = ["model=cifar10_ddpm"]
@@ -146,6 +151,29 @@ def test_data_set_download_goes_to_its_path(
     assert (code, told) == (0, ["ok    fetched  dataset.path=data/c.tar.gz -> data/c.tar.gz"])
     assert Path("data/c.tar.gz").read_bytes() == (tmp_path / "published.tar.gz").read_bytes()
     assert run(capsys, *words) == (0, ["ok    there  dataset.path=data/c.tar.gz"])
+
+
+def test_packages_come_through_apt_into_the_cache(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(openclipart, "PACKAGE", DebianPackage("openclipart-png", str(tmp_path / "installed")))
+    log = write_apt(tmp_path / "bin", tmp_path, monkeypatch)
+    picture = io.BytesIO()
+    Image.new("RGB", (4, 4)).save(picture, "png")
+    write_package(tmp_path / "openclipart-png.deb", {"usr/share/openclipart/png/a/b.png": picture.getvalue()})
+    words = ["train", "dataset=openclipart"]
+    code, told = run(capsys, *words, "--dry-run")
+    assert (code, told) == (0, ["ok    dry run  dataset.path=null: would be fetched from apt:openclipart-png"])
+    code, told = run(capsys, *words)
+    place = cached_path("apt:openclipart-png")
+    assert (code, told) == (0, [f"ok    fetched  dataset.path=null -> {place}"])
+    assert len(list((tmp_path / "cache" / "datasets").iterdir())) == 1, "it is converted too"
+    monkeypatch.setenv("SCORELINE_OFFLINE", "1")
+    assert run(capsys, *words) == (0, ["ok    there  dataset.path=null"])
+    assert log.read_text() == "download openclipart-png\n"
+    place.unlink()
+    code, (told,) = run(capsys, *words)
+    assert (code, "SCORELINE_OFFLINE forbids downloads" in told) == (1, True)
 
 
 def test_what_nobody_can_fetch_is_named(capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,15 +4,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from debian_files import write_apt, write_package
 from fontTools.fontBuilder import FontBuilder
 from fontTools.ttLib import TTFont, newTable
 from fontTools.ttLib.tables import C_B_D_T_, E_B_L_C_, BitmapGlyphMetrics
 from PIL import Image
 
+from scoreline.datasets import emoji
+from scoreline.datasets.bases import belongs, merge
 from scoreline.datasets.color_font import read_glyphs
-from scoreline.datasets.emoji import Emoji, _belongs
+from scoreline.datasets.debian_package import DebianPackage
+from scoreline.datasets.emoji import Emoji
 from scoreline.datasets.emoji_classes import GROUPS, TABLE, group
-from scoreline.datasets.emoji_groups import base, merge
+from scoreline.datasets.emoji_groups import base
 from scoreline.errors import InputError
 
 MAN, WOMAN, PERSON, BOY, GIRL, ZWJ, VS16 = 0x1F468, 0x1F469, 0x1F9D1, 0x1F466, 0x1F467, 0x200D, 0xFE0F
@@ -136,6 +140,27 @@ def test_unsuitable_fonts(tmp_path):
         Emoji(write_font(tmp_path / "b.ttf", {"a": colour(0)}, {"b": (0x20,)}))
 
 
+def test_font_in_a_debian_package(tmp_path, monkeypatch):
+    font = Path(write_font(tmp_path / "a.ttf", {"a": colour(0)}, {"a": (0x1F400,)}))
+    files = {"usr/share/doc/copyright": b"OFL", "usr/share/fonts/a.ttf": font.read_bytes()}
+    package = write_package(tmp_path / "fonts-noto-color-emoji.deb", files)
+    digest = Emoji(str(font), "all").digest
+    assert Emoji(str(package), "all").digest == digest
+    with pytest.raises(InputError, match=r"b\.deb is not a font"):
+        Emoji(str(write_package(tmp_path / "b.deb", {"a.txt": b""})))
+    monkeypatch.setenv("SCORELINE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(emoji, "NOTO", DebianPackage(emoji.NOTO.name, str(tmp_path / "installed.ttf")))
+    write_apt(tmp_path / "bin", tmp_path, monkeypatch)
+    with pytest.raises(InputError, match=r"dataset\.font=null: neither .*installed.ttf nor .*dataset\.download=true"):
+        Emoji(split="all")
+    assert Emoji(split="all", download=True).digest == digest
+    package.unlink()
+    assert Emoji(split="all").digest == digest
+    font.rename(tmp_path / "installed.ttf")
+    (tmp_path / "cache").rename(tmp_path / "away")
+    assert Emoji(split="all").digest == digest
+
+
 def test_a_font_without_png_pictures(tmp_path):
     path = write_font(tmp_path / "a.ttf", {"a": colour(0)}, {"a": (0x1F400,)})
     data = Path(path).read_bytes().replace(b"\x89PNG", b"\x89GIF")
@@ -199,7 +224,7 @@ def test_split_depends_on_nothing_but_the_base(tmp_path):
 
 
 def test_one_base_in_ten_is_held_out():
-    held_out = sum(_belongs(f"{code:x}", "test") for code in range(20_000))
+    held_out = sum(belongs(f"{code:x}", "test") for code in range(20_000))
     assert abs(held_out - 2000) < 5 * (20_000 * 0.1 * 0.9) ** 0.5
 
 

@@ -14,6 +14,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from debian_files import write_apt
 
 from scoreline.errors import InputError
 from scoreline.storage import downloads
@@ -259,3 +260,28 @@ def test_who_waits_takes_over_from_who_is_killed(site: Site, target: Path) -> No
     assert (second.returncode, third.returncode, told) == (0, 0, ["", f"fetching {site.url()}\n"])
     assert target.read_bytes() == CONTENT
     assert (names(target.parent), site.log) == (["model.pt"], ["/model.pt"] * 2)
+
+
+def test_packages_come_through_apt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    packages = tmp_path / "packages"
+    packages.mkdir()
+    (packages / "some-font.deb").write_bytes(CONTENT)
+    log = write_apt(tmp_path / "bin", packages, monkeypatch)
+    for _ in range(2):
+        path = fetch("apt:some-font")
+        assert path == cached_path("apt:some-font")
+        assert path.read_bytes() == CONTENT
+    assert log.read_text() == "download some-font\n"
+    assert [place.name for place in path.parent.iterdir()] == ["some-font"]
+    with pytest.raises(InputError, match=r"apt:odd could not be fetched .*Unable to locate package odd; `apt-get upd"):
+        fetch("apt:odd")
+    with pytest.raises(InputError, match="Debian has no package of such a name"):
+        fetch("apt:-o=Dir::Bin", tmp_path / "x")
+    monkeypatch.setenv("SCORELINE_OFFLINE", "1")
+    with pytest.raises(InputError, match="forbids downloads of apt:other"):
+        fetch("apt:other")
+    monkeypatch.setenv("SCORELINE_OFFLINE", "0")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(InputError, match="there is no apt-get here"):
+        fetch("apt:other")
+    assert len(log.read_text().splitlines()) == 2

@@ -1,7 +1,6 @@
 """CIFAR-10 from the archive of its authors."""
 
 import gzip
-import io
 import os
 import tarfile
 from collections.abc import Sequence
@@ -104,24 +103,12 @@ def _from_archive(archive: Path, names: Sequence[str]) -> dict[str, bytes]:
     return files
 
 
-class _Bounded(io.RawIOBase):
-    """A reader that stops beyond the size of CIFAR-10: a hostile archive may declare names of any length."""
-
-    def __init__(self, file: IO[bytes]) -> None:
-        self.file, self.left = file, MAX_UNPACKED
-
-    def read(self, size: int = -1) -> bytes:
-        self.left -= size if size >= 0 else self.left + 1
-        if self.left < 0:
-            raise ValueError(f"it unpacks to more than {MAX_UNPACKED:,} bytes")
-        return self.file.read(size)
-
-
-def _unpacked(packed: IO[bytes]) -> _Bounded:
+def _unpacked(packed: IO[bytes]) -> bounded_reading.Bounded:
     """Open the tar archive, whether or not gzip packed it."""
     start = packed.read(len(GZIP))
     packed.seek(0, os.SEEK_SET)
-    return _Bounded(cast(IO[bytes], gzip.GzipFile(fileobj=packed)) if start == GZIP else packed)
+    tar = cast(IO[bytes], gzip.GzipFile(fileobj=packed)) if start == GZIP else packed
+    return bounded_reading.Bounded(tar, MAX_UNPACKED)
 
 
 def _plain(member: tarfile.TarInfo) -> bool:

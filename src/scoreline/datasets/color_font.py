@@ -1,18 +1,21 @@
 """The colour bitmaps of a font file, and the texts that select each of them."""
 
+import io
 from collections import defaultdict
 from collections.abc import Iterator
 from itertools import compress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 from scoreline.datasets.decode import PNG_SIGNATURE
 from scoreline.errors import InputError
+from scoreline.storage import debian
 
 Text = tuple[int, ...]  # Unicode code points
 LONGEST = 64  # ligatures of ligatures double their texts again and again; the longest emoji has ten characters
 EXTENSION = 7  # the GSUB lookup type that only points to another
 LIGATURE = 4
+LARGEST = 2**28  # bytes of a font in a package; that of Noto has 10 MB
 
 
 class Glyph(NamedTuple):
@@ -25,6 +28,9 @@ class Glyph(NamedTuple):
 def read_glyphs(path: Path) -> list[Glyph]:
     """Read the PNG pictures of the largest CBDT strike, in the order of the font.
 
+    Args:
+        path: the font, or a Debian package that holds one.
+
     Source: OpenType specification 1.9, tables CBDT, CBLC, cmap and GSUB (lookup type 4, ligatures).
 
     Raises:
@@ -33,7 +39,7 @@ def read_glyphs(path: Path) -> list[Glyph]:
     from fontTools.ttLib import TTFont
 
     try:
-        with open(path, "rb") as handle, TTFont(handle, lazy=True) as font:
+        with _font_file(path) as handle, TTFont(handle, lazy=True) as font:
             pictures = _pictures(font)
             texts = _texts(font)
             order = font.getGlyphOrder()
@@ -42,6 +48,12 @@ def read_glyphs(path: Path) -> list[Glyph]:
     if not pictures:
         raise InputError(f"dataset.font={path} holds no PNG bitmaps: give NotoColorEmoji.ttf in its CBDT form")
     return [Glyph(pictures[name], texts.get(name, [])) for name in order if name in pictures]
+
+
+def _font_file(path: Path) -> IO[bytes]:
+    if not debian.is_package(path):
+        return open(path, "rb")
+    return io.BytesIO(next((content for _, content in debian.package_files(path, ".ttf", LARGEST)), b""))
 
 
 def _pictures(font: Any) -> dict[str, bytes]:

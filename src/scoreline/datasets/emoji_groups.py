@@ -1,7 +1,5 @@
 """The base picture of which an emoji is a variant, derived from its text alone."""
 
-from collections.abc import Iterable
-
 from scoreline.datasets.color_font import Text
 
 # What varies a picture without making another one: Unicode Technical Standard 51, version 16, sections 1.4 and 2.
@@ -54,19 +52,5 @@ def base(text: Text) -> Text:
 
 
 def spells_a_flag(code: int) -> bool:
+    """Return whether a character is a regional indicator or a tag, of which flags are spelt."""
     return 0x1F1E6 <= code <= 0x1F1FF or 0xE0020 <= code <= 0xE007F
-
-
-def merge(linked: Iterable[Iterable[Text]]) -> dict[Text, Text]:
-    """Map each text to the least member of its component, if the texts of each item of `linked` belong together."""
-    parent: dict[Text, Text] = {}
-
-    def root(text: Text) -> Text:
-        while parent.setdefault(text, text) != text:
-            text = parent[text]
-        return text
-
-    for texts in linked:
-        roots = sorted({root(text) for text in texts})
-        parent.update(dict.fromkeys(roots, roots[0]))
-    return {text: root(text) for text in parent}

@@ -34,7 +34,7 @@ class ImageFolder(LazyDataset):
 
     def __init__(self, path: str, resolution: int | None = None, labels: str = "auto", cache_mib: float = 1024) -> None:
         root = _existing(path)
-        names = list(_walk(root, path))
+        names = list(walk(root, path))
         images = select_images(names, path)
         files = ImageFiles(path, images, partial(_content, root))
         folders = [place.name for place in root.iterdir() if place.is_dir()]
@@ -60,8 +60,16 @@ def _existing(path: str) -> Path:
     return root
 
 
-def _walk(root: Path, path: str) -> Iterator[str]:
-    """Yield the relative name of every file under `root`; a linked folder, which may lead in a circle, is refused."""
+def walk(root: Path, path: str) -> Iterator[str]:
+    """Yield the relative name of every file under a folder.
+
+    Args:
+        root: the folder.
+        path: its name in errors.
+
+    Raises:
+        InputError: for a folder that cannot be read, or a linked one, which may lead in a circle.
+    """
 
     def unreadable(error: OSError) -> None:
         raise InputError(

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from scoreline.config import run_names
 from scoreline.config.script import guide
+from scoreline.datasets.debian_package import DebianPackage
 from scoreline.doctor.findings import Finding
 from scoreline.foreign.conversion import is_url
 from scoreline.storage import bounded_reading
@@ -130,8 +131,9 @@ def dataset(key: str, node: Any) -> Iterator[Asset]:
         key: the key of the data set, such as `dataset`.
         node: its config.
     """
-    if "font" in node:
-        yield _given(f"{key}.font", str(node.font), f"give {key}.font=FILE")
+    package = _package(str(node.get("_target_")))
+    if package is not None:
+        yield _packaged(f"{key}.font" if "font" in node else f"{key}.path", node, package)
     elif "path" in list(node.keys()) and node.path is not None:
         key, path = f"{key}.path", str(node.path)
         if "download" in node:
@@ -143,6 +145,21 @@ def dataset(key: str, node: Any) -> Iterator[Asset]:
             yield Asset(key, path, None, "scoreline prefetch fetches it from the Hugging Face hub", "hub")
         else:
             yield _given(key, path, f"give {key}= of an archive or folder of images")
+
+
+def _package(target: str) -> DebianPackage | None:
+    """Return the Debian package that a data set is read from."""
+    from scoreline.datasets.emoji import NOTO
+    from scoreline.datasets.openclipart import PACKAGE
+
+    return {"scoreline.datasets.emoji.Emoji": NOTO, "scoreline.datasets.openclipart.Openclipart": PACKAGE}.get(target)
+
+
+def _packaged(key: str, node: Any, package: DebianPackage) -> Asset:
+    value = node.get(key.rpartition(".")[2])
+    if value is None:
+        return Asset(key, "null", package.place(), package.remedy(key), "download", package.url)
+    return _given(key, str(value), package.remedy(key))
 
 
 def _given(key: str, path: str, remedy: str) -> Asset:

@@ -4,6 +4,7 @@ Callers turn the exceptions into an `InputError` that names the key and the reme
 """
 
 import errno
+import io
 import json
 import os
 import stat
@@ -87,3 +88,25 @@ def json_value(text: bytes, most: int) -> Any:
         return json.loads(text)
     except RecursionError as error:
         raise ValueError("its brackets are nested too deeply") from error
+
+
+class Bounded(io.RawIOBase):
+    """A reader that stops beyond a number of bytes: a hostile archive may unpack to any length.
+
+    Args:
+        file: the file to read.
+        most: the largest number of bytes.
+
+    Raises:
+        ValueError: on reading more.
+    """
+
+    def __init__(self, file: IO[bytes], most: int) -> None:
+        self.file, self.most, self.left = file, most, most
+
+    def read(self, size: int = -1) -> bytes:
+        """Read `size` bytes, or all that are left."""
+        self.left -= size if size >= 0 else self.left + 1
+        if self.left < 0:
+            raise ValueError(f"it unpacks to more than {self.most:,} bytes")
+        return self.file.read(size)

@@ -5,6 +5,7 @@ import hashlib
 import os
 import re
 import shutil
+import subprocess
 import sys
 import time
 from pathlib import Path, PurePosixPath
@@ -37,7 +38,8 @@ def fetch(url: str, target: Path | None = None, sha256: str | None = None, remed
     for a file at once, one downloads it and the others wait. A file that exists is never overwritten.
 
     Args:
-        url: an https or file address; an http address needs a checksum, unless it is on this machine. A file of the
+        url: an https or file address, or `apt:PACKAGE` for a Debian package, which apt fetches and checks by the
+            signatures of its servers; an http address needs a checksum, unless it is on this machine. A file of the
             Hugging Face hub (`https://huggingface.co/OWNER/NAME/resolve/REVISION/FILE`) comes through huggingface_hub,
             which knows the user's token.
         target: the path to write; None means `cached_path(url)`.
@@ -117,7 +119,8 @@ def _download(url: str, place: Path, sha256: str | None, remedy: str) -> None:
         _transfer(url, part, sha256)
         _check(part, sha256, f"{url} arrived with", f"try again, or {remedy}")
 
-    check_url(url, sha256)
+    if urlsplit(url).scheme != "apt":
+        check_url(url, sha256)
     for leftover in place.parent.glob(f".{glob.escape(place.name)}.*.part"):  # of a process that was killed
         remove(leftover)
     print(f"fetching {url}", file=sys.stderr, flush=True)
@@ -129,10 +132,29 @@ def _transfer(url: str, part: Path, sha256: str | None) -> None:
     on_hub = re.fullmatch(rf"{re.escape(hub)}/([\w.-]+/[\w.-]+)/resolve/([^/?]+)/([^?]+)(\?.*)?", url)
     if urlsplit(url).scheme == "file":
         shutil.copyfile(url2pathname(urlsplit(url).path), part)
+    elif urlsplit(url).scheme == "apt":
+        _from_apt(urlsplit(url).path, part)
     elif on_hub and ".." not in unquote(url):
         _from_hub(hub, on_hub[1], unquote(on_hub[2]), unquote(on_hub[3]), part)
     else:
         _from_server(url, part, sha256)
+
+
+def _from_apt(package: str, part: Path) -> None:
+    """Download a package by `apt-get download`, which needs no rights and installs nothing."""
+    apt, folder = shutil.which("apt-get"), part.with_suffix(".apt.part")
+    if apt is None or not re.fullmatch(r"[a-z0-9][a-z0-9+.-]+", package):
+        raise OSError("there is no apt-get here" if apt is None else "Debian has no package of such a name")
+    folder.mkdir(exist_ok=True)
+    try:
+        run = subprocess.run([apt, "download", package], cwd=folder, capture_output=True, text=True, check=False)
+        packages = list(folder.glob("*.deb"))
+        if run.returncode or len(packages) != 1:
+            reason = " ".join(run.stderr.split()) or "no package arrived"
+            raise OSError(f"{reason}; `apt-get update` renews the list of packages")
+        os.replace(packages[0], part)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _from_hub(endpoint: str, repository: str, revision: str, name: str, part: Path) -> None:
