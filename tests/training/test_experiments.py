@@ -1,4 +1,4 @@
-"""Every experiment of a paper takes two steps on synthetic images of its shape, from files of the real formats."""
+"""Every large experiment takes two steps on synthetic images of its shape, from files of the real formats."""
 
 import io
 import pickle
@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from emoji_fonts import many_objects, write_font
 from PIL import Image
 from runs import records, script
 from safetensors.torch import load_file
@@ -86,3 +87,14 @@ def test_experiments_at_their_own_size(place: Path) -> None:
 def test_data_that_are_not_there_are_named(tmp_path: Path) -> None:
     output = script("train.py", tmp_path, "experiment=celeba64_ddpm", "trainer=cpu", code=2)
     assert "train.py: dataset.path=data/celeba64.zip: " in output
+
+
+def test_emoji_experiment(tmp_path: Path) -> None:
+    pictures, texts = many_objects(20)
+    font = write_font(tmp_path / "a.ttf", pictures, texts)
+    script("train.py", tmp_path, "experiment=emoji32_edm", f"dataset.font={font}", *SHORT, "hydra.run.dir=run")
+    assert [r["step"] for r in records(tmp_path / "run") if "loss" in r] == [1, 2]
+    card = load_model(tmp_path / "run" / "model.safetensors").card
+    assert (card.shape, card.num_classes, card.model["network"]["label_dropout"]) == ((3, 32, 32), 10, 0.1)
+    assert card.data["name"] == "emoji-train"
+    assert card.data["licence"].startswith("SIL Open Font License")

@@ -9,8 +9,9 @@ Download in advance the files of a job, or of all cells of a table.
 Checkpoints behind URLs are fetched and imported into the cache
 ($SCORELINE_CACHE, else ~/.cache/scoreline), which also keeps the network of
 metrics=inception. A data set that can be downloaded goes where dataset.path
-says, one of the Hugging Face hub into that library's cache. Existing files
-stay as they are. A file that no program can fetch is listed with a remedy.
+says, a Debian package (dataset=emoji, openclipart) comes through apt into the
+cache, and a set of the Hugging Face hub into that library's cache. Existing
+files stay as they are. A file that no program can fetch is listed with a remedy.
 Afterwards the job runs with SCORELINE_OFFLINE=1 (data of the hub need
 HF_HUB_OFFLINE=1 too).
 

@@ -66,6 +66,8 @@ def _data(package: IO[bytes]) -> IO[bytes]:
         raise ValueError("it is no Debian package")
     while len(header := package.read(HEADER)) == HEADER:
         name, size = header[:16].decode("ascii").rstrip(" /"), int(header[48:58])
+        if size < 0:
+            break
         if name in OPENERS:
             file: IO[bytes] = OPENERS[name](io.BytesIO(package.read(size)))
             return file
