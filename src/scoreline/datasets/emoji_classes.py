@@ -15,9 +15,8 @@ GROUPS = (
 )
 """The groups in Unicode's order; the position of a name is the number of its class."""
 
-SMILEYS, PEOPLE, _, ANIMALS, *_ = range(len(GROUPS))
 FLAGS = GROUPS.index("Flags")
-LEADING = (FLAGS, PEOPLE, SMILEYS, ANIMALS)
+LEADING = (FLAGS, *(GROUPS.index(name) for name in ("People & Body", "Smileys & Emotion", "Animals & Nature")))
 """Groups that decide for a picture of several characters: a dog with a vest is an animal, a pirate's flag a flag."""
 
 OTHERS: dict[Text, str] = {
