@@ -144,8 +144,8 @@ def learn_for_pipeline(
     Teacher and student are runs in the pipeline's latents with its own network call: text encoders, guidance and
     embeddings (`PipelineDenoiser`). Use this where one pipeline draws many images at a small fixed number of steps; the
     record belongs to the pipeline's network, to this guidance scale and to these image sizes. `record.save(path)`
-    writes it, and the pipeline uses it by `ScorelineScheduler.from_config(pipe.scheduler.config, learned=path)`. Prompts
-    and noise that learn, that choose among tableaus, and that measure what the record reports are different ones.
+    writes it, and the pipeline uses it by `ScorelineScheduler.from_config(pipe.scheduler.config, learned=path)`.
+    Learning, the choice among tableaus and the numbers that the record reports have prompts and noise of their own.
 
     A level that a pipeline's network is told first is that of its noise, so it is not learned.
 
