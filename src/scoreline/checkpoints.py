@@ -54,7 +54,7 @@ IN_SHAPE = {"channels": 0, "in_channels": 0, "resolution": 1, "sample_size": 1}
 """Arguments of our networks that must agree with the image shape, and the axis they describe; a list describes it and
 those behind it."""
 
-DECODER = "decoder."
+DECODER = "autoencoder."
 """Names of a decoder's weights begin with it, in a file whose card describes one."""
 
 CLASSES = ("num_classes", "num_class_embeds")

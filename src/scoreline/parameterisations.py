@@ -132,12 +132,14 @@ class VelocityPrediction(Parameterisation):
     Attributes:
         noise_schedule: the process, for t.
         label_scale: noise label / t.
+        output_factor: 2 for networks that also learned a variance, as in `NoisePrediction`.
 
     Source: Salimans & Ho (2022), arXiv:2202.00512, Sec. 4 and App. D.
     """
 
     noise_schedule: NoiseSchedule
     label_scale: float = 999.0
+    output_factor: int = 1
 
     def __call__(self, rho: Tensor) -> Scalings:
         alpha = (1 + rho**2).rsqrt()
@@ -181,12 +183,14 @@ class DataPrediction(Parameterisation):
     Attributes:
         noise_schedule: the process, for alpha and t.
         label_scale: noise label / t.
+        output_factor: 2 for networks that also learned a variance, as in `NoisePrediction`.
 
     Source: Ho et al. (2020), arXiv:2006.11239, Sec. 3.2; Salimans & Ho (2022), arXiv:2202.00512, App. D.
     """
 
     noise_schedule: NoiseSchedule
     label_scale: float = 999.0
+    output_factor: int = 1
 
     def __call__(self, rho: Tensor) -> Scalings:
         t = self.noise_schedule(rho)

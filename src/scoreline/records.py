@@ -186,7 +186,7 @@ def read_record(path: str | Path, kinds: Sequence[str], checkpoint: str | None, 
         raise InputError(f"{key}={path}: no such record; {remedy}")
     path = Path(path)
     header = read_header(path, f"{key}={path}", remedy)
-    kind = header.metadata.get("kind")
+    kind = header.metadata.get("kind", "")
     if header.metadata.get("format") != FORMAT or kind not in kinds:
         raise header.refuse(f"holds {excerpt(kind)}, not {' or '.join(map(repr, kinds))}")
     try:

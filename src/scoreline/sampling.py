@@ -86,7 +86,9 @@ class Stepper:
 
     def __init__(self, tableau: Tableau, draw: Draw | None = None, reuse: bool = False) -> None:
         self.tableau, self._draw, self._reuse = tableau, draw, reuse
-        self._rho, self._query, self._sums = tableau.rho.tolist(), tableau.query_levels.tolist(), tableau.sums
+        self._sums, rho = tableau.sums, tableau.rho.tolist()
+        levels = [q if call else None for q, call in zip(tableau.query_levels.tolist(), tableau.calls, strict=True)]
+        self._levels = list(zip(rho, [*levels, None], strict=True))
         self._row = len(self._sums)
         self._states: dict[int, Tensor] = {}
         self._estimates: dict[int, Tensor] = {}
@@ -135,8 +137,8 @@ class Stepper:
         k = self._row
         if k not in self._states:
             raise ValueError("the run has no state yet; begin it with start(x)")
-        call = k < len(self._sums) and self._sums[k].call
-        return State(k, self._rho[k], self._states[k], self._query[k] if call else None)
+        rho, sigma = self._levels[k]
+        return State(k, rho, self._states[k], sigma)
 
     def replace(self, x: Tensor) -> State:
         """Put another tensor in place of the latest state, for a program that changes samples between steps."""
@@ -155,8 +157,7 @@ class Stepper:
         """
         k, states, estimates = self._row, self._states, self._estimates
         row = self._sums[k]
-        if row.call:
-            assert estimate is not None
+        if estimate is not None:
             estimates[k] = estimate
         terms = [((states if is_state else estimates)[j], weight) for is_state, j, weight in row.terms]
         if row.noise:
@@ -167,11 +168,14 @@ class Stepper:
             if self._reuse and is_state and j > 0:
                 self._spare.append(states[j])
             del (states if is_state else estimates)[j]
-        out = _memory(self._spare, terms)
-        states[k + 1] = _combine(terms, out)
-        self._spare = [memory for memory in self._spare if memory is not out][:1]
-        self._row = k + 1
-        return self.state
+        out = None
+        if self._spare:
+            out = _memory(self._spare, terms)
+            self._spare = [memory for memory in self._spare if memory is not out][:1]
+        self._row = k = k + 1
+        x = states[k] = _combine(terms, out)
+        rho, sigma = self._levels[k]
+        return State(k, rho, x, sigma)
 
     def _until_call(self) -> State:
         """Evaluate the rows that need no call and return the state after them."""

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import scoreline
 from scoreline.calibration import calibrate
 from scoreline.calibration.closed_forms import START_SCHEDULES, STARTS, named_families
-from scoreline.calibration.function_denoiser import as_denoising
+from scoreline.calibration.function_denoiser import ITSELF, as_denoising
 from scoreline.calibration.learned.learned_tableau import LearnedTableau
 from scoreline.calibration.sampler_records import (
     LearnedRecord,
@@ -31,11 +31,13 @@ from scoreline.calibration.search import Search
 from scoreline.calibration.subject import Subject
 from scoreline.checkpoints import Checkpoint, load_model
 from scoreline.config import run_names
+from scoreline.denoiser import Denoiser
 from scoreline.errors import InputError
 from scoreline.records import Record
 from scoreline.runtime import seeded_noise
 from scoreline.sampling import trajectory
 from scoreline.schedules.base import grid
+from scoreline.schedules.flow import RectifiedFlow
 from scoreline.schedules.score_optimal import load_schedule
 from scoreline.schedules.spacings import LogSNR, Polynomial, Power
 from scoreline.schedules.vp import LinearVP
@@ -50,7 +52,7 @@ FEW: dict[str, dict[str, Any]] = {
     "score_norm": {"nfe": 12},
     "score_optimal": {"nfe": 6, "levels": 6},
     "search": {"nfe": 12, "budgets": [3, 4], "solvers": ("ddim", "ipndm2", "velocity_ab3"), "schedules": ("karras",)},
-    "learn": {"nfe": 12, "budgets": [3], "evaluations": 500},
+    "learn": {"nfe": 12, "budgets": [3], "evaluations": 300},
 }
 """Small measurements of every kind."""
 
@@ -378,6 +380,19 @@ def test_a_denoiser_says_its_range() -> None:
 
 
 @pytest.mark.parametrize("kind", list(FEW))
+def test_flow_models_are_measured_from_a_finite_level(kind: str) -> None:
+    """Their noise is infinite at first; at level 1000 the states are 1000 times the same noise."""
+    flow, noise = RectifiedFlow(), seeded_noise.normal(range(24), (1, 6), "initial")
+    denoise = type("Flow", (), {"noise_schedule": flow, "__call__": lambda self, x, sigma: gaussian(x, sigma)})()
+    record = measured(kind, denoise, noise, sigma_max=None)
+    level, nfe = (math.inf, 3) if kind in ("search", "learn") else (1000.0, 20)
+    state = noise if level == math.inf else noise * level
+    end = scoreline.sample(denoise, state, *pair(record), nfe=nfe, sigma_min=0.05, sigma_max=level)
+    exact = noise * (STDS**2 + 0.05**2).sqrt()
+    assert float((end - exact).square().mean().sqrt()) < 0.4  # 0.69 for states of the wrong size
+
+
+@pytest.mark.parametrize("kind", list(FEW))
 def test_progress_rises_to_one(kind: str) -> None:
     shares: list[float] = []
     measured(kind, progress=shares.append)
@@ -407,9 +422,9 @@ REFUSED: list[tuple[str, Any, dict[str, Any]]] = [
     (r"shape=\(1, 0\)", gaussian, {"start": (1, 0)}),
     ("shape='16'", gaussian, {"start": "16"}),
     ("sigma_min=20, sigma_max=0.05: choose 0 <=", gaussian, {"sigma_min": 20, "sigma_max": 0.05}),
-    ("sigma_max=inf: choose .* 1000", gaussian, {"sigma_max": math.inf}),
     ("sigma_max=None: .* give both ends", gaussian, {"sigma_max": None}),
     ("sigma_data=-1", gaussian, {"sigma_data": -1}),
+    ("nfe=2: no solver and schedule of this search", gaussian, {"solvers": ("dpm_solver_3",), "budgets": [2]}),
     ("solver='dmp_2m': no such name; did you mean", gaussian, {"solvers": ("dmp_2m",)}),
     (r"denoise returned \(24, 1\) for x of \(24, 1, 6\)", broken(lambda x: x[..., 0]), {"sigma_data": 0.7}),
     ("denoise returned a tuple", broken(lambda x: (x,)), {}),
@@ -426,6 +441,20 @@ def test_what_cannot_be_measured_is_one_sentence(words: str, denoise: Any, optio
     with pytest.raises(InputError, match=words) as caught:
         measured("search", denoise, options.get("start", (1, 6)), **{k: v for k, v in options.items() if k != "start"})
     assert "\n" not in str(caught.value)
+
+
+def test_a_function_lies_where_it_is_told_to() -> None:
+    on_meta = as_denoising(gaussian, torch.float32, torch.device("meta"))
+    assert on_meta.device.type == "meta"
+    assert as_denoising(nn.Linear(2, 2, device="meta"), torch.float32, torch.device("cpu")).device.type == "meta"
+    assert Denoiser(nn.Identity(), ITSELF).device.type == "cpu"
+
+
+def test_the_cost_of_the_predictor_follows_second_derivatives() -> None:
+    record = measured("score_optimal", start=(6,), cost="predictor", denoise=lambda x, s: gaussian(x[:, None], s)[:, 0])
+    steps = grid(record, 20.0, 0.05, 5)
+    assert bool((record.values["length"].diff() > 0).all())
+    assert not torch.allclose(steps, grid(LogSNR(), 20.0, 0.05, 5), rtol=0.05)
 
 
 def test_few_images_do_not_teach() -> None:

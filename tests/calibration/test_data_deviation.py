@@ -125,9 +125,11 @@ def test_classes_have_means_of_their_own(classes: int) -> None:
     assert 0.95 * classes < int(labels.max()) + 1 <= classes or classes == 3 == int(labels.max()) + 1
 
 
-@pytest.mark.parametrize("value", [0.0, math.nan])
-def test_a_model_of_one_image_or_none_is_refused(value: float) -> None:
-    with pytest.raises(InputError, match=r"sigma_data=null.*sigma_data=0\.5"):
+@pytest.mark.parametrize(
+    ("value", "words"), [(0.0, r"sigma_data=null.*sigma_data=0\.5"), (math.nan, "sigma=20: numbers that denoise")]
+)
+def test_a_model_of_one_image_or_none_is_refused(value: float, words: str) -> None:
+    with pytest.raises(InputError, match=words):
         measure_sigma_data(lambda x, sigma: torch.full_like(x, value) if value else x - sigma * (x / sigma), (4,))
 
 

@@ -151,6 +151,22 @@ def test_keys_without_influence_are_keys_of_the_script(script: str) -> None:
         assert run_names.run_sha256(changed, script) == run_names.run_sha256(cfg, script), key
 
 
+@pytest.mark.parametrize(
+    ("script", "key"), [("sample", "import.size"), ("calibrate", "import.size"), ("sample", "sigma_data")]
+)
+def test_keys_of_later_versions_count_if_they_are_set(script: str, key: str) -> None:
+    """A null is the configuration of an earlier version, without the key."""
+    run_names.register_resolvers()
+    cfg = compose_config(script, [])
+    OmegaConf.set_struct(cfg, False)
+    earlier, later = cfg.copy(), cfg.copy()
+    above, _, last = key.rpartition(".")
+    del (earlier[above] if above else earlier)[last]
+    OmegaConf.update(later, key, 8)
+    assert run_names.run_sha256(earlier, script) == run_names.run_sha256(cfg, script)
+    assert run_names.run_sha256(later, script) != run_names.run_sha256(cfg, script)
+
+
 def test_a_word_is_no_path_whatever_lies_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     first = named("sample", labels="random")

@@ -28,6 +28,8 @@ PAGES = (
     "docs/extending.md",
     "docs/conventions.md",
 )
+NOTEBOOKS = ("docs/calibration.md", "docs/tutorials/two_dimensions.md")
+"""Pages of Python alone, whose blocks are one session."""
 TUTORIALS = ("docs/tutorials/toy.md", "docs/tutorials/foreign_checkpoint.md", "docs/tutorials/own_pictures.md")
 BLOCK = re.compile(r"(<!-- not run: .+? -->\n)?^```(\w+)\n(.*?)^```$", re.S | re.M)
 BETAS = torch.linspace(1e-4, 0.02, 1000)
@@ -98,13 +100,14 @@ def bash(code: str, where: Path, short: bool) -> None:
 
 def follow(page: str, where: Path, short: bool) -> None:
     assert list(blocks(page))
+    session = {"__name__": page, **GIVEN.get(page, {})}
     for language, code in blocks(page):
         path = re.match(r"# (\S+/\S+\.\w+)\n", code)
         if path:
             (where / path[1]).parent.mkdir(parents=True, exist_ok=True)
             (where / path[1]).write_text(code)
         elif language == "python":
-            exec(compile(code, page, "exec"), {"__name__": page, **GIVEN.get(page, {})})
+            exec(compile(code, page, "exec"), session if page in NOTEBOOKS else dict(session))
         elif language == "bash":
             bash(code, where, short)
     named = re.findall(r"`((?:outputs|models)/[^`\s]+\.\w+)`", (ROOT / page).read_text())
@@ -119,6 +122,12 @@ def where(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.syspath_prepend(tmp_path)  # for forks, and PYTHONPATH for processes
     monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=":")
     return tmp_path
+
+
+@pytest.mark.parametrize("page", NOTEBOOKS)
+def test_notebooks_as_written(page: str, where: Path) -> None:
+    assert {language for language, _ in blocks(page)} == {"python"}
+    follow(page, where, short=False)
 
 
 @pytest.mark.parametrize("page", [*PAGES, *TUTORIALS])

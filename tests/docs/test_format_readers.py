@@ -28,6 +28,7 @@ COMMANDS = (
     "python train.py duration_kimg=0.256 checkpoint_kimg=0.128 fixed_loss_kimg=0.128 log_kimg=0.128 preview_kimg=0.256 "
     "ema.post_hoc=[0.1] ema.half_life_kimg=[10,50] hydra.run.dir=train",
     "python sample.py checkpoint=train nfe=4 seeds=0-15 trajectories=0-1 trajectory_nfe=12 hydra.run.dir=sample",
+    "python sample.py checkpoint=train nfe=4 seeds=0-3 format=npy metrics=none hydra.run.dir=floats",
     "python calibrate.py checkpoint=train calibration=target_variance dataset=digits calibration.levels=3 "
     "calibration.references=[4,8] calibration.draws=4 seeds=0-7 hydra.run.dir=calibrate",
     "scoreline report table",
@@ -100,7 +101,10 @@ def test_runs(where: Path, read: dict[str, Any]) -> None:
     assert [kimg for kimg, _ in read["metrics.jsonl"]["fixed"]] == [0.128, 0.256]
     assert read["config.yaml"]["config"]["seeds"] == "0-15"
     assert read["metrics.json"]["result"]["manifest"] == sha256(where / "sample/manifest.csv")
-    images = read["samples.npz, images/, samples.zip, samples.tar"]["images"]
+    section = read["samples.npz, images/, samples.zip, samples.tar, samples.npy"]
+    images, samples = section["images"], section["samples"]
+    assert (samples.dtype, samples.shape) == (np.float32, (4, 1, 8, 8))
+    assert np.array_equal(np.clip(np.floor(127.5 * samples + 128), 0, 255).transpose(0, 2, 3, 1), images[:4])
     assert (read["manifest.csv"]["damaged"], len(read["manifest.csv"]["rows"])) == ([], 16)
     assert np.array_equal(read["trajectories.npz"]["last"].transpose(0, 2, 3, 1), images[:2])
 

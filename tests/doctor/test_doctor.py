@@ -274,7 +274,8 @@ def test_sizes_on_disk_are_those_of_a_run(choice: str, tmp_path: Path) -> None:
     denoiser = load_model(model_path("digits_vp")).denoiser
     run = build(DDIM(), Power(7.0), (10.0, 0.1), 1, "none")
     out, shape, batch = tmp_path / "run", (1, 8, 8), 16
-    shards = Shards(out / generation_run.SHARDS, "stamp", list(range(70)), None, shape)
+    kind = torch.float32 if choice == "npy" else torch.uint8
+    shards = Shards(out / generation_run.SHARDS, "stamp", list(range(70)), None, shape, kind)
     outputs = generation_run.Outputs(choice, NoMetrics())
     generation_run.finish(Sampler(denoiser, run, batch, batch), shards, outputs, Group())
     files = [path for path in out.rglob("*") if path.is_file()]

@@ -24,16 +24,26 @@ from PIL import Image
 from torch import Tensor
 
 from scoreline import values
+from scoreline.checkpoints import load_model
+from scoreline.config.run_names import model_path
 from scoreline.datasets.image_folder import ImageFolder
 from scoreline.datasets.zip_archive import ZipArchive
 from scoreline.errors import InputError
 from scoreline.generation import npz
+from scoreline.generation.batches import Sampler
 from scoreline.generation.formats import FORMATS, NONE, check_format, write_format, write_manifest
-from scoreline.generation.images import Entry, ShardImages, no_progress
+from scoreline.generation.images import Entry, ShardImages, contact_sheet, no_progress
+from scoreline.generation.run import Outputs, finish
 from scoreline.generation.run_results import file_record
 from scoreline.generation.shards import Shards
+from scoreline.metrics.no_metrics import NoMetrics
+from scoreline.runtime.distributed import Group
 from scoreline.sampling import Progress
+from scoreline.schedules.spacings import Power
+from scoreline.solvers.ddim import DDIM
+from scoreline.solvers.tableau import build
 from scoreline.storage.files import part_beside, remove_parts
+from scoreline.storage.pictures import save_png, sheet, to_uint8
 
 COUNT = 1003
 
@@ -283,9 +293,10 @@ def test_names_keep_image_order_beyond_a_million(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("choice", "channels", "sentence"),
     [
-        ("npy", 3, "format=npy: there is no such choice; did you mean 'npz'?"),
-        ("png", 2, "format=png: PNG files take 1 or 3 channels, these images have 2; use npz"),
-        ("webdataset", 4, "format=webdataset: PNG files take 1 or 3 channels, these images have 4"),
+        ("npx", 3, "format=npx: there is no such choice; did you mean 'npz'?"),
+        ("png", 2, "format=png: bytes from -1 to 1 hold images of 1 or 3 channels, these samples have 2; format=npy"),
+        ("webdataset", 4, "images of 1 or 3 channels, these samples have 4; format=npy metrics=none keeps them"),
+        ("npz", 16, "format=npz: bytes from -1 to 1 hold images of 1 or 3 channels, these samples have 16"),
     ],
 )
 def test_impossible_formats(choice: str, channels: int, sentence: str) -> None:
@@ -295,13 +306,73 @@ def test_impossible_formats(choice: str, channels: int, sentence: str) -> None:
 
 
 @pytest.mark.parametrize("choice", [*FORMATS, NONE])
-def test_only_png_files_limit_the_channels(choice: str) -> None:
+def test_files_of_bytes_limit_the_channels(choice: str) -> None:
     taken = []
-    for channels in (1, 2, 3, 5):
+    for channels in range(1, 17):
         with contextlib.suppress(InputError):
             check_format(choice, (channels, 8, 8))
             taken.append(channels)
-    assert taken == ([1, 2, 3, 5] if choice in ("npz", NONE) else [1, 3])
+    assert taken == (list(range(1, 17)) if choice in ("npy", NONE) else [1, 3])
+
+
+@pytest.mark.parametrize("channels", range(1, 17))
+def test_float_samples_of_any_channels(channels: int, tmp_path: Path) -> None:
+    """Values beyond [-1, 1] stay as they are, and their digests are those of the array's rows."""
+    samples = 3 * torch.randn(5, channels, 4, 6, generator=torch.Generator().manual_seed(1))
+    shards = Shards(tmp_path / "shards", "stamp", range(5), None, (channels, 4, 6), torch.float32)
+    shards.write([3, 4], samples[3:], 1, 1)
+    shards.write([0, 1, 2], samples[:3], 1, 1)
+    images = ShardImages(shards, shards.find())
+    write_format("npy", tmp_path, images)
+    array = np.load(tmp_path / "samples.npy", mmap_mode="r")
+    assert array.dtype == np.float32
+    assert np.array_equal(array, samples.numpy())
+    assert [images.entry(i).sha256 for i in range(5)] == [hashlib.sha256(row.tobytes()).hexdigest() for row in array]
+    assert torch.equal(images.read([4, 0])[0], to_uint8(samples[[4, 0]]))
+    picture = contact_sheet(images)
+    tiles = 1 if channels in (1, 3) else channels
+    columns = min(5 * tiles, 8 if tiles == 1 else tiles * max(1, 8 // channels))
+    assert picture.shape == (3 if channels == 3 else 1, -(-5 * tiles // columns) * 40, columns * 56)
+    save_png(tmp_path / "grid.png", picture)
+    with Image.open(tmp_path / "grid.png") as read:
+        assert read.mode == ("RGB" if channels == 3 else "L")
+
+
+def test_float_samples_go_on_after_a_stop(tmp_path: Path) -> None:
+    """Whole shards of an unfinished run are kept, a damaged one is not, and the file is the same to the bit."""
+    sampler = Sampler(
+        load_model(model_path("digits_vp")).denoiser, build(DDIM(), Power(7.0), (10.0, 0.1), 2, "none"), 4, 4
+    )
+    files, counts = list[bytes](), list[int]()
+    for name in ("whole", "stopped"):
+        shards = Shards(tmp_path / name / "shards", "stamp", range(12), None, (1, 8, 8), torch.float32)
+        if files:
+            first, second = sorted((tmp_path / "whole" / "shards").iterdir())[:2]
+            shards.folder.mkdir(parents=True)
+            shutil.copy(first, shards.folder)
+            (shards.folder / second.name).write_bytes(second.read_bytes()[:-1])
+        result = finish(sampler, shards, Outputs("npy", NoMetrics()), Group())
+        files.append((tmp_path / name / "samples.npy").read_bytes())
+        counts.append(result["images_made"])
+    assert counts == [12, 8]
+    assert files[0] == files[1]
+
+
+def test_shards_of_another_type_count_as_missing(tmp_path: Path) -> None:
+    floats = Shards(tmp_path, "stamp", range(2), None, (3, 2, 2), torch.float32)
+    floats.write([0, 1], torch.zeros(2, 3, 2, 2), 1, 1)
+    assert not len(floats.find().missing)
+    assert len(Shards(tmp_path, "stamp", range(2), None, (3, 2, 2)).find().missing) == 2
+
+
+def test_tiles_of_a_sheet_are_channels() -> None:
+    images = torch.arange(2 * 5 * 2 * 2, dtype=torch.uint8).reshape(2, 5, 2, 2)
+    tiles = sheet(images, columns=1, scale=1)
+    assert tiles.shape == (1, 2 * 3, 5 * 3)
+    for image in range(2):
+        for channel in range(5):
+            tile = tiles[0, 3 * image : 3 * image + 2, 3 * channel : 3 * channel + 2]
+            assert torch.equal(tile, images[image, channel])
 
 
 class Endless(ShardImages):
@@ -314,8 +385,8 @@ class Endless(ShardImages):
     def __len__(self) -> int:
         return self.count
 
-    def read(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
-        return torch.zeros((len(indices), *self.shape), dtype=torch.uint8), torch.full((len(indices),), -1)
+    def kept(self, indices: Sequence[int]) -> Tensor:
+        return torch.zeros((len(indices), *self.shape), dtype=torch.uint8)
 
 
 def peak(count: int) -> int:

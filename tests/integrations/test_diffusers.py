@@ -634,6 +634,29 @@ def test_custom_timesteps_and_sigmas() -> None:
         assert len(scheduler.timesteps) == 6
 
 
+def test_a_run_without_noise_leaves_random_numbers_alone() -> None:
+    scheduler = ScorelineScheduler(**LATENT_BETAS)
+    state = torch.get_rng_state()
+    drawn(scheduler, 5)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_heun_starts_at_either_of_its_stages() -> None:
+    """From the second stage on, one network call has no use; the sample stays as it is, and so does its timestep."""
+    scheduler, model = ScorelineScheduler(**LATENT_BETAS, solver="heun"), Smooth()
+    ends = []
+    for start in (3, 4):
+        scheduler.set_timesteps(9)
+        assert scheduler.timesteps[3] == scheduler.timesteps[4]
+        scheduler.set_begin_index(start)
+        sample = noise(2, 8)
+        for timestep in scheduler.timesteps[start:]:
+            sample = scheduler.step(model(sample, timestep), timestep, sample)[0]
+        assert scheduler.step_index == 9
+        ends.append(sample)
+    close(ends[0], ends[1], 1e-6)
+
+
 def test_a_run_after_another_is_the_same() -> None:
     scheduler = ScorelineScheduler(**LATENT_BETAS, solver="deis_tab3")
     first = drawn(scheduler, 5)
@@ -660,6 +683,8 @@ def test_requests_that_cannot_be_met_are_refused(tmp_path: Path) -> None:
     sde = ScorelineScheduler(**LATENT_BETAS, solver="euler_ancestral")
     sde.set_timesteps(4)
     eps = ScorelineScheduler(**LATENT_BETAS, rescale_betas_zero_snr=True, steps_of=DDIM, timestep_spacing="trailing")
+    diffusers.DDIMInverseScheduler().save_pretrained(tmp_path)
+    mochi = diffusers.FlowMatchEulerDiscreteScheduler(invert_sigmas=True)
     refusals: list[tuple[Callable[[], Any], str]] = [
         (lambda: vp.step(sample, 1, sample), "set_timesteps first"),
         (lambda: vp.set_timesteps(), "num_inference_steps"),
@@ -671,6 +696,10 @@ def test_requests_that_cannot_be_met_are_refused(tmp_path: Path) -> None:
         (lambda: ScorelineScheduler(solver="rk45"), "chooses its steps"),
         (lambda: ScorelineScheduler(solver="learned"), "reads a file"),
         (lambda: ScorelineScheduler(steps_of="os"), "steps_of"),
+        (lambda: ScorelineScheduler.from_config(diffusers.LCMScheduler().config), "original_inference_steps"),
+        (lambda: ScorelineScheduler.from_config(mochi.config), "invert_sigmas"),
+        (lambda: ScorelineScheduler.from_config(diffusers.CogVideoXDDIMScheduler().config), "snr_shift_scale"),
+        (lambda: ScorelineScheduler.from_pretrained(tmp_path), "DDIMInverseScheduler"),
         (lambda: ScorelineScheduler(**LATENT_BETAS, prediction_type="flow_prediction"), "use_flow_sigmas"),
         (lambda: ScorelineScheduler(learned=str(tmp_path / "none")), "no such record"),
         (lambda: ScorelineScheduler(**LATENT_BETAS, learned=path).set_timesteps(6), "runs of 5 calls"),

@@ -1,5 +1,6 @@
 """Calibration records that are parts of a sampler: each is the solver, the schedule or the scale that it measured."""
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import replace
 from functools import cached_property
@@ -86,6 +87,7 @@ class LearnedRecord(SamplerRecord):
 
     convergence = 1.0
     own_levels = True
+    from_infinity = True
 
     @cached_property
     def part(self) -> Learned:
@@ -109,6 +111,7 @@ class SearchRecord(SamplerRecord):
 
     convergence = 1.0
     own_levels = True
+    from_infinity = True
     choices: Families = Families({}, {})
     noise_schedule: NoiseSchedule | None = None
 
@@ -136,7 +139,8 @@ class SearchRecord(SamplerRecord):
         solver, own = self._solver(solver_name), self.choices.schedules.get(schedule_name)
         if own is None:
             own = schedule_named(schedule_name, self.noise_schedule)
-        return build_tableau(solver, own, (sigma_max, sigma_min), nfe, "none")
+        first = self.part.span[0] if sigma_max == math.inf else sigma_max  # as for learned tableaus
+        return build_tableau(solver, own, (first, sigma_min), nfe, "none")
 
     def _solver(self, name: str) -> Solver:
         solver = self.choices.solvers.get(name)

@@ -113,7 +113,7 @@ def read_source(cfg: DictConfig) -> ModelSource:
     options = cfg["import"]
     if not isinstance(options, DictConfig):
         raise InputError(f"import={options}: has the keys import.from, import.weights, ..; give these, or drop it")
-    size = options.size
+    size = options.get("size")  # a configuration of an earlier version lacks it
     return ModelSource(
         word=str(cfg.checkpoint),
         trust=list_of_names("trust", cfg.trust),

@@ -52,14 +52,24 @@ def run_sha256(cfg: DictConfig, script: str) -> str:
     whole = OmegaConf.to_container(cfg, resolve=False)
     assert isinstance(whole, dict)
     raw = former({str(key): value for key, value in whole.items() if key not in NEVER})
-    unset = {key for key in LATER if raw.get(key) is None}
-    decisive = {key: value for key, value in raw.items() if key not in WITHOUT[script] and key not in unset}
+    decisive = {key: value for key, value in _without_unset(raw).items() if key not in WITHOUT[script]}
     text = json.dumps(decisive, sort_keys=True, default=str)
     values = {key: _selected(cfg, key) for key in sorted(_path_keys(raw))}
     named = [Path(os.path.expanduser(value)) for key, value in values.items() if _may_be_path(key, value)]
     read = map(_digest, _files_read(raw, named, "${record}" in text))
     digests = [digest for digest in read if digest] + [sha256(path) for path in own_code(raw)]
     return hashlib.sha256("".join([text, *digests, str(NUMERICS_VERSION)]).encode()).hexdigest()
+
+
+def _without_unset(raw: dict[str, Any]) -> dict[str, Any]:
+    """Return a copy without the keys of `LATER` that are null."""
+    kept = {key: dict(value) if isinstance(value, dict) else value for key, value in raw.items()}
+    for name in LATER:
+        above, _, key = name.rpartition(".")
+        node = kept.get(above) if above else kept
+        if isinstance(node, dict) and node.get(key) is None:
+            node.pop(key, None)
+    return kept
 
 
 def _digest(path: Path) -> str | None:
@@ -88,7 +98,7 @@ WITHOUT = {
 NEVER = ("hydra", "identity", "digest", "code_version", "lock")
 """Keys without influence on results, and keys that follow from others."""
 
-LATER = ("sigma_data", "guidance")
+LATER = ("sigma_data", "guidance", "import.size")
 """Keys that runs of earlier versions lack. They count unless they are null; a null `sigma_data` is the checkpoint's."""
 
 PATHS = ("path", "font", "reference", "resume", "labels", "weights")

@@ -43,24 +43,23 @@ def _plain(value: object) -> bool:
     return is_number(value) and abs(value) < 1e9
 
 
-def sentences(notes: object, chosen: Mapping[str, Any] | None = None) -> list[str]:
+def sentences(notes: object, threshold: str = "none", schedule: str = "", shift: float | None = None) -> list[str]:
     """Return one sentence for each setting in the notes of an import, with the key that follows it.
 
     Args:
         notes: the notes, which may come from a file and are read as plain values only.
-        chosen: what the user chose for `threshold` and `schedule`, by name; a chosen threshold or shift is not named.
+        threshold: the user's choice of `threshold`; any but none follows the settings of clipping.
+        schedule: the user's choice of `schedule`.
+        shift: the shift of the user's schedule, if it has one.
     """
-    chosen, found = chosen or {}, list[str]()
     if not isinstance(notes, Mapping):
-        return found
-    if str(chosen.get("threshold", "none")).startswith("none"):
-        found += [_threshold(notes)]
-    if not str(chosen.get("schedule", "")).startswith("flow_shift"):
-        found += [_shift(notes)]
-    if not str(chosen.get("schedule", "")).startswith("karras"):
-        found += ["use_karras_sigmas=true is not followed; schedule=karras follows it"] * (
-            notes.get("use_karras_sigmas") is True
-        )
+        return []
+    karras = notes.get("use_karras_sigmas") is True and schedule != "karras"
+    found = [
+        _threshold(notes) if threshold.startswith("none") else "",
+        "use_karras_sigmas=true of the folder is not followed; schedule=karras follows it" if karras else "",
+        _shift(notes, shift),
+    ]
     return [sentence for sentence in found if sentence]
 
 
@@ -76,16 +75,15 @@ def _threshold(notes: Mapping[str, Any]) -> str:
     return ""
 
 
-def _shift(notes: Mapping[str, Any]) -> str:
-    if notes.get("use_dynamic_shifting") is True:
+def _shift(notes: Mapping[str, Any], chosen: float | None) -> str:
+    if notes.get("use_dynamic_shifting") is True and chosen in (None, 1):
         return (
-            "use_dynamic_shifting=true of the folder is not followed; schedule=flow_shift schedule.shift=E follows it, "
-            "E = exp(mu) at the size of the images"
+            "use_dynamic_shifting=true of the folder is not followed; schedule=flow_time schedule.shift=K follows it, "
+            "K = exp(mu) at the size of the images"
         )
     for name in SHIFTS:
-        if _plain(notes.get(name)):
-            shift = float(notes[name])
-            key = f"schedule=flow_shift schedule.shift={shift:g}"
+        if _plain(notes.get(name)) and chosen != (shift := float(notes[name])):
+            key = f"schedule=flow_time schedule.shift={shift:g}"
             return f"{name}={shift:g} of the folder is not followed; {key} follows it"
     return ""
 

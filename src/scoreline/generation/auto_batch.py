@@ -61,8 +61,16 @@ def most_images(device: torch.device, images: int) -> int:
     return 1 << (largest.bit_length() - 1)
 
 
-def one_call(denoiser: Denoising, tableau: Tableau | AdaptiveRun, shards: Shards) -> Callable[[int], object]:
-    """Return a function that evaluates n images at the first noise level, beside the states that the tableau holds."""
+def one_call(
+    denoiser: Denoising,
+    tableau: Tableau | AdaptiveRun,
+    shards: Shards,
+    decode: Callable[[Tensor], Tensor] | None = None,
+) -> Callable[[int], object]:
+    """Return a function that evaluates n images at the first noise level, beside the states that the tableau holds.
+
+    With `decode` it decodes n samples after that.
+    """
     device, level = denoiser.device, float(tableau.rho[0])
     states = tableau.peak_tensors
 
@@ -71,7 +79,8 @@ def one_call(denoiser: Denoising, tableau: Tableau | AdaptiveRun, shards: Shards
         x = torch.zeros(images, *shards.state_shape, device=device)
         others = [torch.zeros_like(x) for _ in range(states)]
         label = None if shards.labels is None else torch.zeros(images, dtype=torch.int64, device=device)
-        return denoiser.eps(x, level, label=label) + others[0]
+        sample = denoiser.estimate(x, level, label=label) + others[0]
+        return sample if decode is None else decode(sample)
 
     return call
 

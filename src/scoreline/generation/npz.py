@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from scoreline.generation.images import ShardImages, no_progress
@@ -71,4 +72,4 @@ def write_samples(path: Path, images: ShardImages, progress: Progress = no_progr
     with open(path, "wb") as file:
         np.lib.format.write_array_header_1_0(file, {**header, "shape": (len(images), *images.shape)})
         for block in images.blocks(progress):
-            file.write(block.contiguous().numpy().data)
+            file.write(block.to(torch.float32).contiguous().numpy().data)

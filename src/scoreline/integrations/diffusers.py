@@ -16,9 +16,10 @@ from torch import Generator, Tensor
 
 from scoreline.errors import InputError
 from scoreline.integrations.native_process import (
-    STEPS,
+    CLASSES,
     Request,
     Steps,
+    check_followed,
     is_flow,
     noise_alone,
     own_scheduler,
@@ -121,7 +122,7 @@ class ScorelineScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # 
         InputError: for a name that does not exist and a request that a solver cannot meet.
     """
 
-    _compatibles = sorted(STEPS)
+    _compatibles = sorted(CLASSES)
     order = 1
 
     timesteps: Tensor
@@ -197,11 +198,16 @@ class ScorelineScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # 
             config: `pipe.scheduler.config`, of this class or of one of diffusers.
             return_unused_kwargs: return keywords that are no fields, too.
             **kwargs: fields, such as solver="unipc_2".
+
+        Raises:
+            InputError: for a config of another process than an ODE's from noise to data.
         """
         if isinstance(config, dict) and "steps_of" not in config:
             # another class's: a field that it left at its default means that class's default, not this one's
             config = {key: value for key, value in config.items() if key != "_use_default_values"}
-            kwargs.setdefault("steps_of", owner(config))
+            if "steps_of" not in kwargs:
+                check_followed(config)
+                kwargs["steps_of"] = owner(config)
         return super().from_config(config, return_unused_kwargs=return_unused_kwargs, **kwargs)
 
     def _named_solver(self) -> Solver:
@@ -395,7 +401,8 @@ class ScorelineScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # 
         assert self._tableau is not None
         tableau = self._tableau if index == 0 else self._rest(index)
         self._idle = len(self._levels.rho) - index - tableau.nfe
-        self._noise.start(sample, generator if bool(tableau.B.any()) else None)
+        if bool(tableau.B.any()):
+            self._noise.start(sample, generator)
         self._stepper = Stepper(tableau, self._noise)
         self._stepper.start(self._unscaled(sample, index))
         self._next = None

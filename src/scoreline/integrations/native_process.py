@@ -29,7 +29,7 @@ from scoreline.schedules.vp import CosineVP
 FLOW, EDM_CLASS, VP = "FlowMatchEulerDiscreteScheduler", "EDMDPMSolverMultistepScheduler", "DPMSolverMultistepScheduler"
 DDIM, EULER = "DDIMScheduler", "EulerDiscreteScheduler"
 
-STEPS = {
+CLASSES = {
     **{name: name for name in (FLOW, EDM_CLASS, VP, DDIM, EULER)},
     **{name: name for name in ("DDPMScheduler", "EulerAncestralDiscreteScheduler", "LMSDiscreteScheduler")},
     **{name: name for name in ("DEISMultistepScheduler", "UniPCMultistepScheduler", "EDMEulerScheduler")},
@@ -105,11 +105,11 @@ def own_name(config: Config) -> str:
     """Return the diffusers class whose steps a config describes: `steps_of`, or what its keys say.
 
     Raises:
-        InputError: for a name that is not one of `STEPS`.
+        InputError: for a name that is not one of `CLASSES`.
     """
     if (name := config["steps_of"]) is not None:
-        if name not in STEPS:
-            raise InputError(f"steps_of={name!r}: choose from {', '.join(sorted(STEPS))}")
+        if name not in CLASSES:
+            raise InputError(f"steps_of={name!r}: choose from {', '.join(sorted(CLASSES))}")
         return str(name)
     discrete = config["beta_start"] is not None or config["trained_betas"] is not None
     if config["use_flow_sigmas"] or discrete:
@@ -119,15 +119,41 @@ def own_name(config: Config) -> str:
     return VP if config["sigma_data"] is None else EDM_CLASS
 
 
+REFUSED = {
+    "invert_sigmas": "its network runs from data to noise",
+    "stochastic_sampling": "its model is distilled for new noise in every step",
+    "snr_shift_scale": "its process is another one than its betas say",
+    "original_inference_steps": "its model is distilled to jump to clean data in every step",
+}
+"""Keys of other schedulers' configs that mean another process, if they are set."""
+
+
+def check_followed(config: Config) -> None:
+    """Refuse a config with a setting that this scheduler would have to follow and does not.
+
+    Raises:
+        InputError: naming the key.
+    """
+    for key, reason in REFUSED.items():
+        if config.get(key):
+            raise InputError(f"{key}={config[key]}: not followed here, {reason}; steps_of=.. leaves it out")
+
+
 def owner(config: Config) -> str | None:
-    """Return the diffusers class that wrote a config: the one named, else the one of `STEPS` with the most of its keys.
+    """Return the diffusers class that wrote a config: the one named, else that of `CLASSES` with the most of its keys.
 
     Args:
         config: of any scheduler; without `_class_name` unless it was loaded from a file.
+
+    Raises:
+        InputError: for another class of diffusers.
     """
-    if config.get("_class_name") in STEPS:
-        return str(config["_class_name"])
-    counts = {name: len(keys) for name in STEPS if (keys := init_keys(name)) and keys <= config.keys()}
+    name = config.get("_class_name")
+    if name in CLASSES:
+        return str(name)
+    if isinstance(name, str) and hasattr(diffusers, name):
+        raise InputError(f"{name}: its steps are not known here; name steps_of=.., one of {', '.join(sorted(CLASSES))}")
+    counts = {name: len(keys) for name in CLASSES if (keys := init_keys(name)) and keys <= config.keys()}
     return max(counts, key=lambda name: counts[name]) if counts else None
 
 
@@ -138,7 +164,7 @@ def init_keys(name: str) -> set[str]:
 
 def own_scheduler(config: Config, **changes: Any) -> Any:
     """Return the diffusers scheduler whose steps are taken, built from the fields of a config that are set."""
-    name = STEPS[own_name(config)]
+    name = CLASSES[own_name(config)]
     fields = {**config, **changes}
     if name == FLOW and fields["shift"] is None:
         fields["shift"] = fields["flow_shift"]
@@ -151,7 +177,7 @@ def own_scheduler(config: Config, **changes: Any) -> Any:
 
 def is_flow(config: Config) -> bool:
     """Return whether a config describes a flow model."""
-    return STEPS[own_name(config)] == FLOW or bool(config["use_flow_sigmas"])
+    return CLASSES[own_name(config)] == FLOW or bool(config["use_flow_sigmas"])
 
 
 def process_of(config: Config, mu: float | None = None) -> Process:
@@ -171,13 +197,12 @@ def process_of(config: Config, mu: float | None = None) -> Process:
     described = {**own.config, "_class_name": type(own).__name__}
     if described.get("timestep_type") == "continuous" and described["prediction_type"] == "v_prediction":
         return _edm(SignedEDM(1.0), EDM())  # timesteps ln(sigma) / 4, as Stable Video Diffusion has them
+    described["timestep_type"] = "discrete"  # it matters to v_prediction alone
     if (betas := described.get("trained_betas")) is not None:
-        described["trained_betas"] = [float(beta) for beta in betas]
+        described |= {"trained_betas": [float(beta) for beta in betas], "num_train_timesteps": len(betas)}
     parts = described_process(described, 1)
-    schedule, network = (
-        rebuild(parts["noise_schedule"], NoiseSchedule),
-        rebuild(parts["parameterisation"], Parameterisation),
-    )
+    schedule = rebuild(parts["noise_schedule"], NoiseSchedule)
+    network = rebuild(parts["parameterisation"], Parameterisation)
     if isinstance(network, EDMPreconditioning):
         return _edm(SignedEDM(network.sigma_data) if minus_output(described) else network, schedule)
     if isinstance(network, FlowVelocity):
@@ -294,7 +319,7 @@ def level_of_flow(sigma: float) -> float:
 
 def noise_alone(config: Config) -> bool:
     """Return whether pipelines start from noise of the first level's deviation, instead of the first state's, 1."""
-    own = STEPS[own_name(config)]
+    own = CLASSES[own_name(config)]
     spread = own in (EULER, "EulerAncestralDiscreteScheduler", "LMSDiscreteScheduler")
     return spread and config["timestep_spacing"] in (None, "linspace", "trailing")
 

@@ -125,6 +125,8 @@ def sample(
     _warn_of_noise(run, solver, sigma_data)
     work = _Estimates(denoise, x_init.dtype, dict(condition or {}), callback)
     state = x_init.to(torch.promote_types(x_init.dtype, torch.float32))
+    if span[0] == math.inf:  # a run may begin at the finite level that stands for infinite noise
+        state = state * run.initial_scale
     with torch.set_grad_enabled(grad):
         end = integrate(work, state, run, fresh_noise(generator, state), reuse=not grad and callback is None)
         work.check_finite()

@@ -16,12 +16,13 @@ A run writes images, manifest.csv, grid.png, config.yaml and metrics.json. Image
 i, not on batch_size, the number of processes or restarts.
 """
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
 from scoreline.config import sample_config, script
-from scoreline.config.sample_config import SampleConfig, TableConfig
+from scoreline.config.sample_config import SampleComponents, SampleConfig, TableConfig
 from scoreline.generation import run_results
 from scoreline.generation.run_results import Result
 from scoreline.runtime import distributed
@@ -122,10 +123,9 @@ def sample(config: SampleConfig) -> Result:
     # 3. shards: image i belongs to seed i and label i; images of an earlier start are reused
     labels = plan_labels(config.labels, config.seeds, card.num_classes)
     shards = plan_shards(config, checkpoint, labels)
-    decoder = checkpoint.decoder if shards.latents else None
     trajectories = (config.trajectories, config.trajectory_nfe)
-    undecoded = checkpoint.decoder is not None and decoder is None
-    outputs = run.Outputs(config.format, components.metrics, *trajectories, card.num_classes, undecoded)
+    kept_latents = checkpoint.decoder is not None and shards.latents is None
+    outputs = run.Outputs(config.format, components.metrics, *trajectories, card.num_classes, kept_latents)
     outputs.check(shards, tableau)
 
     # 4. sampler: images per network call, device, precision
@@ -133,7 +133,7 @@ def sample(config: SampleConfig) -> Result:
     Execution(config.precision, config.compile, config.channels_last).apply(denoiser)
     threads = 1 if device.type == "cuda" else config.threads
     record = recorder(config.graphs, device, tableau)
-    decode = None if decoder is None else decoder.to(device)
+    decode = checkpoint.decoder.to(device) if checkpoint.decoder and shards.latents else None
     sampler = Sampler(denoiser, tableau, config.batch_size, None, threads, record, decode)
     sampler = network_batch(config, sampler, shards)
     if device.type == "cpu":
@@ -147,10 +147,19 @@ def sample(config: SampleConfig) -> Result:
     # 5. images, their files and metrics, then metrics.json
     scores = run.finish(sampler, shards, outputs, group)
     choices = {"final": config.final, "seeds": config.seeds_text, "labels": describe_labels(config.labels, labels)}
-    result = describe({**components.choices, **choices}, checkpoint, sampler, outputs, scores)
+    notes = unfollowed(checkpoint, components)
+    result = describe({**components.choices, **choices}, checkpoint, sampler, outputs, scores, notes)
     if group.first:
         run_results.write(config.run.path, result)
     return result
+
+
+def unfollowed(checkpoint: "Checkpoint", components: SampleComponents) -> list[str]:
+    """Return a sentence for each setting of an imported model that this run does not follow."""
+    from scoreline.foreign.diffusers_settings import sentences
+
+    choices, shift = components.choices, getattr(components.schedule, "shift", None)
+    return sentences(checkpoint.card.training.get("imported"), choices["threshold"], choices["schedule"], shift)
 
 
 def plan_shards(config: SampleConfig, checkpoint: "Checkpoint", labels: "Tensor | None") -> "Shards":
@@ -189,14 +198,19 @@ def network_batch(config: SampleConfig, sampler: "Sampler", shards: "Shards") ->
     if size is None and group.first:
         device = sampler.denoiser.device
         limit = memory_limit(config.memory_mib, device) / sampler.threads
-        call = one_call(sampler.denoiser, sampler.tableau, shards)
+        call = one_call(sampler.denoiser, sampler.tableau, shards, sampler.decode)
         size = largest_batch(call, limit, device, len(shards.seeds))
     size = int(from_first(torch.tensor([size]) if group.first else None, group))
     return replace(sampler, network_batch=size)
 
 
 def describe(
-    choices: dict[str, Any], checkpoint: "Checkpoint", sampler: "Sampler", outputs: "Outputs", scores: Result
+    choices: dict[str, Any],
+    checkpoint: "Checkpoint",
+    sampler: "Sampler",
+    outputs: "Outputs",
+    scores: Result,
+    notes: Sequence[str] = (),
 ) -> Result:
     """Return the content of metrics.json.
 
@@ -206,17 +220,17 @@ def describe(
         sampler: the sampler of the images.
         outputs: the files and metrics of the run.
         scores: the result of `generation.run.finish`.
+        notes: sentences on settings of an imported model that the run does not follow.
     """
-    from scoreline.foreign.diffusers_settings import sentences
     from scoreline.numerics import NUMERICS_VERSION
     from scoreline.storage.files import code_version
 
-    count, notes = scores["images"], checkpoint.card.training.get("imported", {})
+    count = scores["images"]
     return {
         **choices,
         **scores,
         "protocol": outputs.metrics.fingerprint(count),
-        "warnings": [*outputs.metrics.warnings(count), *sentences(notes, choices)],
+        "warnings": [*outputs.metrics.warnings(count), *notes],
         "checkpoint": {"name": checkpoint.path.name, "sha256": checkpoint.digest},
         "sigma_max": float(sampler.tableau.rho[0]),
         "sigma_end": float(sampler.tableau.rho[-1]),
