@@ -142,8 +142,7 @@ class PipelineDenoiser:
     """
 
     def __init__(self, pipe: Any, call: Mapping[str, Any]) -> None:
-        if not hasattr(getattr(pipe, "scheduler", None), "config"):
-            raise InputError(f"pipe={type(pipe).__name__}: it has no scheduler; give a pipeline of diffusers")
+        refuse_other(pipe)
         self.pipe = copy(pipe)
         names = {"solver": "ddim", "schedule": None, "learned": None}
         self.scheduler = OneLevel.from_config(pipe.scheduler.config, **names)
@@ -219,6 +218,16 @@ class PipelineDenoiser:
         except _Prediction as prediction:
             return prediction
         raise InputError(f"pipe={type(self.pipe).__name__}: it never called the step of its scheduler")
+
+
+def refuse_other(pipe: Any) -> None:
+    """Refuse anything but a pipeline with a scheduler.
+
+    Raises:
+        InputError: naming its class.
+    """
+    if not (callable(pipe) and hasattr(getattr(pipe, "scheduler", None), "config")):
+        raise InputError(f"pipe={type(pipe).__name__}: it has no scheduler; give a pipeline of diffusers")
 
 
 def _check_names(call: Mapping[str, Any], names: set[str]) -> None:

@@ -24,7 +24,7 @@ from scoreline.calibration.ranking import Families
 from scoreline.calibration.sampler_records import LearnedRecord, as_sampler
 from scoreline.calibration.subject import Subject
 from scoreline.errors import InputError
-from scoreline.integrations.pipeline_denoiser import PipelineDenoiser, frozen
+from scoreline.integrations.pipeline_denoiser import PipelineDenoiser, frozen, refuse_other
 from scoreline.records import Record
 from scoreline.runtime import seeded_noise
 from scoreline.sampling import Progress
@@ -171,6 +171,7 @@ def learn_for_pipeline(
     Raises:
         InputError: for a call that the pipeline refuses, an impossible range or budget, or a number out of range.
     """
+    refuse_other(pipe)
     effort = effort or Effort()
     learning = _Learning(pipe, calls, options or {}, effort, whole_number("seed", seed, 0))
     span = _span(learning.denoiser, sigma_max, sigma_min)
@@ -219,7 +220,8 @@ class _Share:
 
     def __call__(self, images: float) -> None:
         self.done += images
-        self.progress(min(1.0, self.done / self.images))
+        if self.done < self.images:
+            self.progress(self.done / self.images)
 
 
 class _Learning:
@@ -265,6 +267,7 @@ class _Learning:
         progress = _Share(work.progress, effort.images + effort.report)
         values = estimator(subject, progress)
         values |= _report(groups[1], families, values, progress)
+        work.progress(1.0)
         return build_record(estimator, subject, values, source)
 
     def _subjects(self, span: tuple[float, float]) -> tuple[Subject, Subject]:
