@@ -181,7 +181,7 @@ def test_the_record_of_stable_diffusion_is_closer_on_unseen_noise(place: Path) -
     assert isinstance(record, LearnedRecord)
     pipe = diffusers.DiffusionPipeline.from_pretrained(place / "models/sd")
     seen = Comparison(pipe, record, {"prompt": ["a fish"] * 16, "guidance_scale": 7.5}, 16)
-    assert seen.ratio() < 0.8  # 0.52 to 0.56 where it was written
+    assert seen.ratio() < 0.8  # 0.42 where it was written
     values = record.values
     assert float(values["learned"] + values["learned_error"]) < float(values["start"] - values["start_error"])
     ours, theirs = seen.end(record, "karras", 3), seen.through_the_scheduler(path)
@@ -194,11 +194,7 @@ def test_the_record_of_stable_diffusion_is_closer_on_unseen_noise(place: Path) -
 
 
 def test_the_record_of_flux_is_closer_on_unseen_noise(tmp_path: Path) -> None:
-    """Random weights three times as large: the flow bends."""
     pipe = flux()
-    with torch.no_grad():
-        for weight in pipe.transformer.parameters():
-            weight.mul_(3.0 if weight.ndim > 1 else 1.0)
 
     def calls(numbers: list[int]) -> dict[str, Tensor]:
         drawn = torch.stack([noise(16, 32, seed=number) for number in numbers])
@@ -212,7 +208,7 @@ def test_the_record_of_flux_is_closer_on_unseen_noise(tmp_path: Path) -> None:
     assert shares == sorted(shares)
     assert shares[-1] == 1.0
     seen = Comparison(pipe, record, {**options, **calls(list(range(90, 98)))}, 8)
-    assert seen.ratio() < 0.95
+    assert seen.ratio() < 0.8  # 0.63 where it was written
     ours, theirs = seen.end(record, "karras", 3), seen.through_the_scheduler(tmp_path / "flux.safetensors")
     assert float((ours - theirs).abs().max() / ours.abs().max()) < 1e-5
     table: Tableau = record.part.tableaus[3]

@@ -41,9 +41,13 @@ from scoreline.values import whole_number
 Calls = Callable[[list[int]], Mapping[str, Any]]
 """From the numbers of images to the keywords of one call of the pipeline for them."""
 
-SOLVERS = (*STARTS, "ddim", "dpmpp_2m", "unipc_2")
+SOLVERS = (*STARTS, "velocity_ipndm4", "ddim", "dpmpp_2m", "unipc_2")
 SCHEDULES = (*START_SCHEDULES, "time_uniform", "karras")
 """Closed forms from which learning starts and with which it is compared."""
+
+FRAMES = 3
+"""Frames of these solvers, each of which has a start of its own: noise, data and velocity prediction. Near infinite noise
+the last one alone is well conditioned."""
 
 APART = 4
 """Prompts from which on learning, choosing and the report have prompts of their own."""
@@ -259,8 +263,8 @@ class _Learning:
         effort, groups = self.effort, self._subjects(span)
         s = self._sigma_data(groups[0]) if sigma_data is None else sigma_data
         families = _families(self.denoiser.noise_schedule, s)
-        numbers: dict[str, Any] = {"evaluations": effort.evaluations, "batch": effort.batch, "memory": effort.memory}
-        estimator = LearnedTableau(budgets, families, sigma_data=s, first_query=False, **numbers)
+        numbers: dict[str, Any] = {name: getattr(effort, name) for name in ("evaluations", "batch", "memory")}
+        estimator = LearnedTableau(budgets, families, sigma_data=s, starts=FRAMES, first_query=False, **numbers)
         source = self._source() | {"sigma_data": s, "span": list(span), "seed": self.seed, **asdict(effort)}
         stamp = json.dumps([source, self.denoiser.fingerprint], sort_keys=True)
         subject = replace(groups[0], parts=work.parts.at(work.parts.folder, stamp))
