@@ -162,7 +162,7 @@ def tables() -> Numbers:
 
 MODELS = {
     **{"vp": "digits_vp", "edm": "cifar10_ncsnpp_edm", "ddpm": "cifar10_ddpm", "iddpm": "digits_edm"},
-    "ve": "cifar10_ncsnpp_ve",
+    **{"ve": "cifar10_ncsnpp_ve", "flow": "digits_flow"},
 }
 """Models of each objective, which between them have all parameterisations."""
 

@@ -2,7 +2,9 @@
 
 import math
 from abc import ABC, abstractmethod
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from contextvars import ContextVar
 from itertools import chain
 
 import torch
@@ -62,6 +64,24 @@ def _labels(noise: Tensor | float, count: int, dtype: torch.dtype, device: torch
     return noise.to(device=device, dtype=dtype).expand(count)
 
 
+_FUNCTIONS: ContextVar[torch.dtype | None] = ContextVar("functions", default=None)
+
+
+@contextmanager
+def functions_in(dtype: torch.dtype) -> Iterator[None]:
+    """Within the block, give x in this dtype to functions and to networks without parameters, whatever the state's."""
+    token = _FUNCTIONS.set(dtype)
+    try:
+        yield
+    finally:
+        _FUNCTIONS.reset(token)
+
+
+def function_dtype(x: Tensor) -> torch.dtype:
+    """Return the dtype in which a function is given x: that of `functions_in`, else x's."""
+    return _FUNCTIONS.get() or x.dtype
+
+
 class Denoiser(Denoising):
     """D(x, rho) = E[x_0 | x_0 + rho eps = x] = skip x + out F(in x, noise) of a network F, whatever it predicts.
 
@@ -116,7 +136,7 @@ class Denoiser(Denoising):
 
     def _evaluate(self, x: Tensor, scalings: Scalings | Numbers, condition: dict[str, Tensor | None]) -> Tensor:
         parameter = next(self.network.parameters(), None)
-        dtype = x.dtype if parameter is None else parameter.dtype
+        dtype = function_dtype(x) if parameter is None else parameter.dtype
         scaled = (per_image(scalings.in_, x) * x).to(dtype)
         exact = dtype if self.label_dtype is None else torch.promote_types(dtype, self.label_dtype)
         label = _labels(scalings.noise, len(x), exact, x.device)

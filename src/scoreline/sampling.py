@@ -110,15 +110,14 @@ class Stepper:
             denoised: D = E[x_0 | x] (B, *) of the latest state, at its level `sigma`.
 
         Raises:
-            ValueError: if the run is over, or was not started.
+            ValueError: if the run is over, or was not started, and for another shape than x's.
         """
-        x, sigma = self.state.x, self.state.sigma
-        if sigma is None:
-            raise ValueError("the run is over; begin another one with start(x)")
+        x, sigma = self._called(denoised)
         return self.advance(denoised if sigma == math.inf else (x - denoised) / sigma)
 
     def advance(self, estimate: Tensor) -> State:
         """As `step`, given eps = (x - D) / sigma instead of D, in memory of its own; at sigma = infinity still D."""
+        self._called(estimate)
         self.row(estimate)
         return self._until_call()
 
@@ -176,6 +175,15 @@ class Stepper:
         x = states[k] = _combine(terms, out)
         rho, sigma = self._levels[k]
         return State(k, rho, x, sigma)
+
+    def _called(self, output: Tensor) -> tuple[Tensor, float]:
+        """Return x and sigma of the latest state, for which the network returned this output."""
+        x, sigma = self.state.x, self.state.sigma
+        if sigma is None:
+            raise ValueError("the run is over; begin another one with start(x)")
+        if output.shape != x.shape:
+            raise ValueError(f"the network returned {tuple(output.shape)} for x of {tuple(x.shape)}; return x's shape")
+        return x, sigma
 
     def _until_call(self) -> State:
         """Evaluate the rows that need no call and return the state after them."""

@@ -202,10 +202,10 @@ def test_ctrl_c_keeps_images_and_resumes(workplace: Path) -> None:
 
 
 def test_a_mistake_in_two_processes_is_said_once(workplace: Path) -> None:
-    children = forks.start(SCRIPT, workplace, *ASKED, "format=npy", "hydra.run.dir=run", size=2)
+    children = forks.start(SCRIPT, workplace, *ASKED, "format=npx", "hydra.run.dir=run", size=2)
     assert [forks.ended(child) for child in children] == [2, 2]
     said = [(workplace / f"said-{rank}").read_text() for rank in (0, 1)]
-    assert said == ["sample.py: format=npy: there is no such choice; did you mean 'npz'?\n", ""]
+    assert said == ["sample.py: format=npx: there is no such choice; did you mean 'npz'?\n", ""]
 
 
 def test_two_processes_measure_what_one_measures(tmp_path: Path) -> None:

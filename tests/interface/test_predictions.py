@@ -288,6 +288,21 @@ def test_conditions_of_any_type_reach_the_network() -> None:
     assert bound.noise_schedule is denoise.noise_schedule is not None
 
 
+@pytest.mark.parametrize("name", ["label", "t", "timestep", "denoised", "network", "self_cond"])
+def test_conditions_of_any_name_reach_the_network(name: str) -> None:
+    """Also where our own arguments have the same name."""
+    seen = []
+
+    def network(x: Tensor, time: Tensor, **condition: Any) -> Tensor:
+        seen.append(condition)
+        return x
+
+    denoise = predictions.noise(network, BETAS)
+    denoise(X, 1.0, **{name: 3})
+    scoreline.sample(denoise, X, nfe=1, condition={name: 3})
+    assert seen == [{name: 3}] * 2
+
+
 def test_classifier_free_guidance_within_an_interval() -> None:
     one, none = {"deep": [Tree(torch.ones(3, 1))]}, {"deep": [Tree(torch.zeros(3, 1))]}
     denoise = predictions.noise(conditional_network, BETAS)

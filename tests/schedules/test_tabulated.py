@@ -67,6 +67,13 @@ def test_another_range_is_refused_with_the_right_one() -> None:
         grid(Tabulated(LEVELS), 80, 0, 5)
     with pytest.raises(InputError, match=r"sigma_min=0\.01"):
         grid(Tabulated((80.0, 1.0, 0.0)), 80, 0.01, 5)
+    with pytest.raises(InputError, match=r"from 0\.002 to 80; use sigma_max=0\.002 sigma_min=80"):
+        grid(Tabulated(LEVELS), 0.01, 80, 5)
+
+
+def test_a_rising_run_meets_the_levels() -> None:
+    for levels in (LEVELS, tuple(reversed(LEVELS))):
+        assert grid(Tabulated(levels), 0.002, 80, len(LEVELS) - 1).tolist() == sorted(LEVELS)
 
 
 def test_an_end_of_six_digits_is_accepted() -> None:

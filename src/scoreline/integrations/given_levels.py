@@ -24,9 +24,6 @@ class OtherStepsError(InputError):
 class GivenLevels(Tabulated):
     """Levels that a run visits one by one: it refuses a grid of more or fewer steps."""
 
-    def on(self, sigma_max: float, sigma_min: float) -> "Tabulated":
-        return super().on(max(sigma_max, sigma_min), min(sigma_max, sigma_min))
-
     def inverse(self, u: Tensor) -> Tensor:
         if u.numel() != len(self.levels):
             raise OtherStepsError(f"{u.numel() - 1} steps; these levels have {len(self.levels) - 1} intervals")

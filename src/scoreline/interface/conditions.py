@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scoreline.denoiser import Denoising, per_image
+from scoreline.denoiser import Denoising, function_dtype, per_image
 from scoreline.errors import InputError
 from scoreline.interface.outputs import check_denoised
 
@@ -27,8 +27,10 @@ class PlainDenoiser(Denoising):
         self.noise_schedule = getattr(denoise, "noise_schedule", None)
 
     def forward(self, x: Tensor, rho: Tensor | float, **condition: Any) -> Tensor:
-        sigma = rho.to(x) if isinstance(rho, Tensor) else torch.full((), rho, dtype=x.dtype, device=x.device)
-        return check_denoised(self.denoise(x, sigma, **condition), x)
+        y = x.to(function_dtype(x))
+        y = y if torch.is_grad_enabled() else y.detach()  # it may ask for gradients of its own
+        sigma = rho.to(y) if isinstance(rho, Tensor) else torch.full((), rho, dtype=y.dtype, device=x.device)
+        return check_denoised(self.denoise(y, sigma, **condition), y).to(x.dtype)
 
     def eps(self, x: Tensor, rho: Tensor | float, **condition: Any) -> Tensor:
         denoised: Tensor = self(x, rho, **condition)

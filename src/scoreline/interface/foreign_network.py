@@ -39,7 +39,7 @@ class ForeignNetwork(nn.Module):
         self.network = network
         self.round_labels, self.factor, self.sign, self.backward_from = round_labels, factor, sign, backward_from
 
-    def forward(self, x: Tensor, label: Tensor, **condition: Any) -> Tensor:
+    def forward(self, x: Tensor, label: Tensor, /, **condition: Any) -> Tensor:
         """Return the prediction, of x's shape."""
         if self.backward_from is not None:
             label = self.backward_from - label
@@ -60,7 +60,7 @@ class DiffusersModel(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, x: Tensor, label: Tensor, **condition: Any) -> Any:
+    def forward(self, x: Tensor, label: Tensor, /, **condition: Any) -> Any:
         """Return the output's `sample`, or what else there is."""
         output = called(self.model, (x,), {"timestep": label, **condition})
         return output[0] if isinstance(output, tuple) and output else getattr(output, "sample", output)

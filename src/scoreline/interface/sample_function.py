@@ -1,6 +1,7 @@
 """`scoreline.sample`, the call for any model, without a checkpoint or a config."""
 
 import math
+import operator
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -9,28 +10,29 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor
 
-from scoreline.denoiser import Denoising
+from scoreline.denoiser import Denoising, functions_in
 from scoreline.errors import InputError, NotFiniteError
-from scoreline.interface.conditions import Denoise
+from scoreline.interface.conditions import Denoise, as_denoiser
 from scoreline.interface.named_choices import schedule_from, solver_named
-from scoreline.interface.outputs import check_denoised
 from scoreline.runtime import seeded_noise
 from scoreline.sampling import Draw, integrate
 from scoreline.schedules.base import NoiseSchedule, Schedule
 from scoreline.schedules.flow import RectifiedFlow
 from scoreline.schedules.vp import LinearVP
-from scoreline.solvers.adaptive import Adaptive, AdaptiveRun
+from scoreline.solvers.adaptive import Adaptive
 from scoreline.solvers.tableau import Solver, Tableau, build
-from scoreline.verification.weak_error import gaussian_variance
+from scoreline.verification.weak_error import noise_left
 
 SOLVER, SCHEDULE = "velocity_ab3", "linear_vp_few"
 """The choices without an argument, those of sample.py."""
 
-FEW, NOISY = 20, 3.0
-"""Up to this NFE a run is tried on Gaussian data, and this many times their deviation is noise."""
+LARGE = 200.0
+"""The sigma_max above which a state is held in float64."""
 
 Generators = torch.Generator | Sequence[torch.Generator] | Sequence[int]
 """A generator for the batch, or one generator or seed for each image."""
+
+GENERATORS = "give a torch.Generator, or a list of generators or of seeds"
 
 
 class Step(NamedTuple):
@@ -78,13 +80,14 @@ def sample(
 
     With sigma_max below sigma_min the run goes from data to noise (inversion); from a level in the middle of the range
     it changes an image (x_init = image + sigma_max noise). The state has x_init's precision, float32 at least, since
-    half precision loses up to 1 in multistep methods.
+    half precision loses up to 1 in multistep methods, and float64 from a finite sigma_max above 200, since float32
+    loses the data there. Functions get x_init's dtype whatever the state's, networks that of their parameters.
 
     Args:
         denoise: denoise(x, sigma, **condition) -> E[x_0 | x_0 + sigma eps = x], EDM's convention: x (B, *) with unit
-            signal and x_init's dtype, sigma a tensor of shape () of the same dtype and device; called `nfe` times. A
-            denoiser of `predictions`, or another `Denoising`, also gives the range. At sigma = infinity, where flow
-            models begin, x stands for x / sigma, standard normal noise.
+            signal and x_init's dtype, sigma a tensor of shape () of the same dtype and device; it must not write to x.
+            Called `nfe` times. A denoiser of `predictions`, or another `Denoising`, also gives the range. At sigma =
+            infinity, where flow models begin, x stands for x / sigma, standard normal noise.
         x_init: state (B, *) at sigma_max, usually sigma_max * torch.randn(...), at infinity torch.randn(...); not
             modified. Its shape need not be that of images.
         solver: a name, such as `deis_tab3` (`scoreline show solver` lists them), or an object of `scoreline.solvers`.
@@ -116,25 +119,49 @@ def sample(
     Warns:
         UserWarning: if the solver at this budget returns noise even for Gaussian data, as Heun's method does at NFE 2.
     """
-    process = noise_schedule or getattr(denoise, "noise_schedule", None)
+    _check_kinds(denoise, x_init, condition)
+    denoiser = as_denoiser(denoise)
+    process = noise_schedule or denoiser.noise_schedule
     span = _span(process, sigma_max, sigma_min, schedule)
     native = process or (RectifiedFlow() if span[0] == math.inf else LinearVP())
     chosen = _solver(solver, native, sigma_data)
     steps = schedule_from(schedule, native)
-    run = build(_spending(chosen, _whole(nfe) - (final == "denoise")), steps, span, _whole(nfe), final)
-    _warn_of_noise(run, solver, sigma_data)
-    work = _Estimates(denoise, x_init.dtype, dict(condition or {}), callback)
-    state = x_init.to(torch.promote_types(x_init.dtype, torch.float32))
+    first = span[0] == math.inf and not getattr(chosen, "from_infinity", False)  # the step that `build` makes
+    own_calls = _whole(nfe) - (final == "denoise") - first
+    run = build(_spending(chosen, own_calls), steps, span, _whole(nfe), final)
+    if isinstance(run, Tableau) and (sentence := noise_left(run, sigma_data)):
+        warnings.warn(f"solver={solver!r:.60}, {sentence}", UserWarning, stacklevel=2)
+    if grad and not isinstance(run, Tableau):
+        raise InputError(
+            f"grad=True: no gradient flows through {chosen}, which SciPy drives; use a solver of fixed steps"
+        )
+    work = _Estimates(denoiser, dict(condition or {}), callback)
+    state = (x_init if grad else x_init.detach()).to(_state_dtype(x_init.dtype, float(run.rho[0])))
     if span[0] == math.inf:  # a run may begin at the finite level that stands for infinite noise
         state = state * run.initial_scale
-    with torch.set_grad_enabled(grad):
+    with torch.set_grad_enabled(grad), functions_in(x_init.dtype):
         end = integrate(work, state, run, fresh_noise(generator, state), reuse=not grad and callback is None)
-        work.check_finite()
+        work.check_finite(x_init)
         return end.to(x_init.dtype)
 
 
+def _check_kinds(denoise: Any, x_init: Any, condition: Any) -> None:
+    if not callable(denoise):
+        raise InputError(f"denoise={denoise!r:.40}: give a function denoise(x, sigma)")
+    if not isinstance(x_init, Tensor) or not x_init.is_floating_point() or x_init.ndim < 1:
+        found = f"{x_init.dtype} {tuple(x_init.shape)}" if isinstance(x_init, Tensor) else type(x_init).__name__
+        raise InputError(f"x_init: {found} is no state; give a tensor of floats (B, ..), such as torch.from_numpy(..)")
+    if not isinstance(condition, Mapping | None):
+        raise InputError(f"condition={condition!r:.40}: give keywords of denoise, such as {{'y': labels}}")
+
+
+def _state_dtype(dtype: torch.dtype, sigma_max: float) -> torch.dtype:
+    """Return the dtype of the states of a run: x - D of float32 loses D where x is large, up to 0.08 of it from 1e4."""
+    return torch.promote_types(dtype, torch.float64 if LARGE < sigma_max < math.inf else torch.float32)
+
+
 def _span(process: NoiseSchedule | None, sigma_max: Any, sigma_min: Any, schedule: Any) -> tuple[float, float]:
-    listed = schedule if isinstance(schedule, Sequence | Tensor) and not isinstance(schedule, str) else None
+    listed = schedule if hasattr(schedule, "__len__") and not isinstance(schedule, str | Mapping) else None
     ends = []
     for name, given, place in (("sigma_max", sigma_max, 0), ("sigma_min", sigma_min, -1)):
         if given is None and listed is not None and len(listed):
@@ -143,7 +170,7 @@ def _span(process: NoiseSchedule | None, sigma_max: Any, sigma_min: Any, schedul
             raise InputError(f"{name}: the denoiser does not know its process; give both sigma_max and sigma_min")
         try:
             ends.append(float(getattr(process, name) if given is None else given))
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, RuntimeError) as error:
             raise InputError(f"{name}={given!r:.40}: must be a number, such as 80.0") from error
     return ends[0], ends[1]
 
@@ -160,9 +187,8 @@ def _solver(solver: Any, process: NoiseSchedule, sigma_data: float) -> Solver | 
 
 def _spending(solver: Any, nfe: int) -> Solver | Adaptive:
     """Return the solver with `budget="agile"` where its whole steps would leave some of nfe unspent."""
-    if getattr(solver, "budget", None) != "fixed" or nfe % int(getattr(solver, "order", 2)) == 0:
-        return cast(Solver | Adaptive, solver)
-    return replace(solver, budget="agile")
+    whole = getattr(solver, "budget", None) != "fixed" or nfe % int(getattr(solver, "order", 2)) == 0
+    return cast(Solver | Adaptive, solver if whole else replace(solver, budget="agile"))
 
 
 def _whole(nfe: Any) -> int:
@@ -174,37 +200,19 @@ def _whole(nfe: Any) -> int:
     raise InputError(f"nfe={nfe!r:.40}: must be a whole number of evaluations, such as 10")
 
 
-def _warn_of_noise(run: Tableau | AdaptiveRun, solver: Any, sigma_data: float) -> None:
-    """Warn of a run that leaves noise in Gaussian data of deviation s, of which the ODE leaves sqrt(s^2 + sigma^2)."""
-    if not isinstance(run, Tableau) or run.nfe > FEW or float(run.rho[-1]) > sigma_data:
-        return
-    left = math.sqrt(gaussian_variance(run, sigma_data)) / math.hypot(sigma_data, float(run.rho[-1]))
-    if left > NOISY:
-        warnings.warn(
-            f"solver={solver!r:.60} at nfe={run.nfe}: the sample is noise, {left:.3g} times as large as Gaussian data "
-            "should be; use more evaluations, or a multistep solver such as dpmpp_2m",
-            UserWarning,
-            stacklevel=3,
-        )
-
-
 @dataclass
 class _Estimates:
-    """The estimates eps (x, rho) of a run from a stranger's `denoise`, D at rho = infinity, with their checks."""
+    """The estimates eps (x, rho) of a run, D at rho = infinity, with their checks."""
 
-    denoise: Denoise
-    dtype: torch.dtype
+    denoiser: Denoising
     condition: dict[str, Any]
     callback: Callable[[Step], object] | None
     levels: list[float] = field(default_factory=list)
     finite: list[Tensor] = field(default_factory=list)
 
     def __call__(self, x: Tensor, rho: float) -> Tensor:
-        if isinstance(self.denoise, Denoising):
-            estimate = self.denoise.estimate(x, rho, **self.condition)
-        else:
-            denoised = self._denoised(x, rho)
-            estimate = denoised if rho == math.inf else (x - denoised) / rho
+        estimate = self.denoiser.estimate(x, rho, **self.condition)
+        estimate = estimate if torch.is_grad_enabled() else estimate.detach()
         self.levels.append(rho)
         self.finite.append(estimate.detach().isfinite().all())
         if self.callback is not None:
@@ -212,15 +220,12 @@ class _Estimates:
             self.callback(Step(len(self.levels) - 1, rho, x, clean))
         return estimate
 
-    def _denoised(self, x: Tensor, rho: float) -> Tensor:
-        given = x.to(self.dtype)
-        sigma = torch.full((), rho, dtype=given.dtype, device=x.device)
-        return check_denoised(self.denoise(given, sigma, **self.condition), given).to(x.dtype)
-
-    def check_finite(self) -> None:
+    def check_finite(self, x_init: Tensor) -> None:
         """Raise NotFiniteError, naming the first level, unless every estimate was finite: one transfer for the run."""
         finite = torch.stack(self.finite).tolist()
         if not all(finite):
+            if not bool(x_init.isfinite().all()):
+                raise NotFiniteError("x_init: its numbers are")
             level = self.levels[finite.index(False)]
             raise NotFiniteError(f"sigma={level:g}: numbers that denoise returns are")
 
@@ -237,17 +242,25 @@ def fresh_noise(generator: Generators | None, x: Tensor) -> Draw:
     """
     if generator is None or isinstance(generator, torch.Generator):
         return lambda row: torch.randn(x.shape, generator=generator, dtype=x.dtype, device=x.device)
-    if len(generator) != len(x):
-        raise InputError(f"generator: {len(generator)} of them for {len(x)} images; give one for each image")
-    own = [each for each in generator if isinstance(each, torch.Generator)]
-    if len(own) == len(x):
-        return lambda row: torch.stack(
-            [torch.randn(x.shape[1:], generator=each, dtype=x.dtype, device=x.device) for each in own]
-        )
     try:
-        seeds = [int(each) for each in generator if not isinstance(each, torch.Generator)]
-    except (TypeError, ValueError) as error:
-        raise InputError("generator: give a torch.Generator, or a list of generators or of seeds") from error
-    if own:
-        raise InputError("generator: some are generators and some are seeds; give a list of one kind")
+        sources: list[Any] = list(generator)
+    except TypeError as error:
+        raise InputError(f"generator={generator!r:.40}: {GENERATORS}") from error
+    if len(sources) != len(x):
+        raise InputError(f"generator: {len(sources)} of them for {len(x)} images; give one for each image")
+    if sources and all(isinstance(each, torch.Generator) for each in sources):
+        return lambda row: torch.stack(
+            [torch.randn(x.shape[1:], generator=each, dtype=x.dtype, device=x.device) for each in sources]
+        )
+    seeds = _seeds(sources)
     return lambda row: seeded_noise.normal(seeds, tuple(x.shape[1:]), "solver", row).to(x)
+
+
+def _seeds(sources: list[Any]) -> list[int]:
+    try:
+        seeds = [operator.index(each) for each in sources]
+    except TypeError as error:
+        raise InputError(f"generator: {GENERATORS}, all of one kind") from error
+    if not all(0 <= seed < 2**64 for seed in seeds):
+        raise InputError(f"generator: {GENERATORS}, each in 0 .. 2^64 - 1")
+    return seeds

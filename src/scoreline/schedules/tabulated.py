@@ -61,17 +61,22 @@ class Tabulated(Schedule):
     def on(self, sigma_max: float, sigma_min: float) -> "Tabulated":
         """Return the table with its ends at those of the run, from which they may differ by rounding.
 
+        Args:
+            sigma_max: first level of the run, the table's lowest for a run from data to noise.
+            sigma_min: last level of the run.
+
         Raises:
             InputError: if they differ by more; the message names the range to use.
         """
         low, high = self.levels[0], self.levels[-1]
-        for name, end, has in (("sigma_max", sigma_max, high), ("sigma_min", sigma_min, low)):
+        first, last = (high, low) if sigma_max > sigma_min else (low, high)
+        for name, end, has in (("sigma_max", sigma_max, first), ("sigma_min", sigma_min, last)):
             if not math.isclose(end, has, rel_tol=SAME):
                 raise InputError(
-                    f"{name}={end:.6g}: the levels of this schedule go from {high:.9g} to {low:.9g}; "
-                    f"use sigma_max={high:.9g} sigma_min={low:.9g}"
+                    f"{name}={end:.6g}: the levels of this schedule go from {first:.9g} to {last:.9g}; "
+                    f"use sigma_max={first:.9g} sigma_min={last:.9g}"
                 )
-        return replace(self, levels=(sigma_min, *self.levels[1:-1], sigma_max))
+        return replace(self, levels=(min(sigma_max, sigma_min), *self.levels[1:-1], max(sigma_max, sigma_min)))
 
     @cached_property
     def _table(self) -> Tensor:

@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from scoreline.generation.batches import Sampler
     from scoreline.generation.run import Outputs
     from scoreline.generation.shards import Shards
+    from scoreline.solvers.adaptive import AdaptiveRun
+    from scoreline.solvers.tableau import Tableau
 
 
 def read(cfg: DictConfig) -> SampleConfig | TableConfig:
@@ -147,7 +149,7 @@ def sample(config: SampleConfig) -> Result:
     # 5. images, their files and metrics, then metrics.json
     scores = run.finish(sampler, shards, outputs, group)
     choices = {"final": config.final, "seeds": config.seeds_text, "labels": describe_labels(config.labels, labels)}
-    notes = unfollowed(checkpoint, components)
+    notes = [*unfollowed(checkpoint, components), *useless(tableau)]
     result = describe({**components.choices, **choices}, checkpoint, sampler, outputs, scores, notes)
     if group.first:
         run_results.write(config.run.path, result)
@@ -160,6 +162,15 @@ def unfollowed(checkpoint: "Checkpoint", components: SampleComponents) -> list[s
 
     choices, shift = components.choices, getattr(components.schedule, "shift", None)
     return sentences(checkpoint.card.training.get("imported"), choices["threshold"], choices["schedule"], shift)
+
+
+def useless(tableau: "Tableau | AdaptiveRun") -> list[str]:
+    """Return a sentence about a budget at which the solver leaves noise."""
+    from scoreline.solvers.tableau import Tableau
+    from scoreline.verification.weak_error import noise_left
+
+    sentence = noise_left(tableau) if isinstance(tableau, Tableau) else ""
+    return [sentence] if sentence else []
 
 
 def plan_shards(config: SampleConfig, checkpoint: "Checkpoint", labels: "Tensor | None") -> "Shards":

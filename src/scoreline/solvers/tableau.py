@@ -372,7 +372,10 @@ def _first_step_to(solver: "Solver | Adaptive", schedule: Schedule, sigma_min: f
     if nfe == 1:
         return _ddim_from_infinity(levels)
     rest = replace(schedule, levels=tuple(levels[1:].tolist())) if isinstance(schedule, Tabulated) else schedule
-    run = solver(rest, float(levels[1]), sigma_min, nfe - 1)
+    try:
+        run = solver(rest, float(levels[1]), sigma_min, nfe - 1)
+    except InputError as error:  # name the budget that was asked for
+        raise InputError(str(error).replace(f"nfe={nfe - 1}:", f"nfe={nfe} from infinite noise:", 1)) from error
     if not isinstance(run, Tableau) or run.frame != NOISE:
         raise InputError(f"sigma_max=inf: {solver} has no step from infinite noise; use a finite sigma_max")
     return after_infinity(run)
