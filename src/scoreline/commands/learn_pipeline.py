@@ -255,13 +255,14 @@ def _silence() -> None:
     """Keep the bars and remarks of both libraries, which would come with every call, from the terminal."""
     from diffusers.utils import logging
 
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
+    found: list[Any] = [logging]
     with suppress(ImportError):
         from transformers.utils import logging as of_text
 
-        of_text.disable_progress_bar()
-        of_text.set_verbosity_error()
+        found.append(of_text)
+    for each in found:
+        each.disable_progress_bar()
+        each.set_verbosity_error()
 
 
 def _report(record: "LearnedRecord") -> str:

@@ -188,7 +188,7 @@ class ScorelineScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # 
         self._solver = self._named_solver()
         self._tableau: Tableau | None = None
         levels = self._process.level(own.timesteps).tolist()
-        self._set_levels(Levels(levels, levels, own.timesteps.tolist(), 0.0), own.timesteps)
+        self.set_levels(Levels(levels, levels, own.timesteps.tolist(), 0.0), own.timesteps)
 
     @classmethod
     def from_config(cls, config: Any = None, return_unused_kwargs: bool = False, **kwargs: Any) -> Any:
@@ -270,7 +270,7 @@ class ScorelineScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # 
         self._tableau = first_call(self._plan(steps, request.calls(is_flow(self.config))))
         levels = self._levels_of(self._tableau, steps)
         self._process.at(levels.told[0])  # refuses a level at which the network says nothing, before the first call
-        self._set_levels(levels, device)
+        self.set_levels(levels, device)
 
     def _plan(self, steps: Steps, calls: int) -> Tableau:
         """Return the tableau of the run."""
@@ -299,8 +299,13 @@ class ScorelineScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # 
         timesteps = steps.timesteps if told == steps.levels else [self._process.timestep(level) for level in told]
         return Levels(tableau.rho[:-1][called].tolist(), told, timesteps, float(tableau.rho[-1]))
 
-    def _set_levels(self, levels: Levels, like: "Tensor | str | torch.device | None") -> None:
-        """Publish the levels of a run and forget the last one."""
+    def set_levels(self, levels: Levels, like: "Tensor | str | torch.device | None") -> None:
+        """Publish the levels of a run and forget the last one.
+
+        Args:
+            levels: those of its network calls.
+            like: where `timesteps` go: a device, or that of a tensor.
+        """
         self._levels, self.num_inference_steps = levels, len(levels.rho)
         whole = all(timestep == int(timestep) for timestep in levels.timesteps)
         device = like.device if isinstance(like, Tensor) else like
@@ -386,7 +391,7 @@ class ScorelineScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # 
         stepper, index = self._stepper, self._step_index
         assert stepper is not None
         assert index is not None
-        denoised = self._denoised(model_output, self._state(sample, index), index)
+        denoised = self.denoised(model_output, self._state(sample, index), index)
         self._step_index = index + 1
         if self._idle:
             self._idle -= 1
@@ -438,8 +443,14 @@ class ScorelineScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # 
             self._stepper.replace(self._unscaled(sample, index))
         return self._stepper.state.x
 
-    def _denoised(self, model_output: Tensor, x: Tensor, index: int) -> Tensor:
-        """Return E[x_0 | x] of a prediction, clipped as the config says."""
+    def denoised(self, model_output: Tensor, x: Tensor, index: int) -> Tensor:
+        """Return E[x_0 | x] of a prediction, clipped as the config says.
+
+        Args:
+            model_output: the network's prediction (B, *), or with a variance in as many more channels.
+            x: its state in unit-signal coordinates (B, *).
+            index: number of its step.
+        """
         numbers, config = self._process.at(self._levels.told[index]), self.config
         if model_output.ndim > 1 and model_output.shape[1] == 2 * x.shape[1]:
             model_output = model_output[:, : x.shape[1]]

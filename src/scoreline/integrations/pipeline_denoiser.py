@@ -5,7 +5,7 @@ import inspect
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from copy import copy
-from typing import Any
+from typing import Any, cast
 
 import torch
 from diffusers.schedulers.scheduling_ddim import DDIMSchedulerOutput
@@ -80,7 +80,7 @@ class OneLevel(ScorelineScheduler):
         if mu != self.mu:
             self._process, self.mu = process_of(self.config, mu), mu
         timestep, levels = self._process.timestep(self.level), [self.level] * CALLS
-        self._set_levels(Levels(levels, levels, [timestep] * CALLS, 0.0), device)
+        self.set_levels(Levels(levels, levels, [timestep] * CALLS, 0.0), device)
 
     def step(
         self,
@@ -110,12 +110,8 @@ class OneLevel(ScorelineScheduler):
 
     def initial_scale(self, level: float) -> float:
         """Return the factor of standard normal noise in the first state, x, of a run from a level."""
-        self._set_levels(Levels([level], [level], [self._process.timestep(level)], 0.0), None)
-        return float(super().init_noise_sigma) / self._scale(0)
-
-    def denoised(self, output: Tensor, x: Tensor) -> Tensor:
-        """Return E[x_0 | x] of a prediction for x, clipped as the config says."""
-        return self._denoised(output[: len(x)], x, 0)
+        self.set_levels(Levels([level], [level], [self._process.timestep(level)], 0.0), None)
+        return float(super().init_noise_sigma) / self._process.scale(level)
 
 
 class PipelineDenoiser:
@@ -174,16 +170,16 @@ class PipelineDenoiser:
 
     @property
     def noise_schedule(self) -> NoiseSchedule:
-        return self.scheduler.noise_schedule
+        return cast(NoiseSchedule, self.scheduler.noise_schedule)
 
     @property
     def span(self) -> tuple[float, float]:
         """(sigma_max, sigma_min) of the pipeline's scheduler, 1000 for infinite noise."""
-        return self.scheduler.span
+        return cast(tuple[float, float], self.scheduler.span)
 
     def initial_scale(self, level: float) -> float:
         """Return the factor of standard normal noise in the first state of the pipeline's runs from a level."""
-        return self.scheduler.initial_scale(level)
+        return float(self.scheduler.initial_scale(level))
 
     def __call__(self, x: Tensor, sigma: Tensor | float, **call: Any) -> Tensor:
         """Return E[x_0 | x] (B, *).
@@ -207,7 +203,7 @@ class PipelineDenoiser:
                 raise InputError(
                     f"pipe={type(self.pipe).__name__}: it calls its network without derivatives, which learning needs"
                 )
-            return self.scheduler.denoised(output, x)
+            return cast(Tensor, self.scheduler.denoised(output[: len(x)], x, 0))
 
     def _predict(self, x: Tensor | None, level: float, call: Mapping[str, Any]) -> _Prediction:
         """Return the pipeline's prediction."""

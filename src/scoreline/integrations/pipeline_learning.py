@@ -46,8 +46,8 @@ SCHEDULES = (*START_SCHEDULES, "time_uniform", "karras")
 """Closed forms from which learning starts and with which it is compared."""
 
 FRAMES = 3
-"""Frames of these solvers, each of which has a start of its own: noise, data and velocity prediction. Near infinite noise
-the last one alone is well conditioned."""
+"""Frames of these solvers, each with a start of its own: noise, data and velocity prediction. The last of them
+is well conditioned near infinite noise."""
 
 APART = 4
 """Prompts from which on learning, choosing and the report have prompts of their own."""
@@ -87,6 +87,7 @@ class Prompts:
     def _text(self, number: int) -> str:
         if not self.apart:
             return self.prompts[number % len(self.prompts)]
+        own: tuple[int, ...]
         if number >= self.images:
             own, turn = (3,), number - self.images
         elif number % HELD_OUT == HELD_OUT - 1:
@@ -290,7 +291,7 @@ class _Learning:
         size = subject.batch_size
 
         def denoise(x: Tensor, sigma: Tensor, label: Tensor) -> Tensor:
-            pairs = zip(x.split(size), label.split(size), strict=True)
+            pairs = zip(torch.split(x, size), torch.split(label, size), strict=True)
             return torch.cat([self.model(part, float(sigma), label=numbers) for part, numbers in pairs])
 
         count = len(subject.seeds)
