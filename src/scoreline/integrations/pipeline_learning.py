@@ -49,6 +49,9 @@ FRAMES = 3
 """Frames of these solvers, each with a start of its own: noise, data and velocity prediction. The last of them
 is well conditioned near infinite noise."""
 
+MOST_SEED = 2**31 - 1
+"""Largest seed: image i has the noise of 2^32 seed + i."""
+
 APART = 4
 """Prompts from which on learning, choosing and the report have prompts of their own."""
 
@@ -161,7 +164,7 @@ def learn_for_pipeline(
         nfe: number of steps to learn for, or several.
         options: keywords of every call, such as guidance_scale, height and width.
         effort: how much work it is; None is the default of `Effort`.
-        seed: of the noise.
+        seed: of the noise; image i has that of 2^32 seed + i.
         sigma_min: last noise level; None is that of the pipeline's process.
         sigma_max: first noise level; None is that of the process, or 1000 where that begins at infinite noise.
         sigma_data: standard deviation of the latents; None measures it.
@@ -178,7 +181,7 @@ def learn_for_pipeline(
     """
     refuse_other(pipe)
     effort = effort or Effort()
-    learning = _Learning(pipe, calls, options or {}, effort, whole_number("seed", seed, 0))
+    learning = _Learning(pipe, calls, options or {}, effort, whole_number("seed", seed, 0, MOST_SEED))
     span = _span(learning.denoiser, sigma_max, sigma_min)
     budgets = list(nfe) if isinstance(nfe, Sequence) else [nfe]
     with frozen(pipe):
