@@ -23,6 +23,7 @@ from scoreline.calibration.sampler_records import LearnedRecord
 from scoreline.commands import learn_pipeline
 from scoreline.errors import InputError, NotFiniteError
 from scoreline.integrations.diffusers import ScorelineScheduler
+from scoreline.integrations.k_diffusion import learned_sigmas, sampler
 from scoreline.integrations.pipeline_denoiser import PipelineDenoiser, frozen
 from scoreline.integrations.pipeline_learning import Effort, Prompts, learn_for_pipeline
 from scoreline.runtime import seeded_noise
@@ -193,6 +194,10 @@ def test_the_record_of_stable_diffusion_is_closer_on_unseen_noise(place: Path) -
     assert float(values["learned"] + values["learned_error"]) < float(values["start"] - values["start_error"])
     ours, theirs = seen.end(record, "karras", 3), seen.through_the_scheduler(path)
     assert float((ours - theirs).abs().max() / ours.abs().max()) < 1e-5
+    noised = seen.z * seen.denoiser.initial_scale(seen.span["sigma_max"])
+    model = functools.partial(lambda x, sigma, **call: seen.denoiser(x, sigma[0], **call), **seen.call)
+    others = sampler(learned=path)(model, noised, learned_sigmas(path, 3), disable=True)
+    assert float((ours - others).abs().max() / ours.abs().max()) < 1e-5
     assert record.provenance["pipeline"] == "StableDiffusionPipeline"
     assert record.provenance["guidance"] == "StableDiffusionPipeline, guidance_scale=7.5"
     assert (record.provenance["prompts"], record.provenance["report_prompts"]) == (5, "its own")
