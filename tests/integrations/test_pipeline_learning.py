@@ -205,6 +205,20 @@ def test_the_record_of_stable_diffusion_is_closer_on_unseen_noise(place: Path) -
     assert sorted(path.name for path in (place / "models").iterdir()) == ["sd", "sd.tableau.safetensors"]
 
 
+def test_noise_of_another_level_than_the_first_call_is_told_has_its_own_size(place: Path, tmp_path: Path) -> None:
+    """Records of calibrate.py learn the level that the first call is told, too."""
+    record = scoreline.calibrate.load(place / "models/sd.tableau.safetensors")
+    values = {**record.values, "query_3": record.values["query_3"] * torch.tensor([0.9, 1, 1])}
+    other = LearnedRecord(record.kind, values, record.provenance)
+    other.save(tmp_path / "other.safetensors")
+    pipe = diffusers.DiffusionPipeline.from_pretrained(place / "models/sd")
+    seen = Comparison(pipe, other, {"prompt": ["a fish"] * 2, "guidance_scale": 7.5}, 2)
+    theirs, first = seen.through_the_scheduler(tmp_path / "other.safetensors"), seen.span["sigma_max"]
+    seen.z = seen.z * first / seen.denoiser.initial_scale(first)
+    ours = seen.end(other, "karras", 3)
+    assert float((ours - theirs).abs().max() / ours.abs().max()) < 1e-5
+
+
 def test_the_record_of_flux_is_closer_on_unseen_noise(tmp_path: Path) -> None:
     pipe = flux()
 

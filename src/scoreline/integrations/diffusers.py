@@ -223,7 +223,8 @@ class ScorelineScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # 
     def init_noise_sigma(self) -> float:
         """The factor of standard normal noise in the first sample."""
         first = self._levels.rho[0]
-        if noise_alone(self.config) and first < math.inf:
+        apart = self._levels.told[0] != first  # as the first call of a learned tableau may be told
+        if first < math.inf and (apart or noise_alone(self.config)):
             return first * self._scale(0)
         return 1.0 if self._process.scaled else math.hypot(first, 1)
 
