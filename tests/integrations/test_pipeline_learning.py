@@ -189,7 +189,7 @@ def test_the_record_of_stable_diffusion_is_closer_on_unseen_noise(place: Path) -
     assert isinstance(record, LearnedRecord)
     pipe = diffusers.DiffusionPipeline.from_pretrained(place / "models/sd")
     seen = Comparison(pipe, record, {"prompt": ["a fish"] * 16, "guidance_scale": 7.5}, 16)
-    assert seen.ratio() < 0.8  # 0.42 where it was written
+    assert seen.ratio() < 0.8
     values = record.values
     assert float(values["learned"] + values["learned_error"]) < float(values["start"] - values["start_error"])
     ours, theirs = seen.end(record, "karras", 3), seen.through_the_scheduler(path)
@@ -234,14 +234,9 @@ def test_the_record_of_flux_is_closer_on_unseen_noise(tmp_path: Path) -> None:
     assert shares == sorted(shares)
     assert shares[-1] == 1.0
     seen = Comparison(pipe, record, {**options, **calls(list(range(90, 98)))}, 8)
-    assert seen.ratio() < 0.8  # 0.63 where it was written
-    seen.z = seen.z.double()  # in float32, 5e-5 are the rounding of x = 1000 z
-    pipe.to(torch.float64)
-    double = {**options, **{key: value.double() for key, value in calls(list(range(90, 98))).items()}}
-    seen.call, seen.denoiser = double, PipelineDenoiser(pipe, double)
+    assert seen.ratio() < 0.8
     ours, theirs = seen.end(record, "karras", 3), seen.through_the_scheduler(tmp_path / "flux.safetensors")
-    assert ours.dtype == theirs.dtype == torch.float64
-    assert float((ours - theirs).abs().max() / ours.abs().max()) < 1e-6
+    assert float((ours - theirs).abs().max() / ours.abs().max()) < 1e-5
     table: Tableau = record.part.tableaus[3]
     assert float(table.query_levels[0]) == float(table.rho[0]) == 1000.0
 

@@ -28,6 +28,7 @@ from scoreline.integrations.native_process import (
     steps_of,
 )
 from scoreline.interface.named_choices import schedule_named, solver_named
+from scoreline.interface.sample_function import state_dtype
 from scoreline.records import read_record
 from scoreline.runtime.seeded_noise import normal
 from scoreline.sampling import Stepper
@@ -63,8 +64,8 @@ class ScorelineScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # 
     Use `from_config(pipe.scheduler.config, solver=..)` in any pipeline whose scheduler predicts noise, v, the sample or
     a flow's velocity on a VP process, a flow or EDM's process. Without `schedule` or `learned` it visits the noise
     levels that the pipeline's own scheduler would, and ends like it; the last step to clean data is the network's
-    estimate E[x_0 | x]. Every run is one tableau, which a `Stepper` evaluates in float32 whatever the pipeline's dtype;
-    a half-precision pipeline that leaves the samples alone keeps that float32 state.
+    estimate E[x_0 | x]. Every run is one tableau, which a `Stepper` evaluates in float32 whatever the pipeline's dtype,
+    and in float64 from a finite level above 200; a pipeline that leaves the samples alone keeps that state.
 
     img2img starts in the middle: a closed form is built again on the remaining levels; a learned tableau, or another
     method with levels of its own, goes on with the first slope that it has (`late_start`).
@@ -434,13 +435,14 @@ class ScorelineScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # 
         return self._process.scale(levels.told[index] if index < len(levels.told) else levels.end)
 
     def _unscaled(self, sample: Tensor, index: int) -> Tensor:
-        return sample.to(torch.promote_types(sample.dtype, torch.float32)) / self._scale(index)
+        on_mps = sample.device.type == "mps"  # which has no float64
+        return sample.to(state_dtype(sample.dtype, 0 if on_mps else self._levels.rho[0])) / self._scale(index)
 
     def _state(self, sample: Tensor, index: int) -> Tensor:
         """Return the state of a step: the stepper's own unless the pipeline changed the sample."""
         assert self._stepper is not None
-        half = sample.dtype.itemsize < 4  # else the sample is the state, to rounding
-        if not (half and self._next is not None and torch.equal(sample, self._next.to(sample.dtype))):
+        wider = self._stepper.state.x.dtype != sample.dtype  # else the sample is the state, to rounding
+        if not (wider and self._next is not None and torch.equal(sample, self._next.to(sample.dtype))):
             self._stepper.replace(self._unscaled(sample, index))
         return self._stepper.state.x
 
