@@ -307,7 +307,7 @@ PATHS: list[Row] = [
     ("report metrics_folder", "metrics_folder", "delete"),
     ("evaluate metrics_garbage images.npz", "metrics_garbage"),
     ("upload metrics_garbage", "metrics_garbage"),
-    ("sample checkpoint=nan.safetensors metrics=none seeds=0-3", "seeds 0-3", "precision"),
+    ("sample checkpoint=nan.safetensors metrics=none seeds=0-3", "finite", "precision"),
     ("calibrate checkpoint=nan.safetensors nfe=10 seeds=0-3", "finite", "checkpoint"),
 ]
 

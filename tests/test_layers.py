@@ -19,8 +19,8 @@ ORDER = [
     *("safe_pickle", "datasets", "records", "schedules", "solvers", "parameterisations"),
     *("denoiser", "thresholding", "sampling", "targets", "objective", "execution", "likelihood", "descriptions"),
     *("checkpoints", "guidance", "foreign", "metrics", "generation", "verification", "interface"),
-    "integrations",
-    *("calibration", "calibration.learned", "calibration.calibrate", "training", "config", "doctor", "tables"),
+    *("calibration", "calibration.learned", "calibration.calibrate", "integrations"),
+    *("training", "config", "doctor", "tables"),
     *("scripts", "commands", "cli"),
 ]
 """Rooms and the files at the root, from the lowest up: each imports those before it, and itself."""

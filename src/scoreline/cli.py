@@ -16,6 +16,7 @@ Models and records:
   import SOURCE DEST           convert another project's checkpoint
   import-statistics FILE.pt    convert the DEIS-SN authors' statistics
   ema RUN DEST.safetensors     average the weights of a run anew
+  learn-pipeline FOLDER PROMPTS.txt   learn steps for a pipeline of diffusers
   likelihood         bits per dimension of images under a model
 
 Images and results:
@@ -41,8 +42,8 @@ from scoreline.errors import InputError, did_you_mean
 from scoreline.runtime import startup
 
 VERBS = (
-    *("certify", "doctor", "ema", "evaluate", "import", "import-statistics", "inspect", "likelihood"),
-    *("prefetch", "reference", "report", "show", "upload", "verify"),
+    *("certify", "doctor", "ema", "evaluate", "import", "import-statistics", "inspect"),
+    *("learn-pipeline", "likelihood", "prefetch", "reference", "report", "show", "upload", "verify"),
 )
 MODULES = {"import": "import_checkpoint"}
 HELP = {"-h", "--help"}

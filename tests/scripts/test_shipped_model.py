@@ -1,5 +1,9 @@
 """The checkpoint that ships with the package, as a user would lean on it."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from images import images_of
@@ -7,6 +11,7 @@ from images import images_of
 from scoreline.calibration.score_scale import load_scale
 from scoreline.calibration.subject import Subject
 from scoreline.checkpoints import Checkpoint, load_model
+from scoreline.config import conf_folder
 from scoreline.config.run_names import model_path, record_beside
 from scoreline.datasets.base import ArrayDataset
 from scoreline.datasets.digits import Digits
@@ -94,3 +99,12 @@ def test_learned_tables_beat_default_on_unseen_noise(
     fine, default, own = (next(subject.samples(run)).x for run in runs)
     distance = [(x - fine).flatten(1).square().mean(1).sqrt().mean() for x in (default, own)]
     assert float(distance[1] / distance[0]) < 0.7
+
+
+def test_sampling_says_when_noise_is_left(tmp_path: Path) -> None:
+    """Heun's method at NFE 2 leaves noise; the default does not."""
+    for words, noisy in ((("solver=heun", "schedule=karras"), True), ((), False)):
+        command = [sys.executable, str(conf_folder.script("sample.py")), *words, "nfe=2", "seeds=0-3", "metrics=none"]
+        done = subprocess.run([*command, "format=none"], capture_output=True, text=True, cwd=tmp_path, timeout=120)
+        assert done.returncode == 0, done.stderr
+        assert ("note: nfe=2: noise is left" in done.stdout) == noisy

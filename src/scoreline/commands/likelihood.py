@@ -223,6 +223,8 @@ def _span(options: argparse.Namespace, checkpoint: Checkpoint) -> AdaptiveRun:
     native = checkpoint.noise_schedule
     first = native.finite_sigma_max if options.sigma_max is None else options.sigma_max
     last = native.sigma_min if options.sigma_min is None else options.sigma_min
+    if not last < first:
+        raise InputError(f"sigma_min={last:g} and sigma_max={first:g}: choose 0 < sigma_min < sigma_max < inf")
     return Adaptive(options.method, options.rtol, options.atol).between(first, last, options.nfe)
 
 

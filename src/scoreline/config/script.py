@@ -322,7 +322,10 @@ def _options(node: DictConfig) -> str:
     parts = []
     for key, value in sorted(node.items()):
         if key == "checkpoint":
-            parts.append(f"{key}={sha256(model_path(str(value)))[:16]}")
+            path = model_path(str(value))
+            if not path.is_file():
+                raise InputError(f"guidance.checkpoint={value}: no such file; give the model file of the guide")
+            parts.append(f"{key}={sha256(path)[:16]}")
         elif not str(key).startswith("_") and key != "trust":
             parts.append(f"{key!s}={float(value) if isinstance(value, int) else str(value)}")
     return f"({', '.join(parts)})" if parts else ""

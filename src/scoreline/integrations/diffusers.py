@@ -28,6 +28,7 @@ from scoreline.integrations.native_process import (
     steps_of,
 )
 from scoreline.interface.named_choices import schedule_named, solver_named
+from scoreline.interface.sample_function import state_dtype
 from scoreline.records import read_record
 from scoreline.runtime.seeded_noise import normal
 from scoreline.sampling import Stepper
@@ -63,8 +64,8 @@ class ScorelineScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # 
     Use `from_config(pipe.scheduler.config, solver=..)` in any pipeline whose scheduler predicts noise, v, the sample or
     a flow's velocity on a VP process, a flow or EDM's process. Without `schedule` or `learned` it visits the noise
     levels that the pipeline's own scheduler would, and ends like it; the last step to clean data is the network's
-    estimate E[x_0 | x]. Every run is one tableau, which a `Stepper` evaluates in float32 whatever the pipeline's dtype;
-    a half-precision pipeline that leaves the samples alone keeps that float32 state.
+    estimate E[x_0 | x]. Every run is one tableau, which a `Stepper` evaluates in float32 whatever the pipeline's dtype,
+    and in float64 from a finite level above 200; a pipeline that leaves the samples alone keeps that state.
 
     img2img starts in the middle: a closed form is built again on the remaining levels; a learned tableau, or another
     method with levels of its own, goes on with the first slope that it has (`late_start`).
@@ -188,7 +189,7 @@ class ScorelineScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # 
         self._solver = self._named_solver()
         self._tableau: Tableau | None = None
         levels = self._process.level(own.timesteps).tolist()
-        self._set_levels(Levels(levels, levels, own.timesteps.tolist(), 0.0), own.timesteps)
+        self.set_levels(Levels(levels, levels, own.timesteps.tolist(), 0.0), own.timesteps)
 
     @classmethod
     def from_config(cls, config: Any = None, return_unused_kwargs: bool = False, **kwargs: Any) -> Any:
@@ -223,7 +224,8 @@ class ScorelineScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # 
     def init_noise_sigma(self) -> float:
         """The factor of standard normal noise in the first sample."""
         first = self._levels.rho[0]
-        if noise_alone(self.config) and first < math.inf:
+        apart = self._levels.told[0] != first  # as the first call of a learned tableau may be told
+        if first < math.inf and (apart or noise_alone(self.config)):
             return first * self._scale(0)
         return 1.0 if self._process.scaled else math.hypot(first, 1)
 
@@ -270,7 +272,7 @@ class ScorelineScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # 
         self._tableau = first_call(self._plan(steps, request.calls(is_flow(self.config))))
         levels = self._levels_of(self._tableau, steps)
         self._process.at(levels.told[0])  # refuses a level at which the network says nothing, before the first call
-        self._set_levels(levels, device)
+        self.set_levels(levels, device)
 
     def _plan(self, steps: Steps, calls: int) -> Tableau:
         """Return the tableau of the run."""
@@ -299,8 +301,13 @@ class ScorelineScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # 
         timesteps = steps.timesteps if told == steps.levels else [self._process.timestep(level) for level in told]
         return Levels(tableau.rho[:-1][called].tolist(), told, timesteps, float(tableau.rho[-1]))
 
-    def _set_levels(self, levels: Levels, like: "Tensor | str | torch.device | None") -> None:
-        """Publish the levels of a run and forget the last one."""
+    def set_levels(self, levels: Levels, like: "Tensor | str | torch.device | None") -> None:
+        """Publish the levels of a run and forget the last one.
+
+        Args:
+            levels: those of its network calls.
+            like: where `timesteps` go: a device, or that of a tensor.
+        """
         self._levels, self.num_inference_steps = levels, len(levels.rho)
         whole = all(timestep == int(timestep) for timestep in levels.timesteps)
         device = like.device if isinstance(like, Tensor) else like
@@ -386,7 +393,7 @@ class ScorelineScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # 
         stepper, index = self._stepper, self._step_index
         assert stepper is not None
         assert index is not None
-        denoised = self._denoised(model_output, self._state(sample, index), index)
+        denoised = self.denoised(model_output, self._state(sample, index), index)
         self._step_index = index + 1
         if self._idle:
             self._idle -= 1
@@ -428,18 +435,25 @@ class ScorelineScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # 
         return self._process.scale(levels.told[index] if index < len(levels.told) else levels.end)
 
     def _unscaled(self, sample: Tensor, index: int) -> Tensor:
-        return sample.to(torch.promote_types(sample.dtype, torch.float32)) / self._scale(index)
+        on_mps = sample.device.type == "mps"  # which has no float64
+        return sample.to(state_dtype(sample.dtype, 0 if on_mps else self._levels.rho[0])) / self._scale(index)
 
     def _state(self, sample: Tensor, index: int) -> Tensor:
         """Return the state of a step: the stepper's own unless the pipeline changed the sample."""
         assert self._stepper is not None
-        half = sample.dtype.itemsize < 4  # else the sample is the state, to rounding
-        if not (half and self._next is not None and torch.equal(sample, self._next.to(sample.dtype))):
+        wider = self._stepper.state.x.dtype != sample.dtype  # else the sample is the state, to rounding
+        if not (wider and self._next is not None and torch.equal(sample, self._next.to(sample.dtype))):
             self._stepper.replace(self._unscaled(sample, index))
         return self._stepper.state.x
 
-    def _denoised(self, model_output: Tensor, x: Tensor, index: int) -> Tensor:
-        """Return E[x_0 | x] of a prediction, clipped as the config says."""
+    def denoised(self, model_output: Tensor, x: Tensor, index: int) -> Tensor:
+        """Return E[x_0 | x] of a prediction, clipped as the config says.
+
+        Args:
+            model_output: the network's prediction (B, *), or with a variance in as many more channels.
+            x: its state in unit-signal coordinates (B, *).
+            index: number of its step.
+        """
         numbers, config = self._process.at(self._levels.told[index]), self.config
         if model_output.ndim > 1 and model_output.shape[1] == 2 * x.shape[1]:
             model_output = model_output[:, : x.shape[1]]

@@ -136,7 +136,7 @@ def sample(
             f"grad=True: no gradient flows through {chosen}, which SciPy drives; use a solver of fixed steps"
         )
     work = _Estimates(denoiser, dict(condition or {}), callback)
-    state = (x_init if grad else x_init.detach()).to(_state_dtype(x_init.dtype, float(run.rho[0])))
+    state = (x_init if grad else x_init.detach()).to(state_dtype(x_init.dtype, float(run.rho[0])))
     if span[0] == math.inf:  # a run may begin at the finite level that stands for infinite noise
         state = state * run.initial_scale
     with torch.set_grad_enabled(grad), functions_in(x_init.dtype):
@@ -155,8 +155,11 @@ def _check_kinds(denoise: Any, x_init: Any, condition: Any) -> None:
         raise InputError(f"condition={condition!r:.40}: give keywords of denoise, such as {{'y': labels}}")
 
 
-def _state_dtype(dtype: torch.dtype, sigma_max: float) -> torch.dtype:
-    """Return the dtype of the states of a run: x - D of float32 loses D where x is large, up to 0.08 of it from 1e4."""
+def state_dtype(dtype: torch.dtype, sigma_max: float) -> torch.dtype:
+    """Return the dtype of a run's states for inputs of `dtype`: float32, and float64 from a large finite sigma_max.
+
+    There x - D of float32 loses D, up to 0.08 of it from 1e4.
+    """
     return torch.promote_types(dtype, torch.float64 if LARGE < sigma_max < math.inf else torch.float32)
 
 

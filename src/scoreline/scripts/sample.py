@@ -149,7 +149,7 @@ def sample(config: SampleConfig) -> Result:
     # 5. images, their files and metrics, then metrics.json
     scores = run.finish(sampler, shards, outputs, group)
     choices = {"final": config.final, "seeds": config.seeds_text, "labels": describe_labels(config.labels, labels)}
-    notes = [*unfollowed(checkpoint, components), *useless(tableau)]
+    notes = [*unfollowed(checkpoint, components), *useless(tableau, components)]
     result = describe({**components.choices, **choices}, checkpoint, sampler, outputs, scores, notes)
     if group.first:
         run_results.write(config.run.path, result)
@@ -164,12 +164,13 @@ def unfollowed(checkpoint: "Checkpoint", components: SampleComponents) -> list[s
     return sentences(checkpoint.card.training.get("imported"), choices["threshold"], choices["schedule"], shift)
 
 
-def useless(tableau: "Tableau | AdaptiveRun") -> list[str]:
+def useless(tableau: "Tableau | AdaptiveRun", components: SampleComponents) -> list[str]:
     """Return a sentence about a budget at which the solver leaves noise."""
     from scoreline.solvers.tableau import Tableau
     from scoreline.verification.weak_error import noise_left
 
-    sentence = noise_left(tableau) if isinstance(tableau, Tableau) else ""
+    deviation = float(components.choices.get("sigma_data", 0.5))
+    sentence = noise_left(tableau, deviation) if isinstance(tableau, Tableau) else ""
     return [sentence] if sentence else []
 
 

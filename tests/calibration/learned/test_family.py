@@ -166,3 +166,14 @@ def test_wrong_parts_are_refused() -> None:
         Free(nodes=False, query=False, weights=False)
     with pytest.raises(InputError, match="sigma_data"):
         Velocity(math.inf)
+
+
+@pytest.mark.parametrize("name", ["deis_tab3", "velocity"])
+def test_the_first_call_can_keep_the_level_of_its_state(name: str) -> None:
+    of = family(name, first_query=False)
+    there, plain = of(parameters(of)), family(name)
+    first = there.calls.index(True)
+    asked, levels = there.query_levels, there.rho[:-1]
+    assert float(asked[first]) == float(levels[first])
+    assert bool((asked[first + 1 :] != levels[first + 1 :]).all())
+    assert of.size == plain.size - 1

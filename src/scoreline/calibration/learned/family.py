@@ -35,6 +35,8 @@ class Free:
         history: number of latest slopes whose weights in a row are learned; None is all of them.
         rows: `free`, or `bound`: the newest weight of a row makes up for the others, so that the sum of the row's
             weights of G stays that of the closed form. In noise prediction a constant eps then stays exact.
+        first_query: whether the level of the first call is among `query`; else it is that of its state, as programs
+            need it that hold states in the scale of the level that the network is given.
 
     Raises:
         InputError: for another word, a history below 1, or nothing that is free.
@@ -45,6 +47,7 @@ class Free:
     weights: bool = True
     history: int | None = None
     rows: str = "free"
+    first_query: bool = True
 
     def __post_init__(self) -> None:
         check_choice("calibration.rows", ("free", "bound"), self.rows)
@@ -141,7 +144,8 @@ class Family:
         rows = len(self.start.B)
         gaps = rows if self.free.nodes and rows > 1 else 0
         frame = int(self.free.weights and isinstance(self.start.frame, Velocity))
-        return gaps, self.start.nfe * self.free.query, len(self.places[0]) * self.free.weights, frame
+        query = (self.start.nfe - (not self.free.first_query)) * self.free.query
+        return gaps, query, len(self.places[0]) * self.free.weights, frame
 
     def __call__(self, theta: Tensor) -> Tableau:
         """Return the tableau at theta (size,) float64, whose S, N and query are differentiable in theta.
@@ -152,7 +156,7 @@ class Family:
         gaps, query, weights, deviation = torch.split(theta, list(self.sizes))
         rho = self._levels(gaps)
         W = self._weights(rho) + self._correction(weights)
-        offsets = torch.cat([query.new_zeros(len(W) - len(query)), query])  # none where the first state has no call
+        offsets = torch.cat([query.new_zeros(len(W) - len(query)), query])  # none for first states that have none
         levels = (rho[:-1] * offsets.exp()).clamp(max=float(rho[0].detach())) if len(query) else None
         if not isinstance(self.start.frame, Velocity) or not len(deviation):
             return Tableau.single_term(rho, W, self.start.frame, levels)

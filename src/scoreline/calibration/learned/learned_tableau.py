@@ -95,6 +95,7 @@ class LearnedTableau(TableauEstimator):
         weights: whether weights are learned.
         history: latest slopes whose weights are learned, as in `Free`.
         rows: `free` or `bound`, as in `Free`.
+        first_query: as in `Free`.
         moving: whether the closed form is recomputed as levels move; else its weights are in proportion to the steps.
         loss: the loss, such as `FeatureDistance`; None is the distance.
         radius: of the ball round the noise within which a start is as good as the noise itself (`SoftTarget`).
@@ -130,6 +131,7 @@ class LearnedTableau(TableauEstimator):
     batch: int = 24
     rate: float = 0.05
     memory: float = 0.5
+    first_query: bool = True
 
     def __post_init__(self) -> None:
         check_budgets(self.budgets)
@@ -147,7 +149,7 @@ class LearnedTableau(TableauEstimator):
 
     @property
     def _free(self) -> Free:
-        return Free(self.nodes, self.query, self.weights, self.history, self.rows)
+        return Free(self.nodes, self.query, self.weights, self.history, self.rows, self.first_query)
 
     def __call__(self, subject: Subject, progress: Progress = lambda images: None) -> dict[str, Any]:
         """Return, for every budget K, the tableau and its distances on held-out seeds.

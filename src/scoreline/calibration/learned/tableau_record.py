@@ -60,11 +60,12 @@ def record_values(held: SeedGroup, pools: dict[int, list[Candidate]], found: Seq
         table = {name: value for name, value in tensors.items() if name != "start"}
         values |= table
         values["starts"].append(start.names[0])
-        rows.append(_held_out_row(held, start.tableau.unrolled(), tableau_in(table, nfe)))
+        rows.append(held_out_row(held, start.tableau.unrolled(), tableau_in(table, nfe)))
     return values | dict(zip(ROW, torch.tensor(rows, dtype=torch.float64).unbind(1), strict=True))
 
 
-def _held_out_row(held: SeedGroup, start: Tableau, learned: Tableau) -> list[float]:
+def held_out_row(held: SeedGroup, start: Tableau, learned: Tableau) -> list[float]:
+    """Return the numbers of `ROW` for the start and the learned tableau of a budget on these seeds."""
     before, after = (held.distances(tableau) for tableau in (start, learned))
     root = len(before) ** 0.5
     ratio = float(after.median() / before.median())
