@@ -11,8 +11,8 @@ Checkpoints behind URLs are fetched and imported into the cache
 metrics=inception. A data set that can be downloaded goes where dataset.path
 says, a Debian package (dataset=emoji, openclipart) comes through apt into the
 cache, and a set of the Hugging Face hub into that library's cache. Existing
-files stay as they are. A file that no program can fetch is listed with a remedy.
-Afterwards the job runs with SCORELINE_OFFLINE=1 (data of the hub need
+files stay as they are. A file that no program can fetch is listed with its
+remedy. Afterwards the job runs with SCORELINE_OFFLINE=1 (data of the hub need
 HF_HUB_OFFLINE=1 too).
 
 --dry-run fetches nothing. Exit code: 0 if everything is there at the end (with
