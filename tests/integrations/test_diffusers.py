@@ -5,7 +5,7 @@ import importlib.util
 import json
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,18 +29,13 @@ from scoreline.solvers.late_start import late_start
 from scoreline.solvers.learned import tensors_of
 from scoreline.solvers.tableau import Solver, Tableau, build_tableau
 
-pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning", "ignore::DeprecationWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning", "ignore::DeprecationWarning"),
+    pytest.mark.usefixtures("quiet_diffusers"),
+]
 
 ROOT = Path(__file__).parents[2]
 STEPS = 5
-
-
-@pytest.fixture(autouse=True)
-def _silent() -> Iterator[None]:
-    level = diffusers.utils.logging.get_verbosity()
-    diffusers.utils.logging.set_verbosity_error()
-    yield
-    diffusers.utils.logging.set_verbosity(level)
 
 
 class Diary:

@@ -151,7 +151,7 @@ def owner(config: Config) -> str | None:
     name = config.get("_class_name")
     if name in CLASSES:
         return str(name)
-    if isinstance(name, str) and hasattr(diffusers, name):
+    if name in dir(diffusers):  # hasattr would import what a file names
         raise InputError(f"{name}: its steps are not known here; name steps_of=.., one of {', '.join(sorted(CLASSES))}")
     counts = {name: len(keys) for name in CLASSES if (keys := init_keys(name)) and keys <= config.keys()}
     return max(counts, key=lambda name: counts[name]) if counts else None

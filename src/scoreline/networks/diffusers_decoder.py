@@ -12,7 +12,17 @@ from scoreline.networks.latents import LatentDecoder
 LISTS = ("down_block_types", "up_block_types", "block_out_channels")
 
 
-class KLDecoder(LatentDecoder):
+class _Autoencoder(LatentDecoder):
+    """A decoder whose `model` is an autoencoder of diffusers."""
+
+    model: Any
+
+    def _decoded(self, latents: Tensor) -> Tensor:
+        images: Tensor = self.model.decode(latents, return_dict=False)[0]
+        return images
+
+
+class KLDecoder(_Autoencoder):
     """`LatentDecoder` of diffusers' AutoencoderKL; arguments and defaults are those of its configuration.
 
     When to use it: for latent diffusion with a KL autoencoder; `foreign.diffusers_folder` fills in all arguments.
@@ -49,12 +59,8 @@ class KLDecoder(LatentDecoder):
         super().__init__(out_channels, block_out_channels, scaling_factor, shift_factor)
         self.model = _autoencoder("AutoencoderKL", config)
 
-    def _decoded(self, latents: Tensor) -> Tensor:
-        images: Tensor = self.model.decode(latents, return_dict=False)[0]
-        return images
 
-
-class VQDecoder(LatentDecoder):
+class VQDecoder(_Autoencoder):
     """`LatentDecoder` of diffusers' VQModel, which first replaces each latent vector by the nearest of its codebook.
 
     When to use it: for latent diffusion with a VQ autoencoder; `foreign.diffusers_folder` fills in all arguments.
@@ -92,10 +98,6 @@ class VQDecoder(LatentDecoder):
         config = {name: value for name, value in locals().items() if name not in OURS}
         super().__init__(out_channels, block_out_channels, scaling_factor, None)
         self.model = _autoencoder("VQModel", config)
-
-    def _decoded(self, latents: Tensor) -> Tensor:
-        images: Tensor = self.model.decode(latents, return_dict=False)[0]
-        return images
 
 
 OURS = ("self", "__class__")

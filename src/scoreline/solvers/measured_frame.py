@@ -86,8 +86,10 @@ class MeasuredFrame:
 
     @property
     def limit(self) -> Tensor:
-        """Raises:
-        InputError: always, since nothing was measured there.
+        """Refuse infinite noise, where nothing was measured.
+
+        Raises:
+            InputError: always.
         """
         top = self.levels[-1]
         raise InputError(f"sigma_max=inf: this solver's measurements end at {top:.6g}; use sigma_max={top:.6g}")
