@@ -554,6 +554,23 @@ def arguments(line: str) -> tuple[list[str], dict[str, str]]:
     return [sys.executable, "-c", "from scoreline.cli import main; main()", *words], own
 
 
+WATCH = """
+import os, signal, sys
+child = os.fork()
+if not child:
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    os.execv(sys.argv[2], sys.argv[2:])
+_, status, usage = os.wait4(child, 0)
+with open(sys.argv[1], "w") as file:
+    file.write(str(usage.ru_maxrss))
+code = os.waitstatus_to_exitcode(status)
+if code < 0:
+    os.kill(os.getpid(), -code)
+sys.exit(code)
+"""
+"""A small process between the tests and a command: ru_maxrss counts what the process that forked held, too."""
+
+
 def run(line: str, where: Path, file_kib: int | None = None, seconds: int = 10) -> Outcome:
     """Run a command line in the directory `where`, within bounds of processor time and address space.
 
@@ -569,18 +586,17 @@ def run(line: str, where: Path, file_kib: int | None = None, seconds: int = 10) 
         if file_kib is not None:
             resource.setrlimit(resource.RLIMIT_FSIZE, (file_kib * 1024, file_kib * 1024))
 
+    peak = where.parent / f"{where.name}.peak"
     with open(where.parent / f"{where.name}.out", "w+") as out, open(where.parent / f"{where.name}.err", "w+") as err:
-        process = subprocess.Popen(
-            words, cwd=where, stdout=out, stderr=err, env={**os.environ, **own}, preexec_fn=bound
-        )
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
+        watched = [sys.executable, "-S", "-c", WATCH, str(peak), *words]
+        environment = {**os.environ, **own}
+        process = subprocess.run(watched, cwd=where, stdout=out, stderr=err, env=environment, preexec_fn=bound)
         out.seek(0)
         err.seek(0)
         said, errors = out.read(), err.read()
     after = _content(where)
     changed = sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
-    return Outcome(process.returncode, said, errors, usage.ru_maxrss / 1024, changed)
+    return Outcome(process.returncode, said, errors, float(peak.read_text()) / 1024, changed)
 
 
 def _content(root: Path) -> dict[str, str]:
