@@ -174,7 +174,8 @@ def test_a_job_names_the_file_it_needs(folder):
         return [it for it in assets("sample", cfg) if it.key.startswith("metrics.extractor")]
 
     (none,) = extractors()
-    assert (none.source, none.is_there) == ("user", False)
+    assert (none.source, none.is_there) == ("user", None)
+    assert none.finding().status == "fail"
     (own,) = extractors(f"metrics.extractor.path={folder}")
     assert own.is_there
     words = ["metrics.extractor.url=https://example.org/d.safetensors", "metrics.extractor.sha256='00'"]

@@ -112,8 +112,9 @@ class Dinov2Features(FeatureExtractor):
         from safetensors import SafetensorError
         from safetensors.torch import load
 
+        content = self._content
         try:
-            network = _network(load(self._content))
+            network = _network(load(content))
         except ImportError as error:
             raise InputError(
                 "metrics=dinov2: needs the package transformers; pip install scoreline[dinov2], or metrics=none"
