@@ -3,8 +3,8 @@
 Every cell is the distance of a set of 318 pictures, the number of held-out emoji, from the training emoji: Frechet in
 the features of metrics=imagenet and metrics=emoji, sliced Wasserstein in pixels. A family changes training pictures, or
 the model's NFE, from the best level to the worst; a representation orders a step of it if the distance grows by more
-than two standard errors of the difference, paired by draw. Draws share pictures, noise and labels between levels. What is in
-OUT already is not done again; OUT/features.md, features.png and rows.json hold the results.
+than two standard errors of the difference, paired by draw. Draws share pictures, noise and labels between levels. What
+is in OUT already is not done again; OUT/features.md, features.png and rows.json hold the results.
 """
 
 import argparse
