@@ -187,12 +187,17 @@ def _network(weights: Tensors) -> Any:
         image_size=SIDE,
         patch_size=patch,
         use_swiglu_ffn=any(name.endswith(".weights_in.weight") for name in weights),
-        attn_implementation="eager",
     )
     resized = {**weights, POSITIONS: resize_positions(weights[POSITIONS], SIDE // patch)}
-    network, report = Dinov2Model.from_pretrained(
-        None, config=config, state_dict=resized, output_loading_info=True, dtype=torch.float32
+    loaded: Any = Dinov2Model.from_pretrained(
+        None,
+        config=config,
+        state_dict=resized,
+        output_loading_info=True,
+        dtype=torch.float32,
+        attn_implementation="eager",
     )
+    network, report = loaded
     wrong = [str(name) for names in report.values() for name in names]
     if wrong:
         raise ValueError(f"{', '.join(wrong[:3])} do not fit")
