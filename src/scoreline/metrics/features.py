@@ -3,6 +3,7 @@
 import hashlib
 import json
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from scoreline.errors import InputError
 from scoreline.metrics.digit_classifier import DigitClassifier
-from scoreline.storage.pictures import to_unit
+from scoreline.storage.pictures import PICTURES, to_unit
 
 SHIPPED = "assets/digits_features.safetensors"
 CHUNK = 512
@@ -23,16 +24,38 @@ class FeatureExtractor(ABC):
     When to use it: derive from it to give `Fidelity` features of other images.
 
     Attributes:
-        name: short name for protocols.
-        shape: (C, H, W) of the images; nothing is resized.
+        name: short name for protocols, and for the statistics that ship.
+        shape: (C, H, W) of the images; None for any size of one or three channels.
         dimension: d, the length of a vector.
         digest: SHA-256 of everything that the map depends on.
+        resize: how images are resized before the map, for protocols.
+        slow: whether features are kept, so that an image passes only once.
     """
 
     name: str
-    shape: tuple[int, int, int]
+    shape: tuple[int, int, int] | None
     dimension: int
     digest: str
+    resize: str = "none"
+    slow: bool = False
+
+    def check(self, shape: tuple[int, ...], what: str = "the images") -> None:
+        """Check that images of this shape have features.
+
+        Args:
+            shape: (C, H, W).
+            what: the images, for the message.
+
+        Raises:
+            InputError: if they have none, or a file is missing.
+        """
+        fits = shape[0] in PICTURES if self.shape is None else tuple(shape) == self.shape
+        if not fits:
+            takes = "1xHxW and 3xHxW" if self.shape is None else by(self.shape)
+            raise InputError(
+                f"metrics: extractor {self.name} takes {takes} images, {what} are {by(shape)}; use metrics=none, or "
+                "metrics=imagenet for pictures"
+            )
 
     @abstractmethod
     def __call__(self, images: Tensor) -> Tensor:
@@ -76,6 +99,11 @@ class DigitFeatures(FeatureExtractor):
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
         return torch.cat([self._network.features(to_unit(part).double()) for part in torch.split(images, CHUNK)])
+
+
+def by(shape: Sequence[int]) -> str:
+    """Return a shape as in 3x32x32."""
+    return "x".join(map(str, shape))
 
 
 def _read(weights: str | None) -> bytes:
