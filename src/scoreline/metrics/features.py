@@ -3,6 +3,7 @@
 import hashlib
 import json
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import ClassVar
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from scoreline.errors import InputError
 from scoreline.metrics.classifier import CHUNK, Card, Classifier, DigitClassifier, EmojiClassifier
-from scoreline.storage.pictures import to_unit
+from scoreline.storage.pictures import PICTURES, to_unit
 
 
 class FeatureExtractor(ABC):
@@ -21,16 +22,38 @@ class FeatureExtractor(ABC):
     When to use it: derive from it to give `Fidelity` features of other images.
 
     Attributes:
-        name: short name for protocols.
-        shape: (C, H, W) of the images; nothing is resized.
+        name: short name for protocols, and for the statistics that ship.
+        shape: (C, H, W) of the images; None for any size of one or three channels.
         dimension: d, the length of a vector.
         digest: SHA-256 of everything that the map depends on.
+        resize: how images are resized before the map, for protocols.
+        slow: whether features are kept, so that an image passes only once.
     """
 
     name: str
-    shape: tuple[int, int, int]
+    shape: tuple[int, int, int] | None
     dimension: int
     digest: str
+    resize: str = "none"
+    slow: bool = False
+
+    def check(self, shape: tuple[int, ...], what: str = "the images") -> None:
+        """Check that images of this shape have features.
+
+        Args:
+            shape: (C, H, W).
+            what: the images, for the message.
+
+        Raises:
+            InputError: if they have none, or a file is missing.
+        """
+        fits = shape[0] in PICTURES if self.shape is None else tuple(shape) == self.shape
+        if not fits:
+            takes = "1xHxW and 3xHxW" if self.shape is None else by(self.shape)
+            raise InputError(
+                f"metrics: extractor {self.name} takes {takes} images, {what} are {by(shape)}; use metrics=none, or "
+                "metrics=imagenet for pictures"
+            )
 
     @abstractmethod
     def __call__(self, images: Tensor) -> Tensor:
@@ -81,6 +104,7 @@ class ClassifierFeatures(FeatureExtractor):
         return torch.cat([self._network.features(to_unit(part).double()) for part in torch.split(images, CHUNK)])
 
 
+<<<<<<< HEAD
 class DigitFeatures(ClassifierFeatures):
     """The 32 last hidden activations of `DigitClassifier`, as `ClassifierFeatures` describes them.
 
@@ -104,6 +128,14 @@ class EmojiFeatures(ClassifierFeatures):
 
 
 def _read(weights: str | None, shipped: str) -> bytes:
+=======
+def by(shape: Sequence[int]) -> str:
+    """Return a shape as in 3x32x32."""
+    return "x".join(map(str, shape))
+
+
+def _read(weights: str | None) -> bytes:
+>>>>>>> imagenet
     if weights is None:
         return files("scoreline").joinpath(shipped).read_bytes()
     if not Path(weights).is_file():
