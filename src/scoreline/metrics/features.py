@@ -104,7 +104,6 @@ class ClassifierFeatures(FeatureExtractor):
         return torch.cat([self._network.features(to_unit(part).double()) for part in torch.split(images, CHUNK)])
 
 
-<<<<<<< HEAD
 class DigitFeatures(ClassifierFeatures):
     """The 32 last hidden activations of `DigitClassifier`, as `ClassifierFeatures` describes them.
 
@@ -127,15 +126,12 @@ class EmojiFeatures(ClassifierFeatures):
     shipped = "assets/emoji_features.safetensors"
 
 
-def _read(weights: str | None, shipped: str) -> bytes:
-=======
 def by(shape: Sequence[int]) -> str:
     """Return a shape as in 3x32x32."""
     return "x".join(map(str, shape))
 
 
-def _read(weights: str | None) -> bytes:
->>>>>>> imagenet
+def _read(weights: str | None, shipped: str) -> bytes:
     if weights is None:
         return files("scoreline").joinpath(shipped).read_bytes()
     if not Path(weights).is_file():
