@@ -61,9 +61,10 @@ class InvertedBottleneck(nn.Module):
 
 
 class EfficientNetLite0(nn.Module):
-    """Pixels (x - 127) / 128 (B, 3, H, W) -> `features` (B, 1280), means over places; `forward` -> class scores (B, 1000).
+    """Pixels (x - 127) / 128 (B, 3, H, W) -> `features` (B, 1280), means over places.
 
-    EfficientNet-B0 without squeeze-and-excitation and with ReLU6, 4.7 M parameters.
+    EfficientNet-B0 without squeeze-and-excitation and with ReLU6, 4.7 M parameters. `forward` returns scores of the
+    1,000 classes (B, 1000).
 
     When to use it: as the network of `imagenet_features.ImagenetFeatures`.
 
