@@ -38,7 +38,7 @@ CALIBRATIONS = {
     "score_optimal": ["calibration=score_optimal", "calibration.levels=100", "seeds=0-127"],
     "score_optimal_predictor": [
         *("calibration=score_optimal", "calibration.cost=predictor"),
-        *("calibration.levels=40", "seeds=0-15"),
+        *("calibration.levels=40", "seeds=0-11"),
     ],
     "target_variance": ["calibration=target_variance", "dataset=emoji"],
     "search": [
@@ -51,6 +51,7 @@ CALIBRATIONS = {
         "calibration=tableau",
         f"calibration.budgets={[*BUDGETS]}",
         "calibration.schedules=[karras,linear_vp_few,linear_vp_quadratic]",
+        "calibration.evaluations=45000",
     ],
 }
 """Words of calibrate.py by the name of the record. All seeds are below 10,000, those of tables and distances above."""
@@ -65,6 +66,9 @@ METHODS = (
     Method("learned", OWN),
 )
 TABLES = ("solvers_emoji", "deis_emoji", "deis_sn_emoji", "scire_emoji", "score_optimal_emoji", "stf_emoji")
+STRIP, STRIP_SEEDS = (3, 4, 5, 6, 8, 10), "10000-10063"
+"""NFE of the strip, and the seeds of its distances, the first of which is drawn."""
+
 SECOND = "emoji/frechet_distance"
 """The metric of a table's second sheet."""
 
@@ -113,13 +117,26 @@ class Job:
                 _copy(path, out / f"emoji_{path.name}")
             self.report(out)
 
+    def strip(self) -> None:
+        """Sample few seeds by every method at few evaluations, and draw one of them beside the fine run."""
+        out, shared = self.out / "strip", [f"checkpoint={self.model}", f"seeds={STRIP_SEEDS}", "metrics=none"]
+        for schedule in dict.fromkeys(method.schedule for method in METHODS):
+            solvers = ",".join(method.solver for method in METHODS if method.schedule == schedule)
+            steps = [] if schedule == OWN else [f"schedule={schedule}"]
+            words = ["-m", *shared, f"solver={solvers}", *steps, f"nfe={','.join(map(str, STRIP))}"]
+            self.script("sample.py", *words, f"hydra.sweep.dir={out / schedule.replace(' ', '_')}")
+        fine = [f"solver={few_evaluations.REFERENCE.solver}", f"schedule={few_evaluations.REFERENCE.schedule}"]
+        fine_run = out / "fine"
+        self.script("sample.py", *shared, *fine, f"nfe={few_evaluations.FINE}", f"hydra.run.dir={fine_run}")
+        self.report(out, f"fine={fine_run}", "pictures=1")
+
     def report(self, *words: str | Path) -> None:
         command = [sys.executable, "-P", "-c", "from scoreline.cli import main; main()", "report", *map(str, words)]
         subprocess.run(command, check=True, cwd=self.out, stdout=subprocess.DEVNULL)
 
     def parts(self) -> dict[str, Callable[[], None]]:
         found: dict[str, Callable[[], None]] = {name: self._calibration(name) for name in CALIBRATIONS}
-        return {**found, "distances": self.distances, "tables": self.tables}
+        return {**found, "distances": self.distances, "tables": self.tables, "strip": self.strip}
 
     def _calibration(self, name: str) -> Callable[[], None]:
         return lambda: self.calibrate(name)
