@@ -143,7 +143,7 @@ def calibrate(plan: Plan, checkpoint: Path, kind: str) -> None:
     subprocess.run(command, check=True)
 
 
-Score = dict[str, float]
+Score = dict[str, Any]
 
 
 class Judge(NamedTuple):
@@ -170,7 +170,7 @@ class MetricsJudge(NamedTuple):
 
     def scores(self, x: Tensor) -> dict[str, Score]:
         found = self.metrics(ArrayDataset("samples", to_uint8(x)))
-        return {name: {**score} for name, score in found.items() if name.endswith(FRECHET)}
+        return {name: dict(score) for name, score in found.items() if name.endswith(FRECHET)}
 
 
 def _score(replicates: Replicates, count: int) -> Score:
