@@ -50,7 +50,6 @@ CALIBRATIONS = {
     "tableau": [
         "calibration=tableau",
         f"calibration.budgets={[*BUDGETS]}",
-        "calibration.schedules=[karras,linear_vp_few,linear_vp_quadratic]",
         "calibration.evaluations=45000",
     ],
 }
@@ -122,8 +121,8 @@ class Job:
         out, shared = self.out / "strip", [f"checkpoint={self.model}", f"seeds={STRIP_SEEDS}", "metrics=none"]
         for schedule in dict.fromkeys(method.schedule for method in METHODS):
             solvers = ",".join(method.solver for method in METHODS if method.schedule == schedule)
-            steps = [] if schedule == OWN else [f"schedule={schedule}"]
-            words = ["-m", *shared, f"solver={solvers}", *steps, f"nfe={','.join(map(str, STRIP))}"]
+            steps = few_evaluations.REFERENCE.schedule if schedule == OWN else schedule  # one for all that read none
+            words = ["-m", *shared, f"solver={solvers}", f"schedule={steps}", f"nfe={','.join(map(str, STRIP))}"]
             self.script("sample.py", *words, f"hydra.sweep.dir={out / schedule.replace(' ', '_')}")
         fine = [f"solver={few_evaluations.REFERENCE.solver}", f"schedule={few_evaluations.REFERENCE.schedule}"]
         fine_run = out / "fine"
