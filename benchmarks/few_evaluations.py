@@ -29,11 +29,14 @@ from scoreline.calibration.subject import Subject
 from scoreline.checkpoints import Checkpoint, load_model
 from scoreline.config import run_names
 from scoreline.config.compose import build_object, complete_config
+from scoreline.datasets.base import ArrayDataset
 from scoreline.datasets.digits import Digits
 from scoreline.errors import InputError
+from scoreline.generation.labels import plan_labels
+from scoreline.metrics.base import Metrics
 from scoreline.metrics.features import DigitFeatures
 from scoreline.metrics.frechet import GaussianStatistics, frechet_replicates
-from scoreline.metrics.jackknife import assign_groups, delete_each_group
+from scoreline.metrics.jackknife import Replicates, assign_groups, delete_each_group
 from scoreline.networks.gaussian_mixture import GaussianMixtureScore
 from scoreline.schedules.spacings import Power
 from scoreline.solvers.tableau import Tableau, build_tableau
@@ -50,6 +53,9 @@ MODELS = ("digits_classes", "digits_vp")
 FIRST_SEED, RANGES, BATCH, GROUPS = 10_000, 3, 256, 20
 FINE = 200
 OWN = "its own"
+FRECHET = "frechet_distance"
+COLOUR = (3, 32, 32)
+"""Shape of the colour emoji."""
 
 
 class Method(NamedTuple):
@@ -137,18 +143,46 @@ def calibrate(plan: Plan, checkpoint: Path, kind: str) -> None:
     subprocess.run(command, check=True)
 
 
+Score = dict[str, float]
+
+
 class Judge(NamedTuple):
     """Vectors of samples, the Gaussian that right samples have, and what to call the two."""
 
     vectors: Callable[[Tensor], Tensor]
     right: GaussianStatistics
-    protocol: dict[str, str]
+    protocol: dict[str, Any]
+
+    def scores(self, x: Tensor) -> dict[str, Score]:
+        """The Frechet distance of the samples."""
+        group = assign_groups(len(x), min(GROUPS, len(x)))
+        return {FRECHET: _score(frechet_replicates(self.vectors(x), self.right, group), len(x))}
 
 
-def judge(checkpoint: Checkpoint) -> Judge:
-    """Pixels against the exact moments where these are known, else the features of `metrics=fidelity`."""
+class MetricsJudge(NamedTuple):
+    """The Frechet distances among the scores of `metrics=`."""
+
+    metrics: Metrics
+
+    @property
+    def protocol(self) -> dict[str, Any]:
+        return dict(self.metrics.protocol)
+
+    def scores(self, x: Tensor) -> dict[str, Score]:
+        found = self.metrics(ArrayDataset("samples", to_uint8(x)))
+        return {name: {**score} for name, score in found.items() if name.endswith(FRECHET)}
+
+
+def _score(replicates: Replicates, count: int) -> Score:
+    return {"value": replicates.full, "error": replicates.error, "n": count}
+
+
+def judge(checkpoint: Checkpoint) -> Judge | MetricsJudge:
+    """Pixels against the exact moments where these are known, else features, those of colour emoji or of digits."""
     if isinstance(checkpoint.denoiser.network, GaussianMixtureScore):
         return _exact_judge(checkpoint)
+    if checkpoint.card.shape == COLOUR:
+        return MetricsJudge(build_object(complete_config(["metrics=emoji_imagenet"]).metrics))
     features, digits = DigitFeatures(), Digits("train")
     images, _ = digits.read(range(len(digits)))
     named = {"frechet_of": f"{features.name}:{features.digest[:8]}", "to": f"{digits.name}:{digits.digest[:8]}"}
@@ -169,9 +203,10 @@ def span_of(checkpoint: Checkpoint) -> tuple[float, float]:
 
 
 def subject_of(checkpoint: Checkpoint, seeds: Sequence[int]) -> Subject:
-    """The model, `REFERENCE` with `FINE` evaluations, and these seeds."""
+    """The model, `REFERENCE` with `FINE` evaluations, and these seeds with the classes that sample.py gives them."""
     run = build_tableau(UniPC(3), Power(7), span_of(checkpoint), FINE, "none")
-    return Subject(checkpoint.denoiser, run, checkpoint.card.shape, seeds, BATCH)
+    labels = plan_labels("random", seeds, checkpoint.card.num_classes)
+    return Subject(checkpoint.denoiser, run, checkpoint.card.shape, seeds, BATCH, labels)
 
 
 class Chosen(NamedTuple):
@@ -215,7 +250,7 @@ class Bench:
 
     plan: Plan
     checkpoint: Checkpoint
-    judge: Judge
+    judge: Judge | MetricsJudge
 
     @property
     def name(self) -> str:
@@ -246,24 +281,21 @@ class Bench:
             "distance": delete_each_group(lambda d: float(d.mean()), apart, group),
             "distance_median": delete_each_group(lambda d: float(d.median()), apart, group),
             "distance_rms": delete_each_group(lambda d: float(d.square().mean().sqrt()), apart, group),
-            "frechet_distance": frechet_replicates(self.judge.vectors(x), self.judge.right, group),
         }
-        return {name: {"value": it.full, "error": it.error, "n": len(x)} for name, it in found.items()}
+        return {name: _score(it, len(x)) for name, it in found.items()} | self.judge.scores(x)
 
     def reference_row(self, seeds: str) -> Row:
         """The Frechet distance of the fine run itself."""
-        x = self.ends(seeds)
-        scores = self.scores(x, torch.zeros(len(x), dtype=torch.float64))
-        only = {"frechet_distance": scores["frechet_distance"]}
-        return {**self.about(REFERENCE, FINE, seeds), "metrics": only}
+        return {**self.about(REFERENCE, FINE, seeds), "metrics": self.judge.scores(self.ends(seeds))}
 
     def about(self, method: Method, nfe: int, seeds: str) -> Row:
         """What a row has besides its figures: as in the metrics.json of sample.py."""
         first, last = span_of(self.checkpoint)
+        labels = "random" if self.checkpoint.card.num_classes else "none"
         return {
             "model": self.name,
             **{"solver": method.solver, "schedule": method.schedule, "nfe": nfe},
-            **{"images": self.plan.images, "seeds": seeds, "labels": "none", "guidance": "none", "threshold": "none"},
+            **{"images": self.plan.images, "seeds": seeds, "labels": labels, "guidance": "none", "threshold": "none"},
             **{"final": "none", "sigma_max": first, "sigma_end": last, "code_version": code_version()},
             "checkpoint": {"name": self.checkpoint.path.name, "sha256": self.checkpoint.digest},
             "protocol": {"distance_from": f"{REFERENCE.name} at NFE {FINE}, same noise", **self.judge.protocol},
@@ -341,10 +373,10 @@ def claim(out: Path) -> None:
         raise InputError(f"{out}: was begun by version {mark.read_text()} of the code, this is {code_version()}")
 
 
-def differences(out: Path, rows: Sequence[Row], first: Method = METHODS[0]) -> list[Row]:
+def differences(out: Path, rows: Sequence[Row], first: Method) -> list[Row]:
     """What a method adds to the distances of `first` on the same seeds, with its standard error.
 
-    That of the mean distance is over images, that of the Frechet distance over ranges of seeds.
+    That of the mean distance is over images, that of a Frechet distance over ranges of seeds.
     """
     found: list[Row] = []
     for name, _, nfe, group in _grouped(rows):
@@ -367,12 +399,15 @@ def _grouped(rows: Sequence[Row]) -> Iterator[tuple[str, str, int, list[Row]]]:
 
 def _paired(out: Path, group: list[Row], base: list[Row]) -> list[Row]:
     apart = torch.cat([_distances(out, one) - _distances(out, other) for one, other in zip(group, base, strict=True)])
-    pairs = zip(group, base, strict=True)
-    frechet = [one["metrics"][FRECHET]["value"] - other["metrics"][FRECHET]["value"] for one, other in pairs]
     about = {key: group[0][key] for key in ("model", "solver", "schedule", "nfe")}
-    known = {"difference": float(apart.mean()), "error": float(apart.std()) / len(apart) ** 0.5, "n": len(apart)}
-    rough = {"difference": mean(frechet), "error": stdev(frechet) / len(frechet) ** 0.5, "n": len(frechet)}
-    return [{**about, "metric": "distance", **known}, {**about, "metric": FRECHET, **rough}]
+    found = {"distance": apart.tolist()}
+    for name in shown(group)[1:]:
+        pairs = zip(group, base, strict=True)
+        found[name] = [one["metrics"][name]["value"] - other["metrics"][name]["value"] for one, other in pairs]
+    return [
+        {**about, "metric": name, "difference": mean(it), "error": stdev(it) / len(it) ** 0.5, "n": len(it)}
+        for name, it in found.items()
+    ]
 
 
 def _distances(out: Path, row: Row) -> Tensor:
@@ -382,8 +417,20 @@ def _distances(out: Path, row: Row) -> Tensor:
     return load_file(distance_file(out, row["model"], method, row["nfe"], row["seeds"]))["values"]
 
 
-FRECHET = "frechet_distance"
-SHOWN = {"distance": "Mean distance from the fine run", FRECHET: "Frechet distance"}
+TITLES = {
+    "distance": "Mean distance from the fine run",
+    FRECHET: "Frechet distance",
+    f"imagenet/{FRECHET}": "Frechet distance, EfficientNet-Lite0",
+    f"emoji/{FRECHET}": "Frechet distance, emoji classifier",
+}
+
+
+def shown(rows: Sequence[Row]) -> list[str]:
+    """The scores that have a table: the distance, then the Frechet distances."""
+    measured = {name for row in rows for name in row.get("metrics", {})}
+    return [name for name in TITLES if name in measured]
+
+
 BIAS = "the Frechet distance of few samples is biased upwards: the fine run's is its floor, not 0"
 
 
@@ -394,7 +441,7 @@ def report(rows: Sequence[Row]) -> str:
         mine = [row for row in rows if row["model"] == name]
         parts += [
             f"### {name}",
-            *(f"{title}:\n\n{_table(mine, metric)}" for metric, title in SHOWN.items()),
+            *(f"{TITLES[metric]}:\n\n{_table(mine, metric)}" for metric in shown(mine)),
             _notes(mine),
         ]
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -411,9 +458,9 @@ def summed(rows: Sequence[Row]) -> tuple[list[Row], list[Row]]:
 def _table(rows: Sequence[Row], metric: str) -> str:
     cells, fine = summed(rows)
     text = markdown(of_sweep([Run(Path(), row) for row in cells], metric)).strip()
-    if metric != FRECHET or not fine:
+    if not fine or metric not in fine[0]["metrics"]:
         return text
-    score = fine[0]["metrics"][FRECHET]
+    score = fine[0]["metrics"][metric]
     floor = f"{score['value']:.3g} +- {score['error']:.2g}"
     columns = len({row["nfe"] for row in cells})
     head, gap, tail = text.partition("\n\n")
@@ -428,19 +475,20 @@ def _notes(rows: Sequence[Row]) -> str:
 
 
 def figure(rows: Sequence[Row], path: Path) -> None:
-    """Rows are models, columns the two distances, both axes logarithmic."""
+    """Rows are models, columns the distances, both axes logarithmic."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
     names = list(dict.fromkeys(row["model"] for row in rows))
+    count, width = len(names), len(shown(rows))
     chart, grid = pyplot.subplots(
-        len(names), 2, figsize=(11, 4 * len(names)), layout="constrained", sharex=True, squeeze=False
+        count, width, figsize=(5.5 * width, 4 * count), layout="constrained", sharex=True, squeeze=False
     )
-    for (line, name), (column, metric) in product(enumerate(names), enumerate(SHOWN)):
+    for (line, name), (column, metric) in product(enumerate(names), enumerate(shown(rows))):
         _draw(grid[line, column], [row for row in rows if row["model"] == name], metric)
-        grid[line, column].set(title=name, ylabel=SHOWN[metric], xlabel="NFE", xscale="log", yscale="log")
+        grid[line, column].set(title=name, ylabel=TITLES[metric], xlabel="NFE", xscale="log", yscale="log")
         grid[line, column].set_xticks(budgets := sorted({row["nfe"] for row in summed(rows)[0]}), map(str, budgets))
         grid[line, column].minorticks_off()
     chart.legend(*grid[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=9)
@@ -453,7 +501,7 @@ def _draw(axes: Any, rows: Sequence[Row], metric: str) -> None:
     for name in dict.fromkeys(map(_method, cells)):
         line = sorted((row["nfe"], *_bar(row, metric)) for row in cells if _method(row) == name)
         axes.errorbar(*zip(*line, strict=True), label=name, marker="o", markersize=3, capsize=2)
-    for row in fine if metric == FRECHET else []:
+    for row in fine if metric != "distance" else []:
         axes.axhline(row["metrics"][metric]["value"], color="grey", linestyle=":", linewidth=1)
 
 
@@ -462,14 +510,13 @@ def _bar(row: Row, metric: str) -> tuple[float, float]:
     return score["value"], score["error"]
 
 
-def write(out: Path, rows: Sequence[Row]) -> None:
+def write(plan: Plan, rows: Sequence[Row]) -> None:
     """The tables, the figure and the paired differences."""
-    text = report(rows)
+    text, out = report(rows), plan.out
     write_atomically(out / "few_evaluations.md", lambda temporary: temporary.write_text(text))
     figure(rows, out / "few_evaluations.png")
-    write_json(
-        out / "differences.json", differences(out, [row for row in rows if "distance" in row.get("metrics", {})])
-    )
+    compared = [row for row in rows if "distance" in row.get("metrics", {})]
+    write_json(out / "differences.json", differences(out, compared, plan.methods[0]))
 
 
 def work(plan: Plan, models: Sequence[str]) -> None:
@@ -481,7 +528,7 @@ def work(plan: Plan, models: Sequence[str]) -> None:
         for row in measure(Bench(plan, checkpoint, judge(checkpoint)), ledger.__contains__):
             ledger.add(row)
             print(_line(row), flush=True)
-        write(plan.out, ledger.rows)
+        write(plan, ledger.rows)
 
 
 def _line(row: Row) -> str:

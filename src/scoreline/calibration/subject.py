@@ -146,8 +146,9 @@ class Subject:
         Args:
             run: the tableau.
             progress: called with the images' worth of work done.
-            whole: call the network on whole batches; images then depend on the batch size by rounding.
+            whole: call the network on whole batches, without padding where fewer images are asked for; images then
+                depend on the batch size by rounding.
         """
         args = (self.denoiser, run, self.shape, self.seeds, self.batch_size, self.labels)
-        size = self.batch_size if whole else self.network_batch
+        size = None if whole else self.network_batch
         return generate(*args, network_batch=size, progress=progress, noise=self.draw)

@@ -5,12 +5,14 @@ Check whether this machine can run a job, and forecast its time and memory.
   scoreline doctor sample checkpoint=NAME seeds=0-49999 metrics=inception
   scoreline doctor train experiment=cifar10_edm --quick
   scoreline doctor calibrate checkpoint=NAME nfe=1000
+  scoreline doctor table=deis_digits budget=paper jobs=2
 
 It lists versions, the device, every file that the job reads, the free disk
 space for its output, the size of the network and the number of its calls. It
 times one call of the network (some seconds; --quick skips it) and forecasts
-memory and time from it: the time of network calls alone, on this machine. It
-writes and fetches nothing; `scoreline prefetch` fetches what is missing.
+memory and time from it: the time of network calls alone, on this machine. Of
+a table it reports the first cell, then the work of all. It writes and fetches
+nothing; `scoreline prefetch` fetches what is missing.
 
 Each line is ok, warn or fail. Exit code: 0 if no line fails, 1 if one does, 2
 if the script would refuse the config.
@@ -23,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from omegaconf import OmegaConf
 
 from scoreline.calibration.data_deviation import IMAGES, NFE
 from scoreline.checkpoints import Checkpoint
@@ -44,6 +47,9 @@ from scoreline.generation.labels import plan_labels
 from scoreline.runtime.cores import threads_of
 from scoreline.solvers.tableau import build
 from scoreline.storage.files import cache_folder
+from scoreline.tables import schema
+from scoreline.tables.forecast import table_job
+from scoreline.tables.table_run import of_cells
 from scoreline.values import parse_seeds, real_number, whole_number
 
 QUICK = "--quick"
@@ -64,7 +70,11 @@ def main(words: list[str]) -> int:
         InputError: for words that describe no job.
     """
     script, overrides, quick = parse(words)
-    findings = list(report(script, job_config(script, overrides), quick))
+    cfg = job_config(script, overrides)
+    if script == "sample" and cfg.table is not None:
+        findings = list(table_report(cfg, overrides, quick))
+    else:
+        findings = list(report(script, cfg, quick))
     print(table(findings))
     return int(failed(findings))
 
@@ -116,6 +126,21 @@ def report(script: str, cfg: Any, quick: bool) -> Iterator[Finding]:
         yield from (training if script == "train" else sampling)(script, cfg, None if quick else device, device)
     except Exception as error:
         yield Finding("fail", "job", sentence(error))
+
+
+def table_report(cfg: Any, overrides: Sequence[str], quick: bool) -> Iterator[Finding]:
+    """Yield the lines of the report on a table: those of its first cell, and the work of all cells."""
+    chosen = schema.parse(cfg.hydra.runtime.choices.table, OmegaConf.to_container(cfg.table))
+    own = of_cells(overrides)
+    row, column = next((row, it) for row in chosen.rows for it in chosen.columns if it.name not in row.cannot)
+    seeds = f"seeds='{chosen.ranges(cfg.budget)[0]}'"
+    first = job_config("sample", [*chosen.base, *row.overrides, *column.overrides, seeds, *own])
+    yield from report("sample", first, quick)
+    checkpoint, device, cost = read_source(first).load_local(), _device("sample", first)[1], None
+    if checkpoint is not None and device is not None and not quick:
+        model = with_model(first, checkpoint, sigma_data=known_sigma_data(checkpoint) or ANY_DEVIATION)
+        cost = sample_job("sample", model, checkpoint).cost(device)
+    yield table_job(chosen, str(cfg.budget), own, int(first.nfe)).forecast(cost, cfg.jobs or 1)
 
 
 def _device(script: str, cfg: Any) -> tuple[Finding, torch.device | None]:

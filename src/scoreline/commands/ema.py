@@ -4,6 +4,8 @@ Write a model with a post-hoc average of the weights.
   scoreline ema RUN sigma_rel=0.15 DEST.safetensors
   scoreline ema RUN sigma_rel=0.15 kimg=96 DEST.safetensors
   scoreline ema RUN half_life_kimg=20 rampup=0.05 DEST.safetensors
+  scoreline ema RUN sigma_rel=0.1 dtype=bfloat16 experiment=emoji32_edm \
+    dataset.split=test DEST.safetensors
 
 RUN             a run directory of train.py ema.post_hoc=[0.05,0.1], which
                 keeps snapshots in ema/
@@ -11,8 +13,13 @@ DEST            the new model file; it must not exist yet
 sigma_rel       relative width of a power-function average, or
 half_life_kimg  half-life of an EMA; rampup adds EDM's ramp to it
 kimg            end of the average (default: the newest snapshot)
+dtype           of the weights in the file: float32, or bfloat16 for half the
+                size (float32); the network computes in float32 from both
+experiment      a choice of conf/experiment with dataset.KEY=VALUE for held-out
+                images: measure the loss on them, for the card
 trust           a package from which the model may take its network
 
+The card also gets the training curve of RUN/metrics.jsonl.
 Post-hoc EMA of Karras et al. (2024), arXiv:2312.02696.
 """
 
@@ -22,19 +29,29 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
+from torch import Tensor
 
-from scoreline.checkpoints import Card, load_model, save_model
+from scoreline.checkpoints import Card, Checkpoint, load_model, save_model
 from scoreline.commands.words import names, new_file, parse
+from scoreline.config.compose import build_object, script_config
 from scoreline.errors import InputError
+from scoreline.storage import run_history
 from scoreline.training.ema import EMA, gamma_of
 from scoreline.training.ema_snapshots import Snapshot, combine, list_snapshots
 from scoreline.training.post_hoc_ema import PowerProfile, Profile, exact_profile, exponential, fit
 from scoreline.values import real_number
 
-OWN = {"sigma_rel": "", "half_life_kimg": "", "rampup": "", "kimg": "", "trust": ""}
+OWN = {"sigma_rel": "", "half_life_kimg": "", "rampup": "", "kimg": "", "dtype": "float32", "trust": ""}
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+"""Types of the weights in a file, by name."""
 
 MOST = 0.05
 """Largest accepted residual of a fit."""
+
+POINTS = 20
+"""Most rows of the training curve in a card."""
 
 TRIED = 40
 """Number of widths, uniform in their logarithm, among which `working_range` searches."""
@@ -46,6 +63,7 @@ class Arguments(NamedTuple):
     run: Path
     destination: Path
     keys: dict[str, str]
+    held_out: list[str]
 
 
 @dataclass(frozen=True)
@@ -65,7 +83,8 @@ def main(words: list[str]) -> None:
     Raises:
         InputError: for unusable arguments, and a profile that the snapshots miss by more than 5 %.
     """
-    run, destination, keys = arguments(words)
+    run, destination, keys, held_out = arguments(words)
+    dtype = _dtype(keys["dtype"])
     checkpoint = load_model(run / "model.safetensors", names(keys["trust"]))
     snapshots = list_snapshots(run)
     images = _moment(keys["kimg"], snapshots)
@@ -74,11 +93,17 @@ def main(words: list[str]) -> None:
     if not combination.residual <= MOST:
         raise InputError(refusal(target, images, snapshots_used, combination.residual))
     weights = combine(snapshots_used, combination.coefficients.tolist(), checkpoint.denoiser.network)
-    save_model(destination, weights, _new_card(checkpoint.card, target, images, snapshots_used, combination.residual))
+    card = _new_card(checkpoint.card, target, images, snapshots_used, combination.residual)
+    card.training.update(training_curve(run, images / 1000))
+    if held_out:
+        card.training["held_out"] = held_out_losses(checkpoint, weights, dtype, held_out)
+    save_model(destination, stored(weights, dtype), card)
     print(
         f"{target.key}={target.value:g} at {images / 1000:g} kimg from {len(snapshots_used)} snapshots, "
         f"residual {100 * combination.residual:.2g} % -> {destination}"
     )
+    for name, loss in card.training.get("held_out", {}).get("losses", {}).items():
+        print(f"held-out loss of the {name} weights {loss['loss']:.5f} +- {loss['error']:.2g}")
 
 
 def arguments(words: list[str]) -> Arguments:
@@ -87,7 +112,7 @@ def arguments(words: list[str]) -> Arguments:
     Raises:
         InputError: for other words, or if DEST exists already.
     """
-    parsed = parse(words, OWN)
+    parsed = parse(words, OWN, ("experiment", "dataset"))
     if len(parsed.paths) != 2:
         raise InputError(f"{len(parsed.paths)} paths: give two, as in RUN sigma_rel=0.15 DEST.safetensors")
     run, destination = map(Path, parsed.paths)
@@ -95,7 +120,15 @@ def arguments(words: list[str]) -> Arguments:
         raise InputError(f"{run}: no such directory; give the run directory of train.py first, then DEST.safetensors")
     if destination.suffix != ".safetensors":
         raise InputError(f"{destination}: must end in .safetensors")
-    return Arguments(run, new_file(str(destination), destination), parsed.own)
+    if parsed.overrides and not any(word.startswith("experiment=") for word in parsed.overrides):
+        raise InputError(f"{parsed.overrides[0]}: give experiment= too, the choice of conf/experiment of the training")
+    return Arguments(run, new_file(str(destination), destination), parsed.own, parsed.overrides)
+
+
+def _dtype(name: str) -> torch.dtype:
+    if name not in DTYPES:
+        raise InputError(f"dtype={name}: must be {' or '.join(DTYPES)}")
+    return DTYPES[name]
 
 
 def _number(key: str, text: str) -> float:
@@ -204,3 +237,61 @@ def _new_card(card: Card, target: Target, images: int, snapshots: Sequence[Snaps
     }
     ema = {**target.settings, "reconstructed_from": reconstruction}
     return replace(card, training={**training, "kimg": images / 1000, "ema": ema})
+
+
+def stored(weights: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
+    """Return the weights with floating-point ones in another type."""
+    return {name: weight.to(dtype) if weight.is_floating_point() else weight for name, weight in weights.items()}
+
+
+def held_out_losses(
+    checkpoint: Checkpoint, weights: dict[str, Tensor], dtype: torch.dtype, words: list[str]
+) -> dict[str, Any]:
+    """Measure the loss on held-out images, of the weights in float32 and as they are stored.
+
+    Args:
+        checkpoint: the run's model, whose network gets the weights.
+        weights: the average.
+        dtype: the type in which the file stores them.
+        words: overrides of the config of train.py that choose the objective and the images.
+
+    Returns:
+        `data`, `images`, and `losses` with `loss` and `error` by the name of the type.
+
+    Raises:
+        InputError: for images of another shape, or those of the training.
+    """
+    from scoreline.training.fixed_loss import DRAWS, data_loss
+
+    cfg = script_config("train", words)
+    data, objective, card = build_object(cfg.dataset), build_object(cfg.objective), checkpoint.card
+    if data.shape != card.shape or data.digest == card.data.get("sha256"):
+        reason = f"images of shape {list(data.shape)}" if data.shape != card.shape else "those of the training"
+        raise InputError(f"{' '.join(words)}: {reason}; choose held-out ones of shape {list(card.shape)}")
+    found = {}
+    for name in dict.fromkeys(("float32", *(name for name, it in DTYPES.items() if it == dtype))):
+        checkpoint.denoiser.network.load_state_dict(stored(weights, DTYPES[name]))
+        loss = data_loss(checkpoint.denoiser, objective, data, bool(card.num_classes))
+        found[name] = {"loss": loss.loss, "error": loss.error}
+    return {"data": data.name, "images": len(data), "draws": DRAWS, "losses": found}
+
+
+def training_curve(run: Path, kimg: float) -> dict[str, Any]:
+    """Return `curve`: rows of kimg, training loss and validation loss, at most `POINTS` of them; empty without records.
+
+    The training loss is a mean since the row before; the validation loss is that of the tracked average
+    (`fixed_loss`).
+
+    Args:
+        run: the run directory.
+        kimg: the end of the curve.
+    """
+    records = [record for record in run_history.records(run / "metrics.jsonl") if record["kimg"] <= kimg]
+    fixed = [record for record in records if "fixed_loss" in record]
+    chosen = [fixed[round(k)] for k in np.linspace(0, len(fixed) - 1, min(POINTS, len(fixed)))]
+    rows, start = [], 0.0
+    for record in chosen:
+        losses = [it["loss"] for it in records if "loss" in it and start < it["kimg"] <= record["kimg"]]
+        rows.append([record["kimg"], *(round(x, 5) for x in (float(np.mean(losses)), record["fixed_loss"]))])
+        start = record["kimg"]
+    return {"curve": {"columns": ["kimg", "loss", "validation_loss"], "rows": rows}} if rows else {}

@@ -33,7 +33,7 @@ from scoreline.commands.words import Words, new_file, parse
 from scoreline.datasets import generated_images
 from scoreline.datasets.base import ImageDataset
 from scoreline.errors import InputError
-from scoreline.metrics.base import HIGHER_IS_BETTER, Metrics, Score
+from scoreline.metrics.base import Metrics, Score, higher_is_better
 from scoreline.metrics.reference_set import images_of
 from scoreline.runtime.progress import ImageProgress
 from scoreline.storage.files import cache_folder, code_version, write_atomically
@@ -109,7 +109,7 @@ def report(images: ImageDataset, metrics: Metrics, scores: Mapping[str, Score]) 
     width = max(map(len, scores), default=0)
     lines = [f"{len(images)} images of {images.name}, {'x'.join(map(str, images.shape))}"]
     for name, score in scores.items():
-        better = "higher" if name in HIGHER_IS_BETTER else "lower"
+        better = "higher" if higher_is_better(name) else "lower"
         about = "" if score["n"] == len(images) else f", of {score['n']} images"
         lines.append(f"{name:<{width}}  {score['value']:10.5g} +- {score['error']:.2g}  ({better} is better{about})")
     protocol = metrics.fingerprint(len(images))

@@ -1,4 +1,4 @@
-"""scoreline report DIR [metric=NAME] [over=ROW]
+"""scoreline report DIR [metric=NAME] [over=ROW] [fine=RUN] [pictures=N]
 Print the table of finished runs, and write table.md, table.tex, table.csv and
 table.png into DIR.
 
@@ -6,6 +6,14 @@ table.png into DIR.
   scoreline report multirun/sample-XXXXXXXX       a sweep, or any folder of runs
   scoreline report DIR metric=recall              another measured metric
   scoreline report DIR over=DDIM                  ratios to a row of a table
+  scoreline report DIR fine=RUN pictures=4        distances to a fine run, and
+                                                  pictures.png
+
+fine      a run of sample.py with the seeds of the others and many evaluations:
+          adds the metric `distance`, the root mean square over pixels in
+          [-1, 1] to its image of the same seed, and prints that by default
+pictures  images of each cell in pictures.png, which has a row for each solver
+          and a column for each NFE (4 with fine=, which it needs)
 
 Rows of a sweep are solvers on schedules with the options that vary
 (schedule.power=5); columns are NFE. Runs of unequal protocols form separate
@@ -13,15 +21,17 @@ tables. Runs that differ in their seeds alone become one number with the spread
 between them. Ratios pair the seed ranges and are in ratios.md too.
 """
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 from scoreline.commands.words import split
 from scoreline.errors import InputError, did_you_mean
-from scoreline.tables import plan, ratios, table_files
+from scoreline.tables import pictures, plan, ratios, table_files
 from scoreline.tables.grid import Grid, collect, of_sweep, over_seed_ranges
+from scoreline.values import whole_number
 
-OWN = {"metric": "", "over": ""}
+OWN = {"metric": "", "over": "", "fine": "", "pictures": ""}
 METRIC = "frechet_distance"
 
 
@@ -43,8 +53,34 @@ def main(words: list[str]) -> None:
     if len(roots) != 1:
         raise InputError(f"{len(roots)} directories: give one, as in outputs/table/NAME-small")
     root = Path(roots[0])
+    if own["fine"] or own["pictures"]:
+        print(beside_fine(root, own), end="")
+        return
     text = "\n" + _ratio_table(root, own["metric"], own["over"]) if own["over"] else ""
     print(table_files.write(grid(root, own["metric"]), root) + text, end="")
+
+
+def beside_fine(root: Path, own: Mapping[str, str]) -> str:
+    """Write the table of runs with their distances to a fine run, and pictures.png; return the text.
+
+    Args:
+        root: a directory of runs.
+        own: the keys of the command.
+
+    Raises:
+        InputError: as `main`, and if the runs and the fine run have not the same seeds.
+    """
+    if own["over"] or not own["fine"]:
+        key = "over" if own["over"] else "pictures"
+        remedy = "leave it out, or drop fine" if own["over"] else "give fine=RUN too, a run of many evaluations"
+        raise InputError(f"{key}={own[key]}: {remedy}")
+    shown = whole_number("pictures", int(own["pictures"]) if own["pictures"].isdecimal() else own["pictures"] or 4)
+    fine = pictures.fine_run(own["fine"])
+    runs = over_seed_ranges(pictures.with_distances(collect(root), fine))
+    grid = replace(of_sweep(runs, own["metric"] or pictures.DISTANCE), note=pictures.note(fine))
+    text = table_files.write(grid, root)
+    table_files.write_file(root / "pictures.png", lambda path: pictures.draw(grid, runs, fine, shown, path))
+    return text
 
 
 def grid(root: Path, metric: str) -> Grid:

@@ -112,7 +112,7 @@ class Effort:
         fine_nfe: evaluations of the fine run.
         batch: images of each step.
         batch_size: images of a call of the pipeline.
-        memory: gigabytes of activations that a step may keep instead of repeating calls.
+        memory: gigabytes of activations that a step may keep instead of repeating calls; None is half of what is free.
 
     Raises:
         InputError: for a number out of range.
@@ -124,7 +124,7 @@ class Effort:
     fine_nfe: int = 60
     batch: int = 24
     batch_size: int = 8
-    memory: float = 0.5
+    memory: float | None = None
 
     def __post_init__(self) -> None:
         least = {"images": 2 * HELD_OUT, "report": 2, "fine_nfe": 10}

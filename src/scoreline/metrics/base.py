@@ -10,6 +10,8 @@ from scoreline.sampling import Progress
 from scoreline.storage.resumable import Parts
 
 HIGHER_IS_BETTER = frozenset({"precision", "recall", "density", "coverage", "inception_score"})
+OF_SEVERAL = "/"
+"""Stands between the name of a set of metrics and that of a score (`several.Several`)."""
 ALONE = Parts()
 """One process that keeps features in memory."""
 
@@ -87,6 +89,11 @@ class Metrics(ABC):
     @abstractmethod
     def warnings(self, n: int) -> list[str]:
         """Return warnings that a reader needs before trusting the scores of `n` images."""
+
+
+def higher_is_better(name: str) -> bool:
+    """Return whether larger values of the score of this name are better."""
+    return name.rpartition(OF_SEVERAL)[2] in HIGHER_IS_BETTER
 
 
 def check_least(key: str, value: int, least: int) -> None:

@@ -53,12 +53,15 @@ def build_subject(config: CalibrateConfig, components: "CalibrateComponents", ch
     from scoreline.calibration.subject import Subject
     from scoreline.generation.labels import plan_labels
     from scoreline.runtime.device import choose_device
+    from scoreline.runtime.memory import keep_freed_memory
     from scoreline.solvers.tableau import build_tableau
     from scoreline.storage.resumable import Parts
 
     torch.set_num_threads(config.threads)
     group, card, data = distributed.current(), checkpoint.card, components.data
     device = choose_device(config.device, group.local)
+    if device.type == "cpu":
+        keep_freed_memory()
     labels = plan_labels(config.labels, config.seeds, card.num_classes)
     tableau = build_tableau(components.solver, components.schedule, components.span, config.nfe, "none")
     if data is not None:

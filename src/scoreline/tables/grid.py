@@ -16,7 +16,7 @@ from typing import Any
 from scoreline.errors import InputError, did_you_mean
 from scoreline.generation import run_results
 from scoreline.generation.run_results import Result
-from scoreline.metrics.base import HIGHER_IS_BETTER, Score
+from scoreline.metrics.base import Score, higher_is_better
 from scoreline.storage import run_config
 from scoreline.tables import options
 from scoreline.tables.protocol import PROTOCOL, differences, fingerprint, merge, parts, parts_of_overrides
@@ -136,7 +136,7 @@ def best(part: Part, metric: str, column: str) -> set[str]:
     scores = {row: score for row, score in scores.items() if math.isfinite(score["value"])}
     if not scores:
         return set()
-    better = max if metric in HIGHER_IS_BETTER else min
+    better = max if higher_is_better(metric) else min
     top = better(scores.values(), key=lambda score: score["value"])
     return {row for row, it in scores.items() if abs(it["value"] - top["value"]) <= _spread(it, top)}
 

@@ -20,7 +20,7 @@ def write(grid: Grid, root: Path) -> str:
     for name, content in (("table.md", text), ("table.tex", latex(grid)), ("table.csv", long_csv(grid))):
         write_text(root / name, content)
     if any(entry.score(grid.metric) for entry in grid.entries()):
-        _write(root / "table.png", lambda path: figure(grid, path))
+        write_file(root / "table.png", lambda path: figure(grid, path))
     return text
 
 
@@ -32,10 +32,15 @@ def write_text(path: Path, text: str) -> None:
     """
     content = text.encode()
     if not path.is_file() or path.read_bytes() != content:
-        _write(path, lambda temporary: temporary.write_bytes(content))
+        write_file(path, lambda temporary: temporary.write_bytes(content))
 
 
-def _write(path: Path, write: Callable[[Path], object]) -> None:
+def write_file(path: Path, write: Callable[[Path], object]) -> None:
+    """Write a file by a function of its temporary path.
+
+    Raises:
+        InputError: if it cannot be written.
+    """
     try:
         write_atomically(path, write)
     except OSError as error:

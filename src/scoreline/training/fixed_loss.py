@@ -1,13 +1,15 @@
-"""The validation loss: the averaged model on fixed images, noise and noise levels."""
+"""The loss on fixed images, noise and noise levels: of the averaged model during training, of a model on other data."""
 
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Generator, Tensor
 
+from scoreline.datasets.base import ImageDataset
 from scoreline.denoiser import Denoiser
 from scoreline.objective import Batch, DenoisingObjective
 from scoreline.runtime.seeded_noise import seed_generator
@@ -25,12 +27,61 @@ SEED = 0
 PARTS = 64
 """Number of images per evaluation of the network."""
 
+DRAWS = 8
+"""Number of draws of noise for each image of `data_loss`."""
+
+
+class Loss(NamedTuple):
+    """The mean of a loss over images, its standard error, and the number of images."""
+
+    loss: float
+    error: float
+    images: int
+
+
+def fixed_batch(dataset: ImageDataset, chosen: Sequence[int], conditional: bool, draw: int = 0) -> Batch:
+    """Return images of a data set with noise and levels that are the same in every call.
+
+    The levels are the quantiles (i + 1/2) / n of the training density, paired with images and noise by a fixed shuffle.
+
+    Args:
+        dataset: the images.
+        chosen: n numbers of images.
+        conditional: whether the network takes their labels.
+        draw: chooses the noise and the shuffle.
+    """
+    images, labels = dataset.read(chosen)
+    generator = seed_generator(Generator(), step_key(SEED, draw, 0, "fixed_loss"))
+    order = torch.randperm(len(images), generator=generator)
+    u = (order.double() + 0.5) / len(images)
+    eps = torch.randn(images.shape, generator=generator)
+    return Batch(to_unit(images), u, eps, labels if conditional else None)
+
+
+@torch.inference_mode()
+def data_loss(denoiser: Denoiser, objective: DenoisingObjective, dataset: ImageDataset, conditional: bool) -> Loss:
+    """Measure the loss on every image of a data set, a mean over `DRAWS` draws each, against the clean images.
+
+    Use it with held-out images, to choose when to stop and to compare models of one data set.
+
+    Args:
+        denoiser: the model.
+        objective: the training objective; its target is not used.
+        dataset: at least two images.
+        conditional: whether the network takes their labels.
+    """
+    objective = replace(objective, target=Denoising())
+    means = torch.zeros(len(dataset), dtype=torch.float64)
+    for draw in range(DRAWS):
+        batch = fixed_batch(dataset, range(len(dataset)), conditional, draw)
+        means += torch.cat([objective(denoiser, part)[0].double() for part in batch.split(PARTS)]) / DRAWS
+    return Loss(float(means.mean()), float(means.std() / len(means) ** 0.5), len(means))
+
 
 class FixedLoss(Callback):
     """Log the validation loss of the averaged weights on `images` fixed images every `every_kimg`, as `fixed_loss`.
 
-    The noise levels are the quantiles (i + 1/2) / images of the training density, paired with images and noise by a
-    fixed shuffle. The target is the clean image whatever training regresses on, without augmentation or dropped labels,
+    Noise and levels are those of `fixed_batch`. The target is the clean image whatever training regresses on, without augmentation or dropped labels,
     so curves of DSM and STF compare. Use it to compare runs and, in a sweep, to choose among them.
     """
 
@@ -59,13 +110,9 @@ class FixedLoss(Callback):
             dataset = trainer.datamodule.dataset  # type: ignore[attr-defined]
             count = min(self.images, len(dataset))
             chosen = np.random.Generator(np.random.PCG64(SEED)).choice(len(dataset), count, replace=False)
-            images, labels = dataset.read(chosen.tolist())
-            generator = seed_generator(Generator(), step_key(SEED, 0, 0, "fixed_loss"))
-            order = torch.randperm(count, generator=generator)
-            u = (order.double() + 0.5) / count
-            eps = torch.randn(images.shape, generator=generator)
-            clean, u, eps, labels = (part.to(module.device) for part in (to_unit(images), u, eps, labels))
-            self._batch = Batch(clean, u, eps, module.condition(labels))
+            batch = fixed_batch(dataset, chosen.tolist(), bool(module.card.num_classes))
+            clean, u, eps = (part.to(module.device) for part in (batch.clean, batch.u, batch.eps))
+            self._batch = Batch(clean, u, eps, None if batch.label is None else batch.label.to(module.device))
         return self._batch
 
     @torch.no_grad()

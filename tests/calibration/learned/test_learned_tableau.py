@@ -216,6 +216,23 @@ def test_processes_share_budgets_and_a_restart_continues(tmp_path: Path, monkeyp
             assert torch.equal(value, other[name]) if isinstance(value, Tensor) else value == other[name]
 
 
+@pytest.mark.parametrize(("free", "processes", "memory"), [(8e9, 1, 4e9), (8e9, 2, 2e9), (None, 1, 0.5e9)])
+def test_activations_take_half_of_what_is_free(
+    free: float | None, processes: int, memory: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(learned_tableau, "free_memory", lambda device: free)
+    some = replace(subject(range(12)), parts=Parts(size=processes))
+    assert estimator(4)._plan(some, 1.0, 4).memory == memory
+    assert estimator(4, memory=1.5)._plan(some, 1.0, 4).memory == 1.5e9
+
+
+def test_a_tableau_is_the_same_whatever_the_memory() -> None:
+    few, none = ({"evaluations": 800, "starts": 1, "memory": memory} for memory in (1.0, 0.0))
+    kept, repeated = (estimator(3, **options)(subject(range(24))) for options in (few, none))
+    assert torch.equal(kept["rho_3"], repeated["rho_3"])
+    assert torch.equal(kept["N_3"], repeated["N_3"])
+
+
 def test_starts_are_closed_forms_with_the_right_end(learned: dict) -> None:
     """EDM's own last step goes to rho = 0, a table that was learned before would make a repetition differ, and Heun's
     calls at one level twice have no family around them."""

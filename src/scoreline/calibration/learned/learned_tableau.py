@@ -22,6 +22,7 @@ from scoreline.calibration.ranking import Candidate, Families, candidates, rank,
 from scoreline.calibration.search import check_budgets
 from scoreline.calibration.subject import Subject
 from scoreline.errors import InputError
+from scoreline.runtime.device import free_memory
 from scoreline.sampling import Progress
 from scoreline.schedules.tabulated import SAME
 from scoreline.solvers.learned import tensors_of
@@ -39,6 +40,12 @@ TRIALS = 0.2
 """Share of the evaluations that goes to short trials of all starts, where there are several."""
 
 GIGABYTE = 1e9
+
+SHARE = 0.5
+"""Share of the free memory that a step's activations may take where `memory` is None."""
+
+UNKNOWN = 0.5
+"""Gigabytes of it where the system does not report what is free."""
 
 Groups = tuple[SeedGroup, SeedGroup]
 """Seeds that train, and seeds held out."""
@@ -104,7 +111,8 @@ class LearnedTableau(TableauEstimator):
             summed over the steps.
         batch: images of each step, in turns.
         rate: largest rate of the steps, up to NFE 5; beyond, it falls as NFE^-1.5.
-        memory: gigabytes of activations that a step may keep instead of repeating calls.
+        memory: gigabytes of activations that a step may keep instead of repeating calls, which costs 1.5 times as long;
+            None is half of what is free.
 
     Source: the idea of learning such coefficients is that of Shaul et al. (2024), Bespoke Non-Stationary Solvers,
     arXiv:2403.01329; query levels apart from the states' are in LD3 (Tong et al., 2024, arXiv:2405.15506) and GS
@@ -130,7 +138,7 @@ class LearnedTableau(TableauEstimator):
     evaluations: int = 55_000
     batch: int = 24
     rate: float = 0.05
-    memory: float = 0.5
+    memory: float | None = None
     first_query: bool = True
 
     def __post_init__(self) -> None:
@@ -142,8 +150,11 @@ class LearnedTableau(TableauEstimator):
                 raise InputError(f"calibration.{name}={value}: must be a whole number, at least 1")
         if not (is_number(self.rate) and 0 < self.rate < 1):
             raise InputError(f"calibration.rate={self.rate}: must be a number between 0 and 1; 0.05 suits most models")
-        for name, least in (("sigma_data", "greater than 0"), ("memory", "0 or greater")):
-            value = getattr(self, name)
+        memory = 0.0 if self.memory is None else self.memory
+        for name, value, least in (
+            ("sigma_data", self.sigma_data, "greater than 0"),
+            ("memory", memory, "0 or greater"),
+        ):
             if not (is_number(value) and 0 <= value < math.inf and (value > 0 or name == "memory")):
                 raise InputError(f"calibration.{name}={value}: must be a number, {least}")
 
@@ -183,18 +194,18 @@ class LearnedTableau(TableauEstimator):
         """Return the evaluations that a budget takes."""
         return nfe * work(count, min(RANKED_ON, len(subject.seeds))) + self.evaluations * BACKWARDS
 
-    def _plan(self, share: float, nfe: float) -> Plan:
+    def _plan(self, subject: Subject, share: float, nfe: float) -> Plan:
         """Return the plan that spends a share of the evaluations on tableaus of so many calls."""
         steps = max(1, round(share * self.evaluations / (self.batch * nfe)))
         rate = self.rate * min(1.0, SHORT / nfe) ** 1.5
-        return Plan(
-            steps,
-            self.batch,
-            rate,
-            self.loss or distance,
-            self.memory * GIGABYTE,
-            self.radius,
-        )
+        return Plan(steps, self.batch, rate, self.loss or distance, self._bytes(subject), self.radius)
+
+    def _bytes(self, subject: Subject) -> float:
+        """Return the memory of a step's activations, of which processes on one machine have equal parts."""
+        if self.memory is not None:
+            return self.memory * GIGABYTE
+        free = free_memory(subject.device)
+        return UNKNOWN * GIGABYTE if free is None else SHARE * free / subject.parts.size
 
     def _apart(
         self, groups: Groups, pools: dict[int, list[Candidate]], costs: list[float], count: _EvaluationProgress
@@ -226,7 +237,7 @@ class LearnedTableau(TableauEstimator):
     def _descend(
         self, train: SeedGroup, start: Start, theta: Tensor | None, share: float, count: _EvaluationProgress
     ) -> Tensor:
-        family, plan = start.family, self._plan(share, start.family.start.nfe)
+        family, plan = start.family, self._plan(train.subject, share, start.family.start.nfe)
         theta = torch.zeros(family.size, dtype=torch.float64) if theta is None else theta
         turns = cycle([Turn(family, 1.0)])
         return descend(turns, theta, train.turns(self.batch), plan, count) if family.size and share else theta
@@ -263,7 +274,8 @@ class LearnedTableau(TableauEstimator):
         closed = {nfe: self._starts(train, pool, count) for nfe, pool in pools.items()}
         curve = Curve(self._shared(closed[sorted(pools)[len(pools) // 2]][1], pools))
         turns = [Turn(partial(curve, nfe=nfe), train.mean(each.start)) for nfe, each in curve.families.items()]
-        zero, plan = torch.zeros(curve.size, dtype=torch.float64), self._plan(len(pools), sum(pools) / len(pools))
+        plan = self._plan(train.subject, len(pools), sum(pools) / len(pools))
+        zero = torch.zeros(curve.size, dtype=torch.float64)
         theta = descend(cycle(turns), zero, train.turns(self.batch), plan, count)
         return [
             self._better(held, best, curve(theta, nfe)) | {"start": _place(pools[nfe], best)}

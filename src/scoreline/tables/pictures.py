@@ -1,0 +1,218 @@
+"""A sweep as a picture: rows are solvers, columns NFE, and beside the images their distance to a fine run."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from scoreline.datasets import generated_images
+from scoreline.errors import InputError
+from scoreline.generation import run_results
+from scoreline.generation.run_results import Result
+from scoreline.metrics.base import Score
+from scoreline.storage.pictures import to_unit
+from scoreline.tables.grid import Grid, Run, best
+from scoreline.values import parse_seeds
+
+DISTANCE = "distance"
+"""Name of the metric: the root mean square over the values of an image, in [-1, 1], of its difference to the image of
+the same seed in the fine run; mean and standard error over seeds."""
+
+SAME = ("checkpoint", "labels", "guidance", "threshold")
+"""Keys of a result in which a run must agree with the fine run."""
+
+PART = 512
+"""Images that are read at a time."""
+
+TILE, GAP, LINE, LABELS = 64, 4, 18, 172
+"""Pixels: least height of an image, space between images, height of a line of text, width of the names of rows."""
+
+INK, FAINT = "#1f2328", "#59636e"
+
+Pixels = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class FineRun:
+    """A finished run whose images others are compared with."""
+
+    directory: Path
+    result: Result
+
+    def title(self) -> str:
+        """Return `unipc_3 / log_snr, NFE 200`."""
+        return f"{self.result['solver']} / {self.result['schedule']}, NFE {self.result['nfe']:g}"
+
+
+def fine_run(directory: str) -> FineRun:
+    """Open a finished run.
+
+    Raises:
+        InputError: if the directory holds none.
+    """
+    result = run_results.read(Path(directory))
+    if result is None:
+        raise InputError(f"fine={directory}: no finished run there; give a run directory of sample.py")
+    return FineRun(Path(directory), result)
+
+
+def with_distances(runs: Sequence[Run], fine: FineRun) -> list[Run]:
+    """Return the runs, without the fine one, with their `DISTANCE` among the metrics.
+
+    Raises:
+        InputError: if a run has another checkpoint, labels or guidance, or seeds that the fine run lacks.
+    """
+    others = [run for run in runs if run.directory.resolve() != fine.directory.resolve()]
+    scores = [(run, {**run.result["metrics"], DISTANCE: _distance(run, fine)}) for run in others]
+    return [replace(run, result={**run.result, "metrics": metrics}) for run, metrics in scores]
+
+
+def _distance(run: Run, fine: FineRun) -> Score:
+    for key in SAME:
+        if run.result.get(key) != fine.result.get(key):
+            raise InputError(
+                f"fine={fine.directory}: {key} is not that of {run.directory}; sample both with the same {key}"
+            )
+    seeds, images = parse_seeds(run.result["seeds"]), generated_images.images(str(run.directory))
+    places, references = _places(seeds, fine), generated_images.images(str(fine.directory))
+    if images.shape != references.shape:
+        raise InputError(f"fine={fine.directory}: its images have another shape than those of {run.directory}")
+    parts = []
+    for start in range(0, len(seeds), PART):
+        chosen = range(start, min(start + PART, len(seeds)))
+        ours, theirs = images.read(chosen)[0], references.read([places[k] for k in chosen])[0]
+        parts.append((to_unit(ours) - to_unit(theirs)).double().flatten(1).square().mean(1).sqrt())
+    each = torch.cat(parts)
+    error = float(each.std() / len(each) ** 0.5) if len(each) > 1 else float("inf")
+    return Score(value=float(each.mean()), error=error, n=len(each))
+
+
+def _places(seeds: Sequence[int], fine: FineRun) -> list[int]:
+    """Return where the fine run keeps the images of these seeds."""
+    found = {seed: place for place, seed in enumerate(parse_seeds(fine.result["seeds"]))}
+    lacking = [seed for seed in seeds if seed not in found]
+    if lacking:
+        raise InputError(f"fine={fine.directory}: has no seed {lacking[0]}; sample it with the seeds of the other runs")
+    return [found[seed] for seed in seeds]
+
+
+def note(fine: FineRun) -> str:
+    """Return what the distance in a table is."""
+    return (
+        f"Distance to {fine.title()}: root mean square over the values of an image in [-1, 1], mean and standard error "
+        "over the seeds."
+    )
+
+
+def draw(grid: Grid, runs: Sequence[Run], fine: FineRun, shown: int, path: Path) -> None:
+    """Draw the first images of each cell with their distance, and those of the fine run in the last row.
+
+    Args:
+        grid: the grid of the runs.
+        runs: the runs with their distances.
+        fine: the fine run.
+        shown: images in a cell, of the first seeds of the first run.
+        path: the PNG file.
+    """
+    seeds = parse_seeds(runs[0].result["seeds"])[:shown]
+    directories = {id(run.result): run.directory for run in runs}
+    entries = {place: entry for part in reversed(grid.parts) for place, entry in part.entries.items()}
+    cells = {
+        place: _tiles(directories[id(entry.result)], entry.result, seeds)
+        for place, entry in entries.items()
+        if entry.result is not None and id(entry.result) in directories
+    }
+    last = _tiles(fine.directory, fine.result, seeds)
+    height, width = last.shape[0], max(last.shape[1], 6 * LINE)
+    page = _Page(len(grid.columns), len(grid.rows) + 1, height, width)
+    for j, column in enumerate(grid.columns):
+        page.write(*page.corner(-1, j), f"NFE {column}", weight="bold")
+    for i, row in enumerate(grid.rows):
+        page.name(i, row)
+        for j, column in enumerate(grid.columns):
+            if (row, column) in cells:
+                page.put(i, j, cells[row, column])
+                score = entries[row, column].score(DISTANCE)
+                bold = any(row in best(part, DISTANCE, column) for part in grid.parts)
+                page.caption(i, j, "" if score is None else f"{score['value']:.3f} ± {score['error']:.3f}", bold)
+    page.name(len(grid.rows), fine.title().replace(", ", "\n"))
+    page.put(len(grid.rows), 0, last)
+    page.caption(len(grid.rows), 0, "the fine run; beside the others, distances to it", False)
+    page.save(path)
+
+
+def _tiles(directory: Path, result: Result, seeds: Sequence[int]) -> Pixels:
+    """Return the images of these seeds side by side, enlarged by a whole factor, as (H, W, 3)."""
+    order = {seed: place for place, seed in enumerate(parse_seeds(result["seeds"]))}
+    images = generated_images.images(str(directory)).read([order[seed] for seed in seeds if seed in order])[0]
+    pixels = images.expand(-1, 3, -1, -1).permute(0, 2, 3, 1).numpy()
+    factor = max(1, TILE // pixels.shape[1])
+    large = pixels.repeat(factor, 1).repeat(factor, 2)
+    padded = np.pad(large, ((0, 0), (0, 0), (0, GAP), (0, 0)), constant_values=255)
+    row: Pixels = np.concatenate(list(padded), axis=1)[:, :-GAP]
+    return row
+
+
+class _Page:
+    """A white page of cells, in pixels from its upper left corner, with a column of names before them.
+
+    Args:
+        columns: number of columns.
+        rows: number of rows, below a line of headings.
+        height: pixels of the images of a cell, below which a caption stands.
+        width: pixels of a cell.
+    """
+
+    def __init__(self, columns: int, rows: int, height: int, width: int) -> None:
+        self.step = (height + LINE + 2 * GAP, width + 4 * GAP)
+        self.size = (LINE + 2 * GAP + rows * self.step[0], LABELS + columns * self.step[1])
+        self.pixels = np.full((*self.size, 3), 255, dtype=np.uint8)
+        self.texts: list[tuple[float, float, str, dict[str, Any]]] = []
+
+    def corner(self, row: int, column: int) -> tuple[int, int]:
+        """Return the upper left corner of a cell; row -1 is the line of headings."""
+        y = GAP if row < 0 else LINE + 2 * GAP + row * self.step[0]
+        return y, LABELS + column * self.step[1]
+
+    def write(self, y: float, x: float, text: str, **look: Any) -> None:
+        """Write a text whose upper left corner is given."""
+        self.texts.append((y, x, text, {"color": INK, "fontsize": 10, **look}))
+
+    def name(self, row: int, text: str) -> None:
+        """Write the name of a row, the solver above the schedule."""
+        y, _ = self.corner(row, 0)
+        solver, _, rest = text.partition(" / ")
+        self.write(y + GAP, GAP, solver, weight="bold")
+        self.write(y + GAP + LINE, GAP, rest, color=FAINT, fontsize=9)
+
+    def put(self, row: int, column: int, tiles: Pixels) -> None:
+        """Place images in a cell."""
+        y, x = self.corner(row, column)
+        part = self.pixels[y : y + tiles.shape[0], x : x + tiles.shape[1]]
+        part[:] = tiles[: part.shape[0], : part.shape[1]]
+
+    def caption(self, row: int, column: int, text: str, bold: bool) -> None:
+        """Write below the images of a cell."""
+        y, x = self.corner(row, column)
+        look = {"weight": "bold", "color": INK} if bold else {"color": FAINT}
+        self.write(y + self.step[0] - LINE - GAP, x, text, fontsize=9, **look)
+
+    def save(self, path: Path) -> None:
+        """Write the page as PNG, pixel by pixel."""
+        import matplotlib
+
+        matplotlib.use("Agg")
+        from matplotlib import pyplot
+
+        height, width = self.size
+        dots = 100
+        chart = pyplot.figure(figsize=(width / dots, height / dots), dpi=dots)
+        chart.figimage(self.pixels)
+        for y, x, text, look in self.texts:
+            chart.text(x / width, 1 - y / height, text, va="top", ha="left", **look)
+        chart.savefig(path, dpi=dots, format="png")
+        pyplot.close(chart)
