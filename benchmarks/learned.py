@@ -30,7 +30,7 @@ from scoreline.config import conf_folder, run_names
 from scoreline.config.compose import families
 from scoreline.config.model_source import with_model
 from scoreline.errors import InputError
-from scoreline.metrics.digit_classifier import DigitClassifier
+from scoreline.metrics.classifier import DigitClassifier
 from scoreline.networks.exact import GaussianMixture
 from scoreline.records import load_record
 from scoreline.runtime import seeded_noise

@@ -94,7 +94,7 @@ AFTER_TORCH = [
     ("sample", "device=gpu0", "device=gpu0: not available here"),
     ("sample", "checkpoint=junk.safetensors", "checkpoint=junk.safetensors: not a readable safetensors file"),
     ("sample", "solver=deis_sn", "small.score_norm.safetensors: no such record; make one with: python calibrate.py"),
-    ("sample", "seeds=0-2", "metrics=fidelity: the generated images are 3, too few"),
+    ("sample", "seeds=0-2", "metrics: the generated images are 3, too few"),
     ("calibrate", "solver=heun", "score_norm needs strictly decreasing noise levels"),
     ("calibrate", "seeds=4", "seeds: a standard error needs at least two images"),
     ("train", "resume=nowhere.ckpt", "resume=nowhere.ckpt: no loadable checkpoint there"),

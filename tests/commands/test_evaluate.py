@@ -11,6 +11,7 @@ from scoreline.commands.evaluate import main, parts_for
 from scoreline.datasets.digits import Digits
 from scoreline.errors import InputError
 from scoreline.metrics.base import Metrics
+from scoreline.metrics.features import DigitFeatures
 from scoreline.metrics.fidelity import Fidelity
 
 
@@ -68,12 +69,12 @@ def test_a_run_directory_is_its_images(place):
 
 
 def test_slow_features_are_cached(place):
-    class Slow(Fidelity):
-        keeps_features = True
+    class Slow(DigitFeatures):
+        slow = True
 
     (place / "run").mkdir()
     (place / "run/metrics.json").write_text("{}")
-    slow, quick = Slow(Digits("test")), Fidelity(Digits("test"))
+    slow, quick = Fidelity(Digits("test"), Slow()), Fidelity(Digits("test"))
     assert parts_for(place / "run", slow).folder == place / "run/features"
     assert parts_for(place / "samples.npz", slow).folder == place / "cache/features"
     assert parts_for(place / "run", quick).folder is None

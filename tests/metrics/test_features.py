@@ -1,16 +1,29 @@
 import hashlib
 import json
+import runpy
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load, save_file
 
+from scoreline.datasets.base import ArrayDataset
 from scoreline.datasets.digits import Digits
 from scoreline.errors import InputError
-from scoreline.metrics import digit_classifier, features
-from scoreline.metrics.digit_classifier import DigitClassifier, accuracy, card, shifted, to_safetensors, train
-from scoreline.metrics.features import DigitFeatures
+from scoreline.metrics import features
+from scoreline.metrics.classifier import (
+    DigitClassifier,
+    EmojiClassifier,
+    accuracy,
+    card,
+    jittered,
+    main,
+    mirrored,
+    shifted,
+    to_safetensors,
+    train,
+)
+from scoreline.metrics.features import DigitFeatures, EmojiFeatures
 from scoreline.storage.pictures import to_unit
 
 
@@ -27,7 +40,7 @@ def unseen():
 
 @pytest.fixture(scope="module")
 def shipped_bytes():
-    return features._read(None)
+    return features._read(None, DigitFeatures.shipped)
 
 
 def test_the_card_names_training_and_test_data(shipped, unseen):
@@ -74,29 +87,41 @@ def test_features_do_not_depend_on_the_batch(shipped, unseen, monkeypatch):
 def test_training_is_pure_and_leaves_the_global_generator(unseen):
     torch.set_num_threads(1)
     before = torch.random.get_rng_state()
-    first, second = train(unseen, epochs=2), train(unseen, epochs=2)
+    first, second = train(DigitClassifier, unseen, epochs=2), train(DigitClassifier, unseen, epochs=2)
     assert torch.equal(before, torch.random.get_rng_state())
     about = card(first, unseen, unseen)
     assert to_safetensors(first, about) == to_safetensors(second, about)
-    other = train(unseen, epochs=2, seed=1)
+    other = train(DigitClassifier, unseen, epochs=2, seed=1)
     assert not torch.equal(first.head.weight, other.head.weight)
 
 
 def test_training_learns_digits_it_has_not_seen(unseen):
     torch.set_num_threads(1)
-    network = train(unseen, epochs=30)
+    network = train(DigitClassifier, unseen, epochs=30)
     assert accuracy(network, Digits("train")) > 0.85
     assert next(network.parameters()).dtype == torch.float32
 
 
+OF_A_MACHINE = ("test_accuracy", "torch", "scoreline", "command")
+"""Entries of the card that differ elsewhere; the command has a new name, and the old one starts it."""
+
+
+def test_the_command_in_the_card_trains_digits(shipped, tmp_path, monkeypatch):
+    made = []
+    monkeypatch.setattr("scoreline.metrics.classifier.main", made.append)
+    module = shipped.card["command"].split()[2]
+    monkeypatch.setattr("sys.argv", [module, "PATH"])
+    runpy.run_module(module, run_name="__main__")
+    assert made == [["digits", "PATH"]]
+
+
 @pytest.mark.slow
-def test_the_command_makes_the_shipped_file_again(tmp_path, shipped, monkeypatch):
+def test_the_command_makes_the_shipped_file_again(tmp_path, shipped):
     threads = torch.get_num_threads()
-    monkeypatch.setattr("sys.argv", ["digit_classifier", str(tmp_path / "again.safetensors")])
-    digit_classifier.main()
+    main(["digits", str(tmp_path / "again.safetensors")])
     torch.set_num_threads(threads)
     again = DigitFeatures(str(tmp_path / "again.safetensors"))
-    ours = {key: value for key, value in shipped.card.items() if key not in ("test_accuracy", "torch", "scoreline")}
+    ours = {key: value for key, value in shipped.card.items() if key not in OF_A_MACHINE}
     assert ours.items() <= again.card.items()
     assert again.card["test_accuracy"] >= 0.97
 
@@ -107,6 +132,72 @@ def test_shifts_move_one_pixel_and_fill_black():
     padded = torch.nn.functional.pad(x[:1], (1, 1, 1, 1), value=-1.0)[0, 0]
     windows = {tuple(padded[i : i + 3, j : j + 3].flatten().tolist()) for i in range(3) for j in range(3)}
     assert {tuple(image.flatten().tolist()) for image in moved} == windows
+
+
+@pytest.fixture(scope="module")
+def emoji():
+    return EmojiFeatures()
+
+
+@pytest.fixture(scope="module")
+def pictures():
+    """Ten classes of coloured discs, 3 x 32 x 32."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(100) % 10
+    colours = torch.rand(10, 3, generator=generator)[labels][:, :, None, None]
+    axis = torch.linspace(-1, 1, 32)
+    disc = axis[:, None].square() + axis.square() < 0.6
+    images = torch.where(disc, 255 * colours, 255 * torch.ones(())).to(torch.uint8)
+    return ArrayDataset("discs-train", images, labels, 10)
+
+
+def test_the_emoji_card_states_accuracy_beside_guessing(emoji):
+    about = emoji.card
+    p, n = about["test_accuracy"], about["test_count"]
+    assert (about["train_count"], n, about["parameters"]) == (3598, 318, 142_266)
+    assert about["test_accuracy_error"] == pytest.approx((p * (1 - p) / n) ** 0.5)
+    assert p - 5 * about["test_accuracy_error"] > about["test_majority"] > about["test_chance"] == 0.1
+    assert "do not penalise a model that repeats them" in about["memory"]
+
+
+def test_the_emoji_file_is_small_and_in_half_precision():
+    content = features._read(None, EmojiFeatures.shipped)
+    weights = load(content)
+    assert len(content) < 300_000
+    assert {value.dtype for name, value in weights.items() if name != "scale"} == {torch.float16}
+
+
+def test_features_of_emoji_are_those_of_the_stored_weights(emoji, pictures):
+    found = emoji(pictures.images)
+    assert (found.shape, found.dtype) == ((100, 64), torch.float64)
+    assert bool((found > 0).any(0).all()), "no feature is dead"
+    network = EmojiClassifier()
+    network.load_state_dict(load(features._read(None, EmojiFeatures.shipped)))
+    with torch.no_grad():
+        single = network.eval().features(to_unit(pictures.images[3:4]))
+    torch.testing.assert_close(found[3:4].float(), single, rtol=1e-4, atol=1e-5)
+
+
+def test_emoji_training_is_pure_and_ends_with_stored_weights(pictures):
+    torch.set_num_threads(1)
+    first, second = (train(EmojiClassifier, pictures, epochs=6) for _ in range(2))
+    content = to_safetensors(first, card(first, pictures, pictures))
+    assert content == to_safetensors(second, card(second, pictures, pictures))
+    assert all(torch.equal(value.float(), first.state_dict()[name]) for name, value in load(content).items())
+    assert accuracy(first, pictures) > 0.3
+    with torch.no_grad():
+        assert float(first.features(to_unit(pictures.images)).square().mean()) == pytest.approx(1, rel=1e-4)
+
+
+def test_mirrors_and_jitter_are_of_the_stated_size():
+    x = torch.linspace(-0.8, 0.8, 3 * 8 * 8).reshape(1, 3, 8, 8).repeat(400, 1, 1, 1)
+    generator = torch.Generator().manual_seed(0)
+    turned = (mirrored(x, generator) != x).flatten(1).any(1)
+    assert 150 < int(turned.sum()) < 250
+    assert torch.equal(mirrored(x, generator).sort(3).values, x)
+    changed = jittered(x, generator)
+    assert 0.1 < float((changed - x).abs().max()) <= 0.1 * 0.8 + 0.1 + 1e-6
+    assert float(changed.abs().max()) <= 1
 
 
 def test_a_file_of_the_users_own_is_read(tmp_path, unseen, shipped_bytes, shipped):
@@ -145,7 +236,7 @@ def test_other_files_are_refused_in_one_sentence(kind, tmp_path, shipped_bytes):
     with pytest.raises(InputError, match=r"metrics\.extractor\.weights=.*bad\.safetensors: not the weights") as caught:
         DigitFeatures(str(path))
     assert "\n" not in str(caught.value)
-    assert "python -m scoreline.metrics.digit_classifier" in str(caught.value)
+    assert "python -m scoreline.metrics.classifier digits" in str(caught.value)
 
 
 def test_a_missing_file_is_named(tmp_path):

@@ -158,12 +158,12 @@ def test_a_small_reference_is_warned_of(fidelity):
 
 def test_the_fewest_images_are_five(fidelity, held_out):
     assert fidelity(as_set(held_out[:5]))["recall"]["n"] == 5
-    with pytest.raises(InputError, match=r"metrics=fidelity.*images are 4, too few.*at least 5"):
+    with pytest.raises(InputError, match=r"metrics: .*images are 4, too few.*at least 5"):
         fidelity(as_set(held_out[:4]))
 
 
 def test_images_of_another_shape_are_refused(fidelity):
-    with pytest.raises(InputError, match=r"metrics=fidelity.*takes 1x8x8.*are 3x32x32; use metrics=none"):
+    with pytest.raises(InputError, match=r"metrics: .*takes 1x8x8.*are 3x32x32; use metrics=none"):
         fidelity(noise(8, (3, 32, 32)))
 
 

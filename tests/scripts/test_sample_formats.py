@@ -94,7 +94,7 @@ def test_five_channels(tmp_path: Path) -> None:
 def test_metrics_of_other_channels_are_refused(tmp_path: Path) -> None:
     path = model(tmp_path / "four.safetensors", 4)
     said = sampled(tmp_path, path, "seeds=0-9", "format=npy", code=2)
-    assert "metrics=fidelity" in said
+    assert "metrics: extractor digits-cnn takes 1x8x8" in said
     assert said.count("\n") == 1
 
 

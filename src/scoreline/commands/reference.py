@@ -12,7 +12,8 @@ OUT.npz  gets mu and sigma (float64), n, and about: data set, split, count,
          yet. metrics.reference=OUT.npz reads it, as it reads EDM's and ADM's
          files, and other programs read its mu and sigma.
 dataset  a choice of conf/dataset; dataset.KEY=VALUE changes it
-metrics  digits | inception (default: digits for 1x8x8 images);
+metrics  digits | emoji | imagenet | dinov2 | inception (default: digits for
+         1x8x8 images, else inception);
          metrics.scores=[fid,sfid] adds mu_s and sigma_s
 device   auto (default) | cpu | cuda
 
@@ -40,6 +41,8 @@ from scoreline.storage.files import code_version
 OWN = {"dataset": "", "metrics": "", "device": ""}
 GROUPS = ("dataset", "metrics")
 SMALL = (1, 8, 8)
+NO_REFERENCE = "null"
+"""For metrics that compare with nothing, since the statistics of a reference are made."""
 
 
 def main(words: list[str]) -> None:
@@ -50,7 +53,7 @@ def main(words: list[str]) -> None:
     """
     arguments = parse(words, OWN, GROUPS)
     images, out = _images_and_out(arguments)
-    metrics = build(arguments, images.shape)
+    metrics = build(arguments, images.shape, NO_REFERENCE)
     with ImageProgress(len(images), "features") as progress:
         statistics = metrics.statistics(images, progress=progress.update)
     about = {
@@ -104,7 +107,7 @@ def build(arguments: Words, shape: tuple[int, int, int], reference: Any = None) 
     Args:
         arguments: the words of the command line.
         shape: (C, H, W) of the images, which decides if `metrics=` is missing.
-        reference: a path, or the config of a data set, in place of the metrics' own reference.
+        reference: a path, the config of a data set, or NO_REFERENCE, in place of the metrics' own reference.
 
     Raises:
         InputError: for keys of a data set without dataset=, or metrics without a reference.
@@ -116,7 +119,9 @@ def build(arguments: Words, shape: tuple[int, int, int], reference: Any = None) 
     words = [word for word in arguments.overrides if word.startswith("metrics.")]
     words += [f"device={arguments.own['device']}"] if arguments.own["device"] else []
     cfg = complete_config([f"metrics={name}", *words])
-    if reference is not None:
+    if reference == NO_REFERENCE:
+        cfg = with_values(cfg, **{"metrics.reference": None}) if "reference" in cfg.metrics else cfg
+    elif reference is not None:
         if "reference" not in cfg.metrics:
             raise InputError(f"metrics={name}: compares with nothing; use metrics=digits or metrics=inception")
         cfg = with_values(cfg, **{"metrics.reference": reference})

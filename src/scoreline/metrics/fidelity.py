@@ -2,6 +2,8 @@
 
 import hashlib
 import math
+from functools import cached_property
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -9,7 +11,7 @@ from scoreline.datasets.base import ImageDataset
 from scoreline.errors import InputError
 from scoreline.metrics.base import ALONE, Metrics, Score, check_least, sample_warnings
 from scoreline.metrics.feature_pass import Features, extract, read, share_scores
-from scoreline.metrics.features import DigitFeatures, FeatureExtractor
+from scoreline.metrics.features import DigitFeatures, FeatureExtractor, by
 from scoreline.metrics.frechet import GaussianStatistics, frechet_replicates
 from scoreline.metrics.jackknife import Replicates, assign_groups
 from scoreline.metrics.kid import kernel_replicates
@@ -17,11 +19,20 @@ from scoreline.metrics.precision_recall import support_replicates
 from scoreline.metrics.reference_set import Reference, ReferenceSet
 from scoreline.metrics.reference_statistics import Statistics
 from scoreline.metrics.sliced_wasserstein import directions, project, sliced_wasserstein_replicates
+from scoreline.runtime.progress import ImageProgress
 from scoreline.sampling import Progress
+from scoreline.storage.files import cache_folder
 from scoreline.storage.resumable import Parts, Tensors
 
 FEW = 1000
 PROJECTION_SEED = 0
+
+
+class ReferenceFeatures(NamedTuple):
+    """The reference: statistics of its features, and features and projections of its images if they are there."""
+
+    gaussian: GaussianStatistics
+    tensors: Tensors | None
 
 
 class Fidelity(Metrics):
@@ -41,12 +52,13 @@ class Fidelity(Metrics):
     elsewhere too large rather than too small: 1.5 times for distances between sets of one distribution, 1.7 times for
     recall. Values do not depend on the order of the images; errors do, through the groups.
 
-    When to use it: for the shipped digits model and other images of 1x8x8, in seconds and without a download. For
-    numbers that compare with papers use `Inception`: the features differ, so that this is never an FID.
+    When to use it: with the features of `metrics=digits`, `emoji`, `imagenet` or `dinov2`. For numbers that compare
+    with papers use `Inception`: the features differ, so that this is never an FID.
 
     Args:
         reference: the images to compare with, or their path (`datasets.generated_images.images`), or an npz file of
-            statistics (`mu`, `sigma`), for which all but frechet_distance are left out.
+            statistics (`mu`, `sigma`), or the name of statistics that ship, such as emoji-train. With statistics all
+            but frechet_distance are left out. None is for `statistics` alone.
         extractor: the features; by default the digits network in the package, for 1x8x8 images.
         neighbours: k of precision, recall, density and coverage.
         projections: number of directions of the sliced Wasserstein distance.
@@ -68,29 +80,47 @@ class Fidelity(Metrics):
         self.neighbours, self.groups, self.projections = neighbours, groups, projections
         for key, least in {"neighbours": 1, "projections": 1, "groups": 2}.items():
             check_least(key, getattr(self, key), least)
-        self._set = ReferenceSet.open(reference)
-        self._directions = directions(math.prod(self.extractor.shape), projections, PROJECTION_SEED)
-        if self._set.statistics is not None:
-            self._set.check_extractor(reference, self.extractor.digest, unknown="unknown")
-            self._gaussian = self._set.statistics.gaussian
-        else:
-            self._measure_reference()
+        self.keeps_features = self.extractor.slow
+        self._measured_reference: ReferenceFeatures | None = None
+        if reference is not None:
+            self._check_reference()
 
-    def _measure_reference(self) -> None:
-        data = self._set.images
-        assert data is not None
-        self._check(data.shape, len(data), f"the images of metrics.reference ({data.name})")
-        images = read(data, range(len(data)))
-        self._features = self.extractor(images)
-        self._gaussian = GaussianStatistics.of(self._features)
-        self._projected = project(images, self._directions).sort(1).values
+    @cached_property
+    def _set(self) -> ReferenceSet:
+        return ReferenceSet.open(self.reference, self.extractor.name)
+
+    def _check_reference(self) -> None:
+        if self._set.statistics is not None:
+            self._set.check_extractor(self.reference, self.extractor.digest, unknown="unknown")
+        elif (data := self._set.images) is not None:
+            self._check(data.shape, len(data), f"the images of metrics.reference ({data.name})")
+
+    def _reference(self, parts: Parts) -> ReferenceFeatures:
+        """Return the features of the reference, measured at the first call."""
+        if self._measured_reference is None:
+            known, data = self._set.statistics, self._set.images
+            if known is not None:
+                self._measured_reference = ReferenceFeatures(known.gaussian, None)
+            else:
+                assert data is not None
+                tensors = self._kept_pass(data, parts) if self.extractor.slow else self._measured(_all(data))
+                gaussian = GaussianStatistics.of(tensors["features"])
+                self._measured_reference = ReferenceFeatures(gaussian, tensors)
+        return self._measured_reference
+
+    def _kept_pass(self, data: ImageDataset, parts: Parts) -> Tensors:
+        """Return the features of a data set, which the cache keeps."""
+        kept = parts.at(cache_folder("features"), "")
+        with ImageProgress(len(data), "features of the reference", enabled=parts.rank == 0) as progress:
+            features = extract(data, self._measured, self._digest, kept, progress.update)
+        return {name: features.all(name) for name in ("features", "projected")}
 
     @property
     def protocol(self) -> dict[str, str | int]:
         return {
             "extractor": f"{self.extractor.name}:{self.extractor.digest[:8]}",
             **self._set.protocol,
-            "resize": "none",
+            "resize": self.extractor.resize,
             "neighbours": self.neighbours,
             "projections": f"{self.projections}:seed{PROJECTION_SEED}",
             "jackknife_groups": self.groups,
@@ -98,27 +128,36 @@ class Fidelity(Metrics):
 
     def check(self, shape: tuple[int, int, int], n: int) -> None:
         self._check(shape, n, "the generated images")
+        data = self._set.images
+        if data is not None and tuple(data.shape) != tuple(shape):
+            raise InputError(
+                f"metrics.reference: the images of {data.name} are {by(data.shape)}, the generated ones {by(shape)}; "
+                "give a reference of that size"
+            )
 
     def __call__(
         self, images: ImageDataset, parts: Parts = ALONE, progress: Progress = lambda images: None
     ) -> dict[str, Score]:
         self.check(images.shape, len(images))
-        kept = parts if parts.size > 1 else ALONE
+        reference = self._reference(parts)
+        kept = parts if parts.size > 1 or self.keeps_features else ALONE
         features = extract(images, self._measured, self._digest, kept, progress)
         settings = f"{self._digest} {sorted(self.protocol.items())}"
-        return share_scores(images, parts, settings, lambda: self._scores(features))
+        return share_scores(images, parts, settings, lambda: self._scores(features, reference))
 
-    def _scores(self, features: Features) -> dict[str, Score]:
+    def _scores(self, features: Features, reference: ReferenceFeatures) -> dict[str, Score]:
         group = assign_groups(features.n, min(self.groups, features.n))
-        scores = self._replicates(features, group)
+        scores = self._replicates(features, reference, group)
         return {name: Score(value=it.full, error=it.error, n=features.n) for name, it in scores.items()}
 
     def statistics(
         self, images: ImageDataset, parts: Parts = ALONE, progress: Progress = lambda images: None
     ) -> Statistics:
         self._check(images.shape, len(images), f"the images of {images.name}")
-        gaussian = GaussianStatistics.of(extract(images, self._measured, self._digest, parts, progress).all("features"))
-        about = {"extractor": self.extractor.name, "extractor_digest": self.extractor.digest, "resize": "none"}
+        kept = parts.at(cache_folder("features"), "") if self.keeps_features and parts.folder is None else parts
+        gaussian = GaussianStatistics.of(extract(images, self._measured, self._digest, kept, progress).all("features"))
+        extractor = self.extractor
+        about = {"extractor": extractor.name, "extractor_digest": extractor.digest, "resize": extractor.resize}
         return Statistics(images.name, gaussian, None, about, len(images))
 
     def warnings(self, n: int) -> list[str]:
@@ -140,33 +179,31 @@ class Fidelity(Metrics):
         return hashlib.sha256(f"{self.extractor.digest} {projections}".encode()).hexdigest()
 
     def _measured(self, images: Tensor) -> Tensors:
-        return {"features": self.extractor(images), "projected": project(images, self._directions).T.contiguous()}
+        """Return features (N, d) and projections (N, projections) of images uint8 (N, C, H, W)."""
+        along = directions(math.prod(images.shape[1:]), self.projections, PROJECTION_SEED)
+        return {"features": self.extractor(images), "projected": project(images, along).T.contiguous()}
 
-    def _replicates(self, parts: Features, group: Tensor) -> dict[str, Replicates]:
+    def _replicates(self, parts: Features, reference: ReferenceFeatures, group: Tensor) -> dict[str, Replicates]:
         features = parts.all("features")
-        frechet = {"frechet_distance": frechet_replicates(features, self._gaussian, group)}
-        if self._set.statistics is not None:
+        frechet = {"frechet_distance": frechet_replicates(features, reference.gaussian, group)}
+        if reference.tensors is None:
             return frechet
-        projected = parts.all("projected").T
+        theirs, projected = reference.tensors["features"], reference.tensors["projected"].T.sort(1).values
         return {
             **frechet,
-            "kid": kernel_replicates(features, self._features, group),
-            **support_replicates(features, self._features, group, self.neighbours),
-            "sliced_wasserstein": sliced_wasserstein_replicates(projected, self._projected, group),
+            "kid": kernel_replicates(features, theirs, group),
+            **support_replicates(features, theirs, group, self.neighbours),
+            "sliced_wasserstein": sliced_wasserstein_replicates(parts.all("projected").T, projected, group),
         }
 
     def _check(self, shape: tuple[int, ...], count: int, what: str) -> None:
-        if shape != self.extractor.shape:
-            raise InputError(
-                f"metrics=fidelity: its extractor {self.extractor.name} takes {_by(self.extractor.shape)} images, "
-                f"{what} are {_by(shape)}; use metrics=none"
-            )
+        self.extractor.check(shape, what)
         if count < self.neighbours + 2:
             raise InputError(
-                f"metrics=fidelity: {what} are {count}, too few for metrics.neighbours={self.neighbours}; "
+                f"metrics: {what} are {count}, too few for metrics.neighbours={self.neighbours}; "
                 f"give at least {self.neighbours + 2} or use metrics=none"
             )
 
 
-def _by(shape: tuple[int, ...]) -> str:
-    return "x".join(map(str, shape))
+def _all(data: ImageDataset) -> Tensor:
+    return read(data, range(len(data)))

@@ -1,6 +1,7 @@
 """The reference of a metric: images, statistics of their features, or both."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 from scoreline.datasets import generated_images
 from scoreline.datasets.base import ImageDataset
@@ -9,6 +10,9 @@ from scoreline.metrics.reference_statistics import Statistics, keys, read_statis
 from scoreline.storage import bounded_reading
 
 Reference = ImageDataset | str | None
+
+SHIPPED = Path(__file__).parents[1] / "assets" / "statistics"
+"""Statistics in the package, each as DATASET-SPLIT.EXTRACTOR.npz."""
 
 
 @dataclass(frozen=True)
@@ -24,13 +28,17 @@ class ReferenceSet:
     statistics: Statistics | None
 
     @classmethod
-    def open(cls, reference: Reference) -> "ReferenceSet":
-        """Open a data set, or a path of images or statistics.
+    def open(cls, reference: Reference, extractor: str = "") -> "ReferenceSet":
+        """Open a data set, a path of images or statistics, or statistics that ship.
+
+        Args:
+            reference: the data set, the path, or the name of shipped statistics, such as emoji-train.
+            extractor: the name of the extractor whose statistics those are.
 
         Raises:
-            InputError: if there is no reference, or it cannot be read.
+            InputError: if there is no reference, it cannot be read, or none of that name ships for the extractor.
         """
-        return cls(images_of(reference), _statistics_of(reference))
+        return cls(images_of(reference), _statistics_of(reference, extractor))
 
     @property
     def count(self) -> int | None:
@@ -85,16 +93,37 @@ def images_of(reference: Reference) -> ImageDataset | None:
         )
     if isinstance(reference, ImageDataset):
         return reference
+    if shipped(reference):
+        return None
     return generated_images.images(reference) if "arr_0" in _arrays(reference) or not _statistics(reference) else None
 
 
-def _statistics_of(reference: Reference) -> Statistics | None:
-    """Return the statistics in the file of a reference, None if it holds none.
+def shipped(reference: str) -> dict[str, Path]:
+    """Return files of shipped statistics by extractor, none if `reference` is another name or a path.
+
+    Args:
+        reference: a data set and a split, such as emoji-train; a folder of this name is written as ./emoji-train.
+    """
+    files = (path for path in sorted(SHIPPED.glob("*.npz")) if path.name.partition(".")[0] == reference)
+    return {path.stem.partition(".")[2]: path for path in files}
+
+
+def _statistics_of(reference: Reference, extractor: str) -> Statistics | None:
+    """Return the statistics of a reference, None if it holds none.
 
     Raises:
-        InputError: if they are damaged.
+        InputError: if they are damaged, or ship for other extractors.
     """
-    if isinstance(reference, str) and _statistics(reference):
+    if not isinstance(reference, str):
+        return None
+    if (files := shipped(reference)) and extractor not in files:
+        raise InputError(
+            f"metrics.reference={reference}: these statistics ship for {' and '.join(files)}, not for {extractor}; "
+            "make your own with scoreline reference"
+        )
+    if files:
+        return replace(read_statistics(files[extractor]), name=reference)
+    if _statistics(reference):
         return read_statistics(bounded_reading.place(reference, "metrics.reference"))
     return None
 
