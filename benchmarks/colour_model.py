@@ -145,8 +145,8 @@ def _copy(source: Path, target: Path) -> None:
     write_atomically(target, lambda temporary: shutil.copy(source, temporary))
 
 
-def supply(out: Path, checkpoint: Path, font: Path | None) -> None:
-    """Put the model into OUT, and the font into a cache there if it is not installed.
+def supply(out: Path, checkpoint: Path, font: Path | None) -> Path:
+    """Put the model into OUT, and the font into a cache there if it is not installed; return the model's place.
 
     Raises:
         InputError: if OUT belongs to another checkpoint.
@@ -160,6 +160,7 @@ def supply(out: Path, checkpoint: Path, font: Path | None) -> None:
         os.environ["SCORELINE_CACHE"] = str(out / "cache")
         if not NOTO.place().exists():
             _copy(font, NOTO.place())
+    return model
 
 
 def work(job: Job, chosen: Sequence[str]) -> None:

@@ -205,7 +205,7 @@ def span_of(checkpoint: Checkpoint) -> tuple[float, float]:
 def subject_of(checkpoint: Checkpoint, seeds: Sequence[int]) -> Subject:
     """The model, `REFERENCE` with `FINE` evaluations, and these seeds with the classes that sample.py gives them."""
     run = build_tableau(UniPC(3), Power(7), span_of(checkpoint), FINE, "none")
-    labels = plan_labels("random", seeds, checkpoint.card.num_classes)
+    labels = plan_labels("random", seeds, checkpoint.card.num_classes, checkpoint.card.class_counts)
     return Subject(checkpoint.denoiser, run, checkpoint.card.shape, seeds, BATCH, labels)
 
 

@@ -61,6 +61,17 @@ def test_weights_that_share_memory_are_saved_apart(tmp_path: Path) -> None:
         assert torch.equal(value, tied[name])
 
 
+@pytest.mark.parametrize("counts", [[3, 4], [0, 0, 0], [1, 2, -1], [1, 2, 0.5], "312"])
+def test_class_counts_belong_to_the_classes(counts: object, tmp_path: Path) -> None:
+    path, network = tmp_path / "model.safetensors", UNet(1, 8, width=8, blocks=1, num_classes=3)
+    model = {**MODEL, "network": {**NETWORK, "num_classes": 3}}
+    save_model(path, network.state_dict(), Card(model, (1, 8, 8), 3, {"class_counts": [5, 0, 2]}, {}))
+    assert load_model(path).card.class_counts == [5, 0, 2]
+    save_model(path, network.state_dict(), Card(model, (1, 8, 8), 3, {"class_counts": counts}, {}))
+    with pytest.raises(InputError, match=r"its card is damaged \(data\.class_counts"):
+        load_model(path)
+
+
 EVIL = [
     {"_target_": "os.system", "command": "touch {marker}"},
     {"_target_": "builtins.eval", "x": "open('{marker}', 'w')"},

@@ -42,7 +42,9 @@ CARD: dict[str, Rule] = {
     "model": Object({"network": SPEC, "noise_schedule": SPEC, "parameterisation": SPEC}, optional={"decoder": SPEC}),
     "shape": ListOf(integer(1, 2**16), 3, 3),
     "num_classes": integer(0, 10**7),
-    "data": Object(others=Anything(), optional={"sigma_data": Number(0, 1e6)}),
+    "data": Object(
+        others=Anything(), optional={"sigma_data": Number(0, 1e6), "class_counts": ListOf(integer(0, 2**40))}
+    ),
     "training": PLAIN,
 }
 """Entries of the metadata of model.safetensors beside `format`."""
@@ -70,7 +72,8 @@ class Card:
             of the `decoder` of a model of latents.
         shape: (C, H, W) of the images, or of the latents.
         num_classes: number of class labels, 0 for an unconditional network.
-        data: name, digest, count and standard deviation (`sigma_data`) of the training images.
+        data: name, digest, count and standard deviation (`sigma_data`) of the training images, licence if known, and
+            the number of images of each class (`class_counts`), in whose proportions `labels=random` draws.
         training: kimg, EMA half-life, command, seed, config digest, code version.
     """
 
@@ -79,6 +82,11 @@ class Card:
     num_classes: int
     data: dict[str, Any]
     training: dict[str, Any]
+
+    @property
+    def class_counts(self) -> list[int] | None:
+        """Number of training images of each class; None if it is not known."""
+        return self.data.get("class_counts")
 
 
 @dataclass(frozen=True)
@@ -232,6 +240,9 @@ def _check_sizes(card: Card) -> None:
     """
     if math.prod(card.shape) > MOST_PIXELS:
         raise ValueError(f"shape is {card.shape}, more than {MOST_PIXELS:,} numbers")
+    counts = card.class_counts
+    if counts is not None and (len(counts) != card.num_classes or not any(counts)):
+        raise ValueError(f"data.class_counts has {len(counts)} numbers, or zeros alone, for {card.num_classes} classes")
     network = card.model["network"]
     if not is_ours(network):
         return

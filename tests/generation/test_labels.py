@@ -26,6 +26,21 @@ def test_bad_seeds(text: object) -> None:
         parse_seeds(text)
 
 
+def test_random_labels_have_the_proportions_of_the_training_images() -> None:
+    counts, seeds = [900, 0, 3000, 100], range(2000)
+    labels = plan_labels("random", seeds, 4, counts)
+    assert labels is not None
+    assert plan_labels("random", [1234], 4, counts).tolist() == [int(labels[1234])]
+    shares = np.bincount(labels.numpy(), minlength=4) / 2000
+    assert shares[1] == 0
+    # four standard deviations of a share of 0.75
+    assert np.allclose(shares, np.array(counts) / 4000, atol=4 * (0.75 * 0.25 / 2000) ** 0.5)
+
+
+def test_equal_counts_change_no_label() -> None:
+    assert torch.equal(plan_labels("random", range(500), 10, [5000] * 10), plan_labels("random", range(500), 10))
+
+
 def test_labels_belong_to_seeds() -> None:
     seeds = range(100, 130)
     random = plan_labels("random", seeds, 10)

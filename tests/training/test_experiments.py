@@ -98,3 +98,5 @@ def test_emoji_experiment(tmp_path: Path) -> None:
     assert (card.shape, card.num_classes, card.model["network"]["label_dropout"]) == ((3, 32, 32), 10, 0.1)
     assert card.data["name"] == "emoji-train"
     assert card.data["licence"].startswith("SIL Open Font License")
+    assert card.class_counts is not None
+    assert sum(card.class_counts) == card.data["images"]

@@ -40,6 +40,15 @@ class ImageDataset(ABC):
         """Size of all pixels in bytes."""
         return len(self) * math.prod(self.shape)
 
+    @property
+    def class_counts(self) -> list[int] | None:
+        """Number of images of each class; None without classes, or if only a pass over all images would tell."""
+        labels = getattr(self, "labels", None)
+        if self.num_classes == 0 or not isinstance(labels, Tensor):
+            return None
+        counts: list[int] = torch.bincount(labels[labels >= 0], minlength=self.num_classes).tolist()
+        return counts
+
     @cached_property
     def digest(self) -> str:
         """SHA-256 over shape, pixels and labels in order: equal content has an equal digest in any container."""

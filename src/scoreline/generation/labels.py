@@ -28,15 +28,18 @@ ROWS = 2**22
 WHOLE = re.compile("-?[0-9]{1,18}")
 
 
-def plan_labels(rule: str | None, seeds: Sequence[int], num_classes: int) -> Tensor | None:
+def plan_labels(
+    rule: str | None, seeds: Sequence[int], num_classes: int, counts: Sequence[int] | None = None
+) -> Tensor | None:
     """Return class labels (len(seeds),) int64, or None for an unconditional run.
 
     Args:
-        rule: `random` draws from the image's own seed, `balanced` is seed modulo classes, `fixed:k` is class k,
+        rule: `random` draws from the image's own seed, in proportion to `counts`, `balanced` is seed modulo classes, `fixed:k` is class k,
             `none` leaves the condition out, a name with one of `values.LABEL_SUFFIXES` is a label file
             (`_read_label_file`). An unconditional model ignores `random`.
         seeds: the seeds of the images.
         num_classes: number of classes of the model; 0 if it is unconditional.
+        counts: number of training images of each class (`class_counts` of the card); None for equal ones.
 
     Raises:
         InputError: for an unknown rule, an unusable file, a class out of range, or a class for an unconditional model.
@@ -55,7 +58,13 @@ def plan_labels(rule: str | None, seeds: Sequence[int], num_classes: int) -> Ten
         return torch.full((len(seeds),), fixed)
     if rule == "balanced":
         return torch.tensor([seed % num_classes for seed in seeds])
-    return seeded_noise.integers(seeds, num_classes, "label") if rule == "random" else None
+    return _random(seeds, counts or [1] * num_classes) if rule == "random" else None
+
+
+def _random(seeds: Sequence[int], counts: Sequence[int]) -> Tensor:
+    """Draw the class of a training image chosen uniformly: with equal counts floor(classes u), u the seed's number."""
+    ends = torch.tensor(counts).cumsum(0)
+    return torch.searchsorted(ends, seeded_noise.integers(seeds, int(ends[-1]), "label"), right=True)
 
 
 def describe_labels(rule: str | None, labels: Tensor | None) -> str:

@@ -62,7 +62,7 @@ def build_subject(config: CalibrateConfig, components: "CalibrateComponents", ch
     device = choose_device(config.device, group.local)
     if device.type == "cpu":
         keep_freed_memory()
-    labels = plan_labels(config.labels, config.seeds, card.num_classes)
+    labels = plan_labels(config.labels, config.seeds, card.num_classes, card.class_counts)
     tableau = build_tableau(components.solver, components.schedule, components.span, config.nfe, "none")
     if data is not None:
         refuse_other_classes(data, config.labels, card.num_classes)

@@ -123,7 +123,7 @@ def sample(config: SampleConfig) -> Result:
     tableau = build(components.solver, components.schedule, components.span, config.nfe, config.final)
 
     # 3. shards: image i belongs to seed i and label i; images of an earlier start are reused
-    labels = plan_labels(config.labels, config.seeds, card.num_classes)
+    labels = plan_labels(config.labels, config.seeds, card.num_classes, card.class_counts)
     shards = plan_shards(config, checkpoint, labels)
     trajectories = (config.trajectories, config.trajectory_nfe)
     kept_latents = checkpoint.decoder is not None and shards.latents is None

@@ -82,6 +82,7 @@ def _build_module(config: TrainConfig, data: "DeviceData", start: "Start") -> "D
         data={
             **{"name": dataset.name, "sha256": dataset.digest, "images": len(dataset), "sigma_data": deviation},
             **({"licence": dataset.licence} if dataset.licence else {}),
+            **({"class_counts": dataset.class_counts} if num_classes and dataset.class_counts else {}),
         },
         training={**config.provenance, **({"earlier": earlier} if earlier else {})},
     )
