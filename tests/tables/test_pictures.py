@@ -53,7 +53,8 @@ def test_the_distance_is_the_mean_over_images_of_their_root_mean_square(sweep: P
 def test_images_are_compared_by_their_seeds(tmp_path: Path) -> None:
     """The fine run has more seeds, in another order."""
     run(tmp_path / "a", noise(1))
-    run(tmp_path / "fine", np.concatenate([noise(7), noise(1)]), nfe=100, seeds="10-19,0-9")
+    ran(tmp_path / "fine", 1.0, {"nfe": 100}, nfe=100, seeds="10-19,0-9")
+    np.savez(tmp_path / "fine/samples.npz", arr_0=np.concatenate([noise(7), noise(1)]))
     score = report.beside_fine(tmp_path, tmp_path / "fine", DISTANCE, 1).grid.parts[0].entries["s / t", "5"]
     found = score.score(DISTANCE)
     assert found is not None

@@ -11,6 +11,7 @@ from scoreline.config.script import guide
 from scoreline.datasets.debian_package import DebianPackage
 from scoreline.doctor.findings import Finding
 from scoreline.foreign.conversion import is_url
+from scoreline.metrics.reference_set import shipped
 from scoreline.storage import bounded_reading
 from scoreline.storage.downloads import OFFLINE, cached_path
 from scoreline.storage.files import cache_folder
@@ -175,12 +176,12 @@ def _metrics(node: Any) -> Iterator[Asset]:
     """Yield the reference and the extractor of `metrics=`."""
     reference: Any = node.get("reference")
     extractor: Any = node.get("extractor") or {}
-    if isinstance(reference, str):
+    if isinstance(reference, str) and not shipped(reference):
         remedy = "scoreline reference dataset=NAME OUT.npz writes one, or give a file of the literature"
         yield _given("metrics.reference", reference, remedy)
-    elif reference is not None:
+    elif reference is not None and not isinstance(reference, str):
         yield from dataset("metrics.reference", reference)
-    elif "reference" in node:
+    elif reference is None and "reference" in node:
         remedy = "add dataset@metrics.reference=cifar10 (with +), or metrics.reference=PATH of statistics or images"
         yield Asset("metrics.reference", "null", None, remedy)
     if "url" in extractor:
