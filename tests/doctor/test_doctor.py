@@ -110,7 +110,7 @@ def test_words_that_are_no_job_are_refused(words: list[str], reason: str) -> Non
         (["metrics=inception", "metrics.extractor.path=i.pt"], "metrics.extractor.path=i.pt: not there; fetch https"),
         (["guidance=autoguidance", "guidance.checkpoint=g"], "guidance.checkpoint=g: not there"),
         (["solver=deis_sn", "record=r.safetensors"], "solver.scale.path=r.safetensors: not there"),
-        (["metrics=digits", "+dataset@metrics.reference=cifar10"], "metrics.reference.path=data/cifar-10-python.tar.gz: not there"),
+        (["metrics=digits", "+dataset@metrics.reference=cifar10"], "data/cifar-10-python.tar.gz: not there"),
     ],
 )
 def test_a_missing_file_fails(words: list[str], reason: str, capsys: pytest.CaptureFixture[str]) -> None:

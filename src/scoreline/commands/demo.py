@@ -14,8 +14,8 @@ from scoreline.config import conf_folder
 from scoreline.metrics.base import Score
 from scoreline.numerics import NUMERICS_VERSION
 from scoreline.tables import table_files
+from scoreline.tables.fine_run import DISTANCE, note
 from scoreline.tables.grid import Grid
-from scoreline.tables.pictures import DISTANCE, note
 
 WHERE = Path(f"outputs/demo-{version('scoreline')}-{NUMERICS_VERSION}")
 

@@ -28,7 +28,7 @@ from typing import NamedTuple
 
 from scoreline.commands.words import split
 from scoreline.errors import InputError, did_you_mean
-from scoreline.tables import pictures, plan, ratios, table_files
+from scoreline.tables import fine_run, plan, ratios, table_files
 from scoreline.tables.grid import Grid, collect, of_sweep, over_seed_ranges
 from scoreline.tables.render import markdown
 from scoreline.values import whole_number
@@ -57,7 +57,7 @@ def main(words: list[str]) -> None:
     root = Path(roots[0])
     if own["fine"] or own["pictures"]:
         shown = _pictures(own)
-        print(markdown(beside_fine(root, Path(own["fine"]), own["metric"] or pictures.DISTANCE, shown).grid), end="")
+        print(markdown(beside_fine(root, Path(own["fine"]), own["metric"] or fine_run.DISTANCE, shown).grid), end="")
         return
     text = "\n" + _ratio_table(root, own["metric"], own["over"]) if own["over"] else ""
     print(table_files.write(grid(root, own["metric"]), root) + text, end="")
@@ -67,7 +67,7 @@ class Beside(NamedTuple):
     """The grid of runs with their distances to a fine run, that run, and the images of each cell."""
 
     grid: Grid
-    fine: pictures.FineRun
+    fine: fine_run.FineRun
     images: int
 
 
@@ -83,13 +83,13 @@ def beside_fine(root: Path, fine: Path, metric: str, shown: int) -> Beside:
     Raises:
         InputError: as `main`, and if the runs and the fine run have not the same seeds.
     """
-    reference = pictures.fine_run(fine)
-    runs = over_seed_ranges(pictures.with_distances(collect(root), reference))
+    reference = fine_run.fine_run(fine)
+    runs = over_seed_ranges(fine_run.with_distances(collect(root), reference))
     if not runs:
         raise InputError(f"{root}: holds no run beside fine={fine}; run python sample.py -m ... first")
-    grid = replace(of_sweep(runs, metric), note=pictures.note(reference))
+    grid = replace(of_sweep(runs, metric), note=fine_run.note(reference))
     table_files.write(grid, root)
-    table_files.write_file(root / "pictures.png", lambda path: pictures.draw(grid, runs, reference, shown, path))
+    table_files.write_file(root / "pictures.png", lambda path: fine_run.draw(grid, runs, reference, shown, path))
     return Beside(grid, reference, runs[0].result["images"])
 
 

@@ -10,7 +10,7 @@ from tables_files import ran
 
 from scoreline.commands import demo, report
 from scoreline.errors import InputError
-from scoreline.tables.pictures import DISTANCE
+from scoreline.tables.fine_run import DISTANCE
 
 SEEDS = 10
 
