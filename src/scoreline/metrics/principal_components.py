@@ -74,7 +74,9 @@ class PrincipalComponents:
         """Write the mean in float32 and the directions in float16."""
         from safetensors.torch import save
 
-        return save({"mean": self.mean.float(), "directions": self.directions.half(), "scale": self.scale.float()})
+        return save(
+            {"mean": self.mean.float(), "directions": self.directions.half().contiguous(), "scale": self.scale.float()}
+        )
 
     @classmethod
     def from_safetensors(cls, content: bytes) -> "PrincipalComponents":
