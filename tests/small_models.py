@@ -12,15 +12,16 @@ VP = {"_target_": "scoreline.schedules.vp.LinearVP", "beta_min": 0.1, "beta_max"
 NOISE_PREDICTION = {"_target_": "scoreline.parameterisations.NoisePrediction", "noise_schedule": VP}
 
 
-def save_small(path: Path, classes: int = 0, head: float = 0.05) -> Path:
+def save_small(path: Path, classes: int = 0, head: float = 0.05, channels: int = 1) -> Path:
     """Save a U-Net for images of 8 x 8 pixels whose last layer is not zero, so that its images depend on all inputs."""
     torch.manual_seed(0)
-    network = UNet(**SIZES, num_classes=classes)
+    sizes = {**SIZES, "channels": channels}
+    network = UNet(**sizes, num_classes=classes)
     torch.nn.init.constant_(network.head.weight, head)
     model = {
-        "network": {"_target_": "scoreline.networks.unet.UNet", **SIZES, "num_classes": classes},
+        "network": {"_target_": "scoreline.networks.unet.UNet", **sizes, "num_classes": classes},
         "noise_schedule": VP,
         "parameterisation": NOISE_PREDICTION,
     }
-    save_model(path, network.state_dict(), Card(model, (1, 8, 8), classes, {}, {}))
+    save_model(path, network.state_dict(), Card(model, (channels, 8, 8), classes, {}, {}))
     return path

