@@ -429,6 +429,8 @@ COMMANDS: list[Row] = [
     ("ema folder sigma_rel=nan out.safetensors", "folder"),
     ("ema folder sigma_rel=0.1 half_life_kimg=3 out.safetensors", "folder"),
     ("ema folder nosuch=1 out.safetensors", "nosuch"),
+    ("ema folder sigma_rel=0.1 dtype=float8 out.safetensors", "dtype=float8", "bfloat16"),
+    ("ema folder sigma_rel=0.1 dataset.split=test out.safetensors", "dataset.split=test", "experiment="),
     ("ema folder sigma_rel=0.1 small.safetensors", "small.safetensors"),
     ("import", "two", "SOURCE DEST"),
     ("import a", "two", "SOURCE DEST"),

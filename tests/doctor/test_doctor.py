@@ -67,7 +67,7 @@ def only(found: dict[str, list[Finding]], topic: str) -> Finding:
 
 
 def test_feasible_job_is_ok_and_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert doctor.main(["sample", "nfe=4", "seeds=0-9", "device=cpu"]) == 0
+    assert doctor.main(["sample", "checkpoint=digits_vp", "nfe=4", "seeds=0-9", "device=cpu"]) == 0
     printed = capsys.readouterr().out
     assert {line.split()[0] for line in printed.splitlines()} == {"ok"}
     assert "10 images 1x8x8, NFE 4, 4 network calls of 64 images" in printed
@@ -77,7 +77,7 @@ def test_feasible_job_is_ok_and_writes_nothing(tmp_path: Path, capsys: pytest.Ca
 
 
 def test_quick_times_nothing() -> None:
-    found = lines("sample", "--quick", "device=cpu")
+    found = lines("sample", "--quick", "checkpoint=digits_vp", "device=cpu")
     assert "time" not in found
     assert "activations unknown" in only(found, "memory").text
 
@@ -113,7 +113,7 @@ def test_words_that_are_no_job_are_refused(words: list[str], reason: str) -> Non
         (["metrics=inception", "metrics.extractor.path=i.pt"], "metrics.extractor.path=i.pt: not there; fetch https"),
         (["guidance=autoguidance", "guidance.checkpoint=g"], "guidance.checkpoint=g: not there"),
         (["solver=deis_sn", "record=r.safetensors"], "solver.scale.path=r.safetensors: not there"),
-        (["+dataset@metrics.reference=cifar10"], "metrics.reference.path=data/cifar-10-python.tar.gz: not there"),
+        (["metrics=digits", "+dataset@metrics.reference=cifar10"], "data/cifar-10-python.tar.gz: not there"),
     ],
 )
 def test_a_missing_file_fails(words: list[str], reason: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -132,13 +132,13 @@ def test_the_package_of_a_network_is_named(monkeypatch: pytest.MonkeyPatch, caps
 
 
 def test_a_number_to_be_measured_is_announced_and_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
-    words = ("sample", "--quick", "device=cpu")
+    words = ("sample", "--quick", "checkpoint=digits_vp", "device=cpu")
     with monkeypatch.context() as patch:
         patch.setattr(Denoiser, "forward", None)
         found = lines(*words)
     assert "384 evaluations" in only(found, "sigma_data").text
     assert "NFE 10" in only(found, "network").text
-    complete_config([])  # measures it, and keeps it
+    complete_config(["checkpoint=digits_vp"])  # measures it, and keeps it
     for quiet in (words, (*words, "sigma_data=0.5"), (*words, "solver=deis_tab3")):
         assert "sigma_data" not in lines(*quiet)
 

@@ -1,5 +1,6 @@
 """Reconstructed averages: profiles against quadrature, weights against averages that were tracked."""
 
+import json
 from dataclasses import replace
 from itertools import product as pairs
 from pathlib import Path
@@ -15,10 +16,15 @@ from torch import nn
 from scoreline.checkpoints import Card, load_model, save_model
 from scoreline.commands import ema as command
 from scoreline.commands import inspect
+from scoreline.datasets.digits import Digits
 from scoreline.errors import InputError
 from scoreline.networks.unet import UNet
+from scoreline.objective import DenoisingObjective, InverseVariance, UniformTime
+from scoreline.schedules.vp import LinearVP
+from scoreline.targets import Denoising
 from scoreline.training.ema import EMA, PowerFunctionEMA, RunningAverage, gamma_of
 from scoreline.training.ema_snapshots import combine, drop_later, list_snapshots, save_snapshot, snapshot_path
+from scoreline.training.fixed_loss import data_loss
 from scoreline.training.post_hoc_ema import (
     PowerProfile,
     Profile,
@@ -268,6 +274,44 @@ def test_the_command_writes_the_tracked_average(
     assert "reconstructed_from" in inspect.text(destination)
 
 
+def test_half_the_bytes_with_the_loss_of_both(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """bfloat16 in the file; losses of held-out digits, of each type as a model file of that type has it."""
+    records = [{"kimg": k, "loss": 1 / k} for k in range(1, 41)]
+    records += [{"kimg": k, "fixed_loss": 2 / k} for k in range(1, 41)]
+    records.sort(key=lambda it: it["kimg"])
+    (run / "metrics.jsonl").write_text("".join(f"{json.dumps(record)}\n" for record in records))
+    words = [str(run), "sigma_rel=0.1", "experiment=digits_vp", "dataset.split=test"]
+    command.main([*words, str(tmp_path / "whole.safetensors")])
+    command.main([*words, "dtype=bfloat16", str(tmp_path / "half.safetensors")])
+    whole, half = (load_model(tmp_path / f"{name}.safetensors") for name in ("whole", "half"))
+    assert {weight.dtype for weight in load_file(half.path).values() if weight.is_floating_point()} == {torch.bfloat16}
+    assert {weight.dtype for weight in half.denoiser.parameters()} == {torch.float32}
+    for name, weight in whole.denoiser.network.state_dict().items():
+        assert torch.equal(half.denoiser.network.state_dict()[name], weight.bfloat16().float())
+    held_out = half.card.training["held_out"]
+    assert (held_out["data"], held_out["images"]) == ("digits-test", len(Digits("test")))
+    assert whole.card.training["held_out"]["losses"] == {"float32": held_out["losses"]["float32"]}
+    objective = DenoisingObjective(UniformTime(LinearVP()), InverseVariance(), Denoising())
+    for model, name in ((whole, "float32"), (half, "bfloat16")):
+        loss = data_loss(model.denoiser, objective, Digits("test"), conditional=False)
+        assert held_out["losses"][name] == {"loss": pytest.approx(loss.loss), "error": pytest.approx(loss.error)}
+    assert (
+        f"held-out loss of the bfloat16 weights {held_out['losses']['bfloat16']['loss']:.5f}" in capsys.readouterr().out
+    )
+    rows = half.card.training["curve"]["rows"]
+    assert rows == [[k, pytest.approx(1 / k, abs=1e-5), pytest.approx(2 / k, abs=1e-5)] for k in range(1, 13)]
+    assert "curve" in inspect.text(half.path)
+
+
+def test_held_out_images_are_others_of_that_shape(run: Path, tmp_path: Path) -> None:
+    words = [str(run), "sigma_rel=0.1", "experiment=digits_vp", str(tmp_path / "new.safetensors")]
+    checkpoint = load_model(run / "model.safetensors")
+    data = {"name": "digits-train", "sha256": Digits("train").digest}
+    save_model(run / "model.safetensors", checkpoint.denoiser.network.state_dict(), replace(CARD, data=data))
+    with pytest.raises(InputError, match="experiment=digits_vp: those of the training; choose held-out ones"):
+        command.main(words)
+
+
 def test_an_earlier_moment_uses_snapshots_until_then_only(run: Path, tmp_path: Path) -> None:
     command.main([str(run), "sigma_rel=0.05", "kimg=6.4", str(tmp_path / "then.safetensors")])
     saved, found = load_file(run / "ema/0000006400-0.05.safetensors"), load_file(tmp_path / "then.safetensors")
@@ -342,6 +386,8 @@ WRONG = [
     (["nowhere", "sigma_rel=0.1", "NEW"], r"nowhere: "),
     (["RUN", "sigma_rel=0.1", "model.pt"], r"model.pt: .* \.safetensors"),
     (["RUN", "sigma_rel=0.1", "RUN/model.safetensors"], r"model.safetensors: "),
+    (["RUN", "sigma_rel=0.1", "dtype=half", "NEW"], r"dtype=half: must be float32 or bfloat16"),
+    (["RUN", "sigma_rel=0.1", "dataset.split=test", "NEW"], r"dataset.split=test: give experiment= too"),
     (["RUN", "sigma_rel=0.004", "NEW"], r"\d+ % by the 40 snapshots, .* 5 %; sigma_rel from 0.02"),
     (["RUN", "half_life_kimg=0.1", "NEW"], r"half_life_kimg=0.1: .* half_life_kimg from 0\.\d+ to \d+\.?\d*"),
     (["RUN", "sigma_rel=0.1", "kimg=6.08", "NEW"], r"0.1: its profile at 6.08 .* 5.76 or 6.4"),

@@ -24,11 +24,13 @@ between them. Ratios pair the seed ranges and are in ratios.md too.
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 from scoreline.commands.words import split
 from scoreline.errors import InputError, did_you_mean
-from scoreline.tables import pictures, plan, ratios, table_files
+from scoreline.tables import fine_run, plan, ratios, table_files
 from scoreline.tables.grid import Grid, collect, of_sweep, over_seed_ranges
+from scoreline.tables.render import markdown
 from scoreline.values import whole_number
 
 OWN = {"metric": "", "over": "", "fine": "", "pictures": ""}
@@ -54,33 +56,55 @@ def main(words: list[str]) -> None:
         raise InputError(f"{len(roots)} directories: give one, as in outputs/table/NAME-small")
     root = Path(roots[0])
     if own["fine"] or own["pictures"]:
-        print(beside_fine(root, own), end="")
+        shown = _pictures(own)
+        print(markdown(beside_fine(root, Path(own["fine"]), own["metric"] or fine_run.DISTANCE, shown).grid), end="")
         return
     text = "\n" + _ratio_table(root, own["metric"], own["over"]) if own["over"] else ""
     print(table_files.write(grid(root, own["metric"]), root) + text, end="")
 
 
-def beside_fine(root: Path, own: Mapping[str, str]) -> str:
-    """Write the table of runs with their distances to a fine run, and pictures.png; return the text.
+class Beside(NamedTuple):
+    """The grid of runs with their distances to a fine run, that run, and the images of each cell."""
+
+    grid: Grid
+    fine: fine_run.FineRun
+    images: int
+
+
+def beside_fine(root: Path, fine: Path, metric: str, shown: int) -> Beside:
+    """Write the table of runs with their distances to a fine run, and pictures.png.
 
     Args:
         root: a directory of runs.
-        own: the keys of the command.
+        fine: the directory of the fine run.
+        metric: the metric of the table.
+        shown: images of each cell in the picture.
 
     Raises:
         InputError: as `main`, and if the runs and the fine run have not the same seeds.
     """
-    if own["over"] or not own["fine"]:
-        key = "over" if own["over"] else "pictures"
-        remedy = "leave it out, or drop fine" if own["over"] else "give fine=RUN too, a run of many evaluations"
-        raise InputError(f"{key}={own[key]}: {remedy}")
-    shown = whole_number("pictures", int(own["pictures"]) if own["pictures"].isdecimal() else own["pictures"] or 4)
-    fine = pictures.fine_run(own["fine"])
-    runs = over_seed_ranges(pictures.with_distances(collect(root), fine))
-    grid = replace(of_sweep(runs, own["metric"] or pictures.DISTANCE), note=pictures.note(fine))
-    text = table_files.write(grid, root)
-    table_files.write_file(root / "pictures.png", lambda path: pictures.draw(grid, runs, fine, shown, path))
-    return text
+    reference = fine_run.fine_run(fine)
+    runs = over_seed_ranges(fine_run.with_distances(collect(root), reference))
+    if not runs:
+        raise InputError(f"{root}: holds no run beside fine={fine}; run python sample.py -m ... first")
+    grid = replace(of_sweep(runs, metric), note=fine_run.note(reference))
+    table_files.write(grid, root)
+    table_files.write_file(root / "pictures.png", lambda path: fine_run.draw(grid, runs, reference, shown, path))
+    return Beside(grid, reference, runs[0].result["images"])
+
+
+def _pictures(own: Mapping[str, str]) -> int:
+    """Return the number of images of each cell.
+
+    Raises:
+        InputError: if it is none, without `fine`, or together with `over`.
+    """
+    if own["over"]:
+        raise InputError(f"over={own['over']}: ratios are of a table's own metrics; leave out fine and pictures")
+    if not own["fine"]:
+        raise InputError(f"pictures={own['pictures']}: give fine=RUN too, a run of many evaluations")
+    text = own["pictures"] or "4"
+    return whole_number("pictures", int(text) if text.isdecimal() else text)
 
 
 def grid(root: Path, metric: str) -> Grid:

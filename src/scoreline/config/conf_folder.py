@@ -14,6 +14,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from scoreline.config.moved_names import current
+from scoreline.config.run_names import with_model_metrics
 from scoreline.errors import InputError, printable
 from scoreline.storage.config_files import conf_dir
 
@@ -125,11 +126,11 @@ def compose_config(name: str, overrides: Sequence[str], whole: bool = False) -> 
 
     refuse_lost_choices(overrides)
     if GlobalHydra.instance().is_initialized():
-        return current(compose(name, list(overrides), return_hydra_config=whole))
+        return with_model_metrics(current(compose(name, list(overrides), return_hydra_config=whole)))
     own = own_folder()
     path = [f"hydra.searchpath=[{quote(f'file://{own}')}]"] if own else []
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        return current(compose(name, [*overrides, *path], return_hydra_config=whole))
+        return with_model_metrics(current(compose(name, [*overrides, *path], return_hydra_config=whole)))
 
 
 def quote(text: str) -> str:

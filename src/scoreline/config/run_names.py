@@ -13,6 +13,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from scoreline.config.metrics_by_model import with_metrics
 from scoreline.config.moved_names import former
 from scoreline.numerics import NUMERICS_VERSION
 from scoreline.storage.files import content_digest, sha256
@@ -49,6 +50,7 @@ def run_sha256(cfg: DictConfig, script: str) -> str:
         cfg: the composed config.
         script: `train`, `sample` or `calibrate`.
     """
+    cfg = with_model_metrics(cfg)
     whole = OmegaConf.to_container(cfg, resolve=False)
     assert isinstance(whole, dict)
     raw = former({str(key): value for key, value in whole.items() if key not in NEVER})
@@ -242,9 +244,14 @@ def _short(text: str) -> str:
 
 
 def model_path(checkpoint: str) -> Path:
-    """Return the path of a model: `digits_vp` ships with the package, a directory stands for its model.safetensors."""
+    """Return the path of a model: `emoji32_edm` and `digits_vp` ship, a directory stands for its model.safetensors."""
     shipped = ASSETS / f"{checkpoint}.safetensors"
     if os.path.isfile(shipped):  # which is false, as that of a Path is not, for a name that no file can have
         return shipped
     path = Path(checkpoint)
     return path / "model.safetensors" if os.path.isdir(path) else path
+
+
+def with_model_metrics(cfg: DictConfig) -> DictConfig:
+    """Return the config with the metrics that `metrics=auto` stands for; the config itself without that choice."""
+    return with_metrics(cfg, model_path(_selected(cfg, "checkpoint")))

@@ -27,7 +27,7 @@ from scoreline.config.explain import explain
 from scoreline.config.launch import run as run_as_group
 from scoreline.config.moved_names import current
 from scoreline.config.run_directory import ERROR_LOG, give_up, output_dir, release
-from scoreline.config.run_names import model_path, register_resolvers, run_sha256
+from scoreline.config.run_names import model_path, register_resolvers, run_sha256, with_model_metrics
 from scoreline.descriptions.annotations import refuse_wrong_types
 from scoreline.errors import InputError, did_you_mean, printable
 from scoreline.runtime import startup
@@ -72,7 +72,7 @@ def script(
         def guarded(cfg: DictConfig) -> Any:
             try:
                 validate.refuse_unusable()
-                cfg = current(cfg)
+                cfg = with_model_metrics(current(cfg))
                 config = read(cfg)
                 startup.load_torch()
                 refuse_wrong_types(OmegaConf.to_container(cfg, resolve=False))

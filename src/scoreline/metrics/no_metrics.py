@@ -7,7 +7,14 @@ from scoreline.storage.resumable import Parts
 
 
 class NoMetrics(Metrics):
-    """No scores, for images of any shape. When to use it: to sample now and evaluate later."""
+    """No scores, for images of any shape. When to use it: to sample now and evaluate later.
+
+    Args:
+        note: a sentence for the results on why nothing is measured; empty for none.
+    """
+
+    def __init__(self, note: str = "") -> None:
+        self.note = note
 
     @property
     def protocol(self) -> dict[str, str | int]:
@@ -22,4 +29,4 @@ class NoMetrics(Metrics):
         return {}
 
     def warnings(self, n: int) -> list[str]:
-        return []
+        return [self.note] if self.note else []

@@ -1,11 +1,13 @@
 """A safe reader of safetensors files: it checks the header's size before it reads any tensor."""
 
+import json
 from pathlib import Path
-from typing import NamedTuple
-
-from torch import Tensor
+from typing import TYPE_CHECKING, NamedTuple
 
 from scoreline.errors import InputError, printable
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 LONGEST_HEADER = 2**23
 """Most bytes of a header; a network of 1000 tensors has 0.1 MB."""
@@ -66,6 +68,17 @@ def read_header(path: Path, name: str, remedy: str) -> Header:
     return header
 
 
+def read_metadata(path: Path) -> dict[str, str]:
+    """Return the metadata of a file without torch; empty if it is missing or no safetensors file."""
+    try:
+        _check_length(path)
+        with open(path, "rb") as file:
+            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+        return {str(key): str(value) for key, value in header["__metadata__"].items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return {}
+
+
 def _check_length(path: Path) -> None:
     with open(path, "rb") as file:
         length = int.from_bytes(file.read(8), "little")
@@ -73,7 +86,7 @@ def _check_length(path: Path) -> None:
         raise ValueError(f"its header has {length:,} bytes, more than {LONGEST_HEADER:,}")
 
 
-def read_tensors(header: Header) -> dict[str, Tensor]:
+def read_tensors(header: Header) -> "dict[str, Tensor]":
     """Return the tensors of a file; they are its pages, mapped privately, and take no further memory until written to.
 
     Raises:

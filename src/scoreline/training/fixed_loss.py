@@ -81,8 +81,9 @@ def data_loss(denoiser: Denoiser, objective: DenoisingObjective, dataset: ImageD
 class FixedLoss(Callback):
     """Log the validation loss of the averaged weights on `images` fixed images every `every_kimg`, as `fixed_loss`.
 
-    Noise and levels are those of `fixed_batch`. The target is the clean image whatever training regresses on, without augmentation or dropped labels,
-    so curves of DSM and STF compare. Use it to compare runs and, in a sweep, to choose among them.
+    Noise and levels are those of `fixed_batch`. The target is the clean image whatever training regresses on, without
+    augmentation or dropped labels, so curves of DSM and STF compare. Use it to compare runs and, in a sweep, to
+    choose among them.
     """
 
     def __init__(self, every_kimg: float, images: int = 256) -> None:

@@ -48,16 +48,16 @@ class FineRun:
         return f"{self.result['solver']} / {self.result['schedule']}, NFE {self.result['nfe']:g}"
 
 
-def fine_run(directory: str) -> FineRun:
+def fine_run(directory: Path) -> FineRun:
     """Open a finished run.
 
     Raises:
         InputError: if the directory holds none.
     """
-    result = run_results.read(Path(directory))
+    result = run_results.read(directory)
     if result is None:
         raise InputError(f"fine={directory}: no finished run there; give a run directory of sample.py")
-    return FineRun(Path(directory), result)
+    return FineRun(directory, result)
 
 
 def with_distances(runs: Sequence[Run], fine: FineRun) -> list[Run]:
