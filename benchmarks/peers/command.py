@@ -57,7 +57,7 @@ def arguments(words: list[str]) -> argparse.Namespace:
         found.only, found.rounds = list(QUICK), 3
     if found.self_check:
         found.model, found.batch, found.rounds, found.device = sorted(MODELS), [2], 1, "cpu"
-        found.modes, found.seconds = ["plain", "layout+threads"], 0.01
+        found.modes, found.seconds = ["plain", "sample.py"], 0.01
     if found.device == "cpu" and any(MODES[mode].graphs for mode in [*found.modes, found.steady]):
         parser.error("CUDA graphs need --device cuda")
     if found.nfe < 4 or min(found.batch) < 1 or found.rounds < 1:
