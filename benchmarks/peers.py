@@ -7,7 +7,9 @@ Times are taken in turns: bare network calls, theirs, ours. Ratios are of turns 
 rounds, plus or minus half of the interquartile range. Ours includes making the noise and the checks of
 `sampling.generate`; theirs is given the noise. A second table runs the fastest peer and ours in other modes of the
 network (`--modes`, the rows of `peers/modes.py`), a third projects 50,000 images from a steady run (`--seconds 60`).
-`--model ddpmpp --device cuda` is for a GPU; `--self-check` runs the same code at tiny sizes on the CPU.
+The mode `sample.py` is that of the command without a key. Lines on stderr follow each measurement; `--quick` takes
+fewer rows and rounds. `--model ddpmpp --device cuda` is for a GPU; `--self-check` runs the same code at tiny sizes on
+the CPU.
 """
 
 import sys

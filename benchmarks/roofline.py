@@ -66,7 +66,7 @@ def flops(model: Model) -> float:
 
 def endless(model: Model, mode: Mode, run: Tableau, batch: int) -> Iterator[Batch]:
     """Batches of seeds 0, 1, 2, .. as `sample.py` makes them."""
-    denoiser = mode.apply(model.denoiser)
+    denoiser = mode.apply(model)
     record = Replayed if mode.graphs else None
     return Sampler(denoiser, run, batch, batch, mode.threads, record).batches(model.shape, range(2**31))
 

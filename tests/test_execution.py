@@ -212,6 +212,16 @@ def test_autocast_reaches_convolutions_only() -> None:
     assert set(seen["label"]) == set(seen["input"]) == {torch.float32}
 
 
+@pytest.mark.parametrize("seeds", [[4, 5, 6], [29], range(30)])
+def test_images_belong_to_their_seeds_with_channels_last(seeds: Sequence[int]) -> None:
+    """Other batches, neighbours, padding and threads: the same bits, of one process or of several that share seeds."""
+    model = digits()
+    Execution(channels_last=True).apply(model)
+    whole = x_of(generate(model, table(), SHAPE, range(30), 30, None, 8))
+    part = x_of(generate(model, table(), SHAPE, seeds, 5, None, 8, threads=2))
+    assert torch.equal(part, whole[list(seeds)])
+
+
 def test_channels_last_reaches_the_weights_and_the_activations() -> None:
     model = digits()
     Execution(channels_last=True).apply(model)

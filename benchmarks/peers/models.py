@@ -9,7 +9,7 @@ import torch
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
-from scoreline.checkpoints import load_model
+from scoreline.checkpoints import Card, load_model
 from scoreline.config.run_names import ASSETS
 from scoreline.denoiser import Denoiser
 from scoreline.descriptions.specs import rebuild
@@ -21,7 +21,8 @@ from scoreline.schedules.spacings import Polynomial, Power
 from scoreline.schedules.ve import EDM
 from scoreline.schedules.vp import LinearVP
 
-DDPMPP = Path(__file__).parents[2] / "conf" / "model" / "cifar10_ddpmpp_edm.yaml"
+CONF = Path(__file__).parents[2] / "conf" / "model"
+EMOJI = ASSETS / "emoji32_edm.safetensors"
 TINY = {"width": 32, "multipliers": [1, 1], "blocks": 1}
 
 
@@ -49,6 +50,12 @@ class Model:
         """Whether the network is one of EDM's, not one that predicts eps of a VP process."""
         return isinstance(self.denoiser.parameterisation, EDMPreconditioning)
 
+    @property
+    def card(self) -> Card:
+        """What sample.py reads of a card to decide how the network runs."""
+        kind = type(self.denoiser.network)
+        return Card({"network": {"_target_": f"{kind.__module__}.{kind.__qualname__}"}}, self.shape, 0, {}, {})
+
     def levels(self, steps: int) -> Tensor:
         """Noise levels (steps + 1,) float64, decreasing."""
         return grid(self.spacing, *self.ends, steps)
@@ -74,16 +81,29 @@ def unet32(tiny: bool) -> Model:
     return _vp("unet32", Denoiser(network, NoisePrediction(schedule)), schedule, (3, 32, 32))
 
 
+def emoji32(tiny: bool) -> Model:
+    """The shipped colour model: 32x32x3, 1.14 million weights, random ones where its file is missing."""
+    denoiser, _ = _edm("emoji32_edm", tiny)
+    if EMOJI.exists() and not tiny:
+        denoiser = load_model(EMOJI).denoiser
+    return Model("emoji32_edm", denoiser.eval().requires_grad_(False), EDM(), (3, 32, 32), Power(7))
+
+
 def ddpmpp(tiny: bool) -> Model:
     """EDM's DDPM++ for CIFAR-10, 55.7 million random weights."""
-    described: Any = OmegaConf.to_container(OmegaConf.load(DDPMPP), resolve=True)
-    arguments = described["network"] | (TINY if tiny else {})
-    network = _random(lambda: rebuild(arguments, nn.Module))
-    denoiser = Denoiser(network, EDMPreconditioning(described["parameterisation"]["sigma_data"]))
+    denoiser, arguments = _edm("cifar10_ddpmpp_edm", tiny)
     return Model("ddpmpp", denoiser.eval().requires_grad_(False), EDM(), (3, 32, 32), Power(7), arguments)
 
 
-MODELS = {"digits": digits, "unet32": unet32, "ddpmpp": ddpmpp}
+MODELS = {"digits": digits, "emoji32": emoji32, "unet32": unet32, "ddpmpp": ddpmpp}
+
+
+def _edm(name: str, tiny: bool) -> tuple[Denoiser, dict[str, Any]]:
+    """Return a denoiser of random weights as conf/model describes it, and the arguments of its network."""
+    described: Any = OmegaConf.to_container(OmegaConf.load(CONF / f"{name}.yaml"), resolve=True)
+    arguments = described["network"] | (TINY if tiny else {})
+    network = _random(lambda: rebuild(arguments, nn.Module))
+    return Denoiser(network, EDMPreconditioning(described["parameterisation"]["sigma_data"])), arguments
 
 
 def _vp(name: str, denoiser: Denoiser, schedule: NoiseSchedule, shape: tuple[int, int, int]) -> Model:

@@ -4,8 +4,10 @@ import copy
 import os
 from dataclasses import dataclass, field
 
+from peers.models import Model
 from scoreline.denoiser import Denoiser
-from scoreline.execution import Execution
+from scoreline.execution import Execution, is_u_net
+from scoreline.generation.auto_batch import card_batch
 
 
 @dataclass(frozen=True)
@@ -17,18 +19,25 @@ class Mode:
             batch with all cores.
         keep_memory: malloc gives no memory back to the system, on either side.
         graphs: we replay CUDA graphs of the whole run.
+        by_card: what `sample.py` does without a key: layout and our images per call follow from the model.
     """
 
     execution: Execution = field(default_factory=Execution)
     threads: int = 1
     keep_memory: bool = False
     graphs: bool = False
+    by_card: bool = False
 
-    def apply(self, denoiser: Denoiser) -> Denoiser:
-        """The denoiser in this mode; the given one stays as it is."""
-        prepared = copy.deepcopy(denoiser)
-        self.execution.apply(prepared)
+    def apply(self, model: Model) -> Denoiser:
+        """The model's denoiser in this mode; the given one stays as it is."""
+        prepared = copy.deepcopy(model.denoiser)
+        execution = Execution(channels_last=is_u_net(model.card.model)) if self.by_card else self.execution
+        execution.apply(prepared)
         return prepared
+
+    def images(self, model: Model, batch: int) -> int:
+        """Our images per network call."""
+        return card_batch(model.card, model.denoiser.device) if self.by_card else batch
 
 
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -39,6 +48,7 @@ HALF_COMPILED = Execution(precision="bf16-mixed", compile="default", channels_la
 
 MODES = {
     "plain": Mode(),
+    "sample.py": Mode(threads=CORES, keep_memory=True, by_card=True),
     "memory": Mode(keep_memory=True),
     "threads": Mode(threads=CORES, keep_memory=True),
     "layout": Mode(LAYOUT, keep_memory=True),

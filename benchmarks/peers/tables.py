@@ -10,8 +10,15 @@ from peers.pairs import Missing, Pair, compared, images
 from peers.timing import Spread, Work, forward, seconds, spread
 from peers.workers import Job, Turn, Worker
 
+Note = Callable[[str], object]
+"""Receives a line for each finished measurement."""
+
 IMAGES = 50_000
 SIDES = ("bare", "theirs", "ours")
+
+
+def quiet(line: str) -> None:
+    """Print nothing."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +34,7 @@ class Row:
     gain: Spread
 
 
-def measure(model: Model, pairs: list[Pair], batch: int, count: int) -> list[Row]:
+def measure(model: Model, pairs: list[Pair], batch: int, count: int, note: Note = quiet) -> list[Row]:
     """Every pair in turns with bare network calls, `count` rounds after one in which the ends are compared."""
     seeds = list(range(batch))
     latents, denoiser = model.latents(seeds), model.denoiser
@@ -43,6 +50,8 @@ def measure(model: Model, pairs: list[Pair], batch: int, count: int) -> list[Row
             ]
             for place in [(number + shift) % 3 for shift in range(3)]:
                 found[place].append(seconds(works[place]))
+            speeds = ", ".join(f"{side} {batch / times[-1]:.1f}" for side, times in zip(SIDES, found, strict=True))
+            note(f"round {number + 1}/{count}, {pair.peer} {pair.method}: {speeds} images/s")
     return [_row(pair, d, batch, found) for pair, d, found in zip(pairs, differences, times, strict=True)]
 
 
@@ -97,7 +106,7 @@ def fastest(rows: list[Row], nfe: int, against: str = "") -> Row | None:
     return min(chosen, key=lambda row: row.theirs_over_bare.median, default=None)
 
 
-def modes_table(job: Job, names: list[str], count: int) -> list[str]:
+def modes_table(job: Job, names: list[str], count: int, note: Note = quiet) -> list[str]:
     """One pair in several modes and the peer in plain mode, each mode in its process, all in turns."""
     with ExitStack() as stack:
         plain = stack.enter_context(Worker(job))
@@ -105,7 +114,8 @@ def modes_table(job: Job, names: list[str], count: int) -> list[str]:
         turns = [(plain, "theirs"), *((worker, side) for worker in workers for side in SIDES)]
         for worker, side in turns:
             worker(side)
-        found = in_turns(turns, count)
+        labels = ["plain theirs", *(f"{name} {side}" for name in names for side in SIDES)]
+        found = in_turns(turns, count, lambda place, speed: note(f"{labels[place]}: {speed:.1f} images/s"))
     lines = [
         "| mode | bare, images/s | peer in this mode, images/s | ours, images/s | ours / bare "
         "| ours : peer in this mode | ours : peer in plain mode |",
@@ -121,8 +131,15 @@ def modes_table(job: Job, names: list[str], count: int) -> list[str]:
     return lines
 
 
-def in_turns(turns: Sequence[tuple[Callable[[str], Turn], str]], count: int) -> list[list[float]]:
-    """Images a second of every contestant in every round; in each round another one is first."""
+def in_turns(
+    turns: Sequence[tuple[Callable[[str], Turn], str]],
+    count: int,
+    note: Callable[[int, float], object] = lambda place, speed: None,
+) -> list[list[float]]:
+    """Images a second of every contestant in every round; in each round another one is first.
+
+    `note` receives each of them with the contestant's place.
+    """
     found: list[list[float]] = [[] for _ in turns]
     for number in range(count):
         first = number % len(turns)
@@ -130,6 +147,7 @@ def in_turns(turns: Sequence[tuple[Callable[[str], Turn], str]], count: int) -> 
             worker, side = turns[place]
             turn = worker(side)
             found[place].append(turn.images / turn.seconds)
+            note(place, found[place][-1])
     return found
 
 

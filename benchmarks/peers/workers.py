@@ -62,9 +62,10 @@ class Sides:
             keep_freed_memory()
         self.model: Model = MODELS[job.model](job.tiny).on(job.device)
         self.pair: Pair = next(p for p in pairs_of(self.model, job.nfe, job.folder)[0] if (p.peer, p.method) == job.key)
-        self.denoiser: Denoiser = self.mode.apply(self.model.denoiser)
-        self.batch, self.count = job.batch, 1
+        self.denoiser: Denoiser = self.mode.apply(self.model)
+        self.batch, self.count = self.mode.images(self.model, job.batch), 1
         self.latents = self.model.latents(list(range(job.batch)))
+        self.own_latents = self.model.latents(list(range(self.batch)))
         self.stream: Iterator[Callable[[], Tensor]] = self._batches(range(LAST_SEED))
         self.seed = 0
         if not job.tiny:
@@ -75,7 +76,7 @@ class Sides:
     def bare(self) -> Turn:
         """Network calls of as many batches as we compute at a time."""
         work = partial(forward, self.denoiser, count=self.pair.nfe)
-        several = [self.latents] * (self.count * self.mode.threads)
+        several = [self.own_latents] * (self.count * self.mode.threads)
         with self._shared():
             spent = seconds(lambda: list(in_order(work, several, self.mode.threads)))
         return Turn(spent, self.batch * len(several))
@@ -85,7 +86,7 @@ class Sides:
             for _ in range(self.count):
                 self.pair.theirs(self.denoiser, self.latents)
 
-        return Turn(seconds(work), self.batch * self.count)
+        return Turn(seconds(work), len(self.latents) * self.count)
 
     def ours(self) -> Turn:
         """The next batches, other images every turn."""

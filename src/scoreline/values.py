@@ -131,6 +131,23 @@ def check_switch(key: str, value: object) -> bool:
     return value
 
 
+CARD = "card"
+"""Value of a key that leaves the decision to the model's card."""
+
+
+def check_layout(key: str, value: object) -> bool | None:
+    """Return the value if it is true or false, None for `CARD`.
+
+    Raises:
+        InputError: naming the key.
+    """
+    if value == CARD:
+        return None
+    if not isinstance(value, bool):
+        raise InputError(f"{key}={value}: must be {CARD}, true or false")
+    return value
+
+
 PRECISION: dict[str, str | None] = {"32-true": None, "bf16-mixed": "bfloat16", "16-mixed": "float16"}
 """Lightning's name -> torch's type of matrix products and convolutions; None keeps the network's own."""
 

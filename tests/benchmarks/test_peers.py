@@ -165,10 +165,11 @@ def job() -> Job:
 
 
 def test_modes_in_processes(job: Job) -> None:
-    """Our side in a mode of several threads computes a batch for each; a peer one."""
-    with Worker(replace(job, mode="layout+threads")) as worker:
+    """Our side in a mode of several threads computes a batch for each, as large as the card says; a peer one of two."""
+    with Worker(replace(job, mode="sample.py")) as worker:
         turns = {side: worker(side) for side in tables.SIDES}
-    assert {side: turn.images for side, turn in turns.items()} == {"bare": 2 * CORES, "theirs": 2, "ours": 2 * CORES}
+    both = 128 * CORES
+    assert {side: turn.images for side, turn in turns.items()} == {"bare": both, "theirs": 2, "ours": both}
     assert min(turn.seconds for turn in turns.values()) > 0
 
 
@@ -203,15 +204,32 @@ def test_table_of_modes_and_steady_run(job: Job, monkeypatch: pytest.MonkeyPatch
 
 def test_a_mode_leaves_the_model_alone(model: models.Model) -> None:
     before = model.denoiser.network.stem.weight.stride()
-    prepared = MODES["layout"].apply(model.denoiser)
+    prepared = MODES["layout"].apply(model)
     assert MODES["layout"].execution == Execution(channels_last=True)
     assert model.denoiser.network.stem.weight.stride() == before
     assert prepared.network.decoder[0].conv0.weight.is_contiguous(memory_format=torch.channels_last)
 
 
+def test_the_mode_of_sample_py_follows_the_card(model: models.Model) -> None:
+    emoji = models.emoji32(tiny=True)
+    assert [MODES["sample.py"].images(one, 2) for one in (model, emoji)] == [128, 16]
+    assert MODES["sample.py"].apply(emoji).network.head.weight.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_a_line_for_each_measurement(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--model", "digits", "--batch", "1", "--rounds", "2", "--modes", "--only", "DDIM", "--nfe", "4"]
+    command.main(words, list[str]().append)
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.partition("] ")[2].partition(":")[0] for line in lines] == [
+        f"round {number}/2, diffusers DDIMScheduler" for number in (1, 2)
+    ]
+
+
 def test_arguments(capsys: pytest.CaptureFixture[str]) -> None:
     tiny = command.arguments(["--self-check", "--device", "cuda"])
     assert (tiny.model, tiny.batch, tiny.device) == (sorted(models.MODELS), [2], "cpu")
+    quick = command.arguments(["--quick"])
+    assert (quick.rounds, quick.only, quick.modes) == (3, list(command.QUICK), ["plain", "sample.py"])
     for words, reason in ((["--modes", "graphs"], "need --device cuda"), (["--nfe", "3"], "at least 4")):
         with pytest.raises(SystemExit):
             command.arguments(words)

@@ -1,11 +1,19 @@
-"""`network_batch=auto`: found once for a run directory, whatever the memory is when it goes on."""
+"""Images per call and layout: found once for a run directory, whatever memory and defaults are when it goes on."""
 
 import subprocess
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from forks import call
 from omegaconf import OmegaConf
+
+from scoreline.checkpoints import Card
+from scoreline.execution import U_NETS, is_u_net
+from scoreline.generation.auto_batch import card_batch
+
+U_NET = "scoreline.networks.unet.UNet"
 
 
 def started(folder: Path, *words: str) -> "subprocess.CompletedProcess[str]":
@@ -40,3 +48,50 @@ def test_what_cannot_fit_is_told(tmp_path: Path, words: tuple[str, ...], said: s
     assert done.returncode == 2
     assert done.stderr.startswith(f"sample.py: {said}")
     assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("network", "side", "device", "images"),
+    [
+        *(
+            (U_NET, side, "cpu", images)
+            for side, images in ((4, 128), (8, 128), (16, 32), (28, 16), (32, 16), (256, 16))
+        ),
+        (U_NET, 8, "cuda", 64),
+        ("scoreline.networks.diffusers_unet.DiffusersUNet", 8, "cpu", 64),
+        ("mine.UNet", 8, "cpu", 64),
+    ],
+)
+def test_a_card_decides(network: str, side: int, device: str, images: int) -> None:
+    card = Card({"network": {"_target_": network}}, (3, side, side), 0, {}, {})
+    assert card_batch(card, torch.device(device)) == images
+    assert is_u_net(card.model) == (network == U_NET)
+
+
+def test_u_nets_exist() -> None:
+    for name in U_NETS:
+        module, _, kind = name.rpartition(".")
+        assert isinstance(getattr(__import__(module, fromlist=[kind]), kind), type)
+
+
+def test_a_run_begun_with_other_defaults_goes_on_with_them(tmp_path: Path) -> None:
+    """Its config gives a layout and a number where the defaults leave both to the card."""
+    words = ("metrics=none", "nfe=4", "seeds=0-3", "checkpoint=digits_vp", "format=npy")
+
+    def images(folder: str, *more: str) -> tuple[object, object, "np.typing.NDArray[np.float32]"]:
+        done = call("sample", f"hydra.run.dir={folder}", *words, *more, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        config = OmegaConf.load(tmp_path / folder / "config.yaml")
+        return config.channels_last, config.network_batch, np.load(tmp_path / folder / "samples.npy")
+
+    first = images("old", "channels_last=false", "network_batch=64")
+    for name in ("metrics.json", "samples.npy"):
+        (tmp_path / "old" / name).unlink()
+    again, new = images("old"), images("new")
+    assert again[:2] == first[:2] == (False, 64)
+    assert new[:2] == (True, 128)
+    assert (again[2] == first[2]).all()
+    assert 0 < abs(new[2] - first[2]).max() < 1e-4
+    refused = call("sample", "hydra.run.dir=old", *words, "channels_last=true", cwd=tmp_path)
+    assert refused.returncode == 2
+    assert "of another configuration" in refused.stderr

@@ -41,7 +41,7 @@ from scoreline.doctor.findings import Finding, amount, failed, table
 from scoreline.doctor.sample_job import SampleJob, sizes_on_disk
 from scoreline.doctor.train_job import TrainJob, optimiser_share
 from scoreline.errors import InputError, did_you_mean
-from scoreline.generation.auto_batch import most_images
+from scoreline.generation.auto_batch import card_batch, most_images
 from scoreline.generation.formats import FLOAT, check_format
 from scoreline.generation.labels import plan_labels
 from scoreline.runtime.cores import threads_of
@@ -50,7 +50,7 @@ from scoreline.storage.files import cache_folder
 from scoreline.tables import schema
 from scoreline.tables.forecast import table_job
 from scoreline.tables.table_run import of_cells
-from scoreline.values import parse_seeds, real_number, whole_number
+from scoreline.values import CARD, parse_seeds, real_number, whole_number
 
 QUICK = "--quick"
 
@@ -205,9 +205,11 @@ def sample_job(script: str, cfg: Any, checkpoint: Checkpoint) -> SampleJob:
         cfg.get("network_batch"),
         parse_seeds(cfg.seeds),
     )
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if own == "auto":
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         network_batch: int | None = most_images(device, len(seeds))
+    elif own == CARD:
+        network_batch = card_batch(card, device)
     else:
         network_batch = None if own is None else whole_number("network_batch", own)
     labelled = plan_labels(cfg.labels, seeds, card.num_classes) is not None

@@ -16,8 +16,12 @@ from scoreline.config.model_source import ModelSource, read_source, with_model, 
 from scoreline.config.run_directory import RunDirectory, output_dir, read_directory
 from scoreline.errors import InputError
 from scoreline.runtime.cores import threads_of
+from scoreline.storage import run_config
 from scoreline.storage.files import code_version
 from scoreline.values import check_label_rule, parse_seeds, real_number, whole_number
+
+BY_CARD = ("network_batch", "channels_last")
+"""Keys that the model's card may decide."""
 
 if TYPE_CHECKING:
     from scoreline.checkpoints import Checkpoint
@@ -41,13 +45,14 @@ class SampleConfig:
         seeds_text: the seeds as the user wrote them.
         labels: a rule for class labels, or the name of a file of classes.
         batch_size: images that are sampled, then saved, at a time.
-        network_batch: images per network call; None stands for `batch_size`, auto for as many as fit in memory.
+        network_batch: images per network call; None stands for `batch_size`, auto for as many as fit in memory, card
+            for the decision of the model's card.
         memory_mib: MiB for activations and states if `network_batch` is auto; None stands for 80 % of the free memory.
         threads: network calls at a time on a CPU.
         device: auto, cpu or cuda.
         precision: of the networks, one of `values.PRECISION`.
         compile: of the networks, one of `values.COMPILE`.
-        channels_last: whether the networks use the channels-last memory format.
+        channels_last: whether the networks use the channels-last memory format; None leaves it to the model's card.
         graphs: whether a CUDA graph records all sampling steps once and replays them.
         format: the file or folder of the images, one of `values.FORMAT`.
         trajectories: seeds whose trajectories are saved.
@@ -69,7 +74,7 @@ class SampleConfig:
     device: str
     precision: str
     compile: str
-    channels_last: bool
+    channels_last: bool | None
     graphs: bool
     format: str
     trajectories: list[int]
@@ -90,7 +95,7 @@ class SampleComponents:
         recommended: names of the solver and the schedule that `solver=auto` chooses, or None.
         choices: for metrics.json: names of solver, schedule, guidance and threshold, a `sigma_data` that counts, and a
             learned tableau's comparison with the best closed form.
-        config_yaml: maps `network_batch` to the content of config.yaml.
+        config_yaml: maps `network_batch` and `channels_last` to the content of config.yaml.
     """
 
     solver: "Solver | Adaptive"
@@ -100,7 +105,7 @@ class SampleComponents:
     metrics: "Metrics"
     recommended: tuple[str, str] | None
     choices: dict[str, Any]
-    config_yaml: Callable[[int | None], str]
+    config_yaml: Callable[[int | None, bool], str]
 
 
 @dataclass(frozen=True)
@@ -165,8 +170,9 @@ def _read_run(cfg: DictConfig) -> SampleConfig:
     validate.sigma_ends(cfg)
     validate.sigma_data(cfg)
     validate.refuse_absent_record(cfg.record)
+    cfg = _as_begun(cfg)
     network_batch = cfg.network_batch
-    if network_batch not in (None, "auto"):
+    if network_batch not in (None, "auto", values.CARD):
         network_batch = whole_number("network_batch", network_batch)
     run = read_directory(cfg)
     return SampleConfig(
@@ -184,13 +190,27 @@ def _read_run(cfg: DictConfig) -> SampleConfig:
         device=cfg.device,
         precision=values.check_precision(cfg.precision),
         compile=values.check_compile(cfg.compile),
-        channels_last=values.check_switch("channels_last", cfg.channels_last),
+        channels_last=values.check_layout("channels_last", cfg.channels_last),
         graphs=values.check_switch("graphs", cfg.graphs),
         format=values.check_format(cfg.format),
         trajectories=[] if cfg.trajectories is None else parse_seeds(cfg.trajectories, "trajectories"),
         trajectory_nfe=whole_number("trajectory_nfe", cfg.trajectory_nfe),
         components=partial(_components, cfg, run.identity),
     )
+
+
+def _as_begun(cfg: DictConfig) -> DictConfig:
+    """Return the config with what its run directory records for the keys that it leaves to the model's card.
+
+    It does so where the result is the very run that began there, as versions did whose defaults were a number and a
+    layout; else it returns the config itself.
+    """
+    former = run_config.read(output_dir()) or {}
+    recorded = {key: former[key] for key in BY_CARD if cfg[key] == values.CARD and key in former}
+    if not recorded:
+        return cfg
+    begun = with_values(cfg, **recorded)
+    return begun if str(begun.identity) == former.get("identity") else cfg
 
 
 def _components(cfg: DictConfig, identity: str, checkpoint: "Checkpoint") -> SampleComponents:
@@ -216,5 +236,7 @@ def _components(cfg: DictConfig, identity: str, checkpoint: "Checkpoint") -> Sam
         metrics=build_object(cfg.metrics),
         recommended=recommended,
         choices={**names, **script.settings(cfg, "guidance", "threshold"), **deviation, **learned},
-        config_yaml=lambda size: OmegaConf.to_yaml(with_values(cfg, network_batch=size), resolve=True),
+        config_yaml=lambda size, last: OmegaConf.to_yaml(
+            with_values(cfg, network_batch=size, channels_last=last), resolve=True
+        ),
     )

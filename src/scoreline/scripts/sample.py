@@ -28,12 +28,12 @@ from scoreline.generation.run_results import Result
 from scoreline.runtime import distributed
 from scoreline.storage import run_config
 from scoreline.tables import schema
-from scoreline.values import whole_number
+from scoreline.values import CARD, check_switch, whole_number
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from scoreline.checkpoints import Checkpoint
+    from scoreline.checkpoints import Card, Checkpoint
     from scoreline.generation.batches import Sampler
     from scoreline.generation.run import Outputs
     from scoreline.generation.shards import Shards
@@ -132,16 +132,17 @@ def sample(config: SampleConfig) -> Result:
 
     # 4. sampler: images per network call, device, precision
     denoiser = components.denoiser.to(device)
-    Execution(config.precision, config.compile, config.channels_last).apply(denoiser)
+    last = channels_last(config, card)
+    Execution(config.precision, config.compile, last).apply(denoiser)
     threads = 1 if device.type == "cuda" else config.threads
     record = recorder(config.graphs, device, tableau)
     decode = checkpoint.decoder.to(device) if checkpoint.decoder and shards.latents else None
     sampler = Sampler(denoiser, tableau, config.batch_size, None, threads, record, decode)
-    sampler = network_batch(config, sampler, shards)
+    sampler = network_batch(config, sampler, shards, card)
     if device.type == "cpu":
         keep_freed_memory()
     if group.first:
-        config.run.save_config(components.config_yaml(sampler.network_batch))
+        config.run.save_config(components.config_yaml(sampler.network_batch, last))
         if components.recommended:
             chosen = " on ".join(components.recommended)
             print(f"solver={components.choices['solver']}: {chosen}, closest to the fine run at about this NFE")
@@ -189,17 +190,27 @@ def plan_shards(config: SampleConfig, checkpoint: "Checkpoint", labels: "Tensor 
     return Shards(*place, checkpoint.image_shape, latents=None if checkpoint.decoder is None else states)
 
 
-def network_batch(config: SampleConfig, sampler: "Sampler", shards: "Shards") -> "Sampler":
+def channels_last(config: SampleConfig, card: "Card") -> bool:
+    """Return the layout: that of the config, else that of this run directory's first start, else the card's."""
+    from scoreline.execution import is_u_net
+
+    if config.channels_last is not None:
+        return config.channels_last
+    former = (run_config.read(config.run.path) or {}).get("channels_last")
+    return is_u_net(card.model) if former is None else check_switch("channels_last", former)
+
+
+def network_batch(config: SampleConfig, sampler: "Sampler", shards: "Shards", card: "Card") -> "Sampler":
     """Return the sampler with its `network_batch`, the same in every process.
 
-    `network_batch=auto` repeats the size of this run directory's first start; a first start takes the largest size that
-    fits in memory.
+    `network_batch=auto` and `card` repeat the size of this run directory's first start. A first start takes the largest
+    size that fits in memory, or that of the card.
     """
     from dataclasses import replace
 
     import torch
 
-    from scoreline.generation.auto_batch import largest_batch, memory_limit, one_call
+    from scoreline.generation.auto_batch import card_batch, largest_batch, memory_limit, one_call
     from scoreline.runtime.collectives import from_first
 
     group = distributed.current()
@@ -207,8 +218,10 @@ def network_batch(config: SampleConfig, sampler: "Sampler", shards: "Shards") ->
         return replace(sampler, network_batch=config.network_batch)
     former = (run_config.read(config.run.path) or {}).get("network_batch")
     size = None if former is None else whole_number("network_batch", former)
+    device = sampler.denoiser.device
+    if size is None and config.network_batch == CARD:
+        size = card_batch(card, device)
     if size is None and group.first:
-        device = sampler.denoiser.device
         limit = memory_limit(config.memory_mib, device) / sampler.threads
         call = one_call(sampler.denoiser, sampler.tableau, shards, sampler.decode)
         size = largest_batch(call, limit, device, len(shards.seeds))
