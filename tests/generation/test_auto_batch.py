@@ -17,7 +17,9 @@ U_NET = "scoreline.networks.unet.UNet"
 
 
 def started(folder: Path, *words: str) -> "subprocess.CompletedProcess[str]":
-    return call("sample", "checkpoint=digits_vp", f"hydra.run.dir={folder}", "network_batch=auto", *words, cwd=folder.parent)
+    return call(
+        "sample", "checkpoint=digits_vp", f"hydra.run.dir={folder}", "network_batch=auto", *words, cwd=folder.parent
+    )
 
 
 def test_the_first_start_fixes_it(tmp_path: Path) -> None:

@@ -104,7 +104,15 @@ def test_learned_tables_beat_default_on_unseen_noise(
 def test_sampling_says_when_noise_is_left(tmp_path: Path) -> None:
     """Heun's method at NFE 2 leaves noise; the default does not."""
     for words, noisy in ((("solver=heun", "schedule=karras"), True), ((), False)):
-        command = [sys.executable, str(conf_folder.script("sample.py")), "checkpoint=digits_vp", *words, "nfe=2", "seeds=0-3", "metrics=none"]
+        command = [
+            sys.executable,
+            str(conf_folder.script("sample.py")),
+            "checkpoint=digits_vp",
+            *words,
+            "nfe=2",
+            "seeds=0-3",
+            "metrics=none",
+        ]
         done = subprocess.run([*command, "format=none"], capture_output=True, text=True, cwd=tmp_path, timeout=120)
         assert done.returncode == 0, done.stderr
         assert ("note: nfe=2: noise is left" in done.stdout) == noisy

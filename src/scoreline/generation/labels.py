@@ -34,9 +34,9 @@ def plan_labels(
     """Return class labels (len(seeds),) int64, or None for an unconditional run.
 
     Args:
-        rule: `random` draws from the image's own seed, in proportion to `counts`, `balanced` is seed modulo classes, `fixed:k` is class k,
-            `none` leaves the condition out, a name with one of `values.LABEL_SUFFIXES` is a label file
-            (`_read_label_file`). An unconditional model ignores `random`.
+        rule: `random` draws from the image's own seed, in proportion to `counts`, `balanced` is seed modulo classes,
+            `fixed:k` is class k, `none` leaves the condition out, a name with one of `values.LABEL_SUFFIXES` is a
+            label file (`_read_label_file`). An unconditional model ignores `random`.
         seeds: the seeds of the images.
         num_classes: number of classes of the model; 0 if it is unconditional.
         counts: number of training images of each class (`class_counts` of the card); None for equal ones.
