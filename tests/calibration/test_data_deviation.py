@@ -253,4 +253,4 @@ def test_a_run_records_its_number(small: Checkpoint, tmp_path: Path) -> None:
     assert recorded.sigma_data == recorded.solver.frame.sigma_data == result["sigma_data"]
     other = components("sample", small, tmp_path / "other", OTHER, "nfe=3").components(small)
     assert "sigma_data" not in other.choices
-    assert "sigma_data: null" in other.config_yaml(None)
+    assert "sigma_data: null" in other.config_yaml(None, False)

@@ -182,7 +182,7 @@ def test_what_nobody_can_fetch_is_named(capsys: pytest.CaptureFixture[str]) -> N
         1,
         ["fail  missing  dataset.path=faces.zip: give dataset.path= of an archive or folder of images"],
     )
-    assert run(capsys, "sample") == (0, ["ok    there  checkpoint=digits_vp"])
+    assert run(capsys, "sample") == (0, ["ok    there  checkpoint=emoji32_edm"])
 
 
 TABLE = {
@@ -268,4 +268,4 @@ def test_each_file_of_a_table_appears_once() -> None:
 
 def test_overrides_may_refer_to_other_keys() -> None:
     cfg = job_config("sample", ["schedule=score_optimal", "schedule.path=${checkpoint}/own.safetensors"])
-    assert str(cfg.schedule.path) == "digits_vp/own.safetensors"
+    assert str(cfg.schedule.path) == "emoji32_edm/own.safetensors"

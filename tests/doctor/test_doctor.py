@@ -70,7 +70,7 @@ def test_feasible_job_is_ok_and_writes_nothing(tmp_path: Path, capsys: pytest.Ca
     assert doctor.main(["sample", "checkpoint=digits_vp", "nfe=4", "seeds=0-9", "device=cpu"]) == 0
     printed = capsys.readouterr().out
     assert {line.split()[0] for line in printed.splitlines()} == {"ok"}
-    assert "10 images 1x8x8, NFE 4, 4 network calls of 64 images" in printed
+    assert "10 images 1x8x8, NFE 4, 4 network calls of 128 images" in printed
     assert f"torch {torch.__version__}" in printed
     assert "one evaluation on" in printed
     assert [path.name for path in tmp_path.rglob("*")] == ["work"]

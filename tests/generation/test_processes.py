@@ -210,7 +210,7 @@ def test_a_mistake_in_two_processes_is_said_once(workplace: Path) -> None:
 
 def test_two_processes_measure_what_one_measures(tmp_path: Path) -> None:
     """The shipped model with its metrics, format=none: images live until they are measured."""
-    asked = ("seeds=0-39", "nfe=2", "device=cpu", "format=none", "trajectories='3,5'")
+    asked = ("checkpoint=digits_vp", "seeds=0-39", "nfe=2", "device=cpu", "format=none", "trajectories='3,5'")
     [alone] = forks.start(SCRIPT, tmp_path, *asked, "batch_size=7", "hydra.run.dir=alone")
     assert forks.ended(alone) == 0, (tmp_path / "said-0").read_text()
     children = forks.start(SCRIPT, tmp_path, *asked, "hydra.run.dir=two", size=2)

@@ -36,7 +36,7 @@ TABLE = """\
 title: Toy
 metric: frechet_distance
 needs: [the toy model]
-base: [checkpoint=toy.safetensors, metrics.groups=4, metrics.neighbours=1, device=cpu]
+base: [checkpoint=toy.safetensors, metrics=digits, metrics.groups=4, metrics.neighbours=1, device=cpu]
 budgets: {smoke: {ranges: ["0-3", "4-7"]}}
 columns: {label: NFE, key: nfe, values: [4]}
 rows:

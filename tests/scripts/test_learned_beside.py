@@ -21,7 +21,7 @@ VALUES, STARTS = load_file(RECORD), load_record(RECORD, "tableau", load_model(MO
 PLACE = VALUES["budgets"].tolist().index(5)
 CLOSED, STEPS = STARTS[PLACE]
 RATIO = float(VALUES["learned"][PLACE] / VALUES["start"][PLACE])
-WORDS = ("solver=learned", "nfe=5", "seeds='0-1,5'", "metrics=none", "device=cpu")
+WORDS = ("checkpoint=digits_vp", "solver=learned", "nfe=5", "seeds='0-1,5'", "metrics=none", "device=cpu")
 
 
 def said(where: Path, *words: str) -> list[str]:

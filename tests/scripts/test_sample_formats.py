@@ -93,14 +93,14 @@ def test_five_channels(tmp_path: Path) -> None:
 
 def test_metrics_of_other_channels_are_refused(tmp_path: Path) -> None:
     path = model(tmp_path / "four.safetensors", 4)
-    said = sampled(tmp_path, path, "seeds=0-9", "format=npy", code=2)
+    said = sampled(tmp_path, path, "seeds=0-9", "format=npy", "metrics=digits", code=2)
     assert "metrics: extractor digits-cnn takes 1x8x8" in said
     assert said.count("\n") == 1
 
 
 def test_latents_are_decoded_for_bytes_and_kept_as_floats(tmp_path: Path) -> None:
     path = model(tmp_path / "latent.safetensors", 4, decoder=True)
-    said = sampled(tmp_path, path, "seeds=0-2", "format=npy", code=2)
+    said = sampled(tmp_path, path, "seeds=0-2", "format=npy", "metrics=digits", code=2)
     assert said.startswith("sample.py: metrics: they measure images, and format=npy keeps the latents of this model;")
     for choice in ("npy", "npz"):
         (tmp_path / choice).mkdir()

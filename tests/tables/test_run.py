@@ -24,7 +24,7 @@ DATA: dict[str, Any] = {
     "title": "Toy",
     "metric": "frechet_distance",
     "needs": ["the toy model"],
-    "base": ["checkpoint=digits_vp", "metrics.groups=4", "metrics.neighbours=1"],
+    "base": ["checkpoint=digits_vp", "metrics=digits", "metrics.groups=4", "metrics.neighbours=1"],
     "budgets": {"smoke": {"ranges": ["0-3"]}},
     "columns": {"label": "NFE", "key": "nfe", "values": [7, 5]},
     "rows": [

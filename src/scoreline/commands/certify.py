@@ -77,11 +77,14 @@ def solver_names(value: str) -> list[str]:
 def maker(name: str, overrides: list[str]) -> Callable[[Schedule], Any]:
     """Return a function that builds the solver of a config file for a noise schedule.
 
+    Solvers that need a record read that of the shipped digits model, which has a linear VP process as the measurements.
+
     Args:
         name: a choice of conf/solver.
         overrides: further words of the command line.
     """
-    cfg = complete_config([f"solver={name}", *overrides])
+    model = [] if any(word.startswith("checkpoint=") for word in overrides) else ["checkpoint=digits_vp"]
+    cfg = complete_config([f"solver={name}", *model, *overrides])
 
     def make(native: Schedule) -> Any:
         process = {"_target_": f"{type(native).__module__}.{type(native).__name__}"}

@@ -4,8 +4,7 @@ Write a model with a post-hoc average of the weights.
   scoreline ema RUN sigma_rel=0.15 DEST.safetensors
   scoreline ema RUN sigma_rel=0.15 kimg=96 DEST.safetensors
   scoreline ema RUN half_life_kimg=20 rampup=0.05 DEST.safetensors
-  scoreline ema RUN sigma_rel=0.1 dtype=bfloat16 experiment=emoji32_edm \
-    dataset.split=test DEST.safetensors
+  scoreline ema RUN sigma_rel=0.1 dtype=bfloat16 DEST.safetensors
 
 RUN             a run directory of train.py ema.post_hoc=[0.05,0.1], which
                 keeps snapshots in ema/
@@ -16,7 +15,8 @@ kimg            end of the average (default: the newest snapshot)
 dtype           of the weights in the file: float32, or bfloat16 for half the
                 size (float32); the network computes in float32 from both
 experiment      a choice of conf/experiment with dataset.KEY=VALUE for held-out
-                images: measure the loss on them, for the card
+                images, as in experiment=emoji32_edm dataset.split=test:
+                measure the loss on them, for the card
 trust           a package from which the model may take its network
 
 The card also gets the training curve of RUN/metrics.jsonl.
