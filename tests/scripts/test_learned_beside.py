@@ -88,7 +88,7 @@ def changed(**provenance: object):  # type: ignore[no-untyped-def]
 
 
 def test_a_final_denoising_step_is_no_call_of_the_tableau(where: Path) -> None:
-    said(where, *WORDS[:1], "nfe=6", "final=denoise", *WORDS[2:], "hydra.run.dir=run")
+    said(where, *WORDS[:2], "nfe=6", "final=denoise", *WORDS[3:], "hydra.run.dir=run")
     assert result(where / "run")["learned"]["ratio"] == pytest.approx(RATIO)  # type: ignore[index]
 
 
