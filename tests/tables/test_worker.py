@@ -144,7 +144,15 @@ def test_forked_cell_writes_the_bytes_of_its_script(tmp_path: Path) -> None:
     found = []
     for name in ("forked", "alone"):
         where = tmp_path / name
-        asked = ["checkpoint=digits_vp", "nfe=4", "seeds=0-15", "metrics=digits", "metrics.groups=4", "trajectories=0-1", f"hydra.run.dir='{where}'"]
+        asked = [
+            "checkpoint=digits_vp",
+            "nfe=4",
+            "seeds=0-15",
+            "metrics=digits",
+            "metrics.groups=4",
+            "trajectories=0-1",
+            f"hydra.run.dir='{where}'",
+        ]
         command = [sys.executable, str(ROOT / "sample.py"), *asked]
         if name == "forked":
             assert ended(command, tmp_path / "log", environment(), warm=True) == 0, text(tmp_path / "log")
