@@ -190,7 +190,7 @@ CHOICES: list[Row] = [
     ("sample guidance=nosuch", "guidance=nosuch", "no such choice"),
     ("sample guidance=autoguidance", "guidance.checkpoint", "give"),
     ("sample guidance=autoguidance guidance.checkpoint=nowhere", "guidance.checkpoint=nowhere", "no such file"),
-    ("sample guidance=classifier_free", "guidance=classifier_free", "unconditional"),
+    ("sample checkpoint=digits_vp guidance=classifier_free", "guidance=classifier_free", "unconditional"),
     ("sample threshold=nosuch", "threshold=nosuch", "no such choice"),
     ("sample threshold=null", "threshold=null", "choose"),
     ("sample threshold.percentile=1", "threshold.percentile", "dynamic"),
