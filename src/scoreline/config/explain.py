@@ -116,7 +116,7 @@ def _explain_key(key: str) -> str:
     below = {name for name in known if name.startswith(f"{group}.") and "._" not in name}
     others = ", ".join(conf_folder.files(group)) if group in known and not below else ""
     if key in known:  # of the metrics that metrics=auto chooses, which Hydra does not see
-        names = ", ".join(conf_folder.files("metrics"))
+        names = ", ".join(name for name in conf_folder.files("metrics") if name != "auto")
         return f"{key}: the model chooses its metrics; give metrics= too, one of {names}"
     if "." in key and others:
         return f"{key}: there is no such key, this {group} has none; drop it, or choose another: {others}"
