@@ -11,7 +11,7 @@ from scoreline.storage.resumable import Parts
 
 HIGHER_IS_BETTER = frozenset({"precision", "recall", "density", "coverage", "inception_score"})
 OF_SEVERAL = "/"
-"""Stands between the name of a set of metrics and that of a score (`several.Several`)."""
+"""Stands between the name of a set of metrics and that of a score (`representations.Representations`)."""
 ALONE = Parts()
 """One process that keeps features in memory."""
 

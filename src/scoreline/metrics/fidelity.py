@@ -2,7 +2,7 @@
 
 import hashlib
 import math
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import NamedTuple
 
 from torch import Tensor
@@ -180,7 +180,7 @@ class Fidelity(Metrics):
 
     def _measured(self, images: Tensor) -> Tensors:
         """Return features (N, d) and projections (N, projections) of images uint8 (N, C, H, W)."""
-        along = directions(math.prod(images.shape[1:]), self.projections, PROJECTION_SEED)
+        along = _directions(math.prod(images.shape[1:]), self.projections)
         return {"features": self.extractor(images), "projected": project(images, along).T.contiguous()}
 
     def _replicates(self, parts: Features, reference: ReferenceFeatures, group: Tensor) -> dict[str, Replicates]:
@@ -203,6 +203,12 @@ class Fidelity(Metrics):
                 f"metrics: {what} are {count}, too few for metrics.neighbours={self.neighbours}; "
                 f"give at least {self.neighbours + 2} or use metrics=none"
             )
+
+
+@lru_cache(maxsize=4)
+def _directions(values: int, projections: int) -> Tensor:
+    """Return the directions of the sliced Wasserstein distance, drawn once for all parts of a pass."""
+    return directions(values, projections, PROJECTION_SEED)
 
 
 def _all(data: ImageDataset) -> Tensor:

@@ -12,7 +12,7 @@ from scoreline.storage.resumable import Parts
 Value = TypeVar("Value")
 
 
-class Several(Metrics):
+class Representations(Metrics):
     """The scores of several `Metrics`, each under the name of its own: `imagenet/frechet_distance`.
 
     When to use it: an order of samplers that holds in the features of one network only says as much about the network

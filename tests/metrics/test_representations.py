@@ -9,7 +9,7 @@ from scoreline.datasets.base import ArrayDataset
 from scoreline.errors import InputError
 from scoreline.metrics.base import higher_is_better
 from scoreline.metrics.fidelity import Fidelity
-from scoreline.metrics.several import Several
+from scoreline.metrics.representations import Representations
 from scoreline.storage.resumable import Parts
 
 
@@ -20,7 +20,7 @@ def noise(count: int, seed: int) -> ArrayDataset:
 
 def test_each_score_has_the_name_of_its_metrics(tmp_path: Path) -> None:
     one, other = Fidelity(noise(40, 1)), Fidelity(noise(40, 2), neighbours=5)
-    both, images, done = Several({"one": one, "other": other, "none": None}), noise(30, 3), []
+    both, images, done = Representations({"one": one, "other": other, "none": None}), noise(30, 3), []
     scores = both(images, Parts(tmp_path), done.append)
     alone = {"one": one(images), "other": other(images)}
     assert scores == {f"{name}/{key}": it for name, found in alone.items() for key, it in found.items()}
@@ -31,12 +31,12 @@ def test_each_score_has_the_name_of_its_metrics(tmp_path: Path) -> None:
 
 
 def test_what_one_refuses_all_refuse() -> None:
-    both = Several({"one": Fidelity(noise(40, 1)), "other": Fidelity(noise(40, 2), neighbours=5)})
+    both = Representations({"one": Fidelity(noise(40, 1)), "other": Fidelity(noise(40, 2), neighbours=5)})
     both.check((1, 8, 8), 7)
     with pytest.raises(InputError, match=r"too few for metrics\.neighbours=5"):
         both.check((1, 8, 8), 6)
     with pytest.raises(InputError, match=r"metrics\.parts: is empty"):
-        Several({"one": None})
+        Representations({"one": None})
 
 
 def test_better_scores_are_larger_or_smaller_in_each() -> None:
