@@ -10,6 +10,8 @@ from omegaconf import DictConfig, OmegaConf
 from scoreline import values
 from scoreline.config import script, validate
 from scoreline.config.compose import build_object
+from scoreline.config.heldout_images import heldout_images
+from scoreline.config.metrics_by_model import metrics_node
 from scoreline.config.model_source import with_values
 from scoreline.config.run_directory import RunDirectory, output_dir, read_directory
 from scoreline.storage.files import code_version
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from scoreline.datasets.base import ImageDataset
+    from scoreline.metrics.base import Metrics
     from scoreline.objective import DenoisingObjective
     from scoreline.parameterisations import Parameterisation
     from scoreline.training.augmentation import Augmentation
@@ -44,6 +47,11 @@ class TrainConfig:
         channels_last: whether the network uses the channels-last memory format.
         resume: auto, never, or the path of a checkpoint.
         fixed_loss_kimg: thousands of images between measurements of the validation loss.
+        heldout_images: number of held-out images on which the loss is measured.
+        metrics_every_kimg: thousands of images between scores of the averaged model; None for no scores.
+        metrics_images: images to sample and score.
+        metrics_nfe: evaluations of the denoiser for each of them.
+        keep_best: the measurement whose best model is kept, or None.
         model: description of network, noise schedule and parameterisation, as plain data.
         settings: descriptions of model, objective and optimiser, as plain data.
         provenance: the command, config digest and code version, for the model's card.
@@ -67,6 +75,11 @@ class TrainConfig:
     channels_last: bool
     resume: str
     fixed_loss_kimg: float
+    heldout_images: int
+    metrics_every_kimg: float | None
+    metrics_images: int
+    metrics_nfe: int
+    keep_best: str | None
     model: dict[str, Any]
     settings: dict[str, Any]
     provenance: dict[str, Any]
@@ -82,6 +95,8 @@ class TrainComponents:
 
     Attributes:
         dataset: the training images.
+        heldout: maps these to images outside the training, or None.
+        metrics: maps them to the scores of images like them.
         network: the network, with weights from torch's random generator.
         parameterisation: the map from the network to a denoiser.
         objective: the loss, with its target.
@@ -94,6 +109,8 @@ class TrainComponents:
     """
 
     dataset: Callable[[], "ImageDataset"]
+    heldout: Callable[["ImageDataset"], "ImageDataset | None"]
+    metrics: Callable[["ImageDataset"], "Metrics"]
     network: Callable[[], "nn.Module"]
     parameterisation: Callable[[], "Parameterisation"]
     objective: Callable[[], "DenoisingObjective"]
@@ -113,6 +130,8 @@ def read(cfg: DictConfig) -> TrainConfig:
     """
     for key in validate.KIMG:  # the callbacks of the trainer receive them by interpolation
         images_of_kimg(key, cfg[key])
+    if cfg.metrics_every_kimg is not None:
+        images_of_kimg("metrics_every_kimg", cfg.metrics_every_kimg)
     if (lr := OmegaConf.select(cfg, "optimiser.lr")) is not None:
         real_number("optimiser.lr", lr, zero=True)
     run = read_directory(cfg)
@@ -134,6 +153,11 @@ def read(cfg: DictConfig) -> TrainConfig:
         channels_last=values.check_switch("channels_last", cfg.channels_last),
         resume=str(cfg.resume),
         fixed_loss_kimg=cfg.fixed_loss_kimg,
+        heldout_images=whole_number("validation.images", cfg.validation.images, least=2),
+        metrics_every_kimg=cfg.metrics_every_kimg,
+        metrics_images=whole_number("metrics_images", cfg.metrics_images),
+        metrics_nfe=whole_number("metrics_nfe", cfg.metrics_nfe),
+        keep_best=cfg.keep_best,
         model=settings["model"],
         settings=settings,
         provenance=script.provenance(cfg),
@@ -149,6 +173,8 @@ def read(cfg: DictConfig) -> TrainConfig:
 def _components(cfg: DictConfig) -> TrainComponents:
     return TrainComponents(
         dataset=partial(build_object, cfg.dataset),
+        heldout=partial(heldout_images, cfg),
+        metrics=lambda data: build_object(metrics_node(cfg, data.shape, data.name)),
         network=partial(build_object, cfg.model.network),
         parameterisation=partial(build_object, cfg.model.parameterisation),
         objective=partial(build_object, cfg.objective),
