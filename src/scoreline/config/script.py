@@ -36,7 +36,7 @@ from scoreline.storage.files import code_version, sha256, write_atomically
 
 HARMLESS = (
     *(".*LeafSpec.*", ".*num_workers.*", ".*does not have many workers.*", ".*logging interval.*"),
-    ".*Grad strides do not match bucket view strides.*",
+    *(".*Grad strides do not match bucket view strides.*", "Checkpoint directory .* exists and is not empty.*"),
 )
 """Warnings of Lightning and PyTorch about settings that are intended here."""
 

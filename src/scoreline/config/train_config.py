@@ -157,7 +157,7 @@ def read(cfg: DictConfig) -> TrainConfig:
         metrics_every_kimg=cfg.metrics_every_kimg,
         metrics_images=whole_number("metrics_images", cfg.metrics_images),
         metrics_nfe=whole_number("metrics_nfe", cfg.metrics_nfe),
-        keep_best=cfg.keep_best,
+        keep_best=None if cfg.keep_best is None else str(cfg.keep_best),
         model=settings["model"],
         settings=settings,
         provenance=script.provenance(cfg),

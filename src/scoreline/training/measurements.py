@@ -99,7 +99,10 @@ def refuse_unmeasured(
 def _check(name: str, key: str, sources: Mapping[str, Measuring], duration: int) -> None:
     if name not in sources:
         choices = [it for it in sources if not it.endswith("_error")]
-        raise InputError(f"{key}={name}: nothing measures it in this training{did_you_mean(name, choices)}")
+        scores = (
+            "" if any(it.key == "metrics_every_kimg" for it in sources.values()) else "; scores need metrics_every_kimg"
+        )
+        raise InputError(f"{key}={name}: nothing measures it in this training{did_you_mean(name, choices)}{scores}")
     source = sources[name]
     if source.every > duration:
         kimg, whole = f"{source.every / 1000:g}", f"{duration / 1000:g}"
