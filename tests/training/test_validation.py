@@ -140,7 +140,7 @@ def test_lightnings_callbacks_work_by_name(tmp_path: Path) -> None:
     ]
     said = train(out, *SHORT, *words)
     assert "stopped early at 0.384 kimg: Monitored metric heldout_loss did not improve in the last 2 records" in said
-    assert f"0.384 kimg -> {out}/model.safetensors" in said
+    assert "0.384 kimg -> run/model.safetensors" in said
     assert load_model(out / "model.safetensors").card.training["kimg"] == 0.384
     assert (out / "previews/000000kimg.png").is_file()
     (top,) = (tmp_path / "top").iterdir()
@@ -149,7 +149,7 @@ def test_lightnings_callbacks_work_by_name(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "returned.json").read_text()) == records(out)[-1]["fixed_loss"]
     before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
     said = train(out, *SHORT, *words)
-    assert f"nothing left to train: {out}/checkpoints/0000000384.ckpt stopped early, at 0.384 kimg" in said
+    assert "nothing left to train: run/checkpoints/0000000384.ckpt stopped early, at 0.384 kimg" in said
     assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
     elsewhere = tmp_path / "elsewhere"
     said = train(elsewhere, *SHORT, f"resume={out}/checkpoints/0000000384.ckpt", "duration_kimg=0.448")
