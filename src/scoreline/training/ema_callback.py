@@ -74,6 +74,8 @@ class EMACallback(Callback):
                 f"ema.post_hoc={[power.sigma_rel for power in self.powers]}: `scoreline ema` needs steps of one size, "
                 f"and those of the checkpoint are not of batch_size={self.batch}; use theirs, or ema.post_hoc=null"
             )
+        for ema in self.averages.values():
+            ema.trained = "init" in pl_module.card.training
         network = pl_module.denoiser.network
         placed = network.state_dict(keep_vars=True)
         for average in self._all:
