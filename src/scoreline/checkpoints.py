@@ -69,7 +69,7 @@ def classes_of(network: Mapping[str, Any]) -> int:
     return next((int(network[key] or 0) for key in CLASSES if key in network), 0)
 
 
-def sizes_unlike(network: Mapping[str, Any], shape: Sequence[int], classes: int) -> dict[str, int]:
+def sizes_unlike(network: Mapping[str, Any], shape: Sequence[int], classes: int) -> dict[str, int | None]:
     """Return the arguments of a described network that do not agree with images, each with the value that does.
 
     An unconditional network agrees with images of any classes.
@@ -80,10 +80,13 @@ def sizes_unlike(network: Mapping[str, Any], shape: Sequence[int], classes: int)
         classes: number of their classes.
     """
     sizes = {key: shape[axis] for key, axis in IN_SHAPE.items() if key in network}
-    unlike = {key: size for key, size in sizes.items() if network[key] not in (size, [size, size])}
+    unlike: dict[str, int | None] = {
+        key: size for key, size in sizes.items() if network[key] not in (size, [size, size])
+    }
     if "in_channels" in unlike and "out_channels" in network:
         unlike["out_channels"] = shape[0] * network["out_channels"] // network["in_channels"]
-    return unlike | {key: classes for key in CLASSES if network.get(key) not in (None, 0, classes)}
+    absent = {"num_classes": 0, "num_class_embeds": None}
+    return unlike | {key: classes or absent[key] for key in CLASSES if network.get(key) not in (None, 0, classes)}
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,15 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from scoreline.config import catalogue, validate
-from scoreline.config.conf_folder import files, own_folder, quote, refuse_lost_choices, use_own_folder, whole_words
+from scoreline.config.conf_folder import (
+    NO_MODEL,
+    files,
+    own_folder,
+    quote,
+    refuse_lost_choices,
+    use_own_folder,
+    whole_words,
+)
 from scoreline.config.explain import explain
 from scoreline.config.launch import run as run_as_group
 from scoreline.config.moved_names import current
@@ -267,6 +275,8 @@ def provenance(cfg: DictConfig) -> dict[str, Any]:
 
 def _without_folder(override: str) -> str:
     """Cut an absolute path to its last part, since the rest describes one person's machine."""
+    if override == NO_MODEL["model=null"]:
+        return "model=null"
     key, equals, value = override.partition("=")
     path = value.strip("'\"")
     return f"{key}{equals}{Path(path).name}" if Path(path).is_absolute() else override
@@ -288,7 +298,7 @@ def match_data(network: Mapping[Any, Any], dataset: Any) -> None:
         raise InputError(f"dataset={dataset.name}: images are {height}x{width}; networks here take square ones")
     for key, value in sizes_unlike(network, dataset.shape, dataset.num_classes).items():
         remedy = "use that or 0" if key in CLASSES else f"set the key to {value}"
-        raise InputError(f"model.network.{key}={network[key]}: {dataset.name} has {value}; {remedy}")
+        raise InputError(f"model.network.{key}={network[key]}: {dataset.name} has {value or 0}; {remedy}")
 
 
 def quieten() -> None:

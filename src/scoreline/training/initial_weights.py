@@ -119,8 +119,8 @@ class InitialWeights:
         if not unlike:
             return
         shown = [key for key in unlike if key in WORDS]
-        has, wants = (_and(WORDS[key].format(sizes[key]) for key in shown) for sizes in (described, unlike))
-        keys = " ".join(f"model.network.{key}={size}" for key, size in unlike.items())
+        has, wants = (_and(WORDS[key].format(sizes[key] or 0) for key in shown) for sizes in (described, unlike))
+        keys = " ".join(f"model.network.{key}={'null' if size is None else size}" for key, size in unlike.items())
         changed = self._changed_parts({**described, **unlike})
         skip = f" and init.skip=[{','.join(changed)}]" if changed else ""
         raise InputError(f"init={self.word}: its network has {has}, the data {wants}: set {keys}{skip}")
