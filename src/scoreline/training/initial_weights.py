@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from scoreline.checkpoints import Checkpoint, sizes_unlike
 from scoreline.descriptions.skeletons import build
-from scoreline.descriptions.specs import Spec, rebuild
+from scoreline.descriptions.specs import Spec
 from scoreline.errors import InputError, did_you_mean
 from scoreline.parameterisations import Parameterisation
 from scoreline.safe_pickle import torch_files
@@ -189,9 +189,8 @@ class InitialWeights:
     def _changed_parts(self, network: Spec) -> list[str]:
         """Return the parts in which a network differs from the checkpoint's; empty if it cannot be built."""
         try:
-            with torch.device("meta"):
-                state = rebuild(network, nn.Module).state_dict()
-        except InputError:
+            state = build(network, nn.Module, _sizes(self.weights), (), hollow=True).state_dict()
+        except (InputError, RuntimeError):  # of arguments that do not go together, or a class that needs its weights
             return []
         return _parts(self._problems({name: tuple(value.shape) for name, value in state.items()}))
 
@@ -199,6 +198,10 @@ class InitialWeights:
 def _parts(names: Iterable[str]) -> list[str]:
     """Return the layers of these parameters, each once."""
     return list(dict.fromkeys(name.rpartition(".")[0] or name for name in names))
+
+
+def _sizes(weights: Mapping[str, Tensor]) -> dict[str, list[int]]:
+    return {name: list(value.shape) for name, value in weights.items()}
 
 
 def _and(words: Iterable[str]) -> str:
@@ -275,8 +278,8 @@ def _model(run: Mapping[str, Any], weights: Mapping[str, Tensor], trust: Sequenc
     model = run.get("settings", {}).get("model")
     if model is None:
         return None, ""
-    described, sizes = {part: model[part] for part in KINDS}, {name: list(it.shape) for name, it in weights.items()}
-    built = {part: build(described[part], kind, sizes, tuple(trust)) for part, kind in KINDS.items()}
+    described = {part: model[part] for part in KINDS}
+    built = {part: build(described[part], kind, _sizes(weights), tuple(trust)) for part, kind in KINDS.items()}
     return described, repr(built["parameterisation"])
 
 
