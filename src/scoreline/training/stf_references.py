@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from scoreline.errors import InputError
+from scoreline.runtime.device import to_device
 from scoreline.targets import StableTarget
 from scoreline.training.data import DeviceData, EndlessBatches, share_of
 
@@ -52,7 +53,7 @@ class References:
         key = [self.seed, int.from_bytes(b"reference"[:6], "little"), step, 0 if everyone else rank]
         generator = np.random.Generator(np.random.PCG64(key))
         indices, source = (self._mixture if self.target.mixture else self._around)(step, mine, generator)
-        return ReferenceDraw(*self.data.read(indices, device), source.to(device))
+        return ReferenceDraw(*self.data.read(indices, device), to_device(source, device))
 
     def _around(self, step: int, mine: slice, generator: np.random.Generator) -> tuple[Indices, Tensor]:
         """Return the batch, or this process's share of it, with other images, and the places of the share."""
