@@ -1,4 +1,4 @@
-"""Weights of the loss against the losses of other predictions, and a learned factor that leaves the loss itself alone."""
+"""Weights of the loss against losses of other predictions, and a learned factor that leaves the loss itself alone."""
 
 import math
 from dataclasses import replace
@@ -66,7 +66,7 @@ DENOISER = Denoiser(Gain(), EDMPreconditioning())
 
 def test_a_learned_factor_is_no_part_of_the_loss() -> None:
     """Losses of trainings with and without it compare; only what is minimised differs."""
-    plain, uncertainty = DenoisingObjective(LogNormal(), EDMWeight(), Denoising()), Uncertainty(8)
+    plain, uncertainty = DenoisingObjective(LogNormal(), EDMWeight(), Denoising()), Uncertainty(4)
     nn.init.constant_(uncertainty.weight, 0.4)
     learned = replace(plain, uncertainty=uncertainty)
     (loss, rho), (same, _) = (objective(DENOISER, batch(U)) for objective in (plain, learned))
@@ -81,7 +81,7 @@ class Doubtful(Uncertainty):
     """The exact logarithm of given losses."""
 
     def __init__(self, losses: Tensor) -> None:
-        super().__init__(2)
+        super().__init__(1)
         self.logarithm = losses.detach().log()
 
     def forward(self, rho: Tensor) -> Tensor:

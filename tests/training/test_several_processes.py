@@ -9,7 +9,19 @@ from pathlib import Path
 
 import pytest
 import torch
-from runs import ROOT, SMALL, assert_same_run, command, environment, group, records, script, start, state, train, wait_for
+from runs import (
+    SMALL,
+    assert_same_run,
+    command,
+    environment,
+    group,
+    records,
+    script,
+    start,
+    state,
+    train,
+    wait_for,
+)
 from safetensors.torch import load_file
 
 from scoreline.training.training_state import list_checkpoints, loadable
@@ -148,7 +160,9 @@ def in_turn(tmp_path_factory: pytest.TempPathFactory) -> Path:
     common = [*SMALL, "model.network.dropout=0", "model.network.blocks=1", "duration_kimg=0.32", "lr_rampup_kimg=0.1"]
     for name, size, trainer in (("one", 1, []), ("two", 2, ["trainer=ddp_cpu"])):
         runs = [[*common, *trainer, *own, f"hydra.run.dir={where / name / kind}"] for kind, own in OBJECTIVES.items()]
-        script(str(where / "in_turn.py"), where, str(ROOT / "train.py"), json.dumps(runs), size=size)
+        script(
+            str(where / "in_turn.py"), where, str(Path(__file__).parents[2] / "train.py"), json.dumps(runs), size=size
+        )
     return where
 
 

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from scoreline.networks.embeddings import Fourier
+from scoreline.values import whole_number
 
 
 class Uncertainty(nn.Module):
@@ -18,15 +19,19 @@ class Uncertainty(nn.Module):
     loss, and is not bounded.
 
     Args:
-        channels: number of Fourier features. Published: 128.
+        frequencies: half the number of features, which are a sine and a cosine each. Published: 128 features.
 
     Source: Karras et al. (2024), arXiv:2312.02696, Eqs. 14 to 16 and 21; Kendall et al. (2018), arXiv:1705.07115.
+
+    Raises:
+        InputError: unless `frequencies` is a whole number from 1 to 4096.
     """
 
-    def __init__(self, channels: int = 128) -> None:
+    def __init__(self, frequencies: int = 64) -> None:
         super().__init__()
-        self.features = Fourier(channels)
-        self.weight = nn.Parameter(torch.zeros(channels))
+        features = 2 * whole_number("objective.uncertainty.frequencies", frequencies, most=4096)
+        self.features = Fourier(features)
+        self.weight = nn.Parameter(torch.zeros(features))
 
     def forward(self, rho: Tensor) -> Tensor:
         """Return u for noise levels rho (B,), float32: (B,)."""
