@@ -39,6 +39,7 @@ OBJECTIVES = {
 }
 """Every kind of objective and target; the reference of StableVM is smaller than the batch."""
 
+TRAIN = str(Path(__file__).parents[2] / "train.py")
 IN_TURN = """\
 import json, runpy, sys
 train = sys.argv[1]
