@@ -9,19 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from runs import (
-    SMALL,
-    assert_same_run,
-    command,
-    environment,
-    group,
-    records,
-    script,
-    start,
-    state,
-    train,
-    wait_for,
-)
+from runs import SMALL, assert_same_run, command, environment, group, records, script, start, state, train, wait_for
 from safetensors.torch import load_file
 
 from scoreline.training.training_state import list_checkpoints, loadable
@@ -35,9 +23,9 @@ OBJECTIVES = {
     "flow with STF": ["experiment=digits_flow", "target=stf", "target.references=96"],
     "flow with StableVM": ["experiment=digits_flow", "target=stablevm", "target.references=24"],
     "min-SNR": ["experiment=digits_vp", "objective=vp_min_snr"],
-    "learned weighting": ["experiment=digits_edm", "objective=edm_learned"],
+    "learned weighting": ["experiment=digits_edm", "objective=edm_learned", "target=stablevm", "target.references=64"],
 }
-"""Every kind of objective and target; the reference of StableVM is smaller than the batch."""
+"""Every kind of objective and target; a reference of StableVM may be smaller than the batch."""
 
 TRAIN = str(Path(__file__).parents[2] / "train.py")
 IN_TURN = """\
@@ -159,11 +147,12 @@ def in_turn(tmp_path_factory: pytest.TempPathFactory) -> Path:
     where = tmp_path_factory.mktemp("objectives")
     (where / "in_turn.py").write_text(IN_TURN)
     common = [*SMALL, "model.network.dropout=0", "model.network.blocks=1", "duration_kimg=0.32", "lr_rampup_kimg=0.1"]
-    for name, size, trainer in (("one", 1, []), ("two", 2, ["trainer=ddp_cpu"])):
+    halfway = [*common, *OBJECTIVES["learned weighting"], f"hydra.run.dir={where}/resumed"]
+    more = [[*halfway, "duration_kimg=0.16"], halfway]
+    for name, size, trainer, rest in (("one", 1, [], more), ("two", 2, ["trainer=ddp_cpu"], [])):
         runs = [[*common, *trainer, *own, f"hydra.run.dir={where / name / kind}"] for kind, own in OBJECTIVES.items()]
-        script(
-            str(where / "in_turn.py"), where, str(Path(__file__).parents[2] / "train.py"), json.dumps(runs), size=size
-        )
+        runs += rest
+        script(str(where / "in_turn.py"), where, TRAIN, json.dumps(runs), size=size)
     return where
 
 
@@ -184,6 +173,13 @@ def test_every_objective_is_that_of_one_process(in_turn: Path, kind: str) -> Non
         assert b["loss"] == pytest.approx(a["loss"], rel=1e-4)
         assert b.get("uncertainty", {}) == pytest.approx(a.get("uncertainty", {}), abs=1e-4)
         assert ("uncertainty" in a) == (kind == "learned weighting")
+
+
+def test_a_learned_weighting_resumes(in_turn: Path) -> None:
+    """Its weights and Adam's moments of them are in the state to resume from, and in no model file."""
+    assert_same_run(in_turn / "one" / "learned weighting", in_turn / "resumed")
+    assert float(state(in_turn / "resumed")["state_dict"]["uncertainty.weight"].abs().max()) > 0
+    assert not [name for name in load_file(in_turn / "resumed" / "model.safetensors") if "uncertainty" in name]
 
 
 @pytest.mark.slow
