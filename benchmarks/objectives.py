@@ -1,4 +1,4 @@
-"""Training objectives on digits: `python benchmarks/objectives.py OUT [--seeds 0,1,2] [--kimg 64] [--rows vp,edm,..]`.
+"""Training objectives on digits: `python benchmarks/objectives.py OUT [--seeds 0,1,2] [--kimg 96] [--rows vp,edm,..]`.
 
 For every training seed and row, train.py trains for so many kimg, and the averaged model is measured: Frechet distance
 of 1,500 images by the default solver at NFE 10 and 20 to the training digits (sample.py, metrics=digits), and the plain
@@ -155,11 +155,19 @@ def beforehand(noise: dict[str, tuple[float, float]]) -> str:
     return "\n".join(lines)
 
 
+def report(out: Path, kimg: int, noise: str) -> None:
+    """Write the tables of the cells that are there."""
+    cells = [json.loads(path.read_text()) for path in sorted((out / "cells").glob(f"*-{kimg}.json"))]
+    write_json(out / "rows.json", cells)
+    text = "\n\n".join([results(cells), gains(cells), noise]) + "\n"
+    write_atomically(out / "table.md", lambda temporary: temporary.write_text(text))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
     parser.add_argument("--seeds", type=whole_numbers, default=(0, 1, 2))
-    parser.add_argument("--kimg", type=int, default=64)
+    parser.add_argument("--kimg", type=int, default=96)
     parser.add_argument("--rows", default=",".join(ROWS), help="some at a time let several processes share the work")
     asked = parser.parse_args()
     torch.set_num_threads(1)
@@ -170,10 +178,7 @@ def main() -> None:
         for name in asked.rows.split(","):
             cell = measured(out, name, seed, asked.kimg)
             print(f"{name}, seed {seed}: " + ", ".join(f"{key} {cell[key]:.4g}" for key in NUMBERS), flush=True)
-            cells = [json.loads(path.read_text()) for path in sorted((out / "cells").glob(f"*-{asked.kimg}.json"))]
-            write_json(out / "rows.json", cells)
-            text = "\n\n".join([results(cells), gains(cells), noise]) + "\n"
-            write_atomically(out / "table.md", lambda temporary, text=text: temporary.write_text(text))
+            report(out, asked.kimg, noise)
     print((out / "table.md").read_text())
 
 

@@ -165,7 +165,7 @@ class DenoisingObjective:
         """
         if self.uncertainty is None:
             return loss
-        u = self.uncertainty(rho)
+        u: Tensor = self.uncertainty(rho)
         return loss / u.exp() + u
 
 

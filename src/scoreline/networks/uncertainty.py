@@ -35,5 +35,5 @@ class Uncertainty(nn.Module):
 
     def forward(self, rho: Tensor) -> Tensor:
         """Return u for noise levels rho (B,), float32: (B,)."""
-        features = self.features((rho.log() / 4).float())
+        features: Tensor = self.features((rho.log() / 4).float())
         return (features * self.weight).sum(1)  # no matrix product, which autocast would round
