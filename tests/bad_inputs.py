@@ -151,6 +151,13 @@ NUMBERS: list[Row] = [
     ("train model.network.blocks=1000000000", "model.network.blocks=1000000000"),
     ("train model.network.width=x", "model.network.width=x"),
     ("train target=stf target.references=0", "references=0"),
+    ("train target=stablevm target.references=0", "references=0", "at least 1"),
+    ("train target=stablevm target.references=99999", "references=99999", "use at most"),
+    ("train target=stablevm target.scope=each", "target.scope=each", "choose from"),
+    ("train objective=vp_min_snr objective.weight.gamma=0", "objective.weight.gamma=0", "greater than 0"),
+    ("train objective=ddpm_min_snr model=cifar10_ddpm objective.weight.gamma=x", "objective.weight.gamma=x", "number"),
+    ("train objective=edm_learned objective.uncertainty.frequencies=0", "uncertainty.frequencies=0", "at least 1"),
+    ("train objective=edm_learned objective.uncertainty.frequencies=x", "uncertainty.frequencies=x", "whole number"),
 ]
 
 SEEDS: list[Row] = [

@@ -14,6 +14,7 @@ _MODULES = {
     "scoreline.checkpoints": "load_model Checkpoint save_model Card",
     "scoreline.denoiser": "Denoiser",
     "scoreline.verification.certification": "certify Certificate",
+    "scoreline.networks.uncertainty": "Uncertainty",
     "scoreline.networks.exact": "GaussianMixture FullGaussianMixture",
     "scoreline.errors": "InputError",
     "scoreline.records": "Record load_record",
@@ -65,9 +66,9 @@ _MODULES = {
     "scoreline.metrics.base": "Metrics Score",
     "scoreline.likelihood": "log_likelihood LogLikelihood dequantise bits_per_dim",
     "scoreline.objective": (
-        "DenoisingObjective EDMWeight FlowWeight InverseVariance LogNormal UniformTime UniformLevels"
+        "DenoisingObjective EDMWeight FlowWeight InverseVariance MinSNR LogNormal UniformTime UniformLevels"
     ),
-    "scoreline.targets": "Denoising StableTarget posterior_mean posterior_weights",
+    "scoreline.targets": "Denoising StableTarget StableVM posterior_mean posterior_weights",
     "scoreline.training.ema": "EMA PowerFunctionEMA",
     "scoreline.metrics.inception": "Inception",
     "scoreline.metrics.fidelity": "Fidelity",

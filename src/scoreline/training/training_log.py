@@ -73,11 +73,13 @@ class TrainingProgress(Callback):
         now = time.perf_counter()
         rate = round(self.steps * module.batch_size / (now - self.last), 1)
         outside = 1 - module.clock.take() / (now - self.last)
+        curve = module.uncertainty_curve()
         self.losses, self.last, self.steps = LossSums(module.device), now, 0
         return {
             "step": module.global_step,
             "kimg": module.images_seen / 1000,
             **losses,
+            **({"uncertainty": curve} if curve else {}),
             "lr": trainer.optimizers[0].param_groups[0]["lr"],
             "gradient_norm": float(module.gradients.norm) / module.loss_scale,
             "non_finite_steps": module.gradients.bad_steps,
