@@ -39,7 +39,7 @@ BLOCKED = [
     *("pooch", "requests", "huggingface_hub"),
 ]
 
-MODULAR = {"metrics.metric_with_error", "metrics.modular_metrics"}
+MODULAR = {"metrics.error_bar_metric", "metrics.modular_metrics"}
 """Pure files that import torchmetrics, which takes seconds: nothing else in their room imports them."""
 
 COMPOSING = {"config", "scripts", "commands", "doctor"}

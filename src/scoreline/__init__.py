@@ -78,7 +78,7 @@ _MODULES = {
     "scoreline.metrics.modular_metrics": (
         "FrechetDistance KernelDistance PrecisionRecall SlicedWasserstein InceptionScore"
     ),
-    "scoreline.metrics.metric_with_error": "MetricWithError",
+    "scoreline.metrics.error_bar_metric": "ErrorBarMetric",
     "scoreline.training.loss_by_level": "LossByLevel",
     "scoreline.guidance": "ClassifierFree Autoguidance",
     "scoreline.thresholding": "Clip DynamicThreshold",

@@ -1,10 +1,10 @@
 """Distances between sets of images as modular metrics of torchmetrics, for any Lightning module.
 
-They compute what `Fidelity` and `Inception` compute, by the same functions. torchmetrics has classes of the first three:
-`FrechetInceptionDistance`, `KernelInceptionDistance` and `InceptionScore`. They give the same numbers of the same
-features (tests/metrics/test_beside_torchmetrics.py), but no error over other sets of images, and numbers that depend on
-the number of processes (sums in another order) or on the global generator (random subsets and splits). So what is used
-of torchmetrics is `Metric` itself: states, reduction over processes, reset, cache, plot, and `MetricCollection`.
+They compute what `Fidelity` and `Inception` compute, by the same functions. torchmetrics has classes of three of them,
+`FrechetInceptionDistance`, `KernelInceptionDistance` and `InceptionScore`, which give the same numbers for the same
+features (docs/metrics.md), but no error over other sets of images, and bits that depend on the order of the images
+(sums) or on the global generator (random subsets and splits). So `Metric` is what these use of torchmetrics: states,
+reduction over processes, reset, cache, and plot.
 """
 
 import hashlib
@@ -24,6 +24,7 @@ from torchmetrics.utilities.data import dim_zero_cat
 from scoreline.datasets.base import ImageDataset
 from scoreline.errors import InputError
 from scoreline.metrics.base import check_least
+from scoreline.metrics.error_bar_metric import ErrorBarMetric
 from scoreline.metrics.extractors import ClassProbabilities, Extractor, ModuleFeatures, PoolFeatures, extractor_of
 from scoreline.metrics.feature_pass import reference_features
 from scoreline.metrics.features import FeatureExtractor
@@ -31,7 +32,6 @@ from scoreline.metrics.frechet import GaussianStatistics, frechet_distance, frec
 from scoreline.metrics.inception_score import inception_score
 from scoreline.metrics.jackknife import Replicates, assign_groups
 from scoreline.metrics.kid import kernel_distance, kernel_replicates
-from scoreline.metrics.metric_with_error import MetricWithError
 from scoreline.metrics.precision_recall import support, support_replicates
 from scoreline.metrics.reference_set import Reference, ReferenceSet
 from scoreline.metrics.sliced_wasserstein import (
@@ -46,7 +46,7 @@ BATCH = 64
 """Images a call of an extractor, the last one padded: the rounding of features depends on the size of a call."""
 
 
-class ImageMetric(MetricWithError):
+class ImageMetric(ErrorBarMetric):
     """A function of the features of a set of images.
 
     States are a row of features (float64) and a key for each image, the hash of its pixels. Rows are gathered from all
@@ -97,7 +97,10 @@ class ImageMetric(MetricWithError):
     def sync(self, *arguments: Any, **settings: Any) -> None:
         """Gather rows and keys; a process without images takes part with none, and rows move to the device."""
         if self.distributed_available_fn():
-            empty = {"rows": torch.empty(0, self.extractor.dimension, dtype=torch.float64), "keys": _keys(torch.empty(0))}
+            empty = {
+                "rows": torch.empty(0, self.extractor.dimension, dtype=torch.float64),
+                "keys": _keys(torch.empty(0)),
+            }
             for side, kind in ((side, kind) for side in self.sides for kind in empty):
                 state = getattr(self, f"{side}_{kind}")
                 if isinstance(state, list):
@@ -113,7 +116,7 @@ class ImageMetric(MetricWithError):
 
 
 def _bytes(images: Tensor) -> Tensor:
-    """Return images uint8 (B, C, H, W) on the CPU, contiguous: convolutions round views of other strides differently."""
+    """Return images uint8 (B, C, H, W) in new memory of the CPU: convolutions round other strides differently."""
     if images.ndim != 4 or not (images.dtype == torch.uint8 or images.is_floating_point()):
         raise InputError(
             f"images: {images.dtype} {tuple(images.shape)}; give (B, C, H, W) of uint8, or floating point in [-1, 1]"
@@ -150,19 +153,16 @@ class ReferenceRows:
 
 
 class SetDistance(ImageMetric):
-    """A distance of generated images from a reference.
+    """A distance of generated images from a reference, which is given once, or anew after each `reset`.
 
-    The reference is given once, or with each epoch by `update(images, real=True)`. The jackknife's groups are a fixed
-    shuffle of the images in the order of their keys.
+    The jackknife's groups are a fixed shuffle of the images in the order of their keys.
 
     When to use it: by its subclasses.
 
     Args:
-        reference: what `Fidelity` takes: images, their path, a file of statistics, or the name of statistics that ship.
-            None if `update` gets the real images; they leave with the other states at `reset`.
-        extractor: a `FeatureExtractor`, `InceptionFeatures`, or an `nn.Module` from images uint8 (N, C, H, W) to
-            vectors (N, d) with the attribute `num_features`; by default the digits network.
-        groups: groups of the jackknife.
+        reference: what `Fidelity` takes, or None.
+        extractor: the features.
+        groups: groups of the jackknife; one image each if there are fewer images.
         settings: those of every `torchmetrics.Metric`.
 
     Raises:
@@ -258,8 +258,10 @@ class FrechetDistance(SetDistance):
     numbers for each side, where this keeps d numbers for each image, of which it makes the error.
 
     Args:
-        reference: as for `SetDistance`; statistics are enough.
-        extractor: as for `SetDistance`.
+        reference: images, their path, a file of statistics, or the name of statistics that ship; None if
+            `update(images, real=True)` gives the real images of every epoch.
+        extractor: a `FeatureExtractor`, `InceptionFeatures`, or an `nn.Module` from images uint8 (N, C, H, W) to
+            vectors (N, d) with the attribute `num_features`; by default the digits network.
         groups: groups of the jackknife.
         settings: those of every `torchmetrics.Metric`.
     """
@@ -282,8 +284,9 @@ class KernelDistance(SetDistance):
     equal number of images a side, and equals this to 1e-9 of it where the subset is the set.
 
     Args:
-        reference: as for `SetDistance`; images.
-        extractor: as for `SetDistance`.
+        reference: images or their path; None if `update(images, real=True)` gives the real ones of every epoch.
+        extractor: a `FeatureExtractor`, `InceptionFeatures`, or an `nn.Module` from images uint8 (N, C, H, W) to
+            vectors (N, d) with the attribute `num_features`; by default the digits network.
         groups: groups of the jackknife.
         settings: those of every `torchmetrics.Metric`.
     """
@@ -304,8 +307,9 @@ class PrecisionRecall(SetDistance):
     `self.log_dict(self.metric.compute())` and `reset`, since Lightning logs metrics of one number only.
 
     Args:
-        reference: as for `SetDistance`; images.
-        extractor: as for `SetDistance`.
+        reference: images or their path; None if `update(images, real=True)` gives the real ones of every epoch.
+        extractor: a `FeatureExtractor`, `InceptionFeatures`, or an `nn.Module` from images uint8 (N, C, H, W) to
+            vectors (N, d) with the attribute `num_features`; by default the digits network.
         neighbours: k.
         groups: groups of the jackknife.
         settings: those of every `torchmetrics.Metric`.
@@ -339,7 +343,7 @@ class SlicedWasserstein(SetDistance):
     When to use it: for images of any shape, without features.
 
     Args:
-        reference: as for `SetDistance`; images.
+        reference: images or their path; None if `update(images, real=True)` gives the real ones of every epoch.
         projections: number of directions.
         groups: groups of the jackknife.
         settings: those of every `torchmetrics.Metric`.

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from torch import Generator, Tensor
+from torch import Generator
 
 from scoreline.datasets.base import ImageDataset
 from scoreline.denoiser import Denoiser

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scoreline.metrics.metric_with_error import MetricWithError
+from scoreline.metrics.error_bar_metric import ErrorBarMetric
 
 EDGES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
 """Edges of the bins of noise levels sigma."""
@@ -15,7 +15,7 @@ EDGES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
 NAMES = (f"<{EDGES[0]:g}", *(f"{a:g}-{b:g}" for a, b in pairwise(EDGES)), f">{EDGES[-1]:g}")
 
 
-class LossByLevel(MetricWithError):
+class LossByLevel(ErrorBarMetric):
     """The mean of losses, and their means between `EDGES` of the noise level.
 
     The state is the count, the sum and the sum of squares of each bin in float64, on the device, added over processes.

@@ -10,7 +10,7 @@ from torchmetrics import Metric
 from torchmetrics.utilities.plot import plot_single_or_multi_val
 
 
-class MetricWithError(Metric, ABC):
+class ErrorBarMetric(Metric, ABC):
     """A `torchmetrics.Metric` whose `error` is the standard error of what `compute` returns.
 
     When to use it: derive from it for a metric of your own in a Lightning module; `Metrics` is the interface of
