@@ -49,6 +49,7 @@ class ErrorBarMetric(Metric, ABC):
         Returns:
             the new figure, None if there are axes; and the axes.
         """
+        axes: Any
         figure, axes = plot_single_or_multi_val(
             self.compute() if val is None else val,
             ax=ax,

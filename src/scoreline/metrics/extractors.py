@@ -35,11 +35,12 @@ class ModuleFeatures(FeatureExtractor):
 
     def __init__(self, network: nn.Module) -> None:
         self.network, self.name = network, type(network).__name__
-        if not isinstance(getattr(network, "num_features", None), int):
+        dimension = getattr(network, "num_features", None)
+        if not isinstance(dimension, int):
             raise InputError(
                 f"extractor: {self.name} has no whole number num_features; set it to the length of its feature vectors"
             )
-        self.dimension = int(network.num_features)
+        self.dimension = dimension
         sha = hashlib.sha256(f"{type(network).__module__}.{type(network).__qualname__}".encode())
         for name, value in network.state_dict().items():
             sha.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
@@ -119,10 +120,12 @@ def extractor_of(given: Extractor | None) -> FeatureExtractor:
     """Return an extractor of features, by default that of digits.
 
     Raises:
-        InputError: for a network without `num_features`.
+        InputError: for a network without `num_features`, and for anything else.
     """
     if isinstance(given, nn.Module):
         return ModuleFeatures(given)
     if isinstance(given, InceptionFeatures):
         return PoolFeatures(given)
+    if given is not None and not isinstance(given, FeatureExtractor):
+        raise InputError(f"extractor: {given!r} is neither a FeatureExtractor nor an nn.Module")
     return DigitFeatures() if given is None else given

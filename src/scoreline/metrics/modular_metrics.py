@@ -60,14 +60,17 @@ class ImageMetric(ErrorBarMetric):
         settings: those of every `torchmetrics.Metric`.
     """
 
+    sides: tuple[str, ...] = ("generated",)
+    """The sets of images, each with states of its own."""
+
+    generated_keys: list[Tensor]
+
     def __init__(self, extractor: FeatureExtractor, **settings: Any) -> None:
         super().__init__(**settings)
         self.extractor = extractor
         for name in self.sides:
             self.add_state(f"{name}_rows", [], dist_reduce_fx="cat")
             self.add_state(f"{name}_keys", [], dist_reduce_fx="cat")
-
-    sides: tuple[str, ...] = ("generated",)
 
     @property
     def n(self) -> int:
@@ -90,7 +93,9 @@ class ImageMetric(ErrorBarMetric):
         self.extractor.check(tuple(pixels.shape[1:]))
         if isinstance(self.extractor, ModuleFeatures):
             self.extractor.network.to(self.device)
-        calls = [self.extractor(_padded(part))[: len(part)] for part in torch.split(pixels, BATCH)]
+        # Lightning's mixed precision reaches into validation steps, not into features
+        with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
+            calls = [self.extractor(_padded(part))[: len(part)] for part in torch.split(pixels, BATCH)]
         getattr(self, f"{side}_rows").extend(calls)
         getattr(self, f"{side}_keys").append(_keys(pixels))
 
@@ -171,6 +176,7 @@ class SetDistance(ImageMetric):
 
     sides = ("generated", "real")
     needs_images = True
+    """Whether statistics of the reference are not enough."""
 
     def __init__(
         self, reference: Reference = None, extractor: Extractor | None = None, groups: int = 20, **settings: Any

@@ -46,8 +46,8 @@ class LossByLevel(ErrorBarMetric):
 
     def compute(self) -> Tensor:
         """Return the mean loss over all processes, a scalar float64."""
-        count, total, _ = self.sums.sum(0)
-        return total / count
+        total = self.sums.sum(0)
+        return torch.div(total[1], total[0])
 
     def error(self) -> Tensor:
         """Return the standard error of the mean over images; NaN for one image."""
