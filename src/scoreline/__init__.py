@@ -76,6 +76,11 @@ _MODULES = {
     "scoreline.metrics.kid": "kernel_distance",
     "scoreline.metrics.sliced_wasserstein": "sliced_wasserstein_distance",
     "scoreline.metrics.inception_score": "inception_score",
+    "scoreline.metrics.modular_metrics": (
+        "FrechetDistance KernelDistance PrecisionRecall SlicedWasserstein InceptionScore"
+    ),
+    "scoreline.metrics.error_bar_metric": "ErrorBarMetric",
+    "scoreline.training.loss_by_level": "LossByLevel",
     "scoreline.guidance": "ClassifierFree Autoguidance",
     "scoreline.thresholding": "Clip DynamicThreshold",
     "scoreline.execution": "Execution",

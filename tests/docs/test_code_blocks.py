@@ -24,6 +24,7 @@ PAGES = (
     "README.md",
     "docs/sampling.md",
     "docs/features.md",
+    "docs/metrics.md",
     "docs/any_model.md",
     "docs/tables.md",
     "docs/extending.md",
