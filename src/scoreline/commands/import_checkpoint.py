@@ -31,6 +31,7 @@ from typing import TYPE_CHECKING, Any
 
 from scoreline.commands.words import names, parse
 from scoreline.config.compose import described_model
+from scoreline.config.script import checkpoint_words, command
 from scoreline.descriptions.specs import Spec
 from scoreline.errors import InputError
 from scoreline.foreign import diffusers_settings
@@ -67,7 +68,8 @@ def main(words: list[str]) -> None:
     print(f"{source}: {family}, {options.weights} weights -> {target}")
     for line in _conventions(imported):
         print(f"  {line}")
-    print(f"check it: scoreline verify {target}")
+    _, *trust = checkpoint_words(target, imported.model)
+    print(f"check it: {command('verify', str(target), *trust)}")
 
 
 def _plain(word: str) -> Any:

@@ -149,7 +149,7 @@ def read(cfg: DictConfig) -> TrainConfig:
 def _components(cfg: DictConfig) -> TrainComponents:
     return TrainComponents(
         dataset=partial(build_object, cfg.dataset),
-        network=partial(build_object, cfg.model.network),
+        network=partial(build_object, cfg.model.network, plain=True),
         parameterisation=partial(build_object, cfg.model.parameterisation),
         objective=partial(build_object, cfg.objective),
         optimiser=partial(build_object, cfg.optimiser, plain=True),

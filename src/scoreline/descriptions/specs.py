@@ -105,6 +105,17 @@ def is_ours(spec: Mapping[str, Any]) -> bool:
     return _within(str(spec.get("_target_")), PACKAGES)
 
 
+def foreign_packages(spec: Mapping[str, Any]) -> list[str]:
+    """Return the packages outside scoreline from which a description takes classes, which loading it has to trust.
+
+    Args:
+        spec: a description, or several of them by name as in a card.
+    """
+    inner = (foreign_packages(value) for value in spec.values() if isinstance(value, Mapping))
+    own = [str(spec["_target_"]).partition(".")[0]] if "_target_" in spec and not is_ours(spec) else []
+    return sorted({*own, *(name for names in inner for name in names)})
+
+
 def _call(target: str, described: type, arguments: dict[str, Any]) -> Any:
     try:
         return described(**arguments)

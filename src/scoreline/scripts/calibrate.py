@@ -72,6 +72,14 @@ def build_subject(config: CalibrateConfig, components: "CalibrateComponents", ch
     return Subject(denoiser, tableau, card.shape, config.seeds, config.batch_size, labels, parts, data)
 
 
+READER = {
+    "score_norm": "solver=deis_sn",
+    "score_optimal": "schedule=score_optimal",
+    "search": "solver=auto",
+    "tableau": "solver=learned",
+}
+"""The choice of sample.py that reads each kind of record beside the checkpoint."""
+
 GUIDED = ("tableau",)
 """Kinds of records that a guided model may have: their reader refuses a run under another guidance."""
 
@@ -159,6 +167,10 @@ def _publish(
     else:
         record.save(beside)
         print(f"copied to {beside.name} beside the checkpoint, where sample.py finds it")
+        budgets = [f"nfe={record.values['budgets'].tolist()[-1]}"] if record.kind == "tableau" else []
+        words = script.words_of("model", "import", "trust", "guidance")
+        source = f"checkpoint={config.model.word}"
+        print(f"next: {script.command('sample', source, *words, READER[record.kind], *budgets)}")
 
 
 if __name__ == "__main__":

@@ -47,11 +47,14 @@ def main(config: TrainConfig) -> float | None:
     # Lightning runs the loop over batches
     trainer = _build_trainer(config, start.steps_until(config.duration, batch_size))
     share_of(batch_size, trainer.global_rank, trainer.world_size)
+    notes = _try_network(trainer, module)
     batches = ImageDataModule(data, batch_size, config.seed, config.workers)
     if trainer.is_global_zero:
         config.run.save_config(config.config_yaml())
         if note := start.note(module, config.duration):
             print(note)
+        for sentence in [] if script.in_sweep() else notes:
+            print(f"note: {sentence}")
     trainer.fit(module, batches, ckpt_path=start.path, weights_only=True)
     _conclude(config, trainer, module)
     return _validation_loss(config) if trainer.is_global_zero else None
@@ -65,12 +68,15 @@ def _build_module(config: TrainConfig, data: "DeviceData", start: "Start") -> "D
     from scoreline.execution import execute
     from scoreline.runtime.seeded_noise import seed_default
     from scoreline.training.module import DiffusionModule
+    from scoreline.training.network_trial import check_network
     from scoreline.training.stf_references import References
 
     dataset, components = data.dataset, config.components
     script.match_data(config.model["network"], dataset)
     seed_default(config.seed)
-    denoiser = Denoiser(components.network(), components.parameterisation())
+    network = components.network()
+    check_network(network, config.model["network"], config.model)
+    denoiser = Denoiser(network, components.parameterisation())
     execute(denoiser.network, config.compile, config.channels_last)
     earlier = start.earlier()
     num_classes = int(config.model["network"].get("num_classes", 0))
@@ -132,6 +138,19 @@ def _build_trainer(config: TrainConfig, steps: int) -> "Trainer":
     return trainer
 
 
+def _try_network(trainer: "Trainer", module: "DiffusionModule") -> list[str]:
+    """Try the network on the trainer's device, or on the CPU if its weights will be sharded; return what is unusual."""
+    import torch
+    from lightning.pytorch.strategies import ModelParallelStrategy
+
+    from scoreline.training.network_trial import try_network
+
+    sharded = isinstance(trainer.strategy, ModelParallelStrategy)
+    device = torch.device("cpu") if sharded else trainer.strategy.root_device
+    precision = None if sharded else trainer.precision_plugin.forward_context()
+    return try_network(module.denoiser, module.card, device, precision)
+
+
 def _conclude(config: TrainConfig, trainer: "Trainer", module: "DiffusionModule") -> None:
     """Print the last lines; exit with code 75 if a scheduler stopped the training."""
     from scoreline.training.online_schedule import OnlineSchedule
@@ -152,7 +171,7 @@ def _conclude(config: TrainConfig, trainer: "Trainer", module: "DiffusionModule"
         if isinstance(callback, OnlineSchedule):
             print(callback.summary())
     if model.is_file():
-        print(f"next: python sample.py checkpoint={out}")
+        print(f"next: {script.command('sample', *script.checkpoint_words(out, config.model))}")
 
 
 def _validation_loss(config: TrainConfig) -> float | None:
