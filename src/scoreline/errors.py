@@ -6,7 +6,9 @@ import os
 import traceback
 from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+Kind = TypeVar("Kind")
 
 
 class InputError(ValueError):
@@ -65,8 +67,20 @@ def line_of(error: BaseException, packages: Collection[str]) -> str | None:
     return printable(f"{path}:{number}: {type(error).__name__}: {str(error).strip().partition(chr(10))[0]:.300}")
 
 
+def check_kind(key: str, value: Any, kind: type[Kind]) -> Kind:
+    """Return an object that a config describes, if it is of the class that its key needs.
+
+    Raises:
+        InputError: naming the key and both classes.
+    """
+    if isinstance(value, kind):
+        return value
+    needed = f"{kind.__module__.partition('.')[0]}.{kind.__name__}"
+    raise InputError(f"{key}: gives a {type(value).__name__}, not a {needed}; derive its class from {needed}")
+
+
 def mismatch(function: Callable[..., Any], arguments: Collection[Any], keywords: Mapping[str, Any]) -> str:
-    """Say why a function, or a module's `forward`, does not take these arguments; empty if it does, or does not tell."""
+    """Say why a function, or a module's `forward`, does not take these arguments; empty if it does."""
     try:
         signature = inspect.signature(getattr(function, "forward", function))
         signature.bind(*arguments, **keywords)

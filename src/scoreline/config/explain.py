@@ -86,7 +86,7 @@ def _own_line(error: BaseException) -> str | None:
 
 
 def _key_of(error: BaseException) -> str | None:
-    """Return the key whose object Hydra could not build, which its InstantiationException holds in the message alone."""
+    """Return the key whose object Hydra could not build; its exception holds it in the message alone."""
     named = re.search(r"full_key: (\S+)", str(error)) if isinstance(error, HydraException) else None
     return named and named[1]
 
@@ -166,13 +166,15 @@ def _explain_instantiation(error: BaseException) -> str | None:
 
 def _absent(target: str) -> str:
     """Say which part of a target is missing; its modules that exist were imported by the attempt to find it."""
-    module, _, name = target.rpartition(".")
-    if module in sys.modules:
-        return f"{module} has no {name}{did_you_mean(name, (own for own in vars(sys.modules[module]) if own[0] != '_'))}"
-    top = target.partition(".")[0]
-    if top not in sys.modules:
-        return f"there is no package {top} on Python's path; install it, or start with PYTHONPATH=FOLDER that holds it"
-    return "there is no such class or function; check its name and what is installed"
+    parts = target.split(".")
+    known = next((k for k in range(len(parts) - 1, 0, -1) if ".".join(parts[:k]) in sys.modules), 0)
+    if not known:
+        return f"there is no package {parts[0]} on Python's path; install it, or put its folder into PYTHONPATH"
+    module = sys.modules[".".join(parts[:known])]
+    if hasattr(module, parts[known]):
+        return "there is no such class or function; check its name"
+    public = [name for name in vars(module) if not name.startswith("_")]
+    return f"{module.__name__} has no '{parts[known]}'{did_you_mean(parts[known], public)}"
 
 
 def _first_line(error: BaseException) -> str:

@@ -21,9 +21,7 @@ def check_denoised(denoised: Any, x: Tensor) -> Tensor:
     return tensor_like("denoise", denoised, x).to(x.dtype)
 
 
-def tensor_like(
-    name: str, output: Any, x: Tensor, factor: int = 1, variance: str = "learned_variance=True"
-) -> Tensor:
+def tensor_like(name: str, output: Any, x: Tensor, factor: int = 1, variance: str = "learned_variance=True") -> Tensor:
     """Return an output that is a tensor of numbers of x's shape (B, C, *), or with `factor` times its channels.
 
     Args:

@@ -51,6 +51,7 @@ def build_subject(config: CalibrateConfig, components: "CalibrateComponents", ch
     import torch
 
     from scoreline.calibration.subject import Subject
+    from scoreline.datasets.base import check_dataset
     from scoreline.generation.labels import plan_labels
     from scoreline.runtime.device import choose_device
     from scoreline.runtime.memory import keep_freed_memory
@@ -65,7 +66,7 @@ def build_subject(config: CalibrateConfig, components: "CalibrateComponents", ch
     labels = plan_labels(config.labels, config.seeds, card.num_classes, card.class_counts)
     tableau = build_tableau(components.solver, components.schedule, components.span, config.nfe, "none")
     if data is not None:
-        refuse_other_classes(data, config.labels, card.num_classes)
+        refuse_other_classes(check_dataset(data), config.labels, card.num_classes)
     about = f"{config.batch_size} {device.type} {checkpoint.digest} {data and data.digest}"
     parts = Parts(config.run.path / "parts", f"{config.run.identity} {about}", group.rank, group.size, group.barrier)
     denoiser = components.denoiser.to(device)

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 @script.script("train", train_config.read, launch.alike)
 def main(config: TrainConfig) -> float | None:
     """Train a model, or resume its training; return the last validation loss, for a sweeper."""
+    from scoreline.datasets.base import check_dataset
     from scoreline.training.data import DeviceData, ImageDataModule, share_of
     from scoreline.training.resume import resume_from
 
@@ -40,7 +41,7 @@ def main(config: TrainConfig) -> float | None:
 
     # data and model, and the state of an earlier start if there is one
     start = resume_from(out, config.resume, batch_size)
-    data = DeviceData(config.components.dataset(), config.device_mib)
+    data = DeviceData(check_dataset(config.components.dataset()), config.device_mib)
     module = _build_module(config, data, start)
     start.check(module)
 
@@ -65,7 +66,10 @@ def _build_module(config: TrainConfig, data: "DeviceData", start: "Start") -> "D
     from scoreline.calibration.data_deviation import dataset_deviation
     from scoreline.checkpoints import Card
     from scoreline.denoiser import Denoiser
+    from scoreline.errors import check_kind
     from scoreline.execution import execute
+    from scoreline.objective import DenoisingObjective
+    from scoreline.parameterisations import Parameterisation
     from scoreline.runtime.seeded_noise import seed_default
     from scoreline.training.module import DiffusionModule
     from scoreline.training.network_trial import check_network
@@ -76,7 +80,8 @@ def _build_module(config: TrainConfig, data: "DeviceData", start: "Start") -> "D
     seed_default(config.seed)
     network = components.network()
     check_network(network, config.model["network"], config.model)
-    denoiser = Denoiser(network, components.parameterisation())
+    form = check_kind("model.parameterisation", components.parameterisation(), Parameterisation)
+    denoiser = Denoiser(network, form)
     execute(denoiser.network, config.compile, config.channels_last)
     earlier = start.earlier()
     num_classes = int(config.model["network"].get("num_classes", 0))
@@ -92,7 +97,7 @@ def _build_module(config: TrainConfig, data: "DeviceData", start: "Start") -> "D
         },
         training={**config.provenance, **({"earlier": earlier} if earlier else {})},
     )
-    objective = components.objective()
+    objective = check_kind("objective", components.objective(), DenoisingObjective)
     target: Any = objective.target
     return DiffusionModule(
         denoiser,

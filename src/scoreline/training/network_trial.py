@@ -105,7 +105,7 @@ class Trial:
         """
         torch.manual_seed(seed)
         try:
-            return self.network.forward(x, self.noise, **self.condition)
+            return self.network.forward(x.clone(), self.noise.clone(), **self.condition)
         except (InputError, torch.OutOfMemoryError):
             raise
         except Exception as error:
