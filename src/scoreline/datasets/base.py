@@ -100,14 +100,14 @@ def checked(dataset: ImageDataset, indices: Sequence[int]) -> tuple[Tensor, Tens
 
     Raises:
         InputError: for images that are not uint8 (B, C, H, W) of the data set's shape, or labels that are not int64
-            (B,) from -1 to num_classes - 1.
+            (B,) from -1 to num_classes - 1; without classes they are not read.
     """
     images, labels = dataset.read(indices)
     method, count = f"dataset: {type(dataset).__name__}.read", len(indices)
     _check_tensor(f"{method}: images are", images, torch.uint8, (count, *dataset.shape), ", 0 to 255")
     _check_tensor(f"{method}: labels are", labels, torch.int64, (count,), ", -1 for no class")
     low, high = int(labels.min()), int(labels.max())
-    if low < -1 or high >= max(dataset.num_classes, 1):
+    if low < -1 or high >= dataset.num_classes > 0:
         raise InputError(
             f"{method}: labels are from {low} to {high} with num_classes={dataset.num_classes}; they count from 0, and "
             "-1 stands for no class"

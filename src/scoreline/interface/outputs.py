@@ -67,7 +67,7 @@ def _channels(output: Tensor, x: Tensor, factor: int, variance: str) -> str:
             f"{variance} keeps"
         )
     if factor > 1 and output.shape == x.shape:
-        return f"; leave out {variance}, since there is none"
+        return f"; leave {variance.partition('=')[0]} out, since there is none"
     return ""
 
 
