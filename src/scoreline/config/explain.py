@@ -70,7 +70,7 @@ def _sentence(error: BaseException) -> str | None:
     return None
 
 
-TARGET = re.compile(r"_target_['\"]?\s*[:=]\s*['\"]?(\w+)\.|\btrust=\[?([\w,\s]+)")
+TARGET = re.compile(r"_target_['\"]?\s*[:=]\s*['\"]?(\w+)\.|\btrust=\[?([\w, ]+)")
 """A class in a config file or a command line, or packages that the command line trusts."""
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from scoreline.descriptions.annotations import fits
-from scoreline.errors import InputError, printable
+from scoreline.errors import InputError, line_of, printable
 from scoreline.parameterisations import Parameterisation
 from scoreline.schedules.base import NoiseSchedule, Schedule
 from scoreline.storage.schemas import Either, ListOf, Number, Rule, excerpt, integer
@@ -122,7 +122,8 @@ def _call(target: str, described: type, arguments: dict[str, Any]) -> Any:
     except InputError:
         raise
     except Exception as error:  # a constructor may raise anything for values that do not go together
-        reason = printable(f"{error!s:.200}" if isinstance(error, TypeError) else f"{error!r:.200}")
+        line = None if target.startswith("scoreline.") else line_of(error, {target.partition(".")[0]})
+        reason = line or printable(f"{error!s:.200}" if isinstance(error, TypeError) else f"{error!r:.200}")
         raise InputError(
             f"checkpoint: {target} refuses its arguments: {reason}; was it made by another version?"
         ) from error
