@@ -145,7 +145,7 @@ def test_the_printed_commands_work(mylab: Path) -> None:
     assert "2 steps of my own\n" in done.stdout
     words = shlex.split(done.stdout.splitlines()[-1].removeprefix("next: "))
     assert words[2:] == ["--config-dir", "conf", "checkpoint=out", "trust=[mylab]"]
-    brief = ("nfe=4", "seeds=0-3")
+    brief = ("nfe=4", "seeds=0-7")
     done = call("calibrate", *words[2:], *brief, "hydra.run.dir=record", cwd=mylab)
     assert done.returncode == 0, done.stderr
     following = shlex.split(done.stdout.splitlines()[-1].removeprefix("next: "))
