@@ -6,9 +6,7 @@ import os
 import traceback
 from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
-
-Kind = TypeVar("Kind")
+from typing import Any
 
 
 class InputError(ValueError):
@@ -67,7 +65,7 @@ def line_of(error: BaseException, packages: Collection[str]) -> str | None:
     return printable(f"{path}:{number}: {type(error).__name__}: {str(error).strip().partition(chr(10))[0]:.300}")
 
 
-def check_kind(key: str, value: Any, kind: type[Kind]) -> Kind:
+def check_kind(key: str, value: Any, kind: type) -> Any:
     """Return an object that a config describes, if it is of the class that its key needs.
 
     Raises:

@@ -75,7 +75,7 @@ def check_dataset(dataset: object, key: str = "dataset") -> ImageDataset:
     Raises:
         InputError: naming the attribute or the tensor, what it is, and what it must be.
     """
-    data = check_kind(key, dataset, ImageDataset)
+    data: ImageDataset = check_kind(key, dataset, ImageDataset)
     name = type(data).__name__
     for attribute in ("name", "shape", "num_classes"):
         if not hasattr(data, attribute):

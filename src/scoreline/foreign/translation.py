@@ -81,10 +81,11 @@ def image_shape(network: Spec, built: nn.Module, size: tuple[int, int] | None = 
         InputError: if nothing tells the size.
     """
     side = network.get("resolution", getattr(built, "resolution", None))
-    if size is None and not is_whole(side):
+    if size is None and is_whole(side):
+        size = (side, side)
+    if size is None:
         raise InputError("size: nothing says the size of the images; give it, such as size=64 (import.size=64)")
-    height, width = size or (side, side)
-    return int(network.get("channels", network.get("in_channels", 3))), height, width
+    return (int(network.get("channels", network.get("in_channels", 3))), *size)
 
 
 TRAINED_AS = "give the model=... that it was trained as"

@@ -98,7 +98,7 @@ def check_metrics(metrics: object) -> Metrics:
     Raises:
         InputError: saying what they are.
     """
-    own = check_kind("metrics", metrics, Metrics)
+    own: Metrics = check_kind("metrics", metrics, Metrics)
     if not isinstance(own.protocol, dict) or not all(isinstance(value, str | int) for value in own.protocol.values()):
         raise InputError(
             f"metrics: {type(own).__name__}.protocol is {own.protocol!r:.80}; it must be a dict of texts and numbers"

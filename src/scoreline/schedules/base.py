@@ -103,9 +103,9 @@ def check_map(schedule: object, sigma_max: float, sigma_min: float) -> Schedule:
     Raises:
         InputError: naming the class, and what it returned.
     """
-    own = check_kind("schedule", schedule, Schedule)
+    own: Schedule = check_kind("schedule", schedule, Schedule)
     ends = sorted((min(max(sigma_min, 1e-3), HIGHEST / 2), min(max(sigma_max, 2e-3), HIGHEST)))
-    rho = torch.logspace(*(math.log10(end) for end in ends), 7, dtype=torch.float64)
+    rho = torch.logspace(math.log10(ends[0]), math.log10(ends[1]), 7, dtype=torch.float64)
     moved, name = own.on(sigma_max, sigma_min), type(own).__name__
     u = moved(rho)
     again = moved.inverse(u) if _is_like(u, rho) else u

@@ -80,7 +80,7 @@ def _build_module(config: TrainConfig, data: "DeviceData", start: "Start") -> "D
     seed_default(config.seed)
     network = components.network()
     check_network(network, config.model["network"], config.model)
-    form = check_kind("model.parameterisation", components.parameterisation(), Parameterisation)
+    form: Parameterisation = check_kind("model.parameterisation", components.parameterisation(), Parameterisation)
     denoiser = Denoiser(network, form)
     execute(denoiser.network, config.compile, config.channels_last)
     earlier = start.earlier()
@@ -97,7 +97,7 @@ def _build_module(config: TrainConfig, data: "DeviceData", start: "Start") -> "D
         },
         training={**config.provenance, **({"earlier": earlier} if earlier else {})},
     )
-    objective = check_kind("objective", components.objective(), DenoisingObjective)
+    objective: DenoisingObjective = check_kind("objective", components.objective(), DenoisingObjective)
     target: Any = objective.target
     return DiffusionModule(
         denoiser,
