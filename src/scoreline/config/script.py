@@ -262,17 +262,17 @@ def command(name: str, *words: str) -> str:
     return shlex.join([*program, *(["--config-dir", _from_here(folder)] if folder else []), *words])
 
 
-def checkpoint_words(path: Path, model: Mapping[str, Any]) -> list[str]:
+def checkpoint_words(checkpoint: str | Path, model: Mapping[str, Any]) -> list[str]:
     """Return `checkpoint=PATH`, and `trust=[..]` for a model that takes classes from other packages.
 
     Args:
-        path: the model file or its directory.
+        checkpoint: the model file, its directory or another value of the key.
         model: the description of the model, as in its card.
     """
     from scoreline.descriptions.specs import foreign_packages
 
-    packages = ",".join(foreign_packages(model))
-    place = str(path) if re.fullmatch(r"[\w./~+-]+", str(path)) else quote(str(path))
+    packages, word = ",".join(foreign_packages(model)), str(checkpoint)
+    place = word if re.fullmatch(r"[\w./~+:@%-]+", word) else quote(word)
     return [f"checkpoint={place}", *([f"trust=[{packages}]"] if packages else [])]
 
 

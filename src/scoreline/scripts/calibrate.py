@@ -169,9 +169,9 @@ def _publish(
         record.save(beside)
         print(f"copied to {beside.name} beside the checkpoint, where sample.py finds it")
         budgets = [f"nfe={record.values['budgets'].tolist()[-1]}"] if record.kind == "tableau" else []
-        words = script.words_of("model", "import", "trust", "guidance")
-        source = f"checkpoint={config.model.word}"
-        print(f"next: {script.command('sample', source, *words, READER[record.kind], *budgets)}")
+        source = script.checkpoint_words(config.model.word, checkpoint.card.model)
+        words = [*source, *script.words_of("model", "import", "guidance"), READER[record.kind], *budgets]
+        print(f"next: {script.command('sample', *words)}")
 
 
 if __name__ == "__main__":

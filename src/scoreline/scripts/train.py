@@ -68,7 +68,6 @@ def _build_module(config: TrainConfig, data: "DeviceData", start: "Start") -> "D
     from scoreline.denoiser import Denoiser
     from scoreline.errors import check_kind
     from scoreline.execution import execute
-    from scoreline.objective import DenoisingObjective
     from scoreline.parameterisations import Parameterisation
     from scoreline.runtime.seeded_noise import seed_default
     from scoreline.training.module import DiffusionModule
@@ -97,7 +96,7 @@ def _build_module(config: TrainConfig, data: "DeviceData", start: "Start") -> "D
         },
         training={**config.provenance, **({"earlier": earlier} if earlier else {})},
     )
-    objective: DenoisingObjective = check_kind("objective", components.objective(), DenoisingObjective)
+    objective = components.objective()
     target: Any = objective.target
     return DiffusionModule(
         denoiser,
