@@ -177,8 +177,8 @@ def _labels(network: nn.Module, card: Card, device: torch.device) -> list[Tensor
     """Labels to try: the first and the last class, and the missing one if training drops labels."""
     if not card.num_classes:
         return [None]
-    last = [[-1, 0]] if getattr(network, "label_dropout", 0.0) else []
-    return [torch.tensor(pair, device=device) for pair in (*last, [0, card.num_classes - 1])]
+    dropped = [[-1, 0]] if getattr(network, "label_dropout", 0.0) else []
+    return [torch.tensor(pair, device=device) for pair in (*dropped, [0, card.num_classes - 1])]
 
 
 def _check_output(trial: Trial, output: Any, factor: int) -> None:
