@@ -16,6 +16,7 @@ import forks
 import lightning  # noqa: F401  forked commands start with it
 import pytest
 import torch
+from lucidrains_files import write_checkpoint
 
 from scoreline import predictions
 
@@ -33,10 +34,8 @@ PAGES = (
 NOTEBOOKS = ("docs/calibration.md", "docs/tutorials/two_dimensions.md")
 """Pages of Python alone, whose blocks are one session."""
 TUTORIALS = (
-    "docs/tutorials/toy.md",
-    "docs/tutorials/foreign_checkpoint.md",
-    "docs/tutorials/own_pictures.md",
-    "docs/tutorials/fine_tuning.md",
+    *("docs/tutorials/toy.md", "docs/tutorials/foreign_checkpoint.md", "docs/tutorials/own_pictures.md"),
+    *("docs/tutorials/fine_tuning.md", "docs/tutorials/lucidrains.md"),
 )
 BLOCK = re.compile(r"(<!-- not run: .+? -->\n)?^```(\w+)\n(.*?)^```$", re.S | re.M)
 BETAS = torch.linspace(1e-4, 0.02, 1000)
@@ -107,6 +106,8 @@ def bash(code: str, where: Path, short: bool) -> None:
 
 def follow(page: str, where: Path, short: bool) -> None:
     assert list(blocks(page))
+    if page == "docs/tutorials/lucidrains.md":
+        write_checkpoint(where)  # their package and a file of it, which the page leaves to its reader
     session = {"__name__": page, **GIVEN.get(page, {})}
     for language, code in blocks(page):
         path = re.match(r"# (\S+/\S+\.\w+)\n", code)

@@ -5,7 +5,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -152,8 +152,12 @@ def own_code(config: Any) -> list[Path]:
     A module in a package stands for the whole package, any other module for its file. Nothing is imported, and imports
     of other packages are not followed.
     """
-    tops = {target.partition(".")[0] for target in _targets(config)} - LIBRARIES - set(sys.stdlib_module_names)
-    return [path for top in sorted(tops) for path in _sources(top)]
+    return [path for top in sorted(own_packages(_targets(config))) for path in _sources(top)]
+
+
+def own_packages(targets: Iterable[str]) -> set[str]:
+    """Return the top-level names of dotted names that are neither scoreline's nor a library's: the user's own code."""
+    return {target.partition(".")[0] for target in targets} - LIBRARIES - set(sys.stdlib_module_names)
 
 
 def _targets(node: Any) -> Iterator[str]:

@@ -13,6 +13,7 @@ from scoreline.config.compose import build_object
 from scoreline.config.init_source import InitSource, read_init, with_model_of
 from scoreline.config.model_source import with_values
 from scoreline.config.run_directory import RunDirectory, output_dir, read_directory
+from scoreline.errors import check_kind
 from scoreline.storage.files import code_version
 from scoreline.values import LARGEST_BATCH, images_of_kimg, real_number, whole_number
 
@@ -154,13 +155,19 @@ def read(cfg: DictConfig) -> TrainConfig:
 def _components(cfg: DictConfig) -> TrainComponents:
     return TrainComponents(
         dataset=partial(build_object, cfg.dataset),
-        network=partial(build_object, cfg.model.network),
+        network=partial(build_object, cfg.model.network, plain=True),
         parameterisation=partial(build_object, cfg.model.parameterisation),
         objective=partial(build_object, cfg.objective),
         optimiser=partial(build_object, cfg.optimiser, plain=True),
         gradients=partial(build_object, cfg.gradients),
         augmentation=partial(build_object, cfg.augmentation),
         trainer=partial(build_object, cfg.trainer, plain=True),
-        callbacks=lambda: [build_object(callback) for callback in cfg.callbacks.values()],
+        callbacks=partial(_callbacks, cfg.callbacks),
         logger=partial(build_object, cfg.logger),
     )
+
+
+def _callbacks(nodes: DictConfig) -> list[Any]:
+    from lightning import Callback
+
+    return [check_kind(f"callbacks.{name!s}", build_object(node), Callback) for name, node in nodes.items()]

@@ -51,6 +51,7 @@ def build_subject(config: CalibrateConfig, components: "CalibrateComponents", ch
     import torch
 
     from scoreline.calibration.subject import Subject
+    from scoreline.datasets.base import check_dataset
     from scoreline.generation.labels import plan_labels
     from scoreline.runtime.device import choose_device
     from scoreline.runtime.memory import keep_freed_memory
@@ -65,12 +66,20 @@ def build_subject(config: CalibrateConfig, components: "CalibrateComponents", ch
     labels = plan_labels(config.labels, config.seeds, card.num_classes, card.class_counts)
     tableau = build_tableau(components.solver, components.schedule, components.span, config.nfe, "none")
     if data is not None:
-        refuse_other_classes(data, config.labels, card.num_classes)
+        refuse_other_classes(check_dataset(data), config.labels, card.num_classes)
     about = f"{config.batch_size} {device.type} {checkpoint.digest} {data and data.digest}"
     parts = Parts(config.run.path / "parts", f"{config.run.identity} {about}", group.rank, group.size, group.barrier)
     denoiser = components.denoiser.to(device)
     return Subject(denoiser, tableau, card.shape, config.seeds, config.batch_size, labels, parts, data)
 
+
+READER = {
+    "score_norm": "solver=deis_sn",
+    "score_optimal": "schedule=score_optimal",
+    "search": "solver=auto",
+    "tableau": "solver=learned",
+}
+"""The choice of sample.py that reads each kind of record beside the checkpoint."""
 
 GUIDED = ("tableau",)
 """Kinds of records that a guided model may have: their reader refuses a run under another guidance."""
@@ -159,6 +168,10 @@ def _publish(
     else:
         record.save(beside)
         print(f"copied to {beside.name} beside the checkpoint, where sample.py finds it")
+        budgets = [f"nfe={record.values['budgets'].tolist()[-1]}"] if record.kind == "tableau" else []
+        source = script.checkpoint_words(config.model.word, checkpoint.card.model)
+        words = [*source, *script.words_of("model", "import", "guidance"), READER[record.kind], *budgets]
+        print(f"next: {script.command('sample', *words)}")
 
 
 if __name__ == "__main__":

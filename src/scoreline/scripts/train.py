@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 @script.script("train", train_config.read, launch.alike)
 def main(config: TrainConfig) -> float | None:
     """Train a model, or resume its training; return the last validation loss, for a sweeper."""
+    from scoreline.datasets.base import check_dataset
     from scoreline.training.data import DeviceData, ImageDataModule, share_of
     from scoreline.training.ema_callback import ema_of
     from scoreline.training.resume import resume_from
@@ -44,7 +45,7 @@ def main(config: TrainConfig) -> float | None:
     # data and model, and the state of an earlier start if there is one
     start = resume_from(out, config.resume, batch_size)
     initial = config.init.weights if config.init and start.path is None else None
-    data = DeviceData(config.components.dataset(), config.device_mib)
+    data = DeviceData(check_dataset(config.components.dataset()), config.device_mib)
     module = _build_module(config, data, start, initial)
     start.check(module)
 
@@ -53,6 +54,7 @@ def main(config: TrainConfig) -> float | None:
     if initial and (averages := initial.state_of_averages(module.denoiser.network)):
         ema_of(trainer).load_state_dict(averages)
     share_of(batch_size, trainer.global_rank, trainer.world_size)
+    notes = _try_network(trainer, module)
     batches = ImageDataModule(data, batch_size, config.seed, config.workers)
     if trainer.is_global_zero:
         config.run.save_config(config.config_yaml())
@@ -60,6 +62,8 @@ def main(config: TrainConfig) -> float | None:
             print(note)
         if initial and (note := initial.other_parameterisation(module.denoiser.parameterisation)):
             print(note)
+        for sentence in [] if script.in_sweep() else notes:
+            print(f"note: {sentence}")
     trainer.fit(module, batches, ckpt_path=start.path, weights_only=True)
     _conclude(config, trainer, module)
     return _validation_loss(config) if trainer.is_global_zero else None
@@ -72,21 +76,27 @@ def _build_module(
     from scoreline.calibration.data_deviation import dataset_deviation
     from scoreline.checkpoints import Card, classes_of
     from scoreline.denoiser import Denoiser
+    from scoreline.errors import check_kind
     from scoreline.execution import execute
+    from scoreline.parameterisations import Parameterisation
     from scoreline.runtime.seeded_noise import seed_default
     from scoreline.training.module import DiffusionModule
+    from scoreline.training.network_trial import check_network
     from scoreline.training.stf_references import References
 
     dataset, components = data.dataset, config.components
-    network = config.model["network"]
+    description = config.model["network"]
     if initial:
-        initial.refuse_other_data(network, dataset.shape, dataset.num_classes)
-    script.match_data(network, dataset)
+        initial.refuse_other_data(description, dataset.shape, dataset.num_classes)
+    script.match_data(description, dataset)
     seed_default(config.seed)
-    denoiser = Denoiser(components.network(), components.parameterisation())
-    origin = {"init": initial.load(denoiser.network, network)} if initial else start.origin()
+    network = components.network()
+    check_network(network, description, config.model)
+    form: Parameterisation = check_kind("model.parameterisation", components.parameterisation(), Parameterisation)
+    denoiser = Denoiser(network, form)
+    origin = {"init": initial.load(network, description)} if initial else start.origin()
     execute(denoiser.network, config.compile, config.channels_last)
-    num_classes = classes_of(network)
+    num_classes = classes_of(description)
     deviation = dataset_deviation(dataset, by_class=num_classes > 0)
     card = Card(
         model=config.model,
@@ -145,6 +155,19 @@ def _build_trainer(config: TrainConfig, steps: int) -> "Trainer":
     return trainer
 
 
+def _try_network(trainer: "Trainer", module: "DiffusionModule") -> list[str]:
+    """Try the network on the trainer's device, or on the CPU if its weights will be sharded; return what is unusual."""
+    import torch
+    from lightning.pytorch.strategies import ModelParallelStrategy
+
+    from scoreline.training.network_trial import try_network
+
+    sharded = isinstance(trainer.strategy, ModelParallelStrategy)
+    device = torch.device("cpu") if sharded else trainer.strategy.root_device
+    precision = None if sharded else trainer.precision_plugin.forward_context()
+    return try_network(module.denoiser, module.card, device, precision)
+
+
 def _conclude(config: TrainConfig, trainer: "Trainer", module: "DiffusionModule") -> None:
     """Print the last lines; exit with code 75 if a scheduler stopped the training."""
     from scoreline.training.online_schedule import OnlineSchedule
@@ -165,7 +188,7 @@ def _conclude(config: TrainConfig, trainer: "Trainer", module: "DiffusionModule"
         if isinstance(callback, OnlineSchedule):
             print(callback.summary())
     if model.is_file():
-        print(f"next: python sample.py checkpoint={out}")
+        print(f"next: {script.command('sample', *script.checkpoint_words(out, config.model))}")
 
 
 def _validation_loss(config: TrainConfig) -> float | None:

@@ -7,7 +7,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from scoreline.denoiser import Denoiser
-from scoreline.descriptions.specs import rebuild
+from scoreline.descriptions.specs import foreign_packages, rebuild
 from scoreline.generation.batches import generate
 from scoreline.schedules.base import NoiseSchedule
 from scoreline.schedules.spacings import Power
@@ -41,7 +41,8 @@ class Preview(Callback):
 
     @torch.no_grad()
     def _draw(self, trainer: Trainer, module: DiffusionModule, denoiser: Denoiser) -> None:
-        schedule: NoiseSchedule = rebuild(module.card.model["noise_schedule"], NoiseSchedule)
+        process = module.card.model["noise_schedule"]
+        schedule: NoiseSchedule = rebuild(process, NoiseSchedule, foreign_packages(process))  # named by the config
         span = (schedule.sigma_max, schedule.sigma_min)
         steps = online_schedule_of(trainer) or Power(7)
         tableau = build_tableau(DEIS(2, schedule), steps, span, nfe=20, final="denoise")
