@@ -38,7 +38,8 @@ def images(path: str, resolution: int, labels: str = "none", cache_mib: float = 
         return _hugging_face(path, resolution, labels, cache_mib)
     raise InputError(
         f"dataset.path={path}: nothing is there; give a zip archive or folder of {resolution}x{resolution} images as "
-        "EDM's dataset_tool.py writes them, a parquet file, or a name on the Hugging Face hub (owner/name)"
+        f"scoreline dataset SRC DEST.zip resolution={resolution} writes them, a parquet file, or a name on the Hugging "
+        "Face hub (owner/name)"
     )
 
 
