@@ -6,7 +6,8 @@ Make a data set of one size and colour from pictures of any kind.
   scoreline dataset scans.tar scans channels=grey resolution=128 crop=none
 
 SRC         a folder, zip or tar archive of pictures (PNG, JPEG, WebP, BMP, GIF,
-            TIFF, PPM, JPEG 2000, AVIF), CIFAR-10's archive, an npz of samples
+            TIFF, PPM, JPEG 2000, AVIF), CIFAR-10's archive, an npz of samples,
+            a parquet file, or a name on the Hugging Face hub
 DEST        NAME.zip, EDM's archive, or a new folder of the same files
 resolution  64, or WIDTHxHEIGHT such as 64x48
 crop        center (default): largest central part of that aspect ratio; none:
@@ -20,7 +21,7 @@ labels      auto (default: dataset.json, else .cls files, else none) | file
             (dataset.json) | folders | cls | none | FILE.csv (file,class)
 duplicates  drop (default): keep the first of equal results | keep
 limit       stop after so many pictures
-split       of CIFAR-10: train (default) | test
+split       of CIFAR-10 and the hub: train (default) | test | ..
 workers     threads (default: 1); the result does not depend on them
 
 Pictures are turned upright as EXIF says, animations give their first frame, and
@@ -272,14 +273,12 @@ def _pictures(
             if not outcome.reason:
                 yield outcome.png
             progress.update(1)
-            if len(report.kept) == settings.limit:  # 0 without a limit, which no picture has reached
+            if settings.limit and len(report.kept) == settings.limit:
                 report.unread = len(names) - count
                 break
     if not report.kept:
         reasons = "; ".join(f"{count:,} {reason}" for reason, count in report.dropped.most_common())
-        raise InputError(
-            f"{settings.source}: no picture is left of {len(names):,} files ({reasons or 'none is there'})"
-        )
+        raise InputError(f"{settings.source}: no picture is left of {len(names):,} files: {reasons or 'none is there'}")
 
 
 def _unless_equal(outcome: Outcome, report: Report, duplicates: str) -> Outcome:
@@ -403,9 +402,10 @@ def next_command(dest: Path, data: ImageDataset, std: float) -> str:
     group = "zip" if dest.suffix == ".zip" else "image_folder"
     words = ["python", "train.py", f"dataset={group}", f"dataset.path={path}"]
     if height != width or height % 4:
-        return f"{shlex.join(words)} model=.., with a network for images {channels}x{height}x{width}"
+        return f"{shlex.join(words)} with a network for {channels}x{height}x{width}; those of model= take squares"
     words += ["model=digits_edm", "objective=edm", f"model.network.channels={channels}"]
     words += [f"model.network.resolution={height}", f"model.network.num_classes={data.num_classes}"]
     words += [f"model.parameterisation.sigma_data={std:.2g}"]
-    large = " model.network.width=64 model.network.multipliers=[1,2,2]" if height >= 16 else ""
-    return shlex.join(words) + large
+    if height >= 16:
+        words += ["model.network.width=64", "model.network.multipliers=[1,2,2]"]
+    return shlex.join(words)

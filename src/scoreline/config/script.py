@@ -284,7 +284,10 @@ def match_data(network: Mapping[Any, Any], dataset: Any) -> None:
     channels, height, width = dataset.shape
     shape = {"channels": channels, "resolution": height}
     if height != width:
-        raise InputError(f"dataset={dataset.name}: images are {height}x{width}; networks here take square ones")
+        raise InputError(
+            f"dataset={dataset.name}: images are {height}x{width}; networks here take square ones: "
+            "scoreline dataset SRC DEST.zip resolution=N makes them"
+        )
     for key, value in shape.items():
         if network.get(key, value) != value:
             raise InputError(f"model.network.{key}={network[key]}: {dataset.name} has {value}; set the key to {value}")

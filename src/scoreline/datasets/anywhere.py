@@ -34,7 +34,7 @@ def images(path: str, resolution: int, labels: str = "none", cache_mib: float = 
         from scoreline.datasets.image_folder import ImageFolder
 
         return ImageFolder(path, resolution, labels, cache_mib)
-    if place.exists() or _on_hub(path):
+    if place.exists() or on_hub(path):
         return _hugging_face(path, resolution, labels, cache_mib)
     raise InputError(
         f"dataset.path={path}: nothing is there; give a zip archive or folder of {resolution}x{resolution} images as "
@@ -43,7 +43,8 @@ def images(path: str, resolution: int, labels: str = "none", cache_mib: float = 
     )
 
 
-def _on_hub(path: str) -> bool:
+def on_hub(path: str) -> bool:
+    """Return whether a path that does not exist may be a name on the Hugging Face hub."""
     return path.count("/") == 1 and not path.startswith((".", "/", "~")) and not Path(path).suffix
 
 

@@ -145,7 +145,7 @@ def _load(data: bytes) -> "Image":
     except InputError as error:
         cause = error.__cause__
         if isinstance(cause, UnidentifiedImageError):
-            raise UnusableError("no picture") from error
+            raise UnusableError("not a picture of a known format") from error
         if isinstance(cause, Image.DecompressionBombError):
             raise UnusableError("too many pixels", str(cause)) from error
         raise UnusableError("damaged", str(cause) or type(cause).__name__) from error

@@ -1,4 +1,4 @@
-"""Sources of pictures of any kind: a folder, a zip, a tar, CIFAR-10's archive or an npz file of images."""
+"""Sources of pictures of any kind: folders, archives, CIFAR-10, npz files and Hugging Face data sets."""
 
 import bz2
 import gzip
@@ -13,6 +13,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, cast
 
+from torch import Tensor
+
+from scoreline.datasets import huggingface
+from scoreline.datasets.anywhere import SAVED, on_hub
 from scoreline.datasets.cifar10 import Cifar10
 from scoreline.datasets.class_labels import LABEL_FILE, MAX_LABEL_BYTES
 from scoreline.datasets.conversion import UnusableError
@@ -61,9 +65,9 @@ def open_source(path: str, split: str | None, room: Path) -> Iterator[PictureSou
     """Open a source for the duration of the context.
 
     Args:
-        path: a folder, a zip or tar archive (also compressed by gzip, bzip2 or xz), an npz file of `NpzArchive`, or
-            CIFAR-10's archive or folder.
-        split: `train` (also for None) or `test` of CIFAR-10.
+        path: a folder, a zip or tar archive (also compressed by gzip, bzip2 or xz), an npz file of `NpzArchive`,
+            CIFAR-10's archive or folder, or what `HuggingFace` reads.
+        split: the part of CIFAR-10 or of a set of the Hugging Face library; None stands for `train`.
         room: a folder for an unnamed temporary file, to which a compressed tar archive is unpacked.
 
     Raises:
@@ -71,6 +75,9 @@ def open_source(path: str, split: str | None, room: Path) -> Iterator[PictureSou
     """
     place = bounded_reading.place(path, "SRC")
     with ExitStack() as stack:
+        if place.suffix == ".parquet" or any((place / name).exists() for name in SAVED) or _on_hub(place, path):
+            yield _rows(path, split or "train")
+            return
         if place.is_dir():
             source = _folder(place)
         elif not place.is_file():
@@ -82,7 +89,7 @@ def open_source(path: str, split: str | None, room: Path) -> Iterator[PictureSou
         if any(name.rpartition("/")[2] == BATCH for name in source.names):
             source = _images(path, Cifar10(path, split or "train"))
         elif split is not None:
-            raise InputError(f"split={split}: {path} has no splits, CIFAR-10 alone has; leave the key out")
+            raise InputError(f"split={split}: {path} has no splits; leave the key out")
         yield _without_outer_folder(source)
 
 
@@ -212,12 +219,34 @@ def _unpacked(path: Path, room: Path) -> IO[bytes]:
         return unpacked
 
 
+def _on_hub(place: Path, path: str) -> bool:
+    return not place.exists() and on_hub(path)
+
+
+def _rows(path: str, split: str) -> PictureSource:
+    """Return the rows of a data set of the Hugging Face library, named by their numbers."""
+    images, classes = huggingface.rows(path, split)
+    names = [f"{index:08d}" for index in range(len(images))]
+
+    def load(name: str) -> bytes:
+        try:
+            return images.content(int(name))
+        except InputError as error:
+            raise UnusableError("cannot be read", str(error)) from error
+
+    return PictureSource(path, names, load, classes=_known(names, classes.labels))
+
+
+def _known(names: Sequence[str], labels: Tensor) -> dict[str, int] | None:
+    """Return the classes, without -1; None if there are none."""
+    return {name: label for name, label in zip(names, labels.tolist(), strict=True) if label >= 0} or None
+
+
 def _images(path: str, images: Cifar10 | NpzArchive) -> PictureSource:
     """Return the images of a data set as PNG files named by their numbers."""
     names = [f"{index:08d}" for index in range(len(images))]
-    classes = {name: label for name, label in zip(names, images.labels.tolist(), strict=True) if label >= 0}
 
     def load(name: str) -> bytes:
         return png_bytes(images.read([int(name)])[0][0])
 
-    return PictureSource(path, names, load, classes=classes or None)
+    return PictureSource(path, names, load, classes=_known(names, images.labels))
