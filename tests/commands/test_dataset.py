@@ -20,8 +20,8 @@ from PIL import Image, ImageOps
 from scoreline.commands import dataset
 from scoreline.config.compose import build_object, script_config
 from scoreline.config.script import match_data
-from scoreline.datasets.conversion import Conversion
 from scoreline.datasets.image_folder import ImageFolder
+from scoreline.datasets.picture_conversion import Conversion
 from scoreline.datasets.zip_archive import ZipArchive
 from scoreline.errors import InputError
 from scoreline.runtime import progress
@@ -199,7 +199,7 @@ def test_pictures_of_the_right_size_keep_every_bit(
 
 @pytest.mark.parametrize("pack", [folder, zipped, lambda path, content: tarred(path, content, "w")])
 def test_exif_and_labels_of_webdataset(pack: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    shard = {}
+    shard = dict[str, bytes]()
     for index in range(8):
         shard |= {f"{index:03d}.png": sideways(index + 1), f"{index:03d}.cls": b"%d" % (index % 3)}
     run(capsys, pack(tmp_path / "shard", shard), tmp_path / "out.zip", "resolution=12")

@@ -12,7 +12,7 @@ import pytest
 from picture_files import encoded
 from PIL import Image
 
-from scoreline.datasets.conversion import UnusableError
+from scoreline.datasets.picture_conversion import UnusableError
 from scoreline.datasets.picture_labels import read_labels
 from scoreline.datasets.picture_sources import open_source
 from scoreline.errors import InputError

@@ -34,6 +34,7 @@ NAME.sheet.png shows some pictures. Equal sources make equal files.
 import csv
 import hashlib
 import json
+import math
 import re
 import shlex
 import warnings
@@ -46,8 +47,8 @@ from typing import Any, NamedTuple
 from scoreline.commands.words import new_file, parse, refuse_blocked
 from scoreline.config.conf_folder import quote
 from scoreline.datasets.base import ImageDataset
-from scoreline.datasets.conversion import CROPS, FILTERS, Conversion, UnusableError, is_colour
 from scoreline.datasets.image_folder import ImageFolder
+from scoreline.datasets.picture_conversion import CROPS, FILTERS, Conversion, UnusableError, is_colour
 from scoreline.datasets.picture_labels import PictureLabels, read_labels
 from scoreline.datasets.picture_sources import PictureSource, open_source
 from scoreline.datasets.zip_archive import ZipArchive
@@ -131,8 +132,7 @@ class Report:
     def std(self) -> float:
         """Standard deviation of all pixels in [-1, 1]."""
         n, total, squares = self.moments
-        variance: float = (n * squares - total**2) / n**2  # of integers, so that rounding comes last
-        return variance**0.5 / 127.5
+        return math.sqrt((n * squares - total**2) / n**2) / 127.5  # of integers, so that rounding comes last
 
 
 def main(words: list[str]) -> None:

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 from scoreline.datasets.class_labels import LABEL_FILE, MAX_LABEL_BYTES, checked_class, label_table
-from scoreline.datasets.conversion import UnusableError
 from scoreline.datasets.image_files import normal_path
 from scoreline.datasets.lazy import count_classes
+from scoreline.datasets.picture_conversion import UnusableError
 from scoreline.datasets.picture_sources import PictureSource
 from scoreline.errors import InputError
 from scoreline.storage import bounded_reading

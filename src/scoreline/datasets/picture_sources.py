@@ -19,9 +19,9 @@ from scoreline.datasets import huggingface
 from scoreline.datasets.anywhere import SAVED, on_hub
 from scoreline.datasets.cifar10 import Cifar10
 from scoreline.datasets.class_labels import LABEL_FILE, MAX_LABEL_BYTES
-from scoreline.datasets.conversion import UnusableError
 from scoreline.datasets.image_files import MAX_IMAGE_BYTES, is_hidden
 from scoreline.datasets.npz_archive import NpzArchive
+from scoreline.datasets.picture_conversion import UnusableError
 from scoreline.datasets.zip_archive import Entries
 from scoreline.errors import InputError
 from scoreline.storage import bounded_reading
@@ -187,7 +187,7 @@ def _members(archive: tarfile.TarFile, root: str) -> tuple[dict[str, tuple[int, 
     """Return (start, size) of each file, and the names of links, which are left out."""
     places, left_out = dict[str, tuple[int, int]](), dict[str, str]()
     while (member := archive.next()) is not None:
-        archive.members.clear()  # it would grow by a kilobyte for each file
+        archive.members.clear()  # type: ignore[attr-defined]  # it would grow by a kilobyte for each file
         name = os.path.normpath(member.name)
         if member.isdir() or is_hidden(name):
             continue

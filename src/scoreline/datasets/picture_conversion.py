@@ -209,7 +209,7 @@ def _flatten(picture: "Image", background: tuple[int, int, int]) -> tuple["Image
     layered = _in_mode(picture, "RGBA")
     flat = Image.new("RGB", picture.size, background)
     flat.paste(layered, (0, 0), layered)
-    return flat.convert("L") if grey else flat, layered.getextrema()[3][0] < 255
+    return flat.convert("L") if grey else flat, bool(np.asarray(layered)[..., 3].min() < 255)
 
 
 def _central(size: tuple[int, int], target: tuple[int, int]) -> tuple[int, int, int, int]:

@@ -7,7 +7,7 @@ import pytest
 from picture_files import encoded, raw_png
 from PIL import Image, ImageCms, ImageOps
 
-from scoreline.datasets.conversion import FORMATS, Conversion, UnusableError, is_colour
+from scoreline.datasets.picture_conversion import FORMATS, Conversion, UnusableError, is_colour
 
 RNG = np.random.default_rng(3)
 
