@@ -88,6 +88,7 @@ def test_commands_name_it_too(tmp_path: Path) -> None:
     for command, words in (
         (reference, [mixed, str(tmp_path / "out.npz")]),
         (evaluate, [mixed, small, "metrics=inception"]),
+        (evaluate, [str(tmp_path / "y.sheet.png"), small]),
     ):
         with pytest.raises(InputError) as refusal:
             command(words)

@@ -48,7 +48,7 @@ def decode(data: bytes, where: str, formats: Sequence[str] = ("PNG",)) -> NDArra
     """
     if data.startswith(PNG_SIGNATURE) and data[24:25] == b"\x10":
         raise InputError(f"{where} has 16 bits a channel: {CONVERSION} keeps the upper 8")
-    image = open_image(data, where, formats)
+    image = open_image(data, where, formats, f"replace it; {CONVERSION} leaves it out")
     if "transparency" in image.info or image.mode in ("RGBA", "LA", "PA"):
         raise InputError(f"{where} has an alpha channel: {CONVERSION} puts it on a background")
     if image.mode in ("1", "P"):
@@ -59,18 +59,19 @@ def decode(data: bytes, where: str, formats: Sequence[str] = ("PNG",)) -> NDArra
     return pixels[None] if pixels.ndim == 2 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
 
-def open_image(data: bytes, where: str, formats: Sequence[str] = ("PNG",)) -> "Image":
+def open_image(data: bytes, where: str, formats: Sequence[str] = ("PNG",), remedy: str = "replace it") -> "Image":
     """Decode an image of any mode and turn it upright; arguments and errors are those of `load_image`."""
-    return upright(load_image(data, where, formats))
+    return upright(load_image(data, where, formats, remedy))
 
 
-def load_image(data: bytes, where: str, formats: Sequence[str]) -> "Image":
+def load_image(data: bytes, where: str, formats: Sequence[str], remedy: str = "replace it") -> "Image":
     """Decode an image of any mode; the size is checked before a pixel is decoded.
 
     Args:
         data: the whole file.
         where: the name of the file in errors.
         formats: Pillow's names of the formats admitted.
+        remedy: the end of the sentence about an unusable file.
 
     Raises:
         InputError: for a damaged file, one of another format, or more than 2^26 pixels.
@@ -84,9 +85,7 @@ def load_image(data: bytes, where: str, formats: Sequence[str]) -> "Image":
         image.load()
     except (OSError, SyntaxError, ValueError, struct.error, zlib.error, Image.DecompressionBombError) as error:
         reason = str(error) or type(error).__name__
-        raise InputError(
-            f"{where} cannot be read as {' or '.join(formats)} ({reason}): replace it; {CONVERSION} leaves it out"
-        ) from error
+        raise InputError(f"{where} cannot be read as {' or '.join(formats)} ({reason}): {remedy}") from error
     return image
 
 

@@ -192,7 +192,7 @@ def _members(archive: tarfile.TarFile, root: str) -> tuple[dict[str, tuple[int, 
         if member.isdir() or is_hidden(name):
             continue
         if name in places:
-            raise InputError(f"{root} holds {name} twice; make the archive anew")
+            raise InputError(f"{root} holds {name} twice; make the archive again")
         if member.isreg() and not member.issparse():
             places[name] = (member.offset_data, member.size)
         else:

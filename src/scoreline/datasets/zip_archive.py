@@ -64,7 +64,7 @@ class Entries:
         try:
             return zipfile.ZipFile(self.path)
         except bounded_reading.DAMAGE as error:
-            raise InputError(f"{self.where} is not a whole zip archive ({error}); make it anew") from error
+            raise InputError(f"{self.where} is not a whole zip archive ({error}); make it again") from error
 
     def __getstate__(self) -> dict[str, Any]:
         return {"path": self.path, "where": self.where, "owner": -1, "archive": None}
@@ -74,7 +74,7 @@ class Entries:
         names = [info.filename for info in self.archive.infolist() if not info.is_dir()]
         twice = [name for name, times in Counter(map(normal_path, names)).items() if times > 1]
         if twice:
-            raise InputError(f"{self.where} holds {twice[0]} twice; make the archive anew")
+            raise InputError(f"{self.where} holds {twice[0]} twice; make the archive again")
         return names
 
     def folders(self) -> set[str]:
@@ -90,7 +90,7 @@ class Entries:
             with self.archive.open(entry) as handle:
                 return handle.read(entry.file_size)
         except bounded_reading.DAMAGE as error:
-            raise InputError(f"{self.where}: {name} cannot be unpacked ({error}); make it anew") from error
+            raise InputError(f"{self.where}: {name} cannot be unpacked ({error}); make it again") from error
 
     def _check(self, entry: zipfile.ZipInfo, limit: int) -> None:
         where = f"{self.where}: {entry.filename}"
