@@ -312,8 +312,8 @@ def test_parts_of_a_killed_run_are_removed(
     source = folder(tmp_path / "x", {"a.png": encoded(picture(8, 8))})
     child = os.spawnlp(os.P_NOWAIT, "true", "true")
     os.waitpid(child, 0)
-    own, other = files.part_beside(tmp_path / "out.zip"), files.part_beside(tmp_path / "other.zip")
-    for part in (own, other):
+    own, table, other = (files.part_beside(tmp_path / name) for name in ("out.zip", "out.report.csv", "other.zip"))
+    for part in (own, table, other):
         part.with_name(part.name.replace(f".{os.getpid()}.", f".{child}.")).write_bytes(b"half")
     run(capsys, source, tmp_path / "out.zip", "resolution=8")
     assert [name for name in os.listdir(tmp_path) if name.endswith(".part")] == [

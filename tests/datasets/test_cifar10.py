@@ -198,7 +198,7 @@ def test_damaged_or_incomplete_archives(archive, tmp_path):
         Cifar10(str(archive))
     (tmp_path / "f").mkdir()
     (tmp_path / "f" / "test_batch").write_bytes(b"")
-    with pytest.raises(InputError, match=r"has no data_batch_1; fetch https://www\.cs\.toronto\.edu"):
+    with pytest.raises(InputError, match=r"has no data_batch_1; download https://www\.cs\.toronto\.edu"):
         Cifar10(str(tmp_path / "f"))
 
 

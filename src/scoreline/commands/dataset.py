@@ -44,6 +44,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
+
 from scoreline.commands.words import new_file, parse, refuse_blocked
 from scoreline.config.conf_folder import quote
 from scoreline.datasets.base import ImageDataset
@@ -240,17 +242,11 @@ def _converter(source: PictureSource, labels: PictureLabels, conversion: Convers
             pixels, changes = conversion(source.load(name))
         except UnusableError as error:
             return Outcome(name, error.reason, (error.detail,) if error.detail else ())
+        png, digest = png_bytes(torch.from_numpy(pixels)), hashlib.sha256(pixels).digest()
         values = pixels.astype("int64")
-        digest = hashlib.sha256(pixels.tobytes()).digest()
-        return Outcome(name, "", changes, _png(pixels), digest, values.size, int(values.sum()), int((values**2).sum()))
+        return Outcome(name, "", changes, png, digest, values.size, int(values.sum()), int((values**2).sum()))
 
     return one
-
-
-def _png(pixels: Any) -> bytes:
-    import torch
-
-    return png_bytes(torch.from_numpy(pixels))
 
 
 def _pictures(
@@ -326,7 +322,8 @@ def _write(
         save_png(picture, sheet(data.read(chosen)[0]))
         new_file(str(settings.dest), settings.dest)  # another run may have been faster
 
-    remove_parts_of(settings.dest)
+    for path in (settings.dest, table, record, picture):
+        remove_parts_of(path)
     try:
         write_whole(settings.dest, fill)
     except BaseException:
