@@ -330,7 +330,10 @@ def match_data(network: Mapping[Any, Any], dataset: Any) -> None:
             raise InputError(f"model.network.{key!s}={value}: must be at most {LARGEST}")
     _, height, width = dataset.shape
     if height != width:
-        raise InputError(f"dataset={dataset.name}: images are {height}x{width}; networks here take square ones")
+        raise InputError(
+            f"dataset={dataset.name}: images are {height}x{width}; networks here take square ones: "
+            "scoreline dataset SRC DEST.zip resolution=N makes them"
+        )
     for key, value in sizes_unlike(network, dataset.shape, dataset.num_classes).items():
         remedy = "use that or 0" if key in CLASSES else f"set the key to {value}"
         raise InputError(f"model.network.{key}={network[key]}: {dataset.name} has {value or 0}; {remedy}")
