@@ -9,7 +9,7 @@ Each directory becomes one run of its config, with the records and previews of a
 training, the curves and plot of a calibration, or the metrics and pictures of
 samples. A run of the same id is replaced, so a second upload leaves no
 duplicates. A table becomes one run for each finished cell and one for its values
-and figure, in one group; of a sweep, jobs without results are left out.
+and figure, in one group. A job of a sweep without results is left out.
 
 project   scoreline by default
 entity    your own by default
@@ -42,8 +42,11 @@ def main(words: list[str]) -> None:
         return
     roots, own = _arguments(words)
     offline = own.pop("offline") == "true"
-    for root, recorded in [(root, wandb_summary.read_run(root)) for root in roots]:
-        print(wandb_runs.upload(root, recorded, offline, **own))
+    found = {root: wandb_summary.read_run(root) for root in roots}
+    if not any(found.values()):
+        raise InputError(f"{roots[0]}: it holds no metrics.jsonl, metrics.json or record; upload it when it has begun")
+    for root, recorded in found.items():
+        print(wandb_runs.upload(root, recorded, offline, **own) if recorded else f"note: {root} holds no results")
 
 
 def _arguments(words: list[str]) -> tuple[list[Path], dict[str, str]]:

@@ -123,7 +123,8 @@ def begin(
         config: of the run; `public` cuts it.
         axes: as in `Recorded`.
         offline: nothing is sent; WANDB_MODE=offline says the same.
-        resume: an online run continues the one of the same id; otherwise the new run replaces it.
+        resume: an online run continues the one of the same id, and W&B keeps what the job prints from now on; otherwise
+            the new run replaces the former one.
 
     Raises:
         InputError: if wandb is not installed, there is no account, or W&B cannot be reached.
@@ -138,7 +139,7 @@ def begin(
             dir=str(root.resolve()),
             config=public(config),
             reinit="finish_previous",
-            settings=wandb.Settings(quiet=True, silent=offline),
+            settings=wandb.Settings(quiet=True, silent=offline, console="auto" if resume else "off"),
         )
     except wandb.Error as error:
         raise InputError(f"W&B begins no run ({reason(error)}); run `wandb login`, or stay offline") from error
@@ -185,12 +186,15 @@ def upload(root: Path, recorded: Recorded, offline: bool, **chosen: Any) -> str:
         InputError: as `names`, `begin` and `log`; the run then ends as failed.
     """
     chosen = names(root, str(recorded.config.get("identity", "")), recorded.job, **chosen)
-    with begin(root, chosen, recorded.config, recorded.axes, offline) as wandb_run:
+    wandb_run, failed = begin(root, chosen, recorded.config, recorded.axes, offline), True
+    try:  # not `with wandb_run`, which prints a traceback
         for row in recorded.rows:
             log(wandb_run, row)
-        where = root / Path(wandb_run.dir).parent.relative_to(root.resolve()) if wandb_run.offline else wandb_run.url
-        number = wandb_run.id
-    return f"{root}: run {number}, {len(recorded.rows)} rows -> {where}"
+        failed = False
+    finally:
+        wandb_run.finish(exit_code=int(failed))
+    where = root / Path(wandb_run.dir).parent.relative_to(root.resolve()) if wandb_run.offline else wandb_run.url
+    return f"{root}: run {wandb_run.id}, {len(recorded.rows)} rows -> {where}"
 
 
 def warn(error: Exception, root: Path, state: str) -> None:

@@ -1,10 +1,11 @@
 """Run directories and tables as rows for W&B: a table is a run for each finished cell and one of its values."""
 
-from collections.abc import Iterable
+import logging
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from scoreline.errors import InputError
 from scoreline.generation import run_results
 from scoreline.storage import run_config, wandb_runs
 from scoreline.storage.run_history import Row, history
@@ -18,11 +19,11 @@ NUMBERS = ("images", "network_calls", "seconds", "images_per_second")
 PICTURES = ("grid.png", "trajectories.png")
 
 
-def read_run(root: Path) -> Recorded:
-    """Read a run directory of train.py, calibrate.py or sample.py, or that of a table.
+def read_run(root: Path) -> Recorded | None:
+    """Read a run directory of train.py, calibrate.py or sample.py, or that of a table; None without results.
 
     Raises:
-        InputError: if a file is damaged, or there is no record yet.
+        InputError: if a file is damaged.
     """
     config = run_config.read(root) or {}
     if (root / plan.PLAN).is_file():
@@ -34,7 +35,7 @@ def read_run(root: Path) -> Recorded:
     for plot in root.glob("*.png"):
         if (record := plot.with_suffix(".safetensors")).is_file():
             return _calibrated(record, plot, config)
-    raise InputError(f"{root}: it holds no metrics.jsonl, metrics.json or record; upload it when it has begun")
+    return None
 
 
 def directories(root: Path) -> list[Path]:
@@ -53,12 +54,24 @@ def publish(roots: Iterable[Path], mode: str, quiet: bool = False) -> None:
     """
     for root in roots if mode != "off" else ():
         try:
-            line = wandb_runs.upload(root, read_run(root), offline=mode == "offline")
+            with _silent_logging():
+                recorded = read_run(root)
+                line = wandb_runs.upload(root, recorded, offline=mode == "offline") if recorded else ""
         except Exception as error:
             wandb_runs.warn(error, root, "the results are complete")
             break
-        if not quiet:
+        if line and not quiet:
             print(line)
+
+
+@contextmanager
+def _silent_logging() -> Iterator[None]:
+    """Print no traceback for a line of wandb's own log that a full disk does not take; there are hundreds."""
+    former, logging.raiseExceptions = logging.raiseExceptions, False
+    try:
+        yield
+    finally:
+        logging.raiseExceptions = former
 
 
 def _table_rows(root: Path) -> list[Row]:
