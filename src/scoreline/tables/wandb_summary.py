@@ -98,7 +98,7 @@ def _values(grid: Grid, column: str) -> Row:
 
 def _sampled(root: Path, result: run_results.Result) -> Row:
     """Return the numbers of metrics.json at its `nfe`, with the pictures beside it."""
-    row = {"nfe": result["nfe"], **{f"sample/{key}": result[key] for key in NUMBERS if key in result}}
+    row = {"nfe": result["nfe"], **{f"sample/{key}": result[key] for key in NUMBERS if result.get(key)}}
     for name, score in result["metrics"].items():
         row |= {f"sample/{name}": score["value"], f"sample/{name}_error": score["error"]}
     return row | {Path(name).stem: root / name for name in PICTURES if (root / name).is_file()}
