@@ -88,13 +88,13 @@ def _digest(path: Path) -> str | None:
 WITHOUT = {
     "train": (
         *("name", "resume", "duration_kimg", "workers", "log_kimg", "preview_kimg", "checkpoint_kimg"),
-        *("fixed_loss_kimg", "logger", "trainer", "micro_batch", "compile", "channels_last", "device_mib"),
+        *("fixed_loss_kimg", "logger", "wandb", "trainer", "micro_batch", "compile", "channels_last", "device_mib"),
     ),
     "sample": (
         *("device", "batch_size", "memory_mib", "threads"),
         *("table", "budget", "jobs", "sweep", "wandb"),
     ),
-    "calibrate": ("device", "batch_size"),
+    "calibrate": ("device", "batch_size", "wandb"),
 }
 """Keys of each script that change results by rounding at most. For `resume`, the content of its file counts."""
 
@@ -237,12 +237,17 @@ def _sample_directory(*, _root_: DictConfig) -> str:
 
 def _sweep_digest(overrides: list[str]) -> str:
     """Return eight digits that name a sweep, from its command line and `NUMERICS_VERSION`."""
-    return _short(json.dumps(sorted(overrides)) + str(NUMERICS_VERSION))
+    return _short(json.dumps(_naming(overrides)) + str(NUMERICS_VERSION))
+
+
+def _naming(overrides: Iterable[str]) -> list[str]:
+    """Return the words that name a sweep and its jobs, in order: not `wandb`, so that it may come later."""
+    return sorted(str(override) for override in overrides if not str(override).startswith("wandb="))
 
 
 def _cell_name(*, _root_: DictConfig) -> str:
     """Return the choices of one job of a sweep, `nfe=5,solver=ddim`, safe as a directory name."""
-    name = ",".join(_safe(str(override)) for override in sorted(_root_.hydra.overrides.task)) or "default"
+    name = ",".join(map(_safe, _naming(_root_.hydra.overrides.task))) or "default"
     return name if len(name) <= 120 else f"{name[:110]}-{_short(name)}"
 
 

@@ -94,7 +94,7 @@ class TrainComponents:
         augmentation: the transformation of clean images, or None.
         trainer: options of `lightning.Trainer`.
         callbacks: callbacks of the trainer.
-        logger: the logger of the trainer.
+        logger: the logger of the trainer, or several.
     """
 
     dataset: Callable[[], "ImageDataset"]
@@ -163,7 +163,7 @@ def _components(cfg: DictConfig) -> TrainComponents:
         augmentation=partial(build_object, cfg.augmentation),
         trainer=partial(build_object, cfg.trainer, plain=True),
         callbacks=partial(_callbacks, cfg.callbacks),
-        logger=partial(build_object, cfg.logger),
+        logger=partial(_logger, cfg, validate.wandb(cfg)),
     )
 
 
@@ -171,3 +171,15 @@ def _callbacks(nodes: DictConfig) -> list[Any]:
     from lightning import Callback
 
     return [check_kind(f"callbacks.{name!s}", build_object(node), Callback) for name, node in nodes.items()]
+
+
+def _logger(cfg: DictConfig, wandb: str) -> Any:
+    """Build the logger, with W&B beside it unless that is off; `logger=wandb` is the same run under chosen names."""
+    if wandb == "off":
+        return build_object(cfg.logger)
+    from scoreline.training.wandb_run import WandbRun
+
+    offline = wandb == "offline"
+    if "offline" in cfg.logger:
+        return build_object(with_values(cfg.logger, offline=offline))
+    return [build_object(cfg.logger), WandbRun(str(output_dir()), str(cfg.identity), offline)]

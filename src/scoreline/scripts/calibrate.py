@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from scoreline.config import calibrate_config, run_names, script
 from scoreline.config.calibrate_config import CalibrateConfig
 from scoreline.runtime import distributed
+from scoreline.tables import wandb_summary
 
 if TYPE_CHECKING:
     from scoreline.calibration.subject import Subject
@@ -44,6 +45,7 @@ def main(config: CalibrateConfig) -> None:
         record = build_record(config, components, checkpoint, subject, estimator, values)
         _publish(config, estimator, values, record, checkpoint)
         subject.parts.remove()
+        wandb_summary.publish([config.run.path], config.wandb, quiet=script.in_sweep())
 
 
 def build_subject(config: CalibrateConfig, components: "CalibrateComponents", checkpoint: "Checkpoint") -> "Subject":

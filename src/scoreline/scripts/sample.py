@@ -27,7 +27,7 @@ from scoreline.generation import run_results
 from scoreline.generation.run_results import Result
 from scoreline.runtime import distributed
 from scoreline.storage import run_config
-from scoreline.tables import schema
+from scoreline.tables import schema, wandb_summary
 from scoreline.values import CARD, check_switch, whole_number
 
 if TYPE_CHECKING:
@@ -77,6 +77,7 @@ def main(config: SampleConfig | TableConfig) -> float | None:
             print(f"note: {warning}")
         print(run_results.summary(result, out))
         _print_beside(result)
+        wandb_summary.publish([out], config.wandb, quiet=script.in_sweep())
     return next((metric["value"] for metric in result["metrics"].values()), None)
 
 
