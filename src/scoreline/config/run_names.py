@@ -5,7 +5,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -91,7 +91,7 @@ WITHOUT = {
     ),
     "sample": (
         *("device", "batch_size", "memory_mib", "threads"),
-        *("table", "budget", "jobs", "sweep", "wandb"),
+        *("table", "budget", "jobs", "sweep", "wandb", "optimise"),
     ),
     "calibrate": ("device", "batch_size"),
 }
@@ -228,7 +228,12 @@ def _sweep_digest(overrides: list[str]) -> str:
 
 def _cell_name(*, _root_: DictConfig) -> str:
     """Return the choices of one job of a sweep, `nfe=5,solver=ddim`, safe as a directory name."""
-    name = ",".join(_safe(str(override)) for override in sorted(_root_.hydra.overrides.task)) or "default"
+    return cell_name(map(str, _root_.hydra.overrides.task))
+
+
+def cell_name(overrides: Iterable[str]) -> str:
+    """Return the name of the run directory of a job of a sweep, from the words of its own command line."""
+    name = ",".join(map(_safe, sorted(overrides))) or "default"
     return name if len(name) <= 120 else f"{name[:110]}-{_short(name)}"
 
 

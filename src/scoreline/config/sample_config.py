@@ -57,6 +57,7 @@ class SampleConfig:
         format: the file or folder of the images, one of `values.FORMAT`.
         trajectories: seeds whose trajectories are saved.
         trajectory_nfe: evaluations of the fine run that trajectories are compared with.
+        optimise: the score that a sweeper compares runs by; None stands for the first.
         components: builds the objects that refer to the loaded checkpoint.
     """
 
@@ -79,6 +80,7 @@ class SampleConfig:
     format: str
     trajectories: list[int]
     trajectory_nfe: int
+    optimise: str | None
     components: Callable[["Checkpoint"], "SampleComponents"]
 
 
@@ -195,6 +197,7 @@ def _read_run(cfg: DictConfig) -> SampleConfig:
         format=values.check_format(cfg.format),
         trajectories=[] if cfg.trajectories is None else parse_seeds(cfg.trajectories, "trajectories"),
         trajectory_nfe=whole_number("trajectory_nfe", cfg.trajectory_nfe),
+        optimise=None if cfg.optimise is None else str(cfg.optimise),
         components=partial(_components, cfg, run.identity),
     )
 

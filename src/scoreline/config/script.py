@@ -21,7 +21,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from scoreline.config import catalogue, validate
+from scoreline.config import catalogue, optuna_study, validate
 from scoreline.config.conf_folder import files, own_folder, quote, refuse_lost_choices, use_own_folder
 from scoreline.config.explain import explain
 from scoreline.config.launch import run as run_as_group
@@ -76,7 +76,9 @@ def script(
                 config = read(cfg)
                 startup.load_torch()
                 refuse_wrong_types(OmegaConf.to_container(cfg, resolve=False))
-                return job(config)
+                result = job(config)
+                optuna_study.check_value(result)
+                return result
             except Exception as error:
                 if in_sweep():
                     _keep_traceback(error)
@@ -144,11 +146,12 @@ def _run(main: Callable[[], Any]) -> None:
     os.environ.setdefault(KEEP_TRACEBACKS, os.environ.get("HYDRA_FULL_ERROR", ""))
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
+        optuna_study.prefer_own_choice()
         main()
     except KeyboardInterrupt:
         sys.exit(130)
     except Exception as error:
-        leave(_of_run_directory(error) or error)
+        leave(_of_run_directory(error) or optuna_study.explain_no_value(error) or error)
 
 
 def _of_run_directory(error: Exception) -> InputError | None:
