@@ -46,7 +46,7 @@ class Pruning(Callback):
     Source: Golovin et al., *Google Vizier: A Service for Black-Box Optimization*, KDD 2017 (section 3.2.2).
     """
 
-    def __init__(self, every_kimg: float, duration_kimg: float, least_runs: int = 2, least_kimg: float = 0) -> None:
+    def __init__(self, every_kimg: float, duration_kimg: float, least_runs: int = 4, least_kimg: float = 0) -> None:
         self.every = images_of_kimg("fixed_loss_kimg", every_kimg)
         self.total = images_of_kimg("duration_kimg", duration_kimg)
         self.least_runs = whole_number("callbacks.pruning.least_runs", least_runs)
