@@ -53,6 +53,7 @@ LISTED = {
     ("tables/worker.py", "run_path"): "the script of a cell, which the table's own process names",
     ("config/run_names.py", "find_spec"): "looks for a file of a top-level name and imports nothing",
     ("config/local_launcher.py", "find_spec"): "the constant PLUGIN",
+    ("config/optuna_study.py", "find_spec"): "the constant PLUGIN",
     ("datasets/digits.py", "find_spec"): "a constant",
 }
 

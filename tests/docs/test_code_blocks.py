@@ -28,6 +28,7 @@ PAGES = (
     "docs/metrics.md",
     "docs/any_model.md",
     "docs/tables.md",
+    "docs/tuning.md",
     "docs/extending.md",
     "docs/conventions.md",
 )
@@ -59,6 +60,7 @@ SHORTER = {
     r"nfe=(100|20|35)\b": "nfe=6",
     r"nfe=5,10,20\b": "nfe=3,4",
     r"images=32\b": "images=8",
+    r"n_trials=\d+": "n_trials=2",
     r"levels=8\b": "levels=4",
     r"seeds=0-(499|4999)\b": "seeds=0-15",
     r"seeds=0-31\b": "seeds=0-3",

@@ -92,7 +92,7 @@ WITHOUT = {
     ),
     "sample": (
         *("device", "batch_size", "memory_mib", "threads"),
-        *("table", "budget", "jobs", "sweep", "wandb"),
+        *("table", "budget", "jobs", "sweep", "wandb", "optimise"),
     ),
     "calibrate": ("device", "batch_size", "wandb"),
 }
@@ -247,7 +247,12 @@ def _naming(overrides: Iterable[str]) -> list[str]:
 
 def _cell_name(*, _root_: DictConfig) -> str:
     """Return the choices of one job of a sweep, `nfe=5,solver=ddim`, safe as a directory name."""
-    name = ",".join(map(_safe, _naming(_root_.hydra.overrides.task))) or "default"
+    return cell_name(map(str, _root_.hydra.overrides.task))
+
+
+def cell_name(overrides: Iterable[str]) -> str:
+    """Return the name of the run directory of a job of a sweep, from the words of its own command line."""
+    name = ",".join(map(_safe, _naming(overrides))) or "default"
     return name if len(name) <= 120 else f"{name[:110]}-{_short(name)}"
 
 

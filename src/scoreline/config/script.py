@@ -21,7 +21,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from scoreline.config import catalogue, validate
+from scoreline.config import catalogue, optuna_study, validate
 from scoreline.config.conf_folder import (
     NO_MODEL,
     SCRIPTS,
@@ -87,7 +87,9 @@ def script(
                 _mark_sweep()
                 startup.load_torch()
                 refuse_wrong_types(OmegaConf.to_container(cfg, resolve=False))
-                return job(config)
+                result = job(config)
+                optuna_study.check_value(result)
+                return result
             except Exception as error:
                 if in_sweep():
                     _keep_traceback(error)
@@ -155,11 +157,12 @@ def _run(main: Callable[[], Any]) -> None:
     os.environ.setdefault(KEEP_TRACEBACKS, os.environ.get("HYDRA_FULL_ERROR", ""))
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
+        optuna_study.prefer_own_choice()
         main()
     except KeyboardInterrupt:
         sys.exit(130)
     except Exception as error:
-        leave(_of_run_directory(error) or error)
+        leave(_of_run_directory(error) or optuna_study.explain_no_value(error) or error)
 
 
 def _of_run_directory(error: Exception) -> InputError | None:

@@ -19,6 +19,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from scoreline.config import launch, script, train_config
+from scoreline.config.optuna_study import in_study
 from scoreline.config.train_config import TrainConfig
 
 if TYPE_CHECKING:
@@ -172,6 +173,7 @@ def _conclude(config: TrainConfig, trainer: "Trainer", module: "DiffusionModule"
     """Print the last lines; exit with code 75 if a scheduler stopped the training."""
     from scoreline.training.online_schedule import OnlineSchedule
     from scoreline.training.preemption import REQUEUE, Preemption
+    from scoreline.training.pruning import pruned_at
 
     if not trainer.is_global_zero:
         return
@@ -187,19 +189,26 @@ def _conclude(config: TrainConfig, trainer: "Trainer", module: "DiffusionModule"
     for callback in callbacks:
         if isinstance(callback, OnlineSchedule):
             print(callback.summary())
+    if (kimg_pruned := pruned_at(out)) is not None:
+        print(f"pruned at {kimg_pruned:g} kimg: worse than the median of the finished runs beside it")
     if model.is_file():
         print(f"next: {script.command('sample', *script.checkpoint_words(out, config.model))}")
 
 
 def _validation_loss(config: TrainConfig) -> float | None:
-    """Return the last validation loss, which a sweeper minimises, or None if there is none."""
+    """Return the last validation loss, which a sweeper minimises, or None if there is none.
+
+    Raises:
+        InputError: if a study has no loss to compare.
+    """
+    from scoreline.errors import InputError
     from scoreline.storage.run_history import records
 
     losses = [record["fixed_loss"] for record in records(config.run.path / "metrics.jsonl") if "fixed_loss" in record]
-    if not losses and script.in_sweep():
-        print(
-            f"fixed_loss_kimg={config.fixed_loss_kimg}: no fixed_loss was measured, so a sweeper that optimises has "
-            f"nothing to compare; set it to at most duration_kimg={config.duration / 1000:g}"
+    if not losses and in_study():
+        raise InputError(
+            f"fixed_loss_kimg={config.fixed_loss_kimg}: no fixed_loss was measured, so the study has nothing to "
+            f"compare; set it to at most duration_kimg={config.duration / 1000:g}"
         )
     return float(losses[-1]) if losses else None
 
