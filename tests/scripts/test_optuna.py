@@ -117,7 +117,14 @@ def test_the_value_of_train_is_its_last_fixed_loss_and_bad_trials_are_pruned(tmp
         other.mkdir(parents=True)
         rows = [{"step": 2, "kimg": 0.064, "fixed_loss": 0.9}, {"step": 4, "kimg": 0.128, "fixed_loss": 1e-3}]
         (other / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    words = [*STUDY, "callbacks=pruning", "callbacks.pruning.least_runs=2", *TRAIN, "optimiser.lr=choice(1e-2,1e-9)", "hydra.sweep.dir=study"]
+    words = [
+        *STUDY,
+        "callbacks=pruning",
+        "callbacks.pruning.least_runs=2",
+        *TRAIN,
+        "optimiser.lr=choice(1e-2,1e-9)",
+        "hydra.sweep.dir=study",
+    ]
     said = script("train.py", tmp_path, *words, "hydra.sweeper.n_trials=2", "hydra.sweeper.sampler.seed=1")
     assert "best of 2 trials" in said
     found = trials(tmp_path / "study").trials
@@ -129,7 +136,7 @@ def test_the_value_of_train_is_its_last_fixed_loss_and_bad_trials_are_pruned(tmp
     assert {len(records(it.directory / "metrics.jsonl")) for it in found} == {2, 3}
 
     again = script("train.py", tmp_path, "-m", *words[2:4], *TRAIN, "optimiser.lr=1e-9", "hydra.sweep.dir=study")
-    assert "pruned at 0.064 kimg" in again, "a run that was pruned stays so"
+    assert "stopped early, at 0.064 kimg" in again, "a run that was pruned stays so"
 
 
 def test_a_trial_that_measures_no_value_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

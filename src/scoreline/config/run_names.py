@@ -53,7 +53,8 @@ def run_sha256(cfg: DictConfig, script: str) -> str:
     cfg = with_model_metrics(cfg)
     whole = OmegaConf.to_container(cfg, resolve=False)
     assert isinstance(whole, dict)
-    raw = former({str(key): value for key, value in whole.items() if key not in NEVER})
+    left_out = (*NEVER, *OBSERVING.get(script, ()))
+    raw = former({str(key): value for key, value in whole.items() if key not in left_out})
     without = WITHOUT[script] if script != "train" or _init(raw) else (*WITHOUT[script], *OF_INIT)
     decisive = {key: value for key, value in _without_unset(raw).items() if key not in without}
     text = json.dumps(decisive, sort_keys=True, default=str)
@@ -104,7 +105,10 @@ OF_INIT = ("init", "trust", "import")
 NEVER = ("hydra", "identity", "digest", "code_version", "lock")
 """Keys without influence on results, and keys that follow from others."""
 
-LATER = ("sigma_data", "guidance", "import.size")
+OBSERVING = {"train": ("validation", "metrics", "metrics_every_kimg", "metrics_images", "metrics_nfe")}
+"""Keys of a script that measure its result, with the files they name; none of them counts."""
+
+LATER = ("keep_best", "sigma_data", "guidance", "import.size")
 """Keys that runs of earlier versions lack. They count unless they are null; a null `sigma_data` is the checkpoint's."""
 
 PATHS = ("path", "font", "reference", "resume", "labels", "weights")
@@ -277,5 +281,6 @@ def model_path(checkpoint: str) -> Path:
 
 
 def with_model_metrics(cfg: DictConfig) -> DictConfig:
-    """Return the config with the metrics that `metrics=auto` stands for; the config itself without that choice."""
-    return with_metrics(cfg, model_path(_selected(cfg, "checkpoint")))
+    """Return the config with the metrics that `metrics=auto` stands for; the config itself without that choice
+    or a checkpoint."""
+    return with_metrics(cfg, model_path(_selected(cfg, "checkpoint"))) if "checkpoint" in cfg else cfg

@@ -46,7 +46,7 @@ from scoreline.storage.wandb_runs import SWEEP
 
 HARMLESS = (
     *(".*LeafSpec.*", ".*num_workers.*", ".*does not have many workers.*", ".*logging interval.*"),
-    ".*Grad strides do not match bucket view strides.*",
+    *(".*Grad strides do not match bucket view strides.*", "Checkpoint directory .* exists and is not empty.*"),
 )
 """Warnings of Lightning and PyTorch about settings that are intended here."""
 

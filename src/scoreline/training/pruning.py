@@ -10,7 +10,6 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from scoreline.storage.run_history import records
 from scoreline.training.module import DiffusionModule
 from scoreline.training.training_log import write_record
-from scoreline.training.training_state import checkpointing_of
 from scoreline.values import images_of_kimg, real_number, whole_number
 
 FILE = "metrics.jsonl"
@@ -46,25 +45,21 @@ class Pruning(Callback):
     Source: Golovin et al., *Google Vizier: A Service for Black-Box Optimization*, KDD 2017 (section 3.2.2).
     """
 
+    monitor = "fixed_loss"
+
     def __init__(self, every_kimg: float, duration_kimg: float, least_runs: int = 4, least_kimg: float = 0) -> None:
         self.every = images_of_kimg("fixed_loss_kimg", every_kimg)
         self.total = images_of_kimg("duration_kimg", duration_kimg)
         self.least_runs = whole_number("callbacks.pruning.least_runs", least_runs)
         self.least = 1000 * real_number("callbacks.pruning.least_kimg", least_kimg, zero=True)
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Compare the loss that was measured last; `measurements.publish` calls this."""
         assert isinstance(pl_module, DiffusionModule)
-        if not pl_module.passed(self.every):
-            return
         worse = trainer.is_global_zero and self._is_worse(Path(trainer.default_root_dir), pl_module.images_seen)
         if trainer.strategy.reduce_boolean_decision(worse, all=False):
-            record = {"step": pl_module.global_step, "kimg": pl_module.images_seen / 1000, PRUNED: True}
-            write_record(trainer, record)
-            checkpointing_of(trainer).save(trainer, pl_module)
+            write_record(trainer, {"step": pl_module.global_step, "kimg": pl_module.images_seen / 1000, PRUNED: True})
             trainer.should_stop = True
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        trainer.should_stop = pruned_at(Path(trainer.default_root_dir)) is not None
 
     def _is_worse(self, folder: Path, images: int) -> bool:
         """Return whether the run in a folder is worse than the finished ones beside it, after this many images."""
