@@ -5,7 +5,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -42,9 +42,9 @@ def run_sha256(cfg: DictConfig, script: str) -> str:
     """Return the SHA-256 of everything that a result depends on: runs with equal digests have equal results.
 
     It covers the configuration without the keys of `WITHOUT`, the content of the files and folders that it names
-    (checkpoint, records, schedule, labels, data, reference, the state that training starts from), the user's own code
-    (`own_code`), and `NUMERICS_VERSION`. It leaves out the package's own sources, which may change without changing a
-    number.
+    (checkpoint, records, schedule, labels, data, reference, the state or weights that training starts from), the user's
+    own code (`own_code`), and `NUMERICS_VERSION`. It leaves out the package's own sources, which may change without
+    changing a number.
 
     Args:
         cfg: the composed config.
@@ -55,7 +55,8 @@ def run_sha256(cfg: DictConfig, script: str) -> str:
     assert isinstance(whole, dict)
     left_out = (*NEVER, *OBSERVING.get(script, ()))
     raw = former({str(key): value for key, value in whole.items() if key not in left_out})
-    decisive = {key: value for key, value in _without_unset(raw).items() if key not in WITHOUT[script]}
+    without = WITHOUT[script] if script != "train" or _init(raw) else (*WITHOUT[script], *OF_INIT)
+    decisive = {key: value for key, value in _without_unset(raw).items() if key not in without}
     text = json.dumps(decisive, sort_keys=True, default=str)
     values = {key: _selected(cfg, key) for key in sorted(_path_keys(raw))}
     named = [Path(os.path.expanduser(value)) for key, value in values.items() if _may_be_path(key, value)]
@@ -88,15 +89,18 @@ def _digest(path: Path) -> str | None:
 WITHOUT = {
     "train": (
         *("name", "resume", "duration_kimg", "workers", "log_kimg", "preview_kimg", "checkpoint_kimg"),
-        *("fixed_loss_kimg", "logger", "trainer", "micro_batch", "compile", "channels_last", "device_mib"),
+        *("fixed_loss_kimg", "logger", "wandb", "trainer", "micro_batch", "compile", "channels_last", "device_mib"),
     ),
     "sample": (
         *("device", "batch_size", "memory_mib", "threads"),
-        *("table", "budget", "jobs", "sweep", "wandb"),
+        *("table", "budget", "jobs", "sweep", "wandb", "optimise"),
     ),
-    "calibrate": ("device", "batch_size"),
+    "calibrate": ("device", "batch_size", "wandb"),
 }
 """Keys of each script that change results by rounding at most. For `resume`, the content of its file counts."""
+
+OF_INIT = ("init", "trust", "import")
+"""Keys of train.py that count if `init.checkpoint` is given; earlier versions lack them."""
 
 NEVER = ("hydra", "identity", "digest", "code_version", "lock")
 """Keys without influence on results, and keys that follow from others."""
@@ -152,8 +156,12 @@ def own_code(config: Any) -> list[Path]:
     A module in a package stands for the whole package, any other module for its file. Nothing is imported, and imports
     of other packages are not followed.
     """
-    tops = {target.partition(".")[0] for target in _targets(config)} - LIBRARIES - set(sys.stdlib_module_names)
-    return [path for top in sorted(tops) for path in _sources(top)]
+    return [path for top in sorted(own_packages(_targets(config))) for path in _sources(top)]
+
+
+def own_packages(targets: Iterable[str]) -> set[str]:
+    """Return the top-level names of dotted names that are neither scoreline's nor a library's: the user's own code."""
+    return {target.partition(".")[0] for target in targets} - LIBRARIES - set(sys.stdlib_module_names)
 
 
 def _targets(node: Any) -> Iterator[str]:
@@ -184,7 +192,7 @@ def _sources(top: str) -> list[Path]:
 
 def _files_read(config: dict[str, Any], named: list[Path], with_record: bool) -> list[Path]:
     """Return the checkpoint, the guide, the files that keys name, and possible records, whether they exist or not."""
-    checkpoint, guide = config.get("checkpoint"), (config.get("guidance") or {}).get("checkpoint")
+    checkpoint, guide = config.get("checkpoint") or _init(config), (config.get("guidance") or {}).get("checkpoint")
     files = [model_path(name) for name in (checkpoint, guide) if isinstance(name, str)]
     files += named
     if isinstance(checkpoint, str) and not os.path.exists(files[0]):
@@ -195,6 +203,12 @@ def _files_read(config: dict[str, Any], named: list[Path], with_record: bool) ->
     if record is None:
         return files
     return [*files, record_path(record, files[0])]
+
+
+def _init(config: dict[str, Any]) -> Any:
+    """Return `init.checkpoint` of a config of train.py, or None."""
+    init = config.get("init")
+    return init.get("checkpoint") if isinstance(init, dict) else init
 
 
 def _foreign_files(folder: Path) -> list[Path]:
@@ -227,12 +241,22 @@ def _sample_directory(*, _root_: DictConfig) -> str:
 
 def _sweep_digest(overrides: list[str]) -> str:
     """Return eight digits that name a sweep, from its command line and `NUMERICS_VERSION`."""
-    return _short(json.dumps(sorted(overrides)) + str(NUMERICS_VERSION))
+    return _short(json.dumps(_naming(overrides)) + str(NUMERICS_VERSION))
+
+
+def _naming(overrides: Iterable[str]) -> list[str]:
+    """Return the words that name a sweep and its jobs, in order: not `wandb`, so that it may come later."""
+    return sorted(str(override) for override in overrides if not str(override).startswith("wandb="))
 
 
 def _cell_name(*, _root_: DictConfig) -> str:
     """Return the choices of one job of a sweep, `nfe=5,solver=ddim`, safe as a directory name."""
-    name = ",".join(_safe(str(override)) for override in sorted(_root_.hydra.overrides.task)) or "default"
+    return cell_name(map(str, _root_.hydra.overrides.task))
+
+
+def cell_name(overrides: Iterable[str]) -> str:
+    """Return the name of the run directory of a job of a sweep, from the words of its own command line."""
+    name = ",".join(map(_safe, _naming(overrides))) or "default"
     return name if len(name) <= 120 else f"{name[:110]}-{_short(name)}"
 
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from torch import Generator, Tensor
+from torch import Generator
 
 from scoreline.datasets.base import ImageDataset
 from scoreline.denoiser import Denoiser
@@ -17,7 +17,7 @@ from scoreline.storage.pictures import to_unit
 from scoreline.targets import Denoising
 from scoreline.training.data import ImageDataModule
 from scoreline.training.ema_callback import ema_of
-from scoreline.training.loss_by_level import LossSums, loss_summary
+from scoreline.training.loss_by_level import LossByLevel
 from scoreline.training.measurements import Measuring, Record, publish
 from scoreline.training.module import DiffusionModule, step_key
 from scoreline.training.sharding import assemble
@@ -131,7 +131,7 @@ class FixedLoss(Measuring):
         found: Record = {}
         for kind in kinds if denoiser is not None else ():
             assert denoiser is not None
-            found |= loss_summary(self.measure(denoiser, self.batch(trainer, module, kind), module), kind)
+            found |= self.measure(denoiser, self.batch(trainer, module, kind), module).summary(kind)
         return found
 
     def batch(self, trainer: Trainer, module: DiffusionModule, kind: str = FIXED) -> Batch:
@@ -150,12 +150,12 @@ class FixedLoss(Measuring):
         return self._batches[source]
 
     @torch.no_grad()
-    def measure(self, denoiser: Denoiser, batch: Batch, module: DiffusionModule) -> Tensor:
-        """Sum the losses, (L, 3) of `LossSums`."""
-        objective, sums = _clean_target(module), LossSums(batch.clean.device)
+    def measure(self, denoiser: Denoiser, batch: Batch, module: DiffusionModule) -> LossByLevel:
+        """Return the losses of a batch, which this process alone measures."""
+        losses, objective = _losses(module), _clean_target(module)
         for part in batch.split(PARTS):
-            sums.add(*objective(denoiser, part))
-        return sums.sums
+            losses.update(*objective(denoiser, part))
+        return losses
 
     def _optimum(self, trainer: Trainer, module: DiffusionModule) -> Record:
         """Measure `optimal_loss` on the first call; empty where it is not known exactly or takes long."""
@@ -167,9 +167,13 @@ class FixedLoss(Measuring):
 
     def _exact(self, dataset: ImageDataset, module: DiffusionModule, batch: Batch) -> Record:
         images, labels = (part.to(module.device) for part in dataset.read(range(len(dataset))))
-        sums = LossSums(module.device)
-        sums.add(*optimal_losses(_clean_target(module), batch, images, labels))
-        return loss_summary(sums.sums, "optimal_")
+        losses = _losses(module)
+        losses.update(*optimal_losses(_clean_target(module), batch, images, labels))
+        return losses.summary("optimal_")
+
+
+def _losses(module: DiffusionModule) -> LossByLevel:
+    return LossByLevel(sync_on_compute=False).to(module.device)
 
 
 def _clean_target(module: DiffusionModule) -> DenoisingObjective:

@@ -9,7 +9,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
 from scoreline.denoiser import Denoiser
-from scoreline.descriptions.specs import rebuild
+from scoreline.descriptions.specs import foreign_packages, rebuild
 from scoreline.generation.batches import generate
 from scoreline.schedules.base import NoiseSchedule
 from scoreline.schedules.spacings import Power
@@ -57,7 +57,8 @@ class Preview(Callback):
 
     @torch.no_grad()
     def _sheet(self, trainer: Trainer, module: DiffusionModule, denoiser: Denoiser) -> Tensor:
-        schedule: NoiseSchedule = rebuild(module.card.model["noise_schedule"], NoiseSchedule)
+        process = module.card.model["noise_schedule"]
+        schedule: NoiseSchedule = rebuild(process, NoiseSchedule, foreign_packages(process))  # named by the config
         span = (schedule.sigma_max, schedule.sigma_min)
         steps = online_schedule_of(trainer) or Power(7)
         tableau = build_tableau(DEIS(2, schedule), steps, span, nfe=20, final="denoise")
