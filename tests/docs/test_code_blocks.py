@@ -25,8 +25,10 @@ PAGES = (
     "README.md",
     "docs/sampling.md",
     "docs/features.md",
+    "docs/metrics.md",
     "docs/any_model.md",
     "docs/tables.md",
+    "docs/tuning.md",
     "docs/extending.md",
     "docs/conventions.md",
 )
@@ -34,7 +36,7 @@ NOTEBOOKS = ("docs/calibration.md", "docs/tutorials/two_dimensions.md")
 """Pages of Python alone, whose blocks are one session."""
 TUTORIALS = (
     *("docs/tutorials/toy.md", "docs/tutorials/foreign_checkpoint.md", "docs/tutorials/own_pictures.md"),
-    "docs/tutorials/lucidrains.md",
+    *("docs/tutorials/fine_tuning.md", "docs/tutorials/lucidrains.md"),
 )
 BLOCK = re.compile(r"(<!-- not run: .+? -->\n)?^```(\w+)\n(.*?)^```$", re.S | re.M)
 BETAS = torch.linspace(1e-4, 0.02, 1000)
@@ -58,6 +60,7 @@ SHORTER = {
     r"nfe=(100|20|35)\b": "nfe=6",
     r"nfe=5,10,20\b": "nfe=3,4",
     r"images=32\b": "images=8",
+    r"n_trials=\d+": "n_trials=2",
     r"levels=8\b": "levels=4",
     r"seeds=0-(499|4999)\b": "seeds=0-15",
     r"seeds=0-31\b": "seeds=0-3",

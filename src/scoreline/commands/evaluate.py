@@ -32,6 +32,7 @@ from scoreline.commands.reference import GROUPS, OWN, build, node
 from scoreline.commands.words import Words, new_file, parse
 from scoreline.datasets import generated_images
 from scoreline.datasets.base import ImageDataset
+from scoreline.datasets.decode import CONVERSION
 from scoreline.errors import InputError
 from scoreline.metrics.base import Metrics, Score, check_scores, higher_is_better
 from scoreline.metrics.reference_set import images_of
@@ -93,7 +94,7 @@ def _check_sizes(images: ImageDataset, metrics: Metrics) -> None:
         theirs, ours = ("x".join(map(str, side.shape)) for side in (others, images))
         raise InputError(
             f"the images of {images.name} are {ours}, those of {others.name} {theirs} (CxHxW): give two sets of one "
-            "size; nothing is resized here"
+            f"size and colour; {CONVERSION} makes one"
         )
 
 

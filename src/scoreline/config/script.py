@@ -21,8 +21,17 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from scoreline.config import catalogue, validate
-from scoreline.config.conf_folder import SCRIPTS, files, own_folder, quote, refuse_lost_choices, use_own_folder
+from scoreline.config import catalogue, optuna_study, validate
+from scoreline.config.conf_folder import (
+    NO_MODEL,
+    SCRIPTS,
+    files,
+    own_folder,
+    quote,
+    refuse_lost_choices,
+    use_own_folder,
+    whole_words,
+)
 from scoreline.config.explain import explain
 from scoreline.config.launch import run as run_as_group
 from scoreline.config.moved_names import current
@@ -33,10 +42,11 @@ from scoreline.errors import InputError, did_you_mean, printable
 from scoreline.runtime import startup
 from scoreline.storage.config_files import conf_dir
 from scoreline.storage.files import code_version, sha256, write_atomically
+from scoreline.storage.wandb_runs import SWEEP
 
 HARMLESS = (
     *(".*LeafSpec.*", ".*num_workers.*", ".*does not have many workers.*", ".*logging interval.*"),
-    ".*Grad strides do not match bucket view strides.*",
+    *(".*Grad strides do not match bucket view strides.*", "Checkpoint directory .* exists and is not empty.*"),
 )
 """Warnings of Lightning and PyTorch about settings that are intended here."""
 
@@ -74,9 +84,12 @@ def script(
                 validate.refuse_unusable()
                 cfg = with_model_metrics(current(cfg))
                 config = read(cfg)
+                _mark_sweep()
                 startup.load_torch()
                 refuse_wrong_types(OmegaConf.to_container(cfg, resolve=False))
-                return job(config)
+                result = job(config)
+                optuna_study.check_value(result)
+                return result
             except Exception as error:
                 if in_sweep():
                     _keep_traceback(error)
@@ -91,7 +104,7 @@ def script(
         @startup.reader_may_leave
         def main() -> None:
             try:
-                words = use_own_folder(sys.argv[1:])
+                words = whole_words(config_name, use_own_folder(sys.argv[1:]))
                 refuse_lost_choices(words)
                 refuse_options(words)
             except InputError as error:
@@ -144,11 +157,12 @@ def _run(main: Callable[[], Any]) -> None:
     os.environ.setdefault(KEEP_TRACEBACKS, os.environ.get("HYDRA_FULL_ERROR", ""))
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
+        optuna_study.prefer_own_choice()
         main()
     except KeyboardInterrupt:
         sys.exit(130)
     except Exception as error:
-        leave(_of_run_directory(error) or error)
+        leave(_of_run_directory(error) or optuna_study.explain_no_value(error) or error)
 
 
 def _of_run_directory(error: Exception) -> InputError | None:
@@ -158,6 +172,14 @@ def _of_run_directory(error: Exception) -> InputError | None:
         return None
     key = "hydra.sweep.dir" if {"-m", "--multirun"} & set(sys.argv) else "hydra.run.dir"
     return InputError(f"{key}={error.filename}: {error.strerror}; choose another directory")
+
+
+def _mark_sweep() -> None:
+    """Write multirun.yaml of a sweep whose sweeper writes none, as Optuna's: reports and W&B know its jobs by it."""
+    path = Path(HydraConfig.get().sweep.dir or "") / SWEEP
+    if in_sweep() and not path.is_file():
+        text = OmegaConf.to_yaml({"hydra": {"sweeper": HydraConfig.get().sweeper}}, resolve=True)
+        write_atomically(path, lambda temporary: temporary.write_text(text))
 
 
 def _keep_traceback(error: Exception) -> None:
@@ -301,6 +323,8 @@ def provenance(cfg: DictConfig) -> dict[str, Any]:
 
 def _without_folder(override: str) -> str:
     """Cut an absolute path to its last part, since the rest describes one person's machine."""
+    if override == NO_MODEL["model=null"]:
+        return "model=null"
     key, equals, value = override.partition("=")
     path = value.strip("'\"")
     return f"{key}{equals}{Path(path).name}" if Path(path).is_absolute() else override
@@ -312,20 +336,20 @@ def match_data(network: Mapping[Any, Any], dataset: Any) -> None:
     Raises:
         InputError: naming the key and the data set.
     """
+    from scoreline.checkpoints import CLASSES, sizes_unlike
+
     for key, value in network.items():
-        if isinstance(value, int) and key != "num_classes" and value > LARGEST:
+        if isinstance(value, int) and key not in CLASSES and value > LARGEST:
             raise InputError(f"model.network.{key!s}={value}: must be at most {LARGEST}")
-    channels, height, width = dataset.shape
-    shape = {"channels": channels, "resolution": height}
+    _, height, width = dataset.shape
     if height != width:
-        raise InputError(f"dataset={dataset.name}: images are {height}x{width}; networks here take square ones")
-    for key, value in shape.items():
-        if network.get(key, value) != value:
-            raise InputError(f"model.network.{key}={network[key]}: {dataset.name} has {value}; set the key to {value}")
-    classes = network.get("num_classes", 0)
-    if classes not in (0, dataset.num_classes):
-        has = f"{dataset.name} has {dataset.num_classes}"
-        raise InputError(f"model.network.num_classes={classes}: {has}; use that or 0")
+        raise InputError(
+            f"dataset={dataset.name}: images are {height}x{width}; networks here take square ones: "
+            "scoreline dataset SRC DEST.zip resolution=N makes them"
+        )
+    for key, value in sizes_unlike(network, dataset.shape, dataset.num_classes).items():
+        remedy = "use that or 0" if key in CLASSES else f"set the key to {value}"
+        raise InputError(f"model.network.{key}={network[key]}: {dataset.name} has {value or 0}; {remedy}")
 
 
 def quieten() -> None:

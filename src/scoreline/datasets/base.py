@@ -23,12 +23,14 @@ class ImageDataset(ABC):
         name: short name used in tables and records, such as `digits-train`.
         shape: (C, H, W).
         num_classes: number of classes, 0 for unlabelled data.
+        heldout_split: the value of `split` that selects images outside `train`; empty if there is no such split.
         licence: the licence of the images, recorded in the cards of models trained on them; empty if it is not known.
     """
 
     name: str
     shape: tuple[int, int, int]
     num_classes: int
+    heldout_split: str = ""
     licence: str = ""
 
     @abstractmethod

@@ -18,7 +18,9 @@ from typing import TYPE_CHECKING, Any
 
 from scoreline.config import calibrate_config, run_names, script
 from scoreline.config.calibrate_config import CalibrateConfig
+from scoreline.config.optuna_study import in_study
 from scoreline.runtime import distributed
+from scoreline.tables import wandb_summary
 
 if TYPE_CHECKING:
     from scoreline.calibration.subject import Subject
@@ -29,14 +31,17 @@ if TYPE_CHECKING:
 
 
 @script.script("calibrate", calibrate_config.read)
-def main(config: CalibrateConfig) -> None:
-    """Measure a model, and write the record and its plot."""
+def main(config: CalibrateConfig) -> float | None:
+    """Measure a model, and write the record and its plot; return the value of the record, for a sweeper."""
+    from scoreline.calibration.objective_value import value_of
+
     config.run.claim()
     checkpoint = config.model.load()
     components = config.components(checkpoint)
     subject = build_subject(config, components, checkpoint)
     estimator, first = components.estimator(), distributed.current().first
     refuse_guidance(config, estimator)
+    refuse_no_value(estimator)
     if first:
         config.run.save_config(components.config_yaml())
     values = measure(estimator, subject)
@@ -44,6 +49,9 @@ def main(config: CalibrateConfig) -> None:
         record = build_record(config, components, checkpoint, subject, estimator, values)
         _publish(config, estimator, values, record, checkpoint)
         subject.parts.remove()
+        wandb_summary.publish([config.run.path], config.wandb, quiet=script.in_sweep())
+    value = value_of(estimator.kind, values)
+    return None if value is None else value.value
 
 
 def build_subject(config: CalibrateConfig, components: "CalibrateComponents", checkpoint: "Checkpoint") -> "Subject":
@@ -97,6 +105,22 @@ def refuse_guidance(config: CalibrateConfig, estimator: Any) -> None:
         raise InputError(
             f"guidance={config.guidance}: a {estimator.kind} record belongs to the model without guidance; leave the "
             f"key out, or use calibration={', '.join(GUIDED)}"
+        )
+
+
+def refuse_no_value(estimator: Any) -> None:
+    """Refuse a trial of a study whose record has no value to compare.
+
+    Raises:
+        InputError: naming the kinds that have one.
+    """
+    from scoreline.calibration.objective_value import VALUES
+    from scoreline.errors import InputError
+
+    if in_study() and estimator.kind not in VALUES:
+        raise InputError(
+            f"calibration: a {estimator.kind} record has no value that a study can improve; use calibration="
+            f"{', '.join(VALUES)}, or let sample.py try the record"
         )
 
 
@@ -160,7 +184,7 @@ def _publish(
     write_atomically(out / f"{record.kind}.png", lambda part: estimator.plot(record, part, noise_schedule=native))
     print(f"{record.provenance['images']} images, NFE {record.provenance['nfe']} -> {path}")
     print(estimator.summary(values))
-    if estimator.key is None:
+    if estimator.key is None or in_study():  # the first trial's record is not the best
         return
     beside = run_names.record_beside(checkpoint.path, record.kind)
     if beside.exists():
