@@ -151,6 +151,13 @@ NUMBERS: list[Row] = [
     ("train model.network.blocks=1000000000", "model.network.blocks=1000000000"),
     ("train model.network.width=x", "model.network.width=x"),
     ("train target=stf target.references=0", "references=0"),
+    ("train target=stablevm target.references=0", "references=0", "at least 1"),
+    ("train target=stablevm target.references=99999", "references=99999", "use at most"),
+    ("train target=stablevm target.scope=each", "target.scope=each", "choose from"),
+    ("train objective=vp_min_snr objective.weight.gamma=0", "objective.weight.gamma=0", "greater than 0"),
+    ("train objective=ddpm_min_snr model=cifar10_ddpm objective.weight.gamma=x", "objective.weight.gamma=x", "number"),
+    ("train objective=edm_learned objective.uncertainty.frequencies=0", "uncertainty.frequencies=0", "at least 1"),
+    ("train objective=edm_learned objective.uncertainty.frequencies=x", "uncertainty.frequencies=x", "whole number"),
 ]
 
 SEEDS: list[Row] = [
@@ -239,6 +246,20 @@ CHOICES: list[Row] = [
     ("train trainer=nosuch", "trainer=nosuch", "no such choice"),
     ("train resume=file", "resume=file"),
     ("train resume=folder", "resume=folder"),
+    ("train resume=small.safetensors", "resume=small.safetensors", "init=small.safetensors"),
+    ("train init=nowhere", "init=nowhere", "give"),
+    ("train init=junk.safetensors", "init=junk.safetensors", "copy or train it again"),
+    ("train init=junk.pt", "init=junk.pt"),
+    ("train init=folder", "init=folder: folder/model.safetensors", "no such file"),
+    ("train init=nan.safetensors init.skip=a", "init.skip=a", "list of names"),
+    ("train init.skip=[head]", "init.skip=['head']", "give init="),
+    ("train init=digits_vp init.skip=[haed]", "init.skip=[haed]", "did you mean 'head'?"),
+    ("train init=digits_vp resume=file", "resume=file", "give one of them"),
+    ("train init=emoji32_edm model=null", "init=emoji32_edm", "3 channels and 32x32 pixels", "set model."),
+    ("train init=digits_vp model.network.width=16", "init=digits_vp", "width=32", "model=null"),
+    ("train model=null", "model=null", "init=CHECKPOINT"),
+    ("train init=digits_vp init.checkpont=x", "init.checkpont", "did you mean"),
+    ("train init=digits_vp import=raw", "import=raw", "import.from"),
 ]
 
 PATHS: list[Row] = [

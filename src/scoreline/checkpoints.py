@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,31 @@ DECODER = "autoencoder."
 
 CLASSES = ("num_classes", "num_class_embeds")
 """Arguments of our networks that must agree with the card's `num_classes`."""
+
+
+def classes_of(network: Mapping[str, Any]) -> int:
+    """Return the number of classes of a described network, 0 for an unconditional one."""
+    return next((int(network[key] or 0) for key in CLASSES if key in network), 0)
+
+
+def sizes_unlike(network: Mapping[str, Any], shape: Sequence[int], classes: int) -> dict[str, int | None]:
+    """Return the arguments of a described network that do not agree with images, each with the value that does.
+
+    An unconditional network agrees with images of any classes.
+
+    Args:
+        network: the description.
+        shape: (C, H, W) of the images, H = W.
+        classes: number of their classes.
+    """
+    sizes = {key: shape[axis] for key, axis in IN_SHAPE.items() if key in network}
+    unlike: dict[str, int | None] = {
+        key: size for key, size in sizes.items() if network[key] not in (size, [size, size])
+    }
+    if "in_channels" in unlike and "out_channels" in network:
+        unlike["out_channels"] = shape[0] * network["out_channels"] // network["in_channels"]
+    absent = {"num_classes": 0, "num_class_embeds": None}
+    return unlike | {key: classes or absent[key] for key in CLASSES if network.get(key) not in (None, 0, classes)}
 
 
 @dataclass(frozen=True)

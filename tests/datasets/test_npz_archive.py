@@ -48,7 +48,10 @@ BAD = {
     "flat": ({"arr_0": np.zeros((2, 4), np.uint8)}, r"holds arr_0 of uint8 \(2, 4\)"),
     "none": ({"arr_0": np.zeros((0, 4, 4, 3), np.uint8)}, "holds arr_0"),
     "channels first": ({"arr_0": np.zeros((2, 3, 8, 8), np.uint8)}, "put the channels last"),
-    "labels": ({"arr_0": np.zeros((2, 4, 4, 3), np.uint8), "arr_1": np.zeros(3, int)}, "does not give one class to each of 2 images"),
+    "labels": (
+        {"arr_0": np.zeros((2, 4, 4, 3), np.uint8), "arr_1": np.zeros(3, int)},
+        "does not give one class to each of 2 images",
+    ),
     "pickle": ({"arr_0": np.array([{}], dtype=object)}, "cannot be read as an npz file"),
 }
 

@@ -24,6 +24,7 @@ PAGES = (
     "README.md",
     "docs/sampling.md",
     "docs/features.md",
+    "docs/metrics.md",
     "docs/any_model.md",
     "docs/tables.md",
     "docs/extending.md",
@@ -31,7 +32,12 @@ PAGES = (
 )
 NOTEBOOKS = ("docs/calibration.md", "docs/tutorials/two_dimensions.md")
 """Pages of Python alone, whose blocks are one session."""
-TUTORIALS = ("docs/tutorials/toy.md", "docs/tutorials/foreign_checkpoint.md", "docs/tutorials/own_pictures.md")
+TUTORIALS = (
+    "docs/tutorials/toy.md",
+    "docs/tutorials/foreign_checkpoint.md",
+    "docs/tutorials/own_pictures.md",
+    "docs/tutorials/fine_tuning.md",
+)
 BLOCK = re.compile(r"(<!-- not run: .+? -->\n)?^```(\w+)\n(.*?)^```$", re.S | re.M)
 BETAS = torch.linspace(1e-4, 0.02, 1000)
 PIPELINE = {"num_train_timesteps": 1000, "beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": "linear"}

@@ -30,6 +30,9 @@ STF = [
 ]
 """Schedules learnt on the way too."""
 
+LEARNED = ["experiment=digits_edm", "objective=edm_learned", "target=stablevm", "target.references=24"]
+"""A network of the noise level is trained too, and noisy images come from a reference smaller than the batch."""
+
 TWO = ["trainer=ddp_cpu", "model.network.dropout=0"]
 
 TABLE = """\
@@ -86,6 +89,7 @@ SAMPLE = [str(ROOT / "sample.py"), *DRAW]
 JOBS: dict[str, Callable[[], Job]] = {
     "DSM": lambda: Job(nothing, [[*TRAIN, *DSM]]),
     "STF": lambda: Job(nothing, [[*TRAIN, *STF]]),
+    "StableVM with learned weighting": lambda: Job(nothing, [[*TRAIN, *LEARNED]]),
     "DSM in two processes": lambda: Job(nothing, [[*TRAIN, *DSM, *TWO]]),
     "STF in two processes": lambda: Job(nothing, [[*TORCHRUN, *TRAIN, *STF, *TWO]]),
     "table": lambda: Job(
@@ -115,12 +119,13 @@ JOBS: dict[str, Callable[[], Job]] = {
 
 FULL = {
     **{"DSM": 15, "STF": 15, "DSM in two processes": 10, "STF in two processes": 10},
+    **{"StableVM with learned weighting": 10},
     **{"table": 10, "tables that race": 10},
     **{"score_norm": 8, "search": 6, "tableau": 6},
     **{"samplers that race": 8, "png files": 6, "one and two samplers": 6},
     **{"sweep": 6},
 }
-"""50 kills in training, 20 in a table, 20 in calibration, 20 while two commands race for a directory; 6 in a sweep."""
+"""60 kills in training, 20 in a table, 20 in calibration, 20 while two commands race for a directory; 6 in a sweep."""
 
 SHORT = {"score_norm": 1, "png files": 2}
 """Every time; trainings are killed in tests/training every time."""

@@ -29,7 +29,9 @@ from scoreline.training.strategies import Sharded, _divided_state
 FSDP = ["trainer=fsdp", "trainer.accelerator=cpu", "trainer.devices=2"]
 COMMON = ["model.network.blocks=1", "checkpoint_kimg=0.32", "log_kimg=0.16", "ema.half_life_kimg=[1,50]"]
 NOISELESS = ["model.network.dropout=0", "ema.post_hoc=[0.1]", "gradients.clip=0.5", "fixed_loss_kimg=0.32"]
-RUN = [*COMMON, *NOISELESS, "duration_kimg=0.64"]
+LEARNED = ["experiment=digits_edm", "objective=edm_learned"]
+"""Weights beside the network's are sharded too."""
+RUN = [*COMMON, *NOISELESS, *LEARNED, "duration_kimg=0.64"]
 HALFWAY = Path("checkpoints") / "0000000320.ckpt"
 IMAGES, LEVELS = (4, 2, 8, 8), 4
 

@@ -42,9 +42,9 @@ def run_sha256(cfg: DictConfig, script: str) -> str:
     """Return the SHA-256 of everything that a result depends on: runs with equal digests have equal results.
 
     It covers the configuration without the keys of `WITHOUT`, the content of the files and folders that it names
-    (checkpoint, records, schedule, labels, data, reference, the state that training starts from), the user's own code
-    (`own_code`), and `NUMERICS_VERSION`. It leaves out the package's own sources, which may change without changing a
-    number.
+    (checkpoint, records, schedule, labels, data, reference, the state or weights that training starts from), the user's
+    own code (`own_code`), and `NUMERICS_VERSION`. It leaves out the package's own sources, which may change without
+    changing a number.
 
     Args:
         cfg: the composed config.
@@ -54,7 +54,8 @@ def run_sha256(cfg: DictConfig, script: str) -> str:
     whole = OmegaConf.to_container(cfg, resolve=False)
     assert isinstance(whole, dict)
     raw = former({str(key): value for key, value in whole.items() if key not in NEVER})
-    decisive = {key: value for key, value in _without_unset(raw).items() if key not in WITHOUT[script]}
+    without = WITHOUT[script] if script != "train" or _init(raw) else (*WITHOUT[script], *OF_INIT)
+    decisive = {key: value for key, value in _without_unset(raw).items() if key not in without}
     text = json.dumps(decisive, sort_keys=True, default=str)
     values = {key: _selected(cfg, key) for key in sorted(_path_keys(raw))}
     named = [Path(os.path.expanduser(value)) for key, value in values.items() if _may_be_path(key, value)]
@@ -96,6 +97,9 @@ WITHOUT = {
     "calibrate": ("device", "batch_size"),
 }
 """Keys of each script that change results by rounding at most. For `resume`, the content of its file counts."""
+
+OF_INIT = ("init", "trust", "import")
+"""Keys of train.py that count if `init.checkpoint` is given; earlier versions lack them."""
 
 NEVER = ("hydra", "identity", "digest", "code_version", "lock")
 """Keys without influence on results, and keys that follow from others."""
@@ -180,7 +184,7 @@ def _sources(top: str) -> list[Path]:
 
 def _files_read(config: dict[str, Any], named: list[Path], with_record: bool) -> list[Path]:
     """Return the checkpoint, the guide, the files that keys name, and possible records, whether they exist or not."""
-    checkpoint, guide = config.get("checkpoint"), (config.get("guidance") or {}).get("checkpoint")
+    checkpoint, guide = config.get("checkpoint") or _init(config), (config.get("guidance") or {}).get("checkpoint")
     files = [model_path(name) for name in (checkpoint, guide) if isinstance(name, str)]
     files += named
     if isinstance(checkpoint, str) and not os.path.exists(files[0]):
@@ -191,6 +195,12 @@ def _files_read(config: dict[str, Any], named: list[Path], with_record: bool) ->
     if record is None:
         return files
     return [*files, record_path(record, files[0])]
+
+
+def _init(config: dict[str, Any]) -> Any:
+    """Return `init.checkpoint` of a config of train.py, or None."""
+    init = config.get("init")
+    return init.get("checkpoint") if isinstance(init, dict) else init
 
 
 def _foreign_files(folder: Path) -> list[Path]:

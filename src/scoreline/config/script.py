@@ -22,7 +22,15 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from scoreline.config import catalogue, validate
-from scoreline.config.conf_folder import files, own_folder, quote, refuse_lost_choices, use_own_folder
+from scoreline.config.conf_folder import (
+    NO_MODEL,
+    files,
+    own_folder,
+    quote,
+    refuse_lost_choices,
+    use_own_folder,
+    whole_words,
+)
 from scoreline.config.explain import explain
 from scoreline.config.launch import run as run_as_group
 from scoreline.config.moved_names import current
@@ -91,7 +99,7 @@ def script(
         @startup.reader_may_leave
         def main() -> None:
             try:
-                words = use_own_folder(sys.argv[1:])
+                words = whole_words(config_name, use_own_folder(sys.argv[1:]))
                 refuse_lost_choices(words)
                 refuse_options(words)
             except InputError as error:
@@ -267,6 +275,8 @@ def provenance(cfg: DictConfig) -> dict[str, Any]:
 
 def _without_folder(override: str) -> str:
     """Cut an absolute path to its last part, since the rest describes one person's machine."""
+    if override == NO_MODEL["model=null"]:
+        return "model=null"
     key, equals, value = override.partition("=")
     path = value.strip("'\"")
     return f"{key}{equals}{Path(path).name}" if Path(path).is_absolute() else override
@@ -278,23 +288,20 @@ def match_data(network: Mapping[Any, Any], dataset: Any) -> None:
     Raises:
         InputError: naming the key and the data set.
     """
+    from scoreline.checkpoints import CLASSES, sizes_unlike
+
     for key, value in network.items():
-        if isinstance(value, int) and key != "num_classes" and value > LARGEST:
+        if isinstance(value, int) and key not in CLASSES and value > LARGEST:
             raise InputError(f"model.network.{key!s}={value}: must be at most {LARGEST}")
-    channels, height, width = dataset.shape
-    shape = {"channels": channels, "resolution": height}
+    _, height, width = dataset.shape
     if height != width:
         raise InputError(
             f"dataset={dataset.name}: images are {height}x{width}; networks here take square ones: "
             "scoreline dataset SRC DEST.zip resolution=N makes them"
         )
-    for key, value in shape.items():
-        if network.get(key, value) != value:
-            raise InputError(f"model.network.{key}={network[key]}: {dataset.name} has {value}; set the key to {value}")
-    classes = network.get("num_classes", 0)
-    if classes not in (0, dataset.num_classes):
-        has = f"{dataset.name} has {dataset.num_classes}"
-        raise InputError(f"model.network.num_classes={classes}: {has}; use that or 0")
+    for key, value in sizes_unlike(network, dataset.shape, dataset.num_classes).items():
+        remedy = "use that or 0" if key in CLASSES else f"set the key to {value}"
+        raise InputError(f"model.network.{key}={network[key]}: {dataset.name} has {value or 0}; {remedy}")
 
 
 def quieten() -> None:

@@ -10,6 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from scoreline import values
 from scoreline.config import script, validate
 from scoreline.config.compose import build_object
+from scoreline.config.init_source import InitSource, read_init, with_model_of
 from scoreline.config.model_source import with_values
 from scoreline.config.run_directory import RunDirectory, output_dir, read_directory
 from scoreline.storage.files import code_version
@@ -43,6 +44,7 @@ class TrainConfig:
         compile: of the network, one of `values.COMPILE`.
         channels_last: whether the network uses the channels-last memory format.
         resume: auto, never, or the path of a checkpoint.
+        init: the source of the initial weights, or None for random ones.
         fixed_loss_kimg: thousands of images between measurements of the validation loss.
         model: description of network, noise schedule and parameterisation, as plain data.
         settings: descriptions of model, objective and optimiser, as plain data.
@@ -66,6 +68,7 @@ class TrainConfig:
     compile: str
     channels_last: bool
     resume: str
+    init: InitSource | None
     fixed_loss_kimg: float
     model: dict[str, Any]
     settings: dict[str, Any]
@@ -115,7 +118,8 @@ def read(cfg: DictConfig) -> TrainConfig:
         images_of_kimg(key, cfg[key])
     if (lr := OmegaConf.select(cfg, "optimiser.lr")) is not None:
         real_number("optimiser.lr", lr, zero=True)
-    run = read_directory(cfg)
+    run, provenance, init = read_directory(cfg), script.provenance(cfg), read_init(cfg)
+    cfg = with_model_of(cfg, init)
     settings: dict[str, Any] = {
         group: OmegaConf.to_container(cfg[group], resolve=True) for group in ("model", "objective", "optimiser")
     }
@@ -133,10 +137,11 @@ def read(cfg: DictConfig) -> TrainConfig:
         compile=values.check_compile(cfg.compile),
         channels_last=values.check_switch("channels_last", cfg.channels_last),
         resume=str(cfg.resume),
+        init=init,
         fixed_loss_kimg=cfg.fixed_loss_kimg,
         model=settings["model"],
         settings=settings,
-        provenance=script.provenance(cfg),
+        provenance=provenance,
         trainer_name=script.choices("trainer")["trainer"],
         command=script.command_of_this_job(output_dir()),
         components=_components(cfg),

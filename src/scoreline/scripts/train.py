@@ -5,6 +5,7 @@
   python train.py target=stf target.references=1024
   python train.py duration_kimg=512 seed=1      any key below
   python train.py resume=RUN/checkpoints/0000064000.ckpt optimiser.lr=1e-4
+  python train.py model=null init=CHECKPOINT objective=edm dataset=..   fine-tune any checkpoint
   python train.py trainer=ddp trainer.devices=4   on four GPUs; batch_size stays the whole batch
   python train.py logger=wandb                  csv | wandb (offline) | tensorboard
   python train.py callbacks=online_schedule     learn a schedule for schedule=score_optimal
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from lightning import Trainer
 
     from scoreline.training.data import DeviceData
+    from scoreline.training.initial_weights import InitialWeights
     from scoreline.training.module import DiffusionModule
     from scoreline.training.resume import Start
 
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
 def main(config: TrainConfig) -> float | None:
     """Train a model, or resume its training; return the last validation loss, for a sweeper."""
     from scoreline.training.data import DeviceData, ImageDataModule, share_of
+    from scoreline.training.ema_callback import ema_of
     from scoreline.training.resume import resume_from
 
     script.quieten()
@@ -40,27 +43,34 @@ def main(config: TrainConfig) -> float | None:
 
     # data and model, and the state of an earlier start if there is one
     start = resume_from(out, config.resume, batch_size)
+    initial = config.init.weights if config.init and start.path is None else None
     data = DeviceData(config.components.dataset(), config.device_mib)
-    module = _build_module(config, data, start)
+    module = _build_module(config, data, start, initial)
     start.check(module)
 
     # Lightning runs the loop over batches
     trainer = _build_trainer(config, start.steps_until(config.duration, batch_size))
+    if initial and (averages := initial.state_of_averages(module.denoiser.network)):
+        ema_of(trainer).load_state_dict(averages)
     share_of(batch_size, trainer.global_rank, trainer.world_size)
     batches = ImageDataModule(data, batch_size, config.seed, config.workers)
     if trainer.is_global_zero:
         config.run.save_config(config.config_yaml())
         if note := start.note(module, config.duration):
             print(note)
+        if initial and (note := initial.other_parameterisation(module.denoiser.parameterisation)):
+            print(note)
     trainer.fit(module, batches, ckpt_path=start.path, weights_only=True)
     _conclude(config, trainer, module)
     return _validation_loss(config) if trainer.is_global_zero else None
 
 
-def _build_module(config: TrainConfig, data: "DeviceData", start: "Start") -> "DiffusionModule":
+def _build_module(
+    config: TrainConfig, data: "DeviceData", start: "Start", initial: "InitialWeights | None"
+) -> "DiffusionModule":
     """Return the denoiser with its objective and optimiser, for Lightning."""
     from scoreline.calibration.data_deviation import dataset_deviation
-    from scoreline.checkpoints import Card
+    from scoreline.checkpoints import Card, classes_of
     from scoreline.denoiser import Denoiser
     from scoreline.execution import execute
     from scoreline.runtime.seeded_noise import seed_default
@@ -68,12 +78,15 @@ def _build_module(config: TrainConfig, data: "DeviceData", start: "Start") -> "D
     from scoreline.training.stf_references import References
 
     dataset, components = data.dataset, config.components
-    script.match_data(config.model["network"], dataset)
+    network = config.model["network"]
+    if initial:
+        initial.refuse_other_data(network, dataset.shape, dataset.num_classes)
+    script.match_data(network, dataset)
     seed_default(config.seed)
     denoiser = Denoiser(components.network(), components.parameterisation())
+    origin = {"init": initial.load(denoiser.network, network)} if initial else start.origin()
     execute(denoiser.network, config.compile, config.channels_last)
-    earlier = start.earlier()
-    num_classes = int(config.model["network"].get("num_classes", 0))
+    num_classes = classes_of(network)
     deviation = dataset_deviation(dataset, by_class=num_classes > 0)
     card = Card(
         model=config.model,
@@ -84,7 +97,7 @@ def _build_module(config: TrainConfig, data: "DeviceData", start: "Start") -> "D
             **({"licence": dataset.licence} if dataset.licence else {}),
             **({"class_counts": dataset.class_counts} if num_classes and dataset.class_counts else {}),
         },
-        training={**config.provenance, **({"earlier": earlier} if earlier else {})},
+        training={**config.provenance, **origin},
     )
     objective = components.objective()
     target: Any = objective.target

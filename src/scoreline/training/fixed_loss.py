@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from torch import Generator, Tensor
+from torch import Generator
 
 from scoreline.datasets.base import ImageDataset
 from scoreline.denoiser import Denoiser
@@ -16,7 +16,7 @@ from scoreline.runtime.seeded_noise import seed_generator
 from scoreline.storage.pictures import to_unit
 from scoreline.targets import Denoising
 from scoreline.training.ema_callback import ema_of
-from scoreline.training.loss_by_level import LossSums, loss_summary
+from scoreline.training.loss_by_level import LossByLevel
 from scoreline.training.module import DiffusionModule, step_key
 from scoreline.training.training_log import write_record
 from scoreline.values import images_of_kimg
@@ -102,8 +102,8 @@ class FixedLoss(Callback):
         denoiser = ema_of(trainer).averaged(pl_module)
         if denoiser is not None:
             record = {"step": pl_module.global_step, "kimg": pl_module.images_seen / 1000}
-            sums = self.measure(denoiser, self.batch(trainer, pl_module))
-            write_record(trainer, record | loss_summary(sums, "fixed_"))
+            losses = self.measure(denoiser, self.batch(trainer, pl_module))
+            write_record(trainer, record | losses.summary("fixed_"))
 
     def batch(self, trainer: Trainer, module: DiffusionModule) -> Batch:
         """Read the images and draw their noise, once."""
@@ -117,10 +117,10 @@ class FixedLoss(Callback):
         return self._batch
 
     @torch.no_grad()
-    def measure(self, denoiser: Denoiser, batch: Batch) -> Tensor:
-        """Sum the losses, (L, 3) of `LossSums`."""
+    def measure(self, denoiser: Denoiser, batch: Batch) -> LossByLevel:
+        """Return the losses, which are the same on every process."""
         assert self._objective is not None
-        sums = LossSums(batch.clean.device)
+        losses = LossByLevel(sync_on_compute=False).to(batch.clean.device)
         for part in batch.split(PARTS):
-            sums.add(*self._objective(denoiser, part))
-        return sums.sums
+            losses.update(*self._objective(denoiser, part))
+        return losses
