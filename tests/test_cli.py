@@ -81,9 +81,11 @@ PLAIN = [
     ("sample", "wandb=of", "wandb=of"),
     ("sample", "sweep.on_error=go", "sweep.on_error=go"),
     ("calibrate", "nfe=0", "nfe=0"),
+    ("calibrate", "wandb=of", "wandb=of: there is no such choice; did you mean 'off'"),
     ("calibrate", "seeds=abc", "seeds=abc"),
     ("calibrate", "checkpoint=nowhere", "checkpoint=nowhere"),
     ("train", "batch_size=none", "batch_size=none: must be a whole number"),
+    ("train", "wandb=yes", "wandb=yes: there is no such choice; choose from off, offline, online"),
 ]
 """Values that are refused before torch is imported, as those above are."""
 

@@ -24,6 +24,8 @@ class Offline:
     project: str = ""
     name: str = ""
     group: str = ""
+    job: str = ""
+    sweep: str = ""
     tags: list[str] = field(default_factory=list)
     resume: bool = False
     config: dict[str, Any] = field(default_factory=dict)
@@ -54,7 +56,7 @@ def _read(path: Path) -> Offline:
         if kind == "run":
             run = record.run
             found.id, found.project, found.name, found.group = run.run_id, run.project, run.display_name, run.run_group
-            found.tags, found.resume = list(run.tags), run.resume
+            found.tags, found.resume, found.job, found.sweep = list(run.tags), run.resume, run.job_type, run.sweep_id
             found.config = {item.key: json.loads(item.value_json) for item in run.config.update if item.key != "_wandb"}
         elif kind == "metric":
             found.axes[record.metric.name or record.metric.glob_name] = record.metric.step_metric

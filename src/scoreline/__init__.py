@@ -15,6 +15,7 @@ _MODULES = {
     "scoreline.denoiser": "Denoiser",
     "scoreline.verification.certification": "certify Certificate",
     "scoreline.networks.uncertainty": "Uncertainty",
+    "scoreline.verification.optimal_loss": "optimal_losses",
     "scoreline.networks.exact": "GaussianMixture FullGaussianMixture",
     "scoreline.errors": "InputError",
     "scoreline.records": "Record load_record",
@@ -66,7 +67,7 @@ _MODULES = {
     "scoreline.metrics.base": "Metrics Score",
     "scoreline.likelihood": "log_likelihood LogLikelihood dequantise bits_per_dim",
     "scoreline.objective": (
-        "DenoisingObjective EDMWeight FlowWeight InverseVariance MinSNR LogNormal UniformTime UniformLevels"
+        "Batch DenoisingObjective EDMWeight FlowWeight InverseVariance MinSNR LogNormal UniformTime UniformLevels"
     ),
     "scoreline.targets": "Denoising StableTarget StableVM posterior_mean posterior_weights",
     "scoreline.training.ema": "EMA PowerFunctionEMA",

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from scoreline.denoiser import Denoiser
 from scoreline.descriptions.skeletons import Shapes, SizeError, build, tensors
-from scoreline.descriptions.specs import Spec, is_ours
+from scoreline.descriptions.specs import Spec, foreign_packages, is_ours
 from scoreline.errors import InputError, printable
 from scoreline.networks.latents import LatentDecoder
 from scoreline.parameterisations import Parameterisation
@@ -302,6 +302,30 @@ def _network(shapes: Shapes, spec: Spec, weights: dict[str, Tensor], trust: tupl
     network: nn.Module = build(spec, nn.Module, shapes, trust)
     _fill(network, weights, assign=False)
     return network
+
+
+def refuse_unloadable(model: Spec, shapes: Shapes) -> None:
+    """Refuse a description of classes of other packages that `load_model` could not build again if it trusts them.
+
+    Use it before a training, whose checkpoints hold the description.
+
+    Args:
+        model: the descriptions of network, noise schedule and parameterisation.
+        shapes: of the network's weights, by name.
+
+    Raises:
+        InputError: naming the key and the reason.
+    """
+    kinds = {"network": nn.Module, "noise_schedule": NoiseSchedule, "parameterisation": Parameterisation}
+    for name, kind in kinds.items():
+        trust = tuple(foreign_packages(model[name]))
+        try:
+            if trust and (name != "network" or _hollow(shapes, model[name], trust) is None):
+                build(model[name], kind, shapes, trust)
+        except InputError as error:
+            raise InputError(
+                f"model.{name}: its checkpoints could not be loaded: {str(error).removeprefix('checkpoint: ')}"
+            ) from error
 
 
 def _hollow(shapes: Shapes, spec: Spec, trust: tuple[str, ...]) -> nn.Module | None:

@@ -1,11 +1,13 @@
 """`scoreline upload`: W&B runs from the files of run directories, offline."""
 
 import json
+import math
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import wandb
 import yaml
 from PIL import Image
@@ -14,6 +16,7 @@ from wandb_files import no_account, offline_runs
 
 from scoreline import cli
 from scoreline.commands import upload
+from scoreline.records import Record
 from scoreline.storage.files import sha256
 from scoreline.storage.wandb_runs import run_id
 
@@ -38,7 +41,7 @@ def test_training_becomes_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[st
     upload.main([str(root), "offline=true"])
     (run,) = offline_runs(root)
     assert wandb.run is None
-    assert (run.id, run.project, run.name, run.tags) == (run_id("1234abcd", root), "scoreline", "toy", [])
+    assert (run.id, run.project, run.name, run.job) == (run_id("1234abcd", root), "scoreline", "toy", "train")
     assert run.config == {"identity": "1234abcd", "seed": 0, "data": {"path": "cifar10.zip"}}
     assert (run.axes, run.exit_code, run.resume) == ({"kimg": "", "*": "kimg"}, 0, False)
     (preview,) = [row.pop("previews") for row in run.rows if "previews" in row]
@@ -68,16 +71,61 @@ def test_samples_are_a_row_over_nfe(tmp_path: Path) -> None:
     (run,) = offline_runs(root)
     (row,) = run.rows
     assert row.pop("grid")["sha256"] == sha256(root / "grid.png")
-    plain = {key: value for key, value in found.items() if isinstance(value, str | int | float)}
-    checkpoint = {"sample/checkpoint/name": "m", "sample/checkpoint/sha256": "ab" * 32}
-    protocol = {"sample/protocol/extractor": "e", "sample/protocol/reference": "cifar10-train:0123"}
     assert row == {
-        **{f"sample/{key}": value for key, value in plain.items() if key != "nfe"},
-        **{"nfe": 5, **checkpoint, **protocol},
-        **{f"sample/metrics/frechet_distance/{k}": v for k, v in (("value", 2.5), ("error", 0.25), ("n", 64))},
+        **{"nfe": 5, "sample/images": 64, "sample/network_calls": 5},
+        **{"sample/frechet_distance": 2.5, "sample/frechet_distance_error": 0.25},
     }
-    assert (run.axes["*"], run.project, run.id) == ("nfe", "figures", "mine")
+    assert (run.axes["*"], run.project, run.id, run.job) == ("nfe", "figures", "mine", "sample")
+    choices = run.config.pop("sample")
+    assert choices.items() >= {"solver": "ddim", "schedule": "t", "warnings": ["few images"]}.items()
+    assert choices["checkpoint"] == {"name": "m", "sha256": "ab" * 32}
     assert run.config == {"identity": "feed0000", "nfe": 5}
+
+
+def calibrated(root: Path) -> Path:
+    """A run directory of calibrate.py with a record of three levels."""
+    root.mkdir(parents=True)
+    (root / "config.yaml").write_text(yaml.safe_dump({"identity": "cafe0000", "checkpoint": "/models/m.safetensors"}))
+    values = {"rho": [0.1, 1.0, 10.0], "mean_abs_eps": [0.5, 0.6, 0.7], "standard_error": [0.1, math.nan, 0.3]}
+    tensors = {name: torch.tensor(value, dtype=torch.float64) for name, value in values.items()}
+    Record("score_norm", tensors, {"images": 4, "solver": "DEIS", "checkpoint": "ab" * 32}).save(
+        root / "score_norm.safetensors"
+    )
+    Image.new("L", (8, 8), 30).save(root / "score_norm.png")
+    return root
+
+
+def test_record_is_curves_over_the_noise_level(tmp_path: Path) -> None:
+    root = calibrated(tmp_path / "calibrate/score_norm-cafe0000")
+    upload.main([str(root), "offline=true"])
+    (run,) = offline_runs(root)
+    assert (run.name, run.job, run.exit_code) == ("score_norm-cafe0000", "calibrate", 0)
+    assert run.axes == {"rho": "", "score_norm/*": "rho"}
+    assert run.config["checkpoint"] == "m.safetensors"
+    assert run.config["record"] == {"kind": "score_norm", "images": 4, "solver": "DEIS", "checkpoint": "ab" * 32}
+    assert run.rows[-1].pop("plot")["sha256"] == sha256(root / "score_norm.png")
+    assert run.rows == [
+        {"rho": 0.1, "score_norm/mean_abs_eps": 0.5, "score_norm/standard_error": 0.1},
+        {"rho": 1.0, "score_norm/mean_abs_eps": 0.6},
+        {"rho": 10.0, "score_norm/mean_abs_eps": 0.7, "score_norm/standard_error": 0.3},
+    ]
+
+
+def test_folder_of_jobs_is_a_sweep_without_those_that_failed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sweep = tmp_path / "multirun/study"
+    cells = [calibrated(sweep / "seeds=0-3"), trained(sweep / "seed=1")]
+    (sweep / "multirun.yaml").write_text("hydra: {}\n")
+    (sweep / "seed=2").mkdir()
+    (sweep / "seed=2/config.yaml").write_text("identity: abcd0000\n")
+    upload.main([str(sweep), "offline=true"])
+    assert capsys.readouterr().out.count(": run ") == 2
+    runs = [run for cell in cells for run in offline_runs(cell)]
+    assert [(run.name, run.group, run.job) for run in runs] == [
+        ("seeds=0-3", "study", "calibrate"),
+        ("seed=1", "study", "train"),
+    ]
 
 
 MISTAKES = [

@@ -50,7 +50,7 @@ BAD = {
     "channels first": ({"arr_0": np.zeros((2, 3, 8, 8), np.uint8)}, "put the channels last"),
     "labels": (
         {"arr_0": np.zeros((2, 4, 4, 3), np.uint8), "arr_1": np.zeros(3, int)},
-        "does not give one class to each",
+        "does not give one class to each of 2 images",
     ),
     "pickle": ({"arr_0": np.array([{}], dtype=object)}, "cannot be read as an npz file"),
 }

@@ -21,8 +21,8 @@ TRAIN = [
     *("model.network.dropout=0.1", "checkpoint_kimg=0.32", "log_kimg=0.16", "fixed_loss_kimg=0.64"),
     *("preview_kimg=0.96", "lr_rampup_kimg=0.5"),
 ]
-DSM = ["ema.post_hoc=[0.05,0.1]"]
-"""Snapshots of averages too."""
+DSM = ["ema.post_hoc=[0.05,0.1]", "keep_best=heldout_loss"]
+"""Snapshots of averages and the best model too."""
 
 STF = [
     *("target=stf", "target.references=96", "callbacks=online_schedule", "callbacks.online_schedule.levels=9"),

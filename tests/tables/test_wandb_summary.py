@@ -43,12 +43,13 @@ def test_cells_and_table_share_a_group(table: tuple[Path, Plan], capsys: pytest.
     cells = [run for cell in plan.cells[:2] for run in offline_runs(root / cell.directory)]
     (summary,) = offline_runs(root)
     assert {run.group for run in (*cells, summary)} == {"toy-paper"}
+    assert [run.job for run in (*cells, summary)] == ["sample", "sample", "table"]
     assert [run.name for run in (*cells, summary)] == ["DDIM 5 0-99-00000000", "DDIM 10 0-99-00000000", "toy-paper"]
-    ids = [names(root / cell.directory, cell.identity)["id"] for cell in plan.cells]
+    ids = [names(root / cell.directory, cell.identity, "sample")["id"] for cell in plan.cells]
     assert [run.id for run in cells] == ids[:2]
     assert len({*ids, summary.id}) == 4, "equal identities and seeds, other rows and columns"
     assert [run.axes["*"] for run in (*cells, summary)] == ["nfe", "nfe", "column"]
-    assert [row["sample/metrics/fid/value"] for run in cells for row in run.rows] == [25.0, 11.0]
+    assert [row["sample/fid"] for run in cells for row in run.rows] == [25.0, 11.0]
     assert (summary.config["table"], summary.config["budget"], summary.exit_code) == ("toy", "paper", 0)
     first, second = summary.rows
     assert first == {"column": 5.0, "fid/DDIM": 25.0, "fid_error/DDIM": 0.25}

@@ -300,11 +300,14 @@ def assert_close_runs(a: Path, b: Path, steps: int) -> None:
             torch.testing.assert_close(models[1][name], value, rtol=1e-4, atol=1e-4)
 
 
+COMPARED = {"loss", "fixed_loss", "heldout_loss", "heldout_raw_loss", "optimal_loss", "gradient_norm"}
+
+
 def test_losses_and_files_are_those_of_one_process(one: Path, two: Path) -> None:
     curves = [records(out) for out in (one, two)]
     assert [r["step"] for r in curves[0]] == [r["step"] for r in curves[1]] == [5, 10, 10, 15, 20, 20]
     for a, b in zip(*curves, strict=True):
-        for key in {"loss", "fixed_loss", "gradient_norm"} & a.keys():
+        for key in COMPARED & a.keys():
             assert b[key] == pytest.approx(a[key], rel=1e-4)
     assert_close_runs(one, two, 20)
     assert (two / "previews" / "000000kimg.png").is_file()

@@ -118,7 +118,7 @@ def test_resumed_run_begins_with_kept_history(tmp_path: Path) -> None:
     logger = fit(root, 0, 6, project="toys", tags=["a", "b"])
     assert wandb.run is None
     first = the_run(root)
-    assert (first.project, first.name, first.group, first.tags) == ("toys", "toy", "", ["a", "b"])
+    assert (first.project, first.name, first.group, first.job, first.tags) == ("toys", "toy", "", "train", ["a", "b"])
     assert (first.config, first.axes, first.exit_code) == ({"identity": "1234abcd"}, {"kimg": "", "*": "kimg"}, 0)
     assert first.logged("train/loss") == [(k / 2, 1 / k) for k in range(1, 7)]
     captions = [(kimg, image["caption"]) for kimg, image in first.logged("previews")]
@@ -195,7 +195,7 @@ def test_error_of_wandb_is_one_warning(
     monkeypatch.setattr(wandb, "Image", full)
     fit(tmp_path, 0, 4, offline=offline)
     err = capsys.readouterr().err
-    assert err.count("logger=wandb: ") == 1
+    assert err.count("; training continues without W&B; ") == 1
     assert f"scoreline upload {tmp_path}" in err
     assert offline or ("API key" in err and "wandb login" in err)
     assert len(history(tmp_path)) == 6
@@ -215,7 +215,7 @@ def test_missing_package_and_bad_id_are_refused(tmp_path: Path, monkeypatch: pyt
         WandbRun(str(tmp_path), "1234abcd", id="a/b")
     assert WandbRun(str(tmp_path), "1234abcd", id="mine").version == "mine"
     monkeypatch.setitem(sys.modules, "wandb", None)
-    with pytest.raises(InputError, match=r"logger=wandb: .*pip install 'wandb"):
+    with pytest.raises(InputError, match=r"wandb: .*pip install 'wandb"):
         WandbRun(str(tmp_path), "1234abcd")
 
 
@@ -228,13 +228,14 @@ def test_ids_follow_identity_and_two_folders() -> None:
 
 def test_public_config_has_no_folders() -> None:
     config = {"seed": 3, "data": {"path": "/a/pictures.zip", "mirror": False}, "logger": {"save_dir": "/a"}}
+    config["wandb"] = "offline"
     assert public(config) == {"seed": 3, "data": {"path": "pictures.zip", "mirror": False}}
     assert public({"a": ["/tmp/b", {"c": "d/e"}], "x": None}) == {"a": ["b", {"c": "d/e"}], "x": None}
 
 
 def test_live_sweep_and_its_upload_agree(tmp_path: Path) -> None:
     small = ["model.network.width=8", "batch_size=16", "lr_rampup_kimg=0.1", "log_kimg=0.16", "preview_kimg=0.32"]
-    command = [sys.executable, str(ROOT / "train.py"), "-m", "logger=wandb", "seed=0,1", "duration_kimg=0.48", *small]
+    command = [sys.executable, str(ROOT / "train.py"), "-m", "wandb=offline", "seed=0,1", "duration_kimg=0.48", *small]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=200)
     assert done.returncode == 0, done.stderr
     assert "wandb:" not in done.stderr
@@ -244,10 +245,11 @@ def test_live_sweep_and_its_upload_agree(tmp_path: Path) -> None:
     upload.main([str(sweep), "offline=true"])
     for cell, live in zip(cells, runs, strict=True):
         uploaded = the_run(cell)
-        assert (live.name, live.group, live.exit_code) == (cell.name, sweep.name, 0)
+        assert (live.name, live.group, live.job, live.exit_code) == (cell.name, sweep.name, "train", 0)
+        assert (cell / "metrics.csv").is_file(), "W&B comes beside the logger"
         assert [kimg for kimg, _ in live.logged("train/lr")] == pytest.approx([0.16, 0.32, 0.48])
         assert [image["caption"] for _, image in live.logged("previews")] == ["000000kimg"]
-        for name in ("id", "config", "name", "group", "project", "exit_code"):
+        for name in ("id", "config", "name", "group", "job", "project", "exit_code"):
             assert getattr(uploaded, name) == getattr(live, name)
         assert ordered(live.rows) == ordered(uploaded.rows) == ordered(history(cell))
     assert len({run.id for run in runs}) == 2

@@ -1,14 +1,15 @@
 """scoreline upload RUN_DIR .. [KEY=VALUE ..]
 Send run directories to W&B after the run.
 
-  scoreline upload outputs/train/NAME             a run of train.py or sample.py
-  scoreline upload multirun/NAME                  a sweep, or a table
+  scoreline upload outputs/train/NAME             a run of any script
+  scoreline upload multirun/NAME                  a sweep, a study, or a table
   scoreline upload RUN_DIR offline=true           write an offline run instead
 
-Each directory becomes one run of its config, metrics.jsonl,
-online_schedule.jsonl, previews, or metrics.json and grid.png. A run of the same
-id is replaced, so a second upload leaves no duplicates. A table becomes one run
-for each finished cell and one for its values and figure, in one group.
+Each directory becomes one run of its config, with the records and previews of a
+training, the curves and plot of a calibration, or the metrics and pictures of
+samples. A run of the same id is replaced, so a second upload leaves no
+duplicates. A table becomes one run for each finished cell and one for its values
+and figure, in one group. A job of a sweep without results is left out.
 
 project   scoreline by default
 entity    your own by default
@@ -16,7 +17,7 @@ id        derived from the run by default
 offline   true writes RUN_DIR/wandb/offline-run-* for `wandb sync` and sends
           nothing (false)
 
-Runs of logger=wandb need no upload: `wandb sync` the newest
+Runs of wandb=offline need no upload: `wandb sync` the newest
 RUN_DIR/wandb/offline-run-*, which holds the whole run.
 """
 
@@ -41,8 +42,11 @@ def main(words: list[str]) -> None:
         return
     roots, own = _arguments(words)
     offline = own.pop("offline") == "true"
-    for root, (config, axis, rows) in [(root, wandb_summary.read_run(root)) for root in roots]:
-        print(wandb_runs.upload(root, config, axis, rows, offline, **own))
+    found = {root: wandb_summary.read_run(root) for root in roots}
+    if not any(found.values()):
+        raise InputError(f"{roots[0]}: it holds no metrics.jsonl, metrics.json or record; upload it when it has begun")
+    for root, recorded in found.items():
+        print(wandb_runs.upload(root, recorded, offline, **own) if recorded else f"note: {root} holds no results")
 
 
 def _arguments(words: list[str]) -> tuple[list[Path], dict[str, str]]:

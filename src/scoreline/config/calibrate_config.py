@@ -36,6 +36,7 @@ class CalibrateConfig:
         batch_size: images per batch.
         device: auto, cpu or cuda.
         threads: CPU threads of each process.
+        wandb: one of `values.WANDB`.
         calibration: the estimator's name with its options.
         guidance: the guidance with its options.
         components: builds the objects that refer to the loaded checkpoint.
@@ -50,6 +51,7 @@ class CalibrateConfig:
     batch_size: int
     device: str
     threads: int
+    wandb: str
     calibration: dict[str, str]
     guidance: str
     components: Callable[["Checkpoint"], "CalibrateComponents"]
@@ -100,6 +102,7 @@ def read(cfg: DictConfig) -> CalibrateConfig:
         batch_size=whole_number("batch_size", cfg.batch_size),
         device=cfg.device,
         threads=whole_number("threads", cfg.threads),
+        wandb=validate.wandb(cfg),
         calibration=script.settings(cfg, "calibration"),
         guidance=script.guidance(cfg),
         components=partial(_components, cfg, run.identity),

@@ -5,7 +5,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -53,7 +53,8 @@ def run_sha256(cfg: DictConfig, script: str) -> str:
     cfg = with_model_metrics(cfg)
     whole = OmegaConf.to_container(cfg, resolve=False)
     assert isinstance(whole, dict)
-    raw = former({str(key): value for key, value in whole.items() if key not in NEVER})
+    left_out = (*NEVER, *OBSERVING.get(script, ()))
+    raw = former({str(key): value for key, value in whole.items() if key not in left_out})
     without = WITHOUT[script] if script != "train" or _init(raw) else (*WITHOUT[script], *OF_INIT)
     decisive = {key: value for key, value in _without_unset(raw).items() if key not in without}
     text = json.dumps(decisive, sort_keys=True, default=str)
@@ -88,13 +89,13 @@ def _digest(path: Path) -> str | None:
 WITHOUT = {
     "train": (
         *("name", "resume", "duration_kimg", "workers", "log_kimg", "preview_kimg", "checkpoint_kimg"),
-        *("fixed_loss_kimg", "logger", "trainer", "micro_batch", "compile", "channels_last", "device_mib"),
+        *("fixed_loss_kimg", "logger", "wandb", "trainer", "micro_batch", "compile", "channels_last", "device_mib"),
     ),
     "sample": (
         *("device", "batch_size", "memory_mib", "threads"),
-        *("table", "budget", "jobs", "sweep", "wandb"),
+        *("table", "budget", "jobs", "sweep", "wandb", "optimise"),
     ),
-    "calibrate": ("device", "batch_size"),
+    "calibrate": ("device", "batch_size", "wandb"),
 }
 """Keys of each script that change results by rounding at most. For `resume`, the content of its file counts."""
 
@@ -104,7 +105,10 @@ OF_INIT = ("init", "trust", "import")
 NEVER = ("hydra", "identity", "digest", "code_version", "lock")
 """Keys without influence on results, and keys that follow from others."""
 
-LATER = ("sigma_data", "guidance", "import.size")
+OBSERVING = {"train": ("validation", "metrics", "metrics_every_kimg", "metrics_images", "metrics_nfe")}
+"""Keys of a script that measure its result, with the files they name; none of them counts."""
+
+LATER = ("keep_best", "sigma_data", "guidance", "import.size")
 """Keys that runs of earlier versions lack. They count unless they are null; a null `sigma_data` is the checkpoint's."""
 
 PATHS = ("path", "font", "reference", "resume", "labels", "weights")
@@ -152,8 +156,12 @@ def own_code(config: Any) -> list[Path]:
     A module in a package stands for the whole package, any other module for its file. Nothing is imported, and imports
     of other packages are not followed.
     """
-    tops = {target.partition(".")[0] for target in _targets(config)} - LIBRARIES - set(sys.stdlib_module_names)
-    return [path for top in sorted(tops) for path in _sources(top)]
+    return [path for top in sorted(own_packages(_targets(config))) for path in _sources(top)]
+
+
+def own_packages(targets: Iterable[str]) -> set[str]:
+    """Return the top-level names of dotted names that are neither scoreline's nor a library's: the user's own code."""
+    return {target.partition(".")[0] for target in targets} - LIBRARIES - set(sys.stdlib_module_names)
 
 
 def _targets(node: Any) -> Iterator[str]:
@@ -233,12 +241,22 @@ def _sample_directory(*, _root_: DictConfig) -> str:
 
 def _sweep_digest(overrides: list[str]) -> str:
     """Return eight digits that name a sweep, from its command line and `NUMERICS_VERSION`."""
-    return _short(json.dumps(sorted(overrides)) + str(NUMERICS_VERSION))
+    return _short(json.dumps(_naming(overrides)) + str(NUMERICS_VERSION))
+
+
+def _naming(overrides: Iterable[str]) -> list[str]:
+    """Return the words that name a sweep and its jobs, in order: not `wandb`, so that it may come later."""
+    return sorted(str(override) for override in overrides if not str(override).startswith("wandb="))
 
 
 def _cell_name(*, _root_: DictConfig) -> str:
     """Return the choices of one job of a sweep, `nfe=5,solver=ddim`, safe as a directory name."""
-    name = ",".join(_safe(str(override)) for override in sorted(_root_.hydra.overrides.task)) or "default"
+    return cell_name(map(str, _root_.hydra.overrides.task))
+
+
+def cell_name(overrides: Iterable[str]) -> str:
+    """Return the name of the run directory of a job of a sweep, from the words of its own command line."""
+    name = ",".join(map(_safe, _naming(overrides))) or "default"
     return name if len(name) <= 120 else f"{name[:110]}-{_short(name)}"
 
 
@@ -263,5 +281,6 @@ def model_path(checkpoint: str) -> Path:
 
 
 def with_model_metrics(cfg: DictConfig) -> DictConfig:
-    """Return the config with the metrics that `metrics=auto` stands for; the config itself without that choice."""
-    return with_metrics(cfg, model_path(_selected(cfg, "checkpoint")))
+    """Return the config with the metrics that `metrics=auto` stands for; the config itself without that choice
+    or a checkpoint."""
+    return with_metrics(cfg, model_path(_selected(cfg, "checkpoint"))) if "checkpoint" in cfg else cfg

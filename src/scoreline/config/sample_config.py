@@ -57,6 +57,8 @@ class SampleConfig:
         format: the file or folder of the images, one of `values.FORMAT`.
         trajectories: seeds whose trajectories are saved.
         trajectory_nfe: evaluations of the fine run that trajectories are compared with.
+        optimise: the score that a sweeper compares runs by; None stands for the first.
+        wandb: one of `values.WANDB`.
         components: builds the objects that refer to the loaded checkpoint.
     """
 
@@ -79,6 +81,8 @@ class SampleConfig:
     format: str
     trajectories: list[int]
     trajectory_nfe: int
+    optimise: str | None
+    wandb: str
     components: Callable[["Checkpoint"], "SampleComponents"]
 
 
@@ -161,7 +165,7 @@ def _read_table(cfg: DictConfig) -> TableConfig:
         budget=str(cfg.budget),
         jobs=None if cfg.jobs is None else whole_number("jobs", cfg.jobs),
         on_error=values.check_on_error(cfg.sweep.on_error),
-        wandb=values.check_wandb(cfg.wandb),
+        wandb=validate.wandb(cfg),
         lock=values.check_lock(cfg.lock),
     )
 
@@ -195,6 +199,8 @@ def _read_run(cfg: DictConfig) -> SampleConfig:
         format=values.check_format(cfg.format),
         trajectories=[] if cfg.trajectories is None else parse_seeds(cfg.trajectories, "trajectories"),
         trajectory_nfe=whole_number("trajectory_nfe", cfg.trajectory_nfe),
+        optimise=None if cfg.optimise is None else str(cfg.optimise),
+        wandb=validate.wandb(cfg),
         components=partial(_components, cfg, run.identity),
     )
 

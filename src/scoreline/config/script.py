@@ -21,9 +21,10 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from scoreline.config import catalogue, validate
+from scoreline.config import catalogue, optuna_study, validate
 from scoreline.config.conf_folder import (
     NO_MODEL,
+    SCRIPTS,
     files,
     own_folder,
     quote,
@@ -41,10 +42,11 @@ from scoreline.errors import InputError, did_you_mean, printable
 from scoreline.runtime import startup
 from scoreline.storage.config_files import conf_dir
 from scoreline.storage.files import code_version, sha256, write_atomically
+from scoreline.storage.wandb_runs import SWEEP
 
 HARMLESS = (
     *(".*LeafSpec.*", ".*num_workers.*", ".*does not have many workers.*", ".*logging interval.*"),
-    ".*Grad strides do not match bucket view strides.*",
+    *(".*Grad strides do not match bucket view strides.*", "Checkpoint directory .* exists and is not empty.*"),
 )
 """Warnings of Lightning and PyTorch about settings that are intended here."""
 
@@ -82,9 +84,12 @@ def script(
                 validate.refuse_unusable()
                 cfg = with_model_metrics(current(cfg))
                 config = read(cfg)
+                _mark_sweep()
                 startup.load_torch()
                 refuse_wrong_types(OmegaConf.to_container(cfg, resolve=False))
-                return job(config)
+                result = job(config)
+                optuna_study.check_value(result)
+                return result
             except Exception as error:
                 if in_sweep():
                     _keep_traceback(error)
@@ -152,11 +157,12 @@ def _run(main: Callable[[], Any]) -> None:
     os.environ.setdefault(KEEP_TRACEBACKS, os.environ.get("HYDRA_FULL_ERROR", ""))
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
+        optuna_study.prefer_own_choice()
         main()
     except KeyboardInterrupt:
         sys.exit(130)
     except Exception as error:
-        leave(_of_run_directory(error) or error)
+        leave(_of_run_directory(error) or optuna_study.explain_no_value(error) or error)
 
 
 def _of_run_directory(error: Exception) -> InputError | None:
@@ -166,6 +172,14 @@ def _of_run_directory(error: Exception) -> InputError | None:
         return None
     key = "hydra.sweep.dir" if {"-m", "--multirun"} & set(sys.argv) else "hydra.run.dir"
     return InputError(f"{key}={error.filename}: {error.strerror}; choose another directory")
+
+
+def _mark_sweep() -> None:
+    """Write multirun.yaml of a sweep whose sweeper writes none, as Optuna's: reports and W&B know its jobs by it."""
+    path = Path(HydraConfig.get().sweep.dir or "") / SWEEP
+    if in_sweep() and not path.is_file():
+        text = OmegaConf.to_yaml({"hydra": {"sweeper": HydraConfig.get().sweeper}}, resolve=True)
+        write_atomically(path, lambda temporary: temporary.write_text(text))
 
 
 def _keep_traceback(error: Exception) -> None:
@@ -250,14 +264,48 @@ def command_beside(solver: str, schedule: str) -> str | None:
     words = [str(word) for word in HydraConfig.get().overrides.task]
     keys = {word: word.lstrip("+~").partition("=")[0] for word in words}
     shared = [word for word in words if not re.match(r"(solver|schedule)(\.|$)", keys[word])]
-    folder = own_folder()
-    python = ["python", "sample.py", *([f"--config-dir={folder}"] if folder else [])]
     if any(key.startswith("solver.") for key in keys.values()):
-        other = [*python, f"solver={solver}", f"schedule={schedule}", *shared]
-        return f"{shlex.join([*python, *words])}\n{shlex.join(other)}"
-    return shlex.join(
-        [*python, "-m", f"solver={choices('solver')['solver']},{solver}", f"schedule={schedule}", *shared]
-    )
+        return f"{command('sample', *words)}\n{command('sample', f'solver={solver}', f'schedule={schedule}', *shared)}"
+    return command("sample", "-m", f"solver={choices('solver')['solver']},{solver}", f"schedule={schedule}", *shared)
+
+
+def command(name: str, *words: str) -> str:
+    """Return the command line, for a shell, that runs a script in the way in which this program was started.
+
+    That is `python sample.py ..`, by its path from elsewhere, or `scoreline sample ..`, with the user's `--config-dir`.
+
+    Args:
+        name: a script or a verb of the command `scoreline`.
+        words: its other words.
+    """
+    started, folder = Path(str(getattr(sys.modules["__main__"], "__file__", ""))), own_folder()
+    by_path = started.stem in SCRIPTS and name in SCRIPTS
+    program = ["python", _from_here(started.with_name(f"{name}.py"))] if by_path else ["scoreline", name]
+    return shlex.join([*program, *(["--config-dir", _from_here(folder)] if folder else []), *words])
+
+
+def checkpoint_words(checkpoint: str | Path, model: Mapping[str, Any]) -> list[str]:
+    """Return `checkpoint=PATH`, and `trust=[..]` for a model that takes classes from other packages.
+
+    Args:
+        checkpoint: the model file, its directory or another value of the key.
+        model: the description of the model, as in its card.
+    """
+    from scoreline.descriptions.specs import foreign_packages
+
+    packages, word = ",".join(foreign_packages(model)), str(checkpoint)
+    place = word if re.fullmatch(r"[\w./~+:@%-]+", word) else quote(word)
+    return [f"checkpoint={place}", *([f"trust=[{packages}]"] if packages else [])]
+
+
+def words_of(*groups: str) -> list[str]:
+    """Return the words of this job's command line that choose one of these groups or keys, or change a key below."""
+    words = map(str, HydraConfig.get().overrides.task)
+    return [word for word in words if re.split(r"[.=]", word.lstrip("+~"))[0] in groups]
+
+
+def _from_here(path: Path) -> str:
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
 
 
 def provenance(cfg: DictConfig) -> dict[str, Any]:

@@ -8,7 +8,8 @@ from omegaconf import DictConfig
 from scoreline.config.run_names import model_path
 from scoreline.errors import InputError
 from scoreline.runtime import cores
-from scoreline.values import real_number
+from scoreline.storage.wandb_runs import import_wandb
+from scoreline.values import check_wandb, real_number
 
 RECORDED = ("identity", "digest", "code_version")
 """Keys of config.yaml that the run itself fills in."""
@@ -56,6 +57,18 @@ def sigma_data(cfg: DictConfig) -> float | None:
         InputError: if it is no number in its range.
     """
     return None if cfg.sigma_data is None else real_number("sigma_data", cfg.sigma_data)
+
+
+def wandb(cfg: DictConfig) -> str:
+    """Return `wandb` of a config, once the package is known to be there.
+
+    Raises:
+        InputError: for a value that is not one of `values.WANDB`, or a missing package.
+    """
+    mode = check_wandb(cfg.wandb)
+    if mode != "off":
+        import_wandb()
+    return mode
 
 
 def refuse_absent_checkpoint(given: object, key: str = "checkpoint") -> None:

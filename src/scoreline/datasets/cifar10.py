@@ -47,6 +47,8 @@ class Cifar10(ArrayDataset):
         InputError: for another split, a missing or damaged archive or batch, and a failed download.
     """
 
+    heldout_split = "test"
+
     def __init__(self, path: str = f"data/{ARCHIVE}", split: str = "train", download: bool = False) -> None:
         check_choice("dataset.split", BATCHES, split)
         place = bounded_reading.place(path, "dataset.path")

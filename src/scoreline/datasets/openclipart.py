@@ -62,6 +62,7 @@ class Openclipart(ArrayDataset):
             level outside 0..255, a failed download.
     """
 
+    heldout_split = "test"
     licence = "Creative Commons Public Domain Dedication (pictures of the Open Clip Art Library)"
 
     def __init__(

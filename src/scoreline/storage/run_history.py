@@ -9,7 +9,7 @@ from typing import Any
 from scoreline.errors import InputError
 
 Row = dict[str, Any]
-"""Flat names to numbers, words, or the path of a picture."""
+"""Flat names to numbers, words, the path of a picture, or a table as a list of lines with equal keys."""
 
 
 def row(metrics: Mapping[str, Any], axis: str = "kimg") -> Row:

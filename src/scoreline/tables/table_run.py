@@ -18,7 +18,7 @@ from scoreline.runtime import distributed
 from scoreline.runtime.progress import ImageProgress
 from scoreline.storage import run_config
 from scoreline.storage.run_lock import RunLock
-from scoreline.tables import plan, pool, table_files, worker
+from scoreline.tables import plan, pool, table_files, wandb_summary, worker
 from scoreline.tables.plan import Cell, Outcome, Plan
 from scoreline.tables.schema import Command, Table, parse
 from scoreline.values import whole_number
@@ -159,12 +159,8 @@ def run_planned(draft: Plan, out: Path, options: Options) -> None:
     plan.save(draft, out)
     counts = _run_cells(draft, out, options)
     print(table_files.write(plan.grid(draft, out), out))
-    if options.wandb != "off" and counts.get("finished"):
-        from scoreline.storage import wandb_runs
-        from scoreline.tables.wandb_summary import directories, read_run
-
-        for folder in directories(out):
-            print(wandb_runs.upload(folder, *read_run(folder), offline=options.wandb == "offline"))
+    if counts.get("finished"):
+        wandb_summary.publish(wandb_summary.directories(out), options.wandb)
     _report_end(draft, out, counts)
 
 

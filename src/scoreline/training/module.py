@@ -47,6 +47,7 @@ class DiffusionModule(LightningModule):
     Attributes:
         offset: images seen beyond steps * batch_size; not 0 after resuming with another batch_size.
         resumed_step: the step of the checkpoint that was loaded.
+        stopped: whether a callback has ended the training because of what was measured (`measurements.publish`).
         clock: time of the network's forward passes and of backward passes, from the loss to the gradients, with the
             exchange between processes. Noise, targets, augmentation, loss, optimiser, averages, data and files are
             outside.
@@ -96,6 +97,7 @@ class DiffusionModule(LightningModule):
         self.augmentation, self.references = augmentation, references
         self.micro_batch, self.loss_scale, self.settings = micro_batch, loss_scale, settings or {}
         self.offset = self.resumed_step = 0
+        self.stopped = False
         self.clock = NetworkClock()
         self.uncertainty = objective.uncertainty  # registered here: moved, trained, exchanged and saved with the module
         self._blank: Callable[[], Denoiser] | None = None
@@ -277,6 +279,7 @@ class DiffusionModule(LightningModule):
         checkpoint["gradients"] = self.gradients.state_dict()
         checkpoint["images_seen"] = self.images_seen
         checkpoint["run"] = self.description()
+        checkpoint["stopped"] = self.stopped
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take the optimiser's options from this module; weights, averages and moments are the file's."""

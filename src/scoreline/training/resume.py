@@ -42,6 +42,7 @@ class Start:
         run: `DiffusionModule.description` in the file; empty in files of version 0.7 and before.
         shapes: of its weights.
         moments: names in its optimiser's state of a parameter, as `exp_avg`; empty before the first step.
+        stopped: whether a callback ended the training there, because of what was measured.
     """
 
     path: Path | None = None
@@ -51,9 +52,12 @@ class Start:
     run: dict[str, Any] = field(default_factory=dict)
     shapes: Shapes = field(default_factory=dict)
     moments: frozenset[str] = frozenset()
+    stopped: bool = False
 
     def steps_until(self, images: int, batch_size: int) -> int:
-        """Return the number of the last step of a training of so many images in all."""
+        """Return the number of the last step of a training of so many images in all; a stopped one has no further."""
+        if self.own and self.stopped:
+            return self.step
         return self.step + max(0, -(-(images - self.images) // batch_size))
 
     def earlier(self) -> list[dict[str, Any]]:
@@ -126,7 +130,9 @@ class Start:
         lines = []
         if self.path is not None and self._data_differ(module):
             lines.append(f"resume={self.path}: trained on {self._data()}, continues with {_data(module.card.data)}")
-        if self.path is not None and self.images >= duration:
+        if self.path is not None and self.own and self.stopped:
+            lines.append(f"nothing left to train: {self.path} stopped early, at {self.images / 1000:g} kimg")
+        elif self.path is not None and self.images >= duration:
             kimg = f"{self.images / 1000:g} kimg"
             lines.append(f"nothing left to train: {self.path} has {kimg}, duration_kimg={duration / 1000:g}")
         return "\n".join(lines)
@@ -224,7 +230,8 @@ def read_start(path: Path, own: bool, batch_size: int) -> Start:
         moments = [names_of(values) for values in state["optimizer_states"][0]["state"].values()] or [frozenset()]
         assert state["callbacks"]["EMACallback"]["weights"].keys()
         images = step * batch_size if seen is None else _count(seen)
-        return Start(path, own, step, images, description_of(state), shapes, moments[0])
+        stopped = bool(state.get("stopped", False))
+        return Start(path, own, step, images, description_of(state), shapes, moments[0], stopped)
     except (AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         raise InputError(f"resume={path}: no state of a training by train.py ({error!r:.80})") from error
 

@@ -1,6 +1,5 @@
 """W&B while a model trains."""
 
-import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from math import inf
@@ -13,7 +12,7 @@ from lightning.pytorch.loggers import WandbLogger
 
 from scoreline.storage import run_config
 from scoreline.storage.run_history import Row, history, picture_row
-from scoreline.storage.wandb_runs import begin, import_wandb, log, names
+from scoreline.storage.wandb_runs import begin, import_wandb, log, names, warn
 
 
 class WandbRun(WandbLogger):
@@ -27,7 +26,7 @@ class WandbRun(WandbLogger):
 
     An error of W&B becomes one warning: the training continues without it. The files of the run directory hold
     everything in any case, also after a kill, which costs wandb its last rows; a resumed training or `scoreline upload`
-    sends them. Use it as `logger=wandb`.
+    sends them. Use it as `wandb=offline`, or as `logger=wandb` to choose names.
 
     Args:
         save_dir: the run directory.
@@ -42,7 +41,7 @@ class WandbRun(WandbLogger):
     def __init__(self, save_dir: str, identity: str, offline: bool = True, **chosen: Any) -> None:
         import_wandb()
         self.root, self.offline = Path(save_dir), offline
-        self.names = names(self.root, identity, **chosen | {"tags": tuple(map(str, chosen.get("tags") or ()))})
+        self.names = names(self.root, identity, "train", **chosen | {"tags": tuple(map(str, chosen.get("tags") or ()))})
         super().__init__(save_dir=save_dir, offline=offline, **self.names)
         self._wandb_run: Any = None
         self._lost = False
@@ -55,7 +54,7 @@ class WandbRun(WandbLogger):
             self._known, self._behind = -inf, True
             with self._tolerance():
                 config = run_config.read(self.root) or {}
-                run = self._wandb_run = begin(self.root, self.names, config, "kimg", self.offline, resume=True)
+                run = self._wandb_run = begin(self.root, self.names, config, {"*": "kimg"}, self.offline, resume=True)
                 self._known = run.summary.get("kimg", -inf) if run.resumed else -inf
         return self._wandb_run
 
@@ -91,14 +90,9 @@ class WandbRun(WandbLogger):
 
     @contextmanager
     def _tolerance(self) -> Iterator[None]:
-        """Turn an error into one warning; from then on W&B is a disabled run, which takes everything and does nothing.
-
-        The id or project may be wrong, the account missing, the network or the disk gone.
-        """
+        """Turn an error into one warning; from then on W&B is a disabled run, which takes all and does nothing."""
         try:
             yield
         except Exception as error:
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            remedy = f"training continues without W&B; `scoreline upload {self.root}` sends it later"
-            print(f"logger=wandb: {reason}; {remedy}", file=sys.stderr, flush=True)
+            warn(error, self.root, "training continues")
             self._wandb_run, self._lost = import_wandb().init(mode="disabled"), True
