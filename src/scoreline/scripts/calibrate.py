@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any
 from scoreline.config import calibrate_config, run_names, script
 from scoreline.config.calibrate_config import CalibrateConfig
 from scoreline.runtime import distributed
-from scoreline.tables import wandb_summary
 
 if TYPE_CHECKING:
     from scoreline.calibration.subject import Subject
@@ -32,6 +31,8 @@ if TYPE_CHECKING:
 @script.script("calibrate", calibrate_config.read)
 def main(config: CalibrateConfig) -> None:
     """Measure a model, and write the record and its plot."""
+    from scoreline.tables import wandb_summary
+
     config.run.claim()
     checkpoint = config.model.load()
     components = config.components(checkpoint)
