@@ -58,7 +58,7 @@ def _group(group: str) -> str:
 def _keys(group: str, path: Path) -> list[catalogue.Key]:
     """The keys of a choice under the names that the command line has for them."""
     text = path.read_text()
-    prefix = "" if text.startswith("# @package _global_") else f"{group}."
+    prefix = "" if text.startswith("# @package _global_") else group.replace("/", ".") + "."
     return [key._replace(name=prefix + key.name) for key in catalogue.keys(text) if key.name != "defaults"]
 
 

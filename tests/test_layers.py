@@ -39,6 +39,9 @@ BLOCKED = [
     *("pooch", "requests", "huggingface_hub"),
 ]
 
+MODULAR = {"metrics.error_bar_metric", "metrics.modular_metrics"}
+"""Pure files that import torchmetrics, which takes seconds: nothing else in their room imports them."""
+
 COMPOSING = {"config", "scripts", "commands", "doctor"}
 """Rooms in which a config is composed or turned into a frozen dataclass."""
 
@@ -131,11 +134,22 @@ def test_a_module_spelt_in_a_string_counts(text: str, tmp_path: Path) -> None:
 
 
 def test_pure_modules_import_with_everything_else_blocked() -> None:
-    names = [f"scoreline.{module}" for module in MODULES if module != "__init__" and room(module) not in NOT_PURE]
+    pure = {module for module in MODULES if room(module) not in NOT_PURE} - {"__init__"} - MODULAR
+    names = [f"scoreline.{module}" for module in sorted(pure)]
     code = f"import sys\nfor name in {BLOCKED}: sys.modules[name] = None\nimport importlib\n"
     code += f"for name in {names}: importlib.import_module(name)\n"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
+
+
+def test_modular_metrics_alone_import_torchmetrics() -> None:
+    imports = {module: set(names_imported(path)) for module, path in MODULES.items()}
+    of_torchmetrics = {module for module, names in imports.items() if any("torchmetrics." in f"{it}." for it in names)}
+    assert {module for module in of_torchmetrics if room(module) == "metrics"} == MODULAR
+    for module in MODULAR:
+        assert not {name.split(".")[0] for name in imports[module]} & (set(BLOCKED) - {"torchmetrics"})
+    users = {module for module, names in imports.items() if MODULAR & set(filter(None, map(module_of, names)))}
+    assert {room(module) for module in users - MODULAR - {"__init__"}} == {"training"}
 
 
 def test_nothing_below_the_scripts_sees_a_config() -> None:

@@ -162,7 +162,8 @@ def tables() -> Numbers:
 
 MODELS = {
     **{"vp": "digits_vp", "edm": "cifar10_ncsnpp_edm", "ddpm": "cifar10_ddpm", "iddpm": "digits_edm"},
-    **{"ve": "cifar10_ncsnpp_ve", "flow": "digits_flow"},
+    **{"ve": "cifar10_ncsnpp_ve", "flow": "digits_flow", "vp_min_snr": "digits_vp", "ddpm_min_snr": "cifar10_ddpm"},
+    "edm_learned": "cifar10_ncsnpp_edm",
 }
 """Models of each objective, which between them have all parameterisations."""
 

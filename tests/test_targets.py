@@ -17,20 +17,23 @@ from scoreline.datasets.digits import Digits
 from scoreline.denoiser import Denoiser
 from scoreline.errors import InputError
 from scoreline.networks.exact import GaussianMixture
-from scoreline.objective import Batch, DenoisingObjective, EDMWeight, LogNormal
+from scoreline.objective import Batch, DenoisingObjective, EDMWeight, FlowWeight, LogNormal
 from scoreline.parameterisations import (
     EDMPreconditioning,
+    FlowVelocity,
     NoisePrediction,
     Parameterisation,
     VarianceExploding,
     VelocityPrediction,
 )
+from scoreline.schedules.flow import RectifiedFlow
 from scoreline.schedules.vp import LinearVP
 from scoreline.storage.pictures import to_unit
 from scoreline.targets import (
     Denoising,
     Reference,
     StableTarget,
+    StableVM,
     effective_size,
     posterior_mean,
     posterior_weights,
@@ -142,6 +145,58 @@ def test_without_the_source_the_expectation_is_another(digits: Tensor) -> None:
     pairs = torch.tensor(list(itertools.combinations(range(1, count), 2)))
     each = torch.stack([posterior_mean(x, rho, data[pair])[0] for pair in pairs])
     assert float((each.mean(0) - posterior_mean(x, rho, data)[0]).square().sum()) > 1
+
+
+SIX, OF_SIX = slice(0, 6), torch.tensor([0, 0, 0, 1, 1, 1])
+
+
+def expectation(target: StableTarget, x: Tensor, rho: Tensor, data: Tensor, label: int | None) -> Tensor:
+    """E[target | x] over sets R of three of six images and the sources in R, x ~ N(source, rho^2), of one class."""
+    total, weight = torch.zeros(64).double(), 0.0
+    for chosen in map(list, itertools.combinations(range(6), 3)):
+        for place, source in enumerate(chosen):
+            if label is not None and OF_SIX[source] != label:
+                continue
+            reference = Reference(data[chosen], torch.tensor([place]), OF_SIX[chosen])
+            told = None if label is None else torch.tensor([label])
+            chance = float(torch.exp(-(x - data[source]).square().sum() / (2 * rho**2)))
+            total += chance * target(x, rho, data[source : source + 1], told, reference).flatten()
+            weight += chance
+    return total / weight
+
+
+@pytest.mark.parametrize("rho", [1.5, 3.0])
+def test_a_mixture_over_the_reference_is_unbiased(digits: Tensor, rho: float) -> None:
+    """Without classes and within a class, whose share of the reference varies; not with classes mixed."""
+    level, data = torch.tensor([rho], dtype=torch.float64), digits[SIX]
+    x = data[1:2] + rho * normal(1, 1, 8, 8)
+    exact = [posterior_mean(x, level, part).flatten() for part in (data, data[OF_SIX == 0])]
+    for label, mean in zip((None, 0), exact, strict=True):
+        assert float((expectation(StableVM(3), x, level, data, label) - mean).abs().max()) < 1e-12
+    mixed = expectation(StableVM(3, classes="mixed"), x, level, data, 0)
+    assert float((mixed - exact[1]).abs().max()) > 0.05
+
+
+@pytest.mark.parametrize("time", [0.2, 0.5, 0.8])
+def test_its_velocity_is_the_published_mean_of_velocities(digits: Tensor, time: float) -> None:
+    """On z_t = (1 - t) x_0 + t eps: sum_k p_k (z - y_k) / t over sum_k p_k, and the loss of velocities."""
+    clean, eps, given = digits[:1], normal(1, 1, 8, 8), digits[SIX]
+    z = (1 - time) * clean + time * eps
+    p = torch.exp(-(z - (1 - time) * given).square().flatten(1).sum(1) / (2 * time**2))
+    velocity = (p[:, None, None, None] * (z - given) / time).sum(0) / p.sum()
+    rho = torch.tensor([time / (1 - time)], dtype=torch.float64)
+    x, reference = z / (1 - time), Reference(given, torch.tensor([0]))
+    target = StableVM(6)(x, rho, clean, None, reference)
+    torch.testing.assert_close((x - target) / rho - target, velocity[None], rtol=0, atol=1e-11)
+
+    class Network(nn.Module):
+        def forward(self, x: Tensor, noise: Tensor, label: Tensor | None = None) -> Tensor:
+            return 0.3 * x
+
+    batch = Batch(clean, LogNormal(0.0, 1.0)(rho), eps, reference=reference)
+    denoiser = Denoiser(Network(), FlowVelocity(RectifiedFlow()))
+    loss, _ = DenoisingObjective(LogNormal(0.0, 1.0), FlowWeight(), StableVM(6))(denoiser, batch)
+    assert float(loss) == pytest.approx(float((0.3 * z - velocity).square().mean()), rel=1e-5)
 
 
 def test_masks_leave_the_pair(digits: Tensor) -> None:

@@ -14,6 +14,8 @@ _MODULES = {
     "scoreline.checkpoints": "load_model Checkpoint save_model Card",
     "scoreline.denoiser": "Denoiser",
     "scoreline.verification.certification": "certify Certificate",
+    "scoreline.networks.uncertainty": "Uncertainty",
+    "scoreline.verification.optimal_loss": "optimal_losses",
     "scoreline.networks.exact": "GaussianMixture FullGaussianMixture",
     "scoreline.errors": "InputError",
     "scoreline.records": "Record load_record",
@@ -65,9 +67,9 @@ _MODULES = {
     "scoreline.metrics.base": "Metrics Score",
     "scoreline.likelihood": "log_likelihood LogLikelihood dequantise bits_per_dim",
     "scoreline.objective": (
-        "DenoisingObjective EDMWeight FlowWeight InverseVariance LogNormal UniformTime UniformLevels"
+        "Batch DenoisingObjective EDMWeight FlowWeight InverseVariance MinSNR LogNormal UniformTime UniformLevels"
     ),
-    "scoreline.targets": "Denoising StableTarget posterior_mean posterior_weights",
+    "scoreline.targets": "Denoising StableTarget StableVM posterior_mean posterior_weights",
     "scoreline.training.ema": "EMA PowerFunctionEMA",
     "scoreline.metrics.inception": "Inception",
     "scoreline.metrics.fidelity": "Fidelity",
@@ -75,6 +77,11 @@ _MODULES = {
     "scoreline.metrics.kid": "kernel_distance",
     "scoreline.metrics.sliced_wasserstein": "sliced_wasserstein_distance",
     "scoreline.metrics.inception_score": "inception_score",
+    "scoreline.metrics.modular_metrics": (
+        "FrechetDistance KernelDistance PrecisionRecall SlicedWasserstein InceptionScore"
+    ),
+    "scoreline.metrics.error_bar_metric": "ErrorBarMetric",
+    "scoreline.training.loss_by_level": "LossByLevel",
     "scoreline.guidance": "ClassifierFree Autoguidance",
     "scoreline.thresholding": "Clip DynamicThreshold",
     "scoreline.execution": "Execution",

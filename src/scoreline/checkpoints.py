@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from scoreline.denoiser import Denoiser
 from scoreline.descriptions.skeletons import Shapes, SizeError, build, tensors
-from scoreline.descriptions.specs import Spec, is_ours
+from scoreline.descriptions.specs import Spec, foreign_packages, is_ours
 from scoreline.errors import InputError, printable
 from scoreline.networks.latents import LatentDecoder
 from scoreline.parameterisations import Parameterisation
@@ -61,6 +62,31 @@ DECODER = "autoencoder."
 
 CLASSES = ("num_classes", "num_class_embeds")
 """Arguments of our networks that must agree with the card's `num_classes`."""
+
+
+def classes_of(network: Mapping[str, Any]) -> int:
+    """Return the number of classes of a described network, 0 for an unconditional one."""
+    return next((int(network[key] or 0) for key in CLASSES if key in network), 0)
+
+
+def sizes_unlike(network: Mapping[str, Any], shape: Sequence[int], classes: int) -> dict[str, int | None]:
+    """Return the arguments of a described network that do not agree with images, each with the value that does.
+
+    An unconditional network agrees with images of any classes.
+
+    Args:
+        network: the description.
+        shape: (C, H, W) of the images, H = W.
+        classes: number of their classes.
+    """
+    sizes = {key: shape[axis] for key, axis in IN_SHAPE.items() if key in network}
+    unlike: dict[str, int | None] = {
+        key: size for key, size in sizes.items() if network[key] not in (size, [size, size])
+    }
+    if "in_channels" in unlike and "out_channels" in network:
+        unlike["out_channels"] = shape[0] * network["out_channels"] // network["in_channels"]
+    absent = {"num_classes": 0, "num_class_embeds": None}
+    return unlike | {key: classes or absent[key] for key in CLASSES if network.get(key) not in (None, 0, classes)}
 
 
 @dataclass(frozen=True)
@@ -276,6 +302,30 @@ def _network(shapes: Shapes, spec: Spec, weights: dict[str, Tensor], trust: tupl
     network: nn.Module = build(spec, nn.Module, shapes, trust)
     _fill(network, weights, assign=False)
     return network
+
+
+def refuse_unloadable(model: Spec, shapes: Shapes) -> None:
+    """Refuse a description of classes of other packages that `load_model` could not build again if it trusts them.
+
+    Use it before a training, whose checkpoints hold the description.
+
+    Args:
+        model: the descriptions of network, noise schedule and parameterisation.
+        shapes: of the network's weights, by name.
+
+    Raises:
+        InputError: naming the key and the reason.
+    """
+    kinds = {"network": nn.Module, "noise_schedule": NoiseSchedule, "parameterisation": Parameterisation}
+    for name, kind in kinds.items():
+        trust = tuple(foreign_packages(model[name]))
+        try:
+            if trust and (name != "network" or _hollow(shapes, model[name], trust) is None):
+                build(model[name], kind, shapes, trust)
+        except InputError as error:
+            raise InputError(
+                f"model.{name}: its checkpoints could not be loaded: {str(error).removeprefix('checkpoint: ')}"
+            ) from error
 
 
 def _hollow(shapes: Shapes, spec: Spec, trust: tuple[str, ...]) -> nn.Module | None:

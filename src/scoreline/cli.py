@@ -20,6 +20,7 @@ Models and records:
   likelihood         bits per dimension of images under a model
 
 Images and results:
+  dataset SRC DEST   make a data set of one size from pictures of any kind
   evaluate SAMPLES REFERENCE   score images against images or statistics
   reference IMAGES OUT.npz     write reference statistics
   report DIR         print a table and draw a figure of finished runs
@@ -42,7 +43,7 @@ from scoreline.errors import InputError, did_you_mean
 from scoreline.runtime import startup
 
 VERBS = (
-    *("certify", "doctor", "ema", "evaluate", "import", "import-statistics", "inspect"),
+    *("certify", "dataset", "doctor", "ema", "evaluate", "import", "import-statistics", "inspect"),
     *("learn-pipeline", "likelihood", "prefetch", "reference", "report", "show", "upload", "verify"),
 )
 MODULES = {"import": "import_checkpoint"}

@@ -10,11 +10,13 @@ from torch import Tensor
 
 from scoreline.denoiser import Denoiser
 from scoreline.errors import InputError
+from scoreline.networks.uncertainty import Uncertainty
 from scoreline.parameterisations import IDDPM
 from scoreline.runtime.device import to_device
 from scoreline.schedules.base import NoiseSchedule, Schedule
 from scoreline.schedules.discrete import DiscreteVP
 from scoreline.targets import Reference, Target
+from scoreline.values import real_number
 
 Weight = Callable[[Tensor], Tensor]
 """lambda(rho): (B,) -> (B,)."""
@@ -62,6 +64,35 @@ class FlowWeight:
 
 
 @dataclass(frozen=True)
+class MinSNR:
+    """lambda = min(SNR, gamma), SNR = 1 / rho^2: the error of x_0, but of eps at high noise.
+
+    Given for |D - x_0|^2 = rho^2 |eps error|^2, and |v error|^2 = (SNR + 1) |D - x_0|^2 on a variance-preserving
+    process, it is the published weight of each prediction:
+
+        x_0: min(SNR, gamma),    eps: min(SNR, gamma) / SNR = min(1, gamma rho^2),    v: min(SNR, gamma) / (SNR + 1).
+
+    Use it with the densities of `objective=vp` and `ddpm` where `InverseVariance` spends too much on small noise.
+
+    Attributes:
+        gamma: the largest weight, reached for rho < 1 / sqrt(gamma). Published: 5.
+
+    Source: Hang et al. (2023), arXiv:2303.09556.
+
+    Raises:
+        InputError: unless gamma is a positive number.
+    """
+
+    gamma: float = 5.0
+
+    def __post_init__(self) -> None:
+        real_number("objective.weight.gamma", self.gamma)
+
+    def __call__(self, rho: Tensor) -> Tensor:
+        return (rho**-2).clamp(max=self.gamma)
+
+
+@dataclass(frozen=True)
 class Batch:
     """A batch of training images with the random numbers that noise them.
 
@@ -105,12 +136,15 @@ class DenoisingObjective:
     Attributes:
         density: the map from u to noise levels.
         weight: lambda.
-        target: `Denoising` (plain DSM) or `StableTarget` (STF).
+        target: `Denoising` (plain DSM), `StableTarget` (STF) or `StableVM`.
+        uncertainty: learns a further factor of lambda in training; `balance` applies it, the loss above does not, so
+            that losses compare.
     """
 
     density: Schedule
     weight: Weight
     target: Target
+    uncertainty: Uncertainty | None = None
 
     def __call__(self, denoiser: Denoiser, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return the per-image loss (B,) float32 and the noise levels rho (B,) float64."""
@@ -121,6 +155,18 @@ class DenoisingObjective:
         condition = {} if batch.augment is None else {"augment": batch.augment}
         error = (denoiser(x, rho, label=batch.label, **condition) - target).flatten(1).square().mean(1)
         return self.weight(rho).to(error.dtype) * error, rho
+
+    def balance(self, loss: Tensor, rho: Tensor) -> Tensor:
+        """Return what training minimises: loss / exp(u(rho)) + u(rho), or without `uncertainty` the loss itself.
+
+        Args:
+            loss: (B,) of this objective.
+            rho: its noise levels (B,).
+        """
+        if self.uncertainty is None:
+            return loss
+        u: Tensor = self.uncertainty(rho)
+        return loss / u.exp() + u
 
 
 @dataclass(frozen=True)

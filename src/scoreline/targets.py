@@ -1,4 +1,4 @@
-"""Training targets: the clean image (denoising score matching), or its mean over a reference batch (STF)."""
+"""Training targets: the clean image (denoising score matching), or its mean over a reference (STF, StableVM)."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -92,6 +92,8 @@ class StableTarget:
     classes: str = "same"
     augmented: str = "independent"
 
+    mixture = False
+
     def __post_init__(self) -> None:
         if not is_whole(self.references):
             raise InputError(f"target.references={self.references}: must be a whole number, at least 1")
@@ -120,6 +122,39 @@ class StableTarget:
         allowed = torch.stack(masks).all(0)
         allowed[torch.arange(len(allowed), device=allowed.device), reference.source] = True
         return allowed
+
+
+class StableVM(StableTarget):
+    """The target of stable velocity matching: `StableTarget`, with noisy images from the mixture over the reference:
+
+        R = {y_1 .. y_n} from the data,    x ~ (1 / n) sum_i N(y_i, rho^2),    target = sum_i w_i y_i over R.
+
+    Sources are drawn evenly from R with replacement, so one reference serves any number of noisy images and may be
+    smaller than the batch. The velocity eps - x_0 of a flow model is affine in x_0 at given x, so the same target
+    serves it: (x - target) / rho - target is the published mean of the velocities, with `FlowWeight` its loss.
+
+    The source and the other images of R have the joint law that they have in `StableTarget`: a uniform set of n images,
+    one of them marked evenly. So the target has the same mean given x, the posterior mean over all data, and the same
+    variance for every n. What differs is the batch: here images repeat within it, there every image comes once in an
+    epoch.
+
+    Use this to follow the paper, or for batches larger than the reference; otherwise `StableTarget` uses more images.
+
+    Attributes:
+        references: n. Published: 256 of each class on ImageNet, 2048 on a mixture in the plane.
+        scope: `all` shares one reference between all processes, `process`, as released, gives each its own.
+        classes: as in `StableTarget`. With `same` the images of R of the source's class are a reference of that class,
+            whose size varies; the released code keeps the last 256 images of every class and draws classes evenly.
+        augmented: as in `StableTarget`.
+
+    Source: Yang et al. (2026), arXiv:2602.05435; released code github.com/linYDTHU/StableVelocity, which keeps the
+    plain target for t < 0.5.
+
+    Raises:
+        InputError: as `StableTarget`.
+    """
+
+    mixture = True
 
 
 @torch.no_grad()

@@ -176,6 +176,38 @@ def enumerated(
     return float(mean), math.sqrt(chance @ (square - mean) ** 2), chance @ np.array(targets) - mu
 
 
+def simulated(y: np.ndarray, n: int, rho: float, count: int) -> np.ndarray:
+    """|T - mu|^2 in the order of StableVM: n different images, one of them, its noisy image, the mean over the n."""
+    generator = np.random.default_rng(7)
+    found = []
+    for _ in range(count):
+        reference = y[generator.choice(len(y), n, replace=False)]
+        x = reference[generator.integers(n)] + rho * generator.standard_normal(y.shape[1])
+        means = []
+        for images in (reference, y):
+            height = -((x - images) ** 2).sum(1) / (2 * rho**2)
+            share = np.exp(height - height.max())
+            means.append(share @ images / share.sum())
+        found.append(((means[0] - means[1]) ** 2).sum())
+    return np.array(found)
+
+
+@pytest.mark.parametrize("n", [1, 3])
+def test_a_mixture_over_the_reference_has_this_variance(n: int) -> None:
+    """It is measured from x to references, and found again from references to x; n = 1 is score matching."""
+    levels = (1.0, 2.0, 4.0)
+    values = TargetVariance(levels, (n,), 64)(subject(TRIO, 1500))
+    y = to_unit(TRIO.images).flatten(1).double().numpy()
+    for k, rho in enumerate(levels):
+        squares = simulated(y, n, rho, 6000)
+        mean, error = squares.mean(), squares.std() / len(squares) ** 0.5
+        found, own = (float(values[name][0, k]) for name in ("stf", "stf_error"))
+        assert abs(found - mean) < 4 * math.hypot(error, own)
+        assert math.hypot(error, own) < 0.06 * mean
+        if n == 1:
+            assert found == pytest.approx(float(values["dsm"][k]), rel=0.1)
+
+
 MEASURED = {  # sigma: effective size, V_DSM, V_STF at n = 64, 256, 1024, 1797, and at 1024 without replacement
     0.7: (2.3, 1.364, 1.173, 0.847, 0.407, 0.255, 0.269),
     1.0: (8.0, 4.438, 2.892, 1.713, 0.714, 0.434, 0.447),

@@ -7,6 +7,7 @@ import sys
 import tomllib
 from pathlib import Path
 
+import own_package
 import pytest
 from forks import call
 
@@ -15,7 +16,6 @@ from scoreline.errors import InputError
 from scoreline.storage.config_files import conf_dir
 
 ROOT = Path(conf_folder.__file__).parents[3]
-COMMAND = (sys.executable, "-P", "-c", "from scoreline.cli import main; main()")
 
 
 @pytest.fixture
@@ -69,21 +69,55 @@ def test_every_program_takes_it(own: Path) -> None:
     assert "  mine" in call("scoreline", *folder, "show", "solver", cwd=own.parent).stdout
 
 
-def test_an_installed_package_has_configs_and_scripts(tmp_path: Path) -> None:
-    """The layout of the wheel, by what pyproject.toml puts into it."""
-    site = tmp_path / "site"
+INSTALLED = """
+import sys
+import lightning
+from pathlib import Path
+from forks import ended, _fork
+import scoreline
+
+assert scoreline.__file__.startswith(sys.argv[1]), scoreline.__file__
+program = Path("scoreline")
+program.write_text("from scoreline.cli import main; main()")
+
+def run(*words):
+    with open("said", "w") as said:
+        code = ended(_fork(str(program), Path(), {}, words, said, said))
+    text = Path("said").read_text()
+    assert code == 0, (words, text)
+    return text
+
+own, brief = ("--config-dir", "conf"), ("nfe=4", "seeds=0-3")
+run("show", "solver=ddim", "nfe=4")
+run("sample", *brief, "metrics=none")
+assert "certify " in run("--help") and "nfe" in run("sample", "--help")
+text = run("train", *own, *sys.argv[2:], "hydra.run.dir=out")
+words = ["checkpoint=out", "trust=[mylab]"]
+assert text.splitlines()[-1] == "next: scoreline sample --config-dir conf checkpoint=out 'trust=[mylab]'", text
+run("calibrate", *own, *words, *brief)
+for solver in ("own_euler", "deis_sn"):
+    run("sample", *own, *words, *brief, f"solver={solver}", "metrics=own_brightness")
+assert "own_euler" in run("certify", *own, "solver=own_euler")
+"""
+
+
+def test_an_installed_package_serves_a_package_of_the_users_own(tmp_path: Path) -> None:
+    """The layout of the wheel, by what pyproject.toml puts into it; train, calibrate, sample and certify outside."""
+    site, work = tmp_path / "site", tmp_path / "work"
     shutil.copytree(ROOT / "src/scoreline", site / "scoreline", ignore=shutil.ignore_patterns("__pycache__"))
     with open(ROOT / "pyproject.toml", "rb") as file:
         more = tomllib.load(file)["tool"]["hatch"]["build"]["targets"]["wheel"]["force-include"]
     for source, place in more.items():
         (site / place).parent.mkdir(exist_ok=True)
         (shutil.copytree if (ROOT / source).is_dir() else shutil.copy)(ROOT / source, site / place)
-    environment = {**os.environ, "PYTHONPATH": str(site)}
-    for words in (
-        ["show", "solver=ddim", "nfe=4"],
-        ["sample", "nfe=4", "seeds=0-3", "metrics=none"],
-        ["sample", "--help"],
-    ):
-        done = subprocess.run([*COMMAND, *words], cwd=tmp_path, env=environment, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-    assert len(list((tmp_path / "outputs/sample").glob("*/samples.npz"))) == 1
+    own_package.write(work)
+    path = os.pathsep.join(map(str, (site, work, ROOT / "tests")))
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", INSTALLED, str(site), *own_package.TRAIN],
+        cwd=work,
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert len(list((work / "outputs/sample").glob("*/samples.npz"))) == 3

@@ -30,7 +30,8 @@ CONFIG = "a config composed of the package's conf/, the folder of --config-dir a
 LISTED = {
     ("config/script.py", "instantiate"): f"{CONFIG}: guidance and threshold",
     ("config/compose.py", "instantiate"): (
-        f"{CONFIG}; a card in it was accepted by specs.rebuild before, names out of a record pass conf_folder.choice"
+        f"{CONFIG}; a card in it, or a description in a checkpoint of a training, was accepted by specs.rebuild, "
+        "names out of a record pass conf_folder.choice"
     ),
     (
         "config/conf_folder.py",
@@ -52,6 +53,7 @@ LISTED = {
     ("tables/worker.py", "run_path"): "the script of a cell, which the table's own process names",
     ("config/run_names.py", "find_spec"): "looks for a file of a top-level name and imports nothing",
     ("config/local_launcher.py", "find_spec"): "the constant PLUGIN",
+    ("config/optuna_study.py", "find_spec"): "the constant PLUGIN",
     ("datasets/digits.py", "find_spec"): "a constant",
 }
 

@@ -59,6 +59,7 @@ def test_words_name_no_files(
     [
         ("train", {"dataset": {"_target_": "scoreline.datasets.image_folder.ImageFolder", "path": "HERE"}}),
         ("train", {"resume": "HERE/a.png"}),
+        ("train", {"init": {"checkpoint": "HERE/a.png", "skip": []}}),
         ("sample", {"metrics": {"reference": "HERE"}}),
         ("sample", {"metrics": {"reference": {"path": "${where}", "split": "train"}}, "where": "HERE/a.png"}),
         ("sample", {"schedule": {"base": {"path": "HERE/a.png"}}}),
@@ -88,6 +89,15 @@ def test_training_start_counts_but_resuming_does_not(tmp_path: Path) -> None:
     assert fresh == never == same
     assert one != fresh
     assert named("train", resume=str(tmp_path / "x.ckpt")) == named("train", resume=str(tmp_path / "y.ckpt")) != fresh
+
+
+def test_initial_weights_count_if_there_are_some() -> None:
+    options = {"trust": [], "import": {"weights": "ema"}}
+    assert named("train", init={"checkpoint": None, "skip": []}, **options) == named("train")
+    found = [named("train", init={"checkpoint": "digits_vp", "skip": skip}, **options) for skip in ([], ["head"])]
+    raw = named("train", init={"checkpoint": "digits_vp", "skip": []}, trust=[], **{"import": {"weights": "raw"}})
+    assert len({named("train"), *found, raw}) == 4
+    assert named("sample", trust=[]) != named("sample")
 
 
 @pytest.mark.parametrize("package", [True, False])

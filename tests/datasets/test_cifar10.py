@@ -198,7 +198,7 @@ def test_damaged_or_incomplete_archives(archive, tmp_path):
         Cifar10(str(archive))
     (tmp_path / "f").mkdir()
     (tmp_path / "f" / "test_batch").write_bytes(b"")
-    with pytest.raises(InputError, match=r"has no data_batch_1; fetch https://www\.cs\.toronto\.edu"):
+    with pytest.raises(InputError, match=r"has no data_batch_1; download https://www\.cs\.toronto\.edu"):
         Cifar10(str(tmp_path / "f"))
 
 
@@ -320,4 +320,4 @@ def test_plain_tars_are_read_but_endless_batches_refused(archive, tmp_path):
     (tmp_path / "f" / "test_batch").symlink_to("/dev/zero")
     (tmp_path / "f" / "data_batch_1").write_bytes(b"")
     said = refusal(lambda: Cifar10(str(tmp_path / "f"), "test"), room=2**26, seconds=5)
-    assert re.search("has no|holds a file that is no batch|neither", said)
+    assert re.search("has no|holds a file that is not a batch|neither", said)

@@ -1,9 +1,9 @@
 import io
-import struct
 import zlib
 
 import numpy as np
 import pytest
+from picture_files import encoded, raw_png
 from PIL import Image, ImageOps
 
 from scoreline.datasets import decode as module
@@ -13,22 +13,6 @@ from scoreline.errors import InputError
 RNG = np.random.default_rng(0)
 GREY = RNG.integers(0, 256, (5, 7), dtype=np.uint8)
 COLOUR = RNG.integers(0, 256, (5, 7, 3), dtype=np.uint8)
-
-
-def encoded(image: Image.Image, form: str = "PNG", **options) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, form, **options)
-    return buffer.getvalue()
-
-
-def raw_png(width: int, height: int, depth: int, colour: int, rows: bytes) -> bytes:
-    """A PNG written by hand, from the specification."""
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
 
 
 def test_grey_and_colour_arrive_unchanged():
@@ -60,13 +44,13 @@ def test_palette_and_bilevel_lose_nothing():
     ids=["RGBA", "LA", "RGB with tRNS", "palette with tRNS"],
 )
 def test_alpha_is_refused(image, options):
-    with pytest.raises(InputError, match=r"^x/a\.png has an alpha channel: flatten"):
+    with pytest.raises(InputError, match=r"^x/a\.png has an alpha channel: scoreline dataset SRC DEST"):
         decode(encoded(image, **options), "x/a.png")
 
 
 @pytest.mark.parametrize(("colour", "channels"), [(0, 1), (2, 3)])
 def test_16_bits_are_refused(colour, channels):
-    with pytest.raises(InputError, match="16 bits per channel"):
+    with pytest.raises(InputError, match="16 bits a channel: scoreline dataset"):
         decode(raw_png(1, 1, 16, colour, b"\0" + b"\1\2" * channels), "a.png")
 
 
@@ -78,7 +62,7 @@ def test_jpeg_only_where_admitted():
 
 
 def test_other_colour_spaces_are_refused():
-    with pytest.raises(InputError, match="mode CMYK"):
+    with pytest.raises(InputError, match=r"mode CMYK, .*: scoreline dataset"):
         decode(encoded(Image.fromarray(COLOUR).convert("CMYK"), "JPEG"), "a.jpg", ["JPEG"])
 
 

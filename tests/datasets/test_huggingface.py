@@ -1,4 +1,5 @@
 import builtins
+import io
 import json
 import pickle
 import sys
@@ -10,6 +11,7 @@ from PIL import Image
 
 from scoreline.datasets.base import ArrayDataset
 from scoreline.datasets.huggingface import HuggingFace
+from scoreline.datasets.picture_sources import open_source
 from scoreline.errors import InputError
 
 datasets = pytest.importorskip("datasets", reason="an optional extra")
@@ -40,6 +42,17 @@ def table(pixels=PIXELS, labels=LABELS, **columns):
 def saved(tmp_path, content, name="tiny"):
     content.save_to_disk(str(tmp_path / name))
     return str(tmp_path / name)
+
+
+def test_the_same_rows_are_a_source_of_pictures(tmp_path):
+    path = saved(tmp_path, table(labels=[1, -1, 2, 2, 1]))
+    with open_source(path, None, tmp_path) as source:
+        assert source.classes == {"00000000": 1, "00000002": 2, "00000003": 2, "00000004": 1}
+        found = [np.array(Image.open(io.BytesIO(source.load(name)))) for name in source.names]
+    assert np.array_equal(found, PIXELS)
+    table().to_parquet(str(tmp_path / "x.parquet"))
+    with open_source(str(tmp_path / "x.parquet"), "train", tmp_path) as source:
+        assert len(source.names) == 5
 
 
 def expected(classes=4, labels=LABELS):

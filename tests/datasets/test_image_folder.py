@@ -150,14 +150,14 @@ def test_an_image_that_differs_is_named(tmp_path, shape):
     write(tmp_path)
     Image.fromarray(np.zeros(shape, np.uint8)).save(tmp_path / NAMES[3])
     folder = ImageFolder(str(tmp_path))
-    with pytest.raises(InputError, match=rf"{NAMES[3]} is 4x. \w+, but .*{NAMES[0]} is 4x4 RGB: bring"):
+    with pytest.raises(InputError, match=rf"{NAMES[3]} is 4x. \w+, but .*{NAMES[0]} is 4x4 RGB: scoreline dataset"):
         folder.digest  # noqa: B018
 
 
 def test_resolution_is_demanded_never_made(tmp_path):
     write(tmp_path)
     assert ImageFolder(str(tmp_path), resolution=4).shape == (3, 4, 4)
-    with pytest.raises(InputError, match=r"dataset\.resolution=8: .* are 4x4; resize them beforehand"):
+    with pytest.raises(InputError, match=r"dataset\.resolution=8: .* are 4x4; drop .*resolution=8 resizes"):
         ImageFolder(str(tmp_path), resolution=8)
 
 

@@ -48,7 +48,10 @@ BAD = {
     "flat": ({"arr_0": np.zeros((2, 4), np.uint8)}, r"holds arr_0 of uint8 \(2, 4\)"),
     "none": ({"arr_0": np.zeros((0, 4, 4, 3), np.uint8)}, "holds arr_0"),
     "channels first": ({"arr_0": np.zeros((2, 3, 8, 8), np.uint8)}, "put the channels last"),
-    "labels": ({"arr_0": np.zeros((2, 4, 4, 3), np.uint8), "arr_1": np.zeros(3, int)}, "no class of each of 2 images"),
+    "labels": (
+        {"arr_0": np.zeros((2, 4, 4, 3), np.uint8), "arr_1": np.zeros(3, int)},
+        "does not give one class to each of 2 images",
+    ),
     "pickle": ({"arr_0": np.array([{}], dtype=object)}, "cannot be read as an npz file"),
 }
 
@@ -104,7 +107,7 @@ def test_unfinished_runs_and_runs_without_images_are_named(tmp_path):
 
 def test_other_places_are_named(tmp_path):
     (tmp_path / "x.tar").write_text("")
-    with pytest.raises(InputError, match=r"x\.tar: neither \.npz nor \.zip; give a folder"):
+    with pytest.raises(InputError, match=r"x\.tar: neither \.npz nor \.zip \(scoreline dataset .*\); give a folder"):
         generated_images.images(str(tmp_path / "x.tar"))
     with pytest.raises(InputError, match="nothing is there; give a folder"):
         generated_images.images(str(tmp_path / "none"))

@@ -156,7 +156,7 @@ def test_unusable_arguments(tmp_path: Path) -> None:
         with pytest.raises(InputError, match=message):
             Openclipart(**{"path": place} | given)
     (tmp_path / "text.deb").write_text("no package")
-    with pytest.raises(InputError, match=r"text\.deb is no whole Debian package \(it is no Debian package\)"):
+    with pytest.raises(InputError, match=r"text\.deb is not a whole Debian package \(it is no Debian package\)"):
         Openclipart(str(tmp_path / "text.deb"))
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match=r"no \.png file in a folder inside"):

@@ -16,6 +16,7 @@ import forks
 import lightning  # noqa: F401  forked commands start with it
 import pytest
 import torch
+from lucidrains_files import write_checkpoint
 
 from scoreline import predictions
 
@@ -24,14 +25,19 @@ PAGES = (
     "README.md",
     "docs/sampling.md",
     "docs/features.md",
+    "docs/metrics.md",
     "docs/any_model.md",
     "docs/tables.md",
+    "docs/tuning.md",
     "docs/extending.md",
     "docs/conventions.md",
 )
 NOTEBOOKS = ("docs/calibration.md", "docs/tutorials/two_dimensions.md")
 """Pages of Python alone, whose blocks are one session."""
-TUTORIALS = ("docs/tutorials/toy.md", "docs/tutorials/foreign_checkpoint.md", "docs/tutorials/own_pictures.md")
+TUTORIALS = (
+    *("docs/tutorials/toy.md", "docs/tutorials/foreign_checkpoint.md", "docs/tutorials/own_pictures.md"),
+    *("docs/tutorials/fine_tuning.md", "docs/tutorials/lucidrains.md"),
+)
 BLOCK = re.compile(r"(<!-- not run: .+? -->\n)?^```(\w+)\n(.*?)^```$", re.S | re.M)
 BETAS = torch.linspace(1e-4, 0.02, 1000)
 PIPELINE = {"num_train_timesteps": 1000, "beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": "linear"}
@@ -54,6 +60,7 @@ SHORTER = {
     r"nfe=(100|20|35)\b": "nfe=6",
     r"nfe=5,10,20\b": "nfe=3,4",
     r"images=32\b": "images=8",
+    r"n_trials=\d+": "n_trials=2",
     r"levels=8\b": "levels=4",
     r"seeds=0-(499|4999)\b": "seeds=0-15",
     r"seeds=0-31\b": "seeds=0-3",
@@ -101,6 +108,8 @@ def bash(code: str, where: Path, short: bool) -> None:
 
 def follow(page: str, where: Path, short: bool) -> None:
     assert list(blocks(page))
+    if page == "docs/tutorials/lucidrains.md":
+        write_checkpoint(where)  # their package and a file of it, which the page leaves to its reader
     session = {"__name__": page, **GIVEN.get(page, {})}
     for language, code in blocks(page):
         path = re.match(r"# (\S+/\S+\.\w+)\n", code)

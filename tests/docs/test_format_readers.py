@@ -31,6 +31,7 @@ COMMANDS = (
     "python sample.py checkpoint=train nfe=4 seeds=0-3 format=npy metrics=none hydra.run.dir=floats",
     "python calibrate.py checkpoint=train calibration=target_variance dataset=digits calibration.levels=3 "
     "calibration.references=[4,8] calibration.draws=4 seeds=0-7 hydra.run.dir=calibrate",
+    "scoreline dataset sample/samples.npz pictures.zip resolution=8 duplicates=keep",
     "scoreline report table",
 )
 NOISE = np.random.default_rng(0).standard_normal((3, 2)) * 152
@@ -107,6 +108,13 @@ def test_runs(where: Path, read: dict[str, Any]) -> None:
     assert np.array_equal(np.clip(np.floor(127.5 * samples + 128), 0, 255).transpose(0, 2, 3, 1), images[:4])
     assert (read["manifest.csv"]["damaged"], len(read["manifest.csv"]["rows"])) == ([], 16)
     assert np.array_equal(read["trajectories.npz"]["last"].transpose(0, 2, 3, 1), images[:2])
+
+
+def test_data_sets(where: Path, read: dict[str, Any]) -> None:
+    found, samples = read["Data sets"], np.load(where / "sample/samples.npz")
+    assert np.array_equal(found["pictures"], samples["arr_0"][..., 0])
+    assert found["classes"] is None
+    assert list(found["origin"].items())[-1] == ("00000/img00000015.png", "00000015")
 
 
 def test_statistics_and_tables(where: Path, read: dict[str, Any]) -> None:

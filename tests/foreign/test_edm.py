@@ -2,17 +2,21 @@
 
 import json
 import pickle
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
+from edm_files import (
+    CASES,
+    GOLDEN,
+    network,
+    snapshot,
+    use_original_names,
+)
 from filled import filled, image
-from torch import Tensor, nn
+from torch import nn
 
 from scoreline.checkpoints import Card, load_model, save_model
 from scoreline.denoiser import Denoiser
@@ -26,115 +30,13 @@ from scoreline.schedules.base import NoiseSchedule
 from scoreline.schedules.ve import EDM, VE
 from scoreline.schedules.vp import LinearVP
 
-GOLDEN = json.loads((Path(__file__).parent / "golden_edm.json").read_text())
-CASES = {case["wrapper"]: case for case in GOLDEN}
-TAPS = "resample_filter"
-
-
-def _reconstruct_persistent_obj(meta: dict[str, Any]) -> None:
-    """In EDM this runs meta["module_src"]."""
-    raise AssertionError("the reconstruction of a file was called")
-
-
-class EasyDict(dict):
-    pass
-
-
-class Persistent:
-    """An object that pickles itself as EDM's do, with source that would leave a file behind."""
-
-    canary = Path("canary")
-
-    def __init__(self, name: str, state: dict[str, Any]) -> None:
-        self.name, self.state = name, state
-
-    def __reduce__(self) -> tuple[Callable, tuple]:
-        source = f"open({str(self.canary)!r}, 'w').close()"
-        meta = {"type": "class", "version": 6, "module_src": source, "class_name": self.name, "state": self.state}
-        return _reconstruct_persistent_obj, (meta,)
-
 
 @pytest.fixture(autouse=True)
 def original_names(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     """pickle finds the stand-ins under the names of the original; afterwards, the canary is not there."""
-    names = {"torch_utils.persistence": _reconstruct_persistent_obj, "dnnlib.util": EasyDict}
-    for module, thing in names.items():
-        fake = ModuleType(module)
-        setattr(fake, thing.__name__, thing)
-        monkeypatch.setitem(sys.modules, module.partition(".")[0], ModuleType(module.partition(".")[0]))
-        monkeypatch.setitem(sys.modules, module, fake)
-        monkeypatch.setattr(thing, "__module__", module)
-    monkeypatch.setattr(Persistent, "canary", tmp_path / "canary")
+    use_original_names(monkeypatch, tmp_path / "canary")
     yield
     assert not (tmp_path / "canary").exists()
-
-
-def attributes(**extra: Any) -> dict[str, Any]:
-    """What every nn.Module has."""
-    return {
-        "training": False,
-        "_parameters": {},
-        "_buffers": {},
-        "_modules": {},
-        "_non_persistent_buffers_set": set(),
-        "_backward_hooks": {},
-        "_init_args": (),
-        "_init_kwargs": {},
-        **extra,
-    }
-
-
-def module(weights: dict[str, Tensor], path: str = "") -> Any:
-    """Nested layers for a flat state dict; enc and dec are torch's own containers."""
-    state = attributes(skip_scale=np.sqrt(0.5))
-    state["_parameters"]["unused"] = None
-    state["_buffers"]["scratch"] = torch.full((2,), float("nan"))
-    state["_non_persistent_buffers_set"].add("scratch")
-    for name in dict.fromkeys(name.partition(".")[0] for name in weights):
-        below = {key.partition(".")[2]: value for key, value in weights.items() if key.partition(".")[0] == name}
-        if "" not in below:
-            state["_modules"][name] = module(below, name)
-        elif name in (TAPS, "freqs"):
-            state["_buffers"][name] = below[""]
-        else:
-            state["_parameters"][name] = nn.Parameter(below[""])
-    state["_modules"]["nothing"] = None
-    if path in ("enc", "dec"):
-        found = nn.ModuleDict()
-        found.__dict__.update(state)
-        return found
-    return Persistent("Layer", state)
-
-
-def weights_of(case: dict[str, Any]) -> dict[str, Tensor]:
-    row = torch.tensor(case["arguments"].get(TAPS, [1, 1]), dtype=torch.float32)
-    kernel = torch.outer(row, row)[None, None] / row.sum() ** 2
-    return {
-        name: kernel.clone() if name.endswith(TAPS) else filled(name, shape) for name, shape in case["shapes"].items()
-    }
-
-
-def network(case: dict[str, Any], **changed: Any) -> Persistent:
-    """The wrapper and the network inside."""
-    arguments, factor = dict(case["arguments"]), 2 if case["wrapper"] == "iDDPMPrecond" else 1
-    kind = arguments.pop("model_type")
-    interface = {"img_resolution": 8, "in_channels": 3, "out_channels": 3 * factor, "label_dim": 0}
-    inner = module(weights_of(case))
-    inner.name = changed.pop("model_type", kind)
-    inner.state["_init_kwargs"] = {**interface, **arguments, **changed}
-    told = {name: float(value) if value == "inf" else value for name, value in case["attributes"].items()}
-    wrapper = attributes(img_resolution=8, **told)
-    wrapper["_modules"]["model"] = inner
-    wrapper["_buffers"]["u"] = torch.zeros(3) if factor == 2 else None
-    wrapper["_init_kwargs"] = {"img_resolution": 8, "img_channels": 3, **case["arguments"]}
-    return Persistent(case["wrapper"], wrapper)
-
-
-def snapshot(case: dict[str, Any], **changed: Any) -> dict[str, Any]:
-    pipe = Persistent("AugmentPipe", {"p": 0.12, "_init_args": (), "_init_kwargs": {"p": 0.12, "xflip": 1e8}})
-    loss = Persistent("EDMLoss", {"P_mean": -1.2, "_init_args": (), "_init_kwargs": {}})
-    data = EasyDict(class_name="training.dataset.ImageFolderDataset", xflip=False, scale=float("inf"), sizes=(1, 2))
-    return {"ema": network(case, **changed), "loss_fn": loss, "augment_pipe": pipe, "dataset_kwargs": data}
 
 
 def pickled(folder: Path, content: Any) -> Any:

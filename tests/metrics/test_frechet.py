@@ -68,22 +68,6 @@ def test_2048_dimensions_agree_with_scipys_matrix_root():
     assert distance(x, y) == pytest.approx(by_matrix_root(x, y), rel=1e-6)
 
 
-def test_agrees_with_torchmetrics():
-    from torchmetrics.image.fid import FrechetInceptionDistance
-
-    class Identity(torch.nn.Module):
-        num_features = 8
-
-        def forward(self, x):
-            return x
-
-    x, y = correlated(200, 8, seed=1), correlated(150, 8, seed=2)
-    metric = FrechetInceptionDistance(feature=Identity())
-    metric.update(x, real=False)
-    metric.update(y, real=True)
-    assert distance(x, y) == pytest.approx(float(metric.compute()), rel=1e-9)
-
-
 def test_statistics_are_numpys_mean_and_covariance():
     x = correlated(50, 4, seed=3)
     statistics = GaussianStatistics.of(x)

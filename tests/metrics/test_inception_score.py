@@ -25,22 +25,6 @@ def test_equals_the_definition_split_by_split(n, splits):
     np.testing.assert_allclose(inception_score([p], n, splits), by_definition(p, splits), rtol=1e-12)
 
 
-@pytest.mark.filterwarnings("ignore:Metric `InceptionScore` will save")
-@pytest.mark.filterwarnings("ignore:std.*degrees of freedom")
-def test_agrees_with_torchmetrics_on_one_split():
-    from torchmetrics.image.inception import InceptionScore
-
-    class Logits(torch.nn.Module):
-        def forward(self, x):
-            return x
-
-    logits = torch.randn(90, 5, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
-    metric = InceptionScore(feature=Logits(), splits=1).set_dtype(torch.float64)
-    metric.update(logits)
-    (mine,) = inception_score([torch.softmax(logits, 1)], 90, splits=1)
-    assert mine == pytest.approx(float(metric.compute()[0]), rel=1e-6)
-
-
 def test_does_not_depend_on_how_the_rows_arrive():
     p = probabilities(100, 6)
     whole = inception_score([p], 100, 10)

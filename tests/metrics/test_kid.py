@@ -26,17 +26,6 @@ def test_equals_a_double_loop():
     assert kernel_distance(x, y) == pytest.approx(double_loop(x.tolist(), y.tolist()), rel=1e-11)
 
 
-@pytest.mark.filterwarnings("ignore:Metric `Kernel Inception Distance` will save:UserWarning")
-def test_agrees_with_torchmetrics_on_one_subset_of_all():
-    from torchmetrics.image.kid import KernelInceptionDistance
-
-    x, y = normal(60, 8, seed=1), normal(60, 8, seed=2, shift=0.2)
-    metric = KernelInceptionDistance(feature=torch.nn.Identity(), subsets=1, subset_size=60)
-    metric.update(x, real=False)
-    metric.update(y, real=True)
-    assert kernel_distance(x, y) == pytest.approx(float(metric.compute()[0]), rel=1e-9)
-
-
 def test_equal_distributions_average_to_zero():
     values = np.array([kernel_distance(normal(30, 2, seed=i), normal(40, 2, seed=9000 + i)) for i in range(400)])
     assert values.min() < 0 < values.max()

@@ -17,7 +17,7 @@ from scoreline.training.preemption import Preemption
 from scoreline.training.strategies import DataParallel, Sharded
 
 PACKAGE = Path(scoreline.__file__).parent
-LIBRARIES = {"torch", "lightning", "hydra", "omegaconf", "wandb", "numpy", "threading", "subprocess"}
+LIBRARIES = {"torch", "lightning", "torchmetrics", "hydra", "omegaconf", "wandb", "numpy", "threading", "subprocess"}
 PUBLIC = {"_replace", "_asdict", "_fields", "_make", "_exit", "_abc_impl", "_partial_", "_convert_", "_target_"}
 """Names with an underscore that Python and Hydra document."""
 

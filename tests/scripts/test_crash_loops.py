@@ -21,14 +21,17 @@ TRAIN = [
     *("model.network.dropout=0.1", "checkpoint_kimg=0.32", "log_kimg=0.16", "fixed_loss_kimg=0.64"),
     *("preview_kimg=0.96", "lr_rampup_kimg=0.5"),
 ]
-DSM = ["ema.post_hoc=[0.05,0.1]"]
-"""Snapshots of averages too."""
+DSM = ["ema.post_hoc=[0.05,0.1]", "keep_best=heldout_loss"]
+"""Snapshots of averages and the best model too."""
 
 STF = [
     *("target=stf", "target.references=96", "callbacks=online_schedule", "callbacks.online_schedule.levels=9"),
     *("callbacks.online_schedule.visits=2", "callbacks.online_schedule.burn_in_kimg=0.3"),
 ]
 """Schedules learnt on the way too."""
+
+LEARNED = ["experiment=digits_edm", "objective=edm_learned", "target=stablevm", "target.references=24"]
+"""A network of the noise level is trained too, and noisy images come from a reference smaller than the batch."""
 
 TWO = ["trainer=ddp_cpu", "model.network.dropout=0"]
 
@@ -86,6 +89,7 @@ SAMPLE = [str(ROOT / "sample.py"), *DRAW]
 JOBS: dict[str, Callable[[], Job]] = {
     "DSM": lambda: Job(nothing, [[*TRAIN, *DSM]]),
     "STF": lambda: Job(nothing, [[*TRAIN, *STF]]),
+    "StableVM with learned weighting": lambda: Job(nothing, [[*TRAIN, *LEARNED]]),
     "DSM in two processes": lambda: Job(nothing, [[*TRAIN, *DSM, *TWO]]),
     "STF in two processes": lambda: Job(nothing, [[*TORCHRUN, *TRAIN, *STF, *TWO]]),
     "table": lambda: Job(
@@ -115,12 +119,13 @@ JOBS: dict[str, Callable[[], Job]] = {
 
 FULL = {
     **{"DSM": 15, "STF": 15, "DSM in two processes": 10, "STF in two processes": 10},
+    **{"StableVM with learned weighting": 10},
     **{"table": 10, "tables that race": 10},
     **{"score_norm": 8, "search": 6, "tableau": 6},
     **{"samplers that race": 8, "png files": 6, "one and two samplers": 6},
     **{"sweep": 6},
 }
-"""50 kills in training, 20 in a table, 20 in calibration, 20 while two commands race for a directory; 6 in a sweep."""
+"""60 kills in training, 20 in a table, 20 in calibration, 20 while two commands race for a directory; 6 in a sweep."""
 
 SHORT = {"score_norm": 1, "png files": 2}
 """Every time; trainings are killed in tests/training every time."""

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import shlex
 from pathlib import Path
 
@@ -35,7 +36,7 @@ def result(folder: Path) -> dict[str, object]:
 
 
 def commands(lines: list[str]) -> list[list[str]]:
-    return [shlex.split(line)[2:] for line in lines if line.startswith("python sample.py")]
+    return [shlex.split(line)[2:] for line in lines if re.match(r"python \S*sample\.py ", line)]
 
 
 @pytest.fixture

@@ -26,7 +26,7 @@ from scoreline.training import gradients
 from scoreline.training.data import DeviceData
 from scoreline.training.ema import EMA
 from scoreline.training.gradients import Gradients
-from scoreline.training.loss_by_level import LossSums
+from scoreline.training.loss_by_level import LossByLevel
 
 CONF, META = Path(__file__).parents[2] / "conf", torch.device("meta")
 MODELS = [("cifar10_ddpmpp_edm", "edm"), ("cifar10_ddpmpp_vp", "vp"), ("cifar10_ncsnpp_ve", "ve")]
@@ -68,7 +68,7 @@ def test_a_step(model: str, objective: str, target: str, monkeypatch: pytest.Mon
     with META:
         network = instantiate(cfg.model.network)
         average.start(network)
-        sums, clip = LossSums(META), Gradients(clip=1.0)
+        sums, clip = LossByLevel().to(META), Gradients(clip=1.0)
         batch = Batch(
             torch.empty(4, 3, 32, 32),
             torch.empty(4, dtype=torch.float64),
@@ -84,7 +84,7 @@ def test_a_step(model: str, objective: str, target: str, monkeypatch: pytest.Mon
     with Copies() as made:
         loss, rho = rule(Denoiser(network, instantiate(cfg.model.parameterisation)), batch)
         loss.sum().backward()
-        sums.add(loss.detach(), rho)
+        sums.update(loss.detach(), rho)
         clip(network.parameters())
         average.update(network, 100, 4)
     assert made.found == []

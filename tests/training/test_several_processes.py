@@ -1,5 +1,6 @@
 """Two processes (gloo) train what one trains, and neither a kill nor a sweep parts them."""
 
+import json
 import os
 import signal
 import subprocess
@@ -14,6 +15,26 @@ from safetensors.torch import load_file
 from scoreline.training.training_state import list_checkpoints, loadable
 
 TWO = ["trainer=ddp_cpu", "model.network.dropout=0"]
+
+OBJECTIVES = {
+    "vp": ["experiment=digits_vp"],
+    "edm with STF": ["experiment=digits_edm", "target=stf", "target.references=96"],
+    "flow": ["experiment=digits_flow"],
+    "flow with STF": ["experiment=digits_flow", "target=stf", "target.references=96"],
+    "flow with StableVM": ["experiment=digits_flow", "target=stablevm", "target.references=24"],
+    "min-SNR": ["experiment=digits_vp", "objective=vp_min_snr"],
+    "learned weighting": ["experiment=digits_edm", "objective=edm_learned", "target=stablevm", "target.references=64"],
+}
+"""Every kind of objective and target; a reference of StableVM may be smaller than the batch."""
+
+TRAIN = str(Path(__file__).parents[2] / "train.py")
+IN_TURN = """\
+import json, runpy, sys
+train = sys.argv[1]
+for words in json.loads(sys.argv[2]):
+    sys.argv = [train, *words]
+    runpy.run_path(train, run_name="__main__")
+"""
 
 
 @pytest.fixture(scope="module")
@@ -118,6 +139,47 @@ def test_sweep_of_processes_stays_in_its_directories(tmp_path: Path) -> None:
     first, second = (load_file(path) for path in models)
     assert any(not torch.equal(value, second[name]) for name, value in first.items())
     assert output.count("kimg ->") == 2
+
+
+@pytest.fixture(scope="module")
+def in_turn(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """All objectives, one after another, in one process and in a pair of processes."""
+    where = tmp_path_factory.mktemp("objectives")
+    (where / "in_turn.py").write_text(IN_TURN)
+    common = [*SMALL, "model.network.dropout=0", "model.network.blocks=1", "duration_kimg=0.32", "lr_rampup_kimg=0.1"]
+    halfway = [*common, *OBJECTIVES["learned weighting"], f"hydra.run.dir={where}/resumed"]
+    more = [[*halfway, "duration_kimg=0.16"], halfway]
+    for name, size, trainer, rest in (("one", 1, [], more), ("two", 2, ["trainer=ddp_cpu"], [])):
+        runs = [[*common, *trainer, *own, f"hydra.run.dir={where / name / kind}"] for kind, own in OBJECTIVES.items()]
+        runs += rest
+        script(str(where / "in_turn.py"), where, TRAIN, json.dumps(runs), size=size)
+    return where
+
+
+@pytest.mark.parametrize("kind", OBJECTIVES)
+def test_every_objective_is_that_of_one_process(in_turn: Path, kind: str) -> None:
+    one, two = in_turn / "one" / kind, in_turn / "two" / kind
+    first, one_end, two_end = (torch.load(path, weights_only=True)["state_dict"] for path in checkpoints(one, two))
+    parts = {"denoiser", "uncertainty"} if kind == "learned weighting" else {"denoiser"}
+    assert {name.partition(".")[0] for name in one_end} == parts
+    for part in parts:
+        moved, apart = (
+            sum(float((one_end[name] - other[name]).square().sum()) for name in one_end if name.startswith(part))
+            for other in (first, two_end)
+        )
+        assert moved > 0
+        assert apart < 1e-6 * moved, part
+    for a, b in zip(records(one), records(two), strict=True):
+        assert b["loss"] == pytest.approx(a["loss"], rel=1e-4)
+        assert b.get("uncertainty", {}) == pytest.approx(a.get("uncertainty", {}), abs=1e-4)
+        assert ("uncertainty" in a) == (kind == "learned weighting")
+
+
+def test_a_learned_weighting_resumes(in_turn: Path) -> None:
+    """Its weights and Adam's moments of them are in the state to resume from, and in no model file."""
+    assert_same_run(in_turn / "one" / "learned weighting", in_turn / "resumed")
+    assert float(state(in_turn / "resumed")["state_dict"]["uncertainty.weight"].abs().max()) > 0
+    assert not [name for name in load_file(in_turn / "resumed" / "model.safetensors") if "uncertainty" in name]
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """A training step is a function of the weights and (seed, step), however its batch is divided."""
 
+from collections import Counter
 from collections.abc import Iterator
 from types import SimpleNamespace
 
@@ -15,7 +16,7 @@ from scoreline.networks.unet import UNet
 from scoreline.objective import Batch, DenoisingObjective, EDMWeight, LogNormal
 from scoreline.parameterisations import EDMPreconditioning
 from scoreline.storage.pictures import to_unit
-from scoreline.targets import Denoising, StableTarget, posterior_mean
+from scoreline.targets import Denoising, StableTarget, StableVM, posterior_mean
 from scoreline.training.augmentation import Augmentation
 from scoreline.training.data import DeviceData, EndlessBatches
 from scoreline.training.module import DiffusionModule
@@ -58,7 +59,8 @@ def examples_of(module: DiffusionModule, dataset: ArrayDataset, rank: int, world
     return module.examples(*dataset.read(rows))
 
 
-TARGETS = [Denoising(), StableTarget(40), StableTarget(40, classes="mixed", augmented="match")]
+TARGETS = [Denoising(), StableTarget(40), StableTarget(40, classes="mixed", augmented="match"), StableVM(8)]
+IDS = ["dsm", "stf", "stf_match", "stablevm"]
 
 
 def loss_and_gradients(module: DiffusionModule, parts: Iterator[Batch]) -> tuple[torch.Tensor, list[torch.Tensor]]:
@@ -71,7 +73,7 @@ def loss_and_gradients(module: DiffusionModule, parts: Iterator[Batch]) -> tuple
     return torch.cat(losses), [p.grad.clone() for p in module.parameters() if p.grad is not None]
 
 
-@pytest.mark.parametrize("target", TARGETS, ids=["dsm", "stf", "stf_match"])
+@pytest.mark.parametrize("target", TARGETS, ids=IDS)
 @pytest.mark.parametrize("world", [2, 3, 4])
 def test_processes_together_have_the_batch_of_one(dataset: ArrayDataset, target: object, world: int) -> None:
     module = module_of(dataset, target)
@@ -86,7 +88,7 @@ def test_processes_together_have_the_batch_of_one(dataset: ArrayDataset, target:
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5 * float(other.abs().max()) + 1e-9)
 
 
-@pytest.mark.parametrize("target", TARGETS, ids=["dsm", "stf", "stf_match"])
+@pytest.mark.parametrize("target", TARGETS, ids=IDS)
 @pytest.mark.parametrize("size", [1, 7, 24])
 def test_micro_batches_sum_to_the_batch(dataset: ArrayDataset, target: object, size: int) -> None:
     module = module_of(dataset, target)
@@ -187,6 +189,41 @@ def test_every_image_is_drawn_as_often(dataset: ArrayDataset) -> None:
     expected = 600 * 16 / 200
     chi_squared = float(((counts - expected) ** 2 / expected).sum())
     assert 120 < chi_squared < 290  # 199 degrees of freedom, four standard deviations
+
+
+def marked_sets(target: StableTarget, data: ArrayDataset, batch_size: int, draws: int) -> "Counter[tuple[int, ...]]":
+    """How often each reference came, as a sorted set of images, with the source of a noisy image in front."""
+    references, found = References(DeviceData(data), target, batch_size, seed=3), Counter[tuple[int, ...]]()
+    for step in range(draws):
+        drawn = references.draw(step, 0, 1, torch.device("cpu"))
+        numbers = drawn.images.flatten().tolist()
+        found.update((numbers[source], *sorted(numbers)) for source in drawn.source.tolist())
+    return found
+
+
+@pytest.mark.parametrize("target", [StableTarget(3), StableVM(3)], ids=["stf", "stablevm"])
+def test_references_and_sources_have_one_law(target: StableTarget) -> None:
+    """A set of three of six images, one of them marked: all 60 are as likely, whoever is drawn first."""
+    data = ArrayDataset("numbers", torch.arange(6, dtype=torch.uint8)[:, None, None, None])
+    found = marked_sets(target, data, 1, 3000)
+    assert len(found) == 60
+    chi_squared = sum((count - 50) ** 2 / 50 for count in found.values())
+    assert 20 < chi_squared < 103  # 59 degrees of freedom, four standard deviations
+
+
+def test_a_mixture_gives_a_batch_larger_than_its_reference(dataset: ArrayDataset) -> None:
+    """Sources repeat within the batch and have the labels of their images; all processes see one reference."""
+    module = module_of(dataset, StableVM(8), augmented=False)
+    module.denoiser.network.label_dropout = 0.0
+    whole, first = (examples_of(module, dataset, 0, world) for world in (1, 2))
+    assert whole.reference is not None
+    assert first.reference is not None
+    assert torch.equal(whole.reference.images, first.reference.images)
+    assert len(whole.reference.images) == 8 < len(whole.clean) == SIZE
+    assert torch.equal(whole.clean, to_unit(whole.reference.images)[whole.reference.source])
+    assert torch.equal(whole.label, whole.reference.label[whole.reference.source])
+    shown = dataset.read(EndlessBatches(200, SIZE, 3).at(STEP))[0]
+    assert not torch.equal(to_unit(shown), whole.clean)
 
 
 def test_processes_have_own_references_in_released_scope(dataset: ArrayDataset) -> None:

@@ -29,7 +29,9 @@ from scoreline.training.strategies import Sharded, _divided_state
 FSDP = ["trainer=fsdp", "trainer.accelerator=cpu", "trainer.devices=2"]
 COMMON = ["model.network.blocks=1", "checkpoint_kimg=0.32", "log_kimg=0.16", "ema.half_life_kimg=[1,50]"]
 NOISELESS = ["model.network.dropout=0", "ema.post_hoc=[0.1]", "gradients.clip=0.5", "fixed_loss_kimg=0.32"]
-RUN = [*COMMON, *NOISELESS, "duration_kimg=0.64"]
+LEARNED = ["experiment=digits_edm", "objective=edm_learned"]
+"""Weights beside the network's are sharded too."""
+RUN = [*COMMON, *NOISELESS, *LEARNED, "duration_kimg=0.64"]
 HALFWAY = Path("checkpoints") / "0000000320.ckpt"
 IMAGES, LEVELS = (4, 2, 8, 8), 4
 
@@ -298,11 +300,14 @@ def assert_close_runs(a: Path, b: Path, steps: int) -> None:
             torch.testing.assert_close(models[1][name], value, rtol=1e-4, atol=1e-4)
 
 
+COMPARED = {"loss", "fixed_loss", "heldout_loss", "heldout_raw_loss", "optimal_loss", "gradient_norm"}
+
+
 def test_losses_and_files_are_those_of_one_process(one: Path, two: Path) -> None:
     curves = [records(out) for out in (one, two)]
     assert [r["step"] for r in curves[0]] == [r["step"] for r in curves[1]] == [5, 10, 10, 15, 20, 20]
     for a, b in zip(*curves, strict=True):
-        for key in {"loss", "fixed_loss", "gradient_norm"} & a.keys():
+        for key in COMPARED & a.keys():
             assert b[key] == pytest.approx(a[key], rel=1e-4)
     assert_close_runs(one, two, 20)
     assert (two / "previews" / "000000kimg.png").is_file()

@@ -39,6 +39,16 @@ class Witness(Callback):
         torch.save(found, Path(trainer.default_root_dir) / f"rank{rank}.pt")
 
 
+class Examples(Callback):
+    """examples.pt: the images, noise, levels and labels of the first step."""
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, _: int) -> None:
+        if trainer.global_step == 0:
+            seen = pl_module.examples(*batch)
+            parts = {"clean": seen.clean, "eps": seen.eps, "rho": pl_module.objective.density.inverse(seen.u)}
+            torch.save({**parts, "label": seen.label}, Path(trainer.default_root_dir) / "examples.pt")
+
+
 class AsOnGPU(Callback):
     """The CPU is taken for a device that works off a queue: numbers of a step are read a step later."""
 

@@ -33,14 +33,15 @@ STREAM = 0x7A76
 class TargetVariance:
     """Measure V(rho) = E_x Tr Cov(target | x) at x = x_0 + rho eps, x_0 uniform on the N images of a data set.
 
-    Use this to see, without training, what `StableTarget` would gain on a data set.
+    Use this to see, without training, what `StableTarget` or `StableVM` would gain on a data set.
 
     With p_i(x) the posterior of the images (`posterior_weights`) and mu = sum_i p_i y_i, the target of denoising score
     matching is y_s, s ~ p(x), hence Tr Cov = sum_i p_i |y_i - mu|^2, taken over all N. A stable target is the
     posterior mean over n images of which one is s ~ p(x) and the others are drawn from the data. It has the expectation
-    mu for every n, so the mean of |target - mu|^2 over draws estimates Tr Cov without bias. Variances are in units of
-    x_0 and sums over pixels; of the eps that a target stands for, V / rho^2. No network is called, classes are not
-    read.
+    mu for every n, so the mean of |target - mu|^2 over draws estimates Tr Cov without bias. For `StableVM` n images are
+    drawn first, then s among them and x; given x that is the same law. Variances are in units of x_0 and sums over
+    pixels; of the eps that a target stands for, V / rho^2, of the velocity eps - x_0, (1 + 1 / rho)^2 V. No network is
+    called, classes are not read.
 
     An image, its noise and its draws are those of one seed at all levels, and the draws for a smaller n are among those
     for a larger one, so that curves are smooth and ratios surer than variances. Standard errors are over the seeds;

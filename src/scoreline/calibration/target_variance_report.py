@@ -55,7 +55,7 @@ def table(values: dict[str, Any]) -> Iterator[str]:
     A variance that is not known to a half is shown as its order of magnitude, without a ratio.
     """
     sizes = values["references"].tolist()
-    yield "Tr Cov(target | x), units of x_0; STF n: stable target of n images; ESS: effective images of the posterior"
+    yield "Tr Cov(target | x), units of x_0; STF n: stable target or StableVM, n images; ESS: effective posterior size"
     heads = ["DSM", *(f"STF {n}" for n in sizes), *(f"DSM/STF {n}" for n in sizes)]
     yield f"{'rho':>8}{'ESS':>11}{''.join(f'{head:>15}' for head in heads)}{'DSM/rho^2':>11}"
     for k in reversed(range(len(values["rho"]))):

@@ -28,10 +28,11 @@ import torch
 from omegaconf import OmegaConf
 
 from scoreline.calibration.data_deviation import IMAGES, NFE
-from scoreline.checkpoints import Checkpoint
+from scoreline.checkpoints import Checkpoint, classes_of
 from scoreline.config import compose, explain
 from scoreline.config.compose import build_object
 from scoreline.config.conf_folder import SCRIPTS
+from scoreline.config.init_source import has_network, read_init, with_model_of
 from scoreline.config.model_source import known_sigma_data, lacks_sigma_data, read_source, with_model
 from scoreline.config.script import apply, guided, match_data, refuse_other_guidance, sigma_range
 from scoreline.denoiser import Denoiser, Denoising
@@ -56,6 +57,11 @@ QUICK = "--quick"
 
 ANY_DEVIATION = 0.5
 """Stands for a `sigma_data` that is still to be measured; no time or size depends on it."""
+
+UNKNOWN = "no forecast before the checkpoint is here and imported"
+
+SIZES = ("channels", "resolution"), ("in_channels", "sample_size")
+"""Arguments of our networks, and of diffusers', for the shape of images."""
 
 HALF = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 
@@ -164,8 +170,7 @@ def sampling(script: str, cfg: Any, timed: torch.device | None, device: torch.de
     checkpoint = read_source(cfg).load_local()
     if checkpoint is None:
         yield environment.folder("run directory", out)
-        text = "no forecast before the checkpoint is here and imported"
-        yield Finding("warn", "forecast", f"checkpoint={cfg.checkpoint}: {text}")
+        yield Finding("warn", "forecast", f"checkpoint={cfg.checkpoint}: {UNKNOWN}")
         return
     known = known_sigma_data(checkpoint)
     if lacks_sigma_data(cfg) and known is None:
@@ -241,6 +246,12 @@ def _features(metrics: Any) -> int:
 
 def training(script: str, cfg: Any, timed: torch.device | None, device: torch.device | None) -> Iterator[Finding]:
     """Yield the data, network, files, memory and time of train.py; see `sampling` for the arguments."""
+    init = read_init(cfg)
+    if init is not None and not has_network(cfg) and not init.is_local():
+        yield environment.folder("run directory", Path(cfg.hydra.run.dir))
+        yield Finding("warn", "forecast", f"init={init.source.word}: {UNKNOWN}")
+        return
+    cfg = with_model_of(cfg, init)
     data: int | None = None
     if timed is not None and all(asset.is_there for asset in dataset("dataset", cfg.dataset)):
         line, data = _data(cfg)
@@ -284,8 +295,8 @@ def train_job(cfg: Any, without_numbers: bool) -> TrainJob:
     share = max(1, batch_size // processes)
     return TrainJob(
         model,
-        shape=(network.channels, network.resolution, network.resolution),
-        labelled=bool(network.get("num_classes", 0)),
+        shape=_shape(network),
+        labelled=classes_of(network) > 0,
         level=math.sqrt(process.sigma_min * process.sigma_max),
         images=round(1000 * kimg),
         batch_size=batch_size,
@@ -297,6 +308,13 @@ def train_job(cfg: Any, without_numbers: bool) -> TrainJob:
         checkpoints=int(kimg // real_number("checkpoint_kimg", cfg.checkpoint_kimg)) + 2,
         precision=HALF.get(str(cfg.precision)),
     )
+
+
+def _shape(network: Any) -> tuple[int, int, int]:
+    """Return (C, H, W) of the images of a described network."""
+    channels, side = (network.get(ours, network.get(theirs)) for ours, theirs in zip(*SIZES, strict=True))
+    height, width = side if isinstance(side, Sequence) else (side, side)
+    return channels, height, width
 
 
 def _processes(trainer: Any) -> int:

@@ -35,6 +35,7 @@ from torch import Tensor
 from scoreline.checkpoints import Card, Checkpoint, load_model, save_model
 from scoreline.commands.words import names, new_file, parse
 from scoreline.config.compose import build_object, script_config
+from scoreline.config.script import checkpoint_words, command
 from scoreline.errors import InputError
 from scoreline.storage import run_history
 from scoreline.training.ema import EMA, gamma_of
@@ -104,6 +105,7 @@ def main(words: list[str]) -> None:
     )
     for name, loss in card.training.get("held_out", {}).get("losses", {}).items():
         print(f"held-out loss of the {name} weights {loss['loss']:.5f} +- {loss['error']:.2g}")
+    print(f"next: {command('sample', *checkpoint_words(destination, card.model))}")
 
 
 def arguments(words: list[str]) -> Arguments:

@@ -32,8 +32,9 @@ from scoreline.commands.reference import GROUPS, OWN, build, node
 from scoreline.commands.words import Words, new_file, parse
 from scoreline.datasets import generated_images
 from scoreline.datasets.base import ImageDataset
+from scoreline.datasets.decode import CONVERSION
 from scoreline.errors import InputError
-from scoreline.metrics.base import Metrics, Score, higher_is_better
+from scoreline.metrics.base import Metrics, Score, check_scores, higher_is_better
 from scoreline.metrics.reference_set import images_of
 from scoreline.runtime.progress import ImageProgress
 from scoreline.storage.files import cache_folder, code_version, write_atomically
@@ -58,7 +59,7 @@ def main(words: list[str]) -> None:
     _check_sizes(images, metrics)
     metrics.check(images.shape, len(images))
     with ImageProgress(len(images), "features") as progress:
-        scores = metrics(images, parts_for(Path(place), metrics), progress.update)
+        scores = check_scores(metrics, metrics(images, parts_for(Path(place), metrics), progress.update))
     print(report(images, metrics, scores))
     if out is not None:
         content = json.dumps(record(place, images, metrics, scores), indent=2) + "\n"
@@ -93,7 +94,7 @@ def _check_sizes(images: ImageDataset, metrics: Metrics) -> None:
         theirs, ours = ("x".join(map(str, side.shape)) for side in (others, images))
         raise InputError(
             f"the images of {images.name} are {ours}, those of {others.name} {theirs} (CxHxW): give two sets of one "
-            "size; nothing is resized here"
+            f"size and colour; {CONVERSION} makes one"
         )
 
 

@@ -10,16 +10,16 @@ Convert another project's checkpoint to a model file, without running its code.
 SOURCE   a file, a diffusers folder, or a URL, which is downloaded to the cache
 DEST     a .safetensors file, or a directory for model.safetensors; it must not
          exist yet
---from   edm | score_sde | ddpm | guided_diffusion | diffusers | lightning
-         (default: recognised by the content)
+--from   edm | score_sde | ddpm | guided_diffusion | diffusers | lightning |
+         lucidrains (default: recognised by the content)
 model    a choice of conf/model, for files that do not describe their network;
-         model.KEY=VALUE changes it
+         model.KEY=VALUE changes it; a network of your own comes from --config-dir
 weights  ema (default) | raw
 allow    [names] of classes in its pickle that scoreline does not know; they
          are kept as inert records and never called
 sha256   the expected SHA-256 of SOURCE
-size     64 or [64,96], height first: the images of a diffusers folder that does
-         not say it
+size     64 or [64,96], height first: the images of a diffusers folder or a file
+         of lucidrains that does not say it
 
 Then check it: scoreline verify DEST
 """
@@ -31,6 +31,7 @@ from typing import TYPE_CHECKING, Any
 
 from scoreline.commands.words import names, parse
 from scoreline.config.compose import described_model
+from scoreline.config.script import checkpoint_words, command
 from scoreline.descriptions.specs import Spec
 from scoreline.errors import InputError
 from scoreline.foreign import diffusers_settings
@@ -67,7 +68,8 @@ def main(words: list[str]) -> None:
     print(f"{source}: {family}, {options.weights} weights -> {target}")
     for line in _conventions(imported):
         print(f"  {line}")
-    print(f"check it: scoreline verify {target}")
+    _, *trust = checkpoint_words(target, imported.model)
+    print(f"check it: {command('verify', str(target), *trust)}")
 
 
 def _plain(word: str) -> Any:

@@ -30,6 +30,7 @@ from scoreline.commands.doctor import job_config, parse, sentence
 from scoreline.config import conf_folder
 from scoreline.config.compose import build_object
 from scoreline.config.conf_folder import SCRIPTS
+from scoreline.config.init_source import read_init
 from scoreline.config.model_source import read_source
 from scoreline.doctor.assets import Asset, assets
 from scoreline.doctor.findings import Finding, failed, table
@@ -170,6 +171,8 @@ def _fetch(asset: Asset, cfg: Any) -> str:
     """Fetch a file and return its place. Load a checkpoint and open a data set too, so that mistakes show now."""
     if asset.key == "checkpoint":
         return str(read_source(cfg).load().path)
+    if asset.key == "init" and (source := read_init(cfg)):
+        return f"{len(source.weights.weights)} weights"
     if asset.source == "url":
         return str(fetch(asset.url, sha256=asset.sha256))
     node = cfg

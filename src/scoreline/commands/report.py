@@ -4,6 +4,8 @@ table.png into DIR.
 
   scoreline report outputs/table/NAME-small       the cells of a table
   scoreline report multirun/sample-XXXXXXXX       a sweep, or any folder of runs
+  scoreline report multirun/train-XXXXXXXX        a study of hydra/sweeper=optuna:
+                                                  study.md, .tex, .csv and .png
   scoreline report DIR metric=recall              another measured metric
   scoreline report DIR over=DDIM                  ratios to a row of a table
   scoreline report DIR fine=RUN pictures=4        distances to a fine run, and
@@ -15,7 +17,8 @@ fine      a run of sample.py with the seeds of the others and many evaluations:
 pictures  images of each cell in pictures.png, which has a row for each solver
           and a column for each NFE (4 with fine=, which it needs)
 
-Rows of a sweep are solvers on schedules with the options that vary
+Rows of a study are its trials, the best first; with a key above, a study of
+sample.py is shown as any other sweep. Rows of a sweep are solvers on schedules with the options that vary
 (schedule.power=5); columns are NFE. Runs of unequal protocols form separate
 tables. Runs that differ in their seeds alone become one number with the spread
 between them. Ratios pair the seed ranges and are in ratios.md too.
@@ -28,7 +31,7 @@ from typing import NamedTuple
 
 from scoreline.commands.words import split
 from scoreline.errors import InputError, did_you_mean
-from scoreline.tables import fine_run, plan, ratios, table_files
+from scoreline.tables import fine_run, plan, ratios, study, table_files
 from scoreline.tables.grid import Grid, collect, of_sweep, over_seed_ranges
 from scoreline.tables.render import markdown
 from scoreline.values import whole_number
@@ -58,6 +61,9 @@ def main(words: list[str]) -> None:
     if own["fine"] or own["pictures"]:
         shown = _pictures(own)
         print(markdown(beside_fine(root, Path(own["fine"]), own["metric"] or fine_run.DISTANCE, shown).grid), end="")
+        return
+    if (root / study.FILE).is_file() and not (own["metric"] or own["over"]):
+        print(study.write(root), end="")
         return
     text = "\n" + _ratio_table(root, own["metric"], own["over"]) if own["over"] else ""
     print(table_files.write(grid(root, own["metric"]), root) + text, end="")

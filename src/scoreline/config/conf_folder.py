@@ -21,6 +21,9 @@ from scoreline.storage.config_files import conf_dir
 NO_NAME = re.compile(r"null|true|false|[-+.\d]+")
 """Values that Hydra does not read as the name of a choice."""
 
+NO_MODEL = {"model=null": "~model"}
+"""The word for a model that a checkpoint describes, as Hydra takes it."""
+
 OWN_FOLDER = "SCORELINE_CONFIG_DIR"
 """Environment variable that passes the folder of `--config-dir` to child processes."""
 
@@ -91,6 +94,23 @@ def choice(group: str, name: str, key: str, without: Collection[str] = ()) -> st
     return next(known_name for known_name in choices if known_name == name)
 
 
+def whole_words(name: str, words: Sequence[str]) -> list[str]:
+    """Return the words of a command line with those of train.py as Hydra takes them.
+
+    `init=X` stands for `init.checkpoint=X`, and beside `model=null` a key of `model` is a new one, since the checkpoint
+    gives the others.
+
+    Args:
+        name: train, sample or calibrate.
+        words: the words.
+    """
+    if name != "train":
+        return list(words)
+    words = [re.sub(r"^(\+{0,2})init=(?!\{)", r"\1init.checkpoint=", word) for word in words]
+    words = [NO_MODEL.get(word, word) for word in words]
+    return [f"++{word}" if word.startswith("model.") and "~model" in words else word for word in words]
+
+
 def refuse_lost_choices(words: Sequence[str]) -> None:
     """Refuse words that Hydra accepts, or reports badly: `solver=null`, `~solver`, `solver=../x`, `=x`.
 
@@ -103,7 +123,7 @@ def refuse_lost_choices(words: Sequence[str]) -> None:
         key, equals, name = word.partition("=")
         if not key and equals:
             raise InputError(f"{word}: not of the form key=value")
-        if word.startswith("~") and "." not in word:
+        if word.startswith("~") and "." not in word and word not in NO_MODEL.values():
             raise InputError(f"{word}: every script reads this key; drop the word, or give the key a value")
         known = files(key) if key.isidentifier() else {}
         if known and (NO_NAME.fullmatch(name) or ".." in Path(name).parts):
@@ -124,6 +144,7 @@ def compose_config(name: str, overrides: Sequence[str], whole: bool = False) -> 
     from hydra import compose, initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
 
+    overrides = whole_words(name, overrides)
     refuse_lost_choices(overrides)
     if GlobalHydra.instance().is_initialized():
         return with_model_metrics(current(compose(name, list(overrides), return_hydra_config=whole)))

@@ -2,13 +2,15 @@
 
 import errno
 import re
+import sys
 from collections.abc import Iterator
 
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
 
 from scoreline.config import conf_folder
-from scoreline.errors import InputError, did_you_mean
+from scoreline.config.run_names import own_packages
+from scoreline.errors import InputError, did_you_mean, line_of
 from scoreline.storage.files import without_space
 
 MISCONFIGURED = "MisconfigurationException"  # Lightning's, by its name, since importing Lightning takes seconds
@@ -61,9 +63,32 @@ def _sentence(error: BaseException) -> str | None:
         return _explain_composition(error)
     if isinstance(error, MissingMandatoryValue):
         return f"{error.full_key}: has no default; give {error.full_key}=..."
+    if line := _own_line(error):
+        return line
     if isinstance(error, HydraException | OmegaConfBaseException):
         return _explain_instantiation(error)
     return None
+
+
+TARGET = re.compile(r"_target_['\"]?\s*[:=]\s*['\"]?(\w+)\.|\btrust=\[?([\w, ]+)")
+"""A class in a config file or a command line, or packages that the command line trusts."""
+
+
+def _own_line(error: BaseException) -> str | None:
+    """Return the key, and the line of the user's own code that raised the error; None if none did."""
+    files = [path for folder in conf_folder.folders() for path in folder.rglob("*.yaml")]
+    text = "\n".join([*sys.argv, *(path.read_text(errors="replace") for path in files)])
+    named = [name.strip() for match in TARGET.finditer(text) for name in (match[1] or match[2]).split(",")]
+    packages = own_packages(named)
+    line = next((line for cause in _causes(error) if (line := line_of(cause, packages))), None)
+    key = _key_of(error)
+    return line and f"{f'{key}: ' if key else ''}{line}; HYDRA_FULL_ERROR=1 shows the traceback"
+
+
+def _key_of(error: BaseException) -> str | None:
+    """Return the key whose object Hydra could not build; its exception holds it in the message alone."""
+    named = re.search(r"full_key: (\S+)", str(error)) if isinstance(error, HydraException) else None
+    return named and named[1]
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
@@ -124,16 +149,11 @@ def _explain_key(key: str) -> str:
 
 
 def _explain_instantiation(error: BaseException) -> str | None:
-    """Explain wrong arguments of a `_target_` or an unusable target; None for an error of the called code.
-
-    Hydra's InstantiationException holds the key and the target in its message alone.
-    """
-    message = str(error)
-    named = re.search(r"full_key: (\S+)", message)
-    key = named[1] if named else "config"
+    """Explain wrong arguments of a `_target_` or an unusable target; None for an error of the called code."""
+    message, key = str(error), _key_of(error) or "config"
     located = re.search(r"Error (?:locating|loading) target '?([^',]+)", message)
     if located:
-        return f"{key}._target_={located[1]}: there is no such class or function; check its name and what is installed"
+        return f"{key}._target_={located[1]}: {_absent(located[1])}"
     blocked = re.match(r"Target '([^']+)' is blocklisted", message)
     if blocked:
         return f"{key}._target_={blocked[1]}: Hydra does not call it from a config; name a class that may be built"
@@ -142,6 +162,19 @@ def _explain_instantiation(error: BaseException) -> str | None:
         if isinstance(cause, kinds) or type(cause).__name__ == MISCONFIGURED:
             return f"{key}: {_first_line(cause)}"
     return None
+
+
+def _absent(target: str) -> str:
+    """Say which part of a target is missing; its modules that exist were imported by the attempt to find it."""
+    parts = target.split(".")
+    known = next((k for k in range(len(parts) - 1, 0, -1) if ".".join(parts[:k]) in sys.modules), 0)
+    if not known:
+        return f"there is no package {parts[0]} on Python's path; install it, or put its folder into PYTHONPATH"
+    module = sys.modules[".".join(parts[:known])]
+    if hasattr(module, parts[known]):
+        return "there is no such class or function; check its name"
+    public = [name for name in vars(module) if not name.startswith("_")]
+    return f"{module.__name__} has no '{parts[known]}'{did_you_mean(parts[known], public)}"
 
 
 def _first_line(error: BaseException) -> str:

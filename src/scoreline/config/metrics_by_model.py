@@ -2,6 +2,7 @@
 
 import copy
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
@@ -31,10 +32,19 @@ def chosen(metadata: dict[str, str]) -> str:
     """Return the key of the metrics for a model, from the metadata of its file; `OTHER` if they do not tell."""
     try:
         shape, data, model = (json.loads(metadata[key]) for key in ("shape", "data", "model"))
-        if "decoder" in model:
-            return OTHER
-        if shape == [1, 8, 8]:
-            return DIGITS
-        return EMOJI if shape == [3, 32, 32] and str(data.get("name", "")).startswith("emoji") else OTHER
+        return OTHER if "decoder" in model else by_images(shape, str(data.get("name", "")))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return OTHER
+
+
+def by_images(shape: Sequence[int], name: str) -> str:
+    """Return the key of the metrics for a model of images, from their shape and the name of the data set."""
+    if list(shape) == [1, 8, 8]:
+        return DIGITS
+    return EMOJI if list(shape) == [3, 32, 32] and name.startswith("emoji") else OTHER
+
+
+def metrics_node(cfg: DictConfig, shape: Sequence[int], name: str) -> DictConfig:
+    """Return the description of the metrics of a config, by the images of a training where it is `metrics=auto`."""
+    node: DictConfig = cfg.metrics
+    return node[by_images(shape, name)] if OTHER in node else node

@@ -38,6 +38,7 @@ class ModelSource:
         allow: class names that the pickle of a foreign file may hold, as inert records.
         sha256: expected SHA-256 of a foreign file, or None.
         size: (H, W) of the images of a foreign folder that does not say it, or None.
+        key: the key that names the source, for messages.
     """
 
     word: str
@@ -48,6 +49,7 @@ class ModelSource:
     allow: tuple[str, ...]
     sha256: str | None
     size: tuple[int, int] | None
+    key: str = "checkpoint"
 
     def load(self) -> "Checkpoint":
         """Return the model, on the CPU; import another project's checkpoint first. A URL is downloaded.
@@ -58,8 +60,8 @@ class ModelSource:
         from scoreline.checkpoints import load_model
         from scoreline.foreign.conversion import cached_file, is_url
 
-        validate.refuse_absent_checkpoint(self.word)
-        path, is_import = self._file()
+        validate.refuse_absent_checkpoint(self.word, self.key)
+        path, is_import = self.file()
         if not is_import:
             if self.model is not None:
                 raise InputError(f"model: {path} describes itself; leave the key out")
@@ -68,8 +70,8 @@ class ModelSource:
         try:
             target = cached_file(source, self._options())
         except InputError as error:
-            raise InputError(f"checkpoint={self.word}: {str(error).removeprefix(f'{source}: ')}") from error
-        print(f"checkpoint={self.word}: imported as {target}", file=sys.stderr)
+            raise InputError(f"{self.key}={self.word}: {str(error).removeprefix(f'{source}: ')}") from error
+        print(f"{self.key}={self.word}: imported as {target}", file=sys.stderr)
         return load_model(target, self.trust)
 
     def load_local(self) -> "Checkpoint | None":
@@ -81,12 +83,12 @@ class ModelSource:
         from scoreline.checkpoints import load_model
         from scoreline.foreign.conversion import cached_place
 
-        path, is_import = self._file()
+        path, is_import = self.file()
         if is_import and path.exists():
             path = cached_place(path, self._options())
         return load_model(path, self.trust) if path.is_file() else None
 
-    def _file(self) -> tuple[Path, bool]:
+    def file(self) -> tuple[Path, bool]:
         """Return the path of the checkpoint, for a URL that in the cache, and whether it needs to be imported."""
         from scoreline.foreign.conversion import is_url
         from scoreline.foreign.families import is_diffusers, is_foreign
@@ -104,8 +106,12 @@ class ModelSource:
         return Options(self.family, self.model, self.weights, self.allow, self.sha256, self.size)
 
 
-def read_source(cfg: DictConfig) -> ModelSource:
-    """Read `checkpoint`, `trust`, `model` and `import` of a composed config.
+def read_source(cfg: DictConfig, key: str = "checkpoint") -> ModelSource:
+    """Read the source that `checkpoint`, `trust`, `model` and `import` of a composed config describe.
+
+    Args:
+        cfg: the config.
+        key: `checkpoint`, or `init` of train.py.
 
     Raises:
         InputError: if `import` has no keys, or naming a key that is no list of names.
@@ -115,7 +121,7 @@ def read_source(cfg: DictConfig) -> ModelSource:
         raise InputError(f"import={options}: has the keys import.from, import.weights, ..; give these, or drop it")
     size = options.get("size")  # a configuration of an earlier version lacks it
     return ModelSource(
-        word=str(cfg.checkpoint),
+        word=str(cfg.init.checkpoint if key == "init" else cfg.checkpoint),
         trust=list_of_names("trust", cfg.trust),
         model=plain_model(cfg),
         family=options["from"],
@@ -123,6 +129,7 @@ def read_source(cfg: DictConfig) -> ModelSource:
         allow=list_of_names("import.allow", options.allow),
         sha256=options.sha256,
         size=image_size("import.size", list(size) if isinstance(size, ListConfig) else size),
+        key=key,
     )
 
 

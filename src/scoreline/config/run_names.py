@@ -42,9 +42,9 @@ def run_sha256(cfg: DictConfig, script: str) -> str:
     """Return the SHA-256 of everything that a result depends on: runs with equal digests have equal results.
 
     It covers the configuration without the keys of `WITHOUT`, the content of the files and folders that it names
-    (checkpoint, records, schedule, labels, data, reference, the state that training starts from), the user's own code
-    (`own_code`), and `NUMERICS_VERSION`. It leaves out the package's own sources, which may change without changing a
-    number.
+    (checkpoint, records, schedule, labels, data, reference, the state or weights that training starts from), the user's
+    own code (`own_code`), and `NUMERICS_VERSION`. It leaves out the package's own sources, which may change without
+    changing a number.
 
     Args:
         cfg: the composed config.
@@ -53,8 +53,10 @@ def run_sha256(cfg: DictConfig, script: str) -> str:
     cfg = with_model_metrics(cfg)
     whole = OmegaConf.to_container(cfg, resolve=False)
     assert isinstance(whole, dict)
-    raw = former({str(key): value for key, value in whole.items() if key not in NEVER})
-    decisive = {key: value for key, value in _without_unset(raw).items() if key not in WITHOUT[script]}
+    left_out = (*NEVER, *OBSERVING.get(script, ()))
+    raw = former({str(key): value for key, value in whole.items() if key not in left_out})
+    without = WITHOUT[script] if script != "train" or _init(raw) else (*WITHOUT[script], *OF_INIT)
+    decisive = {key: value for key, value in _without_unset(raw).items() if key not in without}
     text = json.dumps(decisive, sort_keys=True, default=str)
     values = {key: _selected(cfg, key) for key in sorted(_path_keys(raw))}
     named = [Path(os.path.expanduser(value)) for key, value in values.items() if _may_be_path(key, value)]
@@ -91,16 +93,22 @@ WITHOUT = {
     ),
     "sample": (
         *("device", "batch_size", "memory_mib", "threads"),
-        *("table", "budget", "jobs", "sweep", "wandb"),
+        *("table", "budget", "jobs", "sweep", "wandb", "optimise"),
     ),
     "calibrate": ("device", "batch_size", "wandb"),
 }
 """Keys of each script that change results by rounding at most. For `resume`, the content of its file counts."""
 
+OF_INIT = ("init", "trust", "import")
+"""Keys of train.py that count if `init.checkpoint` is given; earlier versions lack them."""
+
 NEVER = ("hydra", "identity", "digest", "code_version", "lock")
 """Keys without influence on results, and keys that follow from others."""
 
-LATER = ("sigma_data", "guidance", "import.size")
+OBSERVING = {"train": ("validation", "metrics", "metrics_every_kimg", "metrics_images", "metrics_nfe")}
+"""Keys of a script that measure its result, with the files they name; none of them counts."""
+
+LATER = ("keep_best", "sigma_data", "guidance", "import.size")
 """Keys that runs of earlier versions lack. They count unless they are null; a null `sigma_data` is the checkpoint's."""
 
 PATHS = ("path", "font", "reference", "resume", "labels", "weights")
@@ -148,8 +156,12 @@ def own_code(config: Any) -> list[Path]:
     A module in a package stands for the whole package, any other module for its file. Nothing is imported, and imports
     of other packages are not followed.
     """
-    tops = {target.partition(".")[0] for target in _targets(config)} - LIBRARIES - set(sys.stdlib_module_names)
-    return [path for top in sorted(tops) for path in _sources(top)]
+    return [path for top in sorted(own_packages(_targets(config))) for path in _sources(top)]
+
+
+def own_packages(targets: Iterable[str]) -> set[str]:
+    """Return the top-level names of dotted names that are neither scoreline's nor a library's: the user's own code."""
+    return {target.partition(".")[0] for target in targets} - LIBRARIES - set(sys.stdlib_module_names)
 
 
 def _targets(node: Any) -> Iterator[str]:
@@ -180,7 +192,7 @@ def _sources(top: str) -> list[Path]:
 
 def _files_read(config: dict[str, Any], named: list[Path], with_record: bool) -> list[Path]:
     """Return the checkpoint, the guide, the files that keys name, and possible records, whether they exist or not."""
-    checkpoint, guide = config.get("checkpoint"), (config.get("guidance") or {}).get("checkpoint")
+    checkpoint, guide = config.get("checkpoint") or _init(config), (config.get("guidance") or {}).get("checkpoint")
     files = [model_path(name) for name in (checkpoint, guide) if isinstance(name, str)]
     files += named
     if isinstance(checkpoint, str) and not os.path.exists(files[0]):
@@ -191,6 +203,12 @@ def _files_read(config: dict[str, Any], named: list[Path], with_record: bool) ->
     if record is None:
         return files
     return [*files, record_path(record, files[0])]
+
+
+def _init(config: dict[str, Any]) -> Any:
+    """Return `init.checkpoint` of a config of train.py, or None."""
+    init = config.get("init")
+    return init.get("checkpoint") if isinstance(init, dict) else init
 
 
 def _foreign_files(folder: Path) -> list[Path]:
@@ -233,7 +251,12 @@ def _naming(overrides: Iterable[str]) -> list[str]:
 
 def _cell_name(*, _root_: DictConfig) -> str:
     """Return the choices of one job of a sweep, `nfe=5,solver=ddim`, safe as a directory name."""
-    name = ",".join(map(_safe, _naming(_root_.hydra.overrides.task))) or "default"
+    return cell_name(map(str, _root_.hydra.overrides.task))
+
+
+def cell_name(overrides: Iterable[str]) -> str:
+    """Return the name of the run directory of a job of a sweep, from the words of its own command line."""
+    name = ",".join(map(_safe, _naming(overrides))) or "default"
     return name if len(name) <= 120 else f"{name[:110]}-{_short(name)}"
 
 
@@ -258,5 +281,6 @@ def model_path(checkpoint: str) -> Path:
 
 
 def with_model_metrics(cfg: DictConfig) -> DictConfig:
-    """Return the config with the metrics that `metrics=auto` stands for; the config itself without that choice."""
-    return with_metrics(cfg, model_path(_selected(cfg, "checkpoint")))
+    """Return the config with the metrics that `metrics=auto` stands for; the config itself without that choice
+    or a checkpoint."""
+    return with_metrics(cfg, model_path(_selected(cfg, "checkpoint"))) if "checkpoint" in cfg else cfg

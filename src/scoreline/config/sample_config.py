@@ -57,6 +57,7 @@ class SampleConfig:
         format: the file or folder of the images, one of `values.FORMAT`.
         trajectories: seeds whose trajectories are saved.
         trajectory_nfe: evaluations of the fine run that trajectories are compared with.
+        optimise: the score that a sweeper compares runs by; None stands for the first.
         wandb: one of `values.WANDB`.
         components: builds the objects that refer to the loaded checkpoint.
     """
@@ -80,6 +81,7 @@ class SampleConfig:
     format: str
     trajectories: list[int]
     trajectory_nfe: int
+    optimise: str | None
     wandb: str
     components: Callable[["Checkpoint"], "SampleComponents"]
 
@@ -197,6 +199,7 @@ def _read_run(cfg: DictConfig) -> SampleConfig:
         format=values.check_format(cfg.format),
         trajectories=[] if cfg.trajectories is None else parse_seeds(cfg.trajectories, "trajectories"),
         trajectory_nfe=whole_number("trajectory_nfe", cfg.trajectory_nfe),
+        optimise=None if cfg.optimise is None else str(cfg.optimise),
         wandb=validate.wandb(cfg),
         components=partial(_components, cfg, run.identity),
     )

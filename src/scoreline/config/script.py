@@ -21,8 +21,17 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from scoreline.config import catalogue, validate
-from scoreline.config.conf_folder import files, own_folder, quote, refuse_lost_choices, use_own_folder
+from scoreline.config import catalogue, optuna_study, validate
+from scoreline.config.conf_folder import (
+    NO_MODEL,
+    SCRIPTS,
+    files,
+    own_folder,
+    quote,
+    refuse_lost_choices,
+    use_own_folder,
+    whole_words,
+)
 from scoreline.config.explain import explain
 from scoreline.config.launch import run as run_as_group
 from scoreline.config.moved_names import current
@@ -37,7 +46,7 @@ from scoreline.storage.wandb_runs import SWEEP
 
 HARMLESS = (
     *(".*LeafSpec.*", ".*num_workers.*", ".*does not have many workers.*", ".*logging interval.*"),
-    ".*Grad strides do not match bucket view strides.*",
+    *(".*Grad strides do not match bucket view strides.*", "Checkpoint directory .* exists and is not empty.*"),
 )
 """Warnings of Lightning and PyTorch about settings that are intended here."""
 
@@ -78,7 +87,9 @@ def script(
                 _mark_sweep()
                 startup.load_torch()
                 refuse_wrong_types(OmegaConf.to_container(cfg, resolve=False))
-                return job(config)
+                result = job(config)
+                optuna_study.check_value(result)
+                return result
             except Exception as error:
                 if in_sweep():
                     _keep_traceback(error)
@@ -93,7 +104,7 @@ def script(
         @startup.reader_may_leave
         def main() -> None:
             try:
-                words = use_own_folder(sys.argv[1:])
+                words = whole_words(config_name, use_own_folder(sys.argv[1:]))
                 refuse_lost_choices(words)
                 refuse_options(words)
             except InputError as error:
@@ -146,11 +157,12 @@ def _run(main: Callable[[], Any]) -> None:
     os.environ.setdefault(KEEP_TRACEBACKS, os.environ.get("HYDRA_FULL_ERROR", ""))
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
+        optuna_study.prefer_own_choice()
         main()
     except KeyboardInterrupt:
         sys.exit(130)
     except Exception as error:
-        leave(_of_run_directory(error) or error)
+        leave(_of_run_directory(error) or optuna_study.explain_no_value(error) or error)
 
 
 def _of_run_directory(error: Exception) -> InputError | None:
@@ -252,14 +264,48 @@ def command_beside(solver: str, schedule: str) -> str | None:
     words = [str(word) for word in HydraConfig.get().overrides.task]
     keys = {word: word.lstrip("+~").partition("=")[0] for word in words}
     shared = [word for word in words if not re.match(r"(solver|schedule)(\.|$)", keys[word])]
-    folder = own_folder()
-    python = ["python", "sample.py", *([f"--config-dir={folder}"] if folder else [])]
     if any(key.startswith("solver.") for key in keys.values()):
-        other = [*python, f"solver={solver}", f"schedule={schedule}", *shared]
-        return f"{shlex.join([*python, *words])}\n{shlex.join(other)}"
-    return shlex.join(
-        [*python, "-m", f"solver={choices('solver')['solver']},{solver}", f"schedule={schedule}", *shared]
-    )
+        return f"{command('sample', *words)}\n{command('sample', f'solver={solver}', f'schedule={schedule}', *shared)}"
+    return command("sample", "-m", f"solver={choices('solver')['solver']},{solver}", f"schedule={schedule}", *shared)
+
+
+def command(name: str, *words: str) -> str:
+    """Return the command line, for a shell, that runs a script in the way in which this program was started.
+
+    That is `python sample.py ..`, by its path from elsewhere, or `scoreline sample ..`, with the user's `--config-dir`.
+
+    Args:
+        name: a script or a verb of the command `scoreline`.
+        words: its other words.
+    """
+    started, folder = Path(str(getattr(sys.modules["__main__"], "__file__", ""))), own_folder()
+    by_path = started.stem in SCRIPTS and name in SCRIPTS
+    program = ["python", _from_here(started.with_name(f"{name}.py"))] if by_path else ["scoreline", name]
+    return shlex.join([*program, *(["--config-dir", _from_here(folder)] if folder else []), *words])
+
+
+def checkpoint_words(checkpoint: str | Path, model: Mapping[str, Any]) -> list[str]:
+    """Return `checkpoint=PATH`, and `trust=[..]` for a model that takes classes from other packages.
+
+    Args:
+        checkpoint: the model file, its directory or another value of the key.
+        model: the description of the model, as in its card.
+    """
+    from scoreline.descriptions.specs import foreign_packages
+
+    packages, word = ",".join(foreign_packages(model)), str(checkpoint)
+    place = word if re.fullmatch(r"[\w./~+:@%-]+", word) else quote(word)
+    return [f"checkpoint={place}", *([f"trust=[{packages}]"] if packages else [])]
+
+
+def words_of(*groups: str) -> list[str]:
+    """Return the words of this job's command line that choose one of these groups or keys, or change a key below."""
+    words = map(str, HydraConfig.get().overrides.task)
+    return [word for word in words if re.split(r"[.=]", word.lstrip("+~"))[0] in groups]
+
+
+def _from_here(path: Path) -> str:
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
 
 
 def provenance(cfg: DictConfig) -> dict[str, Any]:
@@ -277,6 +323,8 @@ def provenance(cfg: DictConfig) -> dict[str, Any]:
 
 def _without_folder(override: str) -> str:
     """Cut an absolute path to its last part, since the rest describes one person's machine."""
+    if override == NO_MODEL["model=null"]:
+        return "model=null"
     key, equals, value = override.partition("=")
     path = value.strip("'\"")
     return f"{key}{equals}{Path(path).name}" if Path(path).is_absolute() else override
@@ -288,20 +336,20 @@ def match_data(network: Mapping[Any, Any], dataset: Any) -> None:
     Raises:
         InputError: naming the key and the data set.
     """
+    from scoreline.checkpoints import CLASSES, sizes_unlike
+
     for key, value in network.items():
-        if isinstance(value, int) and key != "num_classes" and value > LARGEST:
+        if isinstance(value, int) and key not in CLASSES and value > LARGEST:
             raise InputError(f"model.network.{key!s}={value}: must be at most {LARGEST}")
-    channels, height, width = dataset.shape
-    shape = {"channels": channels, "resolution": height}
+    _, height, width = dataset.shape
     if height != width:
-        raise InputError(f"dataset={dataset.name}: images are {height}x{width}; networks here take square ones")
-    for key, value in shape.items():
-        if network.get(key, value) != value:
-            raise InputError(f"model.network.{key}={network[key]}: {dataset.name} has {value}; set the key to {value}")
-    classes = network.get("num_classes", 0)
-    if classes not in (0, dataset.num_classes):
-        has = f"{dataset.name} has {dataset.num_classes}"
-        raise InputError(f"model.network.num_classes={classes}: {has}; use that or 0")
+        raise InputError(
+            f"dataset={dataset.name}: images are {height}x{width}; networks here take square ones: "
+            "scoreline dataset SRC DEST.zip resolution=N makes them"
+        )
+    for key, value in sizes_unlike(network, dataset.shape, dataset.num_classes).items():
+        remedy = "use that or 0" if key in CLASSES else f"set the key to {value}"
+        raise InputError(f"model.network.{key}={network[key]}: {dataset.name} has {value or 0}; {remedy}")
 
 
 def quieten() -> None:

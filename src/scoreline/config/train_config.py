@@ -10,8 +10,12 @@ from omegaconf import DictConfig, OmegaConf
 from scoreline import values
 from scoreline.config import script, validate
 from scoreline.config.compose import build_object
+from scoreline.config.heldout_images import heldout_images
+from scoreline.config.init_source import InitSource, read_init, with_model_of
+from scoreline.config.metrics_by_model import metrics_node
 from scoreline.config.model_source import with_values
 from scoreline.config.run_directory import RunDirectory, output_dir, read_directory
+from scoreline.errors import check_kind
 from scoreline.storage.files import code_version
 from scoreline.values import LARGEST_BATCH, images_of_kimg, real_number, whole_number
 
@@ -19,6 +23,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from scoreline.datasets.base import ImageDataset
+    from scoreline.metrics.base import Metrics
     from scoreline.objective import DenoisingObjective
     from scoreline.parameterisations import Parameterisation
     from scoreline.training.augmentation import Augmentation
@@ -43,7 +48,13 @@ class TrainConfig:
         compile: of the network, one of `values.COMPILE`.
         channels_last: whether the network uses the channels-last memory format.
         resume: auto, never, or the path of a checkpoint.
+        init: the source of the initial weights, or None for random ones.
         fixed_loss_kimg: thousands of images between measurements of the validation loss.
+        heldout_images: number of held-out images on which the loss is measured.
+        metrics_every_kimg: thousands of images between scores of the averaged model; None for no scores.
+        metrics_images: images to sample and score.
+        metrics_nfe: evaluations of the denoiser for each of them.
+        keep_best: the measurement whose best model is kept, or None.
         model: description of network, noise schedule and parameterisation, as plain data.
         settings: descriptions of model, objective and optimiser, as plain data.
         provenance: the command, config digest and code version, for the model's card.
@@ -66,7 +77,13 @@ class TrainConfig:
     compile: str
     channels_last: bool
     resume: str
+    init: InitSource | None
     fixed_loss_kimg: float
+    heldout_images: int
+    metrics_every_kimg: float | None
+    metrics_images: int
+    metrics_nfe: int
+    keep_best: str | None
     model: dict[str, Any]
     settings: dict[str, Any]
     provenance: dict[str, Any]
@@ -82,6 +99,8 @@ class TrainComponents:
 
     Attributes:
         dataset: the training images.
+        heldout: maps these to images outside the training, or None.
+        metrics: maps them to the scores of images like them.
         network: the network, with weights from torch's random generator.
         parameterisation: the map from the network to a denoiser.
         objective: the loss, with its target.
@@ -94,6 +113,8 @@ class TrainComponents:
     """
 
     dataset: Callable[[], "ImageDataset"]
+    heldout: Callable[["ImageDataset"], "ImageDataset | None"]
+    metrics: Callable[["ImageDataset"], "Metrics"]
     network: Callable[[], "nn.Module"]
     parameterisation: Callable[[], "Parameterisation"]
     objective: Callable[[], "DenoisingObjective"]
@@ -113,9 +134,12 @@ def read(cfg: DictConfig) -> TrainConfig:
     """
     for key in validate.KIMG:  # the callbacks of the trainer receive them by interpolation
         images_of_kimg(key, cfg[key])
+    if cfg.metrics_every_kimg is not None:
+        images_of_kimg("metrics_every_kimg", cfg.metrics_every_kimg)
     if (lr := OmegaConf.select(cfg, "optimiser.lr")) is not None:
         real_number("optimiser.lr", lr, zero=True)
-    run = read_directory(cfg)
+    run, provenance, init = read_directory(cfg), script.provenance(cfg), read_init(cfg)
+    cfg = with_model_of(cfg, init)
     settings: dict[str, Any] = {
         group: OmegaConf.to_container(cfg[group], resolve=True) for group in ("model", "objective", "optimiser")
     }
@@ -133,10 +157,16 @@ def read(cfg: DictConfig) -> TrainConfig:
         compile=values.check_compile(cfg.compile),
         channels_last=values.check_switch("channels_last", cfg.channels_last),
         resume=str(cfg.resume),
+        init=init,
         fixed_loss_kimg=cfg.fixed_loss_kimg,
+        heldout_images=whole_number("validation.images", cfg.validation.images, least=2),
+        metrics_every_kimg=cfg.metrics_every_kimg,
+        metrics_images=whole_number("metrics_images", cfg.metrics_images),
+        metrics_nfe=whole_number("metrics_nfe", cfg.metrics_nfe),
+        keep_best=None if cfg.keep_best is None else str(cfg.keep_best),
         model=settings["model"],
         settings=settings,
-        provenance=script.provenance(cfg),
+        provenance=provenance,
         trainer_name=script.choices("trainer")["trainer"],
         command=script.command_of_this_job(output_dir()),
         components=_components(cfg),
@@ -149,16 +179,24 @@ def read(cfg: DictConfig) -> TrainConfig:
 def _components(cfg: DictConfig) -> TrainComponents:
     return TrainComponents(
         dataset=partial(build_object, cfg.dataset),
-        network=partial(build_object, cfg.model.network),
+        heldout=partial(heldout_images, cfg),
+        metrics=lambda data: build_object(metrics_node(cfg, data.shape, data.name)),
+        network=partial(build_object, cfg.model.network, plain=True),
         parameterisation=partial(build_object, cfg.model.parameterisation),
         objective=partial(build_object, cfg.objective),
         optimiser=partial(build_object, cfg.optimiser, plain=True),
         gradients=partial(build_object, cfg.gradients),
         augmentation=partial(build_object, cfg.augmentation),
         trainer=partial(build_object, cfg.trainer, plain=True),
-        callbacks=lambda: [build_object(callback) for callback in cfg.callbacks.values()],
+        callbacks=partial(_callbacks, cfg.callbacks),
         logger=partial(_logger, cfg, validate.wandb(cfg)),
     )
+
+
+def _callbacks(nodes: DictConfig) -> list[Any]:
+    from lightning import Callback
+
+    return [check_kind(f"callbacks.{name!s}", build_object(node), Callback) for name, node in nodes.items()]
 
 
 def _logger(cfg: DictConfig, wandb: str) -> Any:

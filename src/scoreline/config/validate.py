@@ -71,8 +71,12 @@ def wandb(cfg: DictConfig) -> str:
     return mode
 
 
-def refuse_absent_checkpoint(given: object) -> None:
-    """Refuse a `checkpoint` that is neither a URL nor a shipped model nor an existing file or folder.
+def refuse_absent_checkpoint(given: object, key: str = "checkpoint") -> None:
+    """Refuse a checkpoint that is neither a URL nor a shipped model nor an existing file or folder.
+
+    Args:
+        given: the value of the key.
+        key: its name in messages.
 
     Raises:
         InputError: naming the key, or the reason why the file cannot be read.
@@ -80,18 +84,16 @@ def refuse_absent_checkpoint(given: object) -> None:
     checkpoint = given if isinstance(given, str) else ""
     path = model_path(checkpoint)
     if "://" in checkpoint and not checkpoint.startswith(("http://", "https://")):
-        raise InputError(
-            f"checkpoint={given}: no such file, and only https:// and http:// are fetched; download it first"
-        )
+        raise InputError(f"{key}={given}: no such file, and only https:// and http:// are fetched; download it first")
     if not checkpoint or not ("://" in checkpoint or os.path.isfile(path) or os.path.isdir(checkpoint)):
         name = path if checkpoint else given
-        raise InputError(f"checkpoint={name}: no such file; give a model.safetensors written by train.py")
+        raise InputError(f"{key}={name}: no such file; give a model.safetensors written by train.py")
     if os.path.isfile(path):
         try:
             with open(path, "rb") as file:
                 file.read(1)
         except OSError as error:
-            raise InputError(f"checkpoint={path}: cannot be read ({error.strerror}); give another file") from error
+            raise InputError(f"{key}={path}: cannot be read ({error.strerror}); give another file") from error
 
 
 def refuse_absent_record(record: object) -> None:

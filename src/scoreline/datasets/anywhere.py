@@ -34,15 +34,17 @@ def images(path: str, resolution: int, labels: str = "none", cache_mib: float = 
         from scoreline.datasets.image_folder import ImageFolder
 
         return ImageFolder(path, resolution, labels, cache_mib)
-    if place.exists() or _on_hub(path):
+    if place.exists() or on_hub(path):
         return _hugging_face(path, resolution, labels, cache_mib)
     raise InputError(
         f"dataset.path={path}: nothing is there; give a zip archive or folder of {resolution}x{resolution} images as "
-        "EDM's dataset_tool.py writes them, a parquet file, or a name on the Hugging Face hub (owner/name)"
+        f"scoreline dataset SRC DEST.zip resolution={resolution} writes them, a parquet file, or a name on the Hugging "
+        "Face hub (owner/name)"
     )
 
 
-def _on_hub(path: str) -> bool:
+def on_hub(path: str) -> bool:
+    """Return whether a path that does not exist may be a name on the Hugging Face hub."""
     return path.count("/") == 1 and not path.startswith((".", "/", "~")) and not Path(path).suffix
 
 

@@ -20,6 +20,7 @@ from scoreline.values import check_choice
 ARCHIVE = "cifar-10-python.tar.gz"
 URL = f"https://www.cs.toronto.edu/~kriz/{ARCHIVE}"
 SHA256 = "6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce"
+AGAIN = f"download {URL} again"
 FOLDER = "cifar-10-batches-py"
 BATCHES = {"train": [f"data_batch_{number}" for number in range(1, 6)], "test": ["test_batch"]}
 MAX_BYTES = 2**27  # a batch has 31 MB
@@ -45,6 +46,8 @@ class Cifar10(ArrayDataset):
     Raises:
         InputError: for another split, a missing or damaged archive or batch, and a failed download.
     """
+
+    heldout_split = "test"
 
     def __init__(self, path: str = f"data/{ARCHIVE}", split: str = "train", download: bool = False) -> None:
         check_choice("dataset.split", BATCHES, split)
@@ -77,7 +80,7 @@ def _read_files(place: Path, names: Sequence[str]) -> dict[str, bytes]:
     files = _from_folder(source, names) if source.is_dir() else _from_archive(source, names)
     missing = [name for name in names if name not in files]
     if missing:
-        raise InputError(f"dataset.path={source} has no {missing[0]}; fetch {URL} anew")
+        raise InputError(f"dataset.path={source} has no {missing[0]}; {AGAIN}")
     return files
 
 
@@ -85,7 +88,7 @@ def _from_folder(folder: Path, names: Sequence[str]) -> dict[str, bytes]:
     try:
         return {name: bounded_reading.content(folder / name, MAX_BYTES) for name in names if (folder / name).exists()}
     except (OSError, ValueError) as error:
-        raise InputError(f"dataset.path={folder} holds a file that is no batch ({error}); fetch {URL} anew") from error
+        raise InputError(f"dataset.path={folder} holds a file that is not a batch ({error}); {AGAIN}") from error
 
 
 def _from_archive(archive: Path, names: Sequence[str]) -> dict[str, bytes]:
@@ -99,7 +102,7 @@ def _from_archive(archive: Path, names: Sequence[str]) -> dict[str, bytes]:
                 if content is not None:
                     files[name] = content.read()
     except (tarfile.TarError, *bounded_reading.DAMAGE) as error:
-        raise InputError(f"dataset.path={archive} is not a whole tar archive ({error}); fetch {URL} anew") from error
+        raise InputError(f"dataset.path={archive} is not a whole tar archive ({error}); {AGAIN}") from error
     return files
 
 

@@ -58,9 +58,11 @@ def read_batch(data: bytes, where: str) -> tuple[NDArray[np.uint8], list[int]]:
         sound = pixels.shape == (len(labels), 3072) and all(type(label) is int and 0 <= label < 10 for label in labels)
     except Exception as error:  # a hostile pickle can make these lines raise anything; none of it may pass
         reason = excerpt(str(error) or type(error).__name__)
-        raise InputError(f"{where} is not a CIFAR-10 batch ({reason}); fetch the archive anew") from error
+        raise InputError(f"{where} is not a CIFAR-10 batch ({reason}); download the archive again") from error
     if not sound:
-        raise InputError(f"{where} is not a CIFAR-10 batch (rows of 3072 bytes, labels 0..9); fetch the archive anew")
+        raise InputError(
+            f"{where} is not a CIFAR-10 batch (rows of 3072 bytes, labels 0..9): download the archive again"
+        )
     return pixels, labels
 
 

@@ -87,23 +87,42 @@ def _from_json(text: bytes, images: Sequence[str], where: str) -> Classes:
         InputError: for anything else, such as one-hot or negative labels, and for an image that is not listed, or
             listed with two classes.
     """
-    labels = _label_table(text, len(images), where)
+    labels = label_table(text, len(images), where)
     if labels is None:
         return Classes.none(len(images))
     values = []
     for name in images:
         if normal_path(name) not in labels:
             raise InputError(f"{where} gives no label for {name}; add it, or use dataset.labels=none")
-        value = labels[normal_path(name)]
-        if type(value) is not int or value < 0:
-            raise InputError(f"{where} labels {name} with {value!r:.60}; one integer from 0 is needed")
-        values.append(value)
+        values.append(checked_class(labels[normal_path(name)], name, where))
     number = count_classes(max(values), len(images), where)
     return Classes(torch.tensor(values), number)
 
 
-def _label_table(text: bytes, images: int, where: str) -> dict[str, Any] | None:
-    """Map images to labels. An image may be listed again, under any spelling of its path, with the same label."""
+def checked_class(value: Any, name: str, where: str) -> int:
+    """Return the class of the image `name`.
+
+    Raises:
+        InputError: for anything but an integer from 0, such as a one-hot vector.
+    """
+    if type(value) is not int or value < 0:
+        raise InputError(f"{where} labels {name} with {value!r:.60}; one integer from 0 is needed")
+    return value
+
+
+def label_table(text: bytes, images: int, where: str) -> dict[str, Any] | None:
+    """Map images to labels; None stands for no labels.
+
+    An image may be listed again, under any spelling of its path, with the same label.
+
+    Args:
+        text: the label file.
+        images: number of images, which bounds the size of the file.
+        where: the name of the file in errors.
+
+    Raises:
+        InputError: for a file of another form, and for an image that is listed with two labels.
+    """
     table: dict[str, Any] = {}
     try:
         if len(text) > SPARE_BYTES + 256 * images:

@@ -28,6 +28,9 @@ TURNS = {
 }
 """EXIF orientation -> Pillow's name of the transposition that turns the picture upright."""
 
+CONVERSION = "scoreline dataset SRC DEST.zip resolution=N"
+"""The command that makes usable images of any pictures, for messages."""
+
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 
@@ -44,22 +47,31 @@ def decode(data: bytes, where: str, formats: Sequence[str] = ("PNG",)) -> NDArra
             channel, or a colour space other than grey, palette and RGB.
     """
     if data.startswith(PNG_SIGNATURE) and data[24:25] == b"\x10":
-        raise InputError(f"{where} has 16 bits per channel: convert it to 8 bits first")
-    image = open_image(data, where, formats)
+        raise InputError(f"{where} has 16 bits a channel: {CONVERSION} keeps the upper 8")
+    image = open_image(data, where, formats, f"replace it; {CONVERSION} leaves it out")
     if "transparency" in image.info or image.mode in ("RGBA", "LA", "PA"):
-        raise InputError(f"{where} has an alpha channel: flatten it on a background and save it as RGB or grey")
+        raise InputError(f"{where} has an alpha channel: {CONVERSION} puts it on a background")
     if image.mode in ("1", "P"):
         image = image.convert("L" if image.mode == "1" else "RGB")
     if image.mode not in ("L", "RGB"):
-        raise InputError(f"{where} has Pillow mode {image.mode}: convert it to 8-bit RGB or grey first")
+        raise InputError(f"{where} has Pillow mode {image.mode}, neither grey nor RGB: {CONVERSION} converts it")
     pixels = np.array(image)
     return pixels[None] if pixels.ndim == 2 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
 
-def open_image(data: bytes, where: str, formats: Sequence[str] = ("PNG",)) -> "Image":
-    """Decode an image of any mode and turn it as its EXIF orientation says.
+def open_image(data: bytes, where: str, formats: Sequence[str] = ("PNG",), remedy: str = "replace it") -> "Image":
+    """Decode an image of any mode and turn it upright; arguments and errors are those of `load_image`."""
+    return upright(load_image(data, where, formats, remedy))
 
-    The size is checked before a pixel is decoded.
+
+def load_image(data: bytes, where: str, formats: Sequence[str], remedy: str = "replace it") -> "Image":
+    """Decode an image of any mode; the size is checked before a pixel is decoded.
+
+    Args:
+        data: the whole file.
+        where: the name of the file in errors.
+        formats: Pillow's names of the formats admitted.
+        remedy: the end of the sentence about an unusable file.
 
     Raises:
         InputError: for a damaged file, one of another format, or more than 2^26 pixels.
@@ -73,7 +85,14 @@ def open_image(data: bytes, where: str, formats: Sequence[str] = ("PNG",)) -> "I
         image.load()
     except (OSError, SyntaxError, ValueError, struct.error, zlib.error, Image.DecompressionBombError) as error:
         reason = str(error) or type(error).__name__
-        raise InputError(f"{where} cannot be read as {' or '.join(formats)} ({reason}): replace it") from error
+        raise InputError(f"{where} cannot be read as {' or '.join(formats)} ({reason}): {remedy}") from error
+    return image
+
+
+def upright(image: "Image") -> "Image":
+    """Return the image turned as its EXIF orientation says, or itself where that says nothing."""
+    from PIL import Image
+
     turn = TURNS.get(_orientation(image))
     return image if turn is None else image.transpose(Image.Transpose[turn])
 

@@ -31,6 +31,8 @@ class Digits(ArrayDataset):
         InputError: for another split.
     """
 
+    heldout_split = "test"
+
     def __init__(self, split: str = "train") -> None:
         check_choice("dataset.split", SPLITS, split)
         pixels, labels = _load()

@@ -50,6 +50,7 @@ class Emoji(ArrayDataset):
             0..255, a failed download.
     """
 
+    heldout_split = "test"
     licence = "SIL Open Font License 1.1 (pictures of Noto Color Emoji)"
 
     def __init__(

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from scoreline.datasets.base import ImageDataset
+from scoreline.datasets.decode import CONVERSION
 from scoreline.errors import InputError
 from scoreline.storage import bounded_reading
 
@@ -39,9 +40,9 @@ def images(path: str) -> ImageDataset:
         from scoreline.datasets.image_folder import ImageFolder
 
         return ImageFolder(path)
+    what = f"neither .npz nor .zip ({CONVERSION} reads other files)" if place.exists() else "nothing is there"
     raise InputError(
-        f"{path}: {'neither .npz nor .zip' if place.exists() else 'nothing is there'}; give a folder of PNG files, a "
-        "zip archive, an npz file or a run directory of sample.py"
+        f"{path}: {what}; give a folder of PNG files, a zip archive, an npz file or a run directory of sample.py"
     )
 
 

@@ -49,15 +49,26 @@ class HuggingFace(LazyDataset):
         config: str | None = None,
         cache_mib: float = 1024,
     ) -> None:
-        table = _load(path, split, config)
-        images = _Images(path, _encoded(table, _image_column(table, image_key, path)))
-        classes = _classes(table, _label_column(table, label_key, path), path)
+        images, classes = rows(path, split, image_key, label_key, config)
         super().__init__(f"{Path(path).name}-{split}", images, classes, cache_mib)
         images.warn_of_losses()
 
 
+def rows(
+    path: str,
+    split: str = "train",
+    image_key: str | None = None,
+    label_key: str | None = None,
+    config: str | None = None,
+) -> tuple["EncodedImages", Classes]:
+    """Return the image files of a split and their classes; the arguments and errors are those of `HuggingFace`."""
+    table = _load(path, split, config)
+    images = EncodedImages(path, _encoded(table, _image_column(table, image_key, path)))
+    return images, _classes(table, _label_column(table, label_key, path), path)
+
+
 @dataclass(frozen=True)
-class _Images:
+class EncodedImages:
     """A `Source` over one column whose cells are {"bytes": file or None, "path": file or None}."""
 
     path: str
@@ -72,15 +83,16 @@ class _Images:
 
     def decode(self, index: int) -> NDArray[np.uint8]:
         """Image `index` as uint8 (C, H, W)."""
-        return decode(self._bytes(index), self.where(index), FORMATS)
+        return decode(self.content(index), self.where(index), FORMATS)
 
     def warn_of_losses(self) -> None:
         """Warn if the first image is of a lossy format such as JPEG."""
-        if not self._bytes(0).startswith(LOSSLESS):
+        if not self.content(0).startswith(LOSSLESS):
             message = f"dataset.path={self.path}: the first image is not lossless, which changes FID; prefer PNG"
             warnings.warn(message, UserWarning, stacklevel=3)
 
-    def _bytes(self, index: int) -> bytes:
+    def content(self, index: int) -> bytes:
+        """Bytes of the image file `index`."""
         (cell,) = self.column[index].values()
         if cell is None:
             raise InputError(f"{self.where(index)} holds no image; filter such rows out")

@@ -9,7 +9,7 @@ from pathlib import PurePosixPath
 import numpy as np
 from numpy.typing import NDArray
 
-from scoreline.datasets.decode import decode
+from scoreline.datasets.decode import CONVERSION, decode
 from scoreline.errors import InputError
 
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG"}
@@ -47,10 +47,13 @@ def select_images(names: Iterable[str], root: str) -> list[str]:
     visible = sorted(name for name in names if not is_hidden(name))
     foreign = [name for name in visible if _suffix(name) in FOREIGN]
     if foreign:
-        raise InputError(f"dataset.path={root}: {foreign[0]} is neither PNG nor JPEG; convert it to PNG")
+        raise InputError(f"dataset.path={root}: {foreign[0]} is neither PNG nor JPEG; {CONVERSION} converts it")
     images = [name for name in visible if _suffix(name) in FORMATS]
     if not images:
-        raise InputError(f"dataset.path={root}: no .png or .jpg file inside; give the folder or zip that holds them")
+        raise InputError(
+            f"dataset.path={root}: no .png or .jpg file inside; give the folder or zip that holds them "
+            f"({CONVERSION} reads tar archives and pictures of other formats)"
+        )
     jpegs = sum(FORMATS[_suffix(name)] == "JPEG" for name in images)
     if jpegs:
         message = f"dataset.path={root}: {jpegs} of {len(images)} images are JPEG, whose losses change FID; prefer PNG"

@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 
 from scoreline.datasets.class_labels import LABEL_FILE, MAX_LABEL_BYTES, read_classes
+from scoreline.datasets.decode import CONVERSION
 from scoreline.datasets.image_files import MAX_IMAGE_BYTES, ImageFiles, select_images
 from scoreline.datasets.lazy import LazyDataset
 from scoreline.errors import InputError
@@ -54,7 +55,9 @@ def _content(root: Path, name: str) -> bytes:
 def _existing(path: str) -> Path:
     root = bounded_reading.place(path, "dataset.path")
     if root.is_file():
-        raise InputError(f"dataset.path={path}: is a file; give a folder of PNG files, or use dataset=zip")
+        raise InputError(
+            f"dataset.path={path}: is a file; use dataset=zip, or give a folder of PNG files; {CONVERSION} reads others"
+        )
     if not root.is_dir():
         raise InputError(f"dataset.path={path}: no such folder; give the folder that holds the PNG files")
     return root

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from scoreline.datasets.base import ImageDataset
+from scoreline.datasets.decode import CONVERSION
 from scoreline.errors import InputError
 
 MIB = 2**20
@@ -103,8 +104,8 @@ class LazyDataset(ImageDataset):
         _, height, width = self.shape
         if resolution is not None and (height, width) != (resolution, resolution):
             raise InputError(
-                f"dataset.resolution={resolution}: the images of {self.name} are {height}x{width}; resize them "
-                "beforehand, or drop the key"
+                f"dataset.resolution={resolution}: the images of {self.name} are {height}x{width}; drop the key, "
+                f"or scoreline dataset SRC DEST.zip resolution={resolution} resizes them"
             )
 
     def _image(self, index: int) -> Tensor:
@@ -114,7 +115,7 @@ class LazyDataset(ImageDataset):
         if image.shape != self.shape:
             raise InputError(
                 f"{self.source.where(index)} is {_shape(image.shape)}, but {self.source.where(0)} is "
-                f"{_shape(self.shape)}: bring all images to one size and one colour mode"
+                f"{_shape(self.shape)}: {CONVERSION} brings all images to one size and one colour mode"
             )
         if self._keeps:
             self._kept[index] = image

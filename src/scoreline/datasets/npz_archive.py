@@ -40,7 +40,7 @@ class NpzArchive(ImageDataset):
         try:
             self._images, labels = npy.member(file, IMAGES), npy.member(file, LABELS)
         except bounded_reading.DAMAGE as error:
-            raise InputError(f"dataset.path={path}: cannot be read as an npz file ({error}); make it anew") from error
+            raise InputError(f"dataset.path={path}: cannot be read as an npz file ({error}); make it again") from error
         self.name, images = file.stem, self._images
         if images is None or images.dtype != np.uint8 or images.ndim != 4 or 0 in images.shape:
             content = "no arr_0" if images is None else f"arr_0 of {images.dtype} {images.shape}"
@@ -68,8 +68,8 @@ def _labels(path: str, labels: NDArray[Any] | None, count: int) -> Tensor:
         return torch.full((count,), -1)
     if labels.shape != (count,) or labels.dtype.kind not in "iu":
         raise InputError(
-            f"dataset.path={path}: arr_1 of {labels.dtype} {labels.shape} is no class of each of {count} images; "
-            "make the file anew"
+            f"dataset.path={path}: arr_1 of {labels.dtype} {labels.shape} does not give one class to each of {count} "
+            "images; make the file again"
         )
     if int(labels.min()) < -1:
         raise InputError(f"dataset.path={path}: arr_1 holds class {labels.min()}; classes are 0, 1, .., and -1 is none")

@@ -62,6 +62,7 @@ class Openclipart(ArrayDataset):
             level outside 0..255, a failed download.
     """
 
+    heldout_split = "test"
     licence = "Creative Commons Public Domain Dedication (pictures of the Open Clip Art Library)"
 
     def __init__(
@@ -148,7 +149,7 @@ def _convert(place: Path, resolution: int, background: int) -> _Pictures:
     except InputError:
         raise
     except debian.DAMAGE as error:
-        raise InputError(f"dataset.path={place} is no whole Debian package ({error}); fetch it anew") from error
+        raise InputError(f"dataset.path={place} is not a whole Debian package ({error}); download it again") from error
     if not small:
         raise InputError(f"dataset.path={place}: no .png file in a folder inside; give the folder {PACKAGE.installed}")
     names = sorted(small)

@@ -37,7 +37,7 @@ class ZipArchive(LazyDataset):
     """
 
     def __init__(self, path: str, resolution: int | None = None, labels: str = "auto", cache_mib: float = 1024) -> None:
-        entries = _Entries(_existing(path), path)
+        entries = Entries(_existing(path), f"dataset.path={path}")
         names = entries.names()
         images = select_images(names, path)
         classes = read_classes(labels, images, names, entries.folders(), entries, path)
@@ -45,28 +45,36 @@ class ZipArchive(LazyDataset):
         self.require_size(resolution)
 
 
-class _Entries:
-    """A reader of one archive's entries; processes must not share its handle, since that shares its position."""
+class Entries:
+    """A reader of one archive's entries; processes must not share its handle, since that shares its position.
 
-    def __init__(self, path: Path, key: str) -> None:
-        self.path, self.key = path, key
+    Args:
+        path: the archive.
+        where: its name in errors.
+
+    Raises:
+        InputError: for a damaged archive, and on reading a damaged, encrypted or oversized entry.
+    """
+
+    def __init__(self, path: Path, where: str) -> None:
+        self.path, self.where = path, where
         self.owner, self.archive = os.getpid(), self._open()
 
     def _open(self) -> zipfile.ZipFile:
         try:
             return zipfile.ZipFile(self.path)
         except bounded_reading.DAMAGE as error:
-            raise InputError(f"dataset.path={self.key} is not a whole zip archive ({error}); make it anew") from error
+            raise InputError(f"{self.where} is not a whole zip archive ({error}); make it again") from error
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"path": self.path, "key": self.key, "owner": -1, "archive": None}
+        return {"path": self.path, "where": self.where, "owner": -1, "archive": None}
 
     def names(self) -> list[str]:
         """Return every file in the archive; a name that occurs twice, in any spelling, is refused."""
         names = [info.filename for info in self.archive.infolist() if not info.is_dir()]
         twice = [name for name, times in Counter(map(normal_path, names)).items() if times > 1]
         if twice:
-            raise InputError(f"dataset.path={self.key} holds {twice[0]} twice; make the archive anew")
+            raise InputError(f"{self.where} holds {twice[0]} twice; make the archive again")
         return names
 
     def folders(self) -> set[str]:
@@ -82,10 +90,10 @@ class _Entries:
             with self.archive.open(entry) as handle:
                 return handle.read(entry.file_size)
         except bounded_reading.DAMAGE as error:
-            raise InputError(f"dataset.path={self.key}: {name} cannot be unpacked ({error}); make it anew") from error
+            raise InputError(f"{self.where}: {name} cannot be unpacked ({error}); make it again") from error
 
     def _check(self, entry: zipfile.ZipInfo, limit: int) -> None:
-        where = f"dataset.path={self.key}: {entry.filename}"
+        where = f"{self.where}: {entry.filename}"
         if entry.file_size > limit:
             raise InputError(f"{where} unpacks to {entry.file_size} bytes, more than {limit}; remove it")
         if entry.compress_type not in PACKINGS:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from scoreline.descriptions.annotations import fits
-from scoreline.errors import InputError, printable
+from scoreline.errors import InputError, line_of, printable
 from scoreline.parameterisations import Parameterisation
 from scoreline.schedules.base import NoiseSchedule, Schedule
 from scoreline.storage.schemas import Either, ListOf, Number, Rule, excerpt, integer
@@ -105,13 +105,25 @@ def is_ours(spec: Mapping[str, Any]) -> bool:
     return _within(str(spec.get("_target_")), PACKAGES)
 
 
+def foreign_packages(spec: Mapping[str, Any]) -> list[str]:
+    """Return the packages outside scoreline from which a description takes classes, which loading it has to trust.
+
+    Args:
+        spec: a description, or several of them by name as in a card.
+    """
+    inner = (foreign_packages(value) for value in spec.values() if isinstance(value, Mapping))
+    own = [str(spec["_target_"]).partition(".")[0]] if "_target_" in spec and not is_ours(spec) else []
+    return sorted({*own, *(name for names in inner for name in names)})
+
+
 def _call(target: str, described: type, arguments: dict[str, Any]) -> Any:
     try:
         return described(**arguments)
     except InputError:
         raise
     except Exception as error:  # a constructor may raise anything for values that do not go together
-        reason = printable(f"{error!s:.200}" if isinstance(error, TypeError) else f"{error!r:.200}")
+        line = None if target.startswith("scoreline.") else line_of(error, {target.partition(".")[0]})
+        reason = line or printable(f"{error!s:.200}" if isinstance(error, TypeError) else f"{error!r:.200}")
         raise InputError(
             f"checkpoint: {target} refuses its arguments: {reason}; was it made by another version?"
         ) from error

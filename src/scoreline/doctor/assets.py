@@ -11,6 +11,7 @@ from scoreline.config.script import guide
 from scoreline.datasets.debian_package import DebianPackage
 from scoreline.doctor.findings import Finding
 from scoreline.foreign.conversion import is_url
+from scoreline.foreign.families import is_diffusers
 from scoreline.metrics import imagenet_features
 from scoreline.metrics.reference_set import shipped
 from scoreline.storage import bounded_reading
@@ -79,6 +80,8 @@ def assets(script: str, cfg: Any) -> Iterator[Asset]:
         guiding_model = guide(cfg).get("checkpoint")
         if guiding_model is not None:
             yield _checkpoint("guidance.checkpoint", guiding_model, None)
+    elif cfg.init.checkpoint is not None:
+        yield _checkpoint("init", str(cfg.init.checkpoint), cfg["import"].sha256)
     if script == "sample":
         if is_label_file(str(cfg.labels)):
             yield Asset("labels", cfg.labels, Path(cfg.labels), "give a file of classes")
@@ -90,7 +93,8 @@ def assets(script: str, cfg: Any) -> Iterator[Asset]:
 def _checkpoint(key: str, word: str, sha256: str | None) -> Asset:
     if is_url(word):
         return Asset(key, word, cached_path(word), "scoreline prefetch fetches and imports it", "url", word, sha256)
-    return Asset(key, word, run_names.model_path(word), "give a model.safetensors written by train.py, or a URL")
+    path = Path(word) if is_diffusers(Path(word)) else run_names.model_path(word)
+    return Asset(key, word, path, "give a model.safetensors written by train.py, or a URL")
 
 
 ESTIMATOR = {

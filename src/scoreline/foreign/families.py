@@ -21,13 +21,14 @@ FAMILIES = {
     "guided_diffusion": "guided_diffusion",
     "diffusers": "diffusers_folder",
     "lightning": "lightning",
+    "lucidrains": "lucidrains",
 }
 """Name on the command line -> module of this package."""
 
 DESCRIBED = frozenset({"edm", "diffusers"})
 """Families whose files describe their network."""
 
-SIZED = frozenset({"diffusers"})
+SIZED = frozenset({"diffusers", "lucidrains"})
 """Families whose networks take images of any size, which a file may leave open."""
 
 WEIGHTS = ("ema", "raw")

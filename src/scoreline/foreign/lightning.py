@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from scoreline.descriptions.specs import Spec
 from scoreline.errors import InputError
-from scoreline.foreign.translation import ForeignModel, Rule, described_network, translate
+from scoreline.foreign.translation import ForeignModel, Rule, described_network, image_shape, translate
 
 INERT = frozenset(
     f"{module}.{name}"
@@ -75,9 +75,8 @@ def read_model(tree: Any, model: Spec | None, weights: str) -> ForeignModel:
         place, state = _average(tree, network)
     translation = translate(state, table(network), network)
     described = {name: model[name] for name in ("network", "noise_schedule", "parameterisation")}
-    channels = int(model["network"].get("channels", model["network"].get("in_channels", 3)))
-    size, classes = (int(getattr(network, name)) for name in ("resolution", "num_classes"))
-    return ForeignModel(described, translation, (channels, size, size), classes, {"place": place, **_notes(tree)})
+    shape, classes = image_shape(model["network"], network), int(getattr(network, "num_classes", 0))
+    return ForeignModel(described, translation, shape, classes, {"place": place, **_notes(tree)})
 
 
 def table(network: nn.Module) -> dict[str, Rule]:

@@ -7,9 +7,10 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from scoreline.descriptions.specs import Spec, rebuild
+from scoreline.descriptions.specs import Spec, foreign_packages, rebuild
 from scoreline.errors import InputError, did_you_mean
 from scoreline.safe_pickle.limits import excerpt
+from scoreline.values import is_whole
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -45,15 +46,46 @@ class Rule:
     make: Callable[..., Tensor] = unchanged
 
 
-def skeleton(network: Spec) -> nn.Module:
+def skeleton(network: Spec, trust: Sequence[str] = ()) -> nn.Module:
     """Build the described network without memory for its weights: names and shapes only.
+
+    A network of another package whose constructor computes with weights gets memory for them.
+
+    Args:
+        network: the description.
+        trust: as in `specs.rebuild`.
 
     Raises:
         InputError: for a description that `specs.rebuild` refuses.
     """
-    with torch.device("meta"):
-        built_network: nn.Module = rebuild(network, nn.Module)
+    built_network: nn.Module
+    try:
+        with torch.device("meta"):
+            built_network = rebuild(network, nn.Module, trust)
+    except InputError:
+        if not trust:
+            raise
+        built_network = rebuild(network, nn.Module, trust)
     return built_network
+
+
+def image_shape(network: Spec, built: nn.Module, size: tuple[int, int] | None = None) -> tuple[int, int, int]:
+    """Return (C, H, W) of the images of a network.
+
+    Args:
+        network: its description; without `channels` or `in_channels` it has three.
+        built: the network, which may have an attribute `resolution`.
+        size: (H, W), if it is known.
+
+    Raises:
+        InputError: if nothing tells the size.
+    """
+    side = network.get("resolution", getattr(built, "resolution", None))
+    if size is None and is_whole(side):
+        size = (side, side)
+    if size is None:
+        raise InputError("size: nothing says the size of the images; give it, such as size=64 (import.size=64)")
+    return (int(network.get("channels", network.get("in_channels", 3))), *size)
 
 
 TRAINED_AS = "give the model=... that it was trained as"
@@ -144,6 +176,8 @@ def described_network(
 ) -> Network:
     """Build the network of a user's description as in conf/model, without memory for its weights.
 
+    The description is the user's, never the file's, so it may name a class of any package.
+
     Args:
         model: the description.
         kind: class of all networks of the family.
@@ -157,7 +191,7 @@ def described_network(
     names = ", ".join(choices)
     if model is None:
         raise InputError(f"model: a file of {family} does not say what network it holds; give model= one of {names}")
-    network = skeleton(model["network"])
+    network = skeleton(model["network"], foreign_packages(model["network"]))
     if not isinstance(network, kind):
         raise InputError(
             f"model.network: files of {family} hold a {kind.__name__}, not a {type(network).__name__}; "

@@ -6,7 +6,6 @@ import json
 import secrets
 import shutil
 import tarfile
-import zipfile
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, astuple, fields
@@ -19,10 +18,10 @@ from scoreline.generation import npz
 from scoreline.generation.images import Entry, ShardImages, no_progress
 from scoreline.generation.run_results import OUTPUTS, file_record
 from scoreline.sampling import Progress
+from scoreline.storage import edm_layout
+from scoreline.storage.edm_layout import MODE, PER_FOLDER
 from scoreline.storage.files import part_beside, write_atomically
 from scoreline.storage.pictures import PICTURES, png_bytes
-
-PER_FOLDER = 1000
 
 
 def _write_folder(path: Path, images: ShardImages, progress: Progress) -> None:
@@ -79,18 +78,10 @@ def _alike(partial: Path, path: Path) -> bool:
 
 
 def _write_zip(path: Path, images: ShardImages, progress: Progress) -> None:
-    """Write EDM's and StyleGAN's layout: `00000/img00000123.png`, stored, and classes or null in `dataset.json`.
-
-    Source: Karras et al. (2022), arXiv:2206.00364, reference data set tool.
-    """
-    labels: list[list[object]] = []
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
-        for entry, image in images.one_by_one(progress):
-            name = f"{entry.index // PER_FOLDER:05d}/img{entry.index:08d}.png"
-            archive.writestr(npz.zip_entry(name), png_bytes(image))
-            labels.append([name, entry.label])
-        table = {"labels": labels if images.labelled else None}
-        archive.writestr(npz.zip_entry("dataset.json"), json.dumps(table))
+    """Write EDM's and StyleGAN's layout: `00000/img00000123.png`, stored, and classes or null in `dataset.json`."""
+    pictures = (png_bytes(image) for _, image in images.one_by_one(progress))
+    labels = [images.entry(index).label for index in range(len(images))] if images.labelled else None
+    edm_layout.write_zip(path, pictures, lambda: labels)
 
 
 def _write_webdataset(path: Path, images: ShardImages, progress: Progress) -> None:
@@ -113,7 +104,7 @@ def _add_to_tar(archive: tarfile.TarFile, name: str, content: bytes) -> None:
     The list of members is cleared, since it would grow with the images.
     """
     entry = tarfile.TarInfo(name)
-    entry.size, entry.mode = len(content), npz.MODE
+    entry.size, entry.mode = len(content), MODE
     archive.addfile(entry, io.BytesIO(content))
     archive.getmembers().clear()
 

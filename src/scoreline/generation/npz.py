@@ -10,16 +10,7 @@ from numpy.typing import NDArray
 
 from scoreline.generation.images import ShardImages, no_progress
 from scoreline.sampling import Progress
-
-UNIX = 3
-MODE = 0o644
-
-
-def zip_entry(name: str) -> zipfile.ZipInfo:
-    """Return the entry of a stored file in a zip archive, dated 1980-01-01, the first day of the format."""
-    entry = zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0))
-    entry.compress_type, entry.create_system, entry.external_attr = zipfile.ZIP_STORED, UNIX, MODE << 16
-    return entry
+from scoreline.storage.edm_layout import zip_entry
 
 
 def write_images(path: Path, images: ShardImages, progress: Progress = no_progress) -> None:

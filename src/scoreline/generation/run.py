@@ -16,7 +16,7 @@ from scoreline.generation.interruptions import report_kept
 from scoreline.generation.loop import find_all, sample_missing
 from scoreline.generation.run_results import MANIFEST, OUTPUTS, Result
 from scoreline.generation.shards import Shards
-from scoreline.metrics.base import Metrics, Score
+from scoreline.metrics.base import Metrics, Score, check_metrics, check_scores
 from scoreline.metrics.no_metrics import NoMetrics
 from scoreline.runtime.collectives import largest
 from scoreline.runtime.distributed import Group
@@ -62,7 +62,7 @@ class Outputs:
                 "metrics: they measure images, and format=npy keeps the latents of this model; add metrics=none, or "
                 "choose format=npz for decoded images"
             )
-        self.metrics.check(shards.shape, len(shards.seeds))
+        check_metrics(self.metrics).check(shards.shape, len(shards.seeds))
 
 
 def finish(sampler: Sampler, shards: Shards, outputs: Outputs, group: Group) -> Result:
@@ -103,7 +103,7 @@ def finish(sampler: Sampler, shards: Shards, outputs: Outputs, group: Group) -> 
 def _measure(images: ShardImages, metrics: Metrics, folder: Path, group: Group) -> dict[str, Score]:
     parts = Parts(folder, "", group.rank, group.size, group.barrier)
     with ImageProgress(len(images), "measuring", enabled=group.first) as progress:
-        scores = metrics(images, parts, lambda done: progress.update(done * group.size))
+        scores = check_scores(metrics, metrics(images, parts, lambda done: progress.update(done * group.size)))
     group.barrier()
     if group.first and not metrics.keeps_features:
         parts.remove()

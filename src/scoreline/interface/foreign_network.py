@@ -1,12 +1,11 @@
 """A network of another program, as `Denoiser` calls one."""
 
-import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import Tensor, nn
 
-from scoreline.errors import InputError
+from scoreline.errors import InputError, mismatch
 from scoreline.interface.outputs import tensor_like
 
 Network = Callable[..., Any]
@@ -75,23 +74,10 @@ def called(function: Network, arguments: tuple[Any, ...], keywords: Mapping[str,
     try:
         return function(*arguments, **keywords)
     except TypeError as error:
-        if mismatch := _mismatch(function, arguments, keywords):
+        if reason := mismatch(function, arguments, keywords):
             words = ", ".join([*("x", "label")[: len(arguments)], *(f"{name}=.." for name in keywords)])
             raise InputError(
-                f"the network cannot be called as network({words}): {mismatch}; pass a function that takes these and "
+                f"the network cannot be called as network({words}): {reason}; pass a function that takes these and "
                 "calls it"
             ) from error
         raise
-
-
-def _mismatch(function: Network, arguments: tuple[Any, ...], keywords: Mapping[str, Any]) -> str:
-    """Say why a function does not take these arguments; empty if it does, or does not tell."""
-    try:
-        parameters = inspect.signature(function.forward if isinstance(function, nn.Module) else function)
-    except ValueError:
-        return ""
-    try:
-        parameters.bind(*arguments, **keywords)
-    except TypeError as error:
-        return str(error)
-    return ""

@@ -21,7 +21,7 @@ def check_denoised(denoised: Any, x: Tensor) -> Tensor:
     return tensor_like("denoise", denoised, x).to(x.dtype)
 
 
-def tensor_like(name: str, output: Any, x: Tensor, factor: int = 1) -> Tensor:
+def tensor_like(name: str, output: Any, x: Tensor, factor: int = 1, variance: str = "learned_variance=True") -> Tensor:
     """Return an output that is a tensor of numbers of x's shape (B, C, *), or with `factor` times its channels.
 
     Args:
@@ -29,6 +29,7 @@ def tensor_like(name: str, output: Any, x: Tensor, factor: int = 1) -> Tensor:
         output: what it returned.
         x: its argument.
         factor: channels of the output over those of x.
+        variance: the setting that makes the factor 2, for the message.
 
     Raises:
         InputError: for another type or shape.
@@ -42,7 +43,7 @@ def tensor_like(name: str, output: Any, x: Tensor, factor: int = 1) -> Tensor:
     if tuple(output.shape) != expected:
         raise InputError(
             f"{name} returned {_shown(output.shape)} for x of {_shown(x.shape)}; return {_shown(expected)}"
-            f"{_channels(output, x, factor)}"
+            f"{_channels(output, x, factor, variance)}"
         )
     if not output.is_floating_point():
         raise InputError(f"{name} returned a tensor of {output.dtype}, which holds no fractions; return floats")
@@ -56,17 +57,17 @@ def _inside(output: Any) -> str:
     return ", the first entry" if isinstance(output, tuple | list) else ""
 
 
-def _channels(output: Tensor, x: Tensor, factor: int) -> str:
+def _channels(output: Tensor, x: Tensor, factor: int, variance: str) -> str:
     """Say what twice the channels, or half of those expected, may mean."""
     if output.ndim != x.ndim or x.ndim < 2:
         return ""
     if factor == 1 and output.shape[1] == 2 * x.shape[1]:
         return (
             f"; with a learned variance only the first half is the prediction, output[:, :{x.shape[1]}], which "
-            "learned_variance=True keeps"
+            f"{variance} keeps"
         )
     if factor > 1 and output.shape == x.shape:
-        return "; leave learned_variance out, since there is none"
+        return f"; leave {variance.partition('=')[0]} out, since there is none"
     return ""
 
 

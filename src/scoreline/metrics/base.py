@@ -4,10 +4,11 @@ from abc import ABC, abstractmethod
 from typing import TypedDict
 
 from scoreline.datasets.base import ImageDataset
-from scoreline.errors import InputError
+from scoreline.errors import InputError, check_kind
 from scoreline.metrics.reference_statistics import Statistics
 from scoreline.sampling import Progress
 from scoreline.storage.resumable import Parts
+from scoreline.values import is_number
 
 HIGHER_IS_BETTER = frozenset({"precision", "recall", "density", "coverage", "inception_score"})
 OF_SEVERAL = "/"
@@ -89,6 +90,41 @@ class Metrics(ABC):
     @abstractmethod
     def warnings(self, n: int) -> list[str]:
         """Return warnings that a reader needs before trusting the scores of `n` images."""
+
+
+def check_metrics(metrics: object) -> Metrics:
+    """Return metrics if their class and protocol are what the interface says; call it before sampling.
+
+    Raises:
+        InputError: saying what they are.
+    """
+    own: Metrics = check_kind("metrics", metrics, Metrics)
+    if not isinstance(own.protocol, dict) or not all(isinstance(value, str | int) for value in own.protocol.values()):
+        raise InputError(
+            f"metrics: {type(own).__name__}.protocol is {own.protocol!r:.80}; it must be a dict of texts and numbers"
+        )
+    return own
+
+
+def check_scores(metrics: Metrics, scores: object) -> dict[str, Score]:
+    """Return the scores of metrics, with plain numbers in them.
+
+    Raises:
+        InputError: unless they are a `Score` for each name.
+    """
+    name = type(metrics).__name__
+    if not isinstance(scores, dict) or not all(isinstance(key, str) for key in scores):
+        raise InputError(
+            f"metrics: {name} returned a {type(scores).__name__}, not a dict of scores by name; return "
+            '{"name": Score(value=.., error=.., n=..)}'
+        )
+    for key, score in scores.items():
+        if not isinstance(score, dict) or score.keys() != Score.__annotations__.keys():
+            raise InputError(f"metrics: {name} returned {key}={score!r:.60}; return Score(value=.., error=.., n=..)")
+        for part, number in score.items():
+            if not is_number(number):
+                raise InputError(f"metrics: {name} returned {key} with {part}={number!r:.60}; return a float")
+    return scores
 
 
 def higher_is_better(name: str) -> bool:

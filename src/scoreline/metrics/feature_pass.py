@@ -7,9 +7,11 @@ import torch
 from torch import Tensor
 
 from scoreline.datasets.base import ImageDataset
-from scoreline.metrics.base import Score
+from scoreline.metrics.base import ALONE, Score
 from scoreline.numerics import NUMERICS_VERSION
+from scoreline.runtime.progress import ImageProgress
 from scoreline.sampling import Progress
+from scoreline.storage.files import cache_folder
 from scoreline.storage.resumable import Parts, Tensors
 
 PART = 512
@@ -86,6 +88,25 @@ def extract(images: ImageDataset, extractor: Extract, digest: str, parts: Parts,
     if parts.folder is not None:
         kept = parts.at(parts.folder / digest[:16], f"{parts.stamp} {digest} {images.digest}")
     return Features(n, kept.lazily(-(-n // PART), part))
+
+
+def reference_features(
+    images: ImageDataset, extractor: Extract, digest: str, slow: bool, parts: Parts = ALONE
+) -> Tensors:
+    """Compute the features of reference images, all in memory.
+
+    Args:
+        images: the reference.
+        extractor: images uint8 (B, C, H, W) -> tensors (B, d) by name.
+        digest: SHA-256 of everything that the extractor depends on.
+        slow: whether the cache keeps the features, and a bar shows the pass.
+        parts: the processes that share the pass if the cache keeps it.
+    """
+    if not slow:
+        return extractor(read(images, range(len(images))))
+    with ImageProgress(len(images), "features of the reference", enabled=parts.rank == 0) as progress:
+        features = extract(images, extractor, digest, parts.at(cache_folder("features"), ""), progress.update)
+    return {name: features.all(name) for name in features.parts[0]}
 
 
 def share_scores(

@@ -103,6 +103,11 @@ class ClassifierFeatures(FeatureExtractor):
     def __call__(self, images: Tensor) -> Tensor:
         return torch.cat([self._network.features(to_unit(part).double()) for part in torch.split(images, CHUNK)])
 
+    @torch.no_grad()
+    def logits(self, images: Tensor) -> Tensor:
+        """Map images uint8 (N, C, H, W) to class scores float64 (N, 10), of which softmax makes probabilities."""
+        return torch.cat([self._network(to_unit(part).double()) for part in torch.split(images, CHUNK)])
+
 
 class DigitFeatures(ClassifierFeatures):
     """The 32 last hidden activations of `DigitClassifier`, as `ClassifierFeatures` describes them.

@@ -1,8 +1,7 @@
 """`metrics=fidelity`: seven distances between generated images and a reference set, each with its standard error."""
 
 import hashlib
-import math
-from functools import cached_property, lru_cache
+from functools import cached_property
 from typing import NamedTuple
 
 from torch import Tensor
@@ -10,7 +9,7 @@ from torch import Tensor
 from scoreline.datasets.base import ImageDataset
 from scoreline.errors import InputError
 from scoreline.metrics.base import ALONE, Metrics, Score, check_least, sample_warnings
-from scoreline.metrics.feature_pass import Features, extract, read, share_scores
+from scoreline.metrics.feature_pass import Features, extract, reference_features, share_scores
 from scoreline.metrics.features import DigitFeatures, FeatureExtractor, by
 from scoreline.metrics.frechet import GaussianStatistics, frechet_replicates
 from scoreline.metrics.jackknife import Replicates, assign_groups
@@ -18,14 +17,12 @@ from scoreline.metrics.kid import kernel_replicates
 from scoreline.metrics.precision_recall import support_replicates
 from scoreline.metrics.reference_set import Reference, ReferenceSet
 from scoreline.metrics.reference_statistics import Statistics
-from scoreline.metrics.sliced_wasserstein import directions, project, sliced_wasserstein_replicates
-from scoreline.runtime.progress import ImageProgress
+from scoreline.metrics.sliced_wasserstein import SEED, Projections, sliced_wasserstein_replicates
 from scoreline.sampling import Progress
 from scoreline.storage.files import cache_folder
 from scoreline.storage.resumable import Parts, Tensors
 
 FEW = 1000
-PROJECTION_SEED = 0
 
 
 class ReferenceFeatures(NamedTuple):
@@ -103,17 +100,10 @@ class Fidelity(Metrics):
                 self._measured_reference = ReferenceFeatures(known.gaussian, None)
             else:
                 assert data is not None
-                tensors = self._kept_pass(data, parts) if self.extractor.slow else self._measured(_all(data))
+                tensors = reference_features(data, self._measured, self._digest, self.extractor.slow, parts)
                 gaussian = GaussianStatistics.of(tensors["features"])
                 self._measured_reference = ReferenceFeatures(gaussian, tensors)
         return self._measured_reference
-
-    def _kept_pass(self, data: ImageDataset, parts: Parts) -> Tensors:
-        """Return the features of a data set, which the cache keeps."""
-        kept = parts.at(cache_folder("features"), "")
-        with ImageProgress(len(data), "features of the reference", enabled=parts.rank == 0) as progress:
-            features = extract(data, self._measured, self._digest, kept, progress.update)
-        return {name: features.all(name) for name in ("features", "projected")}
 
     @property
     def protocol(self) -> dict[str, str | int]:
@@ -122,7 +112,7 @@ class Fidelity(Metrics):
             **self._set.protocol,
             "resize": self.extractor.resize,
             "neighbours": self.neighbours,
-            "projections": f"{self.projections}:seed{PROJECTION_SEED}",
+            "projections": f"{self.projections}:seed{SEED}",
             "jackknife_groups": self.groups,
         }
 
@@ -175,13 +165,11 @@ class Fidelity(Metrics):
 
     @property
     def _digest(self) -> str:
-        projections = f"{PROJECTION_SEED} {self.projections}"
-        return hashlib.sha256(f"{self.extractor.digest} {projections}".encode()).hexdigest()
+        return hashlib.sha256(f"{self.extractor.digest} {Projections(self.projections).digest}".encode()).hexdigest()
 
     def _measured(self, images: Tensor) -> Tensors:
         """Return features (N, d) and projections (N, projections) of images uint8 (N, C, H, W)."""
-        along = _directions(math.prod(images.shape[1:]), self.projections)
-        return {"features": self.extractor(images), "projected": project(images, along).T.contiguous()}
+        return {"features": self.extractor(images), "projected": Projections(self.projections)(images)}
 
     def _replicates(self, parts: Features, reference: ReferenceFeatures, group: Tensor) -> dict[str, Replicates]:
         features = parts.all("features")
@@ -203,13 +191,3 @@ class Fidelity(Metrics):
                 f"metrics: {what} are {count}, too few for metrics.neighbours={self.neighbours}; "
                 f"give at least {self.neighbours + 2} or use metrics=none"
             )
-
-
-@lru_cache(maxsize=4)
-def _directions(values: int, projections: int) -> Tensor:
-    """Return the directions of the sliced Wasserstein distance, drawn once for all parts of a pass."""
-    return directions(values, projections, PROJECTION_SEED)
-
-
-def _all(data: ImageDataset) -> Tensor:
-    return read(data, range(len(data)))

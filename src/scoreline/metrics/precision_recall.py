@@ -50,9 +50,23 @@ def support_replicates(x: Tensor, y: Tensor, group: Tensor, neighbours: int = 3)
     Raises:
         ValueError: if no more than k rows are left on a side, for unequal d, or for k < 1.
     """
-    sizes = torch.bincount(group)
-    _check(x, y, len(x) - int(sizes.max()), neighbours)
-    x, y, member = x.double(), y.double(), one_hot(group).double()
+    _check(x, y, len(x) - int(torch.bincount(group).max()), neighbours)
+    return _support(x.double(), y.double(), group, neighbours)
+
+
+def support(x: Tensor, y: Tensor, neighbours: int = 3) -> dict[str, float]:
+    """Compute precision, recall, density and coverage as `support_replicates` does, of all rows alone.
+
+    Raises:
+        ValueError: for no more than k rows on a side, for unequal d, or for k < 1.
+    """
+    _check(x, y, len(x), neighbours)
+    everyone = torch.zeros(len(x), dtype=torch.int64)
+    return {name: it.full for name, it in _support(x.double(), y.double(), everyone, neighbours).items()}
+
+
+def _support(x: Tensor, y: Tensor, group: Tensor, neighbours: int) -> dict[str, Replicates]:
+    sizes, member = torch.bincount(group), one_hot(group).double()
     radii_x = _radii_without(x, group, neighbours)
     radii_y = _radii_without(y, torch.zeros(len(y), dtype=torch.int64), neighbours)[:, -1:]
 

@@ -1,14 +1,19 @@
 """The sliced 2-Wasserstein distance between the pixels of two sets of images."""
 
+import math
+from functools import lru_cache
+
 import numpy as np
 import torch
 from torch import Tensor
 
+from scoreline.metrics.features import FeatureExtractor
 from scoreline.metrics.jackknife import Replicates
 from scoreline.runtime.threads import one_core_each
 from scoreline.storage.pictures import to_unit
 
 CHUNK = 4096
+SEED = 0
 
 
 def directions(dimension: int, count: int, seed: int = 0) -> Tensor:
@@ -23,6 +28,33 @@ def directions(dimension: int, count: int, seed: int = 0) -> Tensor:
 def project(images: Tensor, along: Tensor) -> Tensor:
     """Project images uint8 (N, C, H, W), as pixels in [-1, 1], on directions (C H W, L); rows (L, N) float64."""
     return torch.cat([to_unit(part).double().flatten(1) @ along for part in torch.split(images, CHUNK)]).T
+
+
+class Projections(FeatureExtractor):
+    """Pixels in [-1, 1] projected on `count` directions of a fixed seed, (N, count).
+
+    When to use it: as the features of `sliced_wasserstein_distance`.
+
+    Args:
+        count: the number of directions.
+    """
+
+    name, shape = "projections", None
+
+    def __init__(self, count: int) -> None:
+        self.dimension, self.digest = count, f"{SEED} {count}"
+
+    def check(self, shape: tuple[int, ...], what: str = "the images") -> None:
+        """Accept images of any shape."""
+
+    def __call__(self, images: Tensor) -> Tensor:
+        return project(images, _directions(math.prod(images.shape[1:]), self.dimension)).T.contiguous()
+
+
+@lru_cache(maxsize=4)
+def _directions(values: int, count: int) -> Tensor:
+    """Return the directions, drawn once for all parts of a pass."""
+    return directions(values, count, SEED)
 
 
 def squared_wasserstein(x: Tensor, y: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
-from scoreline.errors import InputError
+from scoreline.errors import InputError, check_kind
 
 
 class Schedule(ABC):
@@ -84,6 +84,48 @@ class VariancePreserving(NoiseSchedule):
 
     def alpha(self, t: Tensor) -> Tensor:
         return (1 + self.inverse(t) ** 2).rsqrt()
+
+
+SAME_LEVEL = 1e-4
+"""Largest relative error of inverse(u(rho))."""
+
+
+def check_map(schedule: object, sigma_max: float, sigma_min: float) -> Schedule:
+    """Return a schedule if it is a strictly increasing map with its inverse, at levels of a range.
+
+    Use it for a schedule of your own; `solvers.tableau.build` does.
+
+    Args:
+        schedule: what the config describes.
+        sigma_max: upper end of the range; levels above `HIGHEST` are not tried.
+        sigma_min: lower end.
+
+    Raises:
+        InputError: naming the class, and what it returned.
+    """
+    own: Schedule = check_kind("schedule", schedule, Schedule)
+    ends = sorted((min(max(sigma_min, 1e-3), HIGHEST / 2), min(max(sigma_max, 2e-3), HIGHEST)))
+    rho = torch.logspace(math.log10(ends[0]), math.log10(ends[1]), 7, dtype=torch.float64)
+    moved, name = own.on(sigma_max, sigma_min), type(own).__name__
+    u = moved(rho)
+    again = moved.inverse(u) if _is_like(u, rho) else u
+    for what, value in ((f"{name}(rho)", u), (f"{name}.inverse(u)", again)):
+        if not _is_like(value, rho):
+            kind = f"{value.dtype} {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+            raise InputError(f"schedule: {what} is {kind} for torch.float64 (7,); keep shape and dtype")
+    if not bool(u.isfinite().all() and (u.diff() > 0).all()):
+        raise InputError(f"schedule: {name} does not increase from rho={rho[0]:.3g} to {rho[-1]:.3g}: {_listed(u)}")
+    if not bool(((again / rho - 1).abs() <= SAME_LEVEL).all()):
+        raise InputError(f"schedule: {name}.inverse(u(rho)) is {_listed(again)} for rho = {_listed(rho)}; correct it")
+    return own
+
+
+def _is_like(value: object, rho: Tensor) -> bool:
+    return isinstance(value, Tensor) and value.dtype == rho.dtype and value.shape == rho.shape
+
+
+def _listed(values: Tensor) -> str:
+    return ", ".join(f"{value:.3g}" for value in values.tolist())
 
 
 HIGHEST = 80.0

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from scoreline.config import calibrate_config, run_names, script
 from scoreline.config.calibrate_config import CalibrateConfig
+from scoreline.config.optuna_study import in_study
 from scoreline.runtime import distributed
 
 if TYPE_CHECKING:
@@ -29,8 +30,9 @@ if TYPE_CHECKING:
 
 
 @script.script("calibrate", calibrate_config.read)
-def main(config: CalibrateConfig) -> None:
-    """Measure a model, and write the record and its plot."""
+def main(config: CalibrateConfig) -> float | None:
+    """Measure a model, and write the record and its plot; return the value of the record, for a sweeper."""
+    from scoreline.calibration.objective_value import value_of
     from scoreline.tables import wandb_summary
 
     config.run.claim()
@@ -39,6 +41,7 @@ def main(config: CalibrateConfig) -> None:
     subject = build_subject(config, components, checkpoint)
     estimator, first = components.estimator(), distributed.current().first
     refuse_guidance(config, estimator)
+    refuse_no_value(estimator)
     if first:
         config.run.save_config(components.config_yaml())
     values = measure(estimator, subject)
@@ -47,6 +50,8 @@ def main(config: CalibrateConfig) -> None:
         _publish(config, estimator, values, record, checkpoint)
         subject.parts.remove()
         wandb_summary.publish([config.run.path], config.wandb, quiet=script.in_sweep())
+    value = value_of(estimator.kind, values)
+    return None if value is None else value.value
 
 
 def build_subject(config: CalibrateConfig, components: "CalibrateComponents", checkpoint: "Checkpoint") -> "Subject":
@@ -54,6 +59,7 @@ def build_subject(config: CalibrateConfig, components: "CalibrateComponents", ch
     import torch
 
     from scoreline.calibration.subject import Subject
+    from scoreline.datasets.base import check_dataset
     from scoreline.generation.labels import plan_labels
     from scoreline.runtime.device import choose_device
     from scoreline.runtime.memory import keep_freed_memory
@@ -68,12 +74,20 @@ def build_subject(config: CalibrateConfig, components: "CalibrateComponents", ch
     labels = plan_labels(config.labels, config.seeds, card.num_classes, card.class_counts)
     tableau = build_tableau(components.solver, components.schedule, components.span, config.nfe, "none")
     if data is not None:
-        refuse_other_classes(data, config.labels, card.num_classes)
+        refuse_other_classes(check_dataset(data), config.labels, card.num_classes)
     about = f"{config.batch_size} {device.type} {checkpoint.digest} {data and data.digest}"
     parts = Parts(config.run.path / "parts", f"{config.run.identity} {about}", group.rank, group.size, group.barrier)
     denoiser = components.denoiser.to(device)
     return Subject(denoiser, tableau, card.shape, config.seeds, config.batch_size, labels, parts, data)
 
+
+READER = {
+    "score_norm": "solver=deis_sn",
+    "score_optimal": "schedule=score_optimal",
+    "search": "solver=auto",
+    "tableau": "solver=learned",
+}
+"""The choice of sample.py that reads each kind of record beside the checkpoint."""
 
 GUIDED = ("tableau",)
 """Kinds of records that a guided model may have: their reader refuses a run under another guidance."""
@@ -91,6 +105,22 @@ def refuse_guidance(config: CalibrateConfig, estimator: Any) -> None:
         raise InputError(
             f"guidance={config.guidance}: a {estimator.kind} record belongs to the model without guidance; leave the "
             f"key out, or use calibration={', '.join(GUIDED)}"
+        )
+
+
+def refuse_no_value(estimator: Any) -> None:
+    """Refuse a trial of a study whose record has no value to compare.
+
+    Raises:
+        InputError: naming the kinds that have one.
+    """
+    from scoreline.calibration.objective_value import VALUES
+    from scoreline.errors import InputError
+
+    if in_study() and estimator.kind not in VALUES:
+        raise InputError(
+            f"calibration: a {estimator.kind} record has no value that a study can improve; use calibration="
+            f"{', '.join(VALUES)}, or let sample.py try the record"
         )
 
 
@@ -154,7 +184,7 @@ def _publish(
     write_atomically(out / f"{record.kind}.png", lambda part: estimator.plot(record, part, noise_schedule=native))
     print(f"{record.provenance['images']} images, NFE {record.provenance['nfe']} -> {path}")
     print(estimator.summary(values))
-    if estimator.key is None:
+    if estimator.key is None or in_study():  # the first trial's record is not the best
         return
     beside = run_names.record_beside(checkpoint.path, record.kind)
     if beside.exists():
@@ -162,6 +192,10 @@ def _publish(
     else:
         record.save(beside)
         print(f"copied to {beside.name} beside the checkpoint, where sample.py finds it")
+        budgets = [f"nfe={record.values['budgets'].tolist()[-1]}"] if record.kind == "tableau" else []
+        source = script.checkpoint_words(config.model.word, checkpoint.card.model)
+        words = [*source, *script.words_of("model", "import", "guidance"), READER[record.kind], *budgets]
+        print(f"next: {script.command('sample', *words)}")
 
 
 if __name__ == "__main__":

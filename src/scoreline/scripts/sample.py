@@ -23,6 +23,7 @@ from omegaconf import DictConfig
 
 from scoreline.config import sample_config, script
 from scoreline.config.sample_config import SampleComponents, SampleConfig, TableConfig
+from scoreline.errors import InputError
 from scoreline.generation import run_results
 from scoreline.generation.run_results import Result
 from scoreline.runtime import distributed
@@ -55,7 +56,7 @@ def read(cfg: DictConfig) -> SampleConfig | TableConfig:
 
 @script.script("sample", read)
 def main(config: SampleConfig | TableConfig) -> float | None:
-    """Sample and evaluate the images of a run directory, or run a table; return the first metric, for a sweeper."""
+    """Sample and evaluate the images of a run directory, or run a table; return its score, for a sweeper."""
     if isinstance(config, TableConfig):
         _run_table(config)
         return None
@@ -79,7 +80,21 @@ def main(config: SampleConfig | TableConfig) -> float | None:
         print(run_results.summary(result, out))
         _print_beside(result)
         wandb_summary.publish([out], config.wandb, quiet=script.in_sweep())
-    return next((metric["value"] for metric in result["metrics"].values()), None)
+    return _score(config.optimise, result)
+
+
+def _score(name: str | None, result: Result) -> float | None:
+    """Return a score of a run by its name, or the first one; None if there is none.
+
+    Raises:
+        InputError: for a name that the scores lack.
+    """
+    scores = {key: float(score["value"]) for key, score in result["metrics"].items()}
+    if name is None:
+        return next(iter(scores.values()), None)
+    if name not in scores:
+        raise InputError(f"optimise={name}: not a score of this run; choose one of {', '.join(scores) or 'none'}")
+    return scores[name]
 
 
 def _print_beside(result: Result) -> None:

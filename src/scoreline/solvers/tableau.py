@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from scoreline.errors import InputError
-from scoreline.schedules.base import Schedule, grid
+from scoreline.errors import InputError, mismatch
+from scoreline.schedules.base import Schedule, check_map, grid
 from scoreline.schedules.tabulated import Tabulated
 from scoreline.solvers.frames import FLOW, NOISE, Frame
 from scoreline.values import check_final
@@ -328,6 +328,12 @@ def build(
     if steps_nfe < 1:
         raise InputError(f"nfe={nfe}: needs at least {2 if final == 'denoise' else 1} with final={final}")
     sigma_max, sigma_min = sigma_range
+    if not type(schedule).__module__.startswith("scoreline."):
+        check_map(schedule, sigma_max, sigma_min)
+    if reason := mismatch(solver, (schedule, sigma_max, sigma_min, steps_nfe), {}):
+        raise InputError(
+            f"solver: {solver!s:.80} cannot be called as solver(schedule, sigma_max, sigma_min, nfe): {reason}"
+        )
     run: Tableau | AdaptiveRun
     try:
         if sigma_max == math.inf and not getattr(solver, "from_infinity", False):
@@ -343,6 +349,7 @@ def build(
         if sigma_max < sigma_min:
             raise _no_inversion(sigma_max, sigma_min) from error
         raise
+    _check_run(solver, run, steps_nfe)
     if not isinstance(run, Tableau):
         return replace(run, nfe=nfe).denoised() if final == "denoise" else run
     if sigma_max < sigma_min and (bool(run.B.any()) or float(run.rho[-1]) != sigma_min):
@@ -354,6 +361,20 @@ def build(
     if float(run.rho[-1]) == 0:
         raise InputError("final=denoise: this run ends at clean data already; use final=none")
     return denoise_last(run)
+
+
+def _check_run(solver: "Solver | Adaptive", run: object, nfe: int) -> None:
+    """Refuse what is no run, or one of another budget."""
+    from scoreline.solvers.adaptive import AdaptiveRun
+
+    name = type(solver).__name__
+    if not isinstance(run, Tableau | AdaptiveRun):
+        raise InputError(f"solver: {name} returned a {type(run).__name__}, not a Tableau; return rows.tableau()")
+    if isinstance(run, Tableau) and run.nfe > nfe:
+        raise InputError(
+            f"solver: {name} returned a tableau of {run.nfe} evaluations for nfe={nfe}; spend at most these, or raise "
+            "InputError for a budget that is too small"
+        )
 
 
 def _no_inversion(sigma_max: float, sigma_min: float) -> InputError:

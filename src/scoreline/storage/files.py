@@ -1,6 +1,7 @@
 """Atomic writes, locks, digests and temporary files."""
 
 import errno
+import glob
 import hashlib
 import json
 import os
@@ -95,13 +96,22 @@ def remove_parts(folder: Path) -> None:
     Files with this process's own number are removed too: call it before this process writes there. Those of other hosts
     are removed once nobody has written to them for `FORGOTTEN` seconds.
     """
-    pattern = re.compile(r"\..+\.([\w-]+)\.(\d+)\.part")
     for above, folders, names in os.walk(folder):  # other processes may remove files meanwhile
         for name in (*folders, *names):
-            match, path = pattern.fullmatch(name), Path(above, name)
-            with suppress(OSError):
-                if match and _is_abandoned(path, match[1], int(match[2])):
-                    remove(path)
+            _remove_abandoned(Path(above, name))
+
+
+def remove_parts_of(path: Path) -> None:
+    """Remove what `remove_parts` would, of one file or folder alone."""
+    for part in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
+        _remove_abandoned(part)
+
+
+def _remove_abandoned(path: Path) -> None:
+    match = re.fullmatch(r"\..+\.([\w-]+)\.(\d+)\.part", path.name)
+    with suppress(OSError):
+        if match and _is_abandoned(path, match[1], int(match[2])):
+            remove(path)
 
 
 def _is_abandoned(path: Path, host: str, process: int) -> bool:

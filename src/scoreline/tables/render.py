@@ -241,6 +241,11 @@ def markdown(grid: Grid) -> str:
     return "\n\n".join(blocks) + "\n"
 
 
+def markdown_page(title: str, page: Page) -> str:
+    """Print a page of other rows than a grid's, under a title."""
+    return "\n\n".join([f"# {title}", *_markdown_blocks(page)]) + "\n"
+
+
 def _markdown_blocks(page: Page) -> list[str]:
     lines = [_markdown_row(page.heading), "|--" * len(page.heading) + "|", *map(_markdown_line, page.lines)]
     notes = [f"[{letter}] {reason}" for letter, reason in page.notes.items()]
@@ -278,6 +283,11 @@ SPECIAL = {
 def latex(grid: Grid) -> str:
     """Print a table environment for each part, with its notes below it."""
     return "\n".join(_environment(grid, page, number) for number, page in enumerate(_pages(grid), 1))
+
+
+def latex_page(title: str, page: Page) -> str:
+    """Print a page of other rows than a grid's as a table environment."""
+    return _environment(Grid("study", title, "", "", [], [], []), page, 1)
 
 
 def _escaped(text: str) -> str:

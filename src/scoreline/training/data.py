@@ -159,13 +159,24 @@ class ImageDataModule(LightningDataModule):
         batch_size: images per step over all processes.
         seed: of the order of the images.
         workers: processes that read ahead if the data do not fit on the device; 0 reads in the training process.
+        heldout: images outside the training, on which `FixedLoss` measures; None for none.
+        heldout_images: number of these to measure on.
 
     Raises:
         InputError: if `workers` is not a whole number of at least 0.
     """
 
-    def __init__(self, data: ImageDataset | DeviceData, batch_size: int, seed: int, workers: int = 0) -> None:
+    def __init__(
+        self,
+        data: ImageDataset | DeviceData,
+        batch_size: int,
+        seed: int,
+        workers: int = 0,
+        heldout: ImageDataset | None = None,
+        heldout_images: int = 256,
+    ) -> None:
         super().__init__()
+        self.heldout, self.heldout_images = heldout, heldout_images
         self.data = data if isinstance(data, DeviceData) else DeviceData(data)
         self.batch_size, self.seed, self.workers = batch_size, seed, whole_number("workers", workers, least=0)
 

@@ -69,26 +69,29 @@ class EMA(RunningAverage):
         beta = 0.5^(batch / H),    H = min(half_life, rampup * images seen),    beta = 0 at the first step.
 
     Weights of H images ago count half as much as the current ones; during the ramp H grows with the images seen, so
-    the random initialisation is soon forgotten. Use it unless you want to choose the width after the training
-    (`PowerFunctionEMA`).
+    the random initialisation is soon forgotten. Where the initial weights are trained ones, the images seen include
+    those of the step, so that an average without a ramp keeps them. Use it unless you want to choose the width after
+    the training (`PowerFunctionEMA`).
 
     Attributes:
         half_life_kimg: H after the ramp, in thousands of images.
         rampup: ratio of H to the images seen during the ramp; infinity means no ramp.
+        trained: whether the initial weights are trained ones.
 
     Source: Karras et al. (2022), arXiv:2206.00364, App. F.2; released recipe 500 kimg, ratio 0.05.
     """
 
     def __init__(self, half_life_kimg: float, rampup: float = 0.05) -> None:
         super().__init__()
-        self.half_life_kimg, self.rampup = half_life_kimg, rampup
+        self.half_life_kimg, self.rampup, self.trained = half_life_kimg, rampup, False
 
     @property
     def name(self) -> str:
         return f"ema{self.half_life_kimg:g}kimg"
 
     def beta(self, images: int, batch: int) -> float:
-        half_life = min(self.half_life_kimg * 1000, self.rampup * images) if images else 0.0
+        seen = images + batch if self.trained else images
+        half_life = min(self.half_life_kimg * 1000, self.rampup * seen) if seen else 0.0
         return 0.5 ** (batch / half_life) if half_life else 0.0
 
 

@@ -50,7 +50,7 @@ class EMACallback(Callback):
         if not half_lives:
             raise InputError("ema.half_life_kimg=[]: give one half-life at least, in thousands of images")
         if not is_number(rampup) or not rampup > 0:
-            raise InputError(f"ema.rampup={rampup}: must be a number greater than 0; .inf means no ramp")
+            raise InputError(f"ema.rampup={rampup}: must be a number greater than 0; inf (.inf in a file): no ramp")
         widths = [] if post_hoc is None else _numbers("ema.post_hoc", post_hoc, NARROWEST, UNIFORM)
         first, *others = (EMA(half_life, rampup) for half_life in half_lives)
         self.averages: dict[str, EMA] = {"": first, **{f"-{other.name}": other for other in others}}
@@ -74,6 +74,8 @@ class EMACallback(Callback):
                 f"ema.post_hoc={[power.sigma_rel for power in self.powers]}: `scoreline ema` needs steps of one size, "
                 f"and those of the checkpoint are not of batch_size={self.batch}; use theirs, or ema.post_hoc=null"
             )
+        for ema in self.averages.values():
+            ema.trained = "init" in pl_module.card.training
         network = pl_module.denoiser.network
         placed = network.state_dict(keep_vars=True)
         for average in self._all:

@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
-from torch import Generator, Tensor
+from lightning.pytorch import LightningModule, Trainer
+from torch import Generator
 
 from scoreline.datasets.base import ImageDataset
 from scoreline.denoiser import Denoiser
@@ -15,11 +15,14 @@ from scoreline.objective import Batch, DenoisingObjective
 from scoreline.runtime.seeded_noise import seed_generator
 from scoreline.storage.pictures import to_unit
 from scoreline.targets import Denoising
+from scoreline.training.data import ImageDataModule
 from scoreline.training.ema_callback import ema_of
-from scoreline.training.loss_by_level import LossSums, loss_summary
+from scoreline.training.loss_by_level import LossByLevel
+from scoreline.training.measurements import Measuring, Record, publish
 from scoreline.training.module import DiffusionModule, step_key
-from scoreline.training.training_log import write_record
+from scoreline.training.sharding import assemble
 from scoreline.values import images_of_kimg
+from scoreline.verification.optimal_loss import optimal_losses
 
 SEED = 0
 """Seeds images, noise and levels in every run, whatever its own seed, so that validation losses compare."""
@@ -29,6 +32,9 @@ PARTS = 64
 
 DRAWS = 8
 """Number of draws of noise for each image of `data_loss`."""
+
+LARGEST = 2**24
+"""Most values of a training set whose optimal loss is measured; it takes a few seconds of one core, once."""
 
 
 class Loss(NamedTuple):
@@ -78,49 +84,102 @@ def data_loss(denoiser: Denoiser, objective: DenoisingObjective, dataset: ImageD
     return Loss(float(means.mean()), float(means.std() / len(means) ** 0.5), len(means))
 
 
-class FixedLoss(Callback):
-    """Log the validation loss of the averaged weights on `images` fixed images every `every_kimg`, as `fixed_loss`.
+FIXED, HELDOUT, RAW = "fixed_", "heldout_", "heldout_raw_"
+"""Beginnings of the names of validation losses."""
+
+
+class FixedLoss(Measuring):
+    """Log the validation losses of the averaged weights every `every_kimg`, on the same images and noise every time.
+
+    - `fixed_loss`: of `images` training images.
+    - `heldout_loss`: of held-out images, where the data module has them; `heldout_raw_loss` is that of the weights
+      before averaging.
+    - `optimal_loss`: the least possible `fixed_loss`, that of the exact denoiser of the training images
+      (`verification.optimal_loss`), where these have at most `LARGEST` values and are not augmented.
 
     Noise and levels are those of `fixed_batch`. The target is the clean image whatever training regresses on, without
-    augmentation or dropped labels, so curves of DSM and STF compare. Use it to compare runs and, in a sweep, to
-    choose among them.
+    augmentation or dropped labels, so curves of DSM and STF compare. Use it to compare runs, to see when a model begins
+    to memorise its images, to stop or to choose the best model, and in a sweep to choose among runs.
     """
+
+    key = "fixed_loss_kimg"
 
     def __init__(self, every_kimg: float, images: int = 256) -> None:
         self.every, self.images = images_of_kimg("fixed_loss_kimg", every_kimg), images
-        self._batch: Batch | None = None
-        self._objective: DenoisingObjective | None = None
+        self._batches: dict[str, Batch] = {}
+        self._optimal: Record | None = None
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        assert isinstance(pl_module, DiffusionModule)
-        self._objective = replace(pl_module.objective, target=Denoising())
+    def names(self, data: ImageDataset, heldout: ImageDataset | None) -> list[str]:
+        """Return `fixed_loss`, the held-out ones where there are such images, and their errors."""
+        kinds = [FIXED, *([HELDOUT, RAW] if heldout else [])]
+        return [f"{kind}loss{what}" for kind in kinds for what in ("", "_error")]
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         assert isinstance(pl_module, DiffusionModule)
         if not pl_module.passed(self.every):
             return
-        denoiser = ema_of(trainer).averaged(pl_module)
-        if denoiser is not None:
-            record = {"step": pl_module.global_step, "kimg": pl_module.images_seen / 1000}
-            sums = self.measure(denoiser, self.batch(trainer, pl_module))
-            write_record(trainer, record | loss_summary(sums, "fixed_"))
+        kinds = (FIXED, HELDOUT) if _heldout(trainer) else (FIXED,)
+        found = self._losses(trainer, pl_module, ema_of(trainer).averaged(pl_module), *kinds)
+        if _heldout(trainer):
+            weights = assemble(pl_module.denoiser.network.state_dict())
+            raw = pl_module.copy_with(weights) if trainer.is_global_zero else None
+            found |= self._losses(trainer, pl_module, raw, RAW)
+        publish(trainer, pl_module, (found | self._optimum(trainer, pl_module)) if trainer.is_global_zero else None)
 
-    def batch(self, trainer: Trainer, module: DiffusionModule) -> Batch:
+    def _losses(self, trainer: Trainer, module: DiffusionModule, denoiser: Denoiser | None, *kinds: str) -> Record:
+        """Measure a model on the batches of these kinds; nothing without a model, as on all processes but the first."""
+        found: Record = {}
+        for kind in kinds if denoiser is not None else ():
+            assert denoiser is not None
+            found |= self.measure(denoiser, self.batch(trainer, module, kind), module).summary(kind)
+        return found
+
+    def batch(self, trainer: Trainer, module: DiffusionModule, kind: str = FIXED) -> Batch:
         """Read the images and draw their noise, once."""
-        if self._batch is None:
-            dataset = trainer.datamodule.dataset  # type: ignore[attr-defined]
-            count = min(self.images, len(dataset))
+        source = FIXED if kind == FIXED else HELDOUT
+        if source not in self._batches:
+            data: ImageDataModule = trainer.datamodule  # type: ignore[attr-defined]
+            dataset, images = (data.dataset, self.images) if kind == FIXED else (data.heldout, data.heldout_images)
+            assert dataset is not None
+            count = min(images, len(dataset))
             chosen = np.random.Generator(np.random.PCG64(SEED)).choice(len(dataset), count, replace=False)
             batch = fixed_batch(dataset, chosen.tolist(), bool(module.card.num_classes))
             clean, u, eps = (part.to(module.device) for part in (batch.clean, batch.u, batch.eps))
-            self._batch = Batch(clean, u, eps, None if batch.label is None else batch.label.to(module.device))
-        return self._batch
+            label = None if batch.label is None else batch.label.to(module.device)
+            self._batches[source] = Batch(clean, u, eps, label)
+        return self._batches[source]
 
     @torch.no_grad()
-    def measure(self, denoiser: Denoiser, batch: Batch) -> Tensor:
-        """Sum the losses, (L, 3) of `LossSums`."""
-        assert self._objective is not None
-        sums = LossSums(batch.clean.device)
+    def measure(self, denoiser: Denoiser, batch: Batch, module: DiffusionModule) -> LossByLevel:
+        """Return the losses of a batch, which this process alone measures."""
+        losses, objective = _losses(module), _clean_target(module)
         for part in batch.split(PARTS):
-            sums.add(*self._objective(denoiser, part))
-        return sums.sums
+            losses.update(*objective(denoiser, part))
+        return losses
+
+    def _optimum(self, trainer: Trainer, module: DiffusionModule) -> Record:
+        """Measure `optimal_loss` on the first call; empty where it is not known exactly or takes long."""
+        if self._optimal is None:
+            dataset: ImageDataset = trainer.datamodule.dataset  # type: ignore[attr-defined]
+            known = module.augmentation is None and dataset.nbytes <= LARGEST
+            self._optimal = self._exact(dataset, module, self.batch(trainer, module)) if known else {}
+        return self._optimal
+
+    def _exact(self, dataset: ImageDataset, module: DiffusionModule, batch: Batch) -> Record:
+        images, labels = (part.to(module.device) for part in dataset.read(range(len(dataset))))
+        losses = _losses(module)
+        losses.update(*optimal_losses(_clean_target(module), batch, images, labels))
+        return losses.summary("optimal_")
+
+
+def _losses(module: DiffusionModule) -> LossByLevel:
+    return LossByLevel(sync_on_compute=False).to(module.device)
+
+
+def _clean_target(module: DiffusionModule) -> DenoisingObjective:
+    return replace(module.objective, target=Denoising())
+
+
+def _heldout(trainer: Trainer) -> ImageDataset | None:
+    heldout: ImageDataset | None = trainer.datamodule.heldout  # type: ignore[attr-defined]
+    return heldout

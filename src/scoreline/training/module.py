@@ -29,6 +29,7 @@ from scoreline.targets import Reference
 from scoreline.training.augmentation import Augmentation, Parameters
 from scoreline.training.data import share_of
 from scoreline.training.gradients import Gradients, check_options, take_options, with_fast_step
+from scoreline.training.loss_by_level import EDGES
 from scoreline.training.network_clock import NetworkClock, with_clock
 from scoreline.training.sharding import blank, shard
 from scoreline.training.stf_references import References
@@ -46,6 +47,7 @@ class DiffusionModule(LightningModule):
     Attributes:
         offset: images seen beyond steps * batch_size; not 0 after resuming with another batch_size.
         resumed_step: the step of the checkpoint that was loaded.
+        stopped: whether a callback has ended the training because of what was measured (`measurements.publish`).
         clock: time of the network's forward passes and of backward passes, from the loss to the gradients, with the
             exchange between processes. Noise, targets, augmentation, loss, optimiser, averages, data and files are
             outside.
@@ -95,7 +97,9 @@ class DiffusionModule(LightningModule):
         self.augmentation, self.references = augmentation, references
         self.micro_batch, self.loss_scale, self.settings = micro_batch, loss_scale, settings or {}
         self.offset = self.resumed_step = 0
+        self.stopped = False
         self.clock = NetworkClock()
+        self.uncertainty = objective.uncertainty  # registered here: moved, trained, exchanged and saved with the module
         self._blank: Callable[[], Denoiser] | None = None
         _check_augmentation(denoiser.network, augmentation, references)
         check_options(optimiser, list(denoiser.parameters()))
@@ -106,6 +110,8 @@ class DiffusionModule(LightningModule):
             self._blank = partial(deepcopy, blank(self.denoiser))
             whole = init_device_mesh(self.device_mesh.device_type, (self.trainer.world_size,))
             shard(self.denoiser.network, whole)
+            if self.uncertainty is not None:
+                shard(self.uncertainty, whole)
 
     def copy_with(self, weights: dict[str, Tensor]) -> Denoiser:
         """Copy the denoiser with these weights of the network, whole on this process, in evaluation mode."""
@@ -145,7 +151,7 @@ class DiffusionModule(LightningModule):
             for part in parts:
                 with self._unsynchronised(part is not parts[-1]):
                     loss, rho = self.objective(denoiser, part)
-                    total = loss.sum() * (self.loss_scale / len(examples.clean))
+                    total = self.objective.balance(loss, rho).sum() * (self.loss_scale / len(examples.clean))
                     with self.clock.running(total.device):
                         self.manual_backward(total)
                 losses.append(loss.detach())
@@ -177,7 +183,7 @@ class DiffusionModule(LightningModule):
         return contextlib.nullcontext()
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        self.gradients(self.denoiser.parameters())
+        self.gradients(self.parameters())
 
     def examples(self, images: Tensor, labels: Tensor) -> Batch:
         """Return this process's rows of the step's global batch: images uint8 (b, C, H, W), labels (b,)."""
@@ -185,8 +191,10 @@ class DiffusionModule(LightningModule):
         mine = share_of(self.batch_size, self.global_rank, world)
         generator = seed_generator(Generator(images.device), step_key(self.seed, self.global_step, 0, "noise"))
         u, eps = self._noise(images, generator)
-        label = self._label(labels, generator, mine)
         clean, augment, reference = self._clean(images, mine)
+        if reference is not None and reference.label is not None:
+            labels = reference.label[reference.source]
+        label = self._label(labels, generator, mine)
         augment_dim = int(getattr(self.denoiser.network, "augment_dim", 0))
         if augment is None and augment_dim:
             augment = torch.zeros(len(images), augment_dim, device=images.device)
@@ -219,7 +227,8 @@ class DiffusionModule(LightningModule):
         own = 0 if self.references.target.scope == "all" else self.global_rank
         drawn = self._augmentations(len(batch.images), own)
         if drawn is None or self.augmentation is None:
-            return to_unit(images), None, Reference(batch.images, batch.source, batch.labels)
+            clean = to_unit(batch.images[batch.source])
+            return clean, None, Reference(batch.images, batch.source, batch.labels)
         # the reference is augmented as a whole, so each source in it is the very image that is noised
         whole, augment = self.augmentation(to_unit(batch.images), drawn), self._labels(drawn)
         reference = Reference(whole, batch.source, batch.labels, to_device(drawn.labels, images.device))
@@ -236,6 +245,14 @@ class DiffusionModule(LightningModule):
         labelled = self.augmentation is not None and self.augmentation.told
         return to_device(drawn.labels, self.device) if labelled else None
 
+    @torch.no_grad()
+    def uncertainty_curve(self) -> dict[str, float]:
+        """Return u of the objective's `Uncertainty` at the levels `EDGES`; empty without one. All processes call it."""
+        if self.uncertainty is None:
+            return {}
+        u = self.uncertainty(torch.tensor(EDGES, dtype=torch.float64, device=self.device))
+        return dict(zip(map("{:g}".format, EDGES), u.tolist(), strict=True))
+
     def condition(self, labels: Tensor) -> Tensor | None:
         """Return the labels, for a conditional network."""
         return labels if self.card.num_classes else None
@@ -243,7 +260,7 @@ class DiffusionModule(LightningModule):
     def _optimiser(self) -> Optimizer:
         device, sharded = self.trainer.strategy.root_device, self.device_mesh is not None
         make = with_fast_step(self.optimiser, device, self.trainer.precision, sharded)
-        return make(self.denoiser.parameters())
+        return make(self.parameters())
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         optimiser = self._optimiser()
@@ -262,6 +279,7 @@ class DiffusionModule(LightningModule):
         checkpoint["gradients"] = self.gradients.state_dict()
         checkpoint["images_seen"] = self.images_seen
         checkpoint["run"] = self.description()
+        checkpoint["stopped"] = self.stopped
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take the optimiser's options from this module; weights, averages and moments are the file's."""

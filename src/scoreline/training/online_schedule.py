@@ -13,7 +13,7 @@ from torch import Tensor
 from scoreline.calibration.online_length import KEY, Adaptation, LengthDensity, OnlineLength, step_costs
 from scoreline.calibration.score_optimal import spread_of
 from scoreline.denoiser import Denoiser
-from scoreline.descriptions.specs import rebuild
+from scoreline.descriptions.specs import foreign_packages, rebuild
 from scoreline.errors import InputError
 from scoreline.records import Record, load_record
 from scoreline.runtime.device import to_device
@@ -87,7 +87,8 @@ class OnlineSchedule(Callback):
         if pl_module.device_mesh is not None:
             raise InputError("callbacks=online_schedule: not with trainer=fsdp; use trainer=ddp")
         self._check_images(pl_module.batch_size, trainer.world_size)
-        native: NoiseSchedule = rebuild(pl_module.card.model["noise_schedule"], NoiseSchedule)
+        process = pl_module.card.model["noise_schedule"]
+        native: NoiseSchedule = rebuild(process, NoiseSchedule, foreign_packages(process))  # named by the config
         self._length = OnlineLength.even(self.rule, native.finite_sigma_max, native.sigma_min)
         if self._restored:
             self._length.load_state_dict(self._restored)

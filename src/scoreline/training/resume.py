@@ -42,6 +42,7 @@ class Start:
         run: `DiffusionModule.description` in the file; empty in files of version 0.7 and before.
         shapes: of its weights.
         moments: names in its optimiser's state of a parameter, as `exp_avg`; empty before the first step.
+        stopped: whether a callback ended the training there, because of what was measured.
     """
 
     path: Path | None = None
@@ -51,9 +52,12 @@ class Start:
     run: dict[str, Any] = field(default_factory=dict)
     shapes: Shapes = field(default_factory=dict)
     moments: frozenset[str] = frozenset()
+    stopped: bool = False
 
     def steps_until(self, images: int, batch_size: int) -> int:
-        """Return the number of the last step of a training of so many images in all."""
+        """Return the number of the last step of a training of so many images in all; a stopped one has no further."""
+        if self.own and self.stopped:
+            return self.step
         return self.step + max(0, -(-(images - self.images) // batch_size))
 
     def earlier(self) -> list[dict[str, Any]]:
@@ -64,6 +68,11 @@ class Start:
             return before
         how = {key: value for key, value in training.items() if key != "earlier"}
         return [*before, {**how, "kimg": self.images / 1000, **({"data": self.run["data"]} if self.run else {})}]
+
+    def origin(self) -> dict[str, Any]:
+        """Return what the card of the training keeps of its history: `earlier`, and `init` of the run's own start."""
+        earlier, init = self.earlier(), self.run.get("training", {}).get("init") if self.own else None
+        return {key: value for key, value in (("earlier", earlier), ("init", init)) if value}
 
     def check(self, module: DiffusionModule) -> None:
         """Compare the state with the module that is to continue it; neither is changed.
@@ -121,7 +130,9 @@ class Start:
         lines = []
         if self.path is not None and self._data_differ(module):
             lines.append(f"resume={self.path}: trained on {self._data()}, continues with {_data(module.card.data)}")
-        if self.path is not None and self.images >= duration:
+        if self.path is not None and self.own and self.stopped:
+            lines.append(f"nothing left to train: {self.path} stopped early, at {self.images / 1000:g} kimg")
+        elif self.path is not None and self.images >= duration:
             kimg = f"{self.images / 1000:g} kimg"
             lines.append(f"nothing left to train: {self.path} has {kimg}, duration_kimg={duration / 1000:g}")
         return "\n".join(lines)
@@ -200,7 +211,10 @@ def _refuse_models(path: Path) -> None:
         return
     states = list_checkpoints(path if folder else path.parent)
     what = "a directory" if folder else "it holds averaged weights only, not the state of a training"
-    raise InputError(f"resume={path}: {what}; use {f'resume={states[0]}' if states else 'a file of checkpoints/'}")
+    raise InputError(
+        f"resume={path}: {what}; use {f'resume={states[0]}' if states else 'a file of checkpoints/'}, or init={path}, "
+        "which starts a new training from its weights"
+    )
 
 
 def read_start(path: Path, own: bool, batch_size: int) -> Start:
@@ -216,7 +230,8 @@ def read_start(path: Path, own: bool, batch_size: int) -> Start:
         moments = [names_of(values) for values in state["optimizer_states"][0]["state"].values()] or [frozenset()]
         assert state["callbacks"]["EMACallback"]["weights"].keys()
         images = step * batch_size if seen is None else _count(seen)
-        return Start(path, own, step, images, _plain(state.get("run", {})), shapes, moments[0])
+        stopped = bool(state.get("stopped", False))
+        return Start(path, own, step, images, description_of(state), shapes, moments[0], stopped)
     except (AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         raise InputError(f"resume={path}: no state of a training by train.py ({error!r:.80})") from error
 
@@ -227,9 +242,13 @@ def _count(value: Any) -> int:
     return value
 
 
-def _plain(run: Any) -> dict[str, Any]:
-    """Raise ValueError, TypeError or RecursionError unless it is JSON, of the types that we rely on."""
-    plain = json.loads(json.dumps(run))
+def description_of(state: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the description of the run in a checkpoint; empty in those of version 0.7 and before.
+
+    Raises:
+        ValueError, TypeError, RecursionError: unless it is JSON, of the types that we rely on.
+    """
+    plain = json.loads(json.dumps(state.get("run", {})))
     parts = [plain, *(plain.get(name, {}) for name in ("settings", "data", "training"))]
     if not all(isinstance(part, dict) for part in parts) or not isinstance(parts[3].get("earlier", []), list):
         raise ValueError("its description of the run is damaged")

@@ -1,4 +1,4 @@
-"""The reference batch of a step, over which stable targets average (STF)."""
+"""The reference of a step, over which stable targets average (STF, StableVM)."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from scoreline.errors import InputError
+from scoreline.runtime.device import to_device
 from scoreline.targets import StableTarget
 from scoreline.training.data import DeviceData, EndlessBatches, share_of
 
@@ -23,7 +24,10 @@ class ReferenceDraw(NamedTuple):
 
 
 class References:
-    """Draw the reference of a step, a function of (seed, step): its batch, then other images without replacement.
+    """Draw the reference of a step, a function of (seed, step), of images without replacement.
+
+    For `StableTarget` it is the step's batch, then other images. For `StableVM` it is any images of the data, and the
+    batch is drawn from it with replacement.
 
     With `scope="all"` the reference is the same on every process, and none has to be gathered, since each process knows
     the indices of the whole batch. With `scope="process"` a process takes its share of the batch and its own other
@@ -45,16 +49,25 @@ class References:
 
     def draw(self, step: int, rank: int, world: int, device: torch.device) -> ReferenceDraw:
         """Draw the reference of a step on one of `world` processes."""
-        batch, mine = self.batches.at(step), share_of(self.batch_size, rank, world)
-        everyone = self.target.scope == "all"
+        mine, everyone = share_of(self.batch_size, rank, world), self.target.scope == "all"
+        key = [self.seed, int.from_bytes(b"reference"[:6], "little"), step, 0 if everyone else rank]
+        generator = np.random.Generator(np.random.PCG64(key))
+        indices, source = (self._mixture if self.target.mixture else self._around)(step, mine, generator)
+        return ReferenceDraw(*self.data.read(indices, device), to_device(source, device))
+
+    def _around(self, step: int, mine: slice, generator: np.random.Generator) -> tuple[Indices, Tensor]:
+        """Return the batch, or this process's share of it, with other images, and the places of the share."""
+        batch, everyone = self.batches.at(step), self.target.scope == "all"
         inside = batch if everyone else batch[mine]
         self._check(len(inside))
-        key = [self.seed, int.from_bytes(b"reference"[:6], "little"), step, 0 if everyone else rank]
-        others = self._others(inside, np.random.Generator(np.random.PCG64(key)))
-        images, labels = self.data.read([*inside, *others], device)
         first = mine.start if everyone else 0
-        source = torch.arange(first, first + mine.stop - mine.start, device=device)
-        return ReferenceDraw(images, labels, source)
+        return [*inside, *self._others(inside, generator)], torch.arange(first, first + mine.stop - mine.start)
+
+    def _mixture(self, step: int, mine: slice, generator: np.random.Generator) -> tuple[Indices, Tensor]:
+        """Return images of the data and the places among them, even and independent, of this process's sources."""
+        drawn = generator.choice(len(self.dataset), self.target.references, replace=False)
+        source = generator.integers(len(drawn), size=self.batch_size)[mine]
+        return drawn.tolist(), torch.from_numpy(source)
 
     def _check(self, inside: int) -> None:
         if self.target.references < inside:

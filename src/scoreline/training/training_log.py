@@ -17,7 +17,7 @@ from scoreline.runtime.progress import ImageProgress
 from scoreline.storage.files import write_atomically
 from scoreline.storage.run_history import history, row
 from scoreline.training.callbacks import dispensable
-from scoreline.training.loss_by_level import LossSums, loss_summary
+from scoreline.training.loss_by_level import LossByLevel
 from scoreline.training.module import DiffusionModule
 from scoreline.values import images_of_kimg
 
@@ -43,7 +43,7 @@ class TrainingProgress(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, DiffusionModule)
         self.bar = ImageProgress(self.total, "training", pl_module.images_seen, trainer.is_global_zero)
-        self.losses = LossSums(pl_module.device)
+        self.losses = LossByLevel().to(pl_module.device)
         self.last, self.steps = time.perf_counter(), 0
         pl_module.clock.take()
         if trainer.is_global_zero:
@@ -52,7 +52,7 @@ class TrainingProgress(Callback):
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any) -> None:
         assert isinstance(pl_module, DiffusionModule)
         assert self.bar is not None
-        self.losses.add(outputs["losses"], outputs["levels"])
+        self.losses.update(outputs["losses"], outputs["levels"])
         self.steps += 1
         note = self.bar.note
         if pl_module.passed(self.log_images):
@@ -69,15 +69,18 @@ class TrainingProgress(Callback):
         self.on_train_end(trainer, pl_module)
 
     def _record(self, trainer: Trainer, module: DiffusionModule) -> dict[str, Any]:
-        losses = loss_summary(trainer.strategy.reduce(self.losses.sums, reduce_op="sum"))  # waits for the device
+        losses = self.losses.summary()  # waits for the device
         now = time.perf_counter()
         rate = round(self.steps * module.batch_size / (now - self.last), 1)
         outside = 1 - module.clock.take() / (now - self.last)
-        self.losses, self.last, self.steps = LossSums(module.device), now, 0
+        curve = module.uncertainty_curve()
+        self.losses.reset()
+        self.last, self.steps = now, 0
         return {
             "step": module.global_step,
             "kimg": module.images_seen / 1000,
             **losses,
+            **({"uncertainty": curve} if curve else {}),
             "lr": trainer.optimizers[0].param_groups[0]["lr"],
             "gradient_norm": float(module.gradients.norm) / module.loss_scale,
             "non_finite_steps": module.gradients.bad_steps,
