@@ -102,7 +102,7 @@ def test_record_is_curves_over_the_noise_level(tmp_path: Path) -> None:
     assert (run.name, run.job, run.exit_code) == ("score_norm-cafe0000", "calibrate", 0)
     assert run.axes == {"rho": "", "score_norm/*": "rho"}
     assert run.config["checkpoint"] == "m.safetensors"
-    assert run.config["record"] == {"kind": "score_norm", "images": 4, "solver": "DEIS", "checkpoint": "ab" * 32}
+    assert run.config["provenance"] == {"kind": "score_norm", "images": 4, "solver": "DEIS", "checkpoint": "ab" * 32}
     assert run.rows[-1].pop("plot")["sha256"] == sha256(root / "score_norm.png")
     assert run.rows == [
         {"rho": 0.1, "score_norm/mean_abs_eps": 0.5, "score_norm/standard_error": 0.1},

@@ -88,7 +88,7 @@ def test_calibration_is_a_run_of_its_curves(tmp_path: Path) -> None:
     assert run.rows == recorded.rows
     assert len(run.rows) == 4
     assert {"rho", "score_norm/mean_abs_eps", "score_norm/standard_error"} == set(run.rows[0])
-    assert run.config["record"]["images"] == 2
+    assert run.config["provenance"]["images"] == 2
 
 
 @pytest.mark.parametrize("sweeper", [(), ("hydra/sweeper=optuna", "hydra.sweeper.n_trials=1")], ids=["basic", "optuna"])

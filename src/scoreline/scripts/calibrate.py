@@ -20,7 +20,6 @@ from scoreline.config import calibrate_config, run_names, script
 from scoreline.config.calibrate_config import CalibrateConfig
 from scoreline.config.optuna_study import in_study
 from scoreline.runtime import distributed
-from scoreline.tables import wandb_summary
 
 if TYPE_CHECKING:
     from scoreline.calibration.subject import Subject
@@ -34,6 +33,7 @@ if TYPE_CHECKING:
 def main(config: CalibrateConfig) -> float | None:
     """Measure a model, and write the record and its plot; return the value of the record, for a sweeper."""
     from scoreline.calibration.objective_value import value_of
+    from scoreline.tables import wandb_summary
 
     config.run.claim()
     checkpoint = config.model.load()

@@ -28,7 +28,7 @@ from scoreline.generation import run_results
 from scoreline.generation.run_results import Result
 from scoreline.runtime import distributed
 from scoreline.storage import run_config
-from scoreline.tables import schema, wandb_summary
+from scoreline.tables import schema
 from scoreline.values import CARD, check_switch, whole_number
 
 if TYPE_CHECKING:
@@ -61,6 +61,7 @@ def main(config: SampleConfig | TableConfig) -> float | None:
         _run_table(config)
         return None
     from scoreline.generation import run
+    from scoreline.tables import wandb_summary
 
     config.run.claim()
     out, first = config.run.path, distributed.current().first

@@ -122,4 +122,4 @@ def _calibrated(path: Path, plot: Path, config: dict[str, Any]) -> Recorded:
     axes, rows = record_rows.rows(record)
     rows[-1]["plot"] = plot
     source = {key: value for key, value in record.provenance.items() if not isinstance(value, list)}
-    return Recorded("calibrate", config | {"record": {"kind": record.kind, **source}}, axes, rows)
+    return Recorded("calibrate", config | {"provenance": {"kind": record.kind, **source}}, axes, rows)
