@@ -30,7 +30,7 @@ CONFIG = "a config composed of the package's conf/, the folder of --config-dir a
 LISTED = {
     ("config/script.py", "instantiate"): f"{CONFIG}: guidance and threshold",
     ("config/compose.py", "instantiate"): (
-        f"{CONFIG}; a card in it, or a description in a checkpoint of a training, was accepted by specs.rebuild before, "
+        f"{CONFIG}; a card in it, or a description in a training's checkpoint, was accepted by specs.rebuild before, "
         "names out of a record pass conf_folder.choice"
     ),
     (
