@@ -16,7 +16,7 @@ from scoreline.calibration.objective_value import VALUES
 from scoreline.config import optuna_study
 from scoreline.config.optuna_study import ResumedStudy
 from scoreline.errors import InputError
-from scoreline.scripts import calibrate, train
+from scoreline.scripts import calibrate, sample, train
 from scoreline.storage.run_history import records
 from scoreline.tables import study
 from scoreline.tables.study import Trials
@@ -148,6 +148,10 @@ def test_a_trial_that_measures_no_value_is_refused(tmp_path: Path, monkeypatch: 
     with pytest.raises(InputError, match="a score_norm record has no value that a study can improve"):
         calibrate.refuse_no_value(SimpleNamespace(kind="score_norm"))
     calibrate.refuse_no_value(SimpleNamespace(kind="search"))
+    scored = {"metrics": {"recall": {"value": 0.5}, "kid": {"value": 0.1}}}
+    assert (sample._score(None, scored), sample._score("kid", scored)) == (0.5, 0.1)
+    with pytest.raises(InputError, match="optimise=beauty: not a score of this run; choose one of recall, kid"):
+        sample._score("beauty", scored)
     for value in (None, float("nan"), float("inf"), "0.5"):
         with pytest.raises(InputError, match="the trial has no value to compare"):
             optuna_study.check_value(value)
