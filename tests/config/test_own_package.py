@@ -57,7 +57,9 @@ MISTAKES = [
 ]
 
 
-def test_an_error_names_the_line(mylab: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+def test_an_error_names_the_line(
+    mylab: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     for name, text in {"__init__.py": "", **WRONG}.items():
         (mylab / "faulty" / name).parent.mkdir(exist_ok=True)
         (mylab / "faulty" / name).write_text(text)

@@ -18,7 +18,7 @@ from scoreline.checkpoints import load_model
 from scoreline.commands import doctor
 from scoreline.commands.inspect import text
 from scoreline.config.compose import script_config
-from scoreline.config.conf_folder import whole_words
+from scoreline.config.conf_folder import OWN_FOLDER, whole_words
 from scoreline.config.init_source import read_init, with_model_of
 from scoreline.config.model_source import with_values
 from scoreline.errors import InputError
@@ -103,6 +103,7 @@ def test_the_card_names_where_it_began(first: Path, checkpoint: Path, second: Pa
     data = load_model(first / "model.safetensors").card.data
     assert origin["data"] == {key: data[key] for key in ("name", "sha256", "images")}
     assert "earlier" not in training
+    assert OmegaConf.load(second / "config.yaml").init == {"checkpoint": str(checkpoint), "skip": []}
     lines = text(second / "model.safetensors").splitlines()
     assert any(line.split() == ["checkpoint", checkpoint.name] for line in lines)
     assert any(line.split() == ["sha256", origin["sha256"]] for line in lines)
@@ -159,6 +160,20 @@ def test_checkpoint_and_skip_go_together(words: list[str], composed: Any) -> Non
     source = read_init(cfg)
     assert source is not None
     assert source.skip == source.weights.skip == ("head",)
+
+
+def test_files_of_experiments_hold_both(composed: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "experiment").mkdir()
+    lines = [
+        "# @package _global_",
+        "defaults: [override /model: null]",
+        "init: {checkpoint: emoji32_edm, skip: [head]}",
+    ]
+    (tmp_path / "experiment/tuned.yaml").write_text("\n".join(lines))
+    monkeypatch.setenv(OWN_FOLDER, str(tmp_path))
+    assert composed("experiment=tuned").init == {"checkpoint": "emoji32_edm", "skip": ["head"]}
+    cfg = composed("experiment=tuned", "init=digits_vp", "init.skip=[classes]")
+    assert (cfg.init, cfg.model) == ({"checkpoint": "digits_vp", "skip": ["classes"]}, None)
 
 
 def test_short_words_are_those_of_train_alone() -> None:
@@ -289,6 +304,10 @@ def test_data_of_other_sizes_are_told_as_such(initial: InitialWeights) -> None:
     )
     with pytest.raises(InputError, match=r"the data 16x16 pixels: set model\.network\.resolution=16$"):
         initial.refuse_other_data(described(), (1, 16, 16), 10)
+    with pytest.raises(
+        InputError, match=r"^model\.network\.num_classes=3: the data have 10, .* init=x takes; use that by"
+    ):
+        initial.refuse_other_data(described(num_classes=3), (1, 8, 8), 10)
     initial.refuse_other_data(described(num_classes=7), (1, 8, 8), 4)  # the user's own number, which match_data refuses
     theirs = {"_target_": "scoreline.networks.diffusers_unet.DiffusersUNet", "in_channels": 3, "out_channels": 6}
     theirs |= {"sample_size": [8, 8], "num_class_embeds": 5}

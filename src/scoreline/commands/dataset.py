@@ -242,7 +242,7 @@ def _converter(source: PictureSource, labels: PictureLabels, conversion: Convers
             pixels, changes = conversion(source.load(name))
         except UnusableError as error:
             return Outcome(name, error.reason, (error.detail,) if error.detail else ())
-        png, digest = png_bytes(torch.from_numpy(pixels)), hashlib.sha256(pixels).digest()
+        png, digest = png_bytes(torch.from_numpy(pixels)), hashlib.sha256(pixels.tobytes()).digest()
         values = pixels.astype("int64")
         return Outcome(name, "", changes, png, digest, values.size, int(values.sum()), int((values**2).sum()))
 

@@ -149,9 +149,9 @@ def refuse_missing_plugin() -> None:
 
 def _quieten() -> None:
     """Silence the plugin's lines about trials, which print their own, and Optuna's about its storage."""
-    import optuna
+    from optuna.logging import set_verbosity
 
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    set_verbosity(logging.WARNING)
     logging.getLogger(PLUGIN).setLevel(logging.CRITICAL)
 
 

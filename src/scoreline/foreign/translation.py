@@ -85,7 +85,8 @@ def image_shape(network: Spec, built: nn.Module, size: tuple[int, int] | None = 
         size = (side, side)
     if size is None:
         raise InputError("size: nothing says the size of the images; give it, such as size=64 (import.size=64)")
-    return (int(network.get("channels", network.get("in_channels", 3))), *size)
+    channels: Any = network.get("channels", network.get("in_channels", 3))
+    return int(channels), *size
 
 
 TRAINED_AS = "give the model=... that it was trained as"

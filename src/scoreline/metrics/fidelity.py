@@ -7,6 +7,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from scoreline.datasets.base import ImageDataset
+from scoreline.datasets.decode import CONVERSION
 from scoreline.errors import InputError
 from scoreline.metrics.base import ALONE, Metrics, Score, check_least, sample_warnings
 from scoreline.metrics.feature_pass import Features, extract, reference_features, share_scores
@@ -122,7 +123,7 @@ class Fidelity(Metrics):
         if data is not None and tuple(data.shape) != tuple(shape):
             raise InputError(
                 f"metrics.reference: the images of {data.name} are {by(data.shape)}, the generated ones {by(shape)}; "
-                "give a reference of that size"
+                f"give a reference of that size; {CONVERSION} makes one"
             )
 
     def __call__(

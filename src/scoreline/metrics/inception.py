@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from scoreline.datasets.base import ImageDataset
+from scoreline.datasets.decode import CONVERSION
 from scoreline.errors import InputError
 from scoreline.metrics import protocols
 from scoreline.metrics.base import ALONE, Metrics, Score, check_least, sample_warnings
@@ -156,8 +157,8 @@ class Inception(Metrics):
         if data is not None and tuple(data.shape) != tuple(shape):
             theirs, ours = ("x".join(map(str, it)) for it in (data.shape, shape))
             raise InputError(
-                f"metrics.reference: images of {data.name} are {theirs}, the generated ones {ours} (CxHxW); nothing is "
-                "resized here: give a reference of that size"
+                f"metrics.reference: images of {data.name} are {theirs}, the generated ones {ours} (CxHxW): give a "
+                f"reference of that size; {CONVERSION} makes one"
             )
         if data is not None and len(data) < self.neighbours + 2:
             raise InputError(

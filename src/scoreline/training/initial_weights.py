@@ -103,7 +103,7 @@ class InitialWeights:
         return {"weights": whole.pop("weights"), "step": 0, "averages": whole}
 
     def refuse_other_data(self, described: Spec, shape: Sequence[int], classes: int) -> None:
-        """Refuse images that the network of the checkpoint does not take, if the training is to have that network.
+        """Refuse images that the network does not take, where it is the checkpoint's, or where the checkpoint's does.
 
         Args:
             described: the network of the training.
@@ -115,6 +115,12 @@ class InitialWeights:
         """
         theirs = (self.model or {}).get("network", {})
         unlike = sizes_unlike(described, shape, classes)
+        if unlike and theirs and not sizes_unlike(theirs, shape, classes):
+            key = next(iter(unlike))
+            raise InputError(
+                f"model.network.{key}={described[key]}: the data have {unlike[key] or 0}, which the network of "
+                f"init={self.word} takes; use that by model=null"
+            )
         unlike = {key: size for key, size in unlike.items() if theirs.get(key) == described[key]}
         if not unlike:
             return

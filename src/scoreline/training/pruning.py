@@ -98,4 +98,4 @@ def pruned_at(folder: Path) -> float | None:
 
 
 def _images(record: Mapping[str, Any]) -> int:
-    return round(1000 * record["kimg"])
+    return round(1000 * float(record["kimg"]))
