@@ -234,7 +234,7 @@ def test_public_config_has_no_folders() -> None:
 
 
 def test_live_sweep_and_its_upload_agree(tmp_path: Path) -> None:
-    small = ["model.network.width=8", "batch_size=16", "lr_rampup_kimg=0.1", "log_kimg=0.16", "preview_kimg=0.32"]
+    small = ["model.network.width=8", "batch_size=16", "lr_rampup_kimg=0.1", "log_kimg=0.16", "preview_kimg=0.48"]
     command = [sys.executable, str(ROOT / "train.py"), "-m", "wandb=offline", "seed=0,1", "duration_kimg=0.48", *small]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=200)
     assert done.returncode == 0, done.stderr

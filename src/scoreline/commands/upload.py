@@ -78,7 +78,7 @@ def runs(root: Path) -> list[Path]:
     """
     if (root / plan.PLAN).is_file():
         return wandb_summary.directories(root)
-    cells = sorted(path.parent for path in root.glob("*/config.yaml")) if (root / "multirun.yaml").is_file() else []
+    cells = sorted(path.parent for path in root.glob("*/config.yaml")) if (root / wandb_runs.SWEEP).is_file() else []
     if not cells and not (root / "config.yaml").is_file():
         raise InputError(f"{root}: no run directory, config.yaml is missing; give one of train.py or sample.py")
     return cells or [root]

@@ -42,7 +42,6 @@ from scoreline.errors import InputError, did_you_mean, printable
 from scoreline.runtime import startup
 from scoreline.storage.config_files import conf_dir
 from scoreline.storage.files import code_version, sha256, write_atomically
-from scoreline.storage.wandb_runs import SWEEP
 
 HARMLESS = (
     *(".*LeafSpec.*", ".*num_workers.*", ".*does not have many workers.*", ".*logging interval.*"),
@@ -84,7 +83,6 @@ def script(
                 validate.refuse_unusable()
                 cfg = with_model_metrics(current(cfg))
                 config = read(cfg)
-                _mark_sweep()
                 startup.load_torch()
                 refuse_wrong_types(OmegaConf.to_container(cfg, resolve=False))
                 result = job(config)
@@ -172,14 +170,6 @@ def _of_run_directory(error: Exception) -> InputError | None:
         return None
     key = "hydra.sweep.dir" if {"-m", "--multirun"} & set(sys.argv) else "hydra.run.dir"
     return InputError(f"{key}={error.filename}: {error.strerror}; choose another directory")
-
-
-def _mark_sweep() -> None:
-    """Write multirun.yaml of a sweep whose sweeper writes none, as Optuna's: reports and W&B know its jobs by it."""
-    path = Path(HydraConfig.get().sweep.dir or "") / SWEEP
-    if in_sweep() and not path.is_file():
-        text = OmegaConf.to_yaml({"hydra": {"sweeper": HydraConfig.get().sweeper}}, resolve=True)
-        write_atomically(path, lambda temporary: temporary.write_text(text))
 
 
 def _keep_traceback(error: Exception) -> None:
