@@ -41,16 +41,14 @@ class Preview(Callback):
             self._draw(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Draw the last preview, unless a signal interrupts the training: then there is little time."""
+        """Draw the last preview, unless a signal interrupts the training or this thousand images has a preview."""
         assert isinstance(pl_module, DiffusionModule)
-        if pl_module.stopped or pl_module.global_step >= trainer.max_steps:
+        ended = pl_module.stopped or pl_module.global_step >= trainer.max_steps
+        if ended and pl_module.images_seen // 1000 != self.drawn:
             self._draw(trainer, pl_module)
 
     def _draw(self, trainer: Trainer, module: DiffusionModule) -> None:
-        """Draw the preview of this step, unless that was done."""
-        if module.images_seen == self.drawn:
-            return
-        self.drawn = module.images_seen
+        self.drawn = module.images_seen // 1000
         denoiser = ema_of(trainer).averaged(module)
         if denoiser is not None:
             self._save(trainer, module, self._sheet(trainer, module, denoiser))

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from scoreline.datasets.base import ArrayDataset, ImageDataset
 from scoreline.denoiser import Denoiser
-from scoreline.descriptions.specs import rebuild
+from scoreline.descriptions.specs import foreign_packages, rebuild
 from scoreline.errors import InputError
 from scoreline.generation.auto_batch import card_batch
 from scoreline.generation.batches import generate
@@ -80,7 +80,8 @@ class Scores(Measuring):
     def sample(self, denoiser: Denoiser, module: DiffusionModule) -> Tensor:
         """Sample the images uint8 (N, C, H, W)."""
         card = module.card
-        process: NoiseSchedule = rebuild(card.model["noise_schedule"], NoiseSchedule)
+        description = card.model["noise_schedule"]
+        process: NoiseSchedule = rebuild(description, NoiseSchedule, foreign_packages(description))
         solver, steps = solver_named(SOLVER, process, card.data.get("sigma_data", 0.5)), schedule_named(SCHEDULE)
         tableau = build(solver, steps, (process.sigma_max, process.sigma_min), self.nfe, "none")
         labels = plan_labels("random", self.seeds, card.num_classes, card.class_counts)
