@@ -405,13 +405,8 @@ def test_full_errors_on_request(workplace: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_defects_keep_their_traceback(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    own = workplace / "own"
-    (own / "solver").mkdir(parents=True)
-    (own / "solver" / "broken.yaml").write_text("_target_: broken.solver\n")
-    (own / "broken.py").write_text("def solver():\n    raise KeyError('a defect')\n")
-    monkeypatch.syspath_prepend(str(own))
-    words = ("--config-dir", str(own), "checkpoint=small.safetensors", "solver=broken")
-    done = call("sample", *words, cwd=workplace)
+    monkeypatch.setattr("scoreline.generation.run.clear", None)
+    done = call("sample", "checkpoint=small.safetensors", cwd=workplace)
     assert done.returncode == 1
     assert "Traceback" in done.stderr
 

@@ -13,7 +13,7 @@ DEST     a .safetensors file, or a directory for model.safetensors; it must not
 --from   edm | score_sde | ddpm | guided_diffusion | diffusers | lightning |
          lucidrains (default: recognised by the content)
 model    a choice of conf/model, for files that do not describe their network;
-         model.KEY=VALUE changes it; a network of your own comes from --config-dir
+         model.KEY=VALUE changes it; --config-dir has networks of your own
 weights  ema (default) | raw
 allow    [names] of classes in its pickle that scoreline does not know; they
          are kept as inert records and never called

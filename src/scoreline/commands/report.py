@@ -18,10 +18,11 @@ pictures  images of each cell in pictures.png, which has a row for each solver
           and a column for each NFE (4 with fine=, which it needs)
 
 Rows of a study are its trials, the best first; with a key above, a study of
-sample.py is shown as any other sweep. Rows of a sweep are solvers on schedules with the options that vary
-(schedule.power=5); columns are NFE. Runs of unequal protocols form separate
-tables. Runs that differ in their seeds alone become one number with the spread
-between them. Ratios pair the seed ranges and are in ratios.md too.
+sample.py is shown as any other sweep. Rows of a sweep are solvers on schedules
+with the options that vary (schedule.exponent=5); columns are NFE. Runs of
+unequal protocols form separate tables. Runs that differ in their seeds are
+one number with the spread between them. Ratios pair the seed ranges and are in
+ratios.md too.
 """
 
 from collections.abc import Mapping

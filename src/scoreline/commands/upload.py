@@ -8,8 +8,8 @@ Send run directories to W&B after the run.
 Each directory becomes one run of its config, with the records and previews of a
 training, the curves and plot of a calibration, or the metrics and pictures of
 samples. A run of the same id is replaced, so a second upload leaves no
-duplicates. A table becomes one run for each finished cell and one for its values
-and figure, in one group. A job of a sweep without results is left out.
+duplicates. A table becomes one run for each finished cell and one for its
+values and figure, in one group. A job of a sweep without results is left out.
 
 project   scoreline by default
 entity    your own by default
