@@ -4,7 +4,7 @@ table.png into DIR.
 
   scoreline report outputs/table/NAME-small       the cells of a table
   scoreline report multirun/sample-XXXXXXXX       a sweep, or any folder of runs
-  scoreline report multirun/train-XXXXXXXX        a study of hydra/sweeper=optuna:
+  scoreline report multirun/train-XXXXXXXX        a study by Optuna:
                                                   study.md, .tex, .csv and .png
   scoreline report DIR metric=recall              another measured metric
   scoreline report DIR over=DDIM                  ratios to a row of a table
@@ -20,7 +20,7 @@ pictures  images of each cell in pictures.png, which has a row for each solver
 Rows of a study are its trials, the best first; with a key above, a study of
 sample.py is shown as any other sweep. Rows of a sweep are solvers on schedules
 with the options that vary (schedule.exponent=5); columns are NFE. Runs of
-unequal protocols form separate tables. Runs that differ in their seeds are
+unequal protocols form separate tables. Runs that differ only in seeds are
 one number with the spread between them. Ratios pair the seed ranges and are in
 ratios.md too.
 """

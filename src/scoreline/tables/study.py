@@ -211,6 +211,7 @@ def figure(study: Trials, path: Path) -> None:
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
+    from matplotlib.ticker import MaxNLocator
 
     trials = sorted((trial for trial in study.trials if trial.value), key=lambda trial: trial.number)
     numbers, values = [trial.number for trial in trials], [trial.value.value for trial in trials if trial.value]
@@ -224,7 +225,7 @@ def figure(study: Trials, path: Path) -> None:
             x, y = [numbers[k] for k in chosen], [values[k] for k in chosen]
             axes.plot(x, y, "o", color="tab:orange", markerfacecolor=fill, label="pruned" if pruned else "trials")
     axes.set(xlabel="trial", ylabel=trials[0].name.replace("_", " "), yscale="log" if min(values) > 0 else "linear")
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.legend()
     chart.savefig(path, dpi=120, format="png")
     pyplot.close(chart)
