@@ -20,7 +20,7 @@ DSM = ["cifar10_edm", "cifar10_vp", "cifar10_deis_sn", "celeba64_ddpm", "church6
 STF = ["cifar10_edm_stf", "cifar10_vp_stf", "cifar10_ve_stf"]
 SHORT = [
     *("trainer=cpu", "precision=32-true", "batch_size=4", "duration_kimg=0.008", "log_kimg=0.004"),
-    *("fixed_loss_kimg=0.004", "preview_kimg=1000", "checkpoint_kimg=1000", "lr_rampup_kimg=0"),
+    *("fixed_loss_kimg=0.004", "~callbacks.preview", "checkpoint_kimg=1000", "lr_rampup_kimg=0"),
 ]
 NARROW = ["model.network.width=32", "model.network.blocks=1"]
 
