@@ -4,7 +4,7 @@ import re
 from typing import Any
 
 CODE = re.compile(r"(<pre.*?</pre>|<code.*?</code>)", re.DOTALL)
-WIDE = ("tables/", "results.md", "learned.md", "stf_digits.md")
+WIDE = ("tables/", "results.md", "learned.md", "stf_digits.md", "objectives.md")
 ERROR = re.compile(r"(?<=\d)\s+\+-\s+(\d[\d.]*(?:e-\d+)?)")
 
 
