@@ -19,7 +19,7 @@ from forks import call
 from small_models import save_small
 
 from scoreline.cli import MODULES, VERBS, main
-from scoreline.config import calibrate_config, train_config
+from scoreline.config import calibrate_config, script, train_config
 from scoreline.config.compose import script_config
 from scoreline.config.run_names import _safe
 from scoreline.errors import InputError
@@ -420,3 +420,11 @@ def test_failed_job_leaves_a_traceback_until_it_succeeds(workplace: Path) -> Non
     assert len(logs) == 2
     assert all("InputError: network_batch=0" in log.read_text() for log in logs)
     assert "solver=heun network_batch=0: network_batch=0: must be a whole number, at least 1\n" in done.stderr
+
+
+def test_warnings_are_notes_of_one_line() -> None:
+    place = ("scoreline/a.py", 3)
+    assert script.format_warning(UserWarning("6 of 8 images are JPEG"), UserWarning, *place) == (
+        "note: 6 of 8 images are JPEG\n"
+    )
+    assert "a.py:3: RuntimeWarning: overflow" in script.format_warning("overflow", RuntimeWarning, *place)

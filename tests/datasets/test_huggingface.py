@@ -139,7 +139,7 @@ def test_another_shape_is_named(tmp_path):
     odd = [*(Image.fromarray(image) for image in PIXELS[:4]), Image.new("RGB", (7, 6))]
     content = datasets.Dataset.from_dict({"image": odd}, features=datasets.Features({"image": datasets.Image()}))
     data = HuggingFace(saved(tmp_path, content))
-    with pytest.raises(InputError, match=r"dataset\.path=.*tiny: row 4 is 6x7 RGB, but .* row 0 is 6x6 RGB"):
+    with pytest.raises(InputError, match=r"dataset\.path=.*tiny: row 4 is 6x7 RGB, but row 0 is 6x6 RGB"):
         data.read([4])
 
 

@@ -110,6 +110,7 @@ def script(
             if {"--help", "-h"} & set(words):
                 print(catalogue.help_text(str(sys.modules[job.__module__].__doc__), config_name))
                 return
+            warnings.formatwarning = format_warning
             own = own_folder()
             sys.argv[1:] = [*(["--config-dir", str(own)] if own else []), *words]
             _run(hydra.main(str(conf_dir()), config_name, "1.3")(guarded))
@@ -117,6 +118,18 @@ def script(
         return functools.partial(launch, main)
 
     return decorate
+
+
+PYTHONS_FORMAT = warnings.formatwarning
+
+
+def format_warning(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
+    """Return a warning for the user as one line; its place in the code is for developers."""
+    if category is UserWarning:
+        return f"note: {message}\n"
+    return PYTHONS_FORMAT(message, category, filename, lineno, line)
 
 
 OPTIONS = (

@@ -113,9 +113,10 @@ class LazyDataset(ImageDataset):
             return self._kept[index]
         image = torch.from_numpy(self.source.decode(index))
         if image.shape != self.shape:
+            first = self.source.where(0).partition(": ")[2]
             raise InputError(
-                f"{self.source.where(index)} is {_shape(image.shape)}, but {self.source.where(0)} is "
-                f"{_shape(self.shape)}: {CONVERSION} brings all images to one size and one colour mode"
+                f"{self.source.where(index)} is {_shape(image.shape)}, but {first} is {_shape(self.shape)}: "
+                f"{CONVERSION} brings all images to one size and one colour mode"
             )
         if self._keeps:
             self._kept[index] = image
