@@ -1,4 +1,4 @@
-"""Loss above the exact optimum: `python benchmarks/optimal_loss.py OUT [--seeds 0,1,2] [--kimg 16]`.
+"""Loss above the exact optimum: `python benchmarks/optimal_loss.py OUT [--seeds 0,1,2] [--kimg 96]`.
 
 For both targets and every training seed train.py trains `experiment=digits_edm` on the 1,500 digits. On all of these,
 and on the 297 held-out digits, with the same noise for every model, it then measures the loss of the averaged model at
@@ -145,7 +145,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
     parser.add_argument("--seeds", type=whole_numbers, default=(0, 1, 2))
-    parser.add_argument("--kimg", type=int, default=16)
+    parser.add_argument("--kimg", type=int, default=96)
     chosen = parser.parse_args()
     kept = chosen.out / "optimal_loss.json"
     if not kept.exists():
