@@ -28,6 +28,7 @@ QUICK = [
     "sample identity=abc",
     "sample solver=null",
     "calibrate seeds=0-999999999",
+    "sample 'nfe=${nosuch}'",
 ]
 """One of each kind, of those that are told soon."""
 

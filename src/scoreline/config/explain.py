@@ -87,7 +87,8 @@ def _own_line(error: BaseException) -> str | None:
 
 def _key_of(error: BaseException) -> str | None:
     """Return the key whose object Hydra could not build; its exception holds it in the message alone."""
-    named = re.search(r"full_key: (\S+)", str(error)) if isinstance(error, HydraException) else None
+    kinds = (HydraException, OmegaConfBaseException)
+    named = re.search(r"full_key: (\S+)", str(error)) if isinstance(error, kinds) else None
     return named and named[1]
 
 
