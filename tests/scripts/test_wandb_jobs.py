@@ -93,8 +93,6 @@ def test_calibration_is_a_run_of_its_curves(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("sweeper", [(), ("hydra/sweeper=optuna", "hydra.sweeper.n_trials=1")], ids=["basic", "optuna"])
 def test_jobs_of_a_sweep_share_a_group(sweeper: tuple[str, ...], tmp_path: Path) -> None:
-    if sweeper:
-        pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
     nfe = "nfe=choice(4,5)" if sweeper else "nfe=4,5"
     done = forks.call("sample", "-m", *sweeper, *SAMPLE[::2], nfe, "wandb=offline", cwd=tmp_path)
     assert done.returncode == 0, done.stderr

@@ -80,6 +80,7 @@ MOST_LISTED = 12
 """Classes that the printed report lists one by one."""
 
 LARGEST = 2**13
+"""Most pixels of a side of `resolution`."""
 
 
 class Settings(NamedTuple):

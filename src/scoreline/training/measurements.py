@@ -7,6 +7,7 @@ therefore measure in `on_train_batch_end`, before the checkpoint, and `publish` 
 monitor a measured name.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -22,7 +23,7 @@ Record = dict[str, Any]
 """Names to numbers, and to mappings of noise levels to numbers."""
 
 
-class Measuring(Callback):
+class Measuring(Callback, ABC):
     """A callback that measures the averaged model every `every` images, and calls `publish`.
 
     Attributes:
@@ -33,9 +34,9 @@ class Measuring(Callback):
     key: str
     every: int
 
+    @abstractmethod
     def names(self, data: ImageDataset, heldout: ImageDataset | None) -> Sequence[str]:
         """Return the names of what it publishes, for these training images and held-out images."""
-        raise NotImplementedError
 
 
 def publish(trainer: Trainer, module: DiffusionModule, found: Record | None) -> None:
