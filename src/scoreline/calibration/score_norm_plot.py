@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from scoreline.calibration.plots import figure
+from scoreline.storage.figures import figure
 from scoreline.calibration.score_norm_published import ENTRIES, PublishedScale
 from scoreline.records import Record
 from scoreline.schedules.base import NoiseSchedule

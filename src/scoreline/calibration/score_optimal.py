@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from scoreline.calibration.plots import figure
+from scoreline.storage.figures import figure
 from scoreline.calibration.score_cost import corrector, predictor, predictor_probed
 from scoreline.calibration.subject import Part, Subject
 from scoreline.denoiser import Denoising

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from scoreline.calibration.distances import fine_ends
-from scoreline.calibration.plots import figure
+from scoreline.storage.figures import figure
 from scoreline.calibration.ranking import Families, Measurement, candidates, rank, work
 from scoreline.calibration.subject import Subject
 from scoreline.errors import InputError

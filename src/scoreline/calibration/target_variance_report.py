@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from scoreline.calibration.plots import figure
+from scoreline.storage.figures import figure
 from scoreline.records import Record
 
 LEAST = 1e-20

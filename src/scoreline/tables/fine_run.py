@@ -15,7 +15,8 @@ from scoreline.generation import run_results
 from scoreline.generation.run_results import Result
 from scoreline.metrics.base import Score
 from scoreline.storage.pictures import to_unit
-from scoreline.tables.grid import Grid, Run, best
+from scoreline.tables.best import best
+from scoreline.tables.grid import Grid, Run
 from scoreline.values import parse_seeds
 
 DISTANCE = "distance"

@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 from scoreline.generation.run_results import Result
-from scoreline.tables.grid import Entry, Grid, Part, best, difference
+from scoreline.tables.best import RULE, best
+from scoreline.tables.grid import Entry, Grid, Part, difference
 from scoreline.tables.protocol import code_versions, digest, fingerprint
 
 SIGNS = {"verified": "", "second-hand": "\u2020", "unverified": "\u2021"}
@@ -144,7 +145,7 @@ def _common(results: list[Result]) -> list[str]:
 def _below(results: list[Result]) -> str:
     ranges = results[0].get("ranges", 1)
     error = f"of the mean over {ranges} seed ranges" if ranges > 1 else "over images"
-    bold = "bold: the best of a column and all within one standard error of the difference from it"
+    bold = RULE
     protocol = ", ".join(f"{key} {value}" for key, value in results[0]["protocol"].items())
     return "; ".join(filter(None, [f"+- is the standard error {error}", bold, protocol]))
 

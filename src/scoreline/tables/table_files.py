@@ -1,27 +1,41 @@
-"""The files of a table: table.md, table.tex, table.csv, its figure, and ratios.md."""
+"""The files of a table: table.md, table.tex, table.csv, its figure as PDF, SVG and PNG, and ratios.md."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from scoreline.errors import InputError
+from scoreline.storage.figures import UNDATED, in_style, save
 from scoreline.storage.files import write_atomically
 from scoreline.tables.figure import figure
 from scoreline.tables.grid import Grid
 from scoreline.tables.render import latex, long_csv, markdown
 
 
-def write(grid: Grid, root: Path) -> str:
+def write(grid: Grid, root: Path, sheet: Path | None = None) -> str:
     """Write all forms of a grid into a directory, and return its Markdown.
 
+    Args:
+        grid: the table.
+        root: the directory.
+        sheet: a style sheet of Matplotlib's for the figure, over that of the package.
+
     Raises:
-        InputError: if nothing can be written there.
+        InputError: if nothing can be written there, or the sheet is none.
     """
     text = markdown(grid)
     for name, content in (("table.md", text), ("table.tex", latex(grid)), ("table.csv", long_csv(grid))):
         write_text(root / name, content)
     if any(entry.score(grid.metric) for entry in grid.entries()):
-        write_file(root / "table.png", lambda path: figure(grid, path))
+        _write_figure(grid, root, sheet)
     return text
+
+
+def _write_figure(grid: Grid, root: Path, sheet: Path | None) -> None:
+    with in_style(sheet):
+        chart = figure(grid)
+        for form in UNDATED:
+            write_file(root / f"table.{form}", partial(save, chart, form=form))
 
 
 def write_text(path: Path, text: str) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from scoreline.calibration.learned.seed_groups import SeedGroup
-from scoreline.calibration.plots import figure
+from scoreline.storage.figures import figure
 from scoreline.calibration.ranking import Candidate
 from scoreline.records import Record
 from scoreline.schedules.base import NoiseSchedule
