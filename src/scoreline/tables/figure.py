@@ -4,6 +4,7 @@ import math
 import textwrap
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 from scoreline.metrics.base import higher_is_better
@@ -39,8 +40,8 @@ WIDE, FEW = 1.1, 7
 APART = 0.03
 """Inches; the least space between the names of two columns."""
 
-DODGE = 4.0
-"""Points, at most, between the first and the last row at a column."""
+DODGE, ROOM = 1.6, 55.0
+"""Points between two rows at a column, and at most those of all rows for an axis with a single gap."""
 
 
 EDGE = {"markeredgecolor": "white", "markeredgewidth": 0.3}
@@ -48,12 +49,12 @@ EDGE = {"markeredgecolor": "white", "markeredgewidth": 0.3}
 
 
 class Look(NamedTuple):
-    """Colour, marker and style of line of a row, and points that it stands beside its column."""
+    """Colour, marker and style of line of a row, and its place among the rows at a column, from -0.5 to 0.5."""
 
     colour: str
     marker: str
     style: str
-    shift: float
+    place: float
 
 
 class Panel(NamedTuple):
@@ -102,18 +103,20 @@ def _looks(grid: Grid, parts: Sequence[Part]) -> dict[str, Look]:
 
     colours = rcParams["axes.prop_cycle"].by_key()["color"]
     rows = [row for row in grid.rows if any(points(grid, part, row) or _published(grid, part, row) for part in parts)]
-    shifts = [DODGE * (k / (len(rows) - 1) - 0.5) if len(rows) > 1 else 0.0 for k in range(len(rows))]
-    return {
-        row: Look(colours[k % len(colours)], MARKERS[k % len(MARKERS)], STYLES[k // len(colours) % len(STYLES)], shift)
-        for k, (row, shift) in enumerate(zip(rows, shifts, strict=True))
-    }
+    return {row: _look(k, colours, len(rows)) for k, row in enumerate(rows)}
+
+
+def _look(k: int, colours: Sequence[str], count: int) -> Look:
+    style = STYLES[k // len(colours) % len(STYLES)]
+    return Look(colours[k % len(colours)], MARKERS[k % len(MARKERS)], style, (k / (count - 1) if count > 1 else 0.5) - 0.5)
 
 
 def _draw(grid: Grid, part: Part, looks: Mapping[str, Look], axes: Any, prefix: str, title: str) -> Panel:
     places, numeric = _places(part.columns(grid))
     panel, best = Panel(axes, part, places, prefix), leader(grid, part)
+    dodge = min(DODGE * (len(looks) - 1), ROOM * _least_gap([*places.values()], numeric))
     for row, look in looks.items():
-        _draw_row(grid, panel, row, look, bold=row == best)
+        _draw_row(grid, panel, row, look, _beside(axes, dodge * look.place), bold=row == best)
     arrow = "\u2191" if higher_is_better(grid.metric) else "\u2193"
     axes.set(xlabel=grid.label, ylabel=f"{in_words(grid.metric)} {arrow}", title=title)
     values = [value for row in looks for _, value, _ in points(grid, part, row)]
@@ -126,11 +129,17 @@ def _draw(grid: Grid, part: Part, looks: Mapping[str, Look], axes: Any, prefix: 
     return panel
 
 
-def _draw_row(grid: Grid, panel: Panel, row: str, look: Look, bold: bool) -> None:
+def _least_gap(places: Sequence[float], log: bool) -> float:
+    """Return the least distance of two places as a share of the axis, 1 for one place."""
+    at = sorted(map(math.log, places) if log else places)
+    return min((b - a for a, b in pairwise(at)), default=1.0) / ((at[-1] - at[0]) or 1.0)
+
+
+def _draw_row(grid: Grid, panel: Panel, row: str, look: Look, beside: Any, bold: bool) -> None:
     """Draw line, error bars and markers; each marker is an artist of its own, so that a page can name it."""
     axes, number = panel.axes, grid.rows.index(row)
     name = f"{panel.prefix}row-{number}"
-    style = {"color": look.colour, "transform": _beside(axes, look.shift), "zorder": 2.5 if bold else 2}
+    style = {"color": look.colour, "transform": beside, "zorder": 2.5 if bold else 2}
     found = sorted((panel.places[column], value, error, column) for column, value, error in points(grid, panel.part, row))
     x, y, errors, columns = zip(*found, strict=True) if found else ((), (), (), ())
     if found:
