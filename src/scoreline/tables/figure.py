@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from scoreline.tables.grid import Grid, Part
+from scoreline.tables.grid import Grid, Part, statistic_of
 
 PANELS = 12
 """Axes side by side; a folder of unrelated runs has more parts than a picture has room for."""
@@ -80,8 +80,8 @@ def _places(columns: list[str]) -> tuple[dict[str, float], bool]:
 
 def _points(grid: Grid, part: Part, row: str) -> list[tuple[str, float, float]]:
     entries = [part.entries.get((row, column)) for column in grid.columns]
-    scores = [(entry.column, entry.score(grid.metric)) for entry in entries if entry]
-    return [(column, score["value"], max(score["error"], 0.0)) for column, score in scores if score is not None]
+    shown = [(entry.column, statistic_of(entry, grid.metric, grid.paper)) for entry in entries if entry]
+    return [(column, it.value, max(it.error, 0.0)) for column, it in shown if it is not None]
 
 
 def _published(part: Part, columns: list[str], row: str) -> list[tuple[str, float]]:
