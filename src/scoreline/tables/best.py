@@ -55,8 +55,6 @@ def within(difference: float, error: float) -> bool:
 
 def _paired(one: Entry, other: Entry, metric: str) -> list[float]:
     """Return the differences over seed ranges; none unless both are of the same two or more."""
-    first, second = one.result or {}, other.result or {}
-    values = [result.get("by_range", {}).get(metric, []) for result in (first, second)]
-    if first.get("seeds") != second.get("seeds") or not len(values[0]) == len(values[1]) > 1:
-        return []
-    return [a - b for a, b in zip(*values, strict=True)]
+    seeds = {str((entry.result or {}).get("seeds")) for entry in (one, other)}
+    first, second = one.by_range(metric), other.by_range(metric)
+    return [a - b for a, b in zip(first, second, strict=True)] if len(seeds) == 1 and len(first) > 1 else []

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from scoreline.metrics.base import higher_is_better
 from scoreline.storage.figures import COLUMN, PAGE, plain_ticks
 from scoreline.tables.best import top
-from scoreline.tables.grid import Grid, Part
+from scoreline.tables.grid import Grid, Part, statistic_of
 
 PANELS = 12
 """Axes in a picture; a folder of unrelated runs has more parts than a picture has room for."""
@@ -176,8 +176,8 @@ def _places(columns: list[str]) -> tuple[dict[str, float], bool]:
 def points(grid: Grid, part: Part, row: str) -> list[tuple[str, float, float]]:
     """Return (column, value, standard error) of the measured figures of a row."""
     entries = [part.entries.get((row, column)) for column in grid.columns]
-    scores = [(entry.column, entry.score(grid.metric)) for entry in entries if entry]
-    return [(column, score["value"], max(score["error"], 0.0)) for column, score in scores if score is not None]
+    shown = [(entry.column, statistic_of(entry, grid.metric, grid.paper)) for entry in entries if entry]
+    return [(column, it.value, max(it.error, 0.0)) for column, it in shown if it is not None]
 
 
 def _published(grid: Grid, part: Part, row: str) -> list[tuple[str, float]]:

@@ -11,8 +11,9 @@ from dataclasses import dataclass, field, replace
 
 from scoreline.generation.run_results import Result
 from scoreline.tables.best import RULE, best
-from scoreline.tables.grid import Entry, Grid, Part, difference
+from scoreline.tables.grid import Entry, Grid, Part, difference, statistic_of
 from scoreline.tables.protocol import code_versions, digest, fingerprint
+from scoreline.tables.statistic import Statistic, minimum_deviation
 
 SIGNS = {"verified": "", "second-hand": "\u2020", "unverified": "\u2021"}
 """Marks of published figures: none, dagger, double dagger."""
@@ -97,13 +98,22 @@ def _letter(reason: str, notes: dict[str, str]) -> str:
 
 
 def _measured(grid: Grid, entry: Entry | None, bold: bool, notes: dict[str, str]) -> Text:
-    score = entry.score(grid.metric) if entry else None
-    if entry is None or score is None or entry.result is None:
+    shown = statistic_of(entry, grid.metric, grid.paper) if entry else None
+    if entry is None or shown is None or entry.result is None:
         return Text(NOTHING, note=_letter(entry.reason, notes) if entry and entry.reason else "")
-    value, error = with_error(score["value"], score["error"])
+    value, error = with_error(shown.value, shown.error)
     nfe = _whole_or_tenth(entry.result["nfe"])
-    aside = f"NFE {nfe}" if grid.label == "NFE" and nfe != entry.column else ""
-    return Text(value, error, bold, aside=aside)
+    asides = [f"NFE {nfe}" if grid.label == "NFE" and nfe != entry.column else "", _of_ranges(shown)]
+    return Text(value, error, bold, aside="; ".join(filter(None, asides)))
+
+
+def _of_ranges(shown: Statistic) -> str:
+    """Print what stands beside a minimum: `mean 1.985 +- 0.010; 1.970, 1.981, 2.004`."""
+    if shown.minimum_of == 1:
+        return ""
+    mean, error = with_error(shown.mean["value"], shown.mean["error"])
+    places = len(mean.partition(".")[2])
+    return f"mean {mean} +- {error}; {', '.join(f'{value:.{places}f}' for value in shown.by_range)}"
 
 
 def _quoted(grid: Grid, entry: Entry | None, ours: Text, notes: dict[str, str]) -> Text:
@@ -122,7 +132,14 @@ def _about(grid: Grid, part: Part) -> list[str]:
     results = part.results()
     if not results:
         return ["no run is finished"]
-    sentences = [_images(results), _below(results), _levels(part, grid), _calls(part, grid), *_marks(grid, part)]
+    sentences = [
+        _images(results),
+        _below(results),
+        _minima(grid, part),
+        _levels(part, grid),
+        _calls(part, grid),
+        *_marks(grid, part),
+    ]
     sentences.append(_code(results))
     return [sentence for sentence in sentences if sentence]
 
@@ -148,6 +165,21 @@ def _below(results: list[Result]) -> str:
     bold = RULE
     protocol = ", ".join(f"{key} {value}" for key, value in results[0]["protocol"].items())
     return "; ".join(filter(None, [f"+- is the standard error {error}", bold, protocol]))
+
+
+def _minima(grid: Grid, part: Part) -> str:
+    """Say how minima are printed, if a cell shows one."""
+    shown = [statistic_of(entry, grid.metric, grid.paper) for entry in part.entries.values()]
+    counts = sorted({it.minimum_of for it in shown if it and it.minimum_of > 1})
+    if not counts:
+        return ""
+    names = " or ".join(map(str, counts))
+    factors = " or ".join(f"{minimum_deviation(k):.2f}" for k in counts)
+    return (
+        f"a figure with a mean in brackets is the minimum of {names} seed ranges, as the published one is; its +- is "
+        f"roughly {factors} times the standard deviation over them, as for normal values; in brackets the mean +- its "
+        "standard error, which decides what is bold, and all ranges"
+    )
 
 
 def _code(results: list[Result]) -> str:
@@ -347,6 +379,7 @@ def _minus(text: str) -> str:
 FIELDS = (
     *("table", "part", "row", "column", "metric", "value", "error", "n", "ranges", "seeds", "nfe", "network_calls"),
     *("published", "published_error", "status", "source", "difference", "reason", "budget", "fingerprint"),
+    *("minimum", "by_range", "published_minimum_of"),
 )
 
 
@@ -388,7 +421,9 @@ def _csv_score(entry: Entry, metric: str) -> dict[str, object]:
     if score is None:
         return {}
     numbers = {key: score[key] for key in ("value", "error") if math.isfinite(score[key])}
-    return {**numbers, "n": score["n"]}
+    values = [value for value in entry.by_range(metric) if math.isfinite(value)]
+    several = {"minimum": min(values), "by_range": " ".join(map(str, values))} if len(values) > 1 else {}
+    return {**numbers, **several, "n": score["n"]}
 
 
 def _csv_published(grid: Grid, entry: Entry) -> dict[str, object]:
@@ -397,4 +432,5 @@ def _csv_published(grid: Grid, entry: Entry) -> dict[str, object]:
     if figure is not None:
         fields |= {"published": figure.value, "status": figure.status, "source": figure.source}
         fields |= {} if figure.error is None else {"published_error": figure.error}
+        fields |= {"published_minimum_of": figure.minimum_of} if figure.minimum_of > 1 else {}
     return fields | ({"difference": less} if isinstance(less, float) else {})
