@@ -9,7 +9,12 @@ from scoreline.tables.grid import Entry, Part
 ERRORS = 2.0
 """Standard errors of a difference within which two figures are equal."""
 
-RULE = "bold: the best of a column and all within two standard errors of the difference from it"
+
+def rule(ranges: int) -> str:
+    """Return the words for figures over so many seed ranges."""
+    pairs = ", paired by seed range" if ranges > 1 else ""
+    return f"bold: the best of a column and all within two standard errors of the difference from it{pairs}"
+
 
 
 def best(part: Part, metric: str, column: str) -> set[str]:

@@ -9,7 +9,8 @@ from scoreline.storage.figures import UNDATED, in_style, save
 from scoreline.storage.files import write_atomically
 from scoreline.tables.figure import figure
 from scoreline.tables.grid import Grid
-from scoreline.tables.render import latex, long_csv, markdown
+from scoreline.tables.latex import latex
+from scoreline.tables.render import long_csv, markdown
 
 
 def write(grid: Grid, root: Path, sheet: Path | None = None) -> str:
