@@ -36,7 +36,9 @@ def in_style(sheet: Path | None = None) -> Iterator[None]:
         own = {} if sheet is None else rc_params_from_file(sheet, fail_on_error=True, use_default_template=False)
     except (OSError, ValueError) as error:
         reason = str(error).partition("\n")[0]
-        raise InputError(f"style={sheet}: not a style sheet of Matplotlib ({reason}); write lines of KEY: VALUE") from error
+        raise InputError(
+            f"style={sheet}: not a style sheet of Matplotlib ({reason}); write lines of KEY: VALUE"
+        ) from error
     with style.context([SHEET, own], after_reset=True):
         yield
 

@@ -16,7 +16,6 @@ def rule(ranges: int) -> str:
     return f"bold: the best of a column and all within two standard errors of the difference from it{pairs}"
 
 
-
 def best(part: Part, metric: str, column: str) -> set[str]:
     """Return the rows whose figure is the best of a column, or equal to it.
 

@@ -40,12 +40,21 @@ WIDE, FEW = 1.1, 7
 APART = 0.03
 """Inches; the least space between the names of two columns."""
 
-DODGE, ROOM = 1.6, 55.0
+DODGE, ROOM = 1.3, 45.0
 """Points between two rows at a column, and at most those of all rows for an axis with a single gap."""
+
+ALONE, ACROSS = 14.0, 110.0
+"""The same for a single column."""
+
+SHORT = 3
+"""Letters; so short a name of a metric is an abbreviation."""
 
 
 EDGE = {"markeredgecolor": "white", "markeredgewidth": 0.3}
 """Of filled markers, so that one is seen in front of another."""
+
+LARGER = {"*": 1.5, "P": 1.25, "X": 1.25, "d": 1.2, "p": 1.15, "h": 1.15}
+"""Sizes of markers that would look smaller than the others."""
 
 
 class Look(NamedTuple):
@@ -108,13 +117,16 @@ def _looks(grid: Grid, parts: Sequence[Part]) -> dict[str, Look]:
 
 def _look(k: int, colours: Sequence[str], count: int) -> Look:
     style = STYLES[k // len(colours) % len(STYLES)]
-    return Look(colours[k % len(colours)], MARKERS[k % len(MARKERS)], style, (k / (count - 1) if count > 1 else 0.5) - 0.5)
+    return Look(
+        colours[k % len(colours)], MARKERS[k % len(MARKERS)], style, (k / (count - 1) if count > 1 else 0.5) - 0.5
+    )
 
 
 def _draw(grid: Grid, part: Part, looks: Mapping[str, Look], axes: Any, prefix: str, title: str) -> Panel:
     places, numeric = _places(part.columns(grid))
     panel, best = Panel(axes, part, places, prefix), leader(grid, part)
-    dodge = min(DODGE * (len(looks) - 1), ROOM * _least_gap([*places.values()], numeric))
+    each, most = (DODGE, ROOM * _least_gap([*places.values()], numeric)) if len(places) > 1 else (ALONE, ACROSS)
+    dodge = min(each * (len(looks) - 1), most)
     for row, look in looks.items():
         _draw_row(grid, panel, row, look, _beside(axes, dodge * look.place), bold=row == best)
     arrow = "\u2191" if higher_is_better(grid.metric) else "\u2193"
@@ -130,9 +142,9 @@ def _draw(grid: Grid, part: Part, looks: Mapping[str, Look], axes: Any, prefix: 
 
 
 def _least_gap(places: Sequence[float], log: bool) -> float:
-    """Return the least distance of two places as a share of the axis, 1 for one place."""
+    """Return the least distance of two places as a share of the axis."""
     at = sorted(map(math.log, places) if log else places)
-    return min((b - a for a, b in pairwise(at)), default=1.0) / ((at[-1] - at[0]) or 1.0)
+    return min(b - a for a, b in pairwise(at)) / (at[-1] - at[0])
 
 
 def _draw_row(grid: Grid, panel: Panel, row: str, look: Look, beside: Any, bold: bool) -> None:
@@ -140,7 +152,9 @@ def _draw_row(grid: Grid, panel: Panel, row: str, look: Look, beside: Any, bold:
     axes, number = panel.axes, grid.rows.index(row)
     name = f"{panel.prefix}row-{number}"
     style = {"color": look.colour, "transform": beside, "zorder": 2.5 if bold else 2}
-    found = sorted((panel.places[column], value, error, column) for column, value, error in points(grid, panel.part, row))
+    found = sorted(
+        (panel.places[column], value, error, column) for column, value, error in points(grid, panel.part, row)
+    )
     x, y, errors, columns = zip(*found, strict=True) if found else ((), (), (), ())
     if found:
         axes.plot(x, y, linestyle=look.style, linewidth=1.7 if bold else 0.9, gid=name, **style)
@@ -149,11 +163,17 @@ def _draw_row(grid: Grid, panel: Panel, row: str, look: Look, beside: Any, bold:
             artist.set_gid(f"{name}-bars" if artist in bars.lines[2] else None)
     for place, value, column in zip(x, y, columns, strict=True):
         gid = f"{panel.prefix}point-{number}-{grid.columns.index(column)}"
-        axes.plot([place], [value], marker=look.marker, linestyle="none", gid=gid, **EDGE, **style)
+        axes.plot([place], [value], marker=look.marker, linestyle="none", gid=gid, **_edge(look), **style)
     hollow = sorted((panel.places[column], value) for column, value in _published(grid, panel.part, row))
     if hollow:
         marks = {"marker": look.marker, "markersize": 6, "markerfacecolor": "none", "linestyle": "none"}
         axes.plot(*zip(*hollow, strict=True), gid=f"{name}-published", **marks, **style)
+
+
+def _edge(look: Look) -> dict[str, Any]:
+    from matplotlib import rcParams
+
+    return {**EDGE, "markersize": rcParams["lines.markersize"] * LARGER.get(look.marker, 1.0)}
 
 
 def _beside(axes: Any, points: float) -> Any:
@@ -200,15 +220,15 @@ def leader(grid: Grid, part: Part) -> str | None:
 
 
 def in_words(metric: str) -> str:
-    """Return the words of a metric's name: Fr\u00e9chet distance of frechet_distance."""
-    return metric.replace("_", " ").replace("frechet", "Fr\u00e9chet").replace("/", ", ")
+    """Return the words of a metric's name: Fr\u00e9chet distance of frechet_distance, FID of fid."""
+    return metric.upper() if len(metric) <= SHORT else metric.replace("_", " ").replace("frechet", "Fr\u00e9chet")
 
 
 def _name(grid: Grid, chart: Any, panels: Sequence[Panel], looks: Mapping[str, Look], down: int) -> None:
     """Name the rows, and give the figure its size and its axes the names of their columns."""
     names = {row: _short(row) for row in looks}
     wide = LETTER * max(len(line) for name in names.values() for line in name.split("\n"))
-    ends, high = _line_ends(grid, panels, looks), max(2.4, 2.1 * down)
+    ends, high = _line_ends(grid, panels, looks), max(2.5, 2.1 * down)
     direct = len(panels) == 1 and _all_to_the_end(grid, panels[0], looks)
     spread = _spread([end for end, _ in ends], LINE / (high - 0.7)) if direct else None
     narrow = len(panels) == 1 and wide <= WIDE and (spread is not None or len(looks) <= FEW)
@@ -268,7 +288,10 @@ def _write_names(
     panel.axes.set_xmargin(0.04)
     best = leader(grid, panel.part)
     for row, height in zip(rows, heights, strict=True):
-        look, (end, value) = looks[row], max((panel.places[at], value) for at, value, _ in points(grid, panel.part, row))
+        look, (end, value) = (
+            looks[row],
+            max((panel.places[at], value) for at, value, _ in points(grid, panel.part, row)),
+        )
         panel.axes.annotate(
             _short(row),
             (end, value),
@@ -289,7 +312,7 @@ def _legend(
     from matplotlib.lines import Line2D
 
     handles = [
-        Line2D([], [], color=look.colour, marker=look.marker, linestyle=look.style, label=_short(row), **EDGE)
+        Line2D([], [], color=look.colour, marker=look.marker, linestyle=look.style, label=_short(row), **_edge(look))
         for row, look in ((row, looks[row]) for row in rows)
     ]
     legend = chart.legend(handles=handles + [_hollow()] * hollow, loc="outside right center")

@@ -5,14 +5,14 @@ point of the decimals, bold or not.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from scoreline.generation.run_results import Result
 from scoreline.metrics.base import higher_is_better
 from scoreline.tables.best import rule
 from scoreline.tables.figure import in_words
-from scoreline.tables.grid import Grid, Part
+from scoreline.tables.grid import Grid, Part, statistic_of
 from scoreline.tables.render import (
     MEANING,
     NOTHING,
@@ -38,6 +38,7 @@ SPECIAL = {
     "<": r"\textless{}",
     ">": r"\textgreater{}",
     "|": r"\textbar{}",
+    "\u2013": "--",
     "\u2020": r"\textsuperscript{$\dagger$}",
     "\u2021": r"\textsuperscript{$\ddagger$}",
 }
@@ -58,7 +59,7 @@ WORDS = {
     "extractor": "features: {}",
     "reference": "reference: {}",
     "reference_count": "{} reference images",
-    "resize": "resized by: {}",
+    "resize": "resize: {}",
     "neighbours": "{} nearest neighbours",
     "projections": "projections: {}",
     "jackknife_groups": "errors by a jackknife over {} groups of images",
@@ -107,13 +108,14 @@ def _environment(
         r"\centering\small",
         rf"\caption{{{_sentences(caption)}}}",
         rf"\label{{{label}}}",
+        r"\smallskip",
         r"\robustify\bfseries",
-        r"\sisetup{detect-weight=true, mode=text, table-align-text-post=false}",
+        r"\sisetup{detect-weight=true, mode=text, group-separator={}, table-align-text-post=false}",
         rf"\begin{{tabular}}{{l{''.join(map(_column, columns))}}}",
         r"\toprule",
         *heading,
         r"\midrule",
-        *map(_row, lines),
+        *_rows(lines),
         r"\bottomrule",
         r"\end{tabular}",
         "",
@@ -130,7 +132,9 @@ def _column(fields: Sequence[Text]) -> str:
     """Return the type of a column: S with room for its longest parts, or l if it has words."""
     numbers = [_number(field) for field in fields]
     found = [number for number in numbers if number]
-    if not found or any(not number and field.value not in ("", NOTHING) for number, field in zip(numbers, fields, strict=True)):
+    if not found or any(
+        not number and field.value not in ("", NOTHING) for number, field in zip(numbers, fields, strict=True)
+    ):
         return "l"
     parts = [re.fullmatch(r"(-?)(\d+)(?:\.(\d+))?(?:\((\d+)\))?", number) for number in found]
     groups = [[it[k] or "" for it in parts if it] for k in (1, 2, 3, 4)]
@@ -149,18 +153,25 @@ def _number(field: Text) -> str:
     return f"{float(field.value):.{places}f}({error})" if error else field.value
 
 
+def _rows(lines: Sequence[Line]) -> Iterator[str]:
+    """Print rows, with a space before each if a row has others below it."""
+    several = any(line.published for line in lines)
+    for number, line in enumerate(lines):
+        yield (r"\addlinespace[2pt]" if several and number and not line.published else "") + _row(line)
+
+
 def _row(line: Line) -> str:
     name = rf"\quad\textit{{{_escaped(line.name)}}}" if line.published else _escaped(line.name)
     return " & ".join([name, *map(_field, line.fields)]) + r" \\"
 
 
 def _field(text: Text) -> str:
-    note = rf"\textsuperscript{{{text.note}}}" if text.note else ""
-    number, after = _number(text), _escaped(text.mark) + note
+    number, after = _number(text), _escaped(text.mark) + _mark(text.note)
     if not number:
         word = "--" if text.value == NOTHING else _escaped(text.value)
-        return f"{{{word}{after}}}" if word or after else ""
-    return (r"\bfseries " if text.bold else "") + number + (f"{{{after}}}" if after else "")
+        after = rf"\rlap{{{after}}}" if after else ""
+        return f"{{{word}{after}}}" if word else ""
+    return (r"\bfseries " if text.bold else "") + number + (rf"{{\rlap{{{after}}}}}" if after else "")
 
 
 def _with_mean(line: Line, notes: dict[str, str]) -> list[Line]:
@@ -182,16 +193,20 @@ def _measured(grid: Grid, part: Part) -> str:
         return ""
     first, better = results[0], "higher" if higher_is_better(grid.metric) else "lower"
     protocol, models = first["protocol"], list(dict.fromkeys(it["checkpoint"]["name"] for it in results))
+    models = [model.removesuffix(".safetensors") for model in models]
     of = ", ".join(models) if len(models) <= MANY else f"{len(models)} checkpoints"
     reference = f"against {_undigested(protocol['reference'])}" if "reference" in protocol else ""
     features = f"in features of {_undigested(protocol['extractor'])}" if "extractor" in protocol else ""
-    words = [_images(first), f"of {of}", reference, features]
-    return f"{in_words(grid.metric)} ({better} is better) by {grid.label}: {' '.join(filter(None, words))}"
+    words = [_images(grid, part, first), f"of {of}", reference, features]
+    by = f" by {grid.label}" if len(part.columns(grid)) > 1 else ""
+    return f"{in_words(grid.metric)} ({better} is better){by}: {' '.join(filter(None, words))}"
 
 
-def _images(result: Result) -> str:
-    ranges = result.get("ranges", 1)
-    return f"{ranges} seed ranges of {result['images']} images each" if ranges > 1 else f"{result['images']} images"
+def _images(grid: Grid, part: Part, result: Result) -> str:
+    ranges, images = result.get("ranges", 1), f"{result['images']:,} images"
+    shown = [statistic_of(entry, grid.metric, grid.paper) for entry in part.entries.values()]
+    names = dict.fromkeys("minimum" if it.minimum_of > 1 else "mean" for it in shown if it)
+    return f"{' or '.join(names)} over {ranges} seed ranges of {images} each" if ranges > 1 else images
 
 
 def _undigested(name: object) -> str:
@@ -203,7 +218,7 @@ def _protocol(grid: Grid, part: Part) -> list[str]:
     results = part.results()
     if not results:
         return ["no run is finished"]
-    ranges, seeds = results[0].get("ranges", 1), re.sub(r"(\d)-(\d)", "\\1\u2013\\2", str(results[0]["seeds"]))
+    ranges, seeds = results[0].get("ranges", 1), str(results[0]["seeds"]).split(" and ")
     models = dict.fromkeys(f"{it['checkpoint']['name']} ({it['checkpoint']['sha256'][:8]})" for it in results)
     of = f"the mean over {ranges} seed ranges" if ranges > 1 else "the figure over images"
     marks = [f"{SIGNS[status]} {MEANING[status]}" for status in MEANING if status in statuses(part)]
@@ -211,11 +226,19 @@ def _protocol(grid: Grid, part: Part) -> list[str]:
         grid.note,
         f"in parentheses the standard error of {of}, in units of the last digits",
         rule(ranges),
-        ", ".join([f"seeds {seeds}", f"checkpoint{'s' * (len(models) > 1)} {', '.join(models)}", *common(results)]),
+        ", ".join(
+            [f"seeds {_listed(seeds)}", f"checkpoint{'s' * (len(models) > 1)} {', '.join(models)}", *common(results)]
+        ),
         "; ".join(_in_words(grid.metric, ranges, results[0]["protocol"])),
         *circumstances(grid, part, "below"),
         *(sources(part), *marks, code(results)),
     ]
+
+
+def _listed(seeds: Sequence[str]) -> str:
+    """Return `0-999, 1000-1999 and 2000-2999` with dashes of ranges."""
+    *first, last = [re.sub(r"(\d)-(\d)", "\\1\u2013\\2", one) for one in seeds]
+    return f"{', '.join(first)} and {last}" if first else last
 
 
 def _in_words(metric: str, ranges: int, protocol: Mapping[str, object]) -> list[str]:
@@ -224,7 +247,8 @@ def _in_words(metric: str, ranges: int, protocol: Mapping[str, object]) -> list[
     kept = {key: value for key, value in protocol.items() if name in ONLY.get(key, {name})}
     if ranges > 1:
         kept.pop("jackknife_groups", None)
-    return [WORDS.get(key, key.replace("_", " ") + ": {}").format(value) for key, value in kept.items()]
+    words = {**WORDS, "resize": "not resized"} if kept.get("resize") == "none" else WORDS
+    return [words.get(key, key.replace("_", " ") + ": {}").format(value) for key, value in kept.items()]
 
 
 def _reasons(notes: Mapping[str, str]) -> list[str]:
@@ -237,13 +261,14 @@ def _braced(text: str) -> str:
 
 def _escaped(text: str) -> str:
     """Escape the characters that LaTeX reads as commands."""
-    return "".join(SPECIAL.get(letter, letter) for letter in text).replace("+-", r"$\pm$").replace("\u2013", "--")
+    escaped = "".join(SPECIAL.get(letter, letter) for letter in text).replace("+-", r"$\pm$")
+    return re.sub(r"(?<=\d) x (?=\d)", r" $\\times$ ", escaped)
 
 
 def _sentences(parts: Sequence[str]) -> str:
-    """Join sentences; those of a note begin with its letter."""
+    """Join sentences; that of a note begins with its letter."""
     found = (re.fullmatch(r"(?:\[([a-z]+)\] )?(.*)", part, re.DOTALL) for part in parts if part)
-    return " ".join(_mark(it[1]) + _escaped(sentence(it[2])) for it in found if it)
+    return " ".join(_mark(it[1]) + _escaped(it[2] if it[2].endswith(".") else sentence(it[2])) for it in found if it)
 
 
 def _mark(letter: str | None) -> str:
