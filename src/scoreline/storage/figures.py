@@ -1,9 +1,11 @@
 """Figures of Matplotlib in the style of the package: one style sheet, and the same bytes for the same figure."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from scoreline.errors import InputError
@@ -20,26 +22,42 @@ SHORT = 3
 """Ticks; an axis with fewer of 1, 2 and 5 times a power of ten has evenly spaced ones."""
 
 
+OVER: ContextVar[Mapping[str, Any]] = ContextVar("OVER", default=MappingProxyType({}))
+"""Settings of the user's over those of the package."""
+
+
 @contextmanager
-def in_style(sheet: Path | None = None) -> Iterator[None]:
-    """Draw and save figures in the style of the package, whatever a matplotlibrc says.
+def overlaid(sheet: str) -> Iterator[None]:
+    """Lay a style sheet of Matplotlib's over that of the package, for all figures of a block.
 
     Args:
-        sheet: a style sheet of Matplotlib's that is laid over that of the package.
+        sheet: its path; nothing is laid over for an empty one.
 
     Raises:
-        InputError: if the sheet is not readable or has a wrong value.
+        InputError: if it is not readable or has a wrong value.
     """
-    from matplotlib import rc_params_from_file, style
+    from matplotlib import rc_params_from_file
 
     try:
-        own = {} if sheet is None else rc_params_from_file(sheet, fail_on_error=True, use_default_template=False)
+        own = rc_params_from_file(sheet, fail_on_error=True, use_default_template=False) if sheet else {}
     except (OSError, ValueError) as error:
         reason = str(error).partition("\n")[0]
         raise InputError(
-            f"style={sheet}: not a style sheet of Matplotlib ({reason}); write lines of KEY: VALUE"
+            f"style={sheet}: no style sheet of Matplotlib ({reason}); write lines of KEY: VALUE"
         ) from error
-    with style.context([SHEET, own], after_reset=True):
+    token = OVER.set(own)
+    try:
+        yield
+    finally:
+        OVER.reset(token)
+
+
+@contextmanager
+def in_style() -> Iterator[None]:
+    """Draw and save figures in the style of the package and what is laid over it, whatever a matplotlibrc says."""
+    from matplotlib import style
+
+    with style.context([SHEET, dict(OVER.get())], after_reset=True):
         yield
 
 

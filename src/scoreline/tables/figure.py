@@ -78,10 +78,10 @@ class Panel(NamedTuple):
 def figure(grid: Grid) -> Any:
     """Draw a grid with a measured figure: ours with error bars, published ones as hollow markers of the same look.
 
-    Call it within `in_style`. Parts of unequal protocols have axes of their own, the first `PANELS` of them. Names stand
-    at the ends of the lines where they fit, else in a legend in the order of the ends. The row that is best in most
-    columns is bold. In SVG the artists of row i are `row-i`, `row-i-bars` and `row-i-published`, that of its figure in
-    column j `point-i-j`, and its name `label-i`; those of the second part have `part-1-` before.
+    Call it within `in_style`. Parts of unequal protocols have axes of their own, the first `PANELS` of them. Names
+    stand at the ends of the lines where they fit, else in a legend in the order of the ends. The row that is best in
+    most columns is bold. In SVG the artists of row i are `row-i`, `row-i-bars` and `row-i-published`, that of its
+    figure in column j `point-i-j`, and its name `label-i`; those of the second part have `part-1-` before.
 
     Returns:
         A figure of Matplotlib's.
@@ -116,10 +116,8 @@ def _looks(grid: Grid, parts: Sequence[Part]) -> dict[str, Look]:
 
 
 def _look(k: int, colours: Sequence[str], count: int) -> Look:
-    style = STYLES[k // len(colours) % len(STYLES)]
-    return Look(
-        colours[k % len(colours)], MARKERS[k % len(MARKERS)], style, (k / (count - 1) if count > 1 else 0.5) - 0.5
-    )
+    style, place = STYLES[k // len(colours) % len(STYLES)], k / (count - 1) if count > 1 else 0.5
+    return Look(colours[k % len(colours)], MARKERS[k % len(MARKERS)], style, place - 0.5)
 
 
 def _draw(grid: Grid, part: Part, looks: Mapping[str, Look], axes: Any, prefix: str, title: str) -> Panel:
@@ -288,10 +286,8 @@ def _write_names(
     panel.axes.set_xmargin(0.04)
     best = leader(grid, panel.part)
     for row, height in zip(rows, heights, strict=True):
-        look, (end, value) = (
-            looks[row],
-            max((panel.places[at], value) for at, value, _ in points(grid, panel.part, row)),
-        )
+        look, ours = looks[row], points(grid, panel.part, row)
+        end, value = max((panel.places[at], value) for at, value, _ in ours)
         panel.axes.annotate(
             _short(row),
             (end, value),

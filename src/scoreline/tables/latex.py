@@ -81,11 +81,11 @@ def latex_page(name: str, title: str, page: Page) -> str:
 def _of_part(grid: Grid, part: Part, page: Page, number: int) -> str:
     columns, label = part.columns(grid), f"tab:{_label(grid.name)}" + (f"-{number}" if number > 1 else "")
     arrow = "$\\uparrow$" if higher_is_better(grid.metric) else "$\\downarrow$"
-    heading = [
-        rf" & \multicolumn{{{len(columns)}}}{{c}}{{{_escaped(grid.label)}}} \\",
-        rf"\cmidrule(lr){{2-{len(columns) + 1}}}",
-        " & ".join([f"{_escaped(in_words(grid.metric))} {arrow}", *map(_braced, columns)]) + r" \\",
-    ]
+    names = columns if len(columns) > 1 else [f"{grid.label} {column}" for column in columns]
+    heading = [" & ".join([f"{_escaped(in_words(grid.metric))} {arrow}", *map(_braced, names)]) + r" \\"]
+    if len(columns) > 1:
+        over = rf" & \multicolumn{{{len(columns)}}}{{c}}{{{_escaped(grid.label)}}} \\"
+        heading = [over, rf"\cmidrule(lr){{2-{len(columns) + 1}}}", *heading]
     caption = [grid.title, _measured(grid, part), grid.paper.citation() if grid.paper else "", grid.watermark]
     caption += [f"Not to be compared with the first table: {'; '.join(page.differs)}"] if page.differs else []
     notes = {reason: letter for letter, reason in page.notes.items()}
@@ -130,13 +130,10 @@ def _environment(
 
 def _column(fields: Sequence[Text]) -> str:
     """Return the type of a column: S with room for its longest parts, or l if it has words."""
-    numbers = [_number(field) for field in fields]
-    found = [number for number in numbers if number]
-    if not found or any(
-        not number and field.value not in ("", NOTHING) for number, field in zip(numbers, fields, strict=True)
-    ):
+    numbers = [_number(field) for field in fields if field.value not in ("", NOTHING)]
+    if not numbers or not all(numbers):
         return "l"
-    parts = [re.fullmatch(r"(-?)(\d+)(?:\.(\d+))?(?:\((\d+)\))?", number) for number in found]
+    parts = [re.fullmatch(r"(-?)(\d+)(?:\.(\d+))?(?:\((\d+)\))?", number) for number in numbers]
     groups = [[it[k] or "" for it in parts if it] for k in (1, 2, 3, 4)]
     sign, (whole, decimals, error) = max(groups[0]), (max(map(len, group)) for group in groups[1:])
     return f" S[table-format={sign}{whole}.{decimals}{f'({error})' if error else ''}]"
@@ -220,15 +217,14 @@ def _protocol(grid: Grid, part: Part) -> list[str]:
         return ["no run is finished"]
     ranges, seeds = results[0].get("ranges", 1), str(results[0]["seeds"]).split(" and ")
     models = dict.fromkeys(f"{it['checkpoint']['name']} ({it['checkpoint']['sha256'][:8]})" for it in results)
+    of_models = f"checkpoint{'s' * (len(models) > 1)} {', '.join(models)}"
     of = f"the mean over {ranges} seed ranges" if ranges > 1 else "the figure over images"
     marks = [f"{SIGNS[status]} {MEANING[status]}" for status in MEANING if status in statuses(part)]
     return [
         grid.note,
         f"in parentheses the standard error of {of}, in units of the last digits",
         rule(ranges),
-        ", ".join(
-            [f"seeds {_listed(seeds)}", f"checkpoint{'s' * (len(models) > 1)} {', '.join(models)}", *common(results)]
-        ),
+        ", ".join([f"seeds {_listed(seeds)}", of_models, *common(results)]),
         "; ".join(_in_words(grid.metric, ranges, results[0]["protocol"])),
         *circumstances(grid, part, "below"),
         *(sources(part), *marks, code(results)),

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from scoreline.errors import InputError
 from scoreline.storage.figures import UNDATED, in_style, save
@@ -13,30 +14,34 @@ from scoreline.tables.latex import latex
 from scoreline.tables.render import long_csv, markdown
 
 
-def write(grid: Grid, root: Path, sheet: Path | None = None) -> str:
+def write(grid: Grid, root: Path) -> str:
     """Write all forms of a grid into a directory, and return its Markdown.
 
-    Args:
-        grid: the table.
-        root: the directory.
-        sheet: a style sheet of Matplotlib's for the figure, over that of the package.
-
     Raises:
-        InputError: if nothing can be written there, or the sheet is none.
+        InputError: if nothing can be written there.
     """
     text = markdown(grid)
     for name, content in (("table.md", text), ("table.tex", latex(grid)), ("table.csv", long_csv(grid))):
         write_text(root / name, content)
     if any(entry.score(grid.metric) for entry in grid.entries()):
-        _write_figure(grid, root, sheet)
+        write_figure(root / "table", lambda: figure(grid))
     return text
 
 
-def _write_figure(grid: Grid, root: Path, sheet: Path | None) -> None:
-    with in_style(sheet):
-        chart = figure(grid)
+def write_figure(stem: Path, draw: Callable[[], Any]) -> None:
+    """Write a figure as PDF, SVG and PNG.
+
+    Args:
+        stem: the path without its ending.
+        draw: draws it, in the style of the package.
+
+    Raises:
+        InputError: if nothing can be written there.
+    """
+    with in_style():
+        chart = draw()
         for form in UNDATED:
-            write_file(root / f"table.{form}", partial(save, chart, form=form))
+            write_file(stem.with_name(f"{stem.name}.{form}"), partial(save, chart, form=form))
 
 
 def write_text(path: Path, text: str) -> None:
