@@ -10,7 +10,7 @@ from scoreline.calibration.score_norm_published import ENTRIES, PublishedScale
 from scoreline.records import Record
 from scoreline.schedules.base import NoiseSchedule
 from scoreline.schedules.deis_sn_times import relative_ends
-from scoreline.storage.figures import PAGE, figure
+from scoreline.storage.figures import PAGE, figure, plain_ticks
 
 TICKS = torch.tensor([0.01, 0.05, 0.1, 0.2, 0.3, 0.4, 0.6, 0.8, 1.0])
 """Ticks of the axis of times, as shares of the longest time."""
@@ -49,6 +49,8 @@ def plot(record: Record, path: Path, noise_schedule: NoiseSchedule) -> None:
         axes[1, 1].set_xticks(ticks, [f"{tick:.3g}" for tick in ticks.tolist()])
         for axis in axes[:, 0]:
             axis.legend(loc="lower right")
+        for log in (axes[1, 0].xaxis, axes[1, 0].yaxis):
+            plain_ticks(log)
         canvas.suptitle(_title(record))
 
 

@@ -20,7 +20,7 @@ from scoreline.sampling import Eps, Progress, trajectory
 from scoreline.schedules.base import Schedule, grid
 from scoreline.schedules.score_optimal import ScoreOptimal
 from scoreline.schedules.spacings import LogSNR
-from scoreline.storage.figures import COLUMN, figure
+from scoreline.storage.figures import COLUMN, figure, plain_ticks
 from scoreline.values import check_choice
 
 WEIGHTS = {"destination": 0.0, "geometric": 0.5, "source": 1.0}
@@ -264,7 +264,8 @@ class CumulativeLength:
             top.set(ylabel="cumulative length", title=f"{record.provenance['images']} images")
             top.legend()
             bottom.step(rho[1:], density.numpy())
-            bottom.set(xlabel="noise level rho", ylabel="length per ln rho: density of steps")
+            bottom.set(xlabel="noise level rho", ylabel="length per ln rho")
+            plain_ticks(bottom.xaxis)
 
 
 def _verdict(spread: float, growth: float) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from scoreline.records import Record
-from scoreline.storage.figures import PAGE, figure
+from scoreline.storage.figures import PAGE, figure, plain_ticks
 
 LEAST = 1e-20
 """Of a smaller variance only the order of magnitude is shown: squares of such numbers are of the size of rounding."""
@@ -40,6 +40,8 @@ def plot(record: Record, path: Path) -> None:
             axis.legend()
         for axis in (top, middle, bottom):
             axis.grid()
+        for log in (bottom.xaxis, middle.yaxis, bottom.yaxis):
+            plain_ticks(log)
         name = provenance["dataset"]["name"]
         canvas.suptitle(f"{name}: variance of training targets, {provenance['images']} noisy images")
 

@@ -12,7 +12,7 @@ from scoreline.records import Record
 from scoreline.schedules.base import NoiseSchedule
 from scoreline.solvers.learned import tableau_in
 from scoreline.solvers.tableau import Tableau
-from scoreline.storage.figures import PAGE, figure
+from scoreline.storage.figures import PAGE, figure, plain_ticks
 from scoreline.storage.resumable import Tensors
 
 ROW = ("start", "start_error", "learned", "learned_error", "ratio_of_medians")
@@ -44,12 +44,16 @@ class TableauEstimator:
             for name, label in (("start", "best closed form"), ("learned", "learned")):
                 left.errorbar(budgets, values[name], values[f"{name}_error"], label=label, marker="o")
             left.set(xlabel="NFE", ylabel="RMS distance to the fine run, held-out noise", yscale="log")
-            plain_ticks(left.yaxis)
             left.legend()
             for nfe in budgets:
                 rho = values[f"rho_{nfe}"]
                 right.plot([nfe] * len(rho), rho, "o", markersize=2)
             right.set(xlabel="NFE", ylabel="learned noise levels", yscale="log")
+            for axes in (left, right):
+                axes.set_xscale("log")
+                axes.set_xticks(budgets, map(str, budgets))
+                axes.xaxis.minorticks_off()
+                plain_ticks(axes.yaxis)
 
 
 def record_values(held: SeedGroup, pools: dict[int, list[Candidate]], found: Sequence[Tensors]) -> dict[str, Any]:
