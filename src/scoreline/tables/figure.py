@@ -227,7 +227,8 @@ def _name(grid: Grid, chart: Any, panels: Sequence[Panel], looks: Mapping[str, L
     names = {row: _short(row) for row in looks}
     wide = LETTER * max(len(line) for name in names.values() for line in name.split("\n"))
     ends, high = _line_ends(grid, panels, looks), max(2.5, 2.1 * down)
-    direct = len(panels) == 1 and _all_to_the_end(grid, panels[0], looks)
+    one_line = not any("\n" in name for name in names.values())
+    direct = len(panels) == 1 and one_line and _all_to_the_end(grid, panels[0], looks)
     spread = _spread([end for end, _ in ends], LINE / (high - 0.7)) if direct else None
     narrow = len(panels) == 1 and wide <= WIDE and (spread is not None or len(looks) <= FEW)
     chart.set_size_inches(COLUMN if narrow else PAGE, high)
