@@ -19,7 +19,7 @@ NUMBER = re.compile(r"(\\bfseries )?-?\d+(\.\d+)?(\(\d+\))?(\{\\rlap\{.*\}\})?")
 GOLDEN = r"""% \usepackage{booktabs, etoolbox, siunitx}
 \begin{table}
 \centering\small
-\caption{Toy\_table \& more. FID (lower is better) by NFE: 100 images of m against cifar10-train in features of e. A \& B (2023), arXiv:2204.13902, Table 2.}
+\caption{Toy\_table \& more. WHAT A \& B (2023), arXiv:2204.13902, Table 2.}
 \label{tab:toy}
 \smallskip
 \robustify\bfseries
@@ -39,7 +39,9 @@ DDIM & \bfseries 25.00(25) & 11.00(25) \\
 
 \medskip
 \begin{minipage}{\linewidth}\footnotesize
-A note. In parentheses the standard error of the figure over images, in units of the last digits. """
+A note. In parentheses the standard error of the figure over images, in units of the last digits. """.replace(
+    "WHAT", "FID (lower is better) by NFE: 100 images of m against cifar10-train in features of e."
+)
 
 
 def table(root: Path, data: dict[str, Any] = DATA, budget: str = "paper") -> str:
