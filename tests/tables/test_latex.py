@@ -18,7 +18,7 @@ NUMBER = re.compile(r"(\\bfseries )?-?\d+(\.\d+)?(\(\d+\))?(\{\\rlap\{.*\}\})?")
 
 GOLDEN = r"""% \usepackage{booktabs, etoolbox, siunitx}
 \begin{table}
-\centering\small
+\centering\small\setlength{\tabcolsep}{4pt}
 \caption{Toy\_table \& more. WHAT A \& B (2023), arXiv:2204.13902, Table 2.}
 \label{tab:toy}
 \smallskip
@@ -129,6 +129,13 @@ def test_columns_of_words_and_of_odd_numbers() -> None:
 def test_errors_are_in_units_of_the_last_digits(value: str, error: str, shown: str) -> None:
     text = latex_page("t", "T", Page(["a", "b"], [Line("x", [Text(value, error)])], [], []))
     assert body(text) == [["x", shown]]
+
+
+@pytest.mark.parametrize(("columns", "size"), [(6, r"\small"), (7, r"\footnotesize")])
+def test_a_wide_table_has_smaller_type(columns: int, size: str) -> None:
+    """20 letters of a name and 6 figures of 9 with spaces make 86."""
+    page = Page(["t"] * (columns + 1), [Line("n" * 20, [Text("0.1234", "0.0012")] * columns)], [], [])
+    assert rf"\centering{size}\set" in latex_page("t", "T", page)
 
 
 @pytest.mark.skipif(shutil.which("pdflatex") is None, reason="no pdflatex")
