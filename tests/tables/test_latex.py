@@ -134,7 +134,7 @@ def test_errors_are_in_units_of_the_last_digits(value: str, error: str, shown: s
 @pytest.mark.parametrize(("columns", "size"), [(6, r"\small"), (7, r"\footnotesize")])
 def test_a_wide_table_has_smaller_type(columns: int, size: str) -> None:
     """20 letters of a name and 6 figures of 9 with spaces make 86."""
-    page = Page(["t"] * (columns + 1), [Line("n" * 20, [Text("0.1234", "0.0012")] * columns)], [], [])
+    page = Page(["t"] * (columns + 1), [Line("n" * 20, [Text("0.123", "0.012")] * columns)], [], [])
     assert rf"\centering{size}\set" in latex_page("t", "T", page)
 
 
