@@ -5,7 +5,6 @@ on schedules with the options that vary and whose columns are NFE.
 """
 
 import json
-import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -16,7 +15,7 @@ from typing import Any
 from scoreline.errors import InputError, did_you_mean
 from scoreline.generation import run_results
 from scoreline.generation.run_results import Result
-from scoreline.metrics.base import Score, higher_is_better
+from scoreline.metrics.base import Score
 from scoreline.storage import run_config
 from scoreline.tables import options
 from scoreline.tables.protocol import PROTOCOL, differences, fingerprint, merge, parts, parts_of_overrides
@@ -131,25 +130,6 @@ def watermark(budget: str, ranges: Sequence[str]) -> str:
     equal = len(set(sizes)) == 1
     n = str(sizes[0]) if len(sizes) == 1 else f"{len(sizes)} x {sizes[0]}" if equal else " + ".join(map(str, sizes))
     return "" if budget == PAPER else f"budget={budget}: n = {n}, not the paper's"
-
-
-def best(part: Part, metric: str, column: str) -> set[str]:
-    """Return the rows whose figure is the best of a column, or within one standard error of the difference from it.
-
-    The standard error of a difference a - b is sqrt(error_a^2 + error_b^2).
-    """
-    scores = {row: score for (row, name), it in part.entries.items() if name == column and (score := it.score(metric))}
-    scores = {row: score for row, score in scores.items() if math.isfinite(score["value"])}
-    if not scores:
-        return set()
-    better = max if higher_is_better(metric) else min
-    top = better(scores.values(), key=lambda score: score["value"])
-    return {row for row, it in scores.items() if abs(it["value"] - top["value"]) <= _spread(it, top)}
-
-
-def _spread(one: Score, other: Score) -> float:
-    spread = 0.0 if one is other else math.hypot(one["error"], other["error"])
-    return spread if math.isfinite(spread) else 0.0
 
 
 def statistic_of(entry: Entry, metric: str, paper: Paper | None) -> Statistic | None:
