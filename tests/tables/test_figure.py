@@ -153,9 +153,7 @@ def test_identifiers_of_the_svg_are_unique_over_parts() -> None:
         save(figure(table), file, "svg")
     names = re.findall(r'id="((?:part-1-)?(?:row|point|label)-[^"]*)"', file.getvalue().decode())
     assert len(names) == len(set(names))
-    assert {"row-0", "row-1-bars", "point-1-1", "row-0-published", "label-1", "part-1-row-0", "part-1-point-0-1"} < {
-        *names
-    }
+    assert {"row-0", "row-1-bars", "point-1-1", "row-0-published", "label-1", "part-1-row-0", "part-1-point-0-1"} < {*names}
     assert "row-1-published" not in names
 
 

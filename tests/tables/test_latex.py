@@ -108,9 +108,7 @@ def test_words_are_escaped(tmp_path: Path) -> None:
 def test_columns_of_words_and_of_odd_numbers() -> None:
     """A column is one of numbers only if all of its fields are; inf, nan and 1e-07 are words."""
     fields = [["12", "adam", "-0.5", "1e-07"], ["7", "-", "1.25", "nan"], ["-", "3", "", "2"]]
-    page = Page(
-        ["trial", "n", "name", "x", "y"], [Line(str(k), [*map(Text, it)]) for k, it in enumerate(fields)], [], []
-    )
+    page = Page(["trial", "n", "name", "x", "y"], [Line(str(k), [*map(Text, it)]) for k, it in enumerate(fields)], [], [])
     text = latex_page("my_study", "A study", page)
     assert r"\begin{tabular}{l S[table-format=2.0]l S[table-format=-1.2]l}" in text
     assert r"\label{tab:my-study}" in text
