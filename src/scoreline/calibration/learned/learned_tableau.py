@@ -80,7 +80,7 @@ class _EvaluationProgress:
 
     def finish(self) -> None:
         """Report all images as done."""
-        self.progress(self.left)
+        self.progress(max(self.left, 0.0))
 
 
 @dataclass(frozen=True)
