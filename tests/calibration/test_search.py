@@ -233,11 +233,8 @@ def test_a_search_round_trips_through_its_record(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("stop", "kept"), [(0.3, 0), (0.9, 2)])
 def test_a_killed_search_keeps_its_fine_run_and_its_budgets(stop: float, kept: int, tmp_path: Path) -> None:
-    search, lines, told = (
-        Search([3, 4, 6], Families(solvers("ddim", "deis_tab2"), SCHEDULES)),
-        list[str](),
-        list[float](),
-    )
+    search = Search([3, 4, 6], Families(solvers("ddim", "deis_tab2"), SCHEDULES))
+    lines, told = list[str](), list[float]()
     of = replace(subject(12, batch_size=4), parts=Parts(tmp_path, "stamp"), report=lines.append)
     with count_calls(of.denoiser) as whole:
         alone = search(replace(of, parts=Parts()))
@@ -258,10 +255,8 @@ def test_a_killed_search_keeps_its_fine_run_and_its_budgets(stop: float, kept: i
         again = search(of, told.append)
     assert rest.count < (1 - stop + 0.3) * whole.count
     assert sum(told) == pytest.approx(12)
-    assert (
-        lines
-        == ["2 of 3 budgets are finished by an earlier start"] * (kept > 0) + search.summary(alone).split("\n")[kept:]
-    )
+    earlier = ["2 of 3 budgets are finished by an earlier start"] * (kept > 0)
+    assert lines == earlier + search.summary(alone).splitlines()[kept:]
     for name, value in alone.items():
         assert torch.equal(value, again[name]) if isinstance(value, Tensor) else value == again[name]
 
