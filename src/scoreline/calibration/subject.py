@@ -80,7 +80,7 @@ class Subject:
 
     def budget_parts(self, count: int) -> Parts:
         """Return the parts of a calibration whose parts are budgets; report how many an earlier start finished."""
-        parts = self.parts.inside("budgets")
+        parts = self.parts.inside("by_budget")
         if kept := len(parts.existing(count)):
             self.report(f"{kept} of {count} budgets are finished by an earlier start")
         return parts

@@ -94,6 +94,10 @@ class Parts:
         """Return how many parts of a chain are made."""
         return max(self.existing(count), default=-1) + 1
 
+    def at(self, folder: Path | None, stamp: str) -> "Parts":
+        """Return the same processes with other parts."""
+        return replace(self, folder=folder, stamp=stamp)
+
     def inside(self, name: str) -> "Parts":
         """Return the same processes with parts in a folder of this name inside this one."""
         return replace(self, folder=self.folder and self.folder / name)

@@ -341,7 +341,7 @@ class LearnedTableau(TableauEstimator):
         theta = descend(turns, zero, train, plan, count, train.subject.parts.alone(CURVE))
         return {nfe: self._found(held, pools[nfe], best, curve(theta, nfe)) for nfe, (best, _) in closed.items()}
 
-    def _shared(self, starts: list[Start], pools: dict[int, list[Candidate]]) -> dict[int, Family]:
+    def _shared(self, starts: list[Start], pools: Pools) -> dict[int, Family]:
         """Return the families of one closed form at all budgets, the first of the starts that has them.
 
         Raises:
