@@ -212,8 +212,8 @@ def _measured(grid: Grid, part: Part) -> str:
 def _images(grid: Grid, part: Part, result: Result) -> str:
     ranges, images = result.get("ranges", 1), f"{result['images']:,} images"
     shown = [statistic_of(entry, grid.metric, grid.paper) for entry in part.entries.values()]
-    names = dict.fromkeys("minimum" if it.minimum_of > 1 else "mean" for it in shown if it)
-    return f"{' or '.join(names)} over {ranges} seed ranges of {images} each" if ranges > 1 else images
+    name = "minimum" if any(it and it.minimum_of > 1 for it in shown) else "mean"
+    return f"{name} over {ranges} seed ranges of {images} each" if ranges > 1 else images
 
 
 def _undigested(name: object) -> str:
