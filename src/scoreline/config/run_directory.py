@@ -18,8 +18,6 @@ from scoreline.storage import run_config, run_lock
 from scoreline.storage.files import code_version, write_atomically
 from scoreline.storage.run_lock import RunLock
 
-ERROR_LOG = "error.log"
-
 _first_written: list[Path] = []
 """config.yaml of the run directory, if this process wrote the first one."""
 
@@ -82,7 +80,7 @@ class RunDirectory:
         if not path.exists():
             _first_written.append(path)
         write_atomically(path, lambda temporary: temporary.write_text(text))
-        (self.path / ERROR_LOG).unlink(missing_ok=True)
+        (self.path / run_config.ERROR_LOG).unlink(missing_ok=True)
 
 
 def _start() -> dict[str, Any]:

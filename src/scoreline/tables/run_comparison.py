@@ -140,7 +140,9 @@ def _text(leaves: Mapping[str, Any], key: str) -> str:
 
 def of_configs(one: Side, other: Side) -> list[tuple[str, str, str]]:
     """Return the differences of the configurations: choices of groups first, where they are known."""
-    chosen = differences(*(choices(it.runs[0].path) for it in (one, other)), ())
+    mine, theirs = (choices(it.runs[0].path) for it in (one, other))
+    both = mine.keys() & theirs.keys()
+    chosen = differences(*({key: it[key] for key in it if key in both} for it in (mine, theirs)), ())
     return [*chosen, *differences(one.config, other.config, (*NEVER, *(key for key, *_ in chosen if key == "metrics")))]
 
 

@@ -5,13 +5,13 @@ from pathlib import Path
 from typing import Any
 
 from scoreline.config import catalogue, conf_folder, script
-from scoreline.config.run_directory import ERROR_LOG
 from scoreline.doctor.findings import amount
 from scoreline.errors import printable
 from scoreline.generation import run_results
 from scoreline.storage import run_config
+from scoreline.storage.run_config import ERROR_LOG
 from scoreline.tables import run_summary
-from scoreline.tables.run_list import aligned, cells, date, number, values
+from scoreline.tables.run_list import aligned, cells, date, number
 from scoreline.tables.run_summary import GROUPS, Figure, Summary
 
 LOGS = (ERROR_LOG, "cell.log")
@@ -72,10 +72,10 @@ def overrides(run: Summary, config: dict[str, Any]) -> tuple[list[str], bool]:
     defaults = catalogue.default_choices(run.job)
     chosen = {"solver": run.solver.partition(" ")[0], "schedule": run.schedule} if run.job == "sample" else {}
     words = [f"{group}={name}" for group, name in chosen.items() if name and name != defaults[group]]
-    own_values = dict(values(config))
+    values = run_summary.values(run.path)
     for key in catalogue.keys_of(run.job):
-        own = own_values.get(key.name, ("",))[0]
-        if key.value not in ("", "card", "auto", "null") and "$" not in key.value and key.name in own_values:
+        own = values.get(key.name, "")
+        if key.value not in ("", "card", "auto", "null") and "$" not in key.value and key.name in values:
             words += [f"{key.name}={own}"] if not _equal(own, key.value) else []
     return words, False
 

@@ -1,15 +1,15 @@
 """A list of runs: filters, order and columns."""
 
+import difflib
 import fnmatch
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from scoreline.doctor.findings import amount
-from scoreline.errors import InputError, did_you_mean, printable
-from scoreline.storage import run_config
+from scoreline.errors import InputError, printable
 from scoreline.tables import run_summary
 from scoreline.tables.run_summary import GROUPS, Summary
 
@@ -58,11 +58,13 @@ def _by_config(runs: Sequence[Summary], asked: dict[str, str]) -> list[Summary]:
     Raises:
         InputError: for a key that no run has.
     """
-    configs = [_values(run.path) for run in runs] if asked else []
+    configs = [_texts(run.path) for run in runs] if asked else []
     known = {key for config in configs for key in config}
     for key in asked:
         if runs and key not in known:
-            raise InputError(f"{key}: no run has such a key{did_you_mean(key, known | {*FILTERS})}")
+            near = difflib.get_close_matches(key, [*known, *FILTERS], n=1, cutoff=0.6)
+            hint = f"did you mean '{near[0]}'?" if near else "config.yaml of a run has its keys"
+            raise InputError(f"{key}: no run has such a key; {hint}")
     if not asked:
         return list(runs)
     pairs = zip(runs, configs, strict=True)
@@ -73,27 +75,12 @@ def _any(values: Iterable[str], patterns: str) -> bool:
     return any(_matches(value, patterns) for value in values)
 
 
-def _values(path: Path) -> dict[str, tuple[str, ...]]:
-    """Return the values of every key of a run's config as text; a node by its choice, its class and its module."""
-    try:
-        config = run_config.read(path) or {}
-    except InputError:
-        return {}
-    names = run_summary.choices(path)
-    return {key: (*words, *([names[key]] if key in names else [])) for key, words in values(config)}
-
-
-def values(node: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, tuple[str, ...]]]:
-    """Yield every key of a config with its value as text; a node stands for the module and the class it names."""
-    for key, value in node.items():
-        if isinstance(value, dict):
-            yield f"{prefix}{key}", tuple(str(value.get("_target_", "")).split(".")[-2:])
-            yield from values(value, f"{prefix}{key}.")
-        else:
-            yield (
-                f"{prefix}{key}",
-                ("null" if value is None else str(value).lower() if value in (True, False) else str(value),),
-            )
+def _texts(path: Path) -> dict[str, tuple[str, ...]]:
+    """Return the values of every key of a run's config; a node has its choice, and the module and class it names."""
+    found, names = run_summary.values(path), run_summary.choices(path)
+    classes = {key: found.get(f"{key}._target_", "").split(".")[-2:] for key in found}
+    kept = [key for key in found if not key.startswith("start")]
+    return {key: (found[key], *classes[key], *([names[key]] if key in names else [])) for key in kept}
 
 
 def order(column: str) -> Callable[[Summary], Any]:
