@@ -59,7 +59,15 @@ def main(words: list[str]) -> None:
     """
     if {"-h", "--help"} & set(words):
         print(__doc__)
-    elif words[:1] == ["show"]:
+        return
+    try:
+        _run(words)
+    except InputError as error:  # which may name a folder that a stranger named
+        raise InputError(printable(str(error))) from error
+
+
+def _run(words: list[str]) -> None:
+    if words[:1] == ["show"]:
         from scoreline.tables import run_description
 
         print("\n".join(run_description.lines(*_one_of(words[1:], "show", 1))))
@@ -179,7 +187,7 @@ def removed(words: Sequence[str]) -> None:
     found = [run_summary.named(path) for path in dict.fromkeys(paths)]
     others = [group for root in ROOTS if Path(root).is_dir() for group in run_summary.find(Path(root))]
     for run in found:
-        at_work = next((one for one in (run, *run.runs) if one.state.word == "running"), None)
+        at_work = next((one for one in (*run.runs, run) if one.state.word == "running"), None)
         if at_work:
             raise InputError(f"{at_work.path}: {at_work.state}; stop it first")
     users = [] if "--force" in flags else list(run_removal.users(found, others))

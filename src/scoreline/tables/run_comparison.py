@@ -180,7 +180,7 @@ def of_protocols(one: Side, other: Side) -> list[str]:
     both = [next(iter(it.results.values()), None) for it in (one, other)]
     if both[0] is None or both[1] is None:
         return []
-    return of_results(both[0][1], both[1][1], ("seeds", *COMPARED))
+    return of_results(both[1][1], both[0][1], ("seeds", *COMPARED))
 
 
 COMPARED = ("checkpoint", "guidance", "threshold", "final", "sigma_max", "sigma_end", "labels")
@@ -213,6 +213,8 @@ def _digests(found: Side) -> dict[int, tuple[Place, str]]:
         try:
             rows = list(csv.DictReader(content(path / run_results.MANIFEST, LARGEST_MANIFEST).decode().splitlines()))
             shas = [row["sha256"] for row in rows]
+        except FileNotFoundError:
+            continue
         except (OSError, ValueError, KeyError, csv.Error) as error:
             raise InputError(
                 f"{path / run_results.MANIFEST}: not readable ({error!s:.80}); run its command again"
