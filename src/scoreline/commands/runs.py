@@ -35,6 +35,7 @@ remove  refuses a run at work, links, and a run whose files another names
 """
 
 import json
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -153,20 +154,13 @@ def roots(folders: Sequence[str]) -> list[Path]:
 
 
 def _print_table(runs: Sequence[Summary]) -> None:
-    """Print a list: by rich on a terminal, which folds what is too wide, else as aligned text."""
+    """Print a list, on a terminal without the columns for which it has no room."""
     rows = run_list.cells(runs)
-    if not sys.stdout.isatty():
-        print("\n".join(run_list.aligned(rows)))
-        return
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(*rows[0], box=None, pad_edge=False)
-    for row in rows[1:]:
-        table.add_row(*map(Text, row))
-    table.columns[-1].overflow = "fold"
-    Console().print(table)
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+    kept, left_out = run_list.fitted(rows, width)
+    print("\n".join(run_list.aligned(kept)))
+    if left_out:
+        print(f"(no room for {', '.join(left_out)}; a wider terminal or a pipe has them)")
 
 
 # ---- removal

@@ -57,13 +57,13 @@ class Images(NamedTuple):
     """Images of the seeds that both sides have.
 
     Attributes:
-        count: number of such seeds.
+        seeds: number of such seeds.
         equal: images that are equal to the byte.
         distance: root mean square of the difference in [-1, 1], mean and standard error over images; None if one side
             kept no images.
     """
 
-    count: int
+    seeds: int
     equal: int
     distance: Value | None
 
@@ -140,10 +140,9 @@ def _text(leaves: Mapping[str, Any], key: str) -> str:
 
 def of_configs(one: Side, other: Side) -> list[tuple[str, str, str]]:
     """Return the differences of the configurations: choices of groups first, where they are known."""
-    mine, theirs = (choices(it.runs[0].path) for it in (one, other))
-    both = mine.keys() & theirs.keys()
-    chosen = differences(*({key: it[key] for key in it if key in both} for it in (mine, theirs)), ())
-    return [*chosen, *differences(one.config, other.config, (*NEVER, *(key for key, *_ in chosen if key == "metrics")))]
+    mine, theirs = choices(one.runs[0].path), choices(other.runs[0].path)
+    chosen = [(group, name, theirs[group]) for group, name in mine.items() if theirs.get(group, name) != name]
+    return [*chosen, *differences(one.config, other.config)]
 
 
 def of_metrics(one: Side, other: Side) -> list[Difference]:
@@ -157,9 +156,9 @@ def _difference(name: str, first: Mapping[str, Value], second: Mapping[str, Valu
     if len(common) < 2:
         a, b = _mean(list(first.values())), _mean(list(second.values()))
         return Difference(name, a, b, Value(b.value - a.value, math.hypot(a.error, b.error)), 1)
-    sides = [[values[seeds].value for seeds in common] for values in (first, second)]
-    changes = [b - a for a, b in zip(*sides, strict=True)]
-    return Difference(name, *map(over_ranges, (*sides, changes)), len(common))
+    mine, theirs = ([values[seeds].value for seeds in common] for values in (first, second))
+    changes = [b - a for a, b in zip(mine, theirs, strict=True)]
+    return Difference(name, over_ranges(mine), over_ranges(theirs), over_ranges(changes), len(common))
 
 
 def _mean(values: Sequence[Value]) -> Value:
@@ -207,7 +206,7 @@ Place = tuple[Path, int]
 
 def _digests(found: Side) -> dict[int, tuple[Place, str]]:
     """Return the place and the SHA-256 of the image of every seed, from the manifests."""
-    digests = {}
+    digests: dict[int, tuple[Place, str]] = {}
     for path, result in found.results.values():
         seeds = parse_seeds(result["seeds"])
         try:
@@ -267,7 +266,7 @@ def lines(one: Path, other: Path) -> Iterator[str]:
         yield from (f"  {line}" for line in aligned([["", "A", "B", "B - A"], *_printable(table)]))
     if images := of_images(*sides):
         mean = images.distance
-        yield f"\nimages of equal seeds: {images.count}, {images.equal} of them equal to the byte"
+        yield f"\nimages of equal seeds: {images.seeds}, {images.equal} of them equal to the byte"
         yield (
             f"  root mean square difference in [-1, 1]: {number(*mean)}"
             if mean

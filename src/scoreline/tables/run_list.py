@@ -143,3 +143,19 @@ def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
     """Return the lines of a table of text, two spaces between its columns."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return ["  ".join(f"{text:{width}}" for text, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+
+
+SPARE = ("schedule", "checkpoint", "solver", "NFE", "job", "size")
+"""Columns that a narrow terminal does without, in this order; names of run directories say most of them."""
+
+
+def fitted(rows: Sequence[Sequence[str]], width: int | None) -> tuple[list[list[str]], list[str]]:
+    """Return rows without the columns that are beyond a width in characters, and the names of these columns."""
+    kept, left_out = [list(row) for row in rows], []
+    for name in SPARE if width is not None else ():
+        if max(map(len, aligned(kept))) <= (width or 0):
+            break
+        place = kept[0].index(name)
+        kept = [[*row[:place], *row[place + 1 :]] for row in kept]
+        left_out.append(name)
+    return kept, left_out

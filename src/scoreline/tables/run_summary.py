@@ -365,17 +365,20 @@ def _group(root: Path, names: Mapping[str, "os.DirEntry[str]"], metric: str) -> 
     job = "table" if PLAN in names else "study" if STUDY in names else "sweep"
     planned = _cells(root) if job == "table" else _jobs(root, job)
     date = max([run.date for run in runs] or [_changed(names[PLAN if job == "table" else SWEEP])])
-    own = sum(
-        entry.stat(follow_symlinks=False).st_size for entry in names.values() if entry.is_file(follow_symlinks=False)
-    )
-    common = {field: _common([getattr(run, field) for run in runs], field) for field in COMMON}
+    known = {CELLS: sum(run.size for run in runs), **{run.path.name: run.size for run in runs if job != "table"}}
     return Summary(
-        root, job, _state(root, runs, planned), date, own + sum(run.size for run in runs), **common, runs=runs
+        root,
+        job,
+        _state(root, runs, planned),
+        date,
+        bytes_of(root, known),
+        checkpoint=_common([run.checkpoint for run in runs], "checkpoints"),
+        solver=_common([run.solver for run in runs], "solvers"),
+        schedule=_common([run.schedule for run in runs], "schedules"),
+        nfe=_common([run.nfe for run in runs], ""),
+        runs=runs,
     )
 
-
-COMMON = {"checkpoint": "checkpoints", "solver": "solvers", "schedule": "schedules", "nfe": ""}
-"""Fields of a group that its runs share, with the word for several values."""
 
 SHOWN = 4
 """Most values of a field of a group that are listed."""
@@ -392,10 +395,11 @@ def find_runs(root: Path, metric: str = "") -> Iterator[Summary]:
             yield from find_runs(root / name, metric)
 
 
-def _common(values: Sequence[str], field: str) -> str:
+def _common(values: Sequence[str], what: str) -> str:
+    """Return the different values of runs, or how many there are; of numbers the least and the largest."""
     different = sorted(set(filter(None, values)), key=lambda text: (_number(text), text))
     if len(different) > SHOWN:
-        return f"{different[0]}..{different[-1]}" if field == "nfe" else f"{len(different)} {COMMON[field]}"
+        return f"{len(different)} {what}" if what else f"{different[0]}..{different[-1]}"
     return ",".join(different)
 
 
