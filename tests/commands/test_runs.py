@@ -100,6 +100,20 @@ def test_a_run_begun_under_an_old_name_goes_on_there(real: Path) -> None:
     assert (old / "metrics.json").is_file()
 
 
+def test_a_run_that_fails_midway_keeps_its_reason(tmp_path: Path, printed: Printed) -> None:
+    Path("outputs/a/grid.png").mkdir(parents=True)
+    words = ("checkpoint=digits_vp", "nfe=3", "seeds=0-15", "metrics=none", "hydra.run.dir=outputs/a")
+    done = call("sample", *words, cwd=tmp_path)
+    assert "IsADirectoryError" in done.stderr
+    lines = printed("show", "outputs/a")
+    assert lines[0].startswith("outputs/a: sample, failed, IsADirectoryError: ")
+    assert "the end of error.log" in lines
+    Path("outputs/a/grid.png").rmdir()
+    assert call("sample", *words, cwd=tmp_path).returncode == 0
+    assert printed("show", "outputs/a")[0] == "outputs/a: sample, done"
+    assert not Path("outputs/a/error.log").exists()
+
+
 def test_show_tells_how_to_repeat_a_run(real: Path, printed: Printed) -> None:
     (run,) = Path("outputs/sample").iterdir()
     text = "\n".join(printed("show", str(run)))
