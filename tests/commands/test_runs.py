@@ -18,7 +18,7 @@ from scoreline.commands import runs
 from scoreline.errors import InputError
 from scoreline.storage.run_lock import RunLock
 from scoreline.tables import plan, run_removal, run_summary, study
-from scoreline.tables.run_list import SPARE, aligned, cells, fitted
+from scoreline.tables.run_list import SPARE, aligned, cells, date, fitted
 from scoreline.tables.run_summary import find, images_kept
 
 Printed = Callable[..., list[str]]
@@ -160,7 +160,8 @@ def test_states(tmp_path: Path) -> None:
     trained(root / "half", 1000)
     trained(root / "pruned", 1000, pruned=True)
     calibrated(root / "measured")
-    calibrated(root / "unmeasured", done=False)
+    (calibrated(root / "unmeasured", done=False) / "parts").mkdir()
+    (root / "unmeasured/parts/000000.safetensors").write_text("")
     (unfinished(root / "refused") / "outcome.json").write_text('{"state": "refused", "sentence": "an even NFE"}')
     (unfinished(root / "failed") / "outcome.json").write_text('{"state": "failed", "sentence": "no disk"}')
     with RunLock(unfinished(root / "running", 2)), RunLock(root / "first"):
@@ -178,7 +179,7 @@ def test_states(tmp_path: Path) -> None:
         "half": "stopped, at 1 of 2 kimg",
         "pruned": "done, pruned at 1 kimg",
         "measured": "done",
-        "unmeasured": "stopped",
+        "unmeasured": "stopped, at 1 part",
         "refused": "refused, an even NFE",
         "failed": "failed, no disk",
         "running": f"running, 2 of 10 images, {me}",
@@ -270,7 +271,7 @@ def test_filters_and_order(words: str, names: str, several: Path, printed: Print
 
 def test_since(several: Path, printed: Printed) -> None:
     moments = {run.path.name: run.date for run in find(Path("outputs"))}
-    day = runs.run_list.date(next(run for run in find(Path("outputs")) if run.path.name == "b")).replace(" ", "T")
+    day = date(next(run for run in find(Path("outputs")) if run.path.name == "b")).replace(" ", "T")
     kept = {Path(path).name for path in paths(printed(f"since={day}"))}
     assert kept == {name for name, moment in moments.items() if moment >= moments["b"]} == {"b", "c", "e"}
 
@@ -343,7 +344,7 @@ def test_no_text_of_a_file_steers_the_terminal(tmp_path: Path, printed: Printed)
     other = unfinished(root / "b", start={"choices": {"solver": f"s{ESCAPE}"}, "overrides": [f"solver={ESCAPE}"]})
     (other / "error.log").write_text(f"ValueError: {ESCAPE}\n")
     aged(locked(root / "c", host=f"h{ESCAPE}", pid=DEAD), 1)
-    trained(root / "d", config='start:\n  versions:\n    torch: "\\e[31m"\n', **{f"k{ESCAPE}": 1.0})
+    trained(root / "d", config='start:\n  versions:\n    torch: "\\e[31m"\n', k=ESCAPE)
     (root / "multirun.yaml").write_text(f"hydra:\n  overrides:\n    task:\n    - a={ESCAPE}\n")
     text = printed("--all")
     for run in ("", *(path.name for path in root.iterdir() if path.is_dir() and path.name != "c")):
@@ -570,6 +571,14 @@ def _killed_at(moment: str, run: Path) -> int:
     setattr(os, moment, die)
     run_removal.remove(next(find(run)))
     return 0
+
+
+def test_a_lock_that_is_a_link_is_not_opened(tmp_path: Path, printed: Printed) -> None:
+    (tmp_path / "outside").write_text("kept")
+    (ran(Path("outputs/a")) / ".lock").symlink_to(tmp_path / "outside")
+    with pytest.raises(InputError, match="outputs/a: cannot be removed"):
+        printed("remove", "outputs/a", "--yes")
+    assert (tmp_path / "outside").read_text() == "kept"
 
 
 def test_a_disk_that_refuses_is_one_line(tmp_path: Path, printed: Printed, monkeypatch: pytest.MonkeyPatch) -> None:

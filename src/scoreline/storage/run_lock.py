@@ -159,11 +159,13 @@ def no_process(folder: Path) -> Iterator[None]:
     """Keep processes out of a run directory that is about to go; unlike a `RunLock` it signs nothing.
 
     Raises:
-        InputError: if a process works there, or the directory cannot be written to.
+        InputError: if a process works there, or the file of the lock cannot be opened.
     """
     path, former = folder / NAME, left_behind(folder)
-    with _writing(folder):
+    try:
         file = None if working(folder) else open_locked(path)
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be removed ({error.strerror}: {path})") from error
     if file is None:
         raise InputError(f"{folder}: {working(folder) or 'another process'} works there; stop it first")
     try:

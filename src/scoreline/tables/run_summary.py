@@ -234,7 +234,9 @@ def _rows(shard: Path) -> int:
 
 def _calibrate(folder: Path, keys: Mapping[str, str], metric: str) -> Summary:
     done = any(not path.name.startswith(".") for path in folder.glob("*.safetensors"))
-    state = (_at_work(folder, "") or State("done")) if done else _unfinished(folder, "")
+    parts = sum(1 for _ in (folder / "parts").rglob("*.safetensors"))
+    kept = f"{parts} part{'s' * (parts > 1)}" if parts else ""
+    state = (_at_work(folder, kept) or State("done")) if done else _unfinished(folder, kept)
     return Summary(folder, "calibrate", state, 0.0, bytes_of(folder), nfe=keys.get("nfe", ""))
 
 
