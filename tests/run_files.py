@@ -38,7 +38,7 @@ def trained(folder: Path, images: int = 2000, duration: float = 2, config: str =
     (folder / "model.safetensors").write_text("weights")
     text = f"name: digits_vp\nduration_kimg: {duration}\nobjective:\n  _target_: o\nidentity: abcd0123\n"
     (folder / "config.yaml").write_text(text + config)
-    records = [{"kimg": 0.5, "fixed_loss": 0.5, "fixed_loss_error": 0.01}, {"kimg": images / 1000, "loss": 0.4, **last}]
+    records = [{"kimg": 0.5, "fixed_loss": 0.5, "fixed_loss_error": 0.01}, {"kimg": images / 1000, "loss": 0.4} | last]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     return folder
 
@@ -51,6 +51,13 @@ def calibrated(folder: Path, checkpoint: str = "digits_vp", done: bool = True) -
     if done:
         (folder / "score_norm.safetensors").write_text("record")
     return folder
+
+
+def swept(folder: Path, *words: str) -> None:
+    """What Hydra writes beside the runs of a sweep, cut down."""
+    task = "".join(f"    - {word}\n" for word in words)
+    text = f"hydra:\n  sweep:\n    subdir: ${{scoreline.cell:}}\n  overrides:\n    task:\n{task}"
+    (folder / "multirun.yaml").write_text(text)
 
 
 def aged(folder: Path, days: float) -> Path:

@@ -8,10 +8,13 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from forks import call, ended
-from run_files import DEAD, aged, calibrated, locked, trained, unfinished
+from run_files import DEAD, aged, calibrated, locked, swept, trained, unfinished
+from safetensors.torch import save_file
 from tables_files import draft, finish, ran
 
 from scoreline.commands import runs
@@ -201,14 +204,14 @@ def test_a_sweep_counts_its_jobs(tmp_path: Path) -> None:
     ran(sweep / "nfe=5")
     (sweep / "nfe=6").mkdir()
     (sweep / "nfe=6/error.log").write_text("Traceback\n\nscoreline.errors.InputError: nfe=6: too many\n")
-    (sweep / "multirun.yaml").write_text("hydra:\n  overrides:\n    task:\n    - nfe=5,6,7\n    - seeds='0-9,20'\n")
+    swept(sweep, "nfe=5,6,7", "seeds='0-9,20'")
     (one,) = find(tmp_path)
     assert str(one.state) == "failed, 1 of 3 done, 1 failed"
     assert [str(run.state) for run in one.runs] == ["done", "failed, nfe=6: too many"]
     shutil.rmtree(sweep / "nfe=6")
     assert [str(it.state) for it in find(tmp_path)] == ["stopped, 1 of 3 done"]
     (sweep / "study.db").write_text("")
-    (sweep / "multirun.yaml").write_text("hydra:\n  sweeper:\n    n_trials: 20\n")
+    (sweep / "multirun.yaml").write_text("hydra:\n  sweeper: scoreline's\n    n_trials: 20\n")
     assert [(it.job, str(it.state)) for it in find(tmp_path)] == [("study", "stopped, 1 of 20 done")]
 
 
@@ -307,12 +310,14 @@ def test_a_narrow_terminal_does_without_columns(several: Path, printed: Printed)
         ("--al", "--al: there is no such option; did you mean '--all'"),
         ("show", "show: 0 words; give scoreline runs show RUN"),
         ("show outputs", "outputs: no directory of a run"),
-        ("compare outputs/a", "compare: 1 words; give scoreline runs compare A B"),
+        ("compare outputs/a", "compare: 1 word; give scoreline runs compare A B"),
         ("compare outputs/a nowhere", "nowhere: no run there"),
         ("compare outputs outputs/a", "outputs: outputs/a and outputs/b differ in"),
         ("remove", "remove: give one or more run directories"),
         ("remove outputs/a", "remove: there is no terminal to ask; add --yes"),
         ("remove outputs/a --al", "--al: there is no such option"),
+        ("remove . --yes", ".: give the run directory by its name"),
+        ("remove outputs/a/.. --yes", "outputs/a/..: give the run directory by its name"),
         ("remove nowhere --yes", "nowhere: no directory of a run"),
     ],
 )
@@ -345,7 +350,7 @@ def test_no_text_of_a_file_steers_the_terminal(tmp_path: Path, printed: Printed)
     (other / "error.log").write_text(f"ValueError: {ESCAPE}\n")
     aged(locked(root / "c", host=f"h{ESCAPE}", pid=DEAD), 1)
     trained(root / "d", config='start:\n  versions:\n    torch: "\\e[31m"\n', k=ESCAPE)
-    (root / "multirun.yaml").write_text(f"hydra:\n  overrides:\n    task:\n    - a={ESCAPE}\n")
+    swept(root, f"a={ESCAPE}")
     text = printed("--all")
     for run in ("", *(path.name for path in root.iterdir() if path.is_dir() and path.name != "c")):
         text += printed("show", str(root / run))
@@ -399,7 +404,7 @@ def test_a_thousand_runs_take_less_than_two_seconds(tmp_path: Path) -> None:
         (folder / "config.yaml").write_text(config + "".join(f"more{n}: 1.5\n" for n in range(100)))
         if k % 10 > 1:
             (folder / "metrics.json").write_text(result)
-    (first.parent / "multirun.yaml").write_text("hydra:\n  overrides:\n    task:\n    - nfe=5,6\n")
+    swept(first.parent, "nfe=5,6")
     done = subprocess.run([sys.executable, "-c", MANY], cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert len(done.stdout.splitlines()) == 501, done.stderr
     assert float(done.stderr) < 2
@@ -412,7 +417,7 @@ def test_differences_are_paired_over_seed_ranges(tmp_path: Path, printed: Printe
     """(3 - 1, 5 - 2): 2.5 +- 0.5, where independent means have sqrt(1 + 0.25) = 1.1."""
     for name, values in (("A", (1.0, 2.0)), ("B", (3.0, 5.0))):
         for seeds, value in zip(("0-9", "10-19"), values, strict=True):
-            folder = ran(Path(name) / seeds, value, {"seeds": seeds, "identity": seeds}, seeds=seeds)
+            folder = ran(Path(name) / seeds, value, {"seeds": seeds}, seeds=seeds)
             (folder / "manifest.csv").write_text("index,seed,label,sha256\n")
     lines = printed("compare", "A", "B")
     assert "configuration: equal" in lines
@@ -464,7 +469,7 @@ def test_remove_asks_on_a_terminal(several: Path, printed: Printed, monkeypatch:
 def test_a_run_at_work_stays(tmp_path: Path, printed: Printed) -> None:
     sweep = Path("multirun/s")
     ran(sweep / "a")
-    (sweep / "multirun.yaml").write_text("")
+    swept(sweep)
     with RunLock(unfinished(sweep / "b")):
         for word in (sweep, sweep / "b"):
             with pytest.raises(
@@ -484,7 +489,7 @@ def test_what_others_read_stays(tmp_path: Path, printed: Printed, monkeypatch: p
     calibrated(Path("outputs/calibrate/k"), f"{model}/model.safetensors")
     record = calibrated(Path("outputs/calibrate/r"))
     ran(Path("multirun/s/a"), config={"record": f"{tmp_path}/{record}/score_norm.safetensors"})
-    Path("multirun/s/multirun.yaml").write_text("")
+    swept(Path("multirun/s"))
     with pytest.raises(
         InputError, match="x-01234567: outputs/calibrate/k names checkpoint=outputs/train/x-01234567/mo"
     ):
@@ -503,7 +508,7 @@ def test_a_table_names_its_checkpoint(tmp_path: Path, printed: Printed) -> None:
     folder = Path("outputs/table/t")
     folder.mkdir(parents=True)
     (folder / "plan.json").write_text('{"cells": []}')
-    (folder / "config.yaml").write_text(f"identity: a\ntable: t\noverrides: [checkpoint={model}]\n")
+    (folder / "config.yaml").write_text(f"identity: 0123abcd\ntable: t\noverrides: [checkpoint={model}]\n")
     with pytest.raises(InputError, match=f"{model}: outputs/table/t names overrides={model}"):
         printed("remove", str(model), "--yes")
     with pytest.raises(InputError, match="names overrides"):
@@ -528,15 +533,46 @@ def test_links_are_never_followed(tmp_path: Path, printed: Printed) -> None:
     assert (outside / "kept").read_text() == "kept"
 
 
-@pytest.mark.parametrize("name", ["plain", "foreign", "outputs"])
+FOREIGN = {
+    "config.yaml": "identity: my own\n",
+    "multirun.yaml": "hydra:\n  run: {}\n",
+    "plan.json": "[]",
+    "outcome.json": "[]",
+    ".lock": "",
+    "error.log": "Error: x",
+}
+"""Files of other programs that have the names of ours."""
+
+
+@pytest.mark.parametrize("name", ["plain", *FOREIGN, "outputs"])
 def test_what_is_no_run_stays(name: str, tmp_path: Path, printed: Printed) -> None:
     ran(Path("outputs/a"))
-    Path("plain").mkdir()
-    Path("foreign").mkdir()
-    Path("foreign/config.yaml").write_text("a: 1\n")
+    Path(name).mkdir(exist_ok=True)
+    if name in FOREIGN:
+        Path(name, name).write_text(FOREIGN[name])
     with pytest.raises(InputError, match=f"{name}: no directory of a run, a sweep or a table"):
         printed("remove", name, "--yes")
     assert Path(name).is_dir()
+
+
+def test_numbers_that_no_run_has_break_nothing(tmp_path: Path, printed: Printed) -> None:
+    """Beyond a float, not finite, or of another type."""
+    huge = int("9" * 400)
+    lasts: list[dict[str, Any]] = [
+        {"kimg": huge},
+        {"loss": huge},
+        {"loss": math.nan},
+        {"kimg": math.inf},
+        {"loss": [1]},
+    ]
+    for k, last in enumerate(lasts):
+        trained(Path(f"outputs/{k}"), **{"fixed_loss": 0.5, **last})
+    trained(Path("outputs/5"), config="duration_kimg: 1e999\n")
+    save_file({"index": torch.zeros(3)}, unfinished(Path("outputs/6"), seeds="0-" + "9" * 30) / "shards/1.safetensors")
+    assert len(printed()) == 8
+    assert len(json.loads("\n".join(printed("--json")))) == 7
+    for k in range(7):
+        assert printed("show", f"outputs/{k}")
 
 
 @pytest.mark.parametrize("moment", ["rename", "unlink"])

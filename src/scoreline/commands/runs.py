@@ -90,7 +90,9 @@ def _one_of(words: Sequence[str], verb: str, count: int) -> list[Path]:
     """
     if len(words) != count:
         names = ("RUN",) if count == 1 else ("A", "B")
-        raise InputError(f"{verb}: {len(words)} words; give scoreline runs {verb} {' '.join(names)}")
+        raise InputError(
+            f"{verb}: {len(words)} word{'s' * (len(words) != 1)}; give scoreline runs {verb} {' '.join(names)}"
+        )
     return [Path(word) for word in words]
 
 
@@ -178,7 +180,10 @@ def removed(words: Sequence[str]) -> None:
     paths = [Path(word) for word in words if word not in flags]
     if not paths:
         raise InputError("remove: give one or more run directories; scoreline runs lists them")
-    found = [run_summary.named(path) for path in dict.fromkeys(paths)]
+    for path in paths:
+        if path.name in ("", ".."):
+            raise InputError(f"{path}: give the run directory by its name, from the folder above")
+    found = [run_summary.named(path) for path in dict.fromkeys(paths) if not {*path.parents} & {*paths}]
     others = [group for root in ROOTS if Path(root).is_dir() for group in run_summary.find(Path(root))]
     for run in found:
         at_work = next((one for one in (*run.runs, run) if one.state.word == "running"), None)

@@ -149,6 +149,11 @@ def working(folder: Path) -> str:
     return f"process {holder['pid']} on {_excerpt(holder['host'], 80)}" if alive else ""
 
 
+def is_signed(folder: Path) -> bool:
+    """Return whether a directory holds a lock that a process of ours has signed; it may have ended since."""
+    return bool(_holder(folder / NAME))
+
+
 def left_behind(folder: Path) -> bool:
     """Return whether a killed process left its lock in a run directory where none works."""
     return os.path.lexists(folder / NAME) and not working(folder)

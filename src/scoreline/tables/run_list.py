@@ -19,6 +19,10 @@ FILTERS = ("job", "checkpoint", "solver", "schedule", "nfe", "state")
 COLUMNS = ("date", "job", "checkpoint", "solver", "schedule", "nfe", "metric", "size", "state", "path")
 
 
+LONGEST = 60
+"""Most characters of a state in a list; `show` prints the whole reason of a failure."""
+
+
 def chosen(found: Sequence[Summary], keys: dict[str, str], every: bool) -> list[Summary]:
     """Return the lines that pass all filters; those filters that ask for runs reach into sweeps and tables.
 
@@ -136,7 +140,9 @@ def _fields(run: Summary, shared: str) -> list[str]:
     figure = "" if run.figure is None else number(run.figure.value, run.figure.error)
     name = f"{run.figure.name} " if run.figure and not shared else ""
     choices = [run.checkpoint, run.solver, run.schedule, run.nfe]
-    return [date(run), run.job, *choices, name + figure, amount(run.size), str(run.state), str(run.path)]
+    state = str(run.state)
+    state = state if len(state) <= LONGEST else f"{state[: LONGEST - 2]}.."
+    return [date(run), run.job, *choices, name + figure, amount(run.size), state, str(run.path)]
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> list[str]:

@@ -4,7 +4,7 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,7 +17,7 @@ from scoreline.storage import run_config, run_lock
 from scoreline.storage.bounded_reading import content, regular, size
 from scoreline.storage.run_config import ERROR_LOG
 from scoreline.storage.wandb_runs import SWEEP
-from scoreline.values import count_seeds
+from scoreline.values import count_seeds, is_whole
 
 PLAN, OUTCOME, CELLS, STUDY = "plan.json", "outcome.json", "cells", "study.db"
 """Names of files of tables and studies, and the folder of a table's runs (`tables.plan`, `tables.study`)."""
@@ -91,9 +91,9 @@ def find(root: Path, metric: str = "") -> Iterator[Summary]:
         metric: the metric of the summaries; empty for the first of each run.
     """
     names = _names(root)
-    if not names.keys().isdisjoint((PLAN, SWEEP)):
-        yield _group(root, names, metric)
-    elif is_run(root, names):
+    if job := _job_of_group(root, names):
+        yield _group(root, names, job, metric)
+    elif _is_run(root, names):
         yield _run(root, names, metric)
     else:
         for name, entry in names.items():
@@ -124,15 +124,35 @@ def _names(folder: Path) -> dict[str, "os.DirEntry[str]"]:
         return {}
 
 
-def is_run(folder: Path, names: Iterable[str] | None = None) -> bool:
+def _is_run(folder: Path, names: Collection[str]) -> bool:
     """Return whether a folder is the run directory of a job of ours, begun or finished.
 
-    It holds a config.yaml with an `identity`, a lock, or the record of a failure that came before the config.
+    It holds a config.yaml with an identity, a lock of ours, or the record of a failure that came before the config.
     """
-    found = set(_names(folder) if names is None else names)
-    if run_config.NAME in found:
-        return "identity" in values(folder)
-    return bool({run_lock.NAME, OUTCOME} & found) or (ERROR_LOG in found and (folder.parent / SWEEP).is_file())
+    if run_config.NAME in names:
+        return re.fullmatch(r"[0-9a-f]{8}", values(folder).get("identity", "")) is not None
+    failed = OUTCOME in names or (ERROR_LOG in names and _is_sweep(folder.parent))
+    return run_lock.is_signed(folder) or (failed and failure(folder) is not None)
+
+
+def _is_sweep(folder: Path) -> bool:
+    """Return whether a folder is that of a sweep of ours, not of another program that uses Hydra."""
+    return "scoreline" in _text(folder / SWEEP)
+
+
+def _job_of_group(root: Path, names: Collection[str]) -> str:
+    """Return `table`, `study` or `sweep` for the directory of one, else an empty text."""
+    if PLAN in names:
+        return "" if _cells(root) is None else "table"
+    return "" if SWEEP not in names or not _is_sweep(root) else "study" if STUDY in names else "sweep"
+
+
+def _text(path: Path) -> str:
+    """Return the text of a small file; empty if there is none."""
+    try:
+        return content(path, run_config.LARGEST).decode()
+    except (OSError, ValueError):
+        return ""
 
 
 def values(folder: Path) -> dict[str, str]:
@@ -140,13 +160,9 @@ def values(folder: Path) -> dict[str, str]:
 
     It reads lines, not YAML, in a fiftieth of the time of `run_config.read`, and stands for it in lists of many runs.
     """
-    try:
-        text = content(folder / run_config.NAME, run_config.LARGEST).decode()
-    except (OSError, ValueError):
-        return {}
     found: dict[str, str] = {}
     above: list[tuple[int, str]] = []
-    for indent, name, value, item in LINE.findall(text):
+    for indent, name, value, item in LINE.findall(_text(folder / run_config.NAME)):
         if name:
             above = [*(it for it in above if it[0] < len(indent)), (len(indent), name)]
             found[".".join(part for _, part in above)] = _plain(value)
@@ -227,7 +243,8 @@ def _rows(shard: Path) -> int:
     try:
         with regular(shard) as file:
             length = min(int.from_bytes(file.read(8), "little"), LONGEST_HEADER)
-            return int(json.loads(file.read(length))["index"]["shape"][0])
+            count = json.loads(file.read(length))["index"]["shape"][0]
+            return count if is_whole(count, 0) and count < 2**63 else 0
     except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return 0
 
@@ -270,8 +287,8 @@ def last_records(folder: Path) -> list[dict[str, Any]]:
     for line in tail(folder / HISTORY):
         with suppress(ValueError, RecursionError):
             record = json.loads(line)
-            if isinstance(record, dict) and isinstance(record.get("kimg"), int | float):
-                records.append(record)
+            if isinstance(record, dict) and (kimg := _real(record.get("kimg"))) is not None:
+                records.append({**record, "kimg": kimg})
     return records
 
 
@@ -297,9 +314,16 @@ def figures(folder: Path) -> list[Figure]:
 
 def _last_figure(history: Sequence[Mapping[str, Any]], name: str) -> Figure | None:
     for record in reversed(history):
-        value, error = record.get(name), record.get(f"{name}_error")
-        if isinstance(value, int | float):
-            return Figure(name, value, error if isinstance(error, int | float) else None)
+        value = _real(record.get(name))
+        if value is not None:
+            return Figure(name, value, _real(record.get(f"{name}_error")))
+    return None
+
+
+def _real(value: object) -> float | None:
+    """Return a number of an untrusted file as float, or None."""
+    with suppress(OverflowError):
+        return float(value) if isinstance(value, int | float) else None
     return None
 
 
@@ -361,10 +385,9 @@ def bytes_of(folder: Path, known: Mapping[str, int] | None = None) -> int:
 # ---- several runs
 
 
-def _group(root: Path, names: Mapping[str, "os.DirEntry[str]"], metric: str) -> Summary:
-    below = root / CELLS if PLAN in names else root
+def _group(root: Path, names: Mapping[str, "os.DirEntry[str]"], job: str, metric: str) -> Summary:
+    below = root / CELLS if job == "table" else root
     runs = tuple(sorted(find_runs(below, metric), key=lambda run: run.path))
-    job = "table" if PLAN in names else "study" if STUDY in names else "sweep"
     planned = _cells(root) if job == "table" else _jobs(root, job)
     date = max([run.date for run in runs] or [_changed(names[PLAN if job == "table" else SWEEP])])
     known = {CELLS: sum(run.size for run in runs), **{run.path.name: run.size for run in runs if job != "table"}}
@@ -389,7 +412,7 @@ SHOWN = 4
 def find_runs(root: Path, metric: str = "") -> Iterator[Summary]:
     """Yield the runs in a folder and below it, those of groups one by one."""
     names = _names(root)
-    if names and is_run(root, names) and names.keys().isdisjoint((PLAN, SWEEP)):
+    if not _job_of_group(root, names) and _is_run(root, names):
         yield _run(root, names, metric)
         return
     for name, entry in names.items():
@@ -416,7 +439,7 @@ def _state(root: Path, runs: Sequence[Summary], planned: int | None) -> State:
 
 
 def _cells(root: Path) -> int | None:
-    """Return the number of runs that a table plans."""
+    """Return the number of runs that a table plans; None for a file that is no plan."""
     try:
         cells = json.loads(content(root / PLAN, LARGEST_PLAN))["cells"]
     except (OSError, ValueError, LookupError, TypeError, RecursionError):
@@ -426,11 +449,7 @@ def _cells(root: Path) -> int | None:
 
 def words_of_sweep(root: Path) -> list[str]:
     """Return the words of the command line of a sweep, from its multirun.yaml; none if they are not to be found."""
-    try:
-        text = content(root / SWEEP, run_config.LARGEST).decode()
-    except (OSError, ValueError):
-        return []
-    found = re.search(r"^    task:\n((?:    - .*\n)+)", text, re.MULTILINE)
+    found = re.search(r"^    task:\n((?:    - .*\n)+)", _text(root / SWEEP), re.MULTILINE)
     return [] if found is None else [_plain(line[6:]) for line in found[1].splitlines()]
 
 
@@ -447,7 +466,5 @@ def _jobs(root: Path, job: str) -> int | None:
     """Return the number of runs of a sweep or a study; None if its command does not tell."""
     if job == "sweep":
         return sweep_size(words_of_sweep(root))
-    with suppress(OSError, ValueError):
-        found = re.search(r"^    n_trials: (\d+)$", content(root / SWEEP, run_config.LARGEST).decode(), re.MULTILINE)
-        return int(found[1]) if found else None
-    return None
+    found = re.search(r"^    n_trials: (\d{1,9})$", _text(root / SWEEP), re.MULTILINE)
+    return int(found[1]) if found else None
