@@ -1,7 +1,7 @@
 """A grid as a picture: the metric over the columns, a line for each row."""
 
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from scoreline.tables.grid import Grid, Part
 
@@ -14,10 +14,12 @@ TALLEST = 200
 STYLES = ("-", "--", ":")
 
 
-def figure(grid: Grid, path: Path) -> None:
+def figure(grid: Grid, path: Path | IO[bytes], kind: str = "png") -> None:
     """Draw a grid with a measured figure: ours with error bars, published ones as hollow markers of the same colour.
 
     The watermark stands across it. Parts of unequal protocols have axes of their own, the first `PANELS` of them.
+    Elements of an SVG have names: row I of panel P is `row-P-I`, its point in column J `point-P-I-J`, and its text in
+    the legend `label-I`.
     """
     parts = [part for part in grid.parts if any(_points(grid, part, row) for row in grid.rows)][:PANELS]
     import matplotlib
@@ -31,20 +33,23 @@ def figure(grid: Grid, path: Path) -> None:
     size = (6 * len(parts) + beside, min(max(4, 0.22 * len(grid.rows)), TALLEST))
     chart, axes = pyplot.subplots(1, len(parts), figsize=size, layout="constrained", squeeze=False)
     for part, panel in zip(parts, axes[0], strict=True):
-        _draw(grid, part, panel)
+        _draw(grid, part, panel, next(k for k, one in enumerate(grid.parts) if one is part))
     handles = {label: it for panel in axes[0] for it, label in zip(*panel.get_legend_handles_labels(), strict=True)}
     if many:
-        chart.legend(handles.values(), handles.keys(), loc="outside right upper", fontsize=8)
+        legend = chart.legend(handles.values(), handles.keys(), loc="outside right upper", fontsize=8)
     else:
-        axes[0][0].legend(handles.values(), handles.keys())
+        legend = axes[0][0].legend(handles.values(), handles.keys())
+    for text in legend.get_texts():
+        text.set_gid(f"label-{grid.rows.index(text.get_text())}")
     if grid.watermark:
         place: dict[str, Any] = {"ha": "center", "va": "center", "rotation": 25}
         chart.text(0.5, 0.5, grid.watermark, fontsize=20, alpha=0.25, color="red", **place)
-    chart.savefig(path, dpi=120, format="png")
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": grid.name}):
+        chart.savefig(path, dpi=120, format=kind, metadata={"Date": None} if kind == "svg" else None)
     pyplot.close(chart)
 
 
-def _draw(grid: Grid, part: Part, axes: Any) -> None:
+def _draw(grid: Grid, part: Part, axes: Any, panel: int) -> None:
     from matplotlib import pyplot
 
     columns = part.columns(grid)
@@ -55,11 +60,17 @@ def _draw(grid: Grid, part: Part, axes: Any) -> None:
         if points:
             x, y, bars = zip(*points, strict=True)
             look = {"marker": "o", "markersize": 3, "capsize": 2, "color": colour, "linestyle": style}
-            axes.errorbar(x, y, bars, label=row, **look)
+            container = axes.errorbar(x, y, bars, label=row, **look)
+            for artist in (container[0], *container[1], *container[2]):
+                artist.set_gid(f"row-{panel}-{number}")
+            for column, value, _ in _points(grid, part, row):
+                (spot,) = axes.plot(places[column], value, marker="o", markersize=8, alpha=0)
+                spot.set_gid(f"point-{panel}-{number}-{grid.columns.index(column)}")
         hollow = _published(part, columns, row)
         if hollow:
             x, y = zip(*sorted((places[column], value) for column, value in hollow), strict=True)
-            axes.plot(x, y, marker="o", markersize=7, linestyle="none", markerfacecolor="none", color=colour)
+            (marks,) = axes.plot(x, y, marker="o", markersize=7, linestyle="none", markerfacecolor="none", color=colour)
+            marks.set_gid(f"row-{panel}-{number}")
     positive = all(value > 0 for row in grid.rows for _, value, _ in _points(grid, part, row))
     axes.set(xlabel=grid.label, ylabel=grid.metric.replace("_", " "), yscale="log" if positive else "linear")
     if numeric:

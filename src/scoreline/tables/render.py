@@ -1,6 +1,6 @@
 """Print a grid as Markdown, LaTeX and CSV.
 
-`_pages` lays a grid out as lines of texts, marks and notes, to which Markdown and LaTeX add their markup.
+`pages` lays a grid out as lines of texts, marks and notes, to which Markdown and LaTeX add their markup.
 """
 
 import csv
@@ -68,7 +68,7 @@ def sentence(text: str) -> str:
     return text if text.endswith((".", "?", "!")) else f"{text}."
 
 
-def _pages(grid: Grid) -> list[Page]:
+def pages(grid: Grid) -> list[Page]:
     """Lay a grid out, a page for each part."""
     return [_page(grid, part) for part in grid.parts]
 
@@ -234,7 +234,7 @@ def markdown(grid: Grid) -> str:
     head = [f"# {grid.title}" if grid.title else "", grid.watermark and f"**{grid.watermark}**"]
     head += [sentence(grid.paper.citation()) if grid.paper else "", grid.note]
     blocks = [block for block in head if block]
-    for number, page in enumerate(_pages(grid), 1):
+    for number, page in enumerate(pages(grid), 1):
         if page.differs:
             blocks.append(f"Table {number}, not to be compared with the first: {'; '.join(page.differs)}.")
         blocks += _markdown_blocks(page)
@@ -282,7 +282,7 @@ SPECIAL = {
 
 def latex(grid: Grid) -> str:
     """Print a table environment for each part, with its notes below it."""
-    return "\n".join(_environment(grid, page, number) for number, page in enumerate(_pages(grid), 1))
+    return "\n".join(_environment(grid, page, number) for number, page in enumerate(pages(grid), 1))
 
 
 def latex_page(title: str, page: Page) -> str:

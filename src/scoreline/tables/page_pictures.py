@@ -1,0 +1,138 @@
+"""Pictures of the cells of a page as data URIs: the same seeds in each cell, within a limit for all of them together."""
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from scoreline.datasets import generated_images
+from scoreline.errors import InputError
+from scoreline.generation.run_results import Result
+from scoreline.storage.pictures import png_bytes, sheet
+from scoreline.tables.page_runs import CellRun
+from scoreline.values import parse_seeds, seed_ranges
+
+MOST = 3_000_000
+"""Bytes of all pictures together before base64, which makes them 4/3 as long."""
+
+WIDE = 4
+"""Images side by side."""
+
+SHOWN = 192
+"""Least pixels of the width at which a picture is shown."""
+
+
+class Coding(NamedTuple):
+    """A way to store a picture: the most pixels a side of an image, and the quality of WebP; 0 stands for PNG."""
+
+    side: int
+    quality: int
+
+    def __str__(self) -> str:
+        return f"at most {self.side} pixels a side, WebP of quality {self.quality}" if self.quality else "PNG, exact"
+
+
+CODINGS = (Coding(64, 0), Coding(256, 85), Coding(128, 85), Coding(96, 80), Coding(64, 75), Coding(48, 60))
+"""From the best to the smallest; PNG for images of at most 64 pixels a side."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture of a cell: its data URI, its size in pixels, and the factor at which it is shown."""
+
+    uri: str
+    width: int
+    height: int
+    factor: float
+    pixelated: bool
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """The pictures of a page by the key of their cell, the seeds that they show, and how they are stored."""
+
+    by_cell: Mapping[str, Picture] = field(default_factory=dict)
+    seeds: Sequence[int] = ()
+    about: str = ""
+
+
+def draw(cells: Mapping[str, Sequence[CellRun]], count: int, most: int = MOST) -> Pictures:
+    """Draw the first seeds that all cells have in common.
+
+    Args:
+        cells: the finished runs of each cell.
+        count: images of a cell.
+        most: bytes of all pictures.
+    """
+    kept = {key: [(run, run.result) for run in runs if run.result is not None] for key, runs in cells.items()}
+    seeds = _common([[result for _, result in found] for found in kept.values() if found], count)
+    images = {key: _images([run for run, _ in found], seeds) for key, found in kept.items()} if seeds else {}
+    there = {key: found for key, found in images.items() if found is not None}
+    if not there:
+        return Pictures()
+    side = max(max(found.shape[2:]) for found in there.values())
+    for coding in [one for one in CODINGS if one.quality or side <= one.side]:
+        files = {key: _file(found, coding) for key, found in there.items()}
+        if sum(len(content) for content, _ in files.values()) <= most:
+            break
+    pictures = {key: _picture(content, size, coding) for key, (content, size) in files.items()}
+    return Pictures(pictures, seeds, f"{side} x {side} pixels; stored as {coding}")
+
+
+def _common(cells: Sequence[Sequence[Result]], count: int) -> list[int]:
+    """Return the first seeds of the first cell that all cells have."""
+    spans = [[span for result in results for span in seed_ranges(result["seeds"])] for results in cells]
+    seeds: list[int] = []
+    for seed in parse_seeds(cells[0][0]["seeds"]) if cells else ():
+        if all(any(first <= seed <= last for first, last in ranges) for ranges in spans):
+            seeds.append(seed)
+        if len(seeds) == count:
+            break
+    return seeds
+
+
+def _images(runs: Sequence[CellRun], seeds: Sequence[int]) -> Tensor | None:
+    """Return the images of these seeds, uint8 (N, C, H, W); None if a run kept no images that can be read."""
+    found: dict[int, Tensor] = {}
+    try:
+        for run in runs:
+            places = {seed: place for place, seed in enumerate(parse_seeds((run.result or {})["seeds"]))}
+            here = [seed for seed in seeds if seed in places]
+            if here:
+                images = generated_images.images(str(run.directory)).read([places[seed] for seed in here])[0]
+                found |= dict(zip(here, images, strict=True))
+    except (InputError, IndexError):
+        return None
+    return torch.stack([found[seed] for seed in seeds])
+
+
+def _file(images: Tensor, coding: Coding) -> tuple[bytes, tuple[int, int]]:
+    """Encode images as one sheet; return the file, and width and height."""
+    side = max(images.shape[2:])
+    if side > coding.side:
+        size = [max(1, round(length * coding.side / side)) for length in images.shape[2:]]
+        smaller = torch.nn.functional.interpolate(images.float(), size, mode="bilinear", antialias=True)
+        images = smaller.round().clip(0, 255).to(torch.uint8)
+    picture = sheet(images, WIDE, scale=1)[:, :-1, :-1]
+    size_shown = (picture.shape[2], picture.shape[1])
+    return (_webp(picture, coding.quality) if coding.quality else png_bytes(picture)), size_shown
+
+
+def _webp(picture: Tensor, quality: int) -> bytes:
+    from PIL import Image
+
+    array = picture.expand(3, -1, -1).permute(1, 2, 0).contiguous().numpy()
+    file = io.BytesIO()
+    Image.fromarray(array).save(file, format="WEBP", quality=quality)
+    return file.getvalue()
+
+
+def _picture(content: bytes, size: tuple[int, int], coding: Coding) -> Picture:
+    kind = "webp" if coding.quality else "png"
+    uri = f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
+    factor = max(1, round(SHOWN / size[0])) if not coding.quality else SHOWN / size[0]
+    return Picture(uri, *size, factor, pixelated=not coding.quality)
