@@ -61,14 +61,18 @@ def main(words: list[str]) -> None:
     if {"-h", "--help"} & set(words):
         print(__doc__)
         return
-    roots = [word for word in words if not word.startswith("-") and ("=" not in word or Path(word).is_dir())]
-    own, unknown = split([word for word in words if word not in (*roots, HTML)], OWN)
+    options = [word for word in words if word.startswith("-")]
+    for word in options:
+        if word != HTML:
+            raise InputError(f"{word}: there is no such option{did_you_mean(word, [HTML])}")
+    roots = [word for word in words if word not in options and ("=" not in word or Path(word).is_dir())]
+    own, unknown = split([word for word in words if word not in (*roots, *options)], OWN)
     for word in unknown:
         key = word.partition("=")[0]
         raise InputError(f"{key}: there is no such key{did_you_mean(key, OWN)}")
     if len(roots) != 1:
         raise InputError(f"{len(roots)} directories: give one, as in outputs/table/NAME-small")
-    _report(Path(roots[0]), own, HTML in words)
+    _report(Path(roots[0]), own, HTML in options)
 
 
 def _report(root: Path, own: Mapping[str, str], html: bool) -> None:
@@ -77,7 +81,8 @@ def _report(root: Path, own: Mapping[str, str], html: bool) -> None:
         found = beside_fine(root, Path(own["fine"]), own["metric"] or fine_run.DISTANCE, images or SHOWN)
         print(markdown(found.grid), end="")
         if html:
-            _page(root, found.grid, page_runs.of_sweep(root, found.grid, found.runs), images, found.fine)
+            runs = page_runs.of_sweep(root, found.grid, collect(root), found.runs)
+            _page(root, found.grid, runs, images, found.fine)
         return
     if (root / study.FILE).is_file() and not (own["metric"] or own["over"]):
         if html:
@@ -85,10 +90,10 @@ def _report(root: Path, own: Mapping[str, str], html: bool) -> None:
         print(study.write(root), end="")
         return
     text = "\n" + _ratio_table(root, own["metric"], own["over"]) if own["over"] else ""
-    whole, runs = _grid_and_runs(root, own["metric"])
+    whole, runs_behind = _grid_and_runs(root, own["metric"])
     print(table_files.write(whole, root) + text, end="")
     if html:
-        _page(root, whole, runs(), images)
+        _page(root, whole, runs_behind(), images)
 
 
 def _page(root: Path, grid: Grid, runs: Runs, images: int | None, fine: fine_run.FineRun | None = None) -> None:
@@ -151,9 +156,10 @@ def _grid_and_runs(root: Path, metric: str) -> tuple[Grid, Callable[[], Runs]]:
         draft = _load_plan(root, metric)
         table = plan.grid(draft, root)
         return table, partial(page_runs.of_plan, draft, root, table)
-    runs = over_seed_ranges(collect(root))
-    sweep = of_sweep(runs, metric or METRIC)
-    return sweep, partial(page_runs.of_sweep, root, sweep, runs)
+    runs = collect(root)
+    figures = over_seed_ranges(runs)
+    sweep = of_sweep(figures, metric or METRIC)
+    return sweep, partial(page_runs.of_sweep, root, sweep, runs, figures)
 
 
 def _ratio_table(root: Path, metric: str, base: str) -> str:

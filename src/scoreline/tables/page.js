@@ -91,8 +91,13 @@ function show(key) {
   get("flip").disabled = !other;
   get("other").textContent = other ? `to ${photos.get(other).dataset.title}` : "";
 }
+// The fine run, else the last picture of the row, else any other one.
+function counterpart(key) {
+  const keys = [...photos.keys()].filter((one) => one !== key), row = key.replace(/\d+$/, "");
+  return keys.find((one) => one === "fine") ?? keys.findLast((one) => one.startsWith(row)) ?? keys[0] ?? null;
+}
 function open(key, second = null) {
-  other = second ?? (photos.has("fine") && key !== "fine" ? "fine" : null);
+  other = second ?? counterpart(key);
   show(key);
   hideTip();
   viewer.showModal();

@@ -35,6 +35,9 @@ NAME = "report.html"
 IMAGES = 8
 """Images of a cell."""
 
+COLOURS = {"#000000": "currentColor", "#ffffff": "var(--paper)"}
+"""Colours of the figure that follow the page: light or dark."""
+
 FINE = "fine"
 """The key of the picture of the fine run."""
 
@@ -278,8 +281,7 @@ def _facts(root: Path, entry: Entry, runs: Sequence[CellRun]) -> list[tuple[str,
     folders = [("run directory", _relative(run.directory, root)) for run in runs]
     if result is None:
         return [("state", sentence(entry.reason or "")), *folders]
-    times = [run.result["seconds"] for run in runs if run.result and "seconds" in run.result]
-    speed = f"{sum(times):.3g} s, {sum(run.result['images'] for run in runs if run.result) / sum(times):.3g} images/s"
+    seconds = sum(run.result.get("seconds", 0) for run in runs if run.result)
     protocol = [f"{name.replace('_', ' ')} {text}" for name, text in result["protocol"].items()]
     chosen = [f"{name} {result[name]}" for name in ("guidance", "threshold", "final", "labels") if name in result]
     facts = {
@@ -292,7 +294,7 @@ def _facts(root: Path, entry: Entry, runs: Sequence[CellRun]) -> list[tuple[str,
         "noise levels": _levels(result),
         "sampling": ", ".join(chosen),
         "metrics": ", ".join(protocol),
-        "time": speed if sum(times) else "",
+        "time": f"{seconds:.3g} s" if seconds else "",
         "checkpoint": f"{result['checkpoint']['name']}, SHA-256 {result['checkpoint']['sha256']}",
         "code": ", ".join(code_versions(result)),
     }
@@ -340,4 +342,6 @@ def _svg(grid: Grid) -> str:
     figure(grid, file, "svg")
     drawing = file.getvalue().decode()
     drawing = re.sub(r"<metadata>.*?</metadata>", "", drawing[drawing.index("<svg") :], flags=re.DOTALL)
-    return drawing.replace("#000000", "currentColor")
+    for colour, name in COLOURS.items():
+        drawing = drawing.replace(colour, name)
+    return drawing

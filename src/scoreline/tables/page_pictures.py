@@ -11,7 +11,6 @@ from torch import Tensor
 
 from scoreline.datasets import generated_images
 from scoreline.errors import InputError
-from scoreline.generation.run_results import Result
 from scoreline.storage.pictures import png_bytes, sheet
 from scoreline.tables.page_runs import CellRun
 from scoreline.values import parse_seeds, seed_ranges
@@ -56,7 +55,7 @@ class Pictures:
     """The pictures of a page by the key of their cell, the seeds that they show, and how they are stored."""
 
     by_cell: Mapping[str, Picture] = field(default_factory=dict)
-    seeds: Sequence[int] = ()
+    seeds: str = ""
     about: str = ""
 
 
@@ -64,30 +63,34 @@ def draw(cells: Mapping[str, Sequence[CellRun]], count: int, most: int = MOST) -
     """Draw the first seeds that all cells have in common.
 
     Args:
-        cells: the finished runs of each cell.
+        cells: the runs of each cell, of which unfinished ones do not count.
         count: images of a cell.
         most: bytes of all pictures.
     """
-    kept = {key: [(run, run.result) for run in runs if run.result is not None] for key, runs in cells.items()}
-    seeds = _common([[result for _, result in found] for found in kept.values() if found], count)
-    images = {key: _images([run for run, _ in found], seeds) for key, found in kept.items()} if seeds else {}
+    finished = {key: [run for run in runs if run.result is not None] for key, runs in cells.items()}
+    finished = {key: runs for key, runs in finished.items() if runs}
+    seeds = _common(list(finished.values()), count)
+    images = {key: _images(runs, seeds) for key, runs in finished.items()} if seeds else {}
     there = {key: found for key, found in images.items() if found is not None}
     if not there:
         return Pictures()
     side = max(max(found.shape[2:]) for found in there.values())
-    for coding in [one for one in CODINGS if one.quality or side <= one.side]:
-        files = {key: _file(found, coding) for key, found in there.items()}
-        if sum(len(content) for content, _ in files.values()) <= most:
-            break
+    codings = [coding for coding in CODINGS if coding.quality or side <= coding.side]
+    tries = ((coding, _files(there, coding, most)) for coding in codings)
+    coding, files = next((it for it in tries if it[1]), (codings[-1], _files(there, codings[-1], None)))
     pictures = {key: _picture(content, size, coding) for key, (content, size) in files.items()}
-    return Pictures(pictures, seeds, f"{side} x {side} pixels; stored as {coding}")
+    return Pictures(pictures, _listed(seeds), f"{side} x {side} pixels; stored as {coding}")
 
 
-def _common(cells: Sequence[Sequence[Result]], count: int) -> list[int]:
+def _seeds(run: CellRun) -> str:
+    return str((run.result or {})["seeds"])
+
+
+def _common(cells: Sequence[Sequence[CellRun]], count: int) -> list[int]:
     """Return the first seeds of the first cell that all cells have."""
-    spans = [[span for result in results for span in seed_ranges(result["seeds"])] for results in cells]
+    spans = [[span for run in runs for span in seed_ranges(_seeds(run))] for runs in cells]
     seeds: list[int] = []
-    for seed in parse_seeds(cells[0][0]["seeds"]) if cells else ():
+    for seed in parse_seeds(_seeds(cells[0][0])) if cells else ():
         if all(any(first <= seed <= last for first, last in ranges) for ranges in spans):
             seeds.append(seed)
         if len(seeds) == count:
@@ -95,12 +98,19 @@ def _common(cells: Sequence[Sequence[Result]], count: int) -> list[int]:
     return seeds
 
 
+def _listed(seeds: Sequence[int]) -> str:
+    """Return `seeds 0-7`, or all of them where they do not follow each other."""
+    follow = list(seeds) == list(range(seeds[0], seeds[-1] + 1)) and len(seeds) > 1
+    text = f"{seeds[0]}-{seeds[-1]}" if follow else ", ".join(map(str, seeds))
+    return f"seed{'s' * (len(seeds) > 1)} {text}"
+
+
 def _images(runs: Sequence[CellRun], seeds: Sequence[int]) -> Tensor | None:
     """Return the images of these seeds, uint8 (N, C, H, W); None if a run kept no images that can be read."""
     found: dict[int, Tensor] = {}
     try:
         for run in runs:
-            places = {seed: place for place, seed in enumerate(parse_seeds((run.result or {})["seeds"]))}
+            places = {seed: place for place, seed in enumerate(parse_seeds(_seeds(run)))}
             here = [seed for seed in seeds if seed in places]
             if here:
                 images = generated_images.images(str(run.directory)).read([places[seed] for seed in here])[0]
@@ -110,8 +120,23 @@ def _images(runs: Sequence[CellRun], seeds: Sequence[int]) -> Tensor | None:
     return torch.stack([found[seed] for seed in seeds])
 
 
-def _file(images: Tensor, coding: Coding) -> tuple[bytes, tuple[int, int]]:
-    """Encode images as one sheet; return the file, and width and height."""
+File = tuple[bytes, tuple[int, int]]
+"""The content of a picture's file, and its width and height."""
+
+
+def _files(cells: Mapping[str, Tensor], coding: Coding, most: int | None) -> dict[str, File]:
+    """Encode all pictures; return none as soon as they are longer than `most` bytes."""
+    files, total = dict[str, File](), 0
+    for key, images in cells.items():
+        files[key] = _file(images, coding)
+        total += len(files[key][0])
+        if most is not None and total > most:
+            return {}
+    return files
+
+
+def _file(images: Tensor, coding: Coding) -> File:
+    """Encode images as one sheet."""
     side = max(images.shape[2:])
     if side > coding.side:
         size = [max(1, round(length * coding.side / side)) for length in images.shape[2:]]

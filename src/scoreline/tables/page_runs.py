@@ -1,7 +1,7 @@
 """The runs behind the cells of a grid: their command, directory and log, and how they ended."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from scoreline.generation import run_results
 from scoreline.generation.run_results import Result
 from scoreline.storage import bounded_reading, run_config
 from scoreline.tables import plan
-from scoreline.tables.grid import Entry, Grid, Run, collect
+from scoreline.tables.grid import Entry, Grid, Run
 from scoreline.tables.plan import Outcome, Plan
 from scoreline.tables.pool import LOG
 
@@ -80,35 +80,37 @@ def of_plan(draft: Plan, root: Path, grid: Grid) -> Runs:
     return Runs(f"python sample.py {' '.join(words)}", runs, by_entry)
 
 
-def of_sweep(root: Path, grid: Grid, figures: Sequence[Run]) -> Runs:
+def of_sweep(root: Path, grid: Grid, runs: Sequence[Run], figures: Sequence[Run]) -> Runs:
     """Find the runs of a sweep, or of any folder of runs.
 
     Args:
         root: the directory.
         grid: of `figures`.
-        figures: the runs over their seed ranges.
+        runs: its finished runs.
+        figures: the same over their seed ranges.
     """
     jobs = sweep_jobs.jobs(root)
-    finished = {run.directory: run for run in collect(root)}
+    finished = {run.directory: run for run in runs}
     groups: dict[str, list[CellRun]] = {}
     for run in finished.values():
         groups.setdefault(run.row(), []).append(_finished(run, jobs))
     rows = {id(figure.result): groups.get(figure.row(), [_finished(figure, jobs)]) for figure in figures}
     by_entry = {id(entry): rows[id(entry.result)] for entry in grid.entries() if id(entry.result) in rows}
-    runs = [run for group in groups.values() for run in group]
-    runs += [_unfinished(folder, jobs) for folder in _begun(root, [*finished, *jobs]) if folder not in finished]
+    whole = [run for group in groups.values() for run in group]
+    whole += [_unfinished(folder, jobs) for folder in _begun(root, jobs) if folder not in finished]
     words = sweep_jobs.words(root)
-    return Runs(f"python sample.py -m {' '.join(words)}" if words else "", runs, by_entry)
+    return Runs(f"python sample.py -m {' '.join(words)}" if words else "", whole, by_entry)
 
 
 def _finished(run: Run, jobs: Mapping[Path, Sequence[str]]) -> CellRun:
     return CellRun(run.directory, jobs.get(run.directory, ()), FINISHED, run.result, run.config)
 
 
-def _begun(root: Path, known: Sequence[Path]) -> list[Path]:
-    """Return the known directories and all others below `root` in which sample.py began."""
+def _begun(root: Path, jobs: Collection[Path]) -> list[Path]:
+    """Return the directories of the jobs, and all others below `root` that have no result of sample.py."""
     marked = [path.parent for name in (run_config.NAME, ERROR_LOG) for path in sorted(root.rglob(name))]
-    return list(dict.fromkeys([*known, *filter(_is_of_sample, marked)]))
+    others = [folder for folder in marked if not (folder / run_results.NAME).exists() and _is_of_sample(folder)]
+    return list(dict.fromkeys([*jobs, *others]))
 
 
 def _is_of_sample(folder: Path) -> bool:
