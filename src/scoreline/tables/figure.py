@@ -18,10 +18,10 @@ def figure(grid: Grid, path: Path | IO[bytes], kind: str = "png") -> None:
     """Draw a grid with a measured figure: ours with error bars, published ones as hollow markers of the same colour.
 
     The watermark stands across it. Parts of unequal protocols have axes of their own, the first `PANELS` of them.
-    Elements of an SVG have names: row I of panel P is `row-P-I`, its point in column J `point-P-I-J`, and its text in
-    the legend `label-I`.
+    In SVG the artists of row i are `row-i`, that of its figure in column j `point-i-j`, and its name `label-i`; those of
+    the second part have `part-1-` before.
     """
-    parts = [part for part in grid.parts if any(_points(grid, part, row) for row in grid.rows)][:PANELS]
+    parts = [grid.parts[number] for number in drawn_parts(grid)]
     import matplotlib
 
     matplotlib.use("Agg")
@@ -32,8 +32,8 @@ def figure(grid: Grid, path: Path | IO[bytes], kind: str = "png") -> None:
     beside = min(max(3, 0.07 * longest), TALLEST) if many else 0
     size = (6 * len(parts) + beside, min(max(4, 0.22 * len(grid.rows)), TALLEST))
     chart, axes = pyplot.subplots(1, len(parts), figsize=size, layout="constrained", squeeze=False)
-    for part, panel in zip(parts, axes[0], strict=True):
-        _draw(grid, part, panel, next(k for k, one in enumerate(grid.parts) if one is part))
+    for k, (part, panel) in enumerate(zip(parts, axes[0], strict=True)):
+        _draw(grid, part, panel, f"part-{k}-" if k else "")
     handles = {label: it for panel in axes[0] for it, label in zip(*panel.get_legend_handles_labels(), strict=True)}
     if many:
         legend = chart.legend(handles.values(), handles.keys(), loc="outside right upper", fontsize=8)
@@ -49,7 +49,13 @@ def figure(grid: Grid, path: Path | IO[bytes], kind: str = "png") -> None:
     pyplot.close(chart)
 
 
-def _draw(grid: Grid, part: Part, axes: Any, panel: int) -> None:
+def drawn_parts(grid: Grid) -> list[int]:
+    """Return the numbers of the parts that are drawn: the first `PANELS` with a measured figure."""
+    numbered = enumerate(grid.parts)
+    return [number for number, part in numbered if any(_points(grid, part, row) for row in grid.rows)][:PANELS]
+
+
+def _draw(grid: Grid, part: Part, axes: Any, prefix: str) -> None:
     from matplotlib import pyplot
 
     columns = part.columns(grid)
@@ -62,15 +68,15 @@ def _draw(grid: Grid, part: Part, axes: Any, panel: int) -> None:
             look = {"marker": "o", "markersize": 3, "capsize": 2, "color": colour, "linestyle": style}
             container = axes.errorbar(x, y, bars, label=row, **look)
             for artist in (container[0], *container[1], *container[2]):
-                artist.set_gid(f"row-{panel}-{number}")
+                artist.set_gid(f"{prefix}row-{number}")
             for column, value, _ in _points(grid, part, row):
                 (spot,) = axes.plot(places[column], value, marker="o", markersize=8, alpha=0)
-                spot.set_gid(f"point-{panel}-{number}-{grid.columns.index(column)}")
+                spot.set_gid(f"{prefix}point-{number}-{grid.columns.index(column)}")
         hollow = _published(part, columns, row)
         if hollow:
             x, y = zip(*sorted((places[column], value) for column, value in hollow), strict=True)
             (marks,) = axes.plot(x, y, marker="o", markersize=7, linestyle="none", markerfacecolor="none", color=colour)
-            marks.set_gid(f"row-{panel}-{number}")
+            marks.set_gid(f"{prefix}row-{number}")
     positive = all(value > 0 for row in grid.rows for _, value, _ in _points(grid, part, row))
     axes.set(xlabel=grid.label, ylabel=grid.metric.replace("_", " "), yscale="log" if positive else "linear")
     if numeric:

@@ -37,31 +37,33 @@ for (const button of all(".sort")) {
   });
 }
 
-// The figure: the value of the nearest mark; a name in the legend hides its row.
+// The figure: the value of the nearest mark; a name hides its row. Identifiers are those of tables/figure.py.
 const chart = document.querySelector(".chart svg");
 if (chart) {
-  const marks = all("[id^='point-']", chart);
+  const parts = chart.parentNode.dataset.parts.split(" "), points = [], rows = new Map(), labels = [];
+  for (const element of all("[id]", chart)) {
+    const [, part, kind, row, column] = /^(?:part-(\d+)-)?(row|point|label)-(\d+)(?:-(.+))?$/.exec(element.id) ?? [];
+    if (kind === "label") labels.push([element, row]);
+    else if (kind) rows.set(row, [...(rows.get(row) ?? []), element]);
+    if (kind === "point") points.push([element, get(`cell-${parts[part ?? 0]}-${row}-${column}`)]);
+  }
   const show = (event) => {
     let nearest = null, least = 24;
-    for (const mark of marks) {
+    for (const [mark, cell] of points) {
       const box = mark.getBoundingClientRect();
-      const x = box.x + box.width / 2, y = box.y + box.height / 2;
-      const distance = Math.hypot(event.clientX - x, event.clientY - y);
-      if (box.width && distance < least) [nearest, least] = [mark, distance];
+      const distance = Math.hypot(event.clientX - box.x - box.width / 2, event.clientY - box.y - box.height / 2);
+      if (box.width && distance < least) [nearest, least] = [cell, distance];
     }
-    const cell = nearest && get(nearest.id.replace("point", "cell"));
-    if (cell) showTip(cell.dataset.tip, event.clientX, event.clientY);
+    if (nearest) showTip(nearest.dataset.tip, event.clientX, event.clientY);
     else hideTip();
   };
   for (const kind of ["pointermove", "pointerdown"]) chart.addEventListener(kind, show);
   chart.addEventListener("pointerleave", hideTip);
-  for (const label of all("[id^='label-']", chart)) {
-    const row = label.id.slice(6);
+  for (const [label, row] of labels) {
     const toggle = () => {
       const off = label.classList.toggle("pale");
       label.setAttribute("aria-pressed", off);
-      for (const one of all("[id^='row-'], [id^='point-']", chart))
-        if (one.id.split("-")[2] === row) one.classList.toggle("off", off);
+      for (const element of rows.get(row) ?? []) element.classList.toggle("off", off);
     };
     for (const [name, value] of [["tabindex", 0], ["role", "button"], ["aria-pressed", false]])
       label.setAttribute(name, value);

@@ -21,7 +21,7 @@ from scoreline.config.run_names import NEVER
 from scoreline.generation import run_results
 from scoreline.metrics.base import higher_is_better
 from scoreline.tables import page_pictures
-from scoreline.tables.figure import figure
+from scoreline.tables.figure import drawn_parts, figure
 from scoreline.tables.fine_run import FineRun
 from scoreline.tables.grid import Entry, Grid, difference
 from scoreline.tables.page_pictures import Picture, Pictures
@@ -153,6 +153,7 @@ def text(root: Path, grid: Grid, runs: Runs, drawn: Pictures, fine: FineRun | No
         grid=grid,
         sections=_sections(root, grid, runs),
         svg=Markup(_svg(grid)),
+        drawn_parts=drawn_parts(grid),
         pictures=drawn,
         fine=fine and (FINE, fine.title()),
         problems=[_problem(root, run) for run in runs.all if run.outcome.state != "finished"],
