@@ -18,8 +18,8 @@ def figure(grid: Grid, path: Path | IO[bytes], kind: str = "png") -> None:
     """Draw a grid with a measured figure: ours with error bars, published ones as hollow markers of the same colour.
 
     The watermark stands across it. Parts of unequal protocols have axes of their own, the first `PANELS` of them.
-    In SVG the artists of row i are `row-i`, that of its figure in column j `point-i-j`, and its name `label-i`; those of
-    the second part have `part-1-` before.
+    In SVG the artists of row i are `row-i`, that of its figure in column j `point-i-j`, and its name `label-i`; those
+    of the second part have `part-1-` before.
     """
     parts = [grid.parts[number] for number in drawn_parts(grid)]
     import matplotlib

@@ -1,4 +1,4 @@
-"""Pictures of the cells of a page as data URIs: the same seeds in each cell, within a limit for all of them together."""
+"""Pictures of the cells of a page as data URIs: the same seeds in each, within a limit for all of them together."""
 
 import base64
 import io
