@@ -75,9 +75,7 @@ def draw(cells: Mapping[str, Sequence[CellRun]], count: int, most: int = MOST) -
     if not there:
         return Pictures()
     side = max(max(found.shape[2:]) for found in there.values())
-    codings = [coding for coding in CODINGS if coding.quality or side <= coding.side]
-    tries = ((coding, _files(there, coding, most)) for coding in codings)
-    coding, files = next((it for it in tries if it[1]), (codings[-1], _files(there, codings[-1], None)))
+    coding, files = _within(there, [one for one in CODINGS if one.quality or side <= one.side], most)
     pictures = {key: _picture(content, size, coding) for key, (content, size) in files.items()}
     return Pictures(pictures, _listed(seeds), f"{side} x {side} pixels; stored as {coding}")
 
@@ -124,15 +122,18 @@ File = tuple[bytes, tuple[int, int]]
 """The content of a picture's file, and its width and height."""
 
 
-def _files(cells: Mapping[str, Tensor], coding: Coding, most: int | None) -> dict[str, File]:
-    """Encode all pictures; return none as soon as they are longer than `most` bytes."""
-    files, total = dict[str, File](), 0
-    for key, images in cells.items():
-        files[key] = _file(images, coding)
-        total += len(files[key][0])
-        if most is not None and total > most:
-            return {}
-    return files
+def _within(cells: Mapping[str, Tensor], codings: Sequence[Coding], most: int) -> tuple[Coding, dict[str, File]]:
+    """Encode all pictures by the first coding that needs at most `most` bytes, else by the last one."""
+    for coding in codings:
+        files, total = dict[str, File](), 0
+        for key, images in cells.items():
+            files[key] = _file(images, coding)
+            total += len(files[key][0])
+            if total > most and coding is not codings[-1]:
+                break
+        else:
+            break
+    return coding, files
 
 
 def _file(images: Tensor, coding: Coding) -> File:
