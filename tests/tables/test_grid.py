@@ -58,14 +58,14 @@ Heun & --\textsuperscript{a} & \textbf{9.00 $\pm$ 0.25} (NFE 9) \\
 
 CSV = """\
 table,part,row,column,metric,value,error,n,ranges,seeds,nfe,network_calls,published,published_error,status,source,\
-difference,reason,budget,fingerprint
-toy,1,DDIM,5,fid,25.0,0.25,100,1,0-99,5,5,26.9,,verified,Table 2,-1.8999999999999986,,paper,FP
-toy,1,DDIM,5,kid,50.0,0.25,100,1,0-99,5,5,,,,,,,paper,FP
-toy,1,DDIM,10,fid,11.0,0.25,100,1,0-99,10,10,11.14,0.02,second-hand,"Other, Table 1",-0.14000000000000057,,paper,FP
-toy,1,DDIM,10,kid,22.0,0.25,100,1,0-99,10,10,,,,,,,paper,FP
-toy,1,Heun,5,fid,,,,,,,,,,,,,needs an even NFE,paper,
-toy,1,Heun,10,fid,9.0,0.25,100,1,0-99,9,9,9.125,,unverified,from memory,-0.125,,paper,FP
-toy,1,Heun,10,kid,18.0,0.25,100,1,0-99,9,9,,,,,,,paper,FP
+difference,reason,budget,fingerprint,minimum,by_range,published_minimum_of
+toy,1,DDIM,5,fid,25.0,0.25,100,1,0-99,5,5,26.9,,verified,Table 2,-1.8999999999999986,,paper,FP,,,
+toy,1,DDIM,5,kid,50.0,0.25,100,1,0-99,5,5,,,,,,,paper,FP,,,
+toy,1,DDIM,10,fid,11.0,0.25,100,1,0-99,10,10,11.14,0.02,second-hand,"Other, Table 1",-0.14000000000000057,,paper,FP,,,
+toy,1,DDIM,10,kid,22.0,0.25,100,1,0-99,10,10,,,,,,,paper,FP,,,
+toy,1,Heun,5,fid,,,,,,,,,,,,,needs an even NFE,paper,,,,
+toy,1,Heun,10,fid,9.0,0.25,100,1,0-99,9,9,9.125,,unverified,from memory,-0.125,,paper,FP,,,
+toy,1,Heun,10,kid,18.0,0.25,100,1,0-99,9,9,,,,,,,paper,FP,,,
 """
 
 

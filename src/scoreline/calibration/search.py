@@ -9,7 +9,6 @@ from typing import Any
 import torch
 
 from scoreline.calibration.distances import fine_ends
-from scoreline.calibration.plots import figure
 from scoreline.calibration.ranking import Families, Measurement, candidates, rank, work
 from scoreline.calibration.subject import Subject
 from scoreline.errors import InputError
@@ -17,6 +16,7 @@ from scoreline.records import Record, load_record
 from scoreline.sampling import Progress
 from scoreline.schedules.base import NoiseSchedule
 from scoreline.schedules.tabulated import SAME
+from scoreline.storage.figures import PAGE, figure, plain_ticks
 from scoreline.values import is_whole
 
 SHOWN = 3
@@ -90,15 +90,16 @@ class Search:
         """Plot the distances of the finalists against NFE."""
         mean, error = record.values["mean"], record.values["standard_error"]
         best, budgets = record.provenance["candidates"], record.values["budgets"].tolist()
-        with figure(path, figsize=(8, 5)) as (_, axes):
+        with figure(path, figsize=(PAGE, 3.4)) as (_, axes):
             for place, nfe in enumerate(budgets):
                 n = len(best[place])
-                axes.errorbar([nfe] * n, mean[place, :n], error[place, :n], fmt="o", capsize=3, markersize=4)
+                axes.errorbar([nfe] * n, mean[place, :n], error[place, :n], fmt="o")
                 name = " / ".join(best[place][0][0])
-                axes.annotate(name, (nfe, float(mean[place, 0])), rotation=30, fontsize=7, va="top")
+                axes.annotate(name, (nfe, float(mean[place, 0])), rotation=30, fontsize="small", va="top")
             axes.set(xlabel="NFE", ylabel="RMS distance to the fine run", yscale="log", xscale="log")
             axes.set_xticks(budgets, [str(nfe) for nfe in budgets])
-            axes.minorticks_off()
+            axes.xaxis.minorticks_off()
+            plain_ticks(axes.yaxis)
             axes.set_title(f"finalists, {record.provenance['images']} images; the best named")
 
 

@@ -1,11 +1,13 @@
 """scoreline report DIR [--html] [metric=NAME] [over=ROW] [fine=RUN] [pictures=N]
+[style=FILE]
 Print the table of finished runs, and write table.md, table.tex, table.csv and
-table.png into DIR.
+the figure, table.pdf, table.svg and table.png, into DIR.
 
   scoreline report outputs/table/NAME-small       the cells of a table
   scoreline report multirun/sample-XXXXXXXX       a sweep, or any folder of runs
   scoreline report multirun/train-XXXXXXXX        a study by Optuna:
-                                                  study.md, .tex, .csv and .png
+                                                  study.md, .tex, .csv, .pdf,
+                                                  .svg and .png
   scoreline report DIR metric=recall              another measured metric
   scoreline report DIR over=DDIM                  ratios to a row of a table
   scoreline report DIR fine=RUN pictures=4        distances to a fine run, and
@@ -17,6 +19,7 @@ fine      a run of sample.py with the seeds of the others and many evaluations:
           [-1, 1] to its image of the same seed, and prints that by default
 pictures  images of each cell in pictures.png, which has a row for each solver
           and a column for each NFE (4) and needs fine=; and in report.html (8)
+style     a style sheet of Matplotlib for the figure, over the package's own
 --html    writes report.html, one file that a browser opens without a network:
           the table, the figure with its values, the same seeds in every cell
           to enlarge and flip, the runs of each cell, and what failed and why
@@ -37,13 +40,14 @@ from typing import NamedTuple
 
 from scoreline.commands.words import split
 from scoreline.errors import InputError, did_you_mean
+from scoreline.storage.figures import overlaid
 from scoreline.tables import fine_run, page, page_runs, plan, ratios, study, table_files
 from scoreline.tables.grid import Grid, Run, collect, of_sweep, over_seed_ranges
 from scoreline.tables.page_runs import Runs
 from scoreline.tables.render import markdown
 from scoreline.values import whole_number
 
-OWN = {"metric": "", "over": "", "fine": "", "pictures": ""}
+OWN = {"metric": "", "over": "", "fine": "", "pictures": "", "style": ""}
 METRIC = "frechet_distance"
 HTML = "--html"
 
@@ -72,7 +76,8 @@ def main(words: list[str]) -> None:
         raise InputError(f"{key}: there is no such key{did_you_mean(key, OWN)}")
     if len(roots) != 1:
         raise InputError(f"{len(roots)} directories: give one, as in outputs/table/NAME-small")
-    _report(Path(roots[0]), own, HTML in options)
+    with overlaid(own["style"]):
+        _report(Path(roots[0]), own, HTML in options)
 
 
 def _report(root: Path, own: Mapping[str, str], html: bool) -> None:

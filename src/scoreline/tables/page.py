@@ -17,6 +17,7 @@ from pathlib import Path
 from scoreline import __version__
 from scoreline.generation import run_results
 from scoreline.metrics.base import higher_is_better
+from scoreline.storage.figures import in_style, save
 from scoreline.tables import page_pictures
 from scoreline.tables.figure import drawn_parts, figure
 from scoreline.tables.fine_run import FineRun
@@ -148,7 +149,8 @@ def _svg(grid: Grid) -> str:
     if not any(entry.score(grid.metric) for entry in grid.entries()):
         return ""
     file = io.BytesIO()
-    figure(grid, file, "svg")
+    with in_style():
+        save(figure(grid), file, "svg")
     drawing = file.getvalue().decode()
     drawing = re.sub(r"<metadata>.*?</metadata>", "", drawing[drawing.index("<svg") :], flags=re.DOTALL)
     for colour, name in COLOURS.items():

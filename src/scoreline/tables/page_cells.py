@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from scoreline.config.run_names import NEVER
-from scoreline.tables.grid import Entry, Grid, difference
+from scoreline.tables.grid import Entry, Grid, difference, statistic_of
+from scoreline.tables.latex import protocol_in_words
 from scoreline.tables.page_runs import CellRun, Runs
 from scoreline.tables.protocol import code_versions
 from scoreline.tables.render import Line, Page, Text, as_published, pages, sentence, with_error
@@ -122,16 +123,16 @@ def _filled(report: Report, cell: Cell, entry: Entry | None, common: Mapping[str
     """Add what is known of the runs of a cell."""
     if entry is None:
         return replace(cell, lines=[cell.title, "no finished run"])
-    score, runs = entry.score(report.grid.metric), report.runs.of(entry)
+    runs, shown = report.runs.of(entry), statistic_of(entry, report.grid.metric, report.grid.paper)
     lines = [cell.title, *_lines(report.grid, cell.text, entry)]
-    cell = replace(cell, value=score["value"] if score else None, lines=lines)
+    cell = replace(cell, value=shown.value if shown else None, lines=lines)
     if not runs:
         return cell
     warnings = [text for run in runs for text in (run.result or {}).get("warnings", ())]
     return replace(
         cell,
         scores=_scores(entry),
-        facts=_facts(report.root, entry, runs),
+        facts=_facts(report, entry, runs),
         overrides=runs[0].words,
         differs=[(name, text) for name, text in _config(runs[0]).items() if name not in common],
         warnings=list(dict.fromkeys(warnings)),
@@ -143,6 +144,8 @@ def _lines(grid: Grid, ours: Text, entry: Entry) -> Iterator[str]:
     """Return what is said of a cell on hovering."""
     if score := entry.score(grid.metric):
         yield f"{grid.metric} {ours.value} ± {ours.error}, n = {score['n']}"
+        if ours.mean:
+            yield f"the minimum of {ours.aside}; their mean {ours.mean.value} ± {ours.mean.error}"
         result = entry.result or {}
         calls = result.get("network_calls", result["nfe"])
         yield f"NFE {result['nfe']:g}" + ("" if calls == result["nfe"] else f", {calls:g} network calls")
@@ -162,13 +165,13 @@ def _scores(entry: Entry) -> list[tuple[str, str, str, int]]:
     return [(name, *with_error(it["value"], it["error"]), it["n"]) for name, it in metrics.items()]
 
 
-def _facts(root: Path, entry: Entry, runs: Sequence[CellRun]) -> list[tuple[str, str]]:
+def _facts(report: Report, entry: Entry, runs: Sequence[CellRun]) -> list[tuple[str, str]]:
     result = entry.result
-    folders = [("run directory", relative(run.directory, root)) for run in runs]
+    folders = [("run directory", relative(run.directory, report.root)) for run in runs]
     if result is None:
         return [("state", sentence(entry.reason or "")), *folders]
     seconds = sum(run.result.get("seconds", 0) for run in runs if run.result)
-    protocol = [f"{name.replace('_', ' ')} {text}" for name, text in result["protocol"].items()]
+    protocol = protocol_in_words(report.grid.metric, result.get("ranges", 1), result["protocol"])
     chosen = [f"{name} {result[name]}" for name in ("guidance", "threshold", "final", "labels") if name in result]
     facts = {
         "solver": result["solver"],
@@ -179,7 +182,7 @@ def _facts(root: Path, entry: Entry, runs: Sequence[CellRun]) -> list[tuple[str,
         "seeds": result["seeds"],
         "noise levels": _levels(result),
         "sampling": ", ".join(chosen),
-        "metrics": ", ".join(protocol),
+        "protocol": "; ".join(protocol),
         "time": f"{seconds:.3g} s" if seconds else "",
         "checkpoint": f"{result['checkpoint']['name']}, SHA-256 {result['checkpoint']['sha256']}",
         "code": ", ".join(code_versions(result)),

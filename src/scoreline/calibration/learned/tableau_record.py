@@ -7,12 +7,12 @@ from typing import Any
 import torch
 
 from scoreline.calibration.learned.seed_groups import SeedGroup
-from scoreline.calibration.plots import figure
 from scoreline.calibration.ranking import Candidate
 from scoreline.records import Record
 from scoreline.schedules.base import NoiseSchedule
 from scoreline.solvers.learned import tableau_in
 from scoreline.solvers.tableau import Tableau
+from scoreline.storage.figures import PAGE, figure, plain_ticks
 from scoreline.storage.resumable import Tensors
 
 ROW = ("start", "start_error", "learned", "learned_error", "ratio_of_medians")
@@ -40,15 +40,20 @@ class TableauEstimator:
     def plot(self, record: Record, path: Path, noise_schedule: NoiseSchedule | None = None) -> None:
         """Plot the held-out distances, and the learned levels."""
         values, budgets = record.values, record.values["budgets"].tolist()
-        with figure(path, 1, 2, figsize=(10, 4)) as (_, (left, right)):
+        with figure(path, 1, 2, figsize=(PAGE, 2.6)) as (_, (left, right)):
             for name, label in (("start", "best closed form"), ("learned", "learned")):
-                left.errorbar(budgets, values[name], values[f"{name}_error"], label=label, marker="o", capsize=3)
+                left.errorbar(budgets, values[name], values[f"{name}_error"], label=label, marker="o")
             left.set(xlabel="NFE", ylabel="RMS distance to the fine run, held-out noise", yscale="log")
             left.legend()
             for nfe in budgets:
                 rho = values[f"rho_{nfe}"]
-                right.plot([nfe] * len(rho), rho, "o", markersize=3)
+                right.plot([nfe] * len(rho), rho, "o", markersize=2)
             right.set(xlabel="NFE", ylabel="learned noise levels", yscale="log")
+            for axes in (left, right):
+                axes.set_xscale("log")
+                axes.set_xticks(budgets, map(str, budgets))
+                axes.xaxis.minorticks_off()
+                plain_ticks(axes.yaxis)
 
 
 def record_values(held: SeedGroup, pools: dict[int, list[Candidate]], found: Sequence[Tensors]) -> dict[str, Any]:
