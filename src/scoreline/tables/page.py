@@ -19,7 +19,7 @@ from scoreline.generation import run_results
 from scoreline.metrics.base import higher_is_better
 from scoreline.storage.figures import in_style, save
 from scoreline.tables import page_pictures
-from scoreline.tables.figure import drawn_parts, figure
+from scoreline.tables.figure import drawn_parts, figure, in_words
 from scoreline.tables.fine_run import FineRun
 from scoreline.tables.grid import Grid
 from scoreline.tables.page_cells import Report, relative, sections
@@ -36,6 +36,9 @@ IMAGES = 8
 
 COLOURS = {"#000000": "currentColor", "#ffffff": "var(--paper)"}
 """Colours of the figure that follow the page: light or dark."""
+
+WIDE_FONT = "DejaVu Sans"
+"""For the measures of the figure: hardly any font is wider, so that names have room in those of a browser."""
 
 FINE = "fine"
 """The key of the picture of the fine run."""
@@ -83,7 +86,7 @@ def write(root: Path, grid: Grid, runs: Runs, fine: FineRun | None = None, image
     shown = {key: runs.of(entry) for key, entry in report.places()}
     if fine is not None:
         shown[FINE] = [CellRun(fine.directory, (), FINISHED, fine.result)]
-    drawn = page_pictures.draw({key: found for key, found in shown.items() if found}, images)
+    drawn = page_pictures.draw({key: found for key, found in shown.items() if found}, images, len(grid.columns))
     write_text(root / NAME, text(report, drawn, fine))
     return root / NAME
 
@@ -109,6 +112,7 @@ def text(report: Report, drawn: Pictures, fine: FineRun | None = None) -> str:
         fine=fine and (FINE, fine.title()),
         problems=[_problem(report.root, run) for run in runs.all if run.outcome.state != "finished"],
         common=report.common_config(),
+        metric=in_words(grid.metric),
         higher=higher_is_better(grid.metric),
         script=Markup(script),
         style=Markup(style),
@@ -148,8 +152,10 @@ def _svg(grid: Grid) -> str:
     """Draw the figure as SVG that takes the colour of the page's text; empty without a measured figure."""
     if not any(entry.score(grid.metric) for entry in grid.entries()):
         return ""
+    from matplotlib import rc_context
+
     file = io.BytesIO()
-    with in_style():
+    with in_style(), rc_context({"font.family": WIDE_FONT, "savefig.transparent": True}):
         save(figure(grid), file, "svg")
     drawing = file.getvalue().decode()
     drawing = re.sub(r"<metadata>.*?</metadata>", "", drawing[drawing.index("<svg") :], flags=re.DOTALL)

@@ -21,8 +21,8 @@ MOST = 3_000_000
 WIDE = 4
 """Images side by side."""
 
-SHOWN = 192
-"""Least pixels of the width at which a picture is shown."""
+ROOM, LEAST, LARGEST = 1000, 128, 320
+"""Pixels of the width at which the pictures of a row are shown, and limits of one of them."""
 
 
 class Coding(NamedTuple):
@@ -59,12 +59,13 @@ class Pictures:
     about: str = ""
 
 
-def draw(cells: Mapping[str, Sequence[CellRun]], count: int, most: int = MOST) -> Pictures:
+def draw(cells: Mapping[str, Sequence[CellRun]], count: int, columns: int = 1, most: int = MOST) -> Pictures:
     """Draw the first seeds that all cells have in common.
 
     Args:
         cells: the runs of each cell, of which unfinished ones do not count.
         count: images of a cell.
+        columns: cells that should fit beside each other.
         most: bytes of all pictures.
     """
     finished = {key: [run for run in runs if run.result is not None] for key, runs in cells.items()}
@@ -76,7 +77,8 @@ def draw(cells: Mapping[str, Sequence[CellRun]], count: int, most: int = MOST) -
         return Pictures()
     side = max(max(found.shape[2:]) for found in there.values())
     coding, files = _within(there, [one for one in CODINGS if one.quality or side <= one.side], most)
-    pictures = {key: _picture(content, size, coding) for key, (content, size) in files.items()}
+    width = min(max(ROOM / columns, LEAST), LARGEST)
+    pictures = {key: _picture(content, size, coding, width) for key, (content, size) in files.items()}
     return Pictures(pictures, _listed(seeds), f"{side} x {side} pixels; stored as {coding}")
 
 
@@ -157,8 +159,9 @@ def _webp(picture: Tensor, quality: int) -> bytes:
     return file.getvalue()
 
 
-def _picture(content: bytes, size: tuple[int, int], coding: Coding) -> Picture:
+def _picture(content: bytes, size: tuple[int, int], coding: Coding, width: float) -> Picture:
+    """Return a picture that is shown in about this width, exact pixels by a whole factor."""
     kind = "webp" if coding.quality else "png"
     uri = f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
-    factor = max(1, round(SHOWN / size[0])) if not coding.quality else SHOWN / size[0]
+    factor = width / size[0] if coding.quality else max(1, width // size[0])
     return Picture(uri, *size, factor, pixelated=not coding.quality)
