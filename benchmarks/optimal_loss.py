@@ -27,7 +27,7 @@ from scoreline.datasets.digits import Digits
 from scoreline.denoiser import Denoiser
 from scoreline.objective import Batch, DenoisingObjective, InverseVariance, UniformLevels
 from scoreline.runtime.seeded_noise import seed_generator
-from scoreline.storage.figures import PAGE, figure
+from scoreline.storage.figures import PAGE, figure, plain_ticks
 from scoreline.storage.files import write_atomically
 from scoreline.storage.pictures import to_unit
 from scoreline.targets import Denoising
@@ -122,8 +122,10 @@ def _draw_axes(found: dict[str, Any], left: Any, right: Any) -> None:
     right.plot(LEVELS, found["optimum"], color="black", linewidth=1, label="exact optimum of the training digits")
     left.set(ylabel="loss above the optimum, training digits", yscale="log")
     right.set(ylabel="loss on held-out digits")
+    plain_ticks(left.yaxis)
     for axes in (left, right):
         axes.set(xscale="log", xlabel="noise level")
+        plain_ticks(axes.xaxis)
         axes.legend()
 
 

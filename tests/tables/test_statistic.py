@@ -13,7 +13,7 @@ from tables_files import DATA, draft, finish
 from scoreline.commands import report
 from scoreline.metrics.base import Score
 from scoreline.tables import plan, wandb_summary
-from scoreline.tables.figure import _points
+from scoreline.tables.figure import points
 from scoreline.tables.statistic import minimum_deviation, statistic
 
 THREE = {"ranges": ["0-99", "100-199", "200-299"]}
@@ -57,7 +57,9 @@ def test_a_minimum_is_compared_with_a_minimum(tmp_path: Path, capsys: pytest.Cap
 def test_all_forms_of_a_table_agree(tmp_path: Path) -> None:
     report_of(tmp_path, minima())
     latex = (tmp_path / "table.tex").read_text()
-    assert r"\textbf{1.970 $\pm$ 0.013} (mean 1.985 $\pm$ 0.010; 2.004, 1.970, 1.981)" in latex
+    assert r"DDIM & \bfseries 1.970(13) & \bfseries 2.00(11) \\" in latex
+    assert r"\quad\textit{mean} & 1.985(10) & 2.133(88) \\" in latex
+    assert "minimum or mean over 3 seed ranges of 100 images each" in latex
     line = lines_of(tmp_path)["DDIM 5"]
     shown = {key: line[key] for key in ("value", "minimum", "by_range", "published_minimum_of")}
     assert shown == {"value": "1.985", "minimum": "1.97", "by_range": "2.004 1.97 1.981", "published_minimum_of": "3"}
@@ -74,9 +76,9 @@ def test_all_forms_of_a_table_agree(tmp_path: Path) -> None:
 
 def test_the_plot_has_minima_beside_published_minima(tmp_path: Path) -> None:
     report_of(tmp_path, minima())
-    points = _points(grid := plan.grid(plan.load(tmp_path), tmp_path), grid.parts[0], "DDIM")
-    assert [(column, value) for column, value, _ in points] == [("5", 1.97), ("10", 2.0)]
-    assert points[0][2] == pytest.approx(0.748 * np.std(RANGES["DDIM 5"], ddof=1), rel=1e-3)
+    found = points(grid := plan.grid(plan.load(tmp_path), tmp_path), grid.parts[0], "DDIM")
+    assert [(column, value) for column, value, _ in found] == [("5", 1.97), ("10", 2.0)]
+    assert found[0][2] == pytest.approx(0.748 * np.std(RANGES["DDIM 5"], ddof=1), rel=1e-3)
 
 
 def test_other_numbers_of_ranges_are_not_compared(tmp_path: Path) -> None:

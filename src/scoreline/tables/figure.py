@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from scoreline.metrics.base import higher_is_better
 from scoreline.storage.figures import COLUMN, PAGE, plain_ticks
-from scoreline.tables.best import top
+from scoreline.tables.best import best
 from scoreline.tables.grid import Grid, Part, statistic_of
 
 PANELS = 12
@@ -79,9 +79,10 @@ def figure(grid: Grid) -> Any:
     """Draw a grid with a measured figure: ours with error bars, published ones as hollow markers of the same look.
 
     Call it within `in_style`. Parts of unequal protocols have axes of their own, the first `PANELS` of them. Names
-    stand at the ends of the lines where they fit, else in a legend in the order of the ends. The row that is best in
-    most columns is bold. In SVG the artists of row i are `row-i`, `row-i-bars`, `row-i-cap-k` and `row-i-published`,
-    that of its figure in column j `point-i-j`, and its name `label-i`; those of the second part have `part-1-` before.
+    stand at the ends of the lines where they fit, else in a legend in the order of the ends. The row that is among the
+    best of more columns than any other is bold. In SVG the artists of row i are `row-i`, `row-i-bars`, `row-i-cap-k`
+    and `row-i-published`, that of its figure in column j `point-i-j`, and its name `label-i`; those of the second part
+    have `part-1-` before.
 
     Returns:
         A figure of Matplotlib's.
@@ -128,11 +129,11 @@ def _look(k: int, colours: Sequence[str], count: int) -> Look:
 
 def _draw(grid: Grid, part: Part, looks: Mapping[str, Look], axes: Any, prefix: str, title: str) -> Panel:
     places, numeric = _places(part.columns(grid))
-    panel, best = Panel(axes, part, places, prefix), leader(grid, part)
+    panel, leading = Panel(axes, part, places, prefix), leader(grid, part)
     each, most = (DODGE, ROOM * _least_gap([*places.values()], numeric)) if len(places) > 1 else (ALONE, ACROSS)
     dodge = min(each * (len(looks) - 1), most)
     for row, look in looks.items():
-        _draw_row(grid, panel, row, look, _beside(axes, dodge * look.place), bold=row == best)
+        _draw_row(grid, panel, row, look, _beside(axes, dodge * look.place), bold=row == leading)
     arrow = "\u2191" if higher_is_better(grid.metric) else "\u2193"
     axes.set(xlabel=grid.label, ylabel=f"{in_words(grid.metric)} {arrow}", title=title)
     values = [value for row in looks for _, value, _ in points(grid, part, row)]
@@ -219,9 +220,11 @@ def _ends(grid: Grid, part: Part, row: str) -> list[tuple[str, float]]:
 
 
 def leader(grid: Grid, part: Part) -> str | None:
-    """Return the row that is best in most columns; of equals the one that is best in the last ones."""
-    tops = [row for column in reversed(part.columns(grid)) if (row := top(part, grid.metric, column))]
-    return Counter(tops).most_common(1)[0][0] if len(tops) > 1 else None
+    """Return the row that is the best of a column, or equal to it, more often than any other; None without one."""
+    columns = part.columns(grid)
+    counts = Counter(row for column in columns for row in best(part, grid.metric, column)).most_common(2)
+    ahead = len(counts) == 1 or (counts and counts[0][1] > counts[1][1])
+    return counts[0][0] if ahead and len(columns) > 1 else None
 
 
 def in_words(metric: str) -> str:
@@ -234,7 +237,8 @@ def _name(grid: Grid, chart: Any, panels: Sequence[Panel], looks: Mapping[str, L
     names = {row: _short(row) for row in looks}
     wide = LETTER * max(len(line) for name in names.values() for line in name.split("\n"))
     ends, high = _line_ends(grid, panels, looks), max(2.5, 2.1 * down)
-    direct = len(panels) == 1 and _all_to_the_end(grid, panels[0], looks)
+    one_line = not any("\n" in name for name in names.values())
+    direct = len(panels) == 1 and one_line and _all_to_the_end(grid, panels[0], looks)
     spread = _spread([end for end, _ in ends], LINE / (high - 0.7)) if direct else None
     narrow = len(panels) == 1 and wide <= WIDE and (spread is not None or len(looks) <= FEW)
     chart.set_size_inches(COLUMN if narrow else PAGE, high)
@@ -291,7 +295,7 @@ def _write_names(
 ) -> None:
     """Write names beside the axes, each with a line of its colour to the end of the row's line."""
     panel.axes.set_xmargin(0.04)
-    best = leader(grid, panel.part)
+    leading = leader(grid, panel.part)
     for row, height in zip(rows, heights, strict=True):
         look, ours = looks[row], points(grid, panel.part, row)
         end, value = max((panel.places[at], value) for at, value, _ in ours)
@@ -302,7 +306,7 @@ def _write_names(
             textcoords="axes fraction",
             va="center",
             fontsize="small",
-            weight="bold" if row == best else "normal",
+            weight="bold" if row == leading else "normal",
             gid=f"label-{grid.rows.index(row)}",
             arrowprops={"arrowstyle": "-", "color": look.colour, "linewidth": 0.6, "shrinkA": 1, "shrinkB": 3},
             annotation_clip=False,
@@ -319,9 +323,9 @@ def _legend(
         for row, look in ((row, looks[row]) for row in rows)
     ]
     legend = chart.legend(handles=handles + [_hollow()] * hollow, loc="outside right center")
-    best = {leader(grid, panel.part) for panel in panels}
+    leading = {leader(grid, panel.part) for panel in panels}
     for text, row in zip(legend.get_texts(), rows, strict=False):
-        text.set(gid=f"label-{grid.rows.index(row)}", weight="bold" if best == {row} else "normal")
+        text.set(gid=f"label-{grid.rows.index(row)}", weight="bold" if leading == {row} else "normal")
     lines = sum(handle.get_label().count("\n") + 1 for handle in handles) + hollow
     width, high = chart.get_size_inches()
     chart.set_size_inches(width, min(max(high, LINE * lines + 0.4), TALLEST))

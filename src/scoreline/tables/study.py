@@ -5,7 +5,7 @@ import io
 import math
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -133,7 +133,7 @@ def write(root: Path) -> str:
     text = markdown_page(title, page) + _command(study)
     for name, content in (
         ("study.md", text),
-        ("study.tex", latex_page(root.name, title, page)),
+        ("study.tex", latex_page(root.name, title, _of_paper(page))),
         ("study.csv", _csv(study)),
     ):
         write_text(root / name, content)
@@ -150,6 +150,12 @@ def _page(study: Trials) -> Page:
     best, keys = study.best(), _keys(study)
     lines = [Line(str(trial.number), _fields(trial, keys, _as_good(trial, best))) for trial in study.trials]
     return Page(["trial", *keys, best.name if best else "value", "n", "state", "directory"], lines, [], _about(study))
+
+
+def _of_paper(page: Page) -> Page:
+    """Leave the directories out, which are too long for a paper."""
+    lines = [replace(line, fields=line.fields[:-1]) for line in page.lines]
+    return replace(page, heading=page.heading[:-1], lines=lines)
 
 
 def _as_good(trial: Trial, best: Trial | None) -> bool:

@@ -40,6 +40,8 @@ def write_figure(stem: Path, draw: Callable[[], Any]) -> None:
     """
     with in_style():
         chart = draw()
+        chart.draw_without_rendering()
+        chart.set_layout_engine("none")  # one layout for all formats
         for form in UNDATED:
             write_file(stem.with_name(f"{stem.name}.{form}"), partial(save, chart, form=form))
 
