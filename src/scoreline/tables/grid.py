@@ -133,21 +133,23 @@ def watermark(budget: str, ranges: Sequence[str]) -> str:
 
 
 def statistic_of(entry: Entry, metric: str, paper: Paper | None) -> Statistic | None:
-    """Return what a cell shows: the minimum of its seed ranges if that is what the paper prints, else the mean.
+    """Return what a cell shows: the minimum of its seed ranges if the paper prints such figures, else the mean.
 
-    A cell without a published figure follows the others of its paper. The mean stands where a cell has fewer or more
+    All cells of a table follow the same rule, so that a column compares. The mean stands where a cell has fewer or more
     ranges than the paper, and for another metric than the paper's. None if the metric was not measured.
     """
     score, by_range = entry.score(metric), entry.by_range(metric)
     if score is None:
         return None
-    least = entry.published or paper
-    minimum_of = least.minimum_of if least and paper and paper.metric == metric else 1
+    minimum_of = paper.minimum_of if paper and paper.metric == metric else 1
     return statistic(score, by_range, minimum_of if minimum_of == len(by_range) else 1)
 
 
 def difference(entry: Entry, metric: str, paper: Paper | None) -> float | str:
-    """Return ours less the published figure, or the reason why the two cannot be compared."""
+    """Return ours less the published figure, or the reason why the two cannot be compared.
+
+    Ours is the minimum where the published figure is one, else the mean.
+    """
     shown, published = statistic_of(entry, metric, paper), entry.published
     if shown is None or published is None or entry.result is None:
         return ""
@@ -161,7 +163,7 @@ def difference(entry: Entry, metric: str, paper: Paper | None) -> float | str:
     ranges = len(shown.by_range)
     if published.minimum_of not in (1, ranges):
         return f"ours is of {ranges} seed range{'s' * (ranges > 1)}, the paper's the minimum of {published.minimum_of}"
-    return shown.value - published.value
+    return statistic(shown.mean, shown.by_range, published.minimum_of).value - published.value
 
 
 def _measured_on(dataset: str, protocol: dict[str, Any]) -> bool:

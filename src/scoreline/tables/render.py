@@ -21,6 +21,7 @@ SIGNS = {"verified": "", "second-hand": "\u2020", "unverified": "\u2021"}
 
 NOTHING = "-"
 NOT_COMPARED = "n/a"
+OF_MEAN = "no minimum, as far as its source says: the difference is that of our mean"
 
 MEANING = {
     "second-hand": "quoted from another work than the paper itself",
@@ -139,7 +140,8 @@ def _quoted(grid: Grid, entry: Entry | None, ours: Text, notes: dict[str, str]) 
     error = "" if entry.published.error is None else f"{entry.published.error:.10g}"
     mark, less = SIGNS[entry.published.status], difference(entry, grid.metric, grid.paper)
     if isinstance(less, float):
-        return Text(text, error, mark=mark, aside=_signed(less, ours.value))
+        note = letter(OF_MEAN, notes) if ours.mean and entry.published.minimum_of == 1 else ""
+        return Text(text, error, mark=mark, aside=_signed(less, ours.value), note=note)
     aside = NOT_COMPARED if less else ""
     return Text(text, error, mark=mark, aside=aside, note=letter(f"no difference: {less}", notes) if less else "")
 
@@ -191,7 +193,7 @@ def _minima(grid: Grid, part: Part, beside: str) -> str:
     names = " or ".join(map(str, counts))
     factors = " or ".join(f"{minimum_deviation(k):.2f}" for k in counts)
     return (
-        f"a figure with a mean {beside} is the minimum of {names} seed ranges, as the published one is; its +- is "
+        f"a figure with a mean {beside} is the minimum of {names} seed ranges, as in the paper; its +- is "
         f"roughly {factors} times the standard deviation over them, as for normal values; the mean, with its standard "
         "error, decides what is bold"
     )

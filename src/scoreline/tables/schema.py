@@ -3,7 +3,7 @@
 import re
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NoReturn
 
 from scoreline.errors import InputError, did_you_mean
@@ -61,7 +61,7 @@ class Paper:
     """The place of the published figures, and the protocol that ours need before they are compared.
 
     `metric` defaults to the table's, `images` to the length of a seed range of the budget `paper`; a `dataset` is
-    compared with the reference set that the metric names. `minimum_of` is that of every figure that has none.
+    compared with the reference set that the metric names. `minimum_of` is the largest of its figures'.
     """
 
     authors: str
@@ -135,6 +135,9 @@ def parse(name: str, data: object) -> Table:
     paper = _paper(f"{where}: paper", node["paper"], metric, images) if node.get("paper") is not None else None
     least = paper.minimum_of if paper else 1
     rows = tuple(_row(f"{where}: rows[{k}]", it, names, least) for k, it in enumerate(_list(where, node, "rows")))
+    if paper is not None:
+        all_figures = [figure.minimum_of for row in rows for figure in row.published.values()]
+        paper = replace(paper, minimum_of=max([least, *all_figures]))
     _unique(f"{where}: rows", [row.name for row in rows])
     if paper is None and any(row.published for row in rows):
         _refuse(where, "the key paper is missing; published figures need to say where they stand")
