@@ -35,13 +35,14 @@ from scoreline.config.conf_folder import (
 from scoreline.config.explain import explain
 from scoreline.config.launch import run as run_as_group
 from scoreline.config.moved_names import current
-from scoreline.config.run_directory import ERROR_LOG, give_up, output_dir, release
+from scoreline.config.run_directory import give_up, output_dir, release
 from scoreline.config.run_names import model_path, register_resolvers, run_sha256, with_model_metrics
 from scoreline.descriptions.annotations import refuse_wrong_types
 from scoreline.errors import InputError, did_you_mean, printable
 from scoreline.runtime import startup
 from scoreline.storage.config_files import conf_dir
 from scoreline.storage.files import code_version, sha256, write_atomically
+from scoreline.storage.run_config import ERROR_LOG
 
 HARMLESS = (
     *(".*LeafSpec.*", ".*num_workers.*", ".*does not have many workers.*", ".*logging interval.*"),
