@@ -12,7 +12,7 @@ from tables_files import ran
 from scoreline.commands import report
 from scoreline.errors import InputError
 from scoreline.tables import page, page_pictures
-from scoreline.tables.page_runs import FINISHED, CellRun
+from scoreline.tables.page_runs import DONE, CellRun
 from scoreline.tables.plan import PLAN
 
 LARGEST = 5_000_000
@@ -61,7 +61,7 @@ def test_the_policy_allows_the_one_script_by_its_digest(tmp_path: Path) -> None:
 def test_cells_of_a_table(tmp_path: Path) -> None:
     markup = written(table(tmp_path))
     text = markup.text()
-    assert "1 of 3 runs finished, 1 failed, 1 missing" in text
+    assert "1 of 3 runs done, 1 failed, 1 missing" in text
     tips = {it["id"]: it["data-tip"].splitlines() for it in markup.named("button") if "data-tip" in it}
     assert tips["cell-0-0-0"][1:3] == ["fid 25.00 ± 0.25, n = 100", "NFE 5"]
     assert tips["cell-0-0-0"][3:] == ["published 26.90, verified", "Table 2", "ours less the published one: -1.9"]
@@ -72,7 +72,7 @@ def test_cells_of_a_table(tmp_path: Path) -> None:
     assert "the end" in text
     assert "line 29" in text
     assert "line 3 " not in text, "the last lines of the log alone"
-    assert "Not run yet." in text
+    assert "Not run yet;" in text
 
 
 def test_failed_and_absent_jobs_of_a_sweep(tmp_path: Path) -> None:
@@ -83,13 +83,13 @@ def test_failed_and_absent_jobs_of_a_sweep(tmp_path: Path) -> None:
     failed.mkdir()
     (failed / "error.log").write_text("Traceback\nscoreline.errors.InputError: solver=euler: no\n")
     text = written(tmp_path).text()
-    assert "4 of 6 runs finished, 1 failed, 1 missing" in text
+    assert "4 of 6 runs done, 1 failed, 1 missing" in text
     assert "python sample.py -m nfe=5,10 solver=ddim,heun,euler" in text
-    assert f"failed {failed.name} solver=euler: no." in text
-    assert f"missing {cut.name} No run directory" in text
+    assert f"failed {failed.name} InputError: solver=euler: no." in text
+    assert f"missing {cut.name} Not run yet; the same" in text
     cut.mkdir()
-    (cut / "config.yaml").write_text("nfe: 10\nsolver: euler\n")
-    assert f"missing {cut.name} Begun and not finished" in written(tmp_path).text()
+    (cut / "config.yaml").write_text("nfe: 10\nseeds: 0-9\nidentity: ab\n")
+    assert f"stopped {cut.name} At 0 of 10 images." in written(tmp_path).text()
 
 
 def test_a_cell_tells_its_overrides_and_what_its_config_has_apart(tmp_path: Path) -> None:
@@ -125,7 +125,7 @@ def test_pictures_are_of_seeds_that_all_cells_have(tmp_path: Path) -> None:
     for key, seeds in (("a", "0-9"), ("b", "4-13")):
         folder = ran(tmp_path / key, 1.0, {"seeds": seeds}, seeds=seeds)
         with_images(folder, 0)
-        runs[key] = [CellRun(folder, (), FINISHED, {"seeds": seeds})]
+        runs[key] = [CellRun(folder, (), DONE, {"seeds": seeds})]
     drawn = page_pictures.draw(runs, 2)
     assert drawn.seeds == "seeds 4-5"
     (a, b) = (page_pictures.draw({key: runs[key]}, 10).by_cell[key].uri for key in runs)
@@ -135,7 +135,7 @@ def test_pictures_are_of_seeds_that_all_cells_have(tmp_path: Path) -> None:
 
 def test_large_images_are_made_smaller_until_they_fit(tmp_path: Path) -> None:
     with_images(tmp_path, 0, size=256)
-    run = CellRun(tmp_path, (), FINISHED, {"seeds": "0-9"})
+    run = CellRun(tmp_path, (), DONE, {"seeds": "0-9"})
     (tmp_path / "metrics.json").write_text("{}")
     one = page_pictures.draw({"a": [run]}, 4)
     assert (one.by_cell["a"].width, one.by_cell["a"].pixelated) == (4 * 257 - 1, False)

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from page_files import sweep
+from page_files import job_list, sweep
 
 from scoreline.commands import report
 from scoreline.tables import page as page_module
@@ -21,6 +21,7 @@ SIZES = {"desktop": {"width": 1200, "height": 900}, "phone": {"width": 390, "hei
 def address(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A page of 2 x 2 cells beside the fine run; a failed run, and a long name."""
     root = sweep(tmp_path_factory.mktemp("page") / "root", ("ddim", "velocity_ab3_with_quite_a_long_name"))
+    job_list(root, "nfe=5,10")
     (root / "failed").mkdir()
     (root / "failed/error.log").write_text("InputError: " + "a_long_word_without_a_space" * 8)
     report.main([str(root), "--html", "metric=fid"])

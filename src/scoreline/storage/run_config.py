@@ -18,8 +18,8 @@ DEEPEST = 64
 """Most levels of nesting."""
 
 
-def read(root: Path, name: str = NAME) -> dict[str, Any] | None:
-    """Return the config of a run directory, or None if it holds no config.yaml, or no other file of this name.
+def read(root: Path) -> dict[str, Any] | None:
+    """Return the config of a run directory, or None if it holds no config.yaml.
 
     The file is untrusted data: interpolations such as `${oc.env:HOME}` stay text, and tags, anchors and aliases are
     errors, so that reading takes no more memory than the file.
@@ -27,7 +27,7 @@ def read(root: Path, name: str = NAME) -> dict[str, Any] | None:
     Raises:
         InputError: for a file that is unreadable, empty, no mapping, or above the limits of size and depth.
     """
-    path = root / name
+    path = root / NAME
     if not path.exists():
         return None
     try:

@@ -15,6 +15,7 @@ from datetime import datetime
 from pathlib import Path
 
 from scoreline import __version__
+from scoreline.config import script
 from scoreline.generation import run_results
 from scoreline.metrics.base import higher_is_better
 from scoreline.storage.figures import in_style, save
@@ -24,7 +25,7 @@ from scoreline.tables.fine_run import FineRun
 from scoreline.tables.grid import Grid
 from scoreline.tables.page_cells import Report, relative, sections
 from scoreline.tables.page_pictures import Pictures
-from scoreline.tables.page_runs import FINISHED, CellRun, Runs
+from scoreline.tables.page_runs import DONE, CellRun, Runs
 from scoreline.tables.protocol import code_versions
 from scoreline.tables.render import sentence
 from scoreline.tables.table_files import write_text
@@ -85,7 +86,7 @@ def write(root: Path, grid: Grid, runs: Runs, fine: FineRun | None = None, image
     report = Report(root, grid, runs)
     shown = {key: runs.of(entry) for key, entry in report.places()}
     if fine is not None:
-        shown[FINE] = [CellRun(fine.directory, (), FINISHED, fine.result)]
+        shown[FINE] = [CellRun(fine.directory, (), DONE, fine.result)]
     drawn = page_pictures.draw({key: found for key, found in shown.items() if found}, images, len(grid.columns))
     write_text(root / NAME, text(report, drawn, fine))
     return root / NAME
@@ -99,7 +100,7 @@ def text(report: Report, drawn: Pictures, fine: FineRun | None = None) -> str:
 
     loader = PackageLoader("scoreline.tables", "")
     page = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    script, style = (loader.get_source(page, f"page.{kind}")[0] for kind in ("js", "css"))
+    code, style = (loader.get_source(page, f"page.{kind}")[0] for kind in ("js", "css"))
     return page.get_template("page.html").render(
         head=_head(report),
         version=__version__,
@@ -110,28 +111,29 @@ def text(report: Report, drawn: Pictures, fine: FineRun | None = None) -> str:
         drawn_parts=drawn_parts(grid),
         pictures=drawn,
         fine=fine and (FINE, fine.title()),
-        problems=[_problem(report.root, run) for run in runs.all if run.outcome.state != "finished"],
+        problems=[_problem(report.root, run) for run in runs.all if run.state != DONE],
         common=report.common_config(),
         metric=in_words(grid.metric),
         higher=higher_is_better(grid.metric),
-        script=Markup(script),
+        script=Markup(code),
         style=Markup(style),
-        digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        digest=base64.b64encode(hashlib.sha256(code.encode()).digest()).decode(),
     )
 
 
 def _head(report: Report) -> Head:
     grid, runs = report.grid, report.runs
     results = [run.result for run in runs.all if run.result is not None]
-    states = Counter(run.outcome.state for run in runs.all)
-    state = [f"{states.pop('finished', 0)} of {len(runs.all)} runs finished"]
-    state += [f"{count} {name}" for name, count in states.items()]
+    states = Counter(run.state.word for run in runs.all)
+    state = [f"{states.pop('done', 0)} of {len(runs.all)} runs done"]
+    state += [f"{count} {name}" for name, count in sorted(states.items())]
     models = dict.fromkeys(f"{it['checkpoint']['name']} {it['checkpoint']['sha256'][:8]}" for it in results)
     versions = dict.fromkeys(version for result in results for version in code_versions(result))
     sentences = [sentence(grid.paper.citation()) if grid.paper else "", grid.note]
     title = grid.title or f"Sweep {report.root.resolve().name}"
     return Head(
-        *(title, ", ".join(state), len(runs.all), list(models), _date(runs), list(versions), runs.command),
+        *(title, ", ".join(state), len(runs.all), list(models), _date(runs), list(versions)),
+        script.command("sample", *runs.command) if runs.command else "",
         [*filter(None, sentences)],
     )
 
@@ -144,8 +146,8 @@ def _date(runs: Runs) -> str:
 
 
 def _problem(root: Path, run: CellRun) -> Problem:
-    end = run.outcome
-    return Problem(relative(run.directory, root), end.state, sentence(end.sentence), " ".join(run.words), run.log())
+    reason = sentence(run.state.detail) if run.state.detail else ""
+    return Problem(relative(run.directory, root), run.state.word, reason, " ".join(run.words), run.log())
 
 
 def _svg(grid: Grid) -> str:

@@ -6,12 +6,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from scoreline.config.run_names import NEVER
 from scoreline.tables.grid import Entry, Grid, difference, statistic_of
 from scoreline.tables.latex import protocol_in_words
 from scoreline.tables.page_runs import CellRun, Runs
 from scoreline.tables.protocol import code_versions
 from scoreline.tables.render import Line, Page, Text, as_published, pages, sentence, with_error
+from scoreline.tables.run_comparison import leaves
 
 
 @dataclass(frozen=True)
@@ -202,12 +202,4 @@ def relative(path: Path, root: Path) -> str:
 
 def _config(run: CellRun) -> dict[str, str]:
     """Return the leaves of a config as text, without what follows from the rest."""
-    return {name: text for name, text in _leaves(run.config or {}) if name.partition(".")[0] not in NEVER}
-
-
-def _leaves(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    for key, value in node.items():
-        if isinstance(value, Mapping) and value:
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value if isinstance(value, str) else json.dumps(value, default=str)
+    return {name: it if isinstance(it, str) else json.dumps(it, default=str) for name, it in leaves(run.config or {})}

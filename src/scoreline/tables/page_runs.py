@@ -1,27 +1,26 @@
 """The runs behind the cells of a grid: their command, directory and log, and how they ended."""
 
 import re
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from scoreline.config import sweep_jobs
-from scoreline.config.run_directory import ERROR_LOG
-from scoreline.generation import run_results
+from scoreline.config import run_names
+from scoreline.errors import printable
 from scoreline.generation.run_results import Result
-from scoreline.storage import bounded_reading, run_config
-from scoreline.tables import plan
+from scoreline.storage import run_config
+from scoreline.tables import plan, run_summary
 from scoreline.tables.grid import Entry, Grid, Run
-from scoreline.tables.plan import Outcome, Plan
+from scoreline.tables.plan import Plan
 from scoreline.tables.pool import LOG
+from scoreline.tables.run_summary import State
 
-TAIL, LINES, WIDTH = 2**14, 12, 300
-"""What is read of the end of a log, in bytes; the most lines of it that are shown; the most characters of a line."""
+LINES, WIDTH = 12, 300
+"""The most lines of the end of a log that are shown, and the most characters of a line."""
 
-FINISHED = Outcome("finished")
-UNFINISHED = Outcome("missing", "begun and not finished; the same command goes on with it")
-NO_DIRECTORY = Outcome("missing", "no run directory; the same command runs what is missing")
+DONE = State("done")
+MISSING = State("missing", "not run yet; the same command runs what is missing")
 
 
 @dataclass(frozen=True)
@@ -31,20 +30,22 @@ class CellRun:
     Attributes:
         directory: its directory.
         words: the overrides of its command line, as far as they are known.
-        outcome: how it ended.
+        state: how far it has come; `DONE` with a result.
         result: of a finished run.
         config: its config.yaml; None if it has none.
     """
 
     directory: Path
     words: Sequence[str]
-    outcome: Outcome
+    state: State
     result: Result | None = None
     config: Mapping[str, Any] | None = None
 
     def log(self) -> list[str]:
-        """Return the last lines of its log; none if it has no log."""
-        return next(filter(None, (_last_lines(self.directory / name) for name in (LOG, ERROR_LOG))), [])
+        """Return the last lines of its log that are not blank; none if it has no log."""
+        logs = (run_summary.tail(self.directory / name) for name in (LOG, run_config.ERROR_LOG))
+        lines = [printable(re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", line)) for line in next(filter(None, logs), [])]
+        return [line[:WIDTH] for line in lines if line.strip()][-LINES:]
 
 
 @dataclass(frozen=True)
@@ -52,12 +53,12 @@ class Runs:
     """All runs of a report.
 
     Attributes:
-        command: the command line that made them; empty if it is not known.
+        command: the words of the command line that made them; none if they are not known.
         all: in order.
         by_entry: those of each cell, by the identity of its `Entry`.
     """
 
-    command: str
+    command: Sequence[str]
     all: Sequence[CellRun]
     by_entry: Mapping[int, Sequence[CellRun]] = field(default_factory=dict)
 
@@ -68,16 +69,17 @@ class Runs:
 
 def of_plan(draft: Plan, root: Path, grid: Grid) -> Runs:
     """Find the runs of a table."""
+    states = _states(root)
     places: dict[tuple[str, str], list[CellRun]] = {}
     for cell in draft.cells:
         folder, end = root / cell.directory, plan.outcome(cell, root)
         result = plan.result(cell, root) if end.state == "finished" else None
-        run = CellRun(folder, cell.overrides, end, result, run_config.read(folder))
+        begun = states.get(folder, MISSING) if end.state == "missing" else State(end.state, end.sentence)
+        run = CellRun(folder, cell.overrides, DONE if result else begun, result, run_config.read(folder))
         places.setdefault((cell.row, cell.column), []).append(run)
     words = [f"table={draft.table.name}", f"budget={draft.budget}", *draft.overrides]
     by_entry = {id(entry): places.get((entry.row, entry.column), ()) for entry in grid.entries()}
-    runs = [run for found in places.values() for run in found]
-    return Runs(f"python sample.py {' '.join(words)}", runs, by_entry)
+    return Runs(words, [run for found in places.values() for run in found], by_entry)
 
 
 def of_sweep(root: Path, grid: Grid, runs: Sequence[Run], figures: Sequence[Run]) -> Runs:
@@ -89,54 +91,28 @@ def of_sweep(root: Path, grid: Grid, runs: Sequence[Run], figures: Sequence[Run]
         runs: its finished runs.
         figures: the same over their seed ranges.
     """
-    jobs = sweep_jobs.jobs(root)
-    finished = {run.directory: run for run in runs}
+    words = run_summary.words_of_sweep(root)
+    jobs = {root / run_names.cell_name(job): job for job in run_names.sweep_jobs(words)}
     groups: dict[str, list[CellRun]] = {}
-    for run in finished.values():
+    for run in runs:
         groups.setdefault(run.row(), []).append(_finished(run, jobs))
     rows = {id(figure.result): groups.get(figure.row(), [_finished(figure, jobs)]) for figure in figures}
     by_entry = {id(entry): rows[id(entry.result)] for entry in grid.entries() if id(entry.result) in rows}
-    whole = [run for group in groups.values() for run in group]
-    whole += [_unfinished(folder, jobs) for folder in _begun(root, jobs) if folder not in finished]
-    words = sweep_jobs.words(root)
-    return Runs(f"python sample.py -m {' '.join(words)}" if words else "", whole, by_entry)
+    finished, states = [run for group in groups.values() for run in group], _states(root)
+    rest = dict.fromkeys([*jobs, *states]).keys() - {run.directory for run in finished}
+    unfinished = [
+        CellRun(folder, jobs.get(folder, ()), states.get(folder, MISSING), None, run_config.read(folder))
+        for folder in sorted(rest)
+    ]
+    return Runs(["-m", *words] if words else [], [*finished, *unfinished], by_entry)
+
+
+def _states(root: Path) -> dict[Path, State]:
+    """Return the state of each run of sample.py below a directory."""
+    return {run.path: run.state for run in run_summary.find_runs(root) if run.job == "sample"}
 
 
 def _finished(run: Run, jobs: Mapping[Path, Sequence[str]]) -> CellRun:
-    return CellRun(run.directory, jobs.get(run.directory, ()), FINISHED, run.result, run.config)
-
-
-def _begun(root: Path, jobs: Collection[Path]) -> list[Path]:
-    """Return the directories of the jobs, and all others below `root` that have no result of sample.py."""
-    marked = [path.parent for name in (run_config.NAME, ERROR_LOG) for path in sorted(root.rglob(name))]
-    others = [folder for folder in marked if not (folder / run_results.NAME).exists() and _is_of_sample(folder)]
-    return list(dict.fromkeys([*jobs, *others]))
-
-
-def _is_of_sample(folder: Path) -> bool:
-    return "nfe" in (run_config.read(folder) or {"nfe": None})
-
-
-def _unfinished(folder: Path, jobs: Mapping[Path, Sequence[str]]) -> CellRun:
-    config = run_config.read(folder)
-    run = CellRun(folder, jobs.get(folder, ()), UNFINISHED if config else NO_DIRECTORY, None, config)
-    lines = run.log()
-    return replace(run, outcome=Outcome("failed", _reason(lines[-1]))) if lines else run
-
-
-def _reason(line: str) -> str:
-    """Return the last line of a traceback without the name of our own exception."""
-    return line.removeprefix("scoreline.errors.InputError: ")
-
-
-def _last_lines(path: Path) -> list[str]:
-    """Return the last lines of a log that are not blank, without what a terminal obeys."""
-    try:
-        with bounded_reading.regular(path) as file:
-            file.seek(max(0, bounded_reading.size(file) - TAIL))
-            text = file.read(TAIL).decode(errors="replace")
-    except (OSError, ValueError):  # no log
-        return []
-    plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text)
-    lines = ["".join(letter for letter in line if letter.isprintable()).rstrip() for line in plain.splitlines()]
-    return [line[:WIDTH] for line in lines if line][-LINES:]
+    start = (run.config or {}).get("start")
+    words = start.get("overrides", ()) if isinstance(start, dict) else jobs.get(run.directory, ())
+    return CellRun(run.directory, [str(word) for word in words], DONE, run.result, run.config)
