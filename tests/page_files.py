@@ -72,19 +72,23 @@ def table(root: Path) -> Path:
 
 
 class Markup(HTMLParser):
-    """The tags, attributes, and texts of a page."""
+    """The tags, attributes, and texts of a page, and its script."""
 
     def __init__(self, page: str) -> None:
         super().__init__()
         self.tags: list[tuple[str, dict[str, str]]] = []
         self.texts: list[str] = []
+        self.script = ""
         self.feed(page)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, Any]]) -> None:
         self.tags.append((tag, {name: value or "" for name, value in attrs}))
 
     def handle_data(self, data: str) -> None:
-        self.texts.append(data)
+        if self.cdata_elem == "script":
+            self.script += data
+        else:
+            self.texts.append(data)
 
     def named(self, tag: str) -> list[dict[str, str]]:
         return [attributes for name, attributes in self.tags if name == tag]

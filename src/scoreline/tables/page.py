@@ -96,7 +96,6 @@ def text(report: Report, drawn: Pictures, fine: FineRun | None = None) -> str:
     """Return the page; see `write`."""
     grid, runs = report.grid, report.runs
     from jinja2 import Environment, PackageLoader, StrictUndefined
-    from markupsafe import Markup
 
     loader = PackageLoader("scoreline.tables", "")
     page = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
@@ -107,7 +106,7 @@ def text(report: Report, drawn: Pictures, fine: FineRun | None = None) -> str:
         sentence=sentence,
         grid=grid,
         sections=sections(report),
-        svg=Markup(_svg(grid)),
+        svg=_svg(grid),
         drawn_parts=drawn_parts(grid),
         pictures=drawn,
         fine=fine and (FINE, fine.title()),
@@ -115,8 +114,8 @@ def text(report: Report, drawn: Pictures, fine: FineRun | None = None) -> str:
         common=report.common_config(),
         metric=in_words(grid.metric),
         higher=higher_is_better(grid.metric),
-        script=Markup(code),
-        style=Markup(style),
+        script=code,
+        style=style,
         digest=base64.b64encode(hashlib.sha256(code.encode()).digest()).decode(),
     )
 
