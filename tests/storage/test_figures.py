@@ -55,10 +55,8 @@ def test_what_is_no_style_sheet_is_one_line(content: str | None, tmp_path: Path)
     sheet = tmp_path / "mine.mplstyle"
     if content:
         sheet.write_text(content)
-    with (
-        pytest.raises(InputError, match=r"style=.*mine.mplstyle: no style sheet of Matplotlib \("),
-        overlaid(str(sheet)),
-    ):
+    said = r"style=.*mine.mplstyle: no style sheet of Matplotlib \("
+    with pytest.raises(InputError, match=said), overlaid(str(sheet)):
         pass
 
 

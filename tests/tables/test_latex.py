@@ -18,8 +18,8 @@ NUMBER = re.compile(r"(\\bfseries )?-?\d+(\.\d+)?(\(\d+\))?(\{\\rlap\{.*\}\})?")
 
 GOLDEN = r"""% \usepackage{booktabs, etoolbox, siunitx}
 \begin{table}
-\centering\small
-\caption{Toy\_table \& more. FID (lower is better) by NFE: 100 images of m against cifar10-train in features of e. A \& B (2023), arXiv:2204.13902, Table 2.}
+\centering\small\setlength{\tabcolsep}{4pt}
+\caption{Toy\_table \& more. WHAT A \& B (2023), arXiv:2204.13902, Table 2.}
 \label{tab:toy}
 \smallskip
 \robustify\bfseries
@@ -39,7 +39,9 @@ DDIM & \bfseries 25.00(25) & 11.00(25) \\
 
 \medskip
 \begin{minipage}{\linewidth}\footnotesize
-A note. In parentheses the standard error of the figure over images, in units of the last digits. """
+A note. In parentheses the standard error of the figure over images, in units of the last digits. """.replace(
+    "WHAT", "FID (lower is better) by NFE: 100 images of m against cifar10-train in features of e."
+)
 
 
 def table(root: Path, data: dict[str, Any] = DATA, budget: str = "paper") -> str:
@@ -127,6 +129,13 @@ def test_columns_of_words_and_of_odd_numbers() -> None:
 def test_errors_are_in_units_of_the_last_digits(value: str, error: str, shown: str) -> None:
     text = latex_page("t", "T", Page(["a", "b"], [Line("x", [Text(value, error)])], [], []))
     assert body(text) == [["x", shown]]
+
+
+@pytest.mark.parametrize(("columns", "size"), [(6, r"\small"), (7, r"\footnotesize")])
+def test_a_wide_table_has_smaller_type(columns: int, size: str) -> None:
+    """20 letters of a name and 6 figures of 9 with spaces make 86."""
+    page = Page(["t"] * (columns + 1), [Line("n" * 20, [Text("0.123", "0.012")] * columns)], [], [])
+    assert rf"\centering{size}\set" in latex_page("t", "T", page)
 
 
 @pytest.mark.skipif(shutil.which("pdflatex") is None, reason="no pdflatex")

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from scoreline.calibration.distances import fine_ends
-from scoreline.calibration.ranking import Families, Measurement, candidates, rank, work
+from scoreline.calibration.distances import fine_ends, fine_work
+from scoreline.calibration.ranking import Candidate, Families, Measurement, candidates, place_of, rank, work
 from scoreline.calibration.subject import Subject
 from scoreline.errors import InputError
 from scoreline.records import Record, load_record
@@ -17,6 +17,7 @@ from scoreline.sampling import Progress
 from scoreline.schedules.base import NoiseSchedule
 from scoreline.schedules.tabulated import SAME
 from scoreline.storage.figures import PAGE, figure, plain_ticks
+from scoreline.storage.resumable import Tensors
 from scoreline.values import is_whole
 
 SHOWN = 3
@@ -53,7 +54,8 @@ class Search:
         """Return tensors `budgets` (K,), `mean` and `standard_error` (K, F) float64; `candidates`, K lists; `span`.
 
         F is the largest number of finalists of a budget; NaN fills the others. They are sorted, best first. A candidate
-        has the names of all (solver, schedule) that make the same tableau.
+        has the names of all (solver, schedule) that make the same tableau. Each budget is a part, so that processes
+        share them and a restart keeps them.
 
         Args:
             subject: its run is the fine one.
@@ -64,26 +66,33 @@ class Search:
         """
         subject.check_seeds()
         pools = {nfe: candidates(self.families, subject.span, nfe) for nfe in self.budgets}
-        images, fine = len(subject.seeds), subject.run.nfe
-        total = images * fine + sum(nfe * work(len(pool), images) for nfe, pool in pools.items())
+        budgets, images = list(pools), len(subject.seeds)
+        parts = subject.budget_parts(len(budgets))
+        costs = [budgets[number] * work(len(pools[budgets[number]]), images) for number in parts.missing(len(budgets))]
+        total = fine_work(subject) + sum(costs)
 
         def done(nfe: int) -> Progress:
             return lambda spent: progress(images * nfe * spent / total)
 
-        ends = fine_ends(subject, done(fine))
-        ranked = [rank(subject, ends, pool, done(nfe)) for nfe, pool in pools.items()]
-        return {**_values(list(pools), ranked), "span": subject.span}
+        ends = fine_ends(subject, done(subject.run.nfe))
+
+        def measure(number: int) -> Tensors:
+            nfe, pool = budgets[number], pools[budgets[number]]
+            ranked = rank(subject, ends, pool, done(nfe))
+            subject.report(_line(nfe, [(each.candidate.names[0], each.mean, each.error) for each in ranked]))
+            places = torch.stack([place_of(pool, entry.candidate) for entry in ranked])
+            return {"places": places, "distances": torch.stack([entry.distances for entry in ranked])}
+
+        ranked = [_finalists(pools[nfe], part) for nfe, part in zip(budgets, parts(len(budgets), measure), strict=True)]
+        return {**_values(budgets, ranked), "span": subject.span}
 
     def summary(self, values: dict[str, Any]) -> str:
         """Return a line for each budget with its best candidates."""
         lines = []
         for place, nfe in enumerate(values["budgets"].tolist()):
-            best = [
-                f"{' / '.join(names[0])} {float(values['mean'][place, k]):.4g} +- "
-                f"{float(values['standard_error'][place, k]):.1g}"
-                for k, names in enumerate(values["candidates"][place][:SHOWN])
-            ]
-            lines.append(f"NFE {nfe}: {'; '.join(best)}")
+            names = [names[0] for names in values["candidates"][place]]
+            rows = zip(names, values["mean"][place].tolist(), values["standard_error"][place].tolist(), strict=False)
+            lines.append(_line(nfe, list(rows)))
         return "\n".join(lines)
 
     def plot(self, record: Record, path: Path, noise_schedule: NoiseSchedule | None = None) -> None:
@@ -112,6 +121,19 @@ def check_budgets(budgets: object) -> None:
     listed = list(budgets) if isinstance(budgets, Sequence) and not isinstance(budgets, str) else []
     if not listed or not all(map(is_whole, listed)) or len(set(listed)) < len(listed):
         raise InputError(f"calibration.budgets={budgets}: give a list of different whole numbers from 1, as [5,10,20]")
+
+
+def _line(nfe: int, rows: list[tuple[tuple[str, str], float, float]]) -> str:
+    """Return the best candidates of a budget: (solver, schedule), mean distance and its error, best first."""
+    best = [f"{' / '.join(names)} {mean:.4g} +- {error:.1g}" for names, mean, error in rows[:SHOWN]]
+    return f"NFE {nfe}: {'; '.join(best)}"
+
+
+def _finalists(pool: list[Candidate], part: Tensors) -> list[Measurement]:
+    """Return the finalists of a budget from their places in the pool, (F,), and distances, (F, n)."""
+    return [
+        Measurement(pool[place], row) for place, row in zip(part["places"].tolist(), part["distances"], strict=True)
+    ]
 
 
 def _values(budgets: list[int], ranked: list[list[Measurement]]) -> dict[str, Any]:

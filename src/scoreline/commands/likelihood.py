@@ -1,8 +1,7 @@
 """scoreline likelihood [KEY=VALUE ..]
 Measure bits per dimension of 8-bit images: -log2 of the model's density under
 the probability-flow ODE, with uniform dequantisation. The mean over
-images is an upper bound on the bits of a code for them if sigma_min is small;
-larger ones blur the density, and bits grow.
+images is an upper bound on the bits of a code for them.
 
   scoreline likelihood checkpoint=digits_vp images=32
 
@@ -21,12 +20,13 @@ method          RK45 or DOP853 (RK45)
 rtol, atol      tolerances of a step, relative and absolute (1e-5)
 nfe             most evaluations per batch (5000)
 sigma_max       largest noise level (the model's own)
-sigma_min       smallest noise level (the model's own: t = 1e-3 of a linear VP
-                process, where its solvers stop too)
+sigma_min       smallest noise level; a larger one blurs the density, which
+                costs bits (the model's own, where its solvers stop: t = 1e-3
+                of a linear VP process)
 t_min           smallest time of the model's process, in place of sigma_min;
                 published figures of score_sde's models go to 1e-5
---end-noise     begin with noise of sigma_min on the pixels, not with uniform
-                noise on pixels without it: a bound at any sigma_min
+--end-noise     begin with noise of sigma_min on the pixels, which a decoder
+                removes, in place of uniform noise
 prior_variance  variance of a pixel at sigma_max (the process's own)
 device          auto, cpu or cuda (auto)
 trust           a package from which the checkpoint may take its network

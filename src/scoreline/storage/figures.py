@@ -39,7 +39,7 @@ def overlaid(sheet: str) -> Iterator[None]:
     from matplotlib import rc_params_from_file
 
     try:
-        own = rc_params_from_file(sheet, fail_on_error=True, use_default_template=False) if sheet else {}
+        own: Any = rc_params_from_file(sheet, fail_on_error=True, use_default_template=False) if sheet else {}
     except (OSError, ValueError) as error:
         reason = str(error).partition("\n")[0]
         raise InputError(

@@ -316,25 +316,27 @@ def _write_names(
 def _legend(
     grid: Grid, chart: Any, panels: Sequence[Panel], looks: Mapping[str, Look], rows: Sequence[str], hollow: bool
 ) -> None:
-    from matplotlib.lines import Line2D
-
-    handles = [
-        Line2D([], [], color=look.colour, marker=look.marker, linestyle=look.style, label=_short(row), **_edge(look))
-        for row, look in ((row, looks[row]) for row in rows)
-    ]
+    handles = [_handle(row, looks[row]) for row in rows]
     legend = chart.legend(handles=handles + [_hollow()] * hollow, loc="outside right center")
     leading = {leader(grid, panel.part) for panel in panels}
     for text, row in zip(legend.get_texts(), rows, strict=False):
         text.set(gid=f"label-{grid.rows.index(row)}", weight="bold" if leading == {row} else "normal")
-    lines = sum(handle.get_label().count("\n") + 1 for handle in handles) + hollow
+    lines = sum(_short(row).count("\n") + 1 for row in rows) + hollow
     width, high = chart.get_size_inches()
     chart.set_size_inches(width, min(max(high, LINE * lines + 0.4), TALLEST))
+
+
+def _handle(row: str, look: Look) -> Any:
+    from matplotlib.lines import Line2D
+
+    style: dict[str, Any] = {"linestyle": look.style, **_edge(look)}
+    return Line2D([], [], color=look.colour, marker=look.marker, label=_short(row), **style)
 
 
 def _hollow() -> Any:
     from matplotlib.lines import Line2D
 
-    marks = {"marker": "o", "markersize": 6, "markerfacecolor": "none", "linestyle": "none"}
+    marks: dict[str, Any] = {"marker": "o", "markersize": 6, "markerfacecolor": "none", "linestyle": "none"}
     return Line2D([], [], color="dimgrey", label="published", **marks)
 
 

@@ -48,6 +48,9 @@ NUMBER = re.compile(r"-?\d+(\.\d+)?")
 MANY = 3
 """Checkpoints; more of them are named below the table."""
 
+LETTERS, BETWEEN = 86, 2
+"""Of a line of 5.5 inches in small type, and of the space between two columns."""
+
 ONLY = {
     "neighbours": {"precision", "recall", "density", "coverage"},
     "projections": {"sliced_wasserstein"},
@@ -105,7 +108,7 @@ def _environment(
     printed = [
         r"% \usepackage{booktabs, etoolbox, siunitx}",
         r"\begin{table}",
-        r"\centering\small",
+        rf"\centering{_size(lines, columns)}\setlength{{\tabcolsep}}{{4pt}}",
         rf"\caption{{{_sentences(caption)}}}",
         rf"\label{{{label}}}",
         r"\smallskip",
@@ -126,6 +129,13 @@ def _environment(
         r"\end{table}",
     ]
     return "\n".join(printed) + "\n"
+
+
+def _size(lines: Sequence[Line], columns: Sequence[Sequence[Text]]) -> str:
+    """Return the size of type in which a table fits a text of 5.5 inches."""
+    name = max((len(line.name) for line in lines), default=0)
+    widths = [max(len(_number(field) or field.value) for field in fields) for fields in columns]
+    return r"\small" if name + sum(widths) + BETWEEN * len(widths) <= LETTERS else r"\footnotesize"
 
 
 def _column(fields: Sequence[Text]) -> str:
@@ -202,8 +212,8 @@ def _measured(grid: Grid, part: Part) -> str:
 def _images(grid: Grid, part: Part, result: Result) -> str:
     ranges, images = result.get("ranges", 1), f"{result['images']:,} images"
     shown = [statistic_of(entry, grid.metric, grid.paper) for entry in part.entries.values()]
-    names = dict.fromkeys("minimum" if it.minimum_of > 1 else "mean" for it in shown if it)
-    return f"{' or '.join(names)} over {ranges} seed ranges of {images} each" if ranges > 1 else images
+    name = "minimum" if any(it and it.minimum_of > 1 for it in shown) else "mean"
+    return f"{name} over {ranges} seed ranges of {images} each" if ranges > 1 else images
 
 
 def _undigested(name: object) -> str:
