@@ -18,6 +18,7 @@ from scoreline.commands import runs
 from scoreline.errors import InputError
 from scoreline.storage.run_lock import RunLock
 from scoreline.tables import plan, run_removal, run_summary, study
+from scoreline.tables.run_list import SPARE, aligned, cells, fitted
 from scoreline.tables.run_summary import find, images_kept
 
 Printed = Callable[..., list[str]]
@@ -98,6 +99,20 @@ def test_a_run_begun_under_an_old_name_goes_on_there(real: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert list((real / "outputs/sample").iterdir()) == [old]
     assert (old / "metrics.json").is_file()
+
+
+def test_a_run_that_fails_midway_keeps_its_reason(tmp_path: Path, printed: Printed) -> None:
+    Path("outputs/a/grid.png").mkdir(parents=True)
+    words = ("checkpoint=digits_vp", "nfe=3", "seeds=0-15", "metrics=none", "hydra.run.dir=outputs/a")
+    done = call("sample", *words, cwd=tmp_path)
+    assert "Is a directory" in done.stderr
+    lines = printed("show", "outputs/a")
+    assert lines[0].startswith("outputs/a: sample, failed, IsADirectoryError: ")
+    assert "the end of error.log" in lines
+    Path("outputs/a/grid.png").rmdir()
+    assert call("sample", *words, cwd=tmp_path).returncode == 0
+    assert printed("show", "outputs/a")[0] == "outputs/a: sample, done"
+    assert not Path("outputs/a/error.log").exists()
 
 
 def test_show_tells_how_to_repeat_a_run(real: Path, printed: Printed) -> None:
@@ -188,7 +203,7 @@ def test_a_sweep_counts_its_jobs(tmp_path: Path) -> None:
     (sweep / "multirun.yaml").write_text("hydra:\n  overrides:\n    task:\n    - nfe=5,6,7\n    - seeds='0-9,20'\n")
     (one,) = find(tmp_path)
     assert str(one.state) == "failed, 1 of 3 done, 1 failed"
-    assert [str(run.state) for run in one.runs] == ["done", "failed, InputError: nfe=6: too many"]
+    assert [str(run.state) for run in one.runs] == ["done", "failed, nfe=6: too many"]
     shutil.rmtree(sweep / "nfe=6")
     assert [str(it.state) for it in find(tmp_path)] == ["stopped, 1 of 3 done"]
     (sweep / "study.db").write_text("")
@@ -268,6 +283,16 @@ def test_json_is_for_programs(several: Path, printed: Printed) -> None:
     assert found["e"]["metric"] == {"name": "fixed_loss", "value": 0.5, "error": 0.01}
     assert found["b"]["bytes"] == sum(path.stat().st_size for path in (several / "b").iterdir())
     assert (found["d"]["state"], found["d"]["detail"], found["d"]["runs"]) == ("stopped", "at 3 of 10 images", [])
+
+
+def test_a_narrow_terminal_does_without_columns(several: Path, printed: Printed) -> None:
+    rows = cells(list(find(Path("outputs"))))
+    full = max(map(len, aligned(rows)))
+    assert [fitted(rows, width)[1] for width in (None, full, full - 1)] == [[], [], ["schedule"]]
+    narrow, left_out = fitted(rows, 10)
+    assert left_out == list(SPARE)
+    assert [row[-1] for row in narrow[1:]] == [f"outputs/{name}" for name in "abcde"]
+    assert narrow[0] == ["date", "metric", "state", "path"]
 
 
 @pytest.mark.parametrize(

@@ -129,18 +129,23 @@ def release() -> None:
         _held.pop().release()
 
 
-def give_up(folder: Path) -> None:
+def give_up(folder: Path) -> bool:
     """Remove a run directory without content, and its parents below the working directory that are empty then.
 
     A lone config.yaml that this process wrote first does not count as content.
+
+    Returns:
+        whether this process holds the directory, which has content.
     """
     with suppress(OSError):
-        if {path.name for path in folder.iterdir()} <= {run_lock.NAME, *(path.name for path in _first_written)}:
-            for path in _first_written:
-                path.unlink(missing_ok=True)
+        if not {path.name for path in folder.iterdir()} <= {run_lock.NAME, *(path.name for path in _first_written)}:
+            return bool(_held)
+        for path in _first_written:
+            path.unlink(missing_ok=True)
         release()
         folder.rmdir()
         for parent in folder.parents:
             if parent == Path():
-                return
+                break
             parent.rmdir()
+    return False

@@ -3,6 +3,7 @@
 It imports nothing heavier than Hydra, so that `--help` and error messages appear at once.
 """
 
+import contextlib
 import functools
 import logging
 import math
@@ -95,7 +96,9 @@ def script(
                     words = " ".join(HydraConfig.get().overrides.task)
                     print(f"{words}: {explain(error) or repr(error)}", file=sys.stderr)
                     raise
-                give_up(output_dir())
+                if give_up(output_dir()):
+                    with contextlib.suppress(OSError):  # the disk may be full, which is the error to report
+                        _keep_traceback(error)
                 leave(error)
             finally:
                 release()
@@ -187,7 +190,7 @@ def _of_run_directory(error: Exception) -> InputError | None:
 
 
 def _keep_traceback(error: Exception) -> None:
-    """Write error.log in the directory of a job of a sweep; the next start of the job removes it."""
+    """Write error.log in the directory of a job; the next start of the job removes it."""
     text = "".join(traceback.format_exception(error))
     write_atomically(output_dir() / ERROR_LOG, lambda path: path.write_text(text))
 

@@ -330,7 +330,7 @@ def _unfinished(folder: Path, done: str) -> State:
 def failure(folder: Path) -> State | None:
     """Return the reason that a job of a sweep or a cell of a table left for its end, or None."""
     if last := [line for line in tail(folder / ERROR_LOG) if line.strip()][-1:]:
-        return State("failed", printable(re.sub(r"^(\w+\.)+(?=\w+:)", "", last[0])))
+        return State("failed", printable(re.sub(r"^(\w+\.)+(?:InputError: |(?=\w+:))", "", last[0])))
     try:
         outcome = json.loads(content(folder / OUTCOME, run_config.LARGEST))
         word, sentence = str(outcome["state"]), printable(" ".join(str(outcome["sentence"]).split()))
