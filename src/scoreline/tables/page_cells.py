@@ -96,13 +96,10 @@ def sections(report: Report) -> list[Section]:
         part, rows = grid.parts[number], list[Row]()
         columns = part.columns(grid)
         for name, ours, published in _with_published(layout.lines):
-            entries = [part.entries.get((name, column)) for column in columns]
-            keys = [report.key(number, name, column) for column in columns]
-            bare = [
-                Cell(key, f"{name}, {grid.label} {column}", *texts)
-                for key, column, *texts in zip(keys, columns, ours, published, strict=True)
-            ]
-            cells = [_filled(report, cell, entry, common) for cell, entry in zip(bare, entries, strict=True)]
+            cells = []
+            for column, text, quoted in zip(columns, ours, published, strict=True):
+                cell = Cell(report.key(number, name, column), f"{name}, {grid.label} {column}", text, quoted)
+                cells.append(_filled(report, cell, part.entries.get((name, column)), common))
             rows.append(Row(grid.rows.index(name), name, cells))
         found.append(Section(layout, rows))
     return found
