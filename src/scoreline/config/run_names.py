@@ -308,7 +308,7 @@ def sweep_jobs(overrides: Sequence[str]) -> list[tuple[str, ...]]:
     """Return the words of each job of a sweep, from those of its command line; none if Hydra does not read them, or
     for more than `MOST_JOBS`."""
     words = _words_of_jobs(overrides) or []
-    return list(itertools.product(*words)) if 1 < math.prod(map(len, words)) <= MOST_JOBS else []
+    return list(itertools.product(*words)) if words and math.prod(map(len, words)) <= MOST_JOBS else []
 
 
 MOST_JOBS = 10_000

@@ -25,18 +25,36 @@ ROOM, LEAST, LARGEST = 1000, 128, 320
 """Pixels of the width at which the pictures of a row are shown, and limits of one of them."""
 
 
+PROBE = 4
+"""Pictures after which the bytes of all are expected."""
+
+
 class Coding(NamedTuple):
     """A way to store a picture: the most pixels a side of an image, and the quality of WebP; 0 stands for PNG."""
 
     side: int
     quality: int
 
-    def __str__(self) -> str:
-        return f"at most {self.side} pixels a side, WebP of quality {self.quality}" if self.quality else "PNG, exact"
+    def about(self, side: int) -> str:
+        """Return how images of so many pixels a side are stored."""
+        smaller = f"scaled to {self.side} and " if side > self.side else ""
+        how = f"WebP of quality {self.quality}" if self.quality else "PNG, pixel for pixel"
+        return f"images of {side} pixels a side, {smaller}stored as {how}"
 
 
-CODINGS = (Coding(64, 0), Coding(256, 85), Coding(128, 85), Coding(96, 80), Coding(64, 75), Coding(48, 60))
-"""From the best to the smallest; PNG for images of at most 64 pixels a side."""
+SMALL = 64
+"""Pixels a side of images whose pixels are shown as squares."""
+
+CODINGS = (
+    Coding(SMALL, 0),
+    Coding(256, 85),
+    Coding(192, 85),
+    Coding(128, 85),
+    Coding(96, 80),
+    Coding(64, 75),
+    Coding(48, 60),
+)
+"""From the best to the smallest; PNG for small images alone."""
 
 
 @dataclass(frozen=True)
@@ -78,8 +96,11 @@ def draw(cells: Mapping[str, Sequence[CellRun]], count: int, columns: int = 1, m
     side = max(max(found.shape[2:]) for found in there.values())
     coding, files = _within(there, [one for one in CODINGS if one.quality or side <= one.side], most)
     width = min(max(ROOM / columns, LEAST), LARGEST)
-    pictures = {key: _picture(content, size, coding, width) for key, (content, size) in files.items()}
-    return Pictures(pictures, _listed(seeds), f"{side} x {side} pixels; stored as {coding}")
+    pictures = {
+        key: _picture(content, size, coding, width, min(side, coding.side) <= SMALL)
+        for key, (content, size) in files.items()
+    }
+    return Pictures(pictures, _listed(seeds), coding.about(side))
 
 
 def _seeds(run: CellRun) -> str:
@@ -131,7 +152,8 @@ def _within(cells: Mapping[str, Tensor], codings: Sequence[Coding], most: int) -
         for key, images in cells.items():
             files[key] = _file(images, coding)
             total += len(files[key][0])
-            if total > most and coding is not codings[-1]:
+            expected = total if len(files) < PROBE else total / len(files) * len(cells)
+            if max(total, expected) > most and coding is not codings[-1]:
                 break
         else:
             break
@@ -159,9 +181,8 @@ def _webp(picture: Tensor, quality: int) -> bytes:
     return file.getvalue()
 
 
-def _picture(content: bytes, size: tuple[int, int], coding: Coding, width: float) -> Picture:
-    """Return a picture that is shown in about this width, exact pixels by a whole factor."""
+def _picture(content: bytes, size: tuple[int, int], coding: Coding, width: float, pixelated: bool) -> Picture:
+    """Return a picture that is shown in about this width, squares of pixels by a whole factor."""
     kind = "webp" if coding.quality else "png"
     uri = f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
-    factor = width / size[0] if coding.quality else max(1, width // size[0])
-    return Picture(uri, *size, factor, pixelated=not coding.quality)
+    return Picture(uri, *size, max(1, width // size[0]) if pixelated else width / size[0], pixelated)
