@@ -571,6 +571,7 @@ COMMANDS: list[Row] = [
     ("report folder folder2", "2 directories"),
     ("report folder nosuch=1", "nosuch"),
     ("report folder style=nosuch", "style=nosuch"),
+    ("report folder --htm", "--htm", "--html"),
     ("upload", "run directory"),
     ("upload folder", "folder", "config.yaml"),
     ("upload nowhere", "nowhere"),
