@@ -132,6 +132,31 @@ class RunLock:
                 os.utime(self.file.fileno())
 
 
+def at_work(folder: Path) -> str:
+    """Return what the process is that works in a run directory, empty if there is none; nothing is written."""
+    path = folder / NAME
+    try:
+        with open(path, "rb") as file:
+            held = not _can_lock(file)
+    except OSError:
+        return ""
+    holder = _holder(path)
+    return _description(holder) if held or (holder and _alive(holder, path)) else ""
+
+
+def _can_lock(file: IO[bytes]) -> bool:
+    """Return whether no other process holds the lock, also where the file system has none."""
+    import fcntl
+
+    try:
+        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
 _locks: "weakref.WeakSet[RunLock]" = weakref.WeakSet()
 
 

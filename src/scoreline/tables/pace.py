@@ -14,8 +14,8 @@ from scoreline.values import count_seeds
 PASSES = 3.0
 """Evaluations that a training step takes for each image: one forward, and twice as much backward."""
 
-START_UP = 1.0
-"""Seconds of a run besides its evaluations, until one has ended."""
+START_UP = 0.5
+"""Seconds of a run besides its evaluations and features: a fork that composes, loads, and writes, on an idle core."""
 
 
 @dataclass(frozen=True)
@@ -132,12 +132,17 @@ def of_preparations(commands: Iterable[Command]) -> dict[Hashable, float]:
 
 def _evaluations(words: Sequence[str]) -> float:
     """Return the evaluations of a training from where it resumes, or of a calibration; 0 if the words do not say it."""
-    images = 1000 * _number(_word(words, "duration_kimg"))
-    if images:
-        return PASSES * max(0.0, images - _number(Path(_word(words, "resume")).stem))
+    if _word(words, "duration_kimg"):
+        return PASSES * training_images(words)
     budgets, seeds = _word(words, "calibration.budgets").count(",") + 1, _word(words, "seeds")
     descent = PASSES * _number(_word(words, "calibration.evaluations")) * budgets
     return descent + _number(_word(words, "nfe")) * (count_seeds(seeds) if seeds else 0)
+
+
+def training_images(words: Sequence[str]) -> int:
+    """Return the images of a training by its words, from the checkpoint that it resumes on."""
+    images = 1000 * _number(_word(words, "duration_kimg"))
+    return round(max(0.0, images - _number(Path(_word(words, "resume")).stem)))
 
 
 def _word(words: Iterable[str], key: str) -> str:

@@ -60,8 +60,8 @@ class Options:
 class Runs(NamedTuple):
     """The runs that are not finished, and how many of them run at a time."""
 
-    cells: Sequence[Cell] = ()
-    places: int = 1
+    cells: Sequence[Cell]
+    places: int
 
 
 def _runs(draft: Plan, out: Path, options: Options) -> Runs:
@@ -96,10 +96,10 @@ def main(name: str, data: Any, overrides: Sequence[str], options: Options, out: 
 
         wandb_runs.import_wandb()
     draft = plan.make_plan(table, data, options.budget, overrides, run_identity.identities)
-    if not _unprepared(table.prepare):
+    if not unprepared(table.prepare):
         _refuse_absent(draft)
     with ended_by_sigterm(), RunLock(out, options.lock) as lock:
-        _refuse_other_runs(out, draft)
+        refuse_other_runs(out, draft)
         if prepare(table.prepare, out / "prepare", _runs(draft, out, options)) or lock.waited:
             draft = plan.make_plan(table, data, options.budget, overrides, run_identity.identities)
         _refuse_absent(draft)
@@ -118,19 +118,19 @@ def _needs(table: Table) -> str:
     return f"; table={table.name} needs {'; '.join(table.needs)}" if table.needs else ""
 
 
-def _refuse_other_runs(out: Path, draft: Plan) -> None:
+def refuse_other_runs(out: Path, draft: Plan) -> None:
     """Raise InputError if the directory is that of a run, or of a table of another name or budget."""
     former, own = run_config.read(out), {"table": draft.table.name, "budget": draft.budget}
     if former is not None and {key: former.get(key) for key in own} != own:
         raise InputError(f"hydra.run.dir={out}: holds another run, not table={own['table']}; choose another directory")
 
 
-def _unprepared(commands: Sequence[Command]) -> list[tuple[int, Command]]:
+def unprepared(commands: Sequence[Command]) -> list[tuple[int, Command]]:
     """Return the commands whose product is not there, with their numbers."""
     return [(k, command) for k, command in enumerate(commands) if not Path(command.makes).exists()]
 
 
-def prepare(commands: Sequence[Command], logs: Path, runs: Runs = Runs()) -> bool:
+def prepare(commands: Sequence[Command], logs: Path, runs: Runs | None = None) -> bool:
     """Run the commands whose product is not there, and return whether there was one.
 
     Args:
@@ -141,9 +141,10 @@ def prepare(commands: Sequence[Command], logs: Path, runs: Runs = Runs()) -> boo
     Raises:
         InputError: if one fails or does not make what it should.
     """
-    missing = _unprepared(commands)
+    missing = unprepared(commands)
     work = pace.of_preparations(command for _, command in missing)
-    forecast = Pace({**work, **pace.of_cells(runs.cells)}, runs.places, work)
+    cells, places = runs or ((), 1)
+    forecast = Pace({**work, **pace.of_cells(cells)}, places, work)
     with ImageProgress(len(missing), "preparing", every=0.0, unit="command", seconds_left=forecast.seconds_left) as bar:
         for k, command in missing:
             log = logs / f"{k}.log"
