@@ -19,7 +19,7 @@ from scoreline.config.compose import build_object
 from scoreline.config.model_source import known_sigma_data, read_source, with_model, with_values
 from scoreline.doctor import environment
 from scoreline.doctor.assets import dataset, metric_assets
-from scoreline.doctor.findings import Finding, Status, amount
+from scoreline.doctor.findings import Finding, amount
 from scoreline.doctor.sample_job import SampleJob, sizes_on_disk, weights
 from scoreline.doctor.timing import Cost, timed_call
 from scoreline.doctor.train_job import TrainJob
@@ -72,7 +72,8 @@ class Kind:
         job: the network calls of the first run; None if it is refused, or its checkpoint is not here.
         shape: (C, H, W) of what a run keeps.
         refused: the sentence with which sample.py refuses it.
-        network: what tells apart networks of different cost.
+        waits: whether a preparation writes a file that it reads.
+        network: what tells apart networks of different cost; empty without the checkpoint.
     """
 
     name: str
@@ -82,7 +83,13 @@ class Kind:
     job: SampleJob | None = None
     shape: tuple[int, int, int] | None = None
     refused: str = ""
+    waits: bool = False
     network: str = ""
+
+    @property
+    def nfe(self) -> int:
+        """Evaluations of an image."""
+        return self.cfg.nfe if is_whole(self.cfg.nfe) else 0
 
     @property
     def images(self) -> int:
@@ -128,20 +135,23 @@ class Report:
 
     def cost_of(self, kind: Kind) -> Cost | None:
         """Return the cost of an evaluation in runs, timed once for each network and size; None if it is unknown."""
-        if kind.job is None or self.timed is None:
+        alike = next((it.job for it in (kind, *self.kinds) if it.job and it.network == kind.network), None)
+        if alike is None or self.timed is None:
             return None
-        return self._once(f"{kind.job.call_size} {kind.network}", kind.job.cost)
+        return self._once(f"{alike.call_size} {kind.network}", alike.cost)
 
     def seconds(self, kind: Kind) -> list[float] | None:
         """Return the seconds of network calls of each run that is left; None if they are unknown."""
+        if kind.refused:
+            return []
         cost, images = self.cost_of(kind), [count_seeds(cell.seeds) for cell in kind.left]
         if cost is not None and kind.job is not None:
             return [kind.job.seconds(cost) * count / kind.job.images for count in images]
-        trained = self._trained(kind)
-        if trained is None or self.timed is None:
-            return None
-        own = self._training_cost(trained)
-        return [own.seconds_for(count * int(kind.cfg.nfe) / pace.PASSES) for count in images]
+        if cost is not None:
+            return [cost.seconds_for(count * kind.nfe) for count in images]
+        trained = self.trained_for(kind)
+        own = None if trained is None else self.training_cost(trained)
+        return None if own is None else [own.seconds_for(count * kind.nfe / pace.PASSES) for count in images]
 
     def seconds_at(self, kind: Kind, rate: float) -> list[float]:
         """Return the seconds of network calls of each run that is left, on a device of another speed.
@@ -150,9 +160,9 @@ class Report:
             kind: the runs.
             rate: evaluations of an image per second of the first network; others keep their ratio to it.
         """
-        cost, nfe = self.cost_of(kind), kind.cfg.nfe if is_whole(kind.cfg.nfe) else 0
+        cost = self.cost_of(kind)
         share = cost.seconds_for(1) * self.rate if cost is not None and self.rate else 1.0
-        return [] if kind.refused else [nfe * count_seeds(cell.seeds) * share / rate for cell in kind.left]
+        return [] if kind.refused else [kind.nfe * count_seeds(cell.seeds) * share / rate for cell in kind.left]
 
     @property
     def rate(self) -> float | None:
@@ -167,15 +177,17 @@ class Report:
 
     def prepared(self) -> float:
         """Return the seconds of all trainings that come first."""
-        if self.timed is None:
-            return 0.0
-        return sum(self._training_cost(job).seconds_for(job.images / job.processes) for job in self.trained.values())
+        costs = [(job, self.training_cost(job)) for job in self.trained.values()]
+        return sum(cost.seconds_for(job.images / job.processes) for job, cost in costs if cost is not None)
 
-    def _trained(self, kind: Kind) -> TrainJob | None:
+    def trained_for(self, kind: Kind) -> TrainJob | None:
         """Return the training that writes the checkpoint of runs, or None if that is not to be trained."""
         return self.trained.get(Path(str(kind.cfg.checkpoint)).absolute())
 
-    def _training_cost(self, job: TrainJob) -> Cost:
+    def training_cost(self, job: TrainJob) -> Cost | None:
+        """Return the cost of a training's pass, timed once for each network and size; None without timing."""
+        if self.timed is None:
+            return None
         return self._once(f"{job.micro_batch} {job.model}", job.cost)
 
     def _once(self, key: str, measure: Callable[[torch.device], Cost]) -> Cost:
@@ -195,6 +207,7 @@ def table_report(cfg: Any, overrides: Sequence[str], question: Question) -> Iter
     yield from _files(report)
     yield environment.folder("cache", cache_folder())
     yield from _preparations(report)
+    _mark(report)
     yield from _checkpoints(report)
     features = 0.0
     for finding, seconds in _metrics(report):
@@ -245,7 +258,7 @@ def _count(report: Report) -> Finding:
 
 
 def _files(report: Report) -> Iterator[Finding]:
-    """Yield a line for each file that preparations and runs read; the table's `needs` is the remedy for a missing one."""
+    """Yield a line for each file that preparations and runs read, with what the table needs as the remedy."""
     for item in prefetch.unique(prefetch.of_table(report.draft.table, report.draft.overrides)):
         need = item.need.removeprefix(f"{item.asset.value}: ")
         yield (replace(item.asset, remedy=need) if need else item.asset).finding()
@@ -262,7 +275,8 @@ def _preparations(report: Report) -> Iterator[Finding]:
         cfg = doctor.job_config("train", words[1:])
         yield from _data_once(report, cfg)
         job = doctor.train_job(cfg, report.timed is None)
-        report.trained[Path(cfg.hydra.run.dir).absolute()] = replace(job, images=pace.training_images(words))
+        job = replace(job, images=pace.training_images(words))
+        report.trained[Path(cfg.hydra.run.dir).absolute()] = job
         yield Finding("ok", "preparation", f"{text}, {pace.training_images(words) / 1000:g} kimg")
 
 
@@ -271,6 +285,16 @@ def _data_once(report: Report, cfg: Any) -> Iterator[Finding]:
     is_first = report.timed is not None and not report.trained
     if is_first and all(asset.is_there for asset in dataset("dataset", cfg.dataset)):
         yield doctor.training_data(cfg)[0]
+
+
+def _mark(report: Report) -> None:
+    """Mark the runs that read what a preparation writes."""
+    products = {Path(command.makes).absolute() for _, command in table_run.unprepared(report.draft.table.prepare)}
+    for kind in report.kinds:
+        files = [Path(word.partition("=")[2]).absolute() for word in kind.cells[0].overrides]
+        kind.waits = not {*products, *report.trained}.isdisjoint(files)
+        trained = report.trained_for(kind)
+        kind.shape = trained.shape if trained else None
 
 
 def _checkpoints(report: Report) -> Iterator[Finding]:
@@ -299,6 +323,10 @@ def _checkpoint(word: str, checkpoint: Checkpoint) -> Finding:
 
 def _build(kind: Kind, checkpoint: Checkpoint) -> None:
     """Build the solver of a kind of runs, or keep the sentence with which sample.py refuses it."""
+    kind.network = json.dumps([checkpoint.card.model, str(kind.cfg.guidance)], sort_keys=True, default=str)
+    kind.shape = checkpoint.image_shape
+    if kind.waits:
+        return
     deviation = kind.cfg.sigma_data or known_sigma_data(checkpoint) or doctor.ANY_DEVIATION
     kind.cfg = with_model(kind.cfg, checkpoint, sigma_data=deviation)
     try:
@@ -306,7 +334,6 @@ def _build(kind: Kind, checkpoint: Checkpoint) -> None:
         kind.shape = doctor.kept_shape(kind.cfg.format, checkpoint)
     except Exception as error:
         kind.refused = doctor.sentence(error)
-    kind.network = json.dumps([checkpoint.card.model, str(kind.cfg.guidance)], sort_keys=True, default=str)
 
 
 def _metrics(report: Report) -> Iterator[tuple[Finding, float]]:
@@ -374,34 +401,41 @@ def _some(names: Sequence[str]) -> str:
 
 
 def _place(report: Report, lock: str) -> Iterator[Finding]:
-    """Report whether the table can work in its directory, and whether what its runs keep fits there."""
+    """Report whether the table can work in its directory, and whether what it writes fits there."""
     holder = run_lock.at_work(report.root)
     if holder:
-        status: Status = "warn" if lock == "wait" else "fail"
         remedy = "the table waits for it" if lock == "wait" else "wait for it with lock=wait"
-        yield Finding(status, "run directory", f"{report.root}: {holder} works there; {remedy}")
+        yield Finding("warn" if lock == "wait" else "fail", "run directory", f"{holder} works there; {remedy}")
     try:
         table_run.refuse_other_runs(report.root, report.draft)
     except InputError as error:
         yield Finding("fail", "run directory", str(error))
+    trainings = sum(job.sizes_on_disk[1] for job in report.trained.values())
+    final, most = _sizes(report)
+    left = [kind for kind in report.kinds if kind.left and not kind.refused]
+    unknown = ", those of unknown checkpoints not counted" * any(kind.shape is None for kind in left)
+    yield Finding("ok", "files", f"{amount(final)} of runs, {amount(trainings)} of trainings{unknown}")
+    yield environment.folder("run directory", report.root, final + most * len(report.places) + trainings)
+
+
+def _sizes(report: Report) -> tuple[float, float]:
+    """Return the bytes that the runs which are left keep, and the most that one needs besides while it runs."""
     final, most = 0.0, 0.0
-    for kind in (kind for kind in report.kinds if kind.shape and kind.left):
-        images = count_seeds(kind.left[0].seeds)
-        features = doctor.feature_bytes(kind.cfg.metrics)
-        own, during = sizes_on_disk(kind.cfg.format, images, kind.shape, features)
-        final, most = final + own * len(kind.left), max(most, during - own)
-    yield Finding("ok", "files", f"{amount(final)} for what the runs keep")
-    yield environment.folder("run directory", report.root, final + most * len(report.places))
+    for kind in report.kinds:
+        if kind.shape and kind.left and not kind.refused:
+            images, features = count_seeds(kind.left[0].seeds), doctor.feature_bytes(kind.cfg.metrics)
+            own, during = sizes_on_disk(kind.cfg.format, images, kind.shape, features)
+            final, most = final + own * len(kind.left), max(most, during - own)
+    return final, most
 
 
 def _memory(report: Report) -> Iterator[Finding]:
-    """Report the memory of the largest run, as often as runs share the device."""
-    jobs = [(kind.job, kind) for kind in report.kinds if kind.job is not None]
-    if not jobs:
-        return
+    """Report the memory of the largest run, as often as runs share the device, and of the largest training."""
     shared = -(-len(report.places) // len({slot.device for slot in report.places}))
-    found = [job.memory(report.cost_of(kind), report.device, shared) for job, kind in jobs]
-    yield max(found, key=lambda finding: ("ok", "warn", "fail").index(finding.status))
+    runs = [kind.job.memory(report.cost_of(kind), report.device, shared) for kind in report.kinds if kind.job]
+    trainings = [job.memory(report.training_cost(job), 0, report.device) for job in report.trained.values()]
+    for found in filter(None, (runs, trainings)):
+        yield max(found, key=lambda finding: ("ok", "warn", "fail").index(finding.status))
 
 
 def _time(report: Report, features: float) -> Iterator[Finding]:

@@ -32,7 +32,7 @@ class TableTime(NamedTuple):
 
     def sentence(self, places: int) -> str:
         """Return the time with its parts."""
-        parts = [f"{duration(sum(self.runs))} of network calls", f"{duration(self.features)} of features"]
+        parts = [f"{duration(sum(self.runs))} of network calls in all", f"{duration(self.features)} of features"]
         if self.preparations:
             parts.insert(0, f"{duration(self.preparations)} of training")
         return f"{duration(self.on(places))}: {', '.join(parts)}, {len(self.runs):,} starts of {START_UP:g} s"
