@@ -22,7 +22,8 @@ from scoreline.errors import InputError
 from scoreline.storage.run_lock import RunLock, at_work
 from scoreline.tables import plan
 from scoreline.tables.forecast import TableTime
-from scoreline.tables.pace import START_UP
+from scoreline.tables.pace import SERVER, START_UP
+from scoreline.tables.pool import slots
 from scoreline.tables.schema import parse
 
 DATA: dict[str, Any] = {
@@ -187,7 +188,7 @@ def test_a_half_done_table_counts_what_is_left(
     assert code == 0
     assert lines_of("table", lines)[0].endswith("4 runs of 2 cells, 100 images each; 2 are finished, 2 are left")
     (time,) = lines_of("time", lines)
-    assert "16 s: 15 s of network calls in all, 0 s of features, 2 starts of 0.5 s; 100 evaluations of an" in time
+    assert "20 s: 15 s of network calls in all, 0 s of features, 2 starts of 0.5 s; 100 evaluations of an" in time
     shutil.rmtree(root)
     for cell in draft.cells:
         finish(cell, root)
@@ -249,6 +250,7 @@ def test_what_a_preparation_writes_is_not_missing(
         rows=[
             {"name": "own", "overrides": ["checkpoint=outputs/own", "solver=ddim"]},
             {"name": "learned", "overrides": ["solver=learned", "solver.path=outputs/gits/t.safetensors"]},
+            {"name": "DDIM", "overrides": ["solver=ddim", "network_batch=16"]},
         ],
     )
     monkeypatch.setattr(table_report.TrainJob, "cost", lambda job, device: Cost(100, 3.0, 0))
@@ -261,13 +263,29 @@ def test_what_a_preparation_writes_is_not_missing(
         "calibrate.py, whose time is not counted",
     ]
     assert lines_of("dataset", lines)[0].endswith("digits-train: 1,500 images 1x8x8, 10 classes")
+    here, there = lines_of("time", lines)
+    assert "0:02:14: 0:02:00 of training, 7.2 s of network calls" in here  # 3 rows of 2.4 s, 6 starts, the server
+    assert "2 GPUs, 1000 evaluations a second each, as given: " in there
+
+
+def test_runs_that_share_a_gpu_or_a_core_do_not_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: {0, 1, 2}, raising=False)
+    plain: dict[str, Any] = {"draft": None, "root": Path(), "question": None, "kinds": []}
+    for device, jobs, names, parallel in [
+        ("cuda", 4, ["0", "1"], 2),
+        ("cuda", 1, ["0", "1"], 1),
+        ("cpu", 2, [], 2),
+        ("cpu", 8, [], 3),
+    ]:
+        report = table_report.Report(**plain, device=torch.device(device), places=slots(jobs, names))
+        assert report.parallel == parallel
 
 
 def test_other_gpus_take_their_share() -> None:
     """Ten runs of 8 s and one of 60 by two: at least the long one; twice as fast halves all but the starts."""
     time = TableTime(100.0, [8.0] * 10 + [60.0], 11.0)
     each = 1.0 + START_UP
-    assert time.on(1) == pytest.approx(100 + 140 + 11 * each)
-    assert time.on(8) == pytest.approx(100 + 60 + each)
-    assert time.faster(2.0).on(1) == pytest.approx(50 + 70 + 11 * (0.5 + START_UP))
+    assert time.on(1) == pytest.approx(100 + SERVER + 140 + 11 * each)
+    assert time.on(8) == pytest.approx(100 + SERVER + 60 + each)
+    assert time.faster(2.0).on(1) == pytest.approx(50 + SERVER + 70 + 11 * (0.5 + START_UP))
     assert TableTime(0.0, [], 0.0).on(2) == 0.0

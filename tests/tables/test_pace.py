@@ -7,7 +7,7 @@ import pytest
 
 from scoreline.config.run_names import model_path
 from scoreline.tables import pace
-from scoreline.tables.pace import PASSES, START_UP, Pace
+from scoreline.tables.pace import PASSES, SERVER, START_UP, Pace
 from scoreline.tables.plan import Cell
 from scoreline.tables.schema import Command
 
@@ -105,7 +105,7 @@ def test_trainings_predict_themselves_and_the_cells(clock: SimpleNamespace) -> N
     forecast.begin(short)
     clock.now += 1.0
     forecast.end_preparation(short)
-    assert forecast.seconds_left() == pytest.approx(3.0 + 4 * (START_UP + 0.5) / 2)
+    assert forecast.seconds_left() == pytest.approx(3.0 + SERVER + 4 * (START_UP + 0.5) / 2)
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 from torch import Tensor
 
@@ -327,6 +328,7 @@ def _build(kind: Kind, checkpoint: Checkpoint) -> None:
     kind.shape = checkpoint.image_shape
     if kind.waits:
         return
+    HydraConfig.instance().set_config(kind.cfg)  # the names of its choices, which the config of another run replaced
     deviation = kind.cfg.sigma_data or known_sigma_data(checkpoint) or doctor.ANY_DEVIATION
     kind.cfg = with_model(kind.cfg, checkpoint, sigma_data=deviation)
     try:

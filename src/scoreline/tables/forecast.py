@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from scoreline.doctor.findings import duration
-from scoreline.tables.pace import START_UP
+from scoreline.tables.pace import SERVER, START_UP
 
 
 class TableTime(NamedTuple):
@@ -28,7 +28,8 @@ class TableTime(NamedTuple):
         """Return the seconds with some runs at a time, after the preparations one by one."""
         mean = self.features / max(1, len(self.runs))
         each = [seconds + mean + START_UP for seconds in self.runs]
-        return self.preparations + max(sum(each) / places, max(each, default=0.0))
+        server = SERVER if each else 0.0
+        return self.preparations + server + max(sum(each) / places, max(each, default=0.0))
 
     def sentence(self, places: int) -> str:
         """Return the time with its parts."""

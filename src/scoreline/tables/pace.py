@@ -17,6 +17,9 @@ PASSES = 3.0
 START_UP = 0.5
 """Seconds of a run besides its evaluations and features: a fork that composes, loads, and writes, on an idle core."""
 
+SERVER = 4.0
+"""Seconds before the first run: the imports of the server that runs are forked from, on an idle core."""
+
 
 @dataclass(frozen=True)
 class End:
@@ -93,7 +96,8 @@ class Pace:
             left[unit] = max(0.0, left[unit] - (now - began))
         runs = [seconds for unit, seconds in left.items() if unit not in self.preparations]
         one_by_one = sum(left.values()) - sum(runs)
-        return one_by_one + max(sum(runs) / self.places, max(runs, default=0.0))
+        server = 0.0 if self.runs or not runs else SERVER
+        return one_by_one + server + max(sum(runs) / self.places, max(runs, default=0.0))
 
     def _rate(self) -> float:
         ends = self.runs or self.prepared
