@@ -230,8 +230,14 @@ def _run_cells(draft: Plan, out: Path, options: Options) -> dict[str, int]:
 
 
 def _evaluating(cell: Cell, out: Path) -> float | None:
-    """Return the seconds in which a run sampled its images, or None if an earlier start sampled some of them."""
-    result = plan.result(cell, out)
+    """Return the seconds in which a run sampled its images; None if an earlier start sampled some of them.
+
+    A damaged result, of which the table itself tells, gives None too.
+    """
+    try:
+        result = plan.result(cell, out)
+    except InputError:
+        return None
     return result.get("seconds") if result.get("images_made") == result["images"] else None
 
 
