@@ -17,7 +17,9 @@ from scoreline.config import run_identity
 from scoreline.config.conf_folder import OWN_FOLDER
 from scoreline.config.run_names import model_path
 from scoreline.doctor import timing
+from scoreline.doctor.sample_job import SampleJob
 from scoreline.doctor.timing import Cost
+from scoreline.doctor.train_job import TrainJob
 from scoreline.errors import InputError
 from scoreline.storage.run_lock import RunLock, at_work
 from scoreline.tables import plan
@@ -176,7 +178,7 @@ def test_a_half_done_table_counts_what_is_left(
 ) -> None:
     """Three of four runs are there, one of another identity: two are left, of 500 and 1,000 evaluations."""
     data = write(tmp_path, rows=[{"name": "DDIM", "overrides": ["solver=ddim"]}])
-    monkeypatch.setattr(table_report.SampleJob, "cost", lambda job, device: Cost(100, 1.0, 0))
+    monkeypatch.setattr(SampleJob, "cost", lambda job, device: Cost(100, 1.0, 0))
     monkeypatch.setattr(table_report, "timed_call", lambda call, largest, device: Cost(64, 0.0, 0))
     root = tmp_path / "work" / "outputs" / "table" / "toy-small"
     own = ["threads=1", "network_batch=100"]
@@ -253,8 +255,8 @@ def test_what_a_preparation_writes_is_not_missing(
             {"name": "DDIM", "overrides": ["solver=ddim", "network_batch=16"]},
         ],
     )
-    monkeypatch.setattr(table_report.TrainJob, "cost", lambda job, device: Cost(100, 3.0, 0))
-    monkeypatch.setattr(table_report.SampleJob, "cost", lambda job, device: Cost(100, 1.0, 0))
+    monkeypatch.setattr(TrainJob, "cost", lambda job, device: Cost(100, 3.0, 0))
+    monkeypatch.setattr(SampleJob, "cost", lambda job, device: Cost(100, 1.0, 0))
     monkeypatch.setattr(table_report, "timed_call", lambda call, largest, device: Cost(64, 0.0, 0))
     code, lines = shown(capsys, "budget=smoke", "threads=1", "--gpus=2", "--rate=1000")
     assert code == 0, lines

@@ -15,7 +15,7 @@ from scoreline.tables.schema import Command
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     found = SimpleNamespace(now=1000.0)
-    monkeypatch.setattr(pace.time, "monotonic", lambda: found.now)
+    monkeypatch.setattr("time.monotonic", lambda: found.now)
     return found
 
 
