@@ -21,7 +21,7 @@ from scoreline.doctor.sample_job import SampleJob
 from scoreline.doctor.timing import Cost
 from scoreline.doctor.train_job import TrainJob
 from scoreline.errors import InputError
-from scoreline.storage.run_lock import RunLock, at_work
+from scoreline.storage.run_lock import RunLock, working
 from scoreline.tables import plan
 from scoreline.tables.forecast import TableTime
 from scoreline.tables.pace import SERVER, START_UP
@@ -202,7 +202,7 @@ def test_a_half_done_table_counts_what_is_left(
 def test_a_table_at_work_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write(tmp_path)
     root = Path("outputs/table/toy-smoke")
-    assert at_work(root) == ""
+    assert working(root) == ""
     with RunLock(root):
         (root / "config.yaml").write_text("identity: '1'\ntable: other\nbudget: smoke\n")
         code, lines = shown(capsys, "budget=smoke", "--quick")
@@ -214,9 +214,9 @@ def test_a_table_at_work_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[
         (root / "config.yaml").unlink()
         code, lines = shown(capsys, "budget=smoke", "--quick", "lock=wait")
         assert (code, lines_of("run directory", lines)[0][:4]) == (0, "warn")
-    assert at_work(root) == ""
+    assert working(root) == ""
     (root / ".lock").write_text(json.dumps({"pid": 1, "host": "another", "started": None}))
-    assert at_work(root).startswith("process 1 on another")
+    assert working(root).startswith("process 1 on another")
 
 
 def test_disk_space_is_that_of_what_is_left(

@@ -404,7 +404,7 @@ def _some(names: Sequence[str]) -> str:
 
 def _place(report: Report, lock: str) -> Iterator[Finding]:
     """Report whether the table can work in its directory, and whether what it writes fits there."""
-    holder = run_lock.at_work(report.root)
+    holder = run_lock.working(report.root)
     if holder:
         remedy = "the table waits for it" if lock == "wait" else "wait for it with lock=wait"
         yield Finding("warn" if lock == "wait" else "fail", "run directory", f"{holder} works there; {remedy}")
