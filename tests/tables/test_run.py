@@ -177,7 +177,7 @@ class Fake:
     def __init__(self, states: dict[str, str]) -> None:
         self.states = states
 
-    def __call__(self, root: Path, command: Any, places: Any, on_error: str, report: Any, start: Any) -> Any:
+    def __call__(self, root: Path, command: Any, places: Any, on_error: str, report: Any, warm: Any, begin: Any) -> Any:
         self.root, self.report = root, report
         return self
 
