@@ -174,13 +174,13 @@ class Fidelity(Metrics):
 
     def _replicates(self, parts: Features, reference: ReferenceFeatures, group: Tensor) -> dict[str, Replicates]:
         features = parts.all("features")
-        frechet = {"frechet_distance": frechet_replicates(features, reference.gaussian, group)}
+        frechet = {"frechet_distance": frechet_replicates(features, reference.gaussian)}
         if reference.tensors is None:
             return frechet
         theirs, projected = reference.tensors["features"], reference.tensors["projected"].T.sort(1).values
         return {
             **frechet,
-            "kid": kernel_replicates(features, theirs, group),
+            "kid": kernel_replicates(features, theirs),
             **support_replicates(features, theirs, group, self.neighbours),
             "sliced_wasserstein": sliced_wasserstein_replicates(parts.all("projected").T, projected, group),
         }

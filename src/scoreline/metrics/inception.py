@@ -243,11 +243,11 @@ class Inception(Metrics):
             side = compared.gaussian if name == "fid" else compared.spatial
             assert side is not None
             x = features.all("features" if name == "fid" else "spatial")
-            return {name: _scored(frechet_replicates(x, side, self._groups(len(x))), len(x))}
+            return {name: _scored(frechet_replicates(x, side), len(x))}
         x, y = features.rows("features", self.compared), compared.rows
         assert y is not None
         if name == "kid":
-            return {name: _scored(kernel_replicates(x, y, self._groups(len(x))), len(x))}
+            return {name: _scored(kernel_replicates(x, y), len(x))}
         four = support_replicates(x, y, self._groups(len(x)), self.neighbours)
         return {key: _scored(it, len(x)) for key, it in four.items()}
 

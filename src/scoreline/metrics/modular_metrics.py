@@ -280,7 +280,7 @@ class FrechetDistance(SetDistance):
         return frechet_distance(GaussianStatistics.of(x), reference.gaussian)
 
     def replicates(self, x: Tensor, reference: ReferenceRows, group: Tensor) -> Replicates:
-        return frechet_replicates(x, reference.gaussian, group)
+        return frechet_replicates(x, reference.gaussian)
 
 
 class KernelDistance(SetDistance):
@@ -303,7 +303,7 @@ class KernelDistance(SetDistance):
         return kernel_distance(x, reference.all)
 
     def replicates(self, x: Tensor, reference: ReferenceRows, group: Tensor) -> Replicates:
-        return kernel_replicates(x, reference.all, group)
+        return kernel_replicates(x, reference.all)
 
 
 class PrecisionRecall(SetDistance):
