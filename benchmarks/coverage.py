@@ -129,7 +129,7 @@ def measured(batch: Tensor) -> Rows:
     """Features, projections and class probabilities of images uint8 (n, 1, 8, 8)."""
     extractors = {"features": DigitFeatures(), "projected": Projections(PROJECTIONS)}
     extractors["classes"] = ClassProbabilities(DigitFeatures())
-    return {name: torch.cat([it(part) for part in batch.split(BATCH)]) for name, it in extractors.items()}
+    return {name: torch.cat([it(part) for part in torch.split(batch, BATCH)]) for name, it in extractors.items()}
 
 
 def pool(out: Path, count: int) -> Rows:
@@ -186,8 +186,8 @@ def table(found: Sequence[Cell]) -> str:
     draws = {it.n: it.draws for it in found}
     heading = ["n / d", *(f"{n / DIMENSION:.3g}" for n in sizes)]
     lines = [heading, ["--"] * len(heading), ["n, draws", *(f"{n}, {draws[n]}" for n in sizes)]]
-    for score in dict.fromkeys(it.score for it in found):
-        lines.append([score, *(_text(it) for it in found if it.score == score)])
+    names = dict.fromkeys(it.score for it in found)
+    lines += [[name, *(_text(it) for it in found if it.score == name)] for name in names]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
@@ -199,7 +199,7 @@ def main(words: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
     parser.add_argument("--cases", nargs="+", choices=CASES, default=CASES)
-    parser.add_argument("--draws", type=int, default=60, help="at most; without overlap there are fewer of large n")
+    parser.add_argument("--draws", type=int, default=120, help="at most; without overlap there are fewer of large n")
     parser.add_argument("--multiples", nargs="+", type=float, default=MULTIPLES, help="n / d")
     parser.add_argument("--pool", type=int, default=POOL, help="images for the draws of one n")
     given = parser.parse_args(words)

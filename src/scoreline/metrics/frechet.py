@@ -158,9 +158,9 @@ def frechet_replicates(x: Tensor, reference: GaussianStatistics) -> Replicates:
             f"the error of a Frechet distance needs at least 3 rows of {len(reference.mean)} features, got "
             f"{tuple(x.shape)}"
         )
-    whole = reduce(GaussianStatistics.merge, in_turn(GaussianStatistics.of, x.split(CHUNK), AT_ONCE))
+    whole = reduce(GaussianStatistics.merge, in_turn(GaussianStatistics.of, torch.split(x, CHUNK), AT_ONCE))
     removal = one_core_each(lambda side: _Removal.of(side, reference), [whole])[0]
-    changes = torch.cat(one_core_each(removal.changes, x.split(CHUNK), AT_ONCE))
+    changes = torch.cat(one_core_each(removal.changes, torch.split(x, CHUNK), AT_ONCE))
     full, without = frechet_distance(whole, reference), removal.without(changes)
     chosen = torch.arange(min(PAIRS, len(x))) * len(x) // min(PAIRS, len(x))
     second = one_core_each(lambda rows: removal.second(x[rows], changes[rows]), [chosen])[0] if len(x) > 3 else 0.0

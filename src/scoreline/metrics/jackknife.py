@@ -119,5 +119,5 @@ def delete_each_group(statistic: Callable[[Tensor], float], rows: Tensor, group:
     sizes = torch.bincount(group)
     without = [statistic(rows[group != j]) for j in range(len(sizes))]
     pairs = [statistic(rows[(group != j) & (group != k)]) for j, k in group_pairs(len(sizes))]
-    values = (torch.tensor(each, dtype=torch.float64) for each in (without, pairs))
-    return replicates_of_groups(statistic(rows), *values, sizes)
+    of_groups, of_pairs = (torch.tensor(each, dtype=torch.float64) for each in (without, pairs))
+    return replicates_of_groups(statistic(rows), of_groups, of_pairs, sizes)

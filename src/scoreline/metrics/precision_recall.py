@@ -83,7 +83,7 @@ def support(x: Tensor, y: Tensor, neighbours: int = 3) -> dict[str, float]:
 
 
 class _Support(NamedTuple):
-    """Number of balls B(y_j) that hold each x_i (n,); recall and coverage without each set of groups and, last, of all."""
+    """Number of balls B(y_j) that hold each x_i (n,); recall and coverage without each set of groups, last of all."""
 
     holds: Tensor
     recalled: Tensor

@@ -92,7 +92,7 @@ def sliced_wasserstein_distance(x: Tensor, y: Tensor) -> float:
 
 
 def sliced_wasserstein_replicates(projected: Tensor, reference: Tensor, group: Tensor) -> Replicates:
-    """Compute `sliced_wasserstein_distance` of x (L, n) from ascending `reference` (L, m), without each group, and each pair.
+    """Compute `sliced_wasserstein_distance` of x (L, n) from ascending `reference` (L, m), with its replicates.
 
     Rows are sorted once, since leaving some out keeps the order of the others.
     """
