@@ -245,6 +245,6 @@ class _Removal(NamedTuple):
         """
         before, kept = self.whole.n, self.whole.n - count
         trace, roots = self.whole.scatter.trace(), self.values.sqrt().sum()
-        mean = together / kept**2 - 2 * along / kept
+        mean = together / (kept * kept) - 2 * along / kept
         spread = (trace - square - together / kept) / (kept - 1) - trace / (before - 1)
-        return mean + spread - 2 * ((roots + root) / (kept - 1) ** 0.5 - roots / (before - 1) ** 0.5)
+        return mean + spread - 2 * ((roots + root) / math.sqrt(kept - 1) - roots / math.sqrt(before - 1))
