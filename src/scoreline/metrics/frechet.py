@@ -135,7 +135,7 @@ def frechet_distance(a: GaussianStatistics, b: GaussianStatistics) -> float:
     return max(float(distance), 0.0)
 
 
-def frechet_replicates(x: Tensor, reference: GaussianStatistics) -> Replicates:
+def frechet_replicates(x: Tensor, reference: GaussianStatistics, group: Tensor | None = None) -> Replicates:
     """Compute `frechet_distance` of x (n, d) from `reference`: of all rows, and without each row.
 
     The work is one eigenvalue decomposition and two products of x with a matrix, not one decomposition a row. Let S be
@@ -149,6 +149,11 @@ def frechet_replicates(x: Tensor, reference: GaussianStatistics) -> Replicates:
     the covariance is singular.
 
     When to use it: for the error of a Frechet distance from one set of images.
+
+    Args:
+        x: the features.
+        reference: the other side, whose chance is not in the error.
+        group: without effect; callers from before 0.14 give the groups that were left out then.
 
     Raises:
         ValueError: for fewer than 3 rows, or unequal d.
