@@ -40,10 +40,11 @@ from typing import NamedTuple
 
 from scoreline.commands.words import split
 from scoreline.errors import InputError, did_you_mean
+from scoreline.report_page import cell_runs, page
+from scoreline.report_page.cell_runs import Runs
 from scoreline.storage.figures import overlaid
-from scoreline.tables import fine_run, page, page_runs, plan, ratios, study, table_files
+from scoreline.tables import fine_run, plan, ratios, study, table_files
 from scoreline.tables.grid import Grid, Run, collect, of_sweep, over_seed_ranges
-from scoreline.tables.page_runs import Runs
 from scoreline.tables.render import markdown
 from scoreline.values import whole_number
 
@@ -86,7 +87,7 @@ def _report(root: Path, own: Mapping[str, str], html: bool) -> None:
         found = beside_fine(root, Path(own["fine"]), own["metric"] or fine_run.DISTANCE, images or SHOWN)
         print(markdown(found.grid), end="")
         if html:
-            runs = page_runs.of_sweep(root, found.grid, collect(root), found.runs)
+            runs = cell_runs.of_sweep(root, found.grid, collect(root), found.runs)
             _page(root, found.grid, runs, images, found.fine)
         return
     if (root / study.FILE).is_file() and not (own["metric"] or own["over"]):
@@ -160,11 +161,11 @@ def _grid_and_runs(root: Path, metric: str) -> tuple[Grid, Callable[[], Runs]]:
     if (root / plan.PLAN).is_file():
         draft = _load_plan(root, metric)
         table = plan.grid(draft, root)
-        return table, partial(page_runs.of_plan, draft, root, table)
+        return table, partial(cell_runs.of_plan, draft, root, table)
     runs = collect(root)
     figures = over_seed_ranges(runs)
     sweep = of_sweep(figures, metric or METRIC)
-    return sweep, partial(page_runs.of_sweep, root, sweep, runs, figures)
+    return sweep, partial(cell_runs.of_sweep, root, sweep, runs, figures)
 
 
 def _ratio_table(root: Path, metric: str, base: str) -> str:

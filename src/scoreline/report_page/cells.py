@@ -6,12 +6,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from scoreline.report_page.cell_runs import CellRun, Runs
+from scoreline.runs.comparison import leaves
 from scoreline.tables.grid import Entry, Grid, difference, statistic_of
 from scoreline.tables.latex import protocol_in_words
-from scoreline.tables.page_runs import CellRun, Runs
 from scoreline.tables.protocol import code_versions
 from scoreline.tables.render import Line, Page, Text, as_published, pages, sentence, with_error
-from scoreline.tables.run_comparison import leaves
 
 
 @dataclass(frozen=True)

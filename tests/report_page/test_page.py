@@ -11,8 +11,8 @@ from tables_files import ran
 
 from scoreline.commands import report
 from scoreline.errors import InputError
-from scoreline.tables import page, page_pictures
-from scoreline.tables.page_runs import DONE, CellRun
+from scoreline.report_page import page, picture_grid
+from scoreline.report_page.cell_runs import DONE, CellRun
 from scoreline.tables.plan import PLAN
 
 LARGEST = 5_000_000
@@ -123,9 +123,9 @@ def test_pictures_are_of_seeds_that_all_cells_have(tmp_path: Path) -> None:
         folder = ran(tmp_path / key, 1.0, {"seeds": seeds}, seeds=seeds)
         with_images(folder, 0)
         runs[key] = [CellRun(folder, (), DONE, {"seeds": seeds})]
-    drawn = page_pictures.draw(runs, 2)
+    drawn = picture_grid.draw(runs, 2)
     assert drawn.seeds == "seeds 4-5"
-    (a, b) = (page_pictures.draw({key: runs[key]}, 10).by_cell[key].uri for key in runs)
+    (a, b) = (picture_grid.draw({key: runs[key]}, 10).by_cell[key].uri for key in runs)
     assert a == b, "the same bytes of unequal seeds"
     assert drawn.by_cell["a"].uri != drawn.by_cell["b"].uri
 
@@ -134,9 +134,9 @@ def test_large_images_are_made_smaller_until_they_fit(tmp_path: Path) -> None:
     with_images(tmp_path, 0, size=256)
     run = CellRun(tmp_path, (), DONE, {"seeds": "0-9"})
     (tmp_path / "metrics.json").write_text("{}")
-    one = page_pictures.draw({"a": [run]}, 4)
+    one = picture_grid.draw({"a": [run]}, 4)
     assert (one.by_cell["a"].width, one.by_cell["a"].pixelated) == (4 * 257 - 1, False)
-    many = page_pictures.draw({"a": [run], "b": [run]}, 4, most=20_000)
+    many = picture_grid.draw({"a": [run], "b": [run]}, 4, most=20_000)
     assert sum(len(it.uri) for it in many.by_cell.values()) < 4 / 3 * 20_000 + 100
     assert many.by_cell["a"].width < one.by_cell["a"].width
     assert re.fullmatch(r"images of 256 pixels a side, scaled to \d+ and stored as WebP of quality \d+", many.about)

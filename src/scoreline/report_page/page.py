@@ -18,14 +18,14 @@ from scoreline import __version__
 from scoreline.config import script
 from scoreline.generation import run_results
 from scoreline.metrics.base import higher_is_better
+from scoreline.report_page import picture_grid
+from scoreline.report_page.cell_runs import DONE, CellRun, Runs
+from scoreline.report_page.cells import Report, relative, sections
+from scoreline.report_page.picture_grid import Pictures
 from scoreline.storage.figures import in_style, save
-from scoreline.tables import page_pictures
 from scoreline.tables.figure import drawn_parts, figure, in_words
 from scoreline.tables.fine_run import FineRun
 from scoreline.tables.grid import Grid
-from scoreline.tables.page_cells import Report, relative, sections
-from scoreline.tables.page_pictures import Pictures
-from scoreline.tables.page_runs import DONE, CellRun, Runs
 from scoreline.tables.protocol import code_versions
 from scoreline.tables.render import sentence
 from scoreline.tables.table_files import write_text
@@ -87,7 +87,7 @@ def write(root: Path, grid: Grid, runs: Runs, fine: FineRun | None = None, image
     shown = {key: runs.of(entry) for key, entry in report.places()}
     if fine is not None:
         shown[FINE] = [CellRun(fine.directory, (), DONE, fine.result)]
-    drawn = page_pictures.draw({key: found for key, found in shown.items() if found}, images, len(grid.columns))
+    drawn = picture_grid.draw({key: found for key, found in shown.items() if found}, images, len(grid.columns))
     write_text(root / NAME, text(report, drawn, fine))
     return root / NAME
 
@@ -97,7 +97,7 @@ def text(report: Report, drawn: Pictures, fine: FineRun | None = None) -> str:
     grid, runs = report.grid, report.runs
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
-    loader = PackageLoader("scoreline.tables", "")
+    loader = PackageLoader("scoreline.report_page", "")
     page = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     code, style = (loader.get_source(page, f"page.{kind}")[0] for kind in ("js", "css"))
     return page.get_template("page.html").render(

@@ -8,7 +8,7 @@ import pytest
 from page_files import job_list, sweep
 
 from scoreline.commands import report
-from scoreline.tables import page as page_module
+from scoreline.report_page import page as page_module
 
 playwright = pytest.importorskip("playwright.sync_api")
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium-headless-shell", "chromium", "google-chrome"))), None)

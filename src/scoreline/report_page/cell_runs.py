@@ -9,12 +9,13 @@ from typing import Any
 from scoreline.config import run_names
 from scoreline.errors import printable
 from scoreline.generation.run_results import Result
+from scoreline.runs import summary
+from scoreline.runs.summary import State
 from scoreline.storage import run_config
-from scoreline.tables import plan, run_summary
+from scoreline.tables import plan
 from scoreline.tables.grid import Entry, Grid, Run
 from scoreline.tables.plan import Plan
 from scoreline.tables.pool import LOG
-from scoreline.tables.run_summary import State
 
 LINES, WIDTH = 12, 300
 """The most lines of the end of a log that are shown, and the most characters of a line."""
@@ -43,7 +44,7 @@ class CellRun:
 
     def log(self) -> list[str]:
         """Return the last lines of its log that are not blank; none if it has no log."""
-        logs = (run_summary.tail(self.directory / name) for name in (LOG, run_config.ERROR_LOG))
+        logs = (summary.tail(self.directory / name) for name in (LOG, run_config.ERROR_LOG))
         lines = [printable(re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", line)) for line in next(filter(None, logs), [])]
         return [line[:WIDTH] for line in lines if line.strip()][-LINES:]
 
@@ -91,7 +92,7 @@ def of_sweep(root: Path, grid: Grid, runs: Sequence[Run], figures: Sequence[Run]
         runs: its finished runs.
         figures: the same over their seed ranges.
     """
-    words = run_summary.words_of_sweep(root)
+    words = summary.words_of_sweep(root)
     jobs = {root / run_names.cell_name(job): job for job in run_names.sweep_jobs(words)}
     groups: dict[str, list[CellRun]] = {}
     for run in runs:
@@ -109,7 +110,7 @@ def of_sweep(root: Path, grid: Grid, runs: Sequence[Run], figures: Sequence[Run]
 
 def _states(root: Path) -> dict[Path, State]:
     """Return the state of each run of sample.py below a directory."""
-    return {run.path: run.state for run in run_summary.find_runs(root) if run.job == "sample"}
+    return {run.path: run.state for run in summary.find_runs(root) if run.job == "sample"}
 
 
 def _finished(run: Run, jobs: Mapping[Path, Sequence[str]]) -> CellRun:

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from scoreline.datasets import generated_images
 from scoreline.errors import InputError
+from scoreline.report_page.cell_runs import CellRun
 from scoreline.storage.pictures import png_bytes, sheet
-from scoreline.tables.page_runs import CellRun
 from scoreline.values import parse_seeds, seed_ranges
 
 MOST = 3_000_000
