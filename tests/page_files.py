@@ -33,9 +33,10 @@ def sweep(root: Path, solvers: tuple[str, ...] = ("ddim", "heun"), columns: tupl
 
 
 def job_list(root: Path, *words: str) -> None:
-    """What Hydra leaves of the command line."""
+    """What Hydra leaves of the command line, and the resolver by which a sweep is known as ours."""
     lines = "".join(f"    - {word}\n" for word in words)
-    (root / "multirun.yaml").write_text(f"hydra:\n  overrides:\n    task:\n{lines}")
+    ours = "  sweep:\n    subdir: ${scoreline.cell:}\n"
+    (root / "multirun.yaml").write_text(f"hydra:\n{ours}  overrides:\n    task:\n{lines}")
 
 
 def hostile_sweep(root: Path) -> Path:
