@@ -125,7 +125,7 @@ class TableConfig:
         jobs: cells to run at a time; None stands for one per GPU.
         on_error: the reaction to a failed cell, one of `values.ON_ERROR`.
         wandb: one of `values.WANDB`.
-        lock: the reaction to another process in the directory, one of `values.LOCK`.
+        lock: the reaction to another process in the directory, one of `values.TABLE_LOCK`.
     """
 
     name: str
@@ -166,7 +166,7 @@ def _read_table(cfg: DictConfig) -> TableConfig:
         jobs=None if cfg.jobs is None else whole_number("jobs", cfg.jobs),
         on_error=values.check_on_error(cfg.sweep.on_error),
         wandb=validate.wandb(cfg),
-        lock=values.check_lock(cfg.lock),
+        lock=values.check_table_lock(cfg.lock),
     )
 
 

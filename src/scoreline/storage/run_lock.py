@@ -132,6 +132,16 @@ class RunLock:
                 os.utime(self.file.fileno())
 
 
+def is_held(folder: Path) -> bool:
+    """Return whether another process works in a directory, by the sign in its lock that other hosts see too."""
+    path = folder / NAME
+    holder = _holder(path)
+    try:
+        return bool(holder) and _alive(holder, path)
+    except OSError:  # released just now, or the folder cannot be written to
+        return False
+
+
 _locks: "weakref.WeakSet[RunLock]" = weakref.WeakSet()
 
 

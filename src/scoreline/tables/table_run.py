@@ -2,13 +2,11 @@
 
 import os
 import shlex
-import signal
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from scoreline import values
@@ -16,6 +14,7 @@ from scoreline.config import conf_folder, run_identity, run_names
 from scoreline.errors import InputError
 from scoreline.runtime import distributed
 from scoreline.runtime.progress import ImageProgress
+from scoreline.runtime.stop_signals import Requeue
 from scoreline.storage import run_config
 from scoreline.storage.run_lock import RunLock
 from scoreline.tables import plan, pool, table_files, wandb_summary, worker
@@ -36,7 +35,7 @@ class Options:
         jobs: processes at a time; by default one per CUDA device, else one.
         on_error: after a failure, `continue` with the others, `stop`, or `retry` it once at the end.
         wandb: `off`, or one W&B run for each cell and one for the table, `offline` or `online`.
-        lock: while another process runs the table, `refuse` or `wait`.
+        lock: while another process runs the table, `refuse`, `wait`, or `share` its cells.
 
     Raises:
         InputError: naming the key that has another value.
@@ -51,9 +50,14 @@ class Options:
     def __post_init__(self) -> None:
         values.check_on_error(self.on_error)
         values.check_wandb(self.wandb)
-        values.check_lock(self.lock)
+        values.check_table_lock(self.lock)
         if self.jobs is not None:
             whole_number("jobs", self.jobs)
+
+    @property
+    def shares(self) -> bool:
+        """Whether other processes run cells of the table too."""
+        return self.lock == "share"
 
 
 def of_cells(task: Sequence[str]) -> list[str]:
@@ -76,7 +80,7 @@ def main(name: str, data: Any, overrides: Sequence[str], options: Options, out: 
             at the end if cells failed.
     """
     if distributed.current().size > 1:
-        raise InputError(f"table={name}: starts processes of its own; run it without torchrun or srun, with jobs=...")
+        raise InputError(f"table={name}: starts processes of its own; run it without torchrun, with jobs=..., or in each task of a job array with lock=share")
     table = parse(name, data)
     if options.wandb != "off":
         from scoreline.storage import wandb_runs
@@ -85,11 +89,14 @@ def main(name: str, data: Any, overrides: Sequence[str], options: Options, out: 
     draft = plan.make_plan(table, data, options.budget, overrides, run_identity.identities)
     if not _unprepared(table.prepare):
         _refuse_absent(draft)
-    with ended_by_sigterm(), RunLock(out, options.lock) as lock:
+    with RunLock(out, "wait" if options.shares else options.lock) as lock:
         _refuse_other_runs(out, draft)
         if prepare(table.prepare, out / "prepare") or lock.waited:
             draft = plan.make_plan(table, data, options.budget, overrides, run_identity.identities)
         _refuse_absent(draft)
+        plan.save(draft, out)
+        if options.shares:
+            lock.release()  # the next process finds all prepared, and takes cells too
         run_planned(draft, out, options)
 
 
@@ -156,12 +163,12 @@ def run_planned(draft: Plan, out: Path, options: Options) -> None:
     Raises:
         InputError: if cells failed.
     """
-    plan.save(draft, out)
     counts = _run_cells(draft, out, options)
-    print(table_files.write(plan.grid(draft, out), out))
-    if counts.get("finished"):
+    with RunLock(out, "wait") if options.shares else nullcontext():  # the last process sees all cells
+        print(table_files.write(plan.grid(draft, out), out))
+    if counts.get("finished") and not (options.shares and counts.get("missing")):
         wandb_summary.publish(wandb_summary.directories(out), options.wandb)
-    _report_end(draft, out, counts)
+    _report_end(draft, out, counts, options)
 
 
 def _run_cells(draft: Plan, out: Path, options: Options) -> dict[str, int]:
@@ -172,7 +179,8 @@ def _run_cells(draft: Plan, out: Path, options: Options) -> dict[str, int]:
 
     def command(cell: Cell) -> list[str]:
         folder = conf_folder.quote(str(out / cell.directory))
-        return [sys.executable, str(conf_folder.script("sample.py")), *cell.overrides, f"hydra.run.dir={folder}"]
+        words = [*cell.overrides, f"hydra.run.dir={folder}", *(["lock=wait"] if options.shares else [])]
+        return [sys.executable, str(conf_folder.script("sample.py")), *words]
 
     with ImageProgress(len(states), f"table {draft.table.name}", done, every=0.0, unit="cell") as progress:
 
@@ -189,7 +197,8 @@ def _run_cells(draft: Plan, out: Path, options: Options) -> dict[str, int]:
             pool.say(f"{done} of {len(states)} runs were finished before, {len(todo)} are missing")
         places = pool.slots(options.jobs, devices(draft.overrides))
         warm = len(todo) > 1 and worker.can_fork()  # the server costs more than it saves one cell
-        pool.Pool(out, command, places, options.on_error, report, warm).run(todo)
+        with _count_at_stop(states):
+            pool.Pool(out, command, places, options.on_error, report, warm, options.shares).run(todo)
     ends = [outcome.state for outcome in states.values()]
     return {state: ends.count(state) for state in ends}
 
@@ -205,7 +214,7 @@ def devices(overrides: Sequence[str]) -> list[str]:
     return [name.strip() for name in named.split(",")][:count] if named else [str(k) for k in range(count)]
 
 
-def _report_end(draft: Plan, out: Path, counts: dict[str, int]) -> None:
+def _report_end(draft: Plan, out: Path, counts: dict[str, int], options: Options) -> None:
     """Print the last line.
 
     Raises:
@@ -216,6 +225,12 @@ def _report_end(draft: Plan, out: Path, counts: dict[str, int]) -> None:
         sentence = plan.outcome(draft.cells[0], out).sentence
         raise InputError(f"no cell can be run: {sentence}{_needs(draft.table)}")
     bad = counts.get("failed", 0) + counts.get("changed", 0)
+    if not bad and options.shares and counts.get("missing"):
+        print(
+            f"{counts.get('finished', 0)} of {total} runs -> {out}; {counts['missing']} are at work in other processes, "
+            "the last of which writes the whole table"
+        )
+        return
     if bad or counts.get("missing", 0):
         left = f", {counts['missing']} did not start" if counts.get("missing") else ""
         raise InputError(
@@ -227,14 +242,11 @@ def _report_end(draft: Plan, out: Path, counts: dict[str, int]) -> None:
 
 
 @contextmanager
-def ended_by_sigterm() -> Iterator[None]:
-    """Leave through `finally` at SIGTERM, as at Ctrl-C, so that no process is left behind."""
-
-    def leave(number: int, frame: FrameType | None) -> None:
-        raise SystemExit(128 + number)
-
-    former = signal.signal(signal.SIGTERM, leave)
+def _count_at_stop(states: Mapping[Cell, Outcome]) -> Iterator[None]:
+    """Report how many cells are finished if a scheduler stops the table."""
     try:
         yield
-    finally:
-        signal.signal(signal.SIGTERM, former)
+    except Requeue as stop:
+        done = sum(outcome.state == "finished" for outcome in states.values())
+        pool.say(f"{stop.name}: {done} of {len(states)} runs are finished; the same command continues")
+        raise
