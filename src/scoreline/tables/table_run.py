@@ -22,7 +22,7 @@ from scoreline.tables.plan import Cell, Outcome, Plan
 from scoreline.tables.schema import Command, Table, parse
 from scoreline.values import whole_number
 
-OWN = ("table", "budget", "jobs", "sweep", "wandb", "lock", "hydra")
+OWN = ("table", "budget", "jobs", "sweep", "wandb", "output_url", "lock", "hydra")
 """Keys of the command line that are the table's, not its cells'."""
 
 
@@ -36,6 +36,7 @@ class Options:
         on_error: after a failure, `continue` with the others, `stop`, or `retry` it once at the end.
         wandb: `off`, or one W&B run for each cell and one for the table, `offline` or `online`.
         lock: while another process runs the table, `refuse`, `wait`, or `share` its cells.
+        output_url: the place of the cells' copies in an object store.
 
     Raises:
         InputError: naming the key that has another value.
@@ -46,6 +47,7 @@ class Options:
     on_error: str = "continue"
     wandb: str = "off"
     lock: str = "refuse"
+    output_url: str | None = None
 
     def __post_init__(self) -> None:
         values.check_on_error(self.on_error)
@@ -80,7 +82,9 @@ def main(name: str, data: Any, overrides: Sequence[str], options: Options, out: 
             at the end if cells failed.
     """
     if distributed.current().size > 1:
-        raise InputError(f"table={name}: starts processes of its own; run it without torchrun, with jobs=..., or in each task of a job array with lock=share")
+        raise InputError(
+            f"table={name}: starts processes of its own; run it without torchrun, with jobs=..., or in each task of a job array with lock=share"
+        )
     table = parse(name, data)
     if options.wandb != "off":
         from scoreline.storage import wandb_runs
@@ -180,6 +184,8 @@ def _run_cells(draft: Plan, out: Path, options: Options) -> dict[str, int]:
     def command(cell: Cell) -> list[str]:
         folder = conf_folder.quote(str(out / cell.directory))
         words = [*cell.overrides, f"hydra.run.dir={folder}", *(["lock=wait"] if options.shares else [])]
+        if options.output_url is not None:
+            words.append(f"output_url={conf_folder.quote(f'{options.output_url}/{cell.directory}')}")
         return [sys.executable, str(conf_folder.script("sample.py")), *words]
 
     with ImageProgress(len(states), f"table {draft.table.name}", done, every=0.0, unit="cell") as progress:
