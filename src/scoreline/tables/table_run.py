@@ -83,7 +83,8 @@ def main(name: str, data: Any, overrides: Sequence[str], options: Options, out: 
     """
     if distributed.current().size > 1:
         raise InputError(
-            f"table={name}: starts processes of its own; run it without torchrun, with jobs=..., or in each task of a job array with lock=share"
+            f"table={name}: starts processes of its own; run it without torchrun, as one task of srun, with jobs=.., "
+            "or in every task of a job array with lock=share"
         )
     table = parse(name, data)
     if options.wandb != "off":
@@ -233,8 +234,8 @@ def _report_end(draft: Plan, out: Path, counts: dict[str, int], options: Options
     bad = counts.get("failed", 0) + counts.get("changed", 0)
     if not bad and options.shares and counts.get("missing"):
         print(
-            f"{counts.get('finished', 0)} of {total} runs -> {out}; {counts['missing']} are at work in other processes, "
-            "the last of which writes the whole table"
+            f"{counts.get('finished', 0)} of {total} runs -> {out}; {counts['missing']} are at work in other "
+            "processes, the last of which writes the whole table"
         )
         return
     if bad or counts.get("missing", 0):
