@@ -18,17 +18,21 @@ GPUS = ("gpus_per_node", "gpus_per_task", "cpus_per_gpu", "mem_per_gpu")
 
 SACCT = """#!/bin/sh
 # The states of jobs from scontrol, in the columns that submitit asks sacct for. A job that scontrol has forgotten
-# (MinJobAge, after its end) counts as ended: submitit then looks for its result.
+# (MinJobAge seconds after its end) counts as ended: submitit then looks for its result.
 echo 'JobID|State|NodeList'
 while [ $# -gt 0 ]; do
   if [ "$1" = -j ]; then
-    scontrol -o show job "$2" 2>/dev/null | awk '{
+    found=$(scontrol -o show job "$2" 2>&1)
+    case $found in *JobState=* | *"Invalid job id"*) printf '%s\\n' "$2|FAILED|" "$2_[0-9999]|FAILED|" ;; esac
+    echo "$found" | awk '/JobState=/ {
       for (k in field) delete field[k]
       for (i = 1; i <= NF; i++) { at = index($i, "="); field[substr($i, 1, at - 1)] = substr($i, at + 1) }
-      id = field["JobId"]
-      if ("ArrayTaskId" in field) id = field["ArrayJobId"] "_" field["ArrayTaskId"]
+      id = field["JobId"]; task = field["ArrayTaskId"]
+      if (task == "4294967294") task = "0-9999" # a whole array that was cancelled before its start
+      if (task ~ /[^0-9]/) task = "[" task "]"
+      if (task != "") id = field["ArrayJobId"] "_" task
       print id "|" field["JobState"] "|" field["NodeList"]
-    } END { exit NR == 0 }' || printf '%s\\n' "$2|FAILED|" "$2_[0-4999]|FAILED|"
+    }'
     shift
   fi
   shift
