@@ -39,10 +39,15 @@ class ObjectStore:
     @cached_property
     def place(self) -> tuple[Any, str]:
         """The file system of fsspec, and the path on it."""
-        import fsspec
+        from fsspec.core import url_to_fs
 
-        with self._explained("cannot be opened"):
-            system, path = fsspec.core.url_to_fs(self.url)
+        try:
+            system, path = url_to_fs(self.url)
+        except (ValueError, ImportError, OSError) as error:
+            raise InputError(
+                f"output_url={self.url}: cannot be opened ({_reason(error)}); give an address that fsspec knows, as "
+                "s3://BUCKET/NAME (pip install s3fs) or file:///FOLDER"
+            ) from error
         return system, str(path).rstrip("/")
 
     def sizes(self) -> dict[str, int]:
@@ -128,9 +133,8 @@ class ObjectStore:
         except InputError:
             raise
         except Exception as error:
-            reason = " ".join(str(error).split())[:160] or type(error).__name__
             raise InputError(
-                f"output_url={self.url}: {what} ({reason}); nothing is lost, hydra.run.dir has all of it: repair the "
+                f"output_url={self.url}: {what} ({_reason(error)}); hydra.run.dir has all that is finished: repair the "
                 "store, or give another, and repeat the command"
             ) from error
 
@@ -140,6 +144,10 @@ def _finished(out: Path) -> list[str]:
     names = [path.relative_to(out).as_posix() for path in sorted(out.rglob("*")) if path.is_file()]
     kept = [name for name in names if not name.startswith(STAYING) and not name.endswith(".log")]
     return sorted(kept, key=lambda name: name == MARK)
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split())[:160] or type(error).__name__
 
 
 def _make_folder(system: Any, path: str) -> None:
