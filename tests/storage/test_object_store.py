@@ -80,7 +80,7 @@ def test_shards_go_there_and_come_back(tmp_path: Path) -> None:
 
 def test_another_run_is_refused(tmp_path: Path) -> None:
     ObjectStore("memory://bucket/run").begin(run(tmp_path / "one"))
-    with pytest.raises(InputError, match="^output_url=memory://bucket/run: holds run abc, this one is xyz; choose"):
+    with pytest.raises(InputError, match=r"^output_url=memory://bucket/run: holds run abc, this one is xyz; choose"):
         ObjectStore("memory://bucket/run").pull(tmp_path / "two", "xyz")
     assert not (tmp_path / "two").exists()
 
@@ -100,7 +100,9 @@ def test_what_arrives_short_is_told(tmp_path: Path) -> None:
     ("url", "reason"), [("nope://x", "Protocol not known: nope"), ("absent://x", "Install the package of this store")]
 )
 def test_an_address_that_nobody_serves_is_told(url: str, reason: str) -> None:
-    with pytest.raises(InputError, match=f"^output_url={url}: cannot be opened .*{reason}.*give an address that fsspec"):
+    with pytest.raises(
+        InputError, match=f"^output_url={url}: cannot be opened .*{reason}.*give an address that fsspec"
+    ):
         ObjectStore(url).sizes()
 
 

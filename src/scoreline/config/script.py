@@ -3,6 +3,7 @@
 It imports nothing heavier than Hydra, so that `--help` and error messages appear at once.
 """
 
+import contextlib
 import functools
 import logging
 import math
@@ -80,7 +81,9 @@ def script(
     def decorate(job: Callable[[C], Any]) -> Callable[[], None]:
         @functools.wraps(job)
         def guarded(cfg: DictConfig) -> Any:
-            with stop_signals():
+            # A training handles signals by itself from its first step on. Before, it waits inside torch for the other
+            # processes, where a handler of Python's would not be called.
+            with stop_signals() if launch is run_as_group else contextlib.nullcontext():
                 return attempt(cfg)
 
         def attempt(cfg: DictConfig) -> Any:

@@ -174,8 +174,8 @@ class Pool:
         self.running.remove(one)
         self.free.append(one.slot)
         self.next_look = 0.0
-        end = self._outcome(one)
-        one.log.close()
+        with one.log:
+            end = self._outcome(one)
         failed, again = end.state == "failed", False
         if failed or end.state == "refused":
             self._record(one.cell, end)
