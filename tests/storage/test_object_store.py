@@ -92,7 +92,9 @@ def test_a_name_from_a_store_stays_in_the_run_directory(tmp_path: Path) -> None:
 
 
 def test_what_arrives_short_is_told(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"config\.yaml cannot be written \(13 of 14 bytes arrived\); hydra\.run\.dir"):
+    with pytest.raises(
+        InputError, match=r"config\.yaml cannot be written \(13 of 14 bytes arrived\); the run directory"
+    ):
         ObjectStore("short://bucket/run").begin(run(tmp_path / "out"))
 
 
@@ -114,7 +116,7 @@ def test_a_store_that_fails_loses_no_image(tmp_path: Path, monkeypatch: pytest.M
     assert done.returncode == 2
     lines = [line for line in done.stderr.splitlines() if "output_url" in line]
     assert [line.partition(":")[0] for line in lines] == ["note", "sample.py"]
-    assert re.search(r"samples\.npz cannot be written \(the bucket is away\); hydra\.run\.dir has all", lines[1])
+    assert re.search(r"samples\.npz cannot be written \(the bucket is away\); the run directory has all", lines[1])
     kept = digests(tmp_path / "out")
     assert len(list((tmp_path / "out/shards").iterdir())) == 4
     monkeypatch.delenv("FAILING")
@@ -122,6 +124,11 @@ def test_a_store_that_fails_loses_no_image(tmp_path: Path, monkeypatch: pytest.M
     assert done.returncode == 0, done.stderr
     assert digests(tmp_path / "bucket") == kept == digests(tmp_path / "out")
     assert json.loads((tmp_path / "bucket/metrics.json").read_text())["images"] == 32
+    done = forks.call("scoreline", "evaluate", f"file://{tmp_path}/bucket", "dataset=digits", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("32 images of samples.npz")
+    done = forks.call("scoreline", "evaluate", f"file://{tmp_path}/nowhere", "dataset=digits", cwd=tmp_path)
+    assert done.stderr.startswith(f"scoreline evaluate: SAMPLES=file://{tmp_path}/nowhere: nothing is there; give")
 
 
 def test_a_killed_run_goes_on_from_the_store_alone(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """A copy of a run directory in an object store: finished files, each sent once and compared by its size."""
 
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -31,9 +32,11 @@ class ObjectStore:
 
     Args:
         url: the place of the copy.
+        key: the key of the user's that names it, for messages.
     """
 
     url: str
+    key: str = "output_url"
     trouble: list[str] = field(default_factory=list)
 
     @cached_property
@@ -45,7 +48,7 @@ class ObjectStore:
             system, path = url_to_fs(self.url)
         except (ValueError, ImportError, OSError) as error:
             raise InputError(
-                f"output_url={self.url}: cannot be opened ({_reason(error)}); give an address that fsspec knows, as "
+                f"{self.key}={self.url}: cannot be opened ({_reason(error)}); give an address that fsspec knows, as "
                 "s3://BUCKET/NAME (pip install s3fs) or file:///FOLDER"
             ) from error
         return system, str(path).rstrip("/")
@@ -74,6 +77,24 @@ class ObjectStore:
         for name in sorted(names):
             if not (out / name).exists() and ".." not in PurePosixPath(name).parts and not (out / name).is_symlink():
                 self._fetch(name, out / name)
+
+    def fetch(self, folder: Path) -> Path:
+        """Fetch a run directory, or the one file that the URL names, into a folder, and return its path there.
+
+        Raises:
+            InputError: if nothing is there, or it cannot be read.
+        """
+        names = self.sizes()
+        if not names:
+            raise InputError(f"{self.key}={self.url}: nothing is there; give the address of a run or of a file")
+        if "" in names:
+            path = folder / PurePosixPath(self.place[1]).name
+            self._fetch("", path)
+            return path
+        for name in sorted(names):
+            if ".." not in PurePosixPath(name).parts:
+                self._fetch(name, folder / name)
+        return folder
 
     def begin(self, out: Path) -> None:
         """Send config.yaml, by which another run knows that the place is taken."""
@@ -117,7 +138,7 @@ class ObjectStore:
     def _fetch(self, name: str, path: Path) -> None:
         system, root = self.place
         with self._explained(f"{name} cannot be read"):
-            write_atomically(path, lambda part: system.get_file(f"{root}/{name}", str(part)))
+            write_atomically(path, lambda part: system.get_file(f"{root}/{name}".rstrip("/"), str(part)))
 
     def _identity(self) -> str:
         system, root = self.place
@@ -134,9 +155,19 @@ class ObjectStore:
             raise
         except Exception as error:
             raise InputError(
-                f"output_url={self.url}: {what} ({_reason(error)}); hydra.run.dir has all that is finished: repair the "
-                "store, or give another, and repeat the command"
+                f"{self.key}={self.url}: {what} ({_reason(error)}); the run directory has all that is finished: repair "
+                "the store, or give another, and repeat the command"
             ) from error
+
+
+@contextmanager
+def on_this_machine(place: str, key: str) -> Iterator[str]:
+    """Yield a path: that of a temporary copy for an address with `://`, else the place itself."""
+    if "://" not in place:
+        yield place
+        return
+    with tempfile.TemporaryDirectory(prefix="scoreline-") as folder:
+        yield str(ObjectStore(place, key).fetch(Path(folder)))
 
 
 def _finished(out: Path) -> list[str]:
