@@ -124,9 +124,12 @@ def test_a_store_that_fails_loses_no_image(tmp_path: Path, monkeypatch: pytest.M
     assert done.returncode == 0, done.stderr
     assert digests(tmp_path / "bucket") == kept == digests(tmp_path / "out")
     assert json.loads((tmp_path / "bucket/metrics.json").read_text())["images"] == 32
-    done = forks.call("scoreline", "evaluate", f"file://{tmp_path}/bucket", "dataset=digits", cwd=tmp_path)
+    done = forks.call(
+        "scoreline", "evaluate", f"file://{tmp_path}/bucket", "dataset=digits", "out=scores.json", cwd=tmp_path
+    )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("32 images of samples.npz")
+    assert done.stdout.startswith("32 images of samples, 1x8x8\n")
+    assert json.loads((tmp_path / "scores.json").read_text())["samples"]["place"] == f"file://{tmp_path}/bucket"
     done = forks.call("scoreline", "evaluate", f"file://{tmp_path}/nowhere", "dataset=digits", cwd=tmp_path)
     assert done.stderr.startswith(f"scoreline evaluate: SAMPLES=file://{tmp_path}/nowhere: nothing is there; give")
 

@@ -63,11 +63,11 @@ def main(words: list[str]) -> None:
         metrics.check(images.shape, len(images))
         with ImageProgress(len(images), "features") as progress:
             scores = check_scores(metrics, metrics(images, parts_for(Path(path), metrics), progress.update))
-    print(report(images, metrics, scores))
-    if out is not None:
-        content = json.dumps(record(place, images, metrics, scores), indent=2) + "\n"
-        write_atomically(out, lambda path: path.write_text(content))
-        print(f"-> {out}")
+        print(report(images, metrics, scores))
+        if out is not None:
+            content = json.dumps(record(place, images, metrics, scores), indent=2) + "\n"
+            write_atomically(out, lambda part: part.write_text(content))
+            print(f"-> {out}")
 
 
 def _sides(arguments: Words) -> tuple[str, Any]:
