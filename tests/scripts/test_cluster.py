@@ -40,7 +40,7 @@ rows:
 def two_nodes() -> bool:
     if shutil.which("sinfo") is None:
         return False
-    found = subprocess.run(["sinfo", "-hN", "-o", "%n"], capture_output=True, text=True, check=False, timeout=30)
+    found = subprocess.run(["sinfo", "-hN", "-o", "%N"], capture_output=True, text=True, check=False, timeout=30)
     return len(set(found.stdout.split())) > 1
 
 
