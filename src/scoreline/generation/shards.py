@@ -60,6 +60,10 @@ class ShardIndex:
         return (self.shard < 0).nonzero().flatten()
 
 
+def keep_here(path: Path) -> None:
+    """Send a shard nowhere."""
+
+
 @dataclass(frozen=True)
 class Shards:
     """Shards of the images 0 .. N - 1 of a run, in a folder that all its processes share.
@@ -86,7 +90,7 @@ class Shards:
     shape: tuple[int, int, int]
     dtype: torch.dtype = torch.uint8
     latents: tuple[int, int, int] | None = None
-    send: Callable[[Path], object] = lambda path: None
+    send: Callable[[Path], object] = keep_here
 
     @property
     def state_shape(self) -> tuple[int, int, int]:

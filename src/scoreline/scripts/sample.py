@@ -228,13 +228,14 @@ def plan_shards(config: SampleConfig, checkpoint: "Checkpoint", labels: "Tensor 
 
     from scoreline.generation import run
     from scoreline.generation.formats import FLOAT
-    from scoreline.generation.shards import Shards
+    from scoreline.generation.shards import Shards, keep_here
 
     place = config.run.path / run.SHARDS, f"{config.run.identity} {checkpoint.digest}", config.seeds, labels
-    states, send = checkpoint.card.shape, {"send": config.store.send_shard} if config.store else {}
+    states, send = checkpoint.card.shape, config.store.send_shard if config.store else keep_here
     if config.format == FLOAT:
-        return Shards(*place, states, torch.float32, **send)
-    return Shards(*place, checkpoint.image_shape, latents=None if checkpoint.decoder is None else states, **send)
+        return Shards(*place, states, torch.float32, send=send)
+    latents = None if checkpoint.decoder is None else states
+    return Shards(*place, checkpoint.image_shape, latents=latents, send=send)
 
 
 def channels_last(config: SampleConfig, card: "Card") -> bool:

@@ -42,7 +42,7 @@ class ObjectStore:
     @cached_property
     def place(self) -> tuple[Any, str]:
         """The file system of fsspec, and the path on it."""
-        from fsspec.core import url_to_fs
+        from fsspec.core import url_to_fs  # type: ignore[import-untyped]
 
         try:
             system, path = url_to_fs(self.url)
@@ -183,7 +183,5 @@ def _reason(error: Exception) -> str:
 
 def _make_folder(system: Any, path: str) -> None:
     """Make the folder of a file on a local file system; object stores have none."""
-    from fsspec.implementations.local import LocalFileSystem
-
-    if isinstance(system, LocalFileSystem):
+    if getattr(system, "local_file", False):
         system.makedirs(str(PurePosixPath(path).parent), exist_ok=True)
