@@ -461,6 +461,7 @@ COMMANDS: list[Row] = [
     ("likelihood nfe=-1 images=1", "nfe=-1"),
     ("likelihood sigma-min=5 sigma-max=1 images=1", "sigma"),
     ("likelihood sigma-min=nan images=1", "sigma_min=nan"),
+    ("likelihood t-min=nan images=1", "t-min=nan"),
     ("likelihood prior-variance=-1 images=1", "-1", "number"),
     ("likelihood prior-variance=nan images=1", "nan", "number"),
     (f"likelihood seed={HUGE}", "seed=9999", "below"),

@@ -15,7 +15,8 @@ from scoreline.generation import run_results
 from scoreline.generation.run_results import Result
 from scoreline.metrics.base import Score
 from scoreline.storage.pictures import to_unit
-from scoreline.tables.grid import Grid, Run, best
+from scoreline.tables.best import best
+from scoreline.tables.grid import Grid, Run
 from scoreline.values import parse_seeds
 
 DISTANCE = "distance"
@@ -203,16 +204,12 @@ class _Page:
 
     def save(self, path: Path) -> None:
         """Write the page as PNG, pixel by pixel."""
-        import matplotlib
-
-        matplotlib.use("Agg")
-        from matplotlib import pyplot
+        from matplotlib.figure import Figure
 
         height, width = self.size
         dots = 100
-        chart = pyplot.figure(figsize=(width / dots, height / dots), dpi=dots)
+        chart = Figure(figsize=(width / dots, height / dots), dpi=dots)
         chart.figimage(self.pixels)
         for y, x, text, look in self.texts:
             chart.text(x / width, 1 - y / height, text, va="top", ha="left", **look)
         chart.savefig(path, dpi=dots, format="png")
-        pyplot.close(chart)
