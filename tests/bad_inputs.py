@@ -227,7 +227,6 @@ CHOICES: list[Row] = [
     ("sample lock=share", "lock=share", "no such choice"),
     ("train lock=share", "lock=share", "no such choice"),
     ("sample output_url=nowhere://x", "output_url=nowhere://x", "s3://"),
-    ("train trainer=slurm trainer.num_nodes=x", "trainer.num_nodes", "x"),
     ("sample device=cuda:99", "device=cuda:99", "device=cpu"),
     ("sample device=null", "device=None", "device=cpu"),
     ("sample device=[cpu]", "device=['cpu']", "device=cpu"),
