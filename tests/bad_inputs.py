@@ -573,6 +573,7 @@ COMMANDS: list[Row] = [
     ("report file", "file"),
     ("report folder folder2", "2 directories"),
     ("report folder nosuch=1", "nosuch"),
+    ("report folder style=nosuch", "style=nosuch"),
     ("upload", "run directory"),
     ("upload folder", "folder", "config.yaml"),
     ("upload nowhere", "nowhere"),

@@ -85,6 +85,17 @@ def test_equal_report_is_not_written_again(table: Path) -> None:
     assert [(table / name).stat().st_mtime_ns for name in names] == stamps
 
 
+def test_a_style_sheet_of_the_users(table: Path) -> None:
+    sheet = table / "mine.mplstyle"
+    sheet.write_text("xtick.labelsize: 6.5\n")
+    report.main([str(table), f"style={sheet}"])
+    assert "font-size: 6.5px" in (table / "table.svg").read_text()
+    report.main([str(table)])
+    assert "font-size: 6.5px" not in (table / "table.svg").read_text()
+    with pytest.raises(InputError, match="style=none: no style sheet of Matplotlib"):
+        report.main([str(table), "style=none"])
+
+
 def test_seed_ranges_and_the_watermark(tmp_path: Path) -> None:
     """Two ranges: mean, sd / sqrt(2) = |a - b| / 2; every form says that this is not the paper's budget."""
     for cell, value in zip(draft(tmp_path, budget="small").cells, (24.0, 27.0, 11.0, 11.5, 9.0, 9.1), strict=True):
