@@ -27,12 +27,8 @@ FOREIGN = {".json", ".safetensors", ".bin"}
 
 
 def register_resolvers() -> None:
-<<<<<<< HEAD
     """Register the resolvers `${scoreline.digest:...}`, `.cell:`, `.sweep:...`, `.record:...` and so on."""
     OmegaConf.register_new_resolver("scoreline.at_least_one", lambda count: max(1, count or 1), replace=True)
-=======
-    """Register the resolvers `${scoreline.digest:...}`, `.cell:`, `.sweep:...`, `.record:...`, `.directory:...`."""
->>>>>>> main
     OmegaConf.register_new_resolver("scoreline.digest", run_digest, replace=True)
     OmegaConf.register_new_resolver("scoreline.cell", _cell_name, replace=True)
     OmegaConf.register_new_resolver("scoreline.record", _checkpoint_record, replace=True)

@@ -132,16 +132,6 @@ class RunLock:
                 os.utime(self.file.fileno())
 
 
-<<<<<<< HEAD
-def is_held(folder: Path) -> bool:
-    """Return whether another process works in a directory, by the sign in its lock that other hosts see too."""
-    path = folder / NAME
-    holder = _holder(path)
-    try:
-        return bool(holder) and _alive(holder, path)
-    except OSError:  # released just now, or the folder cannot be written to
-        return False
-=======
 def working(folder: Path) -> str:
     """Return `process 123 on host` for the process that works in a run directory; empty if none does.
 
@@ -189,7 +179,6 @@ def no_process(folder: Path) -> Iterator[None]:
         if not former and _same(file, path):
             path.unlink()
         file.close()
->>>>>>> main
 
 
 _locks: "weakref.WeakSet[RunLock]" = weakref.WeakSet()

@@ -14,7 +14,7 @@ from typing import IO
 
 from scoreline.runtime.stop_signals import REQUEUE, SIGNALS, Requeue
 from scoreline.storage.files import open_locked
-from scoreline.storage.run_lock import is_held
+from scoreline.storage.run_lock import working
 from scoreline.tables import worker
 from scoreline.tables.plan import KEPT, OUTCOME, Cell, Outcome, outcome, record
 
@@ -135,7 +135,7 @@ class Pool:
     def _open_log(self, cell: Cell) -> IO[bytes] | None:
         """Return the log of a cell with its lock, or None while another process has it."""
         folder = self.root / cell.directory
-        return None if self.shared and is_held(folder) else open_locked(folder / LOG)
+        return None if self.shared and working(folder) else open_locked(folder / LOG)
 
     def _stamp(self, cell: Cell) -> int:
         """Return the time of a cell's outcome.json in ns, 0 if there is none."""
