@@ -178,7 +178,7 @@ class Fake:
     def __init__(self, states: dict[str, str]) -> None:
         self.states = states
 
-    def __call__(self, root: Path, command: Any, places: Any, on_error: str, report: Any, *how: bool) -> Any:
+    def __call__(self, root: Path, command: Any, places: Any, on_error: str, report: Any, *how: Any) -> Any:
         self.root, self.report, self.command, self.shared = root, report, command, how[-1]
         return self
 

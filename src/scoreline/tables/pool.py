@@ -72,6 +72,7 @@ class Pool:
         on_error: what follows a failure: `continue`, `stop`, or `retry` once at the end.
         report: called with each cell and its outcome, `missing` if it is to be tried again.
         warm: forks processes from a server that has imported what they need.
+        begin: called with each cell when its process is there, the server's imports behind it.
         shared: other pools, on this machine or others, run cells of the table too. Each takes the next cell that is
             neither finished nor at work, leaves alone what another one tried meanwhile, and ends when all that is left
             is at work elsewhere.
@@ -85,9 +86,11 @@ class Pool:
         on_error: str,
         report: Callable[[Cell, Outcome], None],
         warm: bool = False,
+        begin: Callable[[Cell], None] = lambda cell: None,
         shared: bool = False,
     ) -> None:
         self.root, self.command, self.on_error, self.report, self.warm = root, command, on_error, report, warm
+        self.begin = begin
         self.free, self.running = list(places), list[Running]()
         self.attempts: dict[Cell, int] = {}
         self.refused: dict[tuple[str, str], str] = {}
@@ -165,6 +168,7 @@ class Pool:
         slot, words = self.free.pop(0), self.command(cell)
         start = log.seek(0, os.SEEK_END)
         process = worker.start(words, log, slot.environment(), self.warm)
+        self.begin(cell)
         attempt = self.attempts.get(cell, 0) + 1
         self.attempts[cell] = attempt
         self.running.append(Running(cell, slot, process, log, start, attempt))

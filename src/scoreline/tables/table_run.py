@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from scoreline import values
 from scoreline.config import conf_folder, run_identity, run_names
@@ -17,7 +17,8 @@ from scoreline.runtime.progress import ImageProgress
 from scoreline.runtime.stop_signals import Requeue
 from scoreline.storage import run_config
 from scoreline.storage.run_lock import RunLock
-from scoreline.tables import plan, pool, table_files, wandb_summary, worker
+from scoreline.tables import pace, plan, pool, table_files, wandb_summary, worker
+from scoreline.tables.pace import Pace
 from scoreline.tables.plan import Cell, Outcome, Plan
 from scoreline.tables.schema import Command, Table, parse
 from scoreline.values import whole_number
@@ -62,6 +63,18 @@ class Options:
         return self.lock == "share"
 
 
+class Runs(NamedTuple):
+    """The runs that are not finished, and how many of them run at a time."""
+
+    cells: Sequence[Cell]
+    places: int
+
+
+def _runs(draft: Plan, out: Path, options: Options) -> Runs:
+    cells = [cell for cell in draft.cells if plan.outcome(cell, out).state != "finished"]
+    return Runs(cells, len(pool.slots(options.jobs, devices(draft.overrides))) if draft.table.prepare else 1)
+
+
 def of_cells(task: Sequence[str]) -> list[str]:
     """Select the overrides of a command line that go to every cell."""
     return [word for word in task if word.lstrip("+~").partition("=")[0].partition(".")[0].partition("@")[0] not in OWN]
@@ -92,11 +105,11 @@ def main(name: str, data: Any, overrides: Sequence[str], options: Options, out: 
 
         wandb_runs.import_wandb()
     draft = plan.make_plan(table, data, options.budget, overrides, run_identity.identities)
-    if not _unprepared(table.prepare):
+    if not unprepared(table.prepare):
         _refuse_absent(draft)
     with RunLock(out, "wait" if options.shares else options.lock) as lock:
-        _refuse_other_runs(out, draft)
-        if prepare(table.prepare, out / "prepare") or lock.waited:
+        refuse_other_runs(out, draft)
+        if prepare(table.prepare, out / "prepare", _runs(draft, out, options)) or lock.waited:
             draft = plan.make_plan(table, data, options.budget, overrides, run_identity.identities)
         _refuse_absent(draft)
         plan.save(draft, out)
@@ -117,33 +130,49 @@ def _needs(table: Table) -> str:
     return f"; table={table.name} needs {'; '.join(table.needs)}" if table.needs else ""
 
 
-def _refuse_other_runs(out: Path, draft: Plan) -> None:
+def refuse_other_runs(out: Path, draft: Plan) -> None:
     """Raise InputError if the directory is that of a run, or of a table of another name or budget."""
     former, own = run_config.read(out), {"table": draft.table.name, "budget": draft.budget}
     if former is not None and {key: former.get(key) for key in own} != own:
         raise InputError(f"hydra.run.dir={out}: holds another run, not table={own['table']}; choose another directory")
 
 
-def _unprepared(commands: Sequence[Command]) -> list[tuple[int, Command]]:
+def unprepared(commands: Sequence[Command]) -> list[tuple[int, Command]]:
     """Return the commands whose product is not there, with their numbers."""
     return [(k, command) for k, command in enumerate(commands) if not Path(command.makes).exists()]
 
 
-def prepare(commands: Sequence[Command], logs: Path) -> bool:
+def prepare(commands: Sequence[Command], logs: Path, runs: Runs | None = None) -> bool:
     """Run the commands whose product is not there, and return whether there was one.
+
+    Args:
+        commands: the commands.
+        logs: folder of their logs.
+        runs: what follows them; the forecast of the time left includes it.
 
     Raises:
         InputError: if one fails or does not make what it should.
     """
-    missing = _unprepared(commands)
-    for k, command in missing:
-        words, log = words_of(command), logs / f"{k}.log"
-        pool.say(f"preparing {command.makes}: {command.run} (log: {log})")
-        code, line = pool.run_once(words, log)
-        if code or not Path(command.makes).exists():
-            why = line if code else f"it ended without {command.makes}"
-            raise InputError(f"prepare: {command.run}: {why}; see {log}")
+    missing = unprepared(commands)
+    work = pace.of_preparations(command for _, command in missing)
+    cells, places = runs or ((), 1)
+    forecast = Pace({**work, **pace.of_cells(cells)}, places, work)
+    with ImageProgress(len(missing), "preparing", every=0.0, unit="command", seconds_left=forecast.seconds_left) as bar:
+        for k, command in missing:
+            log = logs / f"{k}.log"
+            pool.say(f"preparing {command.makes}: {command.run} (log: {log})")
+            forecast.begin(command)
+            _run_command(command, log)
+            forecast.end_preparation(command)
+            bar.update(1, f"the runs included; {command.makes}")
     return bool(missing)
+
+
+def _run_command(command: Command, log: Path) -> None:
+    code, line = pool.run_once(words_of(command), log)
+    if code or not Path(command.makes).exists():
+        why = line if code else f"it ended without {command.makes}"
+        raise InputError(f"prepare: {command.run}: {why}; see {log}")
 
 
 def words_of(command: Command) -> list[str]:
@@ -189,10 +218,17 @@ def _run_cells(draft: Plan, out: Path, options: Options) -> dict[str, int]:
             words.append(f"output_url={conf_folder.quote(f'{options.output_url}/{cell.directory}')}")
         return [sys.executable, str(conf_folder.script("sample.py")), *words]
 
-    with ImageProgress(len(states), f"table {draft.table.name}", done, every=0.0, unit="cell") as progress:
+    places, what = pool.slots(options.jobs, devices(draft.overrides)), f"table {draft.table.name}"
+    forecast = Pace(pace.of_cells(todo), len(places))
+    left = forecast.seconds_left
+    with ImageProgress(len(states), what, done, every=0.0, unit="cell", seconds_left=left) as progress:
 
         def report(cell: Cell, outcome: Outcome) -> None:
             states[cell] = outcome
+            if outcome.state == "missing":
+                forecast.again(cell)
+            else:
+                forecast.end(cell, _evaluating(cell, out) if outcome.state == "finished" else None)
             if outcome.state != "finished":
                 again = ", tried again at the end" if outcome.state == "missing" else ""
                 line = f"{cell.title()}: {outcome.state.replace('missing', 'failed')}: {outcome.sentence}{again}"
@@ -202,12 +238,24 @@ def _run_cells(draft: Plan, out: Path, options: Options) -> dict[str, int]:
 
         if todo and done:
             pool.say(f"{done} of {len(states)} runs were finished before, {len(todo)} are missing")
-        places = pool.slots(options.jobs, devices(draft.overrides))
         warm = len(todo) > 1 and worker.can_fork()  # the server costs more than it saves one cell
+        run = pool.Pool(out, command, places, options.on_error, report, warm, forecast.begin, options.shares).run
         with _count_at_stop(states):
-            pool.Pool(out, command, places, options.on_error, report, warm, options.shares).run(todo)
+            run(todo)
     ends = [outcome.state for outcome in states.values()]
     return {state: ends.count(state) for state in ends}
+
+
+def _evaluating(cell: Cell, out: Path) -> float | None:
+    """Return the seconds in which a run sampled its images; None if an earlier start sampled some of them.
+
+    A damaged result, of which the table itself tells, gives None too.
+    """
+    try:
+        result = plan.result(cell, out)
+    except InputError:
+        return None
+    return result.get("seconds") if result.get("images_made") == result["images"] else None
 
 
 def devices(overrides: Sequence[str]) -> list[str]:
