@@ -28,7 +28,8 @@ FOREIGN = {".json", ".safetensors", ".bin"}
 
 
 def register_resolvers() -> None:
-    """Register the resolvers `${scoreline.digest:...}`, `.cell:`, `.sweep:...`, `.record:...`, `.directory:...`."""
+    """Register the resolvers `${scoreline.digest:...}`, `.cell:`, `.sweep:...`, `.record:...` and so on."""
+    OmegaConf.register_new_resolver("scoreline.at_least_one", lambda count: max(1, count or 1), replace=True)
     OmegaConf.register_new_resolver("scoreline.digest", run_digest, replace=True)
     OmegaConf.register_new_resolver("scoreline.cell", _cell_name, replace=True)
     OmegaConf.register_new_resolver("scoreline.record", _checkpoint_record, replace=True)
@@ -95,7 +96,7 @@ WITHOUT = {
         *("fixed_loss_kimg", "logger", "wandb", "trainer", "micro_batch", "compile", "channels_last", "device_mib"),
     ),
     "sample": (
-        *("device", "batch_size", "memory_mib", "threads"),
+        *("device", "batch_size", "memory_mib", "threads", "output_url"),
         *("table", "budget", "jobs", "sweep", "wandb", "optimise"),
     ),
     "calibrate": ("device", "batch_size", "wandb"),

@@ -2,13 +2,11 @@
 
 import os
 import shlex
-import signal
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any, NamedTuple
 
 from scoreline import values
@@ -16,6 +14,7 @@ from scoreline.config import conf_folder, run_identity, run_names
 from scoreline.errors import InputError
 from scoreline.runtime import distributed
 from scoreline.runtime.progress import ImageProgress
+from scoreline.runtime.stop_signals import Requeue
 from scoreline.storage import run_config
 from scoreline.storage.run_lock import RunLock
 from scoreline.tables import pace, plan, pool, table_files, wandb_summary, worker
@@ -24,7 +23,7 @@ from scoreline.tables.plan import Cell, Outcome, Plan
 from scoreline.tables.schema import Command, Table, parse
 from scoreline.values import whole_number
 
-OWN = ("table", "budget", "jobs", "sweep", "wandb", "lock", "hydra")
+OWN = ("table", "budget", "jobs", "sweep", "wandb", "output_url", "lock", "hydra")
 """Keys of the command line that are the table's, not its cells'."""
 
 
@@ -37,7 +36,8 @@ class Options:
         jobs: processes at a time; by default one per CUDA device, else one.
         on_error: after a failure, `continue` with the others, `stop`, or `retry` it once at the end.
         wandb: `off`, or one W&B run for each cell and one for the table, `offline` or `online`.
-        lock: while another process runs the table, `refuse` or `wait`.
+        lock: while another process runs the table, `refuse`, `wait`, or `share` its cells.
+        output_url: the place of the cells' copies in an object store.
 
     Raises:
         InputError: naming the key that has another value.
@@ -48,13 +48,19 @@ class Options:
     on_error: str = "continue"
     wandb: str = "off"
     lock: str = "refuse"
+    output_url: str | None = None
 
     def __post_init__(self) -> None:
         values.check_on_error(self.on_error)
         values.check_wandb(self.wandb)
-        values.check_lock(self.lock)
+        values.check_table_lock(self.lock)
         if self.jobs is not None:
             whole_number("jobs", self.jobs)
+
+    @property
+    def shares(self) -> bool:
+        """Whether other processes run cells of the table too."""
+        return self.lock == "share"
 
 
 class Runs(NamedTuple):
@@ -89,7 +95,10 @@ def main(name: str, data: Any, overrides: Sequence[str], options: Options, out: 
             at the end if cells failed.
     """
     if distributed.current().size > 1:
-        raise InputError(f"table={name}: starts processes of its own; run it without torchrun or srun, with jobs=...")
+        raise InputError(
+            f"table={name}: starts processes of its own; run it without torchrun, as one task of srun, with jobs=.., "
+            "or in every task of a job array with lock=share"
+        )
     table = parse(name, data)
     if options.wandb != "off":
         from scoreline.storage import wandb_runs
@@ -98,11 +107,14 @@ def main(name: str, data: Any, overrides: Sequence[str], options: Options, out: 
     draft = plan.make_plan(table, data, options.budget, overrides, run_identity.identities)
     if not unprepared(table.prepare):
         _refuse_absent(draft)
-    with ended_by_sigterm(), RunLock(out, options.lock) as lock:
+    with RunLock(out, "wait" if options.shares else options.lock) as lock:
         refuse_other_runs(out, draft)
         if prepare(table.prepare, out / "prepare", _runs(draft, out, options)) or lock.waited:
             draft = plan.make_plan(table, data, options.budget, overrides, run_identity.identities)
         _refuse_absent(draft)
+        plan.save(draft, out)
+        if options.shares:
+            lock.release()  # the next process finds all prepared, and takes cells too
         run_planned(draft, out, options)
 
 
@@ -185,12 +197,12 @@ def run_planned(draft: Plan, out: Path, options: Options) -> None:
     Raises:
         InputError: if cells failed.
     """
-    plan.save(draft, out)
     counts = _run_cells(draft, out, options)
-    print(table_files.write(plan.grid(draft, out), out))
-    if counts.get("finished"):
+    with RunLock(out, "wait") if options.shares else nullcontext():  # the last process sees all cells
+        print(table_files.write(plan.grid(draft, out), out))
+    if counts.get("finished") and not (options.shares and counts.get("missing")):
         wandb_summary.publish(wandb_summary.directories(out), options.wandb)
-    _report_end(draft, out, counts)
+    _report_end(draft, out, counts, options)
 
 
 def _run_cells(draft: Plan, out: Path, options: Options) -> dict[str, int]:
@@ -201,7 +213,10 @@ def _run_cells(draft: Plan, out: Path, options: Options) -> dict[str, int]:
 
     def command(cell: Cell) -> list[str]:
         folder = conf_folder.quote(str(out / cell.directory))
-        return [sys.executable, str(conf_folder.script("sample.py")), *cell.overrides, f"hydra.run.dir={folder}"]
+        words = [*cell.overrides, f"hydra.run.dir={folder}", *(["lock=wait"] if options.shares else [])]
+        if options.output_url is not None:
+            words.append(f"output_url={conf_folder.quote(f'{options.output_url}/{cell.directory}')}")
+        return [sys.executable, str(conf_folder.script("sample.py")), *words]
 
     places, what = pool.slots(options.jobs, devices(draft.overrides)), f"table {draft.table.name}"
     forecast = Pace(pace.of_cells(todo), len(places))
@@ -224,7 +239,9 @@ def _run_cells(draft: Plan, out: Path, options: Options) -> dict[str, int]:
         if todo and done:
             pool.say(f"{done} of {len(states)} runs were finished before, {len(todo)} are missing")
         warm = len(todo) > 1 and worker.can_fork()  # the server costs more than it saves one cell
-        pool.Pool(out, command, places, options.on_error, report, warm, forecast.begin).run(todo)
+        run = pool.Pool(out, command, places, options.on_error, report, warm, forecast.begin, options.shares).run
+        with _count_at_stop(states):
+            run(todo)
     ends = [outcome.state for outcome in states.values()]
     return {state: ends.count(state) for state in ends}
 
@@ -252,7 +269,7 @@ def devices(overrides: Sequence[str]) -> list[str]:
     return [name.strip() for name in named.split(",")][:count] if named else [str(k) for k in range(count)]
 
 
-def _report_end(draft: Plan, out: Path, counts: dict[str, int]) -> None:
+def _report_end(draft: Plan, out: Path, counts: dict[str, int], options: Options) -> None:
     """Print the last line.
 
     Raises:
@@ -263,6 +280,12 @@ def _report_end(draft: Plan, out: Path, counts: dict[str, int]) -> None:
         sentence = plan.outcome(draft.cells[0], out).sentence
         raise InputError(f"no cell can be run: {sentence}{_needs(draft.table)}")
     bad = counts.get("failed", 0) + counts.get("changed", 0)
+    if not bad and options.shares and counts.get("missing"):
+        print(
+            f"{counts.get('finished', 0)} of {total} runs -> {out}; {counts['missing']} are at work in other "
+            "processes, the last of which writes the whole table"
+        )
+        return
     if bad or counts.get("missing", 0):
         left = f", {counts['missing']} did not start" if counts.get("missing") else ""
         raise InputError(
@@ -274,14 +297,11 @@ def _report_end(draft: Plan, out: Path, counts: dict[str, int]) -> None:
 
 
 @contextmanager
-def ended_by_sigterm() -> Iterator[None]:
-    """Leave through `finally` at SIGTERM, as at Ctrl-C, so that no process is left behind."""
-
-    def leave(number: int, frame: FrameType | None) -> None:
-        raise SystemExit(128 + number)
-
-    former = signal.signal(signal.SIGTERM, leave)
+def _count_at_stop(states: Mapping[Cell, Outcome]) -> Iterator[None]:
+    """Report how many cells are finished if a scheduler stops the table."""
     try:
         yield
-    finally:
-        signal.signal(signal.SIGTERM, former)
+    except Requeue as stop:
+        done = sum(outcome.state == "finished" for outcome in states.values())
+        pool.say(f"{stop.name}: {done} of {len(states)} runs are finished; the same command continues")
+        raise
