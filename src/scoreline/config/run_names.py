@@ -93,7 +93,7 @@ WITHOUT = {
     ),
     "sample": (
         *("device", "batch_size", "memory_mib", "threads"),
-        *("table", "budget", "jobs", "sweep", "wandb", "optimise"),
+        *("table", "budget", "jobs", "sweep", "wandb", "optimise", "launcher"),
     ),
     "calibrate": ("device", "batch_size", "wandb"),
 }
