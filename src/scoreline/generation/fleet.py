@@ -1,7 +1,6 @@
 """Sample missing images on the workers of a Ray cluster, which share no disk with this process."""
 
 import hashlib
-import pickle
 import socket
 import sys
 import time
@@ -9,12 +8,12 @@ from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
 from scoreline.errors import InputError
 from scoreline.generation.batches import Sampler
@@ -107,32 +106,36 @@ def refuse_other_versions(wanted: dict[str, str]) -> None:
 class Worker:
     """A process of Ray with a replica of the model on its own GPU or cores.
 
+    Its methods get Ray's reference to a `Cargo`, in a list, which Ray passes as it is: a process that Ray has
+    started again fetches the model again, any other one keeps it.
+
     Args:
-        places: Ray's reference to a pickled `Cargo`, in a list so that Ray passes it as it is.
-        digest: SHA-256 of the content.
+        digest: the `weights_digest` of the model.
         wanted: the versions of the process that writes the images.
         device: `cuda`, of which it sees one, or `cpu`.
     """
 
-    def __init__(self, places: list[Any], digest: str, wanted: dict[str, str], device: str) -> None:
-        self.places, self.digest, self.wanted, self.device = places, digest, wanted, device
+    def __init__(self, digest: str, wanted: dict[str, str], device: str) -> None:
+        self.digest, self.wanted, self.device = digest, wanted, device
+        self.work: tuple[Cargo, Sampler] | None = None
 
-    def ready(self) -> str:
+    def ready(self, place: list[Any]) -> str:
         """Build the replica; return the name of the device.
 
         Raises:
-            InputError: if its versions differ, the content arrived damaged, or it cannot be unpickled or placed here.
+            InputError: if its versions differ, the content arrived damaged, or it cannot be read or placed here.
         """
-        device = self._work[1].denoiser.device
+        self.work = self._unpacked(place)
+        device = self.work[1].denoiser.device
         return torch.cuda.get_device_name(device) if device.type == "cuda" else torch.backends.cpu.get_cpu_capability()
 
-    def images(self, seeds: Sequence[int], labels: Sequence[int] | None) -> Images:
+    def images(self, place: list[Any], seeds: Sequence[int], labels: Sequence[int] | None) -> Images:
         """Return the images of at most `batch_size` seeds.
 
         Raises:
             InputError: as `ready`, or if a sample is not finite.
         """
-        cargo, sampler = self._work
+        cargo, sampler = self.work = self.work or self._unpacked(place)
         label = None if labels is None else torch.tensor(labels, dtype=torch.int64)
         [batch] = sampler.batches(cargo.shape, seeds, label)
         try:
@@ -141,22 +144,23 @@ class Worker:
             raise InputError(str(error)) from None  # a subclass may not survive pickling
         return Images(pixels, _sha256(pixels.tobytes()), batch.nfe, batch.network_calls, peak_memory())
 
-    @cached_property
-    def _work(self) -> tuple["Cargo", Sampler]:
+    def _unpacked(self, place: list[Any]) -> tuple["Cargo", Sampler]:
         import ray
+        from ray.exceptions import RaySystemError
 
         refuse_other_versions(self.wanted)
-        content = ray.get(self.places[0])
-        if _sha256(content) != self.digest:
-            raise InputError(f"launcher=ray: the model arrived damaged on {socket.gethostname()}; repeat the command")
-        torch.set_num_threads(1)
+        machine = socket.gethostname()
         try:
-            cargo: Cargo = pickle.loads(content)
-        except ModuleNotFoundError as error:
+            cargo: Cargo = ray.get(place[0])
+        except RaySystemError as error:
+            reason = str(error).partition("\n")[0]
             raise InputError(
-                f"launcher=ray: the worker on {socket.gethostname()} has no module {error.name}; install it there, or "
-                "send your code with `ray job submit --working-dir . -- python sample.py ..`"
+                f"launcher=ray: the worker on {machine} cannot read the model ({reason}); install what it needs there, "
+                "or send your code: ray job submit --working-dir . -- python sample.py .."
             ) from error
+        if weights_digest(cargo.replica.sampler) != self.digest:
+            raise InputError(f"launcher=ray: the model arrived damaged on {machine}; repeat the command")
+        torch.set_num_threads(1)
         return cargo, cargo.replica.on(choose_device(self.device))
 
 
@@ -166,6 +170,15 @@ class Cargo(NamedTuple):
     replica: Replica
     shape: tuple[int, int, int]
     dtype: torch.dtype
+
+
+def weights_digest(sampler: Sampler) -> str:
+    """Return the SHA-256 of the names and bytes of all weights of a sampler's networks."""
+    sha = hashlib.sha256()
+    modules = [part for part in (sampler.denoiser, sampler.decode) if isinstance(part, nn.Module)]
+    for name, weight in (item for module in modules for item in module.state_dict().items()):
+        sha.update(name.encode() + weight.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return sha.hexdigest()
 
 
 def _sha256(content: bytes) -> str:
@@ -201,9 +214,9 @@ class Fleet:
         desk, memory = Desk(missing, replica.sampler.batch_size), Counter[str]()
         with (
             ImageProgress(total, "sampling", done=total - len(missing)) as progress,
-            self._workers(Cargo(replica, shards.state_shape, shards.dtype), len(desk.ranges)) as workers,
+            self._workers(Cargo(replica, shards.state_shape, shards.dtype), len(desk.ranges)) as (workers, place),
         ):
-            for indices, images in _Calls(self.ray, workers, desk, shards).answers():
+            for indices, images in _Calls(self.ray, workers, place, desk, shards).answers():
                 _write(shards, indices, images)
                 memory |= Counter(images.memory)
                 progress.update(len(indices))
@@ -214,18 +227,17 @@ class Fleet:
         return lambda sampler, shards, group: self.sample(replace(replica, sampler=sampler), shards)
 
     @contextmanager
-    def _workers(self, cargo: Cargo, ranges: int) -> Iterator[list[Any]]:
-        """Yield actors, each with the model from Ray's object store; they end with the context."""
+    def _workers(self, cargo: Cargo, ranges: int) -> Iterator[tuple[list[Any], Any]]:
+        """Yield actors, which end with the context, and the reference to what they need."""
         if not ranges:
-            yield []
+            yield [], None
             return
-        content = self.ray.cloudpickle.dumps(cargo)
-        arguments = [self.ray.put(content)], _sha256(content), versions(), self.kind
+        arguments = weights_digest(cargo.replica.sampler), versions(), self.kind
         share = {"num_gpus": 1, "num_cpus": 0} if self.kind == "cuda" else {"num_cpus": self.threads}
         actor = self.ray.remote(Worker).options(max_restarts=RESTARTS, **share)
         workers = [actor.remote(*arguments) for _ in range(min(self.size, ranges))]
         try:
-            yield workers
+            yield workers, self.ray.put(cargo)
         finally:
             for worker in workers:
                 self.ray.kill(worker)
@@ -260,6 +272,7 @@ class _Calls:
 
     ray: Any
     workers: Sequence[Any]
+    place: Any
     desk: Desk
     shards: Shards
     open: dict[Any, tuple[int, int | None]] = field(default_factory=dict)
@@ -268,7 +281,7 @@ class _Calls:
 
     def answers(self) -> Iterator[tuple[list[int], Images]]:
         """Yield the images of each range, once, with their indices."""
-        self.open = {worker.ready.remote(): (number, None) for number, worker in enumerate(self.workers)}
+        self.open = {worker.ready.remote([self.place]): (number, None) for number, worker in enumerate(self.workers)}
         while self.desk.left:
             done, _ = self.ray.wait(list(self.open), timeout=PATIENCE)
             if not (done or self.devices):
@@ -288,7 +301,7 @@ class _Calls:
                 index = torch.tensor(self.desk.ranges[number], dtype=torch.int64)
                 seeds = [self.shards.seeds[i] for i in index.tolist()]
                 labels = None if self.shards.labels is None else self.shards.labels[index].tolist()
-                self.open[self.workers[worker].images.remote(seeds, labels)] = worker, number
+                self.open[self.workers[worker].images.remote([self.place], seeds, labels)] = worker, number
 
     def _answer(self, call: Any, worker: int) -> Any:
         """Return what a worker answers, or None if it is gone; raise the error that it raised."""
@@ -313,7 +326,7 @@ class _Calls:
             if len(self.gone) == len(self.workers):
                 raise InputError(f"launcher=ray: all workers are gone; {_last_line(error)}") from None
         elif (worker, None) not in self.open.values():
-            self.open[self.workers[worker].ready.remote()] = worker, None
+            self.open[self.workers[worker].ready.remote([self.place])] = worker, None
 
     def _welcome(self, worker: int, device: str) -> None:
         others = set(self.devices.values()) - {device}

@@ -25,7 +25,7 @@ WRITERS = 2
 class Sampled(NamedTuple):
     """What a call sampled: the number of images, the seconds, the processes, and the peak memory of those elsewhere."""
 
-    count: int
+    images: int
     seconds: float
     processes: int
     memory: Mapping[str, float] = MappingProxyType({})

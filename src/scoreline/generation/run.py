@@ -122,10 +122,10 @@ def _counts(images: ShardImages, sampled: Sampled, group: Group) -> Result:
         "nfe": nfe,
         "network_calls": network_calls,
         "images": len(images),
-        "images_made": sampled.count,
+        "images_made": sampled.images,
         "processes": sampled.processes,
         "seconds": round(sampled.seconds, 4),
-        "images_per_second": round(sampled.count / sampled.seconds, 2),
+        "images_per_second": round(sampled.images / sampled.seconds, 2),
         "peak_memory_mib": dict(zip(memory, [round(peak, 1) for peak in peaks.tolist()], strict=True)),
     }
 
