@@ -42,7 +42,10 @@ from scoreline.schedules.spacings import LogSNR, Power
 from scoreline.solvers.runge_kutta import rk4
 from scoreline.solvers.tableau import Tableau, build_tableau
 from scoreline.solvers.unipc import UniPC
+from scoreline.storage import figures
+from scoreline.storage.figures import PAGE
 from scoreline.storage.files import code_version, write_atomically
+from scoreline.tables.figure import MARKERS
 
 COSINE = {"_target_": "scoreline.schedules.vp.CosineVP"}
 EDM = {"_target_": "scoreline.schedules.ve.EDM"}
@@ -530,31 +533,29 @@ def _accuracy(row: Row) -> list[str]:
 
 def figure(found: Sequence[Row], path: Path) -> None:
     """Rows are sets of models, columns statistics; ratio against NFE."""
-    import matplotlib
+    write_atomically(path, lambda temporary: _draw_all(found, temporary))
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
 
-    size = (13, 4.5 * len(found))
-    chart, grid = pyplot.subplots(len(found), len(STATISTICS), figsize=size, layout="constrained", squeeze=False)
-    for line, each in zip(grid, found, strict=True):
-        for axes, name in zip(line, STATISTICS, strict=True):
-            _draw(axes, each, name)
-    chart.legend(*grid[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=7)
-    write_atomically(path, lambda temporary: chart.savefig(temporary, dpi=120, format="png"))
-    pyplot.close(chart)
+def _draw_all(found: Sequence[Row], path: Path) -> None:
+    size = (PAGE, 2.5 * len(found) + 0.6)
+    with figures.figure(path, len(found), len(STATISTICS), figsize=size, squeeze=False) as (chart, grid):
+        for line, each in zip(grid, found, strict=True):
+            for axes, name in zip(line, STATISTICS, strict=True):
+                _draw(axes, each, name)
+        chart.legend(*grid[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
 
 
 def _draw(axes: Any, found: Row, name: str) -> None:
-    for row in found["rows"]:
+    for number, row in enumerate(found["rows"]):
         values = [row[name]["by_nfe"][str(nfe)] for nfe in found["nfe"]]
-        style = {"linestyle": ":", "alpha": 0.6} if row["peer"] else {"marker": "o", "markersize": 3}
+        style = {"linestyle": ":", "alpha": 0.6} if row["peer"] else {"marker": MARKERS[number % len(MARKERS)]}
         value, error = ([it[key] for it in values] for key in ("value", "error"))
-        axes.errorbar(found["nfe"], value, error, label=row["name"], capsize=2, **style)
+        axes.errorbar(found["nfe"], value, error, label=row["name"], **style)
     axes.axhline(1, color="grey", linewidth=1)
     axes.set(title=f"{found['set']}: {name}", xlabel="NFE", ylabel="ratio to the best peer", xscale="log", yscale="log")
     axes.set_xticks(found["nfe"], map(str, found["nfe"]))
-    axes.minorticks_off()
+    axes.xaxis.minorticks_off()
+    figures.plain_ticks(axes.yaxis)
 
 
 def sets_of(text: str) -> dict[str, tuple[str, ...]]:

@@ -10,7 +10,7 @@ is in OUT already is not done again; OUT/features.md, features.png and rows.json
 import argparse
 import io
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
@@ -42,6 +42,7 @@ from scoreline.metrics.sliced_wasserstein import (
 from scoreline.schedules.spacings import Power
 from scoreline.solvers.tableau import build_tableau
 from scoreline.solvers.unipc import UniPC
+from scoreline.storage.figures import PAGE, figure
 from scoreline.storage.files import write_atomically
 from scoreline.storage.pictures import to_uint8, to_unit
 
@@ -248,13 +249,12 @@ def _steps(rows: Sequence[Row]) -> list[str]:
 
 
 def _draw(path: Path, rows: Sequence[Row]) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     shown = families(rows)
-    figure, axes = pyplot.subplots(1, len(shown), figsize=(15, 3.2), layout="constrained", sharey=True)
+    with figure(path, 1, len(shown), figsize=(PAGE, 2.2), sharey=True) as (_, axes):
+        _draw_families(axes, rows, shown)
+
+
+def _draw_families(axes: Any, rows: Sequence[Row], shown: Mapping[str, Sequence[Row]]) -> None:
     for axis, (family, levels) in zip(axes, shown.items(), strict=True):
         for name in REPRESENTATIONS:
             unit = mean(rows[0]["values"][name])
@@ -266,8 +266,6 @@ def _draw(path: Path, rows: Sequence[Row]) -> None:
         axis.set(title=family, yscale="log")
     axes[0].set_ylabel("distance / that of training pictures")
     axes[0].legend()
-    figure.savefig(path, dpi=100)
-    pyplot.close(figure)
 
 
 def main(words: Sequence[str] | None = None) -> None:

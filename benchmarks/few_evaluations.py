@@ -41,8 +41,11 @@ from scoreline.networks.gaussian_mixture import GaussianMixtureScore
 from scoreline.schedules.spacings import Power
 from scoreline.solvers.tableau import Tableau, build_tableau
 from scoreline.solvers.unipc import UniPC
+from scoreline.storage import figures
+from scoreline.storage.figures import PAGE
 from scoreline.storage.files import code_version, write_atomically
 from scoreline.storage.pictures import to_uint8
+from scoreline.tables.figure import MARKERS
 from scoreline.tables.grid import Run, of_sweep, over_seed_ranges
 from scoreline.tables.render import markdown
 
@@ -476,31 +479,30 @@ def _notes(rows: Sequence[Row]) -> str:
 
 def figure(rows: Sequence[Row], path: Path) -> None:
     """Rows are models, columns the distances, both axes logarithmic."""
-    import matplotlib
+    write_atomically(path, lambda temporary: _draw_all(rows, temporary))
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
 
+def _draw_all(rows: Sequence[Row], path: Path) -> None:
     names = list(dict.fromkeys(row["model"] for row in rows))
     count, width = len(names), len(shown(rows))
-    chart, grid = pyplot.subplots(
-        count, width, figsize=(5.5 * width, 4 * count), layout="constrained", sharex=True, squeeze=False
-    )
-    for (line, name), (column, metric) in product(enumerate(names), enumerate(shown(rows))):
-        _draw(grid[line, column], [row for row in rows if row["model"] == name], metric)
-        grid[line, column].set(title=name, ylabel=TITLES[metric], xlabel="NFE", xscale="log", yscale="log")
-        grid[line, column].set_xticks(budgets := sorted({row["nfe"] for row in summed(rows)[0]}), map(str, budgets))
-        grid[line, column].minorticks_off()
-    chart.legend(*grid[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=9)
-    write_atomically(path, lambda temporary: chart.savefig(temporary, dpi=120, format="png"))
-    pyplot.close(chart)
+    budgets = sorted({row["nfe"] for row in summed(rows)[0]})
+    options = {"figsize": (PAGE, 2.2 * count + 0.6), "sharex": True, "squeeze": False}
+    with figures.figure(path, count, width, **options) as (chart, grid):
+        for (line, name), (column, metric) in product(enumerate(names), enumerate(shown(rows))):
+            axes = grid[line, column]
+            _draw(axes, [row for row in rows if row["model"] == name], metric)
+            axes.set(title=name, ylabel=TITLES[metric], xlabel="NFE", xscale="log", yscale="log")
+            axes.set_xticks(budgets, map(str, budgets))
+            axes.xaxis.minorticks_off()
+            figures.plain_ticks(axes.yaxis)
+        chart.legend(*grid[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
 
 
 def _draw(axes: Any, rows: Sequence[Row], metric: str) -> None:
     cells, fine = summed(rows)
-    for name in dict.fromkeys(map(_method, cells)):
+    for number, name in enumerate(dict.fromkeys(map(_method, cells))):
         line = sorted((row["nfe"], *_bar(row, metric)) for row in cells if _method(row) == name)
-        axes.errorbar(*zip(*line, strict=True), label=name, marker="o", markersize=3, capsize=2)
+        axes.errorbar(*zip(*line, strict=True), label=name, marker=MARKERS[number % len(MARKERS)])
     for row in fine if metric != "distance" else []:
         axes.axhline(row["metrics"][metric]["value"], color="grey", linestyle=":", linewidth=1)
 

@@ -27,6 +27,7 @@ from scoreline.datasets.digits import Digits
 from scoreline.denoiser import Denoiser
 from scoreline.objective import Batch, DenoisingObjective, InverseVariance, UniformLevels
 from scoreline.runtime.seeded_noise import seed_generator
+from scoreline.storage.figures import PAGE, figure, plain_ticks
 from scoreline.storage.files import write_atomically
 from scoreline.storage.pictures import to_unit
 from scoreline.targets import Denoising
@@ -101,28 +102,31 @@ def gaps(found: dict[str, Any], target: str) -> list[list[float]]:
 
 def draw(found: dict[str, Any], path: Path) -> None:
     """Two panels: gap to the optimum, and loss on held-out digits above that optimum."""
-    import matplotlib
+    write_atomically(path, lambda temporary: _draw(found, temporary))
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
 
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 4), layout="constrained")
+def _draw(found: dict[str, Any], path: Path) -> None:
+    with figure(path, 1, 2, figsize=(PAGE, 2.7)) as (chart, (left, right)):
+        _draw_axes(found, left, right)
+        chart.suptitle(f"Digits, EDM, {found['kimg']} kimg: loss as a share of the noise; bars are standard errors")
+
+
+def _draw_axes(found: dict[str, Any], left: Any, right: Any) -> None:
     for number, target in enumerate(TARGETS):
         for axes, rows in ((left, gaps(found, target)), (right, found[target]["test"])):
             mean, error = mean_and_error(rows)
             label = f"{target.upper()}, {len(rows)} trainings"
-            axes.errorbar(LEVELS, mean, error, color=f"C{number}", marker=".", capsize=2, label=label)
+            axes.errorbar(LEVELS, mean, error, color=f"C{number}", marker=".", label=label)
         mean, _ = mean_and_error(found[target]["train"])
         right.plot(LEVELS, mean, color=f"C{number}", linestyle=":", label=f"{target.upper()}, training digits")
     right.plot(LEVELS, found["optimum"], color="black", linewidth=1, label="exact optimum of the training digits")
     left.set(ylabel="loss above the optimum, training digits", yscale="log")
     right.set(ylabel="loss on held-out digits")
+    plain_ticks(left.yaxis)
     for axes in (left, right):
         axes.set(xscale="log", xlabel="noise level")
-        axes.legend(frameon=False, fontsize=8)
-    figure.suptitle(f"Digits, EDM, {found['kimg']} kimg: loss as a share of the noise; bars are standard errors")
-    write_atomically(path, lambda temporary: figure.savefig(temporary, format="png", dpi=120))
-    pyplot.close(figure)
+        plain_ticks(axes.xaxis)
+        axes.legend()
 
 
 def table(found: dict[str, Any]) -> str:

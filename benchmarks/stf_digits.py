@@ -32,6 +32,7 @@ from scoreline.runtime import seeded_noise
 from scoreline.schedules.spacings import Power
 from scoreline.solvers.deis import DEIS
 from scoreline.solvers.tableau import build_tableau
+from scoreline.storage.figures import PAGE, figure, plain_ticks
 from scoreline.storage.files import code_version, write_atomically
 from scoreline.storage.pictures import to_uint8, to_unit
 from scoreline.targets import posterior_mean
@@ -204,30 +205,26 @@ def _by_level(cells: list[Row], kimg: int) -> str:
 
 
 def _draw(path: Path, cells: list[Row], budgets: list[int]) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(1, 3, figsize=(13, 4), layout="constrained")
     levels = [float(rho) for rho in cells[0]["errors"]]
-    for target in TARGETS:
-        curve = [[cell["frechet_distance"] for cell in _of(cells, target, kimg)] for kimg in budgets]
-        _line(axes[0], budgets, curve, target)
-        last = _of(cells, target, budgets[-1])
-        _line(axes[1], levels, [[cell["losses"][f"{rho:g}"][1] for cell in last] for rho in levels], target)
-        _line(axes[2], levels, [[cell["errors"][f"{rho:g}"] for cell in last] for rho in levels], target)
-    axes[0].set(xlabel="kimg", ylabel=f"Frechet distance, NFE {NFE}", xscale="log", yscale="log")
-    axes[1].set(xlabel="rho", ylabel="sd over images of the loss", xscale="log", yscale="log")
-    axes[2].set(xlabel="rho", ylabel="RMS distance to the exact denoiser", xscale="log", yscale="log")
-    axes[0].legend()
-    figure.savefig(path, dpi=120)
-    pyplot.close(figure)
+    with figure(path, 1, 3, figsize=(PAGE, 2.3)) as (_, axes):
+        for target in TARGETS:
+            curve = [[cell["frechet_distance"] for cell in _of(cells, target, kimg)] for kimg in budgets]
+            _line(axes[0], budgets, curve, target)
+            last = _of(cells, target, budgets[-1])
+            _line(axes[1], levels, [[cell["losses"][f"{rho:g}"][1] for cell in last] for rho in levels], target)
+            _line(axes[2], levels, [[cell["errors"][f"{rho:g}"] for cell in last] for rho in levels], target)
+        axes[0].set(xlabel="kimg", ylabel=f"Frechet distance, NFE {NFE}", xscale="log", yscale="log")
+        axes[1].set(xlabel="rho", ylabel="sd over images of the loss", xscale="log", yscale="log")
+        axes[2].set(xlabel="rho", ylabel="RMS distance to the exact denoiser", xscale="log", yscale="log")
+        axes[0].legend()
+        for axis in axes:
+            plain_ticks(axis.xaxis)
+            plain_ticks(axis.yaxis)
 
 
 def _line(axis: Any, places: Sequence[float], values: Sequence[Sequence[float]], target: str) -> None:
     middle, error = [mean(each) for each in values], [_error(each) for each in values]
-    axis.errorbar(places, middle, error, marker="o", capsize=3, label=target.upper())
+    axis.errorbar(places, middle, error, marker="o", label=target.upper())
 
 
 def _error(values: Sequence[float]) -> float:

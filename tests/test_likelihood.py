@@ -17,7 +17,9 @@ from scoreline.errors import InputError, NotFiniteError
 from scoreline.likelihood import (
     Exact,
     bits_per_dim,
+    bits_with_end_noise,
     dequantise,
+    end_noise,
     hutchinson,
     log_likelihood,
     native_prior_variance,
@@ -184,6 +186,38 @@ def test_bits_of_known_density_equal_its_cells() -> None:
     assert 5 < float(direct.mean()) < 8
 
 
+@pytest.mark.parametrize("sigma", [0.001, 0.0105, 0.05])
+def test_a_model_of_even_pixels_costs_eight_bits_at_any_end_noise(sigma: float) -> None:
+    """Its density is the mean of normal densities round the 256 values."""
+    images = torch.randint(256, (5, 1, 2, 3), generator=torch.Generator().manual_seed(0)).byte()
+    x = end_noise(images, range(5), sigma)
+    values = torch.arange(256, dtype=torch.float64) / 127.5 - 1
+    each = torch.distributions.Normal(values, sigma).log_prob(x[..., None]).logsumexp(-1) - math.log(256)
+    torch.testing.assert_close(bits_with_end_noise(each.flatten(1).sum(1), x, sigma), torch.full((5,), 8.0).double())
+
+
+def test_wide_end_noise_has_the_constant_of_dequantised_pixels() -> None:
+    """The sum of 127.5 values a unit is a constant within the range."""
+    x = end_noise(torch.full((2, 1, 4, 4), 128, dtype=torch.uint8), [3, 4], 0.03)
+    density = torch.tensor([-3.0, 5.0]).double()
+    torch.testing.assert_close(bits_with_end_noise(density, x, 0.03), bits_per_dim(density, 16))
+    assert x[1:].equal(end_noise(torch.full((1, 1, 4, 4), 128, dtype=torch.uint8), [4], 0.03))
+
+
+def test_command_ends_where_it_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    """By time, by its noise level, and with noise of that level."""
+    sigma = float(LinearVP().inverse(torch.tensor(1e-2).double()))
+    printed = []
+    for words in ([], ["t_min=1e-2"], [f"sigma_min={sigma}"], ["t_min=1e-2", "--end-noise"]):
+        command.main(["images=2", *words, *ROUGH])
+        printed.append(capsys.readouterr().out)
+    assert printed[1] == printed[2]
+    assert len({line.split()[0] for line in printed}) == 3
+    assert [line.rpartition(", ")[2].strip() for line in printed] == [
+        *("sigma_min 0.01049", "sigma_min 0.04469", "sigma_min 0.04469", "sigma_min 0.04469 as end noise")
+    ]
+
+
 def test_impossible_inputs(mixture: GaussianMixture) -> None:
     x, run = points(2, 2), FINE.between(10.0, 0.3, 1000)
     for variance in (0.0, -1.0, math.nan, math.inf):
@@ -220,7 +254,7 @@ def test_command_prints_what_the_functions_say(capsys: pytest.CaptureFixture[str
     error = np.std(values, ddof=1) / 3**0.5
     calls = f"{min(nfe)}-{max(nfe)}" if nfe[0] != nfe[1] else str(nfe[0])
     printed = capsys.readouterr().out
-    about = f"3 images of digits-test, NFE {calls}, divergence rademacher x 2"
+    about = f"3 images of digits-test, NFE {calls}, divergence rademacher x 2, sigma_min 0.01049"
     assert printed == f"{values.mean():.4f} +- {error:.4f} bits/dim, {about}\n"
     assert 1 < values.mean() < 8
 
@@ -282,6 +316,8 @@ def test_command_passes_labels_to_a_conditional_model(tmp_path: Path, capsys: py
         (["--divergence", "exakt"], "--divergence=exakt.*did you mean 'exact'"),
         (["--method", "RK54"], "did you mean 'RK45'"),
         (["--sigma-min", "0"], "sigma_min=0"),
+        (["--t-min", "2"], "--t-min=2: choose a time between 0 and the model's last, 1"),
+        (["--t-min", "1e-5", "--sigma-min", "0.1"], "--t-min=1e-05: is another way to say sigma_min"),
         (["--prior-variance", "0"], "prior_variance=0"),
         (["--nfe", "3", "--images", "1"], "nfe=3: the adaptive solver needs more"),
     ],

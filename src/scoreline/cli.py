@@ -24,6 +24,7 @@ Images and results:
   evaluate SAMPLES REFERENCE   score images against images or statistics
   reference IMAGES OUT.npz     write reference statistics
   report DIR         print a table and draw a figure of finished runs
+  runs [FOLDER]      list, show, compare and remove runs
   upload RUN_DIR     upload a run or a sweep to W&B
 
 Jobs:
@@ -44,7 +45,7 @@ from scoreline.runtime import startup
 
 VERBS = (
     *("certify", "dataset", "doctor", "ema", "evaluate", "import", "import-statistics", "inspect"),
-    *("learn-pipeline", "likelihood", "prefetch", "reference", "report", "show", "upload", "verify"),
+    *("learn-pipeline", "likelihood", "prefetch", "reference", "report", "runs", "show", "upload", "verify"),
 )
 MODULES = {"import": "import_checkpoint"}
 HELP = {"-h", "--help"}

@@ -24,7 +24,7 @@ from scoreline.networks.gaussian_mixture import GaussianMixtureScore
 from scoreline.parameterisations import VarianceExploding
 from scoreline.records import Record, load_record
 from scoreline.runtime import seeded_noise as noise
-from scoreline.sampling import integrate
+from scoreline.sampling import count_calls, integrate
 from scoreline.schedules.spacings import LogSNR, Power
 from scoreline.schedules.ve import VE
 from scoreline.schedules.vp import LinearVP
@@ -35,6 +35,7 @@ from scoreline.solvers.edm import EDMHeun
 from scoreline.solvers.runge_kutta import heun
 from scoreline.solvers.tableau import Solver, Tableau
 from scoreline.storage.files import sha256
+from scoreline.storage.resumable import Parts
 
 ROOT = Path(__file__).parents[2]
 SPAN = (20.0, 0.05)
@@ -228,6 +229,36 @@ def test_a_search_round_trips_through_its_record(tmp_path: Path) -> None:
     assert (tmp_path / "plot.png").stat().st_size > 5000
     with pytest.raises(InputError, match="made for checkpoint ab, this one is cd"):
         load_recommendation(path, "cd")
+
+
+@pytest.mark.parametrize(("stop", "kept"), [(0.3, 0), (0.9, 2)])
+def test_a_killed_search_keeps_its_fine_run_and_its_budgets(stop: float, kept: int, tmp_path: Path) -> None:
+    search = Search([3, 4, 6], Families(solvers("ddim", "deis_tab2"), SCHEDULES))
+    lines, told = list[str](), list[float]()
+    of = replace(subject(12, batch_size=4), parts=Parts(tmp_path, "stamp"), report=lines.append)
+    with count_calls(of.denoiser) as whole:
+        alone = search(replace(of, parts=Parts()))
+    assert lines == search.summary(alone).splitlines(), "each result is told as it is found"
+    lines.clear()
+
+    def stop_at_share(images: float) -> None:
+        told.append(images)
+        if sum(told) > stop * 12:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        search(of, stop_at_share)
+    assert len(lines) == kept
+    lines.clear()
+    told.clear()
+    with count_calls(of.denoiser) as rest:
+        again = search(of, told.append)
+    assert rest.count < (1 - stop + 0.3) * whole.count
+    assert sum(told) == pytest.approx(12)
+    earlier = ["2 of 3 budgets are finished by an earlier start"] * (kept > 0)
+    assert lines == earlier + search.summary(alone).splitlines()[kept:]
+    for name, value in alone.items():
+        assert torch.equal(value, again[name]) if isinstance(value, Tensor) else value == again[name]
 
 
 @pytest.mark.parametrize(("nfe", "chosen"), [(1, "a"), (5, "a"), (7, "a"), (8, "b"), (14, "b"), (15, "c"), (999, "c")])

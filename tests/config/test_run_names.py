@@ -1,6 +1,7 @@
 """Names of runs follow what results depend on, and nothing else."""
 
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from omegaconf import OmegaConf
 
 from scoreline import numerics
 from scoreline.config import run_names
-from scoreline.config.conf_folder import compose_config
+from scoreline.config.conf_folder import compose_config, files
 
 Named = Callable[..., str]
 
@@ -193,3 +194,99 @@ def test_non_packages_and_missing_names_are_handled() -> None:
 def test_the_digest_needs_no_torch() -> None:
     code = "import sys; sys.modules['torch'] = None; from scoreline.config import run_names"
     assert subprocess.run([sys.executable, "-c", code], timeout=60, check=False).returncode == 0
+
+
+# ---- directories
+
+
+def directory(script: str, checkpoint: str = "digits_vp", identity: str = "01234567", **choices: Any) -> str:
+    """The default run directory of a script with these choices."""
+    chosen = {"solver": "ddim", "schedule": "karras", "calibration": "search", "dataset": "digits", "table": None}
+    config = {
+        **{"checkpoint": checkpoint, "identity": identity, "nfe": choices.pop("nfe", 10), "table": None},
+        **{"name": choices.pop("name", "digits_vp"), "budget": "small", "solver": {"_target_": "a.DDIM"}},
+        **choices.pop("config", {}),
+    }
+    hydra = {"runtime": {"choices": {**chosen, **choices}}}
+    return run_names._directory(script, _root_=OmegaConf.create({**config, "hydra": hydra}))
+
+
+LEARNED = {"solver": {"_target_": "scoreline.solvers.learned.load_learned"}}
+
+
+@pytest.mark.parametrize(
+    ("words", "name"),
+    [
+        ({"script": "sample"}, "sample/digits_vp-ddim-karras-nfe10"),
+        ({"script": "sample", "checkpoint": "outputs/train/a-12/"}, "sample/a-12-ddim-karras-nfe10"),
+        ({"script": "sample", "solver": "learned", "config": LEARNED}, "sample/digits_vp-learned-nfe10"),
+        ({"script": "sample", "solver": "my solver'$"}, "sample/digits_vp-my_solver_-karras-nfe10"),
+        ({"script": "train"}, "train/digits_vp"),
+        ({"script": "train", "dataset": "zip"}, "train/digits_vp-zip"),
+        ({"script": "train", "dataset": "emoji", "name": "emoji32_edm"}, "train/emoji32_edm"),
+        ({"script": "train", "name": "group/a"}, "train/group/a-digits"),
+        ({"script": "calibrate"}, "calibrate/search-digits_vp"),
+        ({"script": "calibrate", "checkpoint": "https://x.org/a/edm.pkl"}, "calibrate/search-edm"),
+    ],
+)
+def test_a_directory_says_what_is_run(
+    words: dict[str, Any], name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert directory(**words) == f"outputs/{name}-01234567"
+
+
+def test_a_table_has_its_name_and_budget() -> None:
+    assert directory("sample", config={"table": {}}, table="deis_digits") == "outputs/table/deis_digits-small"
+
+
+@pytest.mark.parametrize(
+    ("checkpoint", "name"),
+    [
+        ("emoji32_edm", "emoji32_edm"),
+        ("outputs/train/digits_vp-e8c72d25", "digits_vp-e8c72d25"),
+        ("outputs/train/digits_vp-e8c72d25/model.safetensors", "digits_vp-e8c72d25"),
+        ("outputs/train/digits_vp-e8c72d25/best.safetensors", "digits_vp-e8c72d25-best"),
+        ("/a/b-1/model-ema50kimg.safetensors", "b-1-model-ema50kimg"),
+        ("model.safetensors", "model"),
+        ("https://huggingface.co/google/ddpm-cifar10-32", "ddpm-cifar10-32"),
+        ("a/0000001024.ckpt", "0000001024"),
+        ("", ""),
+    ],
+)
+def test_a_model_has_a_short_name(checkpoint: str, name: str) -> None:
+    assert run_names.model_name(checkpoint) == name
+
+
+def test_every_shipped_choice_has_a_short_name_without_quotes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    checkpoint = f"outputs/train/{'a b' * 20}-01234567"
+    for solver in files("solver"):
+        for schedule in files("schedule"):
+            path = Path(directory("sample", checkpoint, solver=solver, schedule=schedule, nfe=1000))
+            assert len(path.name) < 80
+            assert shlex.quote(str(path)) == str(path)
+            assert path.name.endswith("-nfe1000-01234567")
+
+
+def test_a_run_goes_on_in_the_directory_of_its_identity(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """That of an earlier version or one that the user renamed; neither a file nor what a removal left."""
+    monkeypatch.chdir(tmp_path)
+    sample = Path("outputs/sample")
+    (sample / ".ddim-nfe10-01234567.host.1.part").mkdir(parents=True)
+    (sample / "ddim-nfe10-76543210").mkdir()
+    (sample / "a-01234567").write_text("")
+    assert directory("sample") == "outputs/sample/digits_vp-ddim-karras-nfe10-01234567"
+    (sample / "ddim-nfe10-01234567").mkdir()
+    assert directory("sample") == "outputs/sample/ddim-nfe10-01234567"
+    assert directory("sample", identity="76543210") == "outputs/sample/ddim-nfe10-76543210"
+    Path("outputs/calibrate/score_norm-01234567").mkdir(parents=True)
+    assert directory("calibrate") == "outputs/calibrate/score_norm-01234567"
+
+
+@pytest.mark.parametrize(
+    ("words", "count"),
+    [("nfe=5,6 solver=ddim,heun,edm", 6), ("nfe=5", 1), ("seeds='0-9,20'", 1), ("nfe=range(1,4)", 3), ("a=[", None)],
+)
+def test_jobs_of_a_sweep_are_counted(words: str, count: int | None) -> None:
+    assert run_names.sweep_size(words.split()) == count

@@ -28,6 +28,7 @@ PAGES = (
     "docs/metrics.md",
     "docs/any_model.md",
     "docs/tables.md",
+    "docs/runs.md",
     "docs/tuning.md",
     "docs/extending.md",
     "docs/conventions.md",

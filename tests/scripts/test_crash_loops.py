@@ -78,7 +78,7 @@ def calibration(kind: str, *words: str) -> Job:
     return Job(model, [[str(ROOT / "calibrate.py"), *asked, *words]])
 
 
-FEW = ("calibration.budgets=[3]", "calibration.solvers=[ddim,deis_tab2]", "calibration.schedules=[karras]", "nfe=20")
+FEW = ("calibration.budgets=[2,3]", "calibration.solvers=[ddim,deis_tab2]", "calibration.schedules=[karras]", "nfe=20")
 
 DRAW = [
     *("checkpoint=toy.safetensors", "seeds=0-199", "nfe=4", "batch_size=16", "network_batch=16", "device=cpu"),

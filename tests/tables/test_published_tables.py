@@ -32,7 +32,7 @@ from scoreline.solvers.ddim import DDIM
 from scoreline.solvers.learned import tensors_of
 from scoreline.solvers.scire_exponential import SciREExponential
 from scoreline.solvers.tableau import Tableau, build
-from scoreline.tables.schema import Column, Row, Table, parse
+from scoreline.tables.schema import Column, Published, Row, Table, parse
 from scoreline.values import parse_seeds
 
 CONF = Path(__file__).parents[2] / "conf"
@@ -43,6 +43,8 @@ PAPERS = [name for name in NAMES if not name.endswith(("_digits", "_emoji"))]
 FIVE = ("2204.13902", "2311.00157", "2308.07896", "2302.00670", "2412.07877")
 NOT_OF_THE_BUDGET = re.compile(r"no such (solver|schedule) here: .{10}|none in the paper: .{10}")
 """Reasons why a cell is empty that are no matter of NFE; any other has to be one that building the run gives too."""
+PLACE = re.compile(r"(arXiv:\d{4}\.\d{5}(v\d)?|OpenReview \w{10}|[\w.-]+/[\w.-]+), \S.{4}")
+"""How a source begins: a paper or a repository (owner/name), and where in it the figure stands."""
 
 
 @dataclass(frozen=True)
@@ -281,13 +283,55 @@ def test_published_figures_are_sane(name: str) -> None:
     for figure in figures:
         assert low < figure.value < high
         assert figure.error is None, "no paper of these prints an error"
-        assert len(figure.source) > 8
-        if figure.status == "verified":
-            assert re.search(r"arXiv:\d|README|repository|run\.sh|example commands", figure.source), figure.source
-        if "memory" in figure.source:
-            assert figure.status == "unverified"
+        assert is_checked(figure), figure
     for row in found.rows:
         assert row.published.keys() | row.cannot.keys() <= set(table_names(name))
+
+
+def is_checked(figure: Published) -> bool:
+    """Whether a figure was read somewhere, and its source leads there."""
+    return figure.status in ("verified", "second-hand") and PLACE.match(figure.source) is not None
+
+
+def test_a_source_names_a_place() -> None:
+    read = Published(4.17, None, "verified", "arXiv:2204.13902, Table 2")
+    assert is_checked(read)
+    for status, source in (
+        ("unverified", read.source),
+        ("second-hand", "from memory, unread"),
+        ("second-hand", "README of the authors' repository"),
+        ("verified", "arXiv:2204.13902"),
+        ("verified", "OpenReview, Table 1"),
+        ("verified", "NVlabs/edm"),
+    ):
+        assert not is_checked(replace(read, status=status, source=source)), (status, source)
+
+
+def test_the_page_counts_the_figures() -> None:
+    """`verified` and `second-hand` of every table that has published figures, as docs/tables.md prints them."""
+    text = (CONF.parent / "docs" / "tables.md").read_text()
+    printed = {
+        row[0]: (int(row[1]), int(row[2])) for row in re.findall(r"^\| `(\w+)` \| (\d+) \| (\d+) \|$", text, re.M)
+    }
+    statuses = {name: [it.status for row in table(name).rows for it in row.published.values()] for name in PAPERS}
+    assert printed == {name: (them.count("verified"), them.count("second-hand")) for name, them in statuses.items()}
+
+
+def test_models_of_imagenet_have_the_churn_and_the_reference_of_edm() -> None:
+    """EDM's Table 5: its own model and the pre-trained one of ADM, whose training images are others."""
+    found = table("edm_published")
+    churn, ends, references = {}, {}, {}
+    for _, column, chosen in runs(found):
+        if column.name.startswith("ImageNet"):
+            sampler = chosen.solver
+            churn[column.name] = (sampler.S_churn, sampler.S_min, sampler.S_max, sampler.S_noise)
+            ends[column.name] = chosen.span
+            references[column.name] = value_of("metrics.reference", list(column.overrides))
+    own, pretrained = "ImageNet", "ImageNet, ADM's model"
+    assert churn == {own: (40, 0.05, 50, 1.003), pretrained: (80, 0.05, 50, 1.003)}
+    assert ends[own] == (80, 0.002)
+    assert ends[pretrained] == (80, pytest.approx(0.0064, rel=0.01))
+    assert references[own] != references[pretrained]
 
 
 @pytest.mark.parametrize("name", PAPERS)
@@ -322,6 +366,7 @@ def test_headlines_of_the_five_papers() -> None:
         ("scire_celeba64", "SciRE-V1-3", "20", 2.17),
         ("scire_celeba64", "SciRE-V1-3", "50", 2.02),
         ("stf_cifar10", "EDM NCSN++, STF, NFE 35", "FID", 1.90),
+        ("edm_published", "EDM sampler", "ImageNet, ADM's model", 1.55),
     ):
         figure = next(it for it in table(name).rows if it.name == row).published[column]
         assert (figure.value, figure.status) == (value, "verified"), (name, row, column)

@@ -77,6 +77,8 @@ MISTAKES = [
     ("paper.yeer", 2023, "paper: yeer: there is no such key; did you mean 'year'?"),
     ("paper.year", "2023", "paper: year: must be a whole number, is '2023'"),
     ("paper.arxiv", 2204.13902, "paper: arxiv: must be a text, is 2204.13902; put it in quotes"),
+    ("paper.minimum_of", "three", "paper: minimum_of: must be a whole number of seed ranges from 1 on, is 'three'"),
+    ("rows.0.published.10.minimum_of", 0, "published.10: minimum_of: must be a whole number of seed ranges from 1 on"),
     ("prepare.0.make", "x", "prepare[0]: make: there is no such key; did you mean 'makes'?"),
     ("budgets", {}, "budgets: is empty; give seed ranges for smoke, small or paper"),
     ("budgets.smoke", {}, "budgets.smoke: the key ranges is missing"),

@@ -230,7 +230,10 @@ def test_public_config_has_no_folders() -> None:
     config = {"seed": 3, "data": {"path": "/a/pictures.zip", "mirror": False}, "logger": {"save_dir": "/a"}}
     config["wandb"] = "offline"
     assert public(config) == {"seed": 3, "data": {"path": "pictures.zip", "mirror": False}}
-    assert public({"a": ["/tmp/b", {"c": "d/e"}], "x": None}) == {"a": ["b", {"c": "d/e"}], "x": None}
+    assert public({"start": {"overrides": ["init=mine/x"]}, "a": ["/tmp/b", {"c": "d/e"}], "x": None}) == {
+        "a": ["b", {"c": "d/e"}],
+        "x": None,
+    }
 
 
 def test_live_sweep_and_its_upload_agree(tmp_path: Path) -> None:

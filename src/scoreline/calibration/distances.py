@@ -9,6 +9,10 @@ from scoreline.calibration.subject import Subject
 from scoreline.errors import NotFiniteError
 from scoreline.sampling import Progress
 from scoreline.solvers.tableau import Tableau
+from scoreline.storage.resumable import Tensors
+
+FINE = "fine_run"
+"""Folder of the parts of the fine run."""
 
 
 @dataclass(frozen=True)
@@ -33,12 +37,29 @@ class Ends:
 
 
 def fine_ends(subject: Subject, progress: Progress = lambda images: None) -> Ends:
-    """Run the subject's own, fine run and return its ends."""
-    noisy, clean = [], []
-    for batch, part in zip(subject.samples(subject.run, progress, whole=True), subject.batches(), strict=True):
-        noisy.append(batch.x.cpu())
-        clean.append(_denoised(subject, batch.x, part.label).cpu())
-    return Ends(torch.cat(noisy), torch.cat(clean))
+    """Run the subject's own, fine run and return its ends; each of the subject's batches is a part.
+
+    Args:
+        subject: the model, its run and its images.
+        progress: called with the images of this process that are done.
+    """
+    batches = list(subject.batches())
+
+    def ends(number: int) -> Tensors:
+        part = batches[number]
+        single = replace(subject, seeds=part.seeds, labels=part.label)
+        (batch,) = single.samples(subject.run, progress, whole=True)
+        return {"noisy": batch.x.cpu(), "clean": _denoised(subject, batch.x, part.label).cpu()}
+
+    parts = subject.parts.inside(FINE)(len(batches), ends)
+    return Ends(*(torch.cat([part[name] for part in parts]) for name in ("noisy", "clean")))
+
+
+def fine_work(subject: Subject) -> int:
+    """Return the evaluations that `fine_ends` still takes in this process."""
+    batches = list(subject.batches())
+    missing = subject.parts.inside(FINE).missing(len(batches))
+    return subject.run.nfe * sum(len(batches[number].seeds) for number in missing)
 
 
 @torch.inference_mode()

@@ -127,6 +127,11 @@ def _measure(subject: Subject, ends: Ends, kept: list[Measurement], progress: Pr
         progress(len(subject.seeds))
 
 
+def place_of(pool: list[Candidate], candidate: Candidate) -> Tensor:
+    """Return the place of a candidate in its pool, () int64."""
+    return torch.tensor([each is candidate for each in pool].index(True))
+
+
 def work(count: int, images: int) -> int:
     """Return the images' worth of runs that `rank` spends on so many candidates and images."""
     shares = [(min(few or images, images), max(FINALISTS, round(share * count))) for few, share in ROUNDS]

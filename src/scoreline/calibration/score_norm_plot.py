@@ -6,11 +6,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from scoreline.calibration.plots import figure
 from scoreline.calibration.score_norm_published import ENTRIES, PublishedScale
 from scoreline.records import Record
 from scoreline.schedules.base import NoiseSchedule
 from scoreline.schedules.deis_sn_times import relative_ends
+from scoreline.storage.figures import PAGE, figure, plain_ticks
 
 TICKS = torch.tensor([0.01, 0.05, 0.1, 0.2, 0.3, 0.4, 0.6, 0.8, 1.0])
 """Ticks of the axis of times, as shares of the longest time."""
@@ -34,13 +34,13 @@ def plot(record: Record, path: Path, noise_schedule: NoiseSchedule) -> None:
     CIFAR-10 (`PublishedScale.clip`), for processes that have a time of clean data.
     """
     curves, clipped = _curves(record, noise_schedule), _clipped(noise_schedule)
-    with figure(path, 2, 2, sharex="col", sharey="row", figsize=(10, 7)) as (canvas, axes):
+    with figure(path, 2, 2, sharex="col", sharey="row", figsize=(PAGE, 4.6)) as (canvas, axes):
         for column, x in enumerate((curves.rho, curves.t)):
             _draw_mean(axes[0, column], x, curves)
             _draw_k(axes[1, column], x, curves)
             for axis in axes[:, column]:
                 _shade(axis, x, None if clipped is None else clipped[column])
-                axis.grid(alpha=0.3)
+                axis.grid()
         axes[0, 0].set(ylabel="mean |eps|", xscale="log")
         axes[1, 0].set(ylabel="K = sigma / mean |eps|", xlabel="noise level rho", yscale="log")
         axes[1, 1].set_xscale("function", functions=(_root, torch.square))
@@ -49,6 +49,8 @@ def plot(record: Record, path: Path, noise_schedule: NoiseSchedule) -> None:
         axes[1, 1].set_xticks(ticks, [f"{tick:.3g}" for tick in ticks.tolist()])
         for axis in axes[:, 0]:
             axis.legend(loc="lower right")
+        for log in (axes[1, 0].xaxis, axes[1, 0].yaxis):
+            plain_ticks(log)
         canvas.suptitle(_title(record))
 
 
@@ -87,7 +89,7 @@ def _clipped(noise_schedule: NoiseSchedule) -> tuple[float, float] | None:
 
 def _shade(axis: Any, x: Tensor, clipped: float | None) -> None:
     if clipped is not None and clipped > float(x[0]):
-        axis.axvspan(float(x[0]), clipped, color="tab:red", alpha=0.15, label="clipped by deis_sn_published")
+        axis.axvspan(float(x[0]), clipped, color="C1", alpha=0.15, label="clipped by deis_sn_published")
 
 
 def _title(record: Record) -> str:

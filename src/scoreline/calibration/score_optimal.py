@@ -10,7 +10,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from scoreline.calibration.plots import figure
 from scoreline.calibration.score_cost import corrector, predictor, predictor_probed
 from scoreline.calibration.subject import Part, Subject
 from scoreline.denoiser import Denoising
@@ -21,6 +20,7 @@ from scoreline.sampling import Eps, Progress, trajectory
 from scoreline.schedules.base import Schedule, grid
 from scoreline.schedules.score_optimal import ScoreOptimal
 from scoreline.schedules.spacings import LogSNR
+from scoreline.storage.figures import COLUMN, figure, plain_ticks
 from scoreline.values import check_choice
 
 WEIGHTS = {"destination": 0.0, "geometric": 0.5, "source": 1.0}
@@ -258,13 +258,14 @@ class CumulativeLength:
         """Plot the cumulative length with its standard error, and its density in ln rho, against rho."""
         rho, length, error = (record.values[name].numpy() for name in ("rho", "length", "standard_error"))
         density = record.values["length"].diff() / record.values["rho"].log().diff()
-        with figure(path, 2, sharex=True, figsize=(6, 6)) as (_, (top, bottom)):
+        with figure(path, 2, sharex=True, figsize=(COLUMN, 3.6)) as (_, (top, bottom)):
             top.fill_between(rho, length - error, length + error, alpha=0.3, label="standard error")
             top.semilogx(rho, length, label="length")
             top.set(ylabel="cumulative length", title=f"{record.provenance['images']} images")
             top.legend()
             bottom.step(rho[1:], density.numpy())
-            bottom.set(xlabel="noise level rho", ylabel="length per ln rho: density of steps")
+            bottom.set(xlabel="noise level rho", ylabel="length per ln rho")
+            plain_ticks(bottom.xaxis)
 
 
 def _verdict(spread: float, growth: float) -> str:

@@ -8,15 +8,16 @@ from typing import Any
 
 import torch
 
-from scoreline.calibration.distances import fine_ends
-from scoreline.calibration.plots import figure
-from scoreline.calibration.ranking import Families, Measurement, candidates, rank, work
+from scoreline.calibration.distances import fine_ends, fine_work
+from scoreline.calibration.ranking import Candidate, Families, Measurement, candidates, place_of, rank, work
 from scoreline.calibration.subject import Subject
 from scoreline.errors import InputError
 from scoreline.records import Record, load_record
 from scoreline.sampling import Progress
 from scoreline.schedules.base import NoiseSchedule
 from scoreline.schedules.tabulated import SAME
+from scoreline.storage.figures import PAGE, figure, plain_ticks
+from scoreline.storage.resumable import Tensors
 from scoreline.values import is_whole
 
 SHOWN = 3
@@ -53,7 +54,8 @@ class Search:
         """Return tensors `budgets` (K,), `mean` and `standard_error` (K, F) float64; `candidates`, K lists; `span`.
 
         F is the largest number of finalists of a budget; NaN fills the others. They are sorted, best first. A candidate
-        has the names of all (solver, schedule) that make the same tableau.
+        has the names of all (solver, schedule) that make the same tableau. Each budget is a part, so that processes
+        share them and a restart keeps them.
 
         Args:
             subject: its run is the fine one.
@@ -64,41 +66,49 @@ class Search:
         """
         subject.check_seeds()
         pools = {nfe: candidates(self.families, subject.span, nfe) for nfe in self.budgets}
-        images, fine = len(subject.seeds), subject.run.nfe
-        total = images * fine + sum(nfe * work(len(pool), images) for nfe, pool in pools.items())
+        budgets, images = list(pools), len(subject.seeds)
+        parts = subject.budget_parts(len(budgets))
+        costs = [budgets[number] * work(len(pools[budgets[number]]), images) for number in parts.missing(len(budgets))]
+        total = fine_work(subject) + sum(costs)
 
         def done(nfe: int) -> Progress:
             return lambda spent: progress(images * nfe * spent / total)
 
-        ends = fine_ends(subject, done(fine))
-        ranked = [rank(subject, ends, pool, done(nfe)) for nfe, pool in pools.items()]
-        return {**_values(list(pools), ranked), "span": subject.span}
+        ends = fine_ends(subject, done(subject.run.nfe))
+
+        def measure(number: int) -> Tensors:
+            nfe, pool = budgets[number], pools[budgets[number]]
+            ranked = rank(subject, ends, pool, done(nfe))
+            subject.report(_line(nfe, [(each.candidate.names[0], each.mean, each.error) for each in ranked]))
+            places = torch.stack([place_of(pool, entry.candidate) for entry in ranked])
+            return {"places": places, "distances": torch.stack([entry.distances for entry in ranked])}
+
+        ranked = [_finalists(pools[nfe], part) for nfe, part in zip(budgets, parts(len(budgets), measure), strict=True)]
+        return {**_values(budgets, ranked), "span": subject.span}
 
     def summary(self, values: dict[str, Any]) -> str:
         """Return a line for each budget with its best candidates."""
         lines = []
         for place, nfe in enumerate(values["budgets"].tolist()):
-            best = [
-                f"{' / '.join(names[0])} {float(values['mean'][place, k]):.4g} +- "
-                f"{float(values['standard_error'][place, k]):.1g}"
-                for k, names in enumerate(values["candidates"][place][:SHOWN])
-            ]
-            lines.append(f"NFE {nfe}: {'; '.join(best)}")
+            names = [names[0] for names in values["candidates"][place]]
+            rows = zip(names, values["mean"][place].tolist(), values["standard_error"][place].tolist(), strict=False)
+            lines.append(_line(nfe, list(rows)))
         return "\n".join(lines)
 
     def plot(self, record: Record, path: Path, noise_schedule: NoiseSchedule | None = None) -> None:
         """Plot the distances of the finalists against NFE."""
         mean, error = record.values["mean"], record.values["standard_error"]
         best, budgets = record.provenance["candidates"], record.values["budgets"].tolist()
-        with figure(path, figsize=(8, 5)) as (_, axes):
+        with figure(path, figsize=(PAGE, 3.4)) as (_, axes):
             for place, nfe in enumerate(budgets):
                 n = len(best[place])
-                axes.errorbar([nfe] * n, mean[place, :n], error[place, :n], fmt="o", capsize=3, markersize=4)
+                axes.errorbar([nfe] * n, mean[place, :n], error[place, :n], fmt="o")
                 name = " / ".join(best[place][0][0])
-                axes.annotate(name, (nfe, float(mean[place, 0])), rotation=30, fontsize=7, va="top")
+                axes.annotate(name, (nfe, float(mean[place, 0])), rotation=30, fontsize="small", va="top")
             axes.set(xlabel="NFE", ylabel="RMS distance to the fine run", yscale="log", xscale="log")
             axes.set_xticks(budgets, [str(nfe) for nfe in budgets])
-            axes.minorticks_off()
+            axes.xaxis.minorticks_off()
+            plain_ticks(axes.yaxis)
             axes.set_title(f"finalists, {record.provenance['images']} images; the best named")
 
 
@@ -111,6 +121,19 @@ def check_budgets(budgets: object) -> None:
     listed = list(budgets) if isinstance(budgets, Sequence) and not isinstance(budgets, str) else []
     if not listed or not all(map(is_whole, listed)) or len(set(listed)) < len(listed):
         raise InputError(f"calibration.budgets={budgets}: give a list of different whole numbers from 1, as [5,10,20]")
+
+
+def _line(nfe: int, rows: list[tuple[tuple[str, str], float, float]]) -> str:
+    """Return the best candidates of a budget: (solver, schedule), mean distance and its error, best first."""
+    best = [f"{' / '.join(names)} {mean:.4g} +- {error:.1g}" for names, mean, error in rows[:SHOWN]]
+    return f"NFE {nfe}: {'; '.join(best)}"
+
+
+def _finalists(pool: list[Candidate], part: Tensors) -> list[Measurement]:
+    """Return the finalists of a budget from their places in the pool, (F,), and distances, (F, n)."""
+    return [
+        Measurement(pool[place], row) for place, row in zip(part["places"].tolist(), part["distances"], strict=True)
+    ]
 
 
 def _values(budgets: list[int], ranked: list[list[Measurement]]) -> dict[str, Any]:

@@ -42,6 +42,7 @@ class Subject:
         data: real images, for estimators that need them.
         network_batch: images of a network call where results must not depend on `batch_size`; see `generate`.
         draw: source of noise by seed.
+        report: called with a line for each result of a long calibration, as soon as it is there.
     """
 
     denoiser: Denoising
@@ -54,6 +55,7 @@ class Subject:
     data: ImageDataset | None = None
     network_batch: int = 64
     draw: seeded_noise.Noise = seeded_noise.normal
+    report: Callable[[str], object] = lambda line: None
 
     @property
     def done(self) -> int:
@@ -75,6 +77,13 @@ class Subject:
     def device(self) -> torch.device:
         """Device of the model."""
         return self.denoiser.device
+
+    def budget_parts(self, count: int) -> Parts:
+        """Return the parts of a calibration whose parts are budgets; report how many an earlier start finished."""
+        parts = self.parts.inside("by_budget")
+        if kept := len(parts.existing(count)):
+            self.report(f"{kept} of {count} budgets are finished by an earlier start")
+        return parts
 
     def eps(self, label: Tensor | None) -> Callable[[Tensor, Tensor | float], Tensor]:
         """Return eps(x, rho) of the model for images with these class labels, `Denoising.estimate` for a float rho."""

@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
-from scoreline.calibration.plots import figure
 from scoreline.records import Record
+from scoreline.storage.figures import PAGE, figure, plain_ticks
 
 LEAST = 1e-20
 """Of a smaller variance only the order of magnitude is shown: squares of such numbers are of the size of rounding."""
@@ -21,7 +21,7 @@ def plot(record: Record, path: Path) -> None:
     """
     values, provenance = record.values, record.provenance
     rho, sizes, known = values["rho"], values["references"].tolist(), _known_ratios(values)
-    with figure(path, 3, sharex=True, figsize=(7, 9)) as (canvas, (top, middle, bottom)):
+    with figure(path, 3, sharex=True, figsize=(PAGE, 6)) as (canvas, (top, middle, bottom)):
         _band(top, rho, values["dsm"] / rho**2, values["dsm_error"] / rho**2, "black", "denoising score matching")
         for row, n in enumerate(sizes):
             colour = f"C{row}"
@@ -39,7 +39,9 @@ def plot(record: Record, path: Path) -> None:
         for axis in (top, middle):
             axis.legend()
         for axis in (top, middle, bottom):
-            axis.grid(alpha=0.3)
+            axis.grid()
+        for log in (bottom.xaxis, middle.yaxis, bottom.yaxis):
+            plain_ticks(log)
         name = provenance["dataset"]["name"]
         canvas.suptitle(f"{name}: variance of training targets, {provenance['images']} noisy images")
 

@@ -20,7 +20,13 @@ method          RK45 or DOP853 (RK45)
 rtol, atol      tolerances of a step, relative and absolute (1e-5)
 nfe             most evaluations per batch (5000)
 sigma_max       largest noise level (the model's own)
-sigma_min       smallest noise level (the model's own)
+sigma_min       smallest noise level; a larger one blurs the density, which
+                costs bits (the model's own, where its solvers stop: t = 1e-3
+                of a linear VP process)
+t_min           smallest time of the model's process, in place of sigma_min;
+                published figures of score_sde's models go to 1e-5
+--end-noise     begin with noise of sigma_min on the pixels, which a decoder
+                removes, in place of uniform noise
 prior_variance  variance of a pixel at sigma_max (the process's own)
 device          auto, cpu or cuda (auto)
 trust           a package from which the checkpoint may take its network
@@ -45,7 +51,9 @@ from scoreline.likelihood import (
     Divergence,
     Exact,
     bits_per_dim,
+    bits_with_end_noise,
     dequantise,
+    end_noise,
     hutchinson,
     log_likelihood,
     native_prior_variance,
@@ -53,6 +61,7 @@ from scoreline.likelihood import (
 from scoreline.runtime.device import choose_device
 from scoreline.runtime.progress import ImageProgress
 from scoreline.sampling import Eps, Progress
+from scoreline.schedules.base import NoiseSchedule
 from scoreline.solvers.adaptive import Adaptive, AdaptiveRun
 from scoreline.storage import bounded_reading, npy
 
@@ -82,10 +91,11 @@ class Images(NamedTuple):
 
 
 class Measurement(NamedTuple):
-    """Bits per dimension (N,) float64, and the evaluations of each batch."""
+    """Bits per dimension (N,) float64, the evaluations of each batch, and the smallest noise level."""
 
     bits: Tensor
     nfe: list[int]
+    sigma_min: float
 
 
 def main(arguments: list[str]) -> None:
@@ -114,9 +124,10 @@ def _parser() -> Parser:
     it = Parser("scoreline likelihood", allow_abbrev=False, add_help=False)
     for name, default in OWN.items():
         it.add_argument(f"--{name.replace('_', '-')}", type=type(default), default=default)
-    for name in ("sigma-min", "sigma-max", "prior-variance"):
+    for name in ("sigma-min", "sigma-max", "t-min", "prior-variance"):
         it.add_argument(f"--{name}", type=float)
-    it.add_argument("--conditional", action="store_true")
+    for name in ("conditional", "end-noise"):
+        it.add_argument(f"--{name}", action="store_true")
     it.add_argument("--trust", action="append", default=[])
     return it
 
@@ -203,29 +214,45 @@ def _measure(options: argparse.Namespace, checkpoint: Checkpoint, images: Images
     prior = options.prior_variance
     if prior is None:
         prior = native_prior_variance(checkpoint.noise_schedule, float(run.rho[0]))
-    device, bits, nfe = denoiser.device, [], []
+    device, last, bits, nfe = denoiser.device, float(run.rho[1]), [], []
     with ImageProgress(len(images.pixels), "likelihood") as progress:
         for seeds, pixels, labels in _batches(options, images):
 
             def eps(x: Tensor, rho: float, label: Tensor | None = labels) -> Tensor:
                 return denoiser.eps(x, rho, label=None if label is None else label.to(x.device))
 
-            x = dequantise(pixels, seeds).to(device)
+            x = (end_noise(pixels, seeds, last) if options.end_noise else dequantise(pixels, seeds)).to(device)
             watched = _watch(eps, run, len(x), progress.update)
             result = log_likelihood(watched, x, run, prior, _divergence(options, seeds, tuple(x.shape[1:])))
-            bits.append(bits_per_dim(result.values, x[0].numel()))
+            own = bits_with_end_noise(result.values, x.cpu(), last) if options.end_noise else None
+            bits.append(bits_per_dim(result.values, x[0].numel()) if own is None else own)
             nfe.append(result.nfe)
-    return Measurement(torch.cat(bits), nfe)
+    return Measurement(torch.cat(bits), nfe, last)
 
 
 def _span(options: argparse.Namespace, checkpoint: Checkpoint) -> AdaptiveRun:
     """Return the steps of the solver on the range of the options, by default the model's own."""
     native = checkpoint.noise_schedule
     first = native.finite_sigma_max if options.sigma_max is None else options.sigma_max
-    last = native.sigma_min if options.sigma_min is None else options.sigma_min
+    last = _sigma_min(options, native)
     if not last < first:
         raise InputError(f"sigma_min={last:g} and sigma_max={first:g}: choose 0 < sigma_min < sigma_max < inf")
     return Adaptive(options.method, options.rtol, options.atol).between(first, last, options.nfe)
+
+
+def _sigma_min(options: argparse.Namespace, native: NoiseSchedule) -> float:
+    """Return the smallest noise level: that of the options, by level or by time, or the model's own.
+
+    Raises:
+        InputError: for both at once, or a time outside the process.
+    """
+    if options.t_min is None:
+        return native.sigma_min if options.sigma_min is None else float(options.sigma_min)
+    if options.sigma_min is not None:
+        raise InputError(f"--t-min={options.t_min:g}: is another way to say sigma_min; give one of them")
+    if not 0 < options.t_min < native.t_max:
+        raise InputError(f"--t-min={options.t_min:g}: choose a time between 0 and the model's last, {native.t_max:g}")
+    return float(native.inverse(torch.tensor(options.t_min, dtype=torch.float64)))
 
 
 def _divergence(options: argparse.Namespace, seeds: list[int], shape: tuple[int, ...]) -> Divergence:
@@ -273,10 +300,14 @@ def _watch(eps: Eps, run: AdaptiveRun, images: int, update: Progress) -> Eps:
 
 
 def _line(options: argparse.Namespace, name: str, measured: Measurement) -> str:
-    """Format the result: `3.210 +- 0.012 bits/dim, 64 images of digits-test, NFE 123, divergence rademacher x 1`."""
+    """Format the result.
+
+    `3.210 +- 0.012 bits/dim, 64 images of digits-test, NFE 123, divergence rademacher x 1, sigma_min 0.01`
+    """
     bits, low, high = measured.bits, min(measured.nfe), max(measured.nfe)
     error = f"{float(bits.std()) / math.sqrt(len(bits)):.4f}" if len(bits) > 1 else "unknown"
     nfe = f"{low}" if low == high else f"{low}-{high}"
     estimator = "exact" if options.divergence == "exact" else f"{options.divergence} x {options.probes}"
+    end = f"sigma_min {measured.sigma_min:.4g}{' as end noise' * options.end_noise}"
     images = f"{len(bits)} image{'s' * (len(bits) > 1)} of {name}"
-    return f"{float(bits.mean()):.4f} +- {error} bits/dim, {images}, NFE {nfe}, divergence {estimator}"
+    return f"{float(bits.mean()):.4f} +- {error} bits/dim, {images}, NFE {nfe}, divergence {estimator}, {end}"

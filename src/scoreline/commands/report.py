@@ -1,11 +1,13 @@
 """scoreline report DIR [metric=NAME] [over=ROW] [fine=RUN] [pictures=N]
+[style=FILE]
 Print the table of finished runs, and write table.md, table.tex, table.csv and
-table.png into DIR.
+the figure, table.pdf, table.svg and table.png, into DIR.
 
   scoreline report outputs/table/NAME-small       the cells of a table
   scoreline report multirun/sample-XXXXXXXX       a sweep, or any folder of runs
   scoreline report multirun/train-XXXXXXXX        a study by Optuna:
-                                                  study.md, .tex, .csv and .png
+                                                  study.md, .tex, .csv, .pdf,
+                                                  .svg and .png
   scoreline report DIR metric=recall              another measured metric
   scoreline report DIR over=DDIM                  ratios to a row of a table
   scoreline report DIR fine=RUN pictures=4        distances to a fine run, and
@@ -16,6 +18,7 @@ fine      a run of sample.py with the seeds of the others and many evaluations:
           [-1, 1] to its image of the same seed, and prints that by default
 pictures  images of each cell in pictures.png, which has a row for each solver
           and a column for each NFE (4 with fine=, which it needs)
+style     a style sheet of Matplotlib for the figure, over the package's own
 
 Rows of a study are its trials, the best first; with a key above, a study of
 sample.py is shown as any other sweep. Rows of a sweep are solvers on schedules
@@ -32,12 +35,13 @@ from typing import NamedTuple
 
 from scoreline.commands.words import split
 from scoreline.errors import InputError, did_you_mean
+from scoreline.storage.figures import overlaid
 from scoreline.tables import fine_run, plan, ratios, study, table_files
 from scoreline.tables.grid import Grid, collect, of_sweep, over_seed_ranges
 from scoreline.tables.render import markdown
 from scoreline.values import whole_number
 
-OWN = {"metric": "", "over": "", "fine": "", "pictures": ""}
+OWN = {"metric": "", "over": "", "fine": "", "pictures": "", "style": ""}
 METRIC = "frechet_distance"
 
 
@@ -58,7 +62,11 @@ def main(words: list[str]) -> None:
         raise InputError(f"{key}: there is no such key{did_you_mean(key, OWN)}")
     if len(roots) != 1:
         raise InputError(f"{len(roots)} directories: give one, as in outputs/table/NAME-small")
-    root = Path(roots[0])
+    with overlaid(own["style"]):
+        _report(Path(roots[0]), own)
+
+
+def _report(root: Path, own: Mapping[str, str]) -> None:
     if own["fine"] or own["pictures"]:
         shown = _pictures(own)
         print(markdown(beside_fine(root, Path(own["fine"]), own["metric"] or fine_run.DISTANCE, shown).grid), end="")

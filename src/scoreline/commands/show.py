@@ -16,6 +16,7 @@ from scoreline.config import catalogue, script
 from scoreline.config.compose import build_object, follow_recommendation, plain_config
 from scoreline.config.model_source import read_source, with_model, with_sigma_data
 from scoreline.solvers.tableau import Tableau, build_tableau
+from scoreline.storage.figures import PAGE, figure
 from scoreline.storage.files import write_atomically
 from scoreline.values import whole_number
 
@@ -81,26 +82,19 @@ def _picture(tableau: Tableau, title: str, path: Path) -> None:
         title: the title of the figure.
         path: the PNG file.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(1, 3, figsize=(13, 4), layout="constrained")
-    rho = tableau.rho.numpy()
-    called = [k for k, call in enumerate(tableau.calls) if call]
-    axes[0].plot(rho, color="grey", linewidth=0.8)
-    axes[0].plot(range(len(rho)), rho, "o", markersize=3, color="grey", label="state")
-    axes[0].plot(called, rho[called], "o", markersize=5, label="network call")
-    axes[0].set_yscale("symlog", linthresh=max(float(tableau.rho[tableau.rho > 0].min()), 1e-3))
-    axes[0].set(xlabel="state", ylabel="noise level rho", title="noise levels")
-    figure.suptitle(f"{title}: NFE {tableau.nfe}")
-    axes[0].legend()
-    shares = tableau.N / tableau.N.abs().sum(1, keepdim=True).clamp(min=1e-300)
-    for axis, part, name in ((axes[1], tableau.S, "S"), (axes[2], shares, "N, each row by its sum of sizes")):
-        top = float(part.abs().max()) or 1.0
-        image = axis.imshow(part.numpy(), cmap="RdBu_r", vmin=-top, vmax=top, interpolation="nearest")
-        axis.set(title=name, xlabel="state read", ylabel="row")
-        figure.colorbar(image, ax=axis, shrink=0.8)
-    figure.savefig(path, dpi=120, format="png")
-    pyplot.close(figure)
+    with figure(path, 1, 3, figsize=(PAGE, 2.3)) as (chart, axes):
+        rho = tableau.rho.numpy()
+        called = [k for k, call in enumerate(tableau.calls) if call]
+        axes[0].plot(rho, color="grey", linewidth=0.8)
+        axes[0].plot(range(len(rho)), rho, "o", markersize=2, color="grey", label="state")
+        axes[0].plot(called, rho[called], "o", markersize=3.5, label="network call")
+        axes[0].set_yscale("symlog", linthresh=max(float(tableau.rho[tableau.rho > 0].min()), 1e-3))
+        axes[0].set(xlabel="state", ylabel="noise level rho", title="noise levels")
+        chart.suptitle(f"{title}: NFE {tableau.nfe}")
+        axes[0].legend()
+        shares = tableau.N / tableau.N.abs().sum(1, keepdim=True).clamp(min=1e-300)
+        for axis, part, name in ((axes[1], tableau.S, "S"), (axes[2], shares, "N, each row by its sum of sizes")):
+            top = float(part.abs().max()) or 1.0
+            image = axis.imshow(part.numpy(), cmap="RdBu_r", vmin=-top, vmax=top, interpolation="nearest")
+            axis.set(title=name, xlabel="state read", ylabel="row")
+            chart.colorbar(image, ax=axis, shrink=0.8)

@@ -1,21 +1,22 @@
 """The run directory of a job: its lock, its config.yaml, and the check that it belongs to the same run."""
 
 import os
+import platform
 from contextlib import suppress
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
-from scoreline import values
+from scoreline import __version__, values
 from scoreline.errors import InputError
 from scoreline.runtime import distributed
 from scoreline.storage import run_config, run_lock
 from scoreline.storage.files import code_version, write_atomically
 from scoreline.storage.run_lock import RunLock
-
-ERROR_LOG = "error.log"
 
 _first_written: list[Path] = []
 """config.yaml of the run directory, if this process wrote the first one."""
@@ -74,12 +75,28 @@ class RunDirectory:
         return None
 
     def save_config(self, text: str) -> None:
-        """Write config.yaml, and remove the error log of an earlier start."""
-        path = self.path / run_config.NAME
+        """Write config.yaml, with what is known of this start, and remove the error log of an earlier one."""
+        path, text = self.path / run_config.NAME, text + OmegaConf.to_yaml({"start": _start()})
         if not path.exists():
             _first_written.append(path)
         write_atomically(path, lambda temporary: temporary.write_text(text))
-        (self.path / ERROR_LOG).unlink(missing_ok=True)
+        (self.path / run_config.ERROR_LOG).unlink(missing_ok=True)
+
+
+def _start() -> dict[str, Any]:
+    """Return the words of the command line, the choices of groups, and the versions, to be shown and repeated."""
+    hydra = HydraConfig.get()
+    choices = {group: name for group, name in hydra.runtime.choices.items() if name is not None and "/" not in group}
+    versions = {
+        "python": platform.python_version(),
+        "scoreline": __version__,
+        **{name: version(name) for name in PACKAGES},
+    }
+    return {"overrides": list(map(str, hydra.overrides.task)), "choices": choices, "versions": versions}
+
+
+PACKAGES = ("torch", "numpy")
+"""Packages whose versions config.yaml records, beside those of Python and this one."""
 
 
 def read_directory(cfg: DictConfig) -> RunDirectory:
@@ -112,18 +129,23 @@ def release() -> None:
         _held.pop().release()
 
 
-def give_up(folder: Path) -> None:
+def give_up(folder: Path) -> bool:
     """Remove a run directory without content, and its parents below the working directory that are empty then.
 
     A lone config.yaml that this process wrote first does not count as content.
+
+    Returns:
+        whether this process holds the directory, which has content.
     """
     with suppress(OSError):
-        if {path.name for path in folder.iterdir()} <= {run_lock.NAME, *(path.name for path in _first_written)}:
-            for path in _first_written:
-                path.unlink(missing_ok=True)
+        if not {path.name for path in folder.iterdir()} <= {run_lock.NAME, *(path.name for path in _first_written)}:
+            return bool(_held)
+        for path in _first_written:
+            path.unlink(missing_ok=True)
         release()
         folder.rmdir()
         for parent in folder.parents:
             if parent == Path():
-                return
+                break
             parent.rmdir()
+    return False

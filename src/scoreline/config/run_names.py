@@ -1,11 +1,13 @@
 """Names of runs: digests of everything that they depend on, directories, and the files behind a model's name."""
 
+import glob
 import hashlib
 import json
+import math
 import os
 import re
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -25,11 +27,11 @@ FOREIGN = {".json", ".safetensors", ".bin"}
 
 
 def register_resolvers() -> None:
-    """Register the resolvers `${scoreline.digest:...}`, `.cell:`, `.sweep:...`, `.record:...` and `.directory:`."""
+    """Register the resolvers `${scoreline.digest:...}`, `.cell:`, `.sweep:...`, `.record:...`, `.directory:...`."""
     OmegaConf.register_new_resolver("scoreline.digest", run_digest, replace=True)
     OmegaConf.register_new_resolver("scoreline.cell", _cell_name, replace=True)
     OmegaConf.register_new_resolver("scoreline.record", _checkpoint_record, replace=True)
-    OmegaConf.register_new_resolver("scoreline.directory", _sample_directory, replace=True)
+    OmegaConf.register_new_resolver("scoreline.directory", _directory, replace=True)
     OmegaConf.register_new_resolver("scoreline.sweep", _sweep_digest, replace=True, use_cache=True)
 
 
@@ -102,8 +104,8 @@ WITHOUT = {
 OF_INIT = ("init", "trust", "import")
 """Keys of train.py that count if `init.checkpoint` is given; earlier versions lack them."""
 
-NEVER = ("hydra", "identity", "digest", "code_version", "lock")
-"""Keys without influence on results, and keys that follow from others."""
+NEVER = ("hydra", "identity", "digest", "code_version", "lock", "start")
+"""Keys without influence on results, and keys that follow from others; `start` is `RunDirectory.save_config`'s."""
 
 OBSERVING = {"train": ("validation", "metrics", "metrics_every_kimg", "metrics_images", "metrics_nfe")}
 """Keys of a script that measure its result, with the files they name; none of them counts."""
@@ -231,17 +233,80 @@ def _checkpoint_record(kind: str, *, _root_: DictConfig) -> str:
     return str(record_beside(model_path(str(_root_.checkpoint)), kind))
 
 
-def _sample_directory(*, _root_: DictConfig) -> str:
-    """Return the directory of sample.py: outputs/table/NAME-BUDGET, or outputs/sample/SOLVER-nfeNFE-IDENTITY."""
-    chosen = _root_.hydra.runtime.choices
+def _directory(script: str, *, _root_: DictConfig) -> str:
+    """Return the run directory of a script outside a sweep, whose name says what is run.
+
+    outputs/sample/CHECKPOINT-SOLVER-SCHEDULE-nfeNFE-IDENTITY, outputs/table/NAME-BUDGET,
+    outputs/train/NAME-IDENTITY with the data set before the identity unless NAME contains it, and
+    outputs/calibrate/CALIBRATION-CHECKPOINT-IDENTITY.
+    """
+    chosen = {group: str(choice) for group, choice in _root_.hydra.runtime.choices.items()}
+    if script == "train":
+        name, data = str(_root_.name), chosen["dataset"]
+        return _begun(f"outputs/train/{name}", () if data in name else (data,), str(_root_.identity))
+    model = model_name(str(_root_.checkpoint))
+    if script == "calibrate":
+        return _begun(f"outputs/calibrate/{chosen['calibration']}", (model,), str(_root_.identity))
     if _root_.table is not None:
-        return f"outputs/table/{chosen.table}-{_root_.budget}"
-    return f"outputs/sample/{chosen.solver}-nfe{_root_.nfe}-{_root_.identity}"
+        return f"outputs/table/{chosen['table']}-{_root_.budget}"
+    schedule = () if str(_root_.solver._target_).rpartition(".")[2] in UNSCHEDULED else (chosen["schedule"],)
+    parts = (chosen["solver"], *schedule, f"nfe{_root_.nfe}")
+    return _begun(f"outputs/sample/{model}", parts, str(_root_.identity))
+
+
+UNSCHEDULED = ("load_recommendation", "load_learned")
+"""Functions that load a solver with its own schedule from a record: no name tells the choice of `schedule`."""
+
+LONGEST_NAME = 79
+"""Most characters of the name of a run directory; the identity tells runs of shortened names apart."""
+
+
+def _begun(first: str, others: Sequence[str], identity: str) -> str:
+    """Return the directory of a run: one whose name ends in its identity, else a new one of these parts.
+
+    Versions before 0.14 name fewer parts, and a user may rename a directory; the same command goes on there.
+    """
+    folder, _, name = first.rpartition("/")
+    there = sorted(path for path in glob.glob(f"{glob.escape(folder)}/*-{identity}") if os.path.isdir(path))
+    return there[0] if there else f"{folder}/{'-'.join(_shortened([name, *others]))}-{identity}"
+
+
+def _shortened(parts: Iterable[str]) -> list[str]:
+    """Return parts of a name without characters that a shell or Hydra reads, cut so that the name is short enough."""
+    kept = [re.sub(r"[^\w.+-]+", "_", part, flags=re.ASCII) for part in parts]
+    while len("-".join(kept)) > LONGEST_NAME - len("-01234567"):
+        longest = max(range(len(kept)), key=lambda k: len(kept[k]))
+        kept[longest] = kept[longest][:-1]
+    return kept
+
+
+def model_name(checkpoint: str) -> str:
+    """Return a short name of a model for names of runs: a shipped model, a run, or a file.
+
+    `digits_vp`; `digits_vp-e8c72d25` for that run directory or its model.safetensors; `digits_vp-e8c72d25-best` for
+    another model file of a run; the name of any other file or address without its suffix.
+    """
+    *above, last = [part for part in checkpoint.split("/") if part] or [""]
+    stem = re.sub(r"\.(safetensors|pkl|pth?|ckpt|bin)$", "", last)
+    of_run = bool(above) and re.fullmatch(r"(model|best)(-.*)?", stem) is not None
+    return "-".join([above[-1], *([] if stem == "model" else [stem])]) if of_run else stem
 
 
 def _sweep_digest(overrides: list[str]) -> str:
     """Return eight digits that name a sweep, from its command line and `NUMERICS_VERSION`."""
     return _short(json.dumps(_naming(overrides)) + str(NUMERICS_VERSION))
+
+
+def sweep_size(overrides: Sequence[str]) -> int | None:
+    """Return the number of jobs of a sweep, from the words of its command line; None if Hydra does not read them."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    try:
+        words = OverridesParser.create().parse_overrides(list(overrides))
+        return math.prod(sum(1 for _ in word.sweep_string_iterator()) for word in words if word.is_sweep_override())
+    except HydraException:
+        return None
 
 
 def _naming(overrides: Iterable[str]) -> list[str]:

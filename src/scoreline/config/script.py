@@ -3,6 +3,7 @@
 It imports nothing heavier than Hydra, so that `--help` and error messages appear at once.
 """
 
+import contextlib
 import functools
 import logging
 import math
@@ -35,13 +36,14 @@ from scoreline.config.conf_folder import (
 from scoreline.config.explain import explain
 from scoreline.config.launch import run as run_as_group
 from scoreline.config.moved_names import current
-from scoreline.config.run_directory import ERROR_LOG, give_up, output_dir, release
+from scoreline.config.run_directory import give_up, output_dir, release
 from scoreline.config.run_names import model_path, register_resolvers, run_sha256, with_model_metrics
 from scoreline.descriptions.annotations import refuse_wrong_types
 from scoreline.errors import InputError, did_you_mean, printable
 from scoreline.runtime import startup
 from scoreline.storage.config_files import conf_dir
 from scoreline.storage.files import code_version, sha256, write_atomically
+from scoreline.storage.run_config import ERROR_LOG
 
 HARMLESS = (
     *(".*LeafSpec.*", ".*num_workers.*", ".*does not have many workers.*", ".*logging interval.*"),
@@ -94,7 +96,9 @@ def script(
                     words = " ".join(HydraConfig.get().overrides.task)
                     print(f"{words}: {explain(error) or repr(error)}", file=sys.stderr)
                     raise
-                give_up(output_dir())
+                if give_up(output_dir()):
+                    with contextlib.suppress(OSError):  # the disk may be full, which is the error to report
+                        _keep_traceback(error)
                 leave(error)
             finally:
                 release()
@@ -186,7 +190,7 @@ def _of_run_directory(error: Exception) -> InputError | None:
 
 
 def _keep_traceback(error: Exception) -> None:
-    """Write error.log in the directory of a job of a sweep; the next start of the job removes it."""
+    """Write error.log in the directory of a job; the next start of the job removes it."""
     text = "".join(traceback.format_exception(error))
     write_atomically(output_dir() / ERROR_LOG, lambda path: path.write_text(text))
 

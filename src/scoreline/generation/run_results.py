@@ -237,7 +237,7 @@ POSSIBLE: Mapping[str, Callable[[object], bool]] = {
 ALWAYS = {"manifest", "network_calls", "images_per_second", "warnings"}
 """Keys of every result today, which results of older versions may lack."""
 
-OF_SEVERAL = ("ranges", "code_versions")
+OF_SEVERAL = ("ranges", "code_versions", "by_range")
 """Keys that tables add to the mean of several results; no file has them."""
 
 

@@ -47,8 +47,9 @@ def verdict(protocol: str, facts: Facts) -> str:
     | adm | 50,000 images, the published file and its resize, a reference file in ADM's layout |
     | clean | the published file behind Pillow's bicubic resize |
 
-    EDM's minimum over three ranges of seeds takes several runs, which tables start and show. A reference file of
-    another project does not name its split; the fingerprint holds its digest beside this verdict.
+    The verdict is of one run. EDM publishes the minimum of three, which a table shows beside figures marked
+    `minimum_of: 3`. A reference file of another project does not name its split; the fingerprint holds its digest
+    beside this verdict.
 
     Source: Karras et al. (2022), arXiv:2206.00364; Dhariwal & Nichol (2021), arXiv:2105.05233; Parmar et al. (2022),
     arXiv:2104.11222.

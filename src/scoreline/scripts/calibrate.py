@@ -11,9 +11,10 @@
   torchrun --standalone --nproc_per_node=4 calibrate.py seeds=0-1023   score_norm on four GPUs
 
 A run writes the record, its plot and config.yaml, and copies the record beside the checkpoint,
-where sample.py finds it. An interrupted score_norm or target_variance run continues.
+where sample.py finds it. The same command continues an interrupted run (score_norm, search, tableau, target_variance).
 """
 
+import sys
 from typing import TYPE_CHECKING, Any
 
 from scoreline.config import calibrate_config, run_names, script
@@ -78,7 +79,13 @@ def build_subject(config: CalibrateConfig, components: "CalibrateComponents", ch
     about = f"{config.batch_size} {device.type} {checkpoint.digest} {data and data.digest}"
     parts = Parts(config.run.path / "parts", f"{config.run.identity} {about}", group.rank, group.size, group.barrier)
     denoiser = components.denoiser.to(device)
-    return Subject(denoiser, tableau, card.shape, config.seeds, config.batch_size, labels, parts, data)
+    images = (card.shape, config.seeds, config.batch_size, labels)
+    return Subject(denoiser, tableau, *images, parts, data, report=report)
+
+
+def report(line: str) -> None:
+    """Print a result that a long calibration has found, while it goes on; above its progress bar."""
+    print(line, file=sys.stderr, flush=True)
 
 
 READER = {

@@ -66,15 +66,50 @@ class Parts:
         """
         if self.folder is None:
             return [make(number) for number in range(count)]
-        for number in range(self.rank, count, self.size):
-            if not self._has(number):
-                self._write(number, make(number))
+        for number in self.missing(count):
+            self._write(number, make(number))
         self.barrier()
         return _Kept(self, count)
+
+    def chain(self, count: int, first: Tensors, make: Callable[[int, Tensors], Tensors]) -> Tensors:
+        """Return the last of `count` parts, each made from the one before; a restart goes on after the latest one.
+
+        Only the latest part keeps its file. A chain belongs to one process (`alone`).
+
+        Args:
+            count: number of parts.
+            first: what the first part is made from.
+            make: returns the part of a number, given the one before.
+        """
+        links = self.links(count)
+        part = self._finished(links - 1) if links else first
+        for number in range(links, count):
+            part = make(number, part)
+            if self.folder is not None:
+                self._write(number, part)
+                self._path(number - 1).unlink(missing_ok=True)
+        return part
+
+    def links(self, count: int) -> int:
+        """Return how many parts of a chain are made."""
+        return max(self.existing(count), default=-1) + 1
 
     def at(self, folder: Path | None, stamp: str) -> "Parts":
         """Return the same processes with other parts."""
         return replace(self, folder=folder, stamp=stamp)
+
+    def inside(self, name: str) -> "Parts":
+        """Return the same processes with parts in a folder of this name inside this one."""
+        return replace(self, folder=self.folder and self.folder / name)
+
+    def alone(self, name: str) -> "Parts":
+        """Return this process alone, with parts in a folder of this name inside this one."""
+        return Parts(self.folder and self.folder / name, self.stamp)
+
+    def missing(self, count: int) -> list[int]:
+        """Return the numbers of the parts that this process has to compute."""
+        every = range(count) if self.folder is None else range(self.rank, count, self.size)
+        return [number for number in every if not self._has(number)]
 
     def existing(self, count: int) -> list[int]:
         """Return the numbers of the parts that exist."""
@@ -84,8 +119,7 @@ class Parts:
         """Return the ratio of all missing parts to those of this process, which scales its progress to the whole."""
         if self.folder is None:
             return 1.0
-        missing = set(range(count)) - set(self.existing(count))
-        return len(missing) / max(1, len(missing & set(range(self.rank, count, self.size))))
+        return (count - len(self.existing(count))) / max(1, len(self.missing(count)))
 
     def remove(self) -> None:
         """Delete the folder; call it in one process, after the result is saved."""

@@ -8,6 +8,9 @@ from scoreline.storage.bounded_reading import content
 
 NAME = "config.yaml"
 
+ERROR_LOG = "error.log"
+"""The file beside it with the traceback of a job that failed; the next start of the job removes it."""
+
 LARGEST = 2**20
 """Largest config in bytes; those of our runs have a few thousand."""
 

@@ -132,6 +132,55 @@ class RunLock:
                 os.utime(self.file.fileno())
 
 
+def working(folder: Path) -> str:
+    """Return `process 123 on host` for the process that works in a run directory; empty if none does.
+
+    It reads the lock file and locks nothing, so that a job which starts at this moment is not refused.
+    """
+    path = folder / NAME
+    holder = _holder(path)
+    if not holder:
+        return ""
+    try:
+        away = holder["host"] != socket.gethostname()
+        alive = time.time() - path.stat().st_mtime < STALE if away else _named(holder)
+    except OSError:  # released just now
+        return ""
+    return f"process {holder['pid']} on {_excerpt(holder['host'], 80)}" if alive else ""
+
+
+def is_signed(folder: Path) -> bool:
+    """Return whether a directory holds a lock that a process of ours has signed; it may have ended since."""
+    return bool(_holder(folder / NAME))
+
+
+def left_behind(folder: Path) -> bool:
+    """Return whether a killed process left its lock in a run directory where none works."""
+    return os.path.lexists(folder / NAME) and not working(folder)
+
+
+@contextmanager
+def no_process(folder: Path) -> Iterator[None]:
+    """Keep processes out of a run directory that is about to go; unlike a `RunLock` it signs nothing.
+
+    Raises:
+        InputError: if a process works there, or the file of the lock cannot be opened.
+    """
+    path, former = folder / NAME, left_behind(folder)
+    try:
+        file = None if working(folder) else open_locked(path)
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be removed ({error.strerror}: {path})") from error
+    if file is None:
+        raise InputError(f"{folder}: {working(folder) or 'another process'} works there; stop it first")
+    try:
+        yield
+    finally:
+        if not former and _same(file, path):
+            path.unlink()
+        file.close()
+
+
 _locks: "weakref.WeakSet[RunLock]" = weakref.WeakSet()
 
 

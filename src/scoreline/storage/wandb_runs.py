@@ -104,9 +104,9 @@ def run_id(identity: str, directory: Path, parts: int = 2) -> str:
 
 
 def public(value: Any) -> Any:
-    """Drop `logger` and `wandb` from a config, and cut absolute paths to their last part."""
+    """Drop `logger`, `wandb` and `start`, whose words hold paths, and cut absolute paths to their last part."""
     if isinstance(value, dict):
-        return {str(key): public(inner) for key, inner in value.items() if key not in ("logger", "wandb")}
+        return {str(key): public(inner) for key, inner in value.items() if key not in ("logger", "wandb", "start")}
     if isinstance(value, list):
         return [public(inner) for inner in value]
     return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value

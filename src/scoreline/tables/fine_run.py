@@ -10,12 +10,14 @@ import numpy.typing as npt
 import torch
 
 from scoreline.datasets import generated_images
+from scoreline.datasets.base import ImageDataset
 from scoreline.errors import InputError
 from scoreline.generation import run_results
 from scoreline.generation.run_results import Result
 from scoreline.metrics.base import Score
 from scoreline.storage.pictures import to_unit
-from scoreline.tables.grid import Grid, Run, best
+from scoreline.tables.best import best
+from scoreline.tables.grid import Grid, Run
 from scoreline.values import parse_seeds
 
 DISTANCE = "distance"
@@ -81,12 +83,30 @@ def _distance(run: Run, fine: FineRun) -> Score:
     places, references = _places(seeds, fine), generated_images.images(str(fine.directory))
     if images.shape != references.shape:
         raise InputError(f"fine={fine.directory}: its images have another shape than those of {run.directory}")
+    return mean_distance(root_mean_squares(images, range(len(seeds)), references, places))
+
+
+def root_mean_squares(
+    ours: ImageDataset, chosen: Sequence[int], theirs: ImageDataset, places: Sequence[int]
+) -> torch.Tensor:
+    """Return the root mean square, over values in [-1, 1], of the difference of each pair of images: (N,) float64.
+
+    Args:
+        ours: images.
+        chosen: numbers of N of them.
+        theirs: images of the same shape.
+        places: the number of the image that each is compared with.
+    """
     parts = []
-    for start in range(0, len(seeds), PART):
-        chosen = range(start, min(start + PART, len(seeds)))
-        ours, theirs = images.read(chosen)[0], references.read([places[k] for k in chosen])[0]
-        parts.append((to_unit(ours) - to_unit(theirs)).double().flatten(1).square().mean(1).sqrt())
-    each = torch.cat(parts)
+    for start in range(0, len(chosen), PART):
+        ends = slice(start, start + PART)
+        one, other = ours.read(chosen[ends])[0], theirs.read(places[ends])[0]
+        parts.append((to_unit(one) - to_unit(other)).double().flatten(1).square().mean(1).sqrt())
+    return torch.cat(parts)
+
+
+def mean_distance(each: torch.Tensor) -> Score:
+    """Return mean and standard error over images."""
     error = float(each.std() / len(each) ** 0.5) if len(each) > 1 else float("inf")
     return Score(value=float(each.mean()), error=error, n=len(each))
 
@@ -203,16 +223,12 @@ class _Page:
 
     def save(self, path: Path) -> None:
         """Write the page as PNG, pixel by pixel."""
-        import matplotlib
-
-        matplotlib.use("Agg")
-        from matplotlib import pyplot
+        from matplotlib.figure import Figure
 
         height, width = self.size
         dots = 100
-        chart = pyplot.figure(figsize=(width / dots, height / dots), dpi=dots)
+        chart = Figure(figsize=(width / dots, height / dots), dpi=dots)
         chart.figimage(self.pixels)
         for y, x, text, look in self.texts:
             chart.text(x / width, 1 - y / height, text, va="top", ha="left", **look)
         chart.savefig(path, dpi=dots, format="png")
-        pyplot.close(chart)

@@ -5,7 +5,6 @@ on schedules with the options that vary and whose columns are NFE.
 """
 
 import json
-import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -16,11 +15,12 @@ from typing import Any
 from scoreline.errors import InputError, did_you_mean
 from scoreline.generation import run_results
 from scoreline.generation.run_results import Result
-from scoreline.metrics.base import Score, higher_is_better
+from scoreline.metrics.base import Score
 from scoreline.storage import run_config
 from scoreline.tables import options
 from scoreline.tables.protocol import PROTOCOL, differences, fingerprint, merge, parts, parts_of_overrides
 from scoreline.tables.schema import PAPER, Paper, Published, Table
+from scoreline.tables.statistic import Statistic, statistic
 from scoreline.values import count_seeds, seed_ranges
 
 
@@ -38,6 +38,11 @@ class Entry:
         """Return the score of that name, None if it was not measured."""
         score: Score | None = (self.result or {}).get("metrics", {}).get(metric)
         return score
+
+    def by_range(self, metric: str) -> list[float]:
+        """Return the values of that metric, one for each seed range; none if it was not measured."""
+        score, values = self.score(metric), (self.result or {}).get("by_range", {}).get(metric)
+        return values or ([] if score is None else [score["value"]])
 
 
 @dataclass(frozen=True)
@@ -127,29 +132,26 @@ def watermark(budget: str, ranges: Sequence[str]) -> str:
     return "" if budget == PAPER else f"budget={budget}: n = {n}, not the paper's"
 
 
-def best(part: Part, metric: str, column: str) -> set[str]:
-    """Return the rows whose figure is the best of a column, or within one standard error of the difference from it.
+def statistic_of(entry: Entry, metric: str, paper: Paper | None) -> Statistic | None:
+    """Return what a cell shows: the minimum of its seed ranges if the paper prints such figures, else the mean.
 
-    The standard error of a difference a - b is sqrt(error_a^2 + error_b^2).
+    All cells of a table follow the same rule, so that a column compares. The mean stands where a cell has fewer or more
+    ranges than the paper, and for another metric than the paper's. None if the metric was not measured.
     """
-    scores = {row: score for (row, name), it in part.entries.items() if name == column and (score := it.score(metric))}
-    scores = {row: score for row, score in scores.items() if math.isfinite(score["value"])}
-    if not scores:
-        return set()
-    better = max if higher_is_better(metric) else min
-    top = better(scores.values(), key=lambda score: score["value"])
-    return {row for row, it in scores.items() if abs(it["value"] - top["value"]) <= _spread(it, top)}
-
-
-def _spread(one: Score, other: Score) -> float:
-    spread = 0.0 if one is other else math.hypot(one["error"], other["error"])
-    return spread if math.isfinite(spread) else 0.0
+    score, by_range = entry.score(metric), entry.by_range(metric)
+    if score is None:
+        return None
+    minimum_of = paper.minimum_of if paper and paper.metric == metric else 1
+    return statistic(score, by_range, minimum_of if minimum_of == len(by_range) else 1)
 
 
 def difference(entry: Entry, metric: str, paper: Paper | None) -> float | str:
-    """Return ours less the published figure, or the reason why the two cannot be compared."""
-    score, published = entry.score(metric), entry.published
-    if score is None or published is None or entry.result is None:
+    """Return ours less the published figure, or the reason why the two cannot be compared.
+
+    Ours is the minimum where the published figure is one, else the mean.
+    """
+    shown, published = statistic_of(entry, metric, paper), entry.published
+    if shown is None or published is None or entry.result is None:
         return ""
     if paper is not None and paper.metric != metric:
         return f"ours is {metric}, the paper's {paper.metric}"
@@ -158,7 +160,10 @@ def difference(entry: Entry, metric: str, paper: Paper | None) -> float | str:
     if paper is not None and paper.dataset is not None and not _measured_on(paper.dataset, entry.result["protocol"]):
         reference = entry.result["protocol"].get("reference", "unnamed")
         return f"ours refers to {reference}, the paper's to {paper.dataset}"
-    return score["value"] - published.value
+    ranges = len(shown.by_range)
+    if published.minimum_of not in (1, ranges):
+        return f"ours is of {ranges} seed range{'s' * (ranges > 1)}, the paper's the minimum of {published.minimum_of}"
+    return statistic(shown.mean, shown.by_range, published.minimum_of).value - published.value
 
 
 def _measured_on(dataset: str, protocol: dict[str, Any]) -> bool:

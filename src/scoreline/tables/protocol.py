@@ -48,7 +48,8 @@ def parts_of_overrides(overrides: Collection[str]) -> frozenset[str]:
 def merge(results: Sequence[Result]) -> Result:
     """Average runs of R disjoint seed ranges; the standard error of a mean is sd / sqrt(R).
 
-    A single run keeps the standard error over its images. `n` stays the images of one range.
+    A single run keeps the standard error over its images. `n` stays the images of one range, and `by_range` holds
+    the values of all ranges by metric.
 
     Raises:
         InputError: if the ranges share seeds.
@@ -59,18 +60,20 @@ def merge(results: Sequence[Result]) -> Result:
     if overlap(span for result in results for span in seed_ranges(result["seeds"])):
         ranges = ", ".join(result["seeds"] for result in results)
         raise InputError(f"seeds={ranges}: runs of one cell share seeds; only disjoint ranges can be averaged")
-    metrics = {}
-    for name in first["metrics"]:
-        values = [result["metrics"][name]["value"] for result in results if name in result["metrics"]]
-        if len(values) == count:
-            metrics[name] = _score(values, first["images"])
+    found = {
+        name: [float(result["metrics"][name]["value"]) for result in results if name in result["metrics"]]
+        for name in first["metrics"]
+    }
+    by_range = {name: values for name, values in found.items() if len(values) == count}
+    metrics = {name: _score(values, first["images"]) for name, values in by_range.items()}
     counts = {
         key: _mean_count([float(result[key] if key in result else result["nfe"]) for result in results])
         for key in COUNTS
     }
     joined = " and ".join(str(result["seeds"]) for result in results)
     versions = list(dict.fromkeys(version for result in results for version in code_versions(result)))
-    return {**first, **counts, "seeds": joined, "ranges": count, "metrics": metrics, "code_versions": versions}
+    whole = {"seeds": joined, "ranges": count, "metrics": metrics, "by_range": by_range, "code_versions": versions}
+    return {**first, **counts, **whole}
 
 
 def _score(values: Sequence[float], images: int) -> Score:

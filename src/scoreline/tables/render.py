@@ -1,6 +1,6 @@
-"""Print a grid as Markdown, LaTeX and CSV.
+"""Print a grid as Markdown and CSV.
 
-`_pages` lays a grid out as lines of texts, marks and notes, to which Markdown and LaTeX add their markup.
+`pages` lays a grid out as lines of texts, marks and notes, to which Markdown and LaTeX add their markup.
 """
 
 import csv
@@ -8,16 +8,20 @@ import io
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from scoreline.generation.run_results import Result
-from scoreline.tables.grid import Entry, Grid, Part, best, difference
+from scoreline.tables.best import best, rule
+from scoreline.tables.grid import Entry, Grid, Part, difference, statistic_of
 from scoreline.tables.protocol import code_versions, digest, fingerprint
+from scoreline.tables.statistic import Statistic, minimum_deviation
 
 SIGNS = {"verified": "", "second-hand": "\u2020", "unverified": "\u2021"}
 """Marks of published figures: none, dagger, double dagger."""
 
 NOTHING = "-"
 NOT_COMPARED = "n/a"
+OF_MEAN = "no minimum, as far as its source says: the difference is that of our mean"
 
 MEANING = {
     "second-hand": "quoted from another work than the paper itself",
@@ -27,19 +31,34 @@ MEANING = {
 
 @dataclass(frozen=True)
 class Text:
-    """A field: `value`, perhaps with its error; `aside` follows in brackets; `note` is a letter."""
+    """A field of a printed table.
+
+    Attributes:
+        value: the figure, or a word.
+        error: its standard error.
+        bold: whether it is the best of its column, or equal to it.
+        mark: a sign behind the value.
+        nfe: the evaluations, where the heading has others.
+        mean: the mean beside a minimum, with its error.
+        aside: what else stands in brackets.
+        note: the letter of a note.
+    """
 
     value: str = ""
     error: str = ""
     bold: bool = False
     mark: str = ""
+    nfe: str = ""
+    mean: "Text | None" = None
     aside: str = ""
     note: str = ""
 
     def plain(self) -> str:
-        """Return `4.17 +- 0.03 (NFE 9) [a]`."""
+        """Return `4.17 +- 0.03 (NFE 9; mean 4.19 +- 0.02; 4.17, 4.18, 4.22) [a]`."""
         text = f"{self.value}{self.mark}" + (f" +- {self.error}" if self.error else "")
-        return text + (f" ({self.aside})" if self.aside else "") + (f" [{self.note}]" if self.note else "")
+        asides = [f"NFE {self.nfe}" if self.nfe else "", f"mean {self.mean.plain()}" if self.mean else "", self.aside]
+        aside = "; ".join(filter(None, asides))
+        return text + (f" ({aside})" if aside else "") + (f" [{self.note}]" if self.note else "")
 
 
 @dataclass(frozen=True)
@@ -68,7 +87,7 @@ def sentence(text: str) -> str:
     return text if text.endswith((".", "?", "!")) else f"{text}."
 
 
-def _pages(grid: Grid) -> list[Page]:
+def pages(grid: Grid) -> list[Page]:
     """Lay a grid out, a page for each part."""
     return [_page(grid, part) for part in grid.parts]
 
@@ -89,20 +108,29 @@ def _page(grid: Grid, part: Part) -> Page:
     return Page(heading, lines, part.differs, _about(grid, part), {letter: reason for reason, letter in notes.items()})
 
 
-def _letter(reason: str, notes: dict[str, str]) -> str:
+def letter(reason: str, notes: dict[str, str]) -> str:
     """Return the letter of a reason; equal reasons share one."""
     k = len(notes)
     return notes.setdefault(reason, chr(97 + k % 26) * (1 + k // 26))
 
 
 def _measured(grid: Grid, entry: Entry | None, bold: bool, notes: dict[str, str]) -> Text:
-    score = entry.score(grid.metric) if entry else None
-    if entry is None or score is None or entry.result is None:
-        return Text(NOTHING, note=_letter(entry.reason, notes) if entry and entry.reason else "")
-    value, error = with_error(score["value"], score["error"])
+    shown = statistic_of(entry, grid.metric, grid.paper) if entry else None
+    if entry is None or shown is None or entry.result is None:
+        return Text(NOTHING, note=letter(entry.reason, notes) if entry and entry.reason else "")
+    value, error = with_error(shown.value, shown.error)
     nfe = _whole_or_tenth(entry.result["nfe"])
-    aside = f"NFE {nfe}" if grid.label == "NFE" and nfe != entry.column else ""
-    return Text(value, error, bold, aside=aside)
+    nfe = nfe if grid.label == "NFE" and nfe != entry.column else ""
+    return Text(value, error, bold, nfe=nfe, **_of_ranges(shown))
+
+
+def _of_ranges(shown: Statistic) -> dict[str, Any]:
+    """Return what stands beside a minimum: `mean 1.985 +- 0.010; 1.970, 1.981, 2.004`."""
+    if shown.minimum_of == 1:
+        return {}
+    mean = Text(*with_error(shown.mean["value"], shown.mean["error"]))
+    places = len(mean.value.partition(".")[2])
+    return {"mean": mean, "aside": ", ".join(f"{value:.{places}f}" for value in shown.by_range)}
 
 
 def _quoted(grid: Grid, entry: Entry | None, ours: Text, notes: dict[str, str]) -> Text:
@@ -112,18 +140,25 @@ def _quoted(grid: Grid, entry: Entry | None, ours: Text, notes: dict[str, str]) 
     error = "" if entry.published.error is None else f"{entry.published.error:.10g}"
     mark, less = SIGNS[entry.published.status], difference(entry, grid.metric, grid.paper)
     if isinstance(less, float):
-        return Text(text, error, mark=mark, aside=_signed(less, ours.value))
+        note = letter(OF_MEAN, notes) if ours.mean and entry.published.minimum_of == 1 else ""
+        return Text(text, error, mark=mark, aside=_signed(less, ours.value), note=note)
     aside = NOT_COMPARED if less else ""
-    return Text(text, error, mark=mark, aside=aside, note=_letter(f"no difference: {less}", notes) if less else "")
+    return Text(text, error, mark=mark, aside=aside, note=letter(f"no difference: {less}", notes) if less else "")
 
 
 def _about(grid: Grid, part: Part) -> list[str]:
     results = part.results()
     if not results:
         return ["no run is finished"]
-    sentences = [_images(results), _below(results), _levels(part, grid), _calls(part, grid), *_marks(grid, part)]
-    sentences.append(_code(results))
-    return [sentence for sentence in sentences if sentence]
+    sentences = [_images(results), _below(results), *circumstances(grid, part, "in brackets, before all ranges,")]
+    marks = [f"{SIGNS[status]} {MEANING[status]}" for status in MEANING if status in statuses(part)]
+    less = "; in brackets ours less the published one"
+    return [it for it in [*sentences, sources(part) and sources(part) + less, *marks, code(results)] if it]
+
+
+def circumstances(grid: Grid, part: Part, beside: str) -> list[str]:
+    """Return what is said of minima, noise levels and evaluations; `beside` is the place of the means."""
+    return [it for it in (_minima(grid, part, beside), _levels(part, grid), _calls(part, grid)) if it]
 
 
 def _images(results: list[Result]) -> str:
@@ -132,10 +167,10 @@ def _images(results: list[Result]) -> str:
     if first.get("ranges", 1) > 1:
         seeds = f"{first['ranges']} x {first['images']} images (seeds {first['seeds']})"
     models = dict.fromkeys(f"{it['checkpoint']['name']} {it['checkpoint']['sha256'][:8]}" for it in results)
-    return ", ".join([seeds, f"checkpoint{'s' * (len(models) > 1)} {', '.join(models)}", *_common(results)])
+    return ", ".join([seeds, f"checkpoint{'s' * (len(models) > 1)} {', '.join(models)}", *common(results)])
 
 
-def _common(results: list[Result]) -> list[str]:
+def common(results: list[Result]) -> list[str]:
     """Guidance and threshold, unless there is none or rows differ in it."""
     choices = [{it.get(key, "none") for it in results} for key in ("guidance", "threshold")]
     return [one for values in choices if len(values) == 1 for one in values if one != "none"]
@@ -144,12 +179,28 @@ def _common(results: list[Result]) -> list[str]:
 def _below(results: list[Result]) -> str:
     ranges = results[0].get("ranges", 1)
     error = f"of the mean over {ranges} seed ranges" if ranges > 1 else "over images"
-    bold = "bold: the best of a column and all within one standard error of the difference from it"
+    bold = rule(ranges)
     protocol = ", ".join(f"{key} {value}" for key, value in results[0]["protocol"].items())
     return "; ".join(filter(None, [f"+- is the standard error {error}", bold, protocol]))
 
 
-def _code(results: list[Result]) -> str:
+def _minima(grid: Grid, part: Part, beside: str) -> str:
+    """Say how minima are printed, if a cell shows one."""
+    shown = [statistic_of(entry, grid.metric, grid.paper) for entry in part.entries.values()]
+    counts = sorted({it.minimum_of for it in shown if it and it.minimum_of > 1})
+    if not counts:
+        return ""
+    names = " or ".join(map(str, counts))
+    factors = " or ".join(f"{minimum_deviation(k):.2f}" for k in counts)
+    return (
+        f"a figure with a mean {beside} is the minimum of {names} seed ranges, as in the paper; its +- is "
+        f"roughly {factors} times the standard deviation over them, as for normal values; the mean, with its standard "
+        "error, decides what is bold"
+    )
+
+
+def code(results: list[Result]) -> str:
+    """Name the versions of the code, if they are several."""
     versions = list(dict.fromkeys(version for result in results for version in code_versions(result)))
     return f"the rows were made by code versions {', '.join(versions)}" if len(versions) > 1 else ""
 
@@ -195,14 +246,15 @@ def _span(values: list[float]) -> str:
     return "-".join(_whole_or_tenth(value) for value in sorted({min(values), max(values)})) if values else ""
 
 
-def _marks(grid: Grid, part: Part) -> list[str]:
-    shown = [entry.published for entry in part.entries.values() if entry.published is not None]
-    if not shown:
-        return []
-    statuses = dict.fromkeys(it.status for it in shown)
-    marks = [f"{SIGNS[status]} {MEANING[status]}" for status in MEANING if status in statuses]
-    sources = "; ".join(dict.fromkeys(it.source for it in shown))
-    return [f"published: {sources}; in brackets ours less the published one", *marks]
+def statuses(part: Part) -> list[str]:
+    """Return the statuses of the published figures of a part."""
+    return list(dict.fromkeys(entry.published.status for entry in part.entries.values() if entry.published))
+
+
+def sources(part: Part) -> str:
+    """Return the sources of the published figures of a part; empty without any."""
+    found = dict.fromkeys(entry.published.source for entry in part.entries.values() if entry.published)
+    return f"published: {'; '.join(found)}" if found else ""
 
 
 def with_error(value: float, error: float) -> tuple[str, str]:
@@ -234,7 +286,7 @@ def markdown(grid: Grid) -> str:
     head = [f"# {grid.title}" if grid.title else "", grid.watermark and f"**{grid.watermark}**"]
     head += [sentence(grid.paper.citation()) if grid.paper else "", grid.note]
     blocks = [block for block in head if block]
-    for number, page in enumerate(_pages(grid), 1):
+    for number, page in enumerate(pages(grid), 1):
         if page.differs:
             blocks.append(f"Table {number}, not to be compared with the first: {'; '.join(page.differs)}.")
         blocks += _markdown_blocks(page)
@@ -263,89 +315,15 @@ def _markdown_line(line: Line) -> str:
 def _markdown_field(text: Text) -> str:
     if not text.bold:
         return text.plain()
-    figure, rest = replace(text, aside="", note="").plain(), replace(text, value="", mark="", error="").plain()
+    rest = replace(text, value="", mark="", error="").plain()
+    figure = text.plain().removesuffix(rest)
     return f"**{figure}**{rest}"
-
-
-SPECIAL = {
-    "\\": r"\textbackslash{}",
-    **{letter: f"\\{letter}" for letter in "&%$#_{}"},
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "<": r"\textless{}",
-    ">": r"\textgreater{}",
-    "|": r"\textbar{}",
-    "\u2020": r"\textsuperscript{$\dagger$}",
-    "\u2021": r"\textsuperscript{$\ddagger$}",
-}
-
-
-def latex(grid: Grid) -> str:
-    """Print a table environment for each part, with its notes below it."""
-    return "\n".join(_environment(grid, page, number) for number, page in enumerate(_pages(grid), 1))
-
-
-def latex_page(title: str, page: Page) -> str:
-    """Print a page of other rows than a grid's as a table environment."""
-    return _environment(Grid("study", title, "", "", [], [], []), page, 1)
-
-
-def _escaped(text: str) -> str:
-    """Escape the characters that LaTeX reads as commands."""
-    return "".join(SPECIAL.get(letter, letter) for letter in text).replace("+-", r"$\pm$")
-
-
-def _environment(grid: Grid, page: Page, number: int) -> str:
-    caption = [grid.title, grid.paper.citation() if grid.paper else "", grid.watermark, grid.note]
-    caption += [f"Not to be compared with the first table: {'; '.join(page.differs)}"] if page.differs else []
-    below = [*page.about, *(f"[{letter}] {reason}" for letter, reason in page.notes.items())]
-    name = "".join(letter if letter.isalnum() else "-" for letter in grid.name)
-    label = f"tab:{name}" if number == 1 else f"tab:{name}-{number}"
-    lines = [
-        r"\begin{table}",
-        r"\centering",
-        rf"\caption{{{_sentences(caption)}}}",
-        rf"\label{{{label}}}",
-        rf"\begin{{tabular}}{{l{'r' * (len(page.heading) - 1)}}}",
-        r"\toprule",
-        " & ".join(map(_escaped, page.heading)) + r" \\",
-        r"\midrule",
-        *map(_latex_line, page.lines),
-        r"\bottomrule",
-        r"\end{tabular}",
-        "",
-        rf"\footnotesize {_sentences(below)}",
-        r"\end{table}",
-    ]
-    return "\n".join(lines) + "\n"
-
-
-def _sentences(parts: list[str]) -> str:
-    return " ".join(_escaped(sentence(part)) for part in parts if part)
-
-
-def _latex_line(line: Line) -> str:
-    name = rf"\quad\textit{{{_escaped(line.name)}}}" if line.published else _escaped(line.name)
-    return " & ".join([name, *map(_latex_field, line.fields)]) + r" \\"
-
-
-def _latex_field(text: Text) -> str:
-    value = "--" if text.value == "-" else text.value
-    field = _escaped(value + text.mark)
-    if text.error:
-        field += rf" $\pm$ {text.error}"
-    field = rf"\textbf{{{field}}}" if text.bold else field
-    field += f" ({_minus(_escaped(text.aside))})" if text.aside else ""
-    return field + (rf"\textsuperscript{{{text.note}}}" if text.note else "")
-
-
-def _minus(text: str) -> str:
-    return f"${text}$" if text[:1] in ("+", "-") else text
 
 
 FIELDS = (
     *("table", "part", "row", "column", "metric", "value", "error", "n", "ranges", "seeds", "nfe", "network_calls"),
     *("published", "published_error", "status", "source", "difference", "reason", "budget", "fingerprint"),
+    *("minimum", "by_range", "published_minimum_of"),
 )
 
 
@@ -387,7 +365,9 @@ def _csv_score(entry: Entry, metric: str) -> dict[str, object]:
     if score is None:
         return {}
     numbers = {key: score[key] for key in ("value", "error") if math.isfinite(score[key])}
-    return {**numbers, "n": score["n"]}
+    values = [value for value in entry.by_range(metric) if math.isfinite(value)]
+    several = {"minimum": min(values), "by_range": " ".join(map(str, values))} if len(values) > 1 else {}
+    return {**numbers, **several, "n": score["n"]}
 
 
 def _csv_published(grid: Grid, entry: Entry) -> dict[str, object]:
@@ -396,4 +376,5 @@ def _csv_published(grid: Grid, entry: Entry) -> dict[str, object]:
     if figure is not None:
         fields |= {"published": figure.value, "status": figure.status, "source": figure.source}
         fields |= {} if figure.error is None else {"published_error": figure.error}
+        fields |= {"published_minimum_of": figure.minimum_of} if figure.minimum_of > 1 else {}
     return fields | ({"difference": less} if isinstance(less, float) else {})

@@ -3,11 +3,11 @@
 import re
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NoReturn
 
 from scoreline.errors import InputError, did_you_mean
-from scoreline.values import count_seeds, is_number, overlap, seed_ranges
+from scoreline.values import count_seeds, is_number, is_whole, overlap, seed_ranges
 
 STATUSES = ("verified", "second-hand", "unverified")
 """How far a published figure was checked: in the paper itself, in a work that quotes it, or not yet."""
@@ -18,12 +18,16 @@ PAPER = "paper"
 
 @dataclass(frozen=True)
 class Published:
-    """A figure that a paper prints, with its source and the status of that claim, one of `STATUSES`."""
+    """A figure that a paper prints, with its source and the status of that claim, one of `STATUSES`.
+
+    It is the minimum of `minimum_of` seed ranges, as EDM's protocol has it; of one where the paper says nothing.
+    """
 
     value: float
     error: float | None
     status: str
     source: str
+    minimum_of: int = 1
 
 
 @dataclass(frozen=True)
@@ -57,7 +61,7 @@ class Paper:
     """The place of the published figures, and the protocol that ours need before they are compared.
 
     `metric` defaults to the table's, `images` to the length of a seed range of the budget `paper`; a `dataset` is
-    compared with the reference set that the metric names.
+    compared with the reference set that the metric names. `minimum_of` is the largest of its figures'.
     """
 
     authors: str
@@ -67,6 +71,7 @@ class Paper:
     metric: str
     images: int | None
     dataset: str | None
+    minimum_of: int = 1
 
     def citation(self) -> str:
         """Return `Zhang & Chen (2023), arXiv:2204.13902, Table 2`."""
@@ -125,12 +130,17 @@ def parse(name: str, data: object) -> Table:
         _refuse(where, "budgets: is empty; give seed ranges for smoke, small or paper")
     label, columns = _columns(f"{where}: columns", node["columns"])
     names = [column.name for column in columns]
-    rows = tuple(_row(f"{where}: rows[{k}]", value, names) for k, value in enumerate(_list(where, node, "rows")))
-    _unique(f"{where}: rows", [row.name for row in rows])
-    if node.get("paper") is None and any(row.published for row in rows):
-        _refuse(where, "the key paper is missing; published figures need to say where they stand")
     metric = _word(where, node, "metric")
     images = count_seeds(budgets[PAPER][0]) if PAPER in budgets else None
+    paper = _paper(f"{where}: paper", node["paper"], metric, images) if node.get("paper") is not None else None
+    least = paper.minimum_of if paper else 1
+    rows = tuple(_row(f"{where}: rows[{k}]", it, names, least) for k, it in enumerate(_list(where, node, "rows")))
+    if paper is not None:
+        all_figures = [figure.minimum_of for row in rows for figure in row.published.values()]
+        paper = replace(paper, minimum_of=max([least, *all_figures]))
+    _unique(f"{where}: rows", [row.name for row in rows])
+    if paper is None and any(row.published for row in rows):
+        _refuse(where, "the key paper is missing; published figures need to say where they stand")
     prepared = enumerate(_list(where, node, "prepare", least=0))
     return Table(
         name,
@@ -144,7 +154,7 @@ def parse(name: str, data: object) -> Table:
         tuple(_command(f"{where}: prepare[{k}]", value) for k, value in prepared),
         tuple(_words(where, node, "needs")),
         _word(where, node, "note", ""),
-        _paper(f"{where}: paper", node["paper"], metric, images) if node.get("paper") is not None else None,
+        paper,
     )
 
 
@@ -269,7 +279,7 @@ def _name(where: str, value: object) -> str:
     return str(value).strip()
 
 
-def _row(where: str, value: object, columns: Sequence[str]) -> Row:
+def _row(where: str, value: object, columns: Sequence[str], minimum_of: int) -> Row:
     node = _mapping(where, value, {"name": True, "overrides": True, "published": False, "cannot": False})
     name = _name(where, node["name"])
     where = f"{where} ({name})"
@@ -278,21 +288,43 @@ def _row(where: str, value: object, columns: Sequence[str]) -> Row:
         for column in places:
             if column not in columns:
                 _refuse(where, f"{key}: {column}: there is no such column{did_you_mean(column, columns)}")
+    figures = {
+        column: _published(f"{where}: published.{column}", it, minimum_of)
+        for column, it in published.items()
+        if it is not None
+    }
     return Row(
         name,
         _overrides(where, node),
-        {column: _published(f"{where}: published.{column}", it) for column, it in published.items() if it is not None},
+        figures,
         {column: _word(f"{where}: cannot", cannot, column) for column in cannot},
     )
 
 
-def _published(where: str, value: object) -> Published:
-    node = _mapping(where, value, {"value": True, "status": True, "source": True, "error": False})
+def _published(where: str, value: object, minimum_of: int) -> Published:
+    needed = dict.fromkeys(("value", "status", "source"), True)
+    node = _mapping(where, value, needed | {"error": False, "minimum_of": False})
     status = _word(where, node, "status")
     if status not in STATUSES:
         _refuse(where, f"status={status}: there is no such status{did_you_mean(status, STATUSES)}")
     error = None if node.get("error") is None else number(where, "error", node["error"])
-    return Published(number(where, "value", node["value"]), error, status, _word(where, node, "source"))
+    return Published(
+        number(where, "value", node["value"]),
+        error,
+        status,
+        _word(where, node, "source"),
+        _minimum_of(where, node, minimum_of),
+    )
+
+
+def _minimum_of(where: str, node: Node, default: int = 1) -> int:
+    """Return the number of seed ranges of whose figures a paper prints the minimum."""
+    value = node.get("minimum_of")
+    if value is None:
+        return default
+    if not is_whole(value, 1):
+        _refuse(where, f"minimum_of: must be a whole number of seed ranges from 1 on, is {_shown(value)}")
+    return int(value)
 
 
 def _command(where: str, value: object) -> Command:
@@ -302,7 +334,7 @@ def _command(where: str, value: object) -> Command:
 
 def _paper(where: str, value: object, metric: str, images: int | None) -> Paper:
     keys = {"authors": True, "year": True, "arxiv": False, "where": True}
-    node = _mapping(where, value, keys | {"metric": False, "images": False, "dataset": False})
+    node = _mapping(where, value, keys | dict.fromkeys(("metric", "images", "dataset", "minimum_of"), False))
     year, number_of_images = node["year"], node.get("images", images)
     for key, whole in (("year", year), ("images", number_of_images)):
         if isinstance(whole, bool) or not isinstance(whole, int | None):
@@ -318,6 +350,7 @@ def _paper(where: str, value: object, metric: str, images: int | None) -> Paper:
         _word(where, node, "metric", metric),
         number_of_images,
         _word(where, node, "dataset") if node.get("dataset") is not None else None,
+        _minimum_of(where, node),
     )
 
 

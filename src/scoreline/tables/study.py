@@ -5,7 +5,7 @@ import io
 import math
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,9 +15,13 @@ from scoreline.config.run_names import cell_name
 from scoreline.errors import InputError
 from scoreline.generation import run_results
 from scoreline.records import read_record
+from scoreline.storage.figures import plain_ticks
 from scoreline.storage.run_history import records
-from scoreline.tables.render import Line, Page, Text, latex_page, markdown_page, with_error
-from scoreline.tables.table_files import write_file, write_text
+from scoreline.tables.best import rule, within
+from scoreline.tables.figure import in_words
+from scoreline.tables.latex import latex_page
+from scoreline.tables.render import Line, Page, Text, markdown_page, with_error
+from scoreline.tables.table_files import write_figure, write_text
 from scoreline.training.pruning import pruned_at
 
 if TYPE_CHECKING:
@@ -119,7 +123,7 @@ def recorded(folder: Path, value: float) -> tuple[str, Value]:
 
 
 def write(root: Path) -> str:
-    """Write study.md, study.tex, study.csv and study.png of a sweep's directory; return the Markdown.
+    """Write study.md, study.tex, study.csv and the figure of a sweep's directory; return the Markdown.
 
     Raises:
         InputError: as `read`, and if nothing can be written there.
@@ -127,10 +131,14 @@ def write(root: Path) -> str:
     study = read(root)
     page, title = _page(study), f"Study {root.name}"
     text = markdown_page(title, page) + _command(study)
-    for name, content in (("study.md", text), ("study.tex", latex_page(title, page)), ("study.csv", _csv(study))):
+    for name, content in (
+        ("study.md", text),
+        ("study.tex", latex_page(root.name, title, _of_paper(page))),
+        ("study.csv", _csv(study)),
+    ):
         write_text(root / name, content)
     if study.best():
-        write_file(root / "study.png", lambda path: figure(study, path))
+        write_figure(root / "study", lambda: figure(study))
     return text
 
 
@@ -144,12 +152,18 @@ def _page(study: Trials) -> Page:
     return Page(["trial", *keys, best.name if best else "value", "n", "state", "directory"], lines, [], _about(study))
 
 
+def _of_paper(page: Page) -> Page:
+    """Leave the directories out, which are too long for a paper."""
+    lines = [replace(line, fields=line.fields[:-1]) for line in page.lines]
+    return replace(page, heading=page.heading[:-1], lines=lines)
+
+
 def _as_good(trial: Trial, best: Trial | None) -> bool:
-    """Return whether a value is the best, or within one standard error of the difference from it."""
+    """Return whether a value is the best, or equal to it."""
     if trial is best or not (trial.value and best and best.value):
         return trial is best
-    spread = math.hypot(trial.value.error or 0.0, best.value.error or 0.0)
-    return abs(trial.value.value - best.value.value) <= spread
+    error = math.hypot(trial.value.error or 0.0, best.value.error or 0.0)
+    return within(trial.value.value - best.value.value, error)
 
 
 def _fields(trial: Trial, keys: Sequence[str], bold: bool) -> list[Text]:
@@ -175,10 +189,7 @@ def _about(study: Trials) -> list[str]:
     if not finished:
         return about
     if any(trial.value and trial.value.error is not None for trial in study.trials):
-        about.append(
-            "+- is the standard error over images; bold: the best and all within one standard error of the "
-            "difference from it"
-        )
+        about.append(f"+- is the standard error over images; {rule(1)}")
     return [*about, "the best of several looks better than it is: report it on other seeds"]
 
 
@@ -205,27 +216,32 @@ def _csv(study: Trials) -> str:
     return out.getvalue()
 
 
-def figure(study: Trials, path: Path) -> None:
-    """Draw the values of the trials in their order, pruned ones hollow, and the best value so far as a line."""
-    import matplotlib
+def figure(study: Trials) -> Any:
+    """Draw the values of the trials in their order, pruned ones hollow, and the best value so far as a line.
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+    Call it within `in_style`.
+
+    Returns:
+        A figure of Matplotlib's.
+    """
+    from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
     trials = sorted((trial for trial in study.trials if trial.value), key=lambda trial: trial.number)
     numbers, values = [trial.number for trial in trials], [trial.value.value for trial in trials if trial.value]
     errors = [trial.value.error or 0.0 for trial in trials if trial.value]
-    chart, axes = pyplot.subplots(figsize=(6, 4), layout="constrained")
+    chart = Figure()
+    axes = chart.subplots()
     axes.step(numbers, list(accumulate(values, max if study.maximize else min)), where="post", label="best so far")
-    axes.errorbar(numbers, values, errors, fmt="none", capsize=2, color="tab:orange")
-    for pruned, fill in ((False, "tab:orange"), (True, "none")):
+    axes.errorbar(numbers, values, errors, fmt="none", color="C1")
+    for pruned, fill in ((False, "C1"), (True, "none")):
         chosen = [k for k, trial in enumerate(trials) if trial.state.startswith("pruned") is pruned]
         if chosen:
             x, y = [numbers[k] for k in chosen], [values[k] for k in chosen]
-            axes.plot(x, y, "o", color="tab:orange", markerfacecolor=fill, label="pruned" if pruned else "trials")
-    axes.set(xlabel="trial", ylabel=trials[0].name.replace("_", " "), yscale="log" if min(values) > 0 else "linear")
+            axes.plot(x, y, "o", color="C1", markerfacecolor=fill, label="pruned" if pruned else "trials")
+    axes.set(xlabel="trial", ylabel=in_words(trials[0].name), yscale="log" if min(values) > 0 else "linear")
+    if min(values) > 0:
+        plain_ticks(axes.yaxis)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.legend()
-    chart.savefig(path, dpi=120, format="png")
-    pyplot.close(chart)
+    return chart

@@ -11,7 +11,7 @@ from scoreline.storage import run_config, wandb_runs
 from scoreline.storage.run_history import Row, history
 from scoreline.storage.wandb_runs import Recorded
 from scoreline.tables import plan
-from scoreline.tables.grid import Grid
+from scoreline.tables.grid import Grid, statistic_of
 
 NUMBERS = ("images", "network_calls", "seconds", "images_per_second")
 """Keys of metrics.json that become values of a row; its metrics do too, the others belong to the config."""
@@ -90,9 +90,11 @@ def _table_rows(root: Path) -> list[Row]:
 def _values(grid: Grid, column: str) -> Row:
     values: Row = {}
     for entry in grid.entries():
-        if entry.column == column and (score := entry.score(grid.metric)) is not None:
-            values[f"{grid.metric}/{entry.row}"] = score["value"]
-            values[f"{grid.metric}_error/{entry.row}"] = score["error"]
+        if entry.column == column and (shown := statistic_of(entry, grid.metric, grid.paper)) is not None:
+            values[f"{grid.metric}/{entry.row}"] = shown.mean["value"]
+            values[f"{grid.metric}_error/{entry.row}"] = shown.mean["error"]
+            if shown.minimum_of > 1:
+                values[f"{grid.metric}_minimum/{entry.row}"] = shown.value
     return values
 
 

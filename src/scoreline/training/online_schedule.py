@@ -1,8 +1,10 @@
 """A score-optimal schedule learnt while the model trains (OnlineSchedule)."""
 
 import json
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from scoreline.runtime.device import to_device
 from scoreline.runtime.seeded_noise import seed_generator
 from scoreline.schedules.base import NoiseSchedule
 from scoreline.schedules.score_optimal import ScoreOptimal
+from scoreline.storage.figures import figure, plain_ticks
 from scoreline.storage.files import code_version, sha256, write_atomically
 from scoreline.storage.pictures import to_unit
 from scoreline.storage.run_history import row
@@ -243,15 +246,11 @@ def _lines(trainer: Trainer) -> Path:
 
 def _plot(lines: Path) -> None:
     """Plot online_schedule.png: levels at every tenth of the length, against thousands of images."""
-    import matplotlib
+    write_atomically(lines.with_suffix(".png"), partial(_draw, [json.loads(line) for line in lines.open()]))
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
 
-    records = [json.loads(line) for line in lines.read_text().splitlines()]
-    figure, axes = pyplot.subplots(figsize=(6, 4), layout="constrained")
-    axes.semilogy([r["kimg"] for r in records], [r["sigma"] for r in records], color="C0", marker=".")
-    axes.set(xlabel="thousand images", ylabel="noise level at each tenth of the length")
-    picture = lines.with_suffix(".png")
-    write_atomically(picture, lambda temporary: figure.savefig(temporary, format="png", dpi=120))
-    pyplot.close(figure)
+def _draw(records: Sequence[Mapping[str, Any]], path: Path) -> None:
+    with figure(path) as (_, axes):
+        axes.semilogy([r["kimg"] for r in records], [r["sigma"] for r in records], color="C0", marker=".")
+        axes.set(xlabel="thousand images", ylabel="noise level at each tenth of the length")
+        plain_ticks(axes.yaxis)

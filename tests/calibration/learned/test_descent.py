@@ -1,7 +1,8 @@
 """Adam's steps on a family: the gradient of the mean loss, what the steps reach, and what ends them."""
 
 from dataclasses import replace
-from itertools import cycle
+from itertools import count
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,10 +10,11 @@ from learned_models import Counting, anisotropic, solver, start, subject, zeros
 from torch import Tensor, nn
 
 from scoreline.calibration.distances import fine_ends
-from scoreline.calibration.learned.descent import BACKWARDS, Plan, Turn, descend, gradients
+from scoreline.calibration.learned.descent import BACKWARDS, LINKS, Plan, Turn, descend, gradients
 from scoreline.calibration.learned.family import Family, Free, theory_of
 from scoreline.calibration.learned.losses import SoftTarget, distance
 from scoreline.calibration.learned.seed_groups import SeedGroup, split_seeds
+from scoreline.storage.resumable import Parts
 
 PLAN = Plan(60, 16, 0.05, distance, 1e9)
 NEVER = SoftTarget(0.0)
@@ -26,10 +28,6 @@ def family(name: str = "velocity", nfe: int = 4, **free: object) -> Family:
 def sides(count: int = 24, batch_size: int = 16, net: nn.Module | None = None) -> tuple[SeedGroup, SeedGroup]:
     of = subject(range(count), net, batch_size)
     return split_seeds(of, fine_ends(of))
-
-
-def ignore(evaluations: float) -> None:
-    """Do without progress."""
 
 
 def leaf(of: Family) -> Tensor:
@@ -51,7 +49,7 @@ def test_the_gradient_agrees_with_central_differences(name: str) -> None:
 
 def test_steps_lower_the_held_out_distance() -> None:
     (train, held), of, told = sides(60), family(), list[float]()
-    theta = descend(cycle([Turn(of, 1.0)]), zeros(of.size), train.turns(16), PLAN, told.append)
+    theta = descend([Turn(of, 1.0)], zeros(of.size), train, PLAN, told.append)
     assert held.mean(of(theta)) < held.mean(of.start) / 5
     assert sum(told) == pytest.approx(60 * 16 * 4 * BACKWARDS)
 
@@ -59,8 +57,26 @@ def test_steps_lower_the_held_out_distance() -> None:
 @pytest.mark.parametrize("rate", [1e3, 1e200])
 def test_steps_that_overflow_end_the_descent_at_a_tableau(rate: float) -> None:
     (train, _), of = sides(), family()
-    theta = descend(cycle([Turn(of, 1.0)]), zeros(of.size), train.turns(16), PLAN._replace(rate=rate), ignore)
+    theta = descend([Turn(of, 1.0)], zeros(of.size), train, PLAN._replace(rate=rate))
     assert bool(of(theta).S.isfinite().all())
+
+
+@pytest.mark.parametrize("radius", [0.0, 0.1])
+def test_a_descent_that_was_killed_goes_on_to_the_bit(radius: float, tmp_path: Path) -> None:
+    (train, _), of, plan = sides(), family(), PLAN._replace(steps=40, radius=radius)
+    whole, told, parts = descend([Turn(of, 1.0)], zeros(of.size), train, plan), list[float](), Parts(tmp_path, "stamp")
+    numbers = count()
+
+    def stop_in_step_31(evaluations: float) -> None:
+        if next(numbers) == 30:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        descend([Turn(of, 1.0)], zeros(of.size), train, plan, stop_in_step_31, parts)
+    assert parts.links(LINKS) == LINKS * 30 // 40
+    assert len(list(tmp_path.iterdir())) == 1
+    assert torch.equal(descend([Turn(of, 1.0)], zeros(of.size), train, plan, told.append, parts), whole)
+    assert len(told) == 10
 
 
 def test_a_run_that_diverges_ends_the_descent() -> None:
@@ -70,7 +86,7 @@ def test_a_run_that_diverges_ends_the_descent() -> None:
 
     (train, _), of = sides(), family()
     broken = SeedGroup(replace(train.subject, denoiser=subject(range(3), Broken(1, 1)).denoiser), train.ends)
-    assert torch.equal(descend(cycle([Turn(of, 1.0)]), zeros(of.size), broken.turns(8), PLAN, ignore), zeros(of.size))
+    assert torch.equal(descend([Turn(of, 1.0)], zeros(of.size), broken, PLAN), zeros(of.size))
 
 
 def test_batches_and_labels_reach_the_network() -> None:
@@ -88,7 +104,6 @@ def test_batches_and_labels_reach_the_network() -> None:
 
 def test_turns_take_every_seed_as_often() -> None:
     (train, _), seen = sides(), list[int]()
-    turns = train.turns(5)
-    for _ in range(16):
-        seen += next(turns).subject.seeds
+    for step in range(16):
+        seen += train.turn(step, 5).subject.seeds
     assert [seen.count(seed) for seed in train.subject.seeds] == [5] * 16

@@ -23,6 +23,7 @@ from scoreline.errors import InputError
 from scoreline.generation.batches import generate
 from scoreline.networks.gaussian_mixture import GaussianMixtureScore
 from scoreline.records import Record, load_record
+from scoreline.sampling import count_calls
 from scoreline.schedules.base import grid
 from scoreline.schedules.spacings import Power
 from scoreline.schedules.vp import LinearVP
@@ -200,20 +201,56 @@ def test_learning_keeps_batches_and_reports_all_progress() -> None:
     assert min(told) >= 0
 
 
-def test_processes_share_budgets_and_a_restart_continues(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    of, options = subject(range(18)), {"evaluations": 500}
-    alone = estimator(1, 2, 3, **options)(of)
-    parts = [Parts(tmp_path, "stamp", rank, 2) for rank in (1, 0)]
-    with pytest.raises(InputError, match="another process"):  # the other one has not begun
-        estimator(1, 2, 3, **options)(replace(of, parts=parts[0]))
-    assert len(list(tmp_path.rglob("*.safetensors"))) == 1
-    both = estimator(1, 2, 3, **options)(replace(of, parts=parts[1]))
+@pytest.mark.parametrize("curve", [False, True])
+def test_processes_share_budgets(curve: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two processes by turns, each until it has to wait for a part of the other: of the fine run, then of a budget."""
+    of, learner = subject(range(18), batch_size=6), estimator(1, 2, 3, evaluations=500, curve=curve)
+    alone = learner(of)
+    second, first = (replace(of, parts=Parts(tmp_path, "stamp", rank, 2)) for rank in (1, 0))
+    for process in (second, first)[: 1 if curve else 2]:  # a curve is the first one's alone
+        with pytest.raises(InputError, match="another process"):
+            learner(process)
+    both = learner(first if curve else second)
     monkeypatch.setattr(learned_tableau, "descend", None)  # nothing is left to learn
-    again = estimator(1, 2, 3, **options)(replace(of, parts=parts[0]))
-    for name in alone.keys() - {"seconds"}:
-        for other in (both, again):
-            value = alone[name]
-            assert torch.equal(value, other[name]) if isinstance(value, Tensor) else value == other[name]
+    again = learner(second if curve else first)
+    assert_equal(alone, both)
+    assert_equal(alone, again)
+
+
+@pytest.mark.parametrize(("curve", "stop"), [(False, 0.5), (False, 0.9), (True, 0.5), (True, 0.95)])
+def test_a_restart_goes_on_to_the_bit_and_tells_what_is_left(curve: bool, stop: float, tmp_path: Path) -> None:
+    """The run is stopped at a share of its work; what it did is not done again, and not counted as progress."""
+    lines = list[str]()
+    of = replace(subject(range(18), batch_size=6), parts=Parts(tmp_path, "stamp"), report=lines.append)
+    learner, told = estimator(2, 3, evaluations=4000, curve=curve), list[float]()
+
+    def stop_at_share(images: float) -> None:
+        told.append(images)
+        if sum(told) > stop * 18:
+            raise KeyboardInterrupt
+
+    with count_calls(of.denoiser) as whole:
+        alone = learner(replace(of, parts=Parts()))
+    lines.clear()
+    with pytest.raises(KeyboardInterrupt):
+        learner(of, stop_at_share)
+    kept = list(lines)
+    told.clear()
+    with count_calls(of.denoiser) as rest:
+        assert_equal(alone, learner(of, told.append))
+    assert rest.count < (1 - stop + 0.12) * whole.count
+    assert sum(told) == pytest.approx(18)
+    if not curve:
+        assert [line[:5] for line in kept if line.startswith("NFE")] == ["NFE 2"] * (stop > 0.5)
+        assert ("1 of 2 budgets are finished by an earlier start" in lines) == (stop > 0.5)
+        assert lines[-1] in learner.summary(alone)
+
+
+def assert_equal(one: dict[str, object], other: dict[str, object]) -> None:
+    assert one.keys() == other.keys()
+    for name in one.keys() - {"seconds"}:
+        a, b = one[name], other[name]
+        assert torch.equal(a, b) if isinstance(a, Tensor) and isinstance(b, Tensor) else a == b, name
 
 
 @pytest.mark.parametrize(("free", "processes", "memory"), [(8e9, 1, 4e9), (8e9, 2, 2e9), (None, 1, 0.5e9)])

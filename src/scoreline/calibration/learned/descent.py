@@ -1,7 +1,7 @@
 """Adam with a full matrix, on the parameters of tableaus, by exact derivatives of a few images at a time."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -12,6 +12,7 @@ from scoreline.calibration.learned.adjoint import slope
 from scoreline.calibration.learned.losses import Loss, SoftTarget
 from scoreline.calibration.learned.seed_groups import SeedGroup
 from scoreline.solvers.tableau import Tableau
+from scoreline.storage.resumable import Parts, Tensors
 
 BACKWARDS = 2.5
 """Evaluations that a step takes for each image and call: one, and its derivative."""
@@ -24,6 +25,9 @@ DECAYS = 0.9, 0.98
 
 DAMPING = 1e-4
 """Least eigenvalue of these products as a share of the largest."""
+
+LINKS = 20
+"""Parts of a descent: a restart repeats one of them at most."""
 
 Tableaus = Callable[[Tensor], Tableau]
 """theta -> a tableau whose S, N and query are differentiable in theta; a ValueError if there is none."""
@@ -62,7 +66,12 @@ class Plan(NamedTuple):
 
 
 def descend(
-    turns: Iterator[Turn], theta: Tensor, groups: Iterator[SeedGroup], plan: Plan, done: Callable[[float], object]
+    turns: Sequence[Turn],
+    theta: Tensor,
+    train: SeedGroup,
+    plan: Plan,
+    done: Callable[[float], object] = lambda evaluations: None,
+    parts: Parts | None = None,
 ) -> Tensor:
     """Return theta after the plan's steps, or before the first one that leads to no tableau.
 
@@ -71,27 +80,66 @@ def descend(
     small here, knows how.
 
     Args:
-        turns: those of several budgets, or always the same.
+        turns: the steps take them in turn.
         theta: the start (P,) float64.
-        groups: the images of each step.
+        train: the seeds, which take their turns in the steps.
         plan: the steps.
         done: called with the evaluations of each step.
+        parts: where a chain of `LINKS` parts is kept, from which a restart goes on to the bit; None keeps none.
 
     Source: Duchi et al. (2011), JMLR 12, full-matrix AdaGrad; Kingma & Ba (2015), arXiv:1412.6980; Loshchilov & Hutter
     (2017), arXiv:1608.03983 for the cosine.
     """
-    moments, target = _Moments(len(theta)), SoftTarget(plan.radius)
-    for step in range(plan.steps):
-        (tableaus, unit), group = next(turns), next(groups)
+    descent = _Descent(turns, theta, train, plan, done)
+
+    def link(number: int, state: Tensors) -> Tensors:
+        descent.load_state_dict(state)
+        descent.advance(plan.steps * (number + 1) // LINKS)
+        return descent.state_dict()
+
+    return (parts or Parts()).chain(LINKS, descent.state_dict(), link)["theta"]
+
+
+class _Descent:
+    """The state of a descent, and its steps."""
+
+    def __init__(
+        self, turns: Sequence[Turn], theta: Tensor, train: SeedGroup, plan: Plan, done: Callable[[float], object]
+    ) -> None:
+        self.turns, self.train, self.plan, self.done = turns, train, plan, done
+        self.theta, self.moments, self.target = theta, _Moments(len(theta)), SoftTarget(plan.radius)
+        self.step, self.ended = 0, False
+
+    def advance(self, until: int) -> None:
+        """Make the steps up to a number, unless one of them leads to no tableau."""
+        while self.step < until and not self.ended:
+            self._step(*self.turns[self.step % len(self.turns)], self.train.turn(self.step, self.plan.batch))
+
+    def _step(self, tableaus: Tableaus, unit: float, group: SeedGroup) -> None:
         try:
-            direction = moments.direction(gradients(group, tableaus, theta, plan, target) / unit)
-            moved = theta - plan.rate_at(step) * direction
+            slopes = gradients(group, tableaus, self.theta, self.plan, self.target)
+            moved = self.theta - self.plan.rate_at(self.step) * self.moments.direction(slopes / unit)
             nfe = tableaus(moved).nfe
         except ValueError:
-            return theta
-        theta = moved
-        done(len(group.subject.seeds) * nfe * BACKWARDS)
-    return theta
+            self.ended = True
+            return
+        self.theta, self.step = moved, self.step + 1
+        self.done(len(group.subject.seeds) * nfe * BACKWARDS)
+
+    def state_dict(self) -> Tensors:
+        """Return everything that the next steps depend on."""
+        counts = torch.tensor([self.step, self.moments.count, self.ended])
+        moments = {"first": self.moments.first, "second": self.moments.second}
+        # copies, since the moments change in place
+        state = {"theta": self.theta, "counts": counts, **moments, **self.target.state_dict()}
+        return {name: value.clone() for name, value in state.items()}
+
+    def load_state_dict(self, state: Tensors) -> None:
+        """Go on from the state of another process."""
+        self.step, self.moments.count, ended = state["counts"].tolist()
+        self.theta, self.ended = state["theta"], bool(ended)
+        self.moments.first, self.moments.second = state["first"].clone(), state["second"].clone()
+        self.target.load_state_dict(state)
 
 
 class _Moments:

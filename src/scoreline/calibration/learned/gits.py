@@ -10,7 +10,7 @@ from torch import Tensor
 
 from scoreline.calibration.distances import fine_ends
 from scoreline.calibration.learned.seed_groups import split_seeds
-from scoreline.calibration.learned.tableau_record import TableauEstimator, record_values
+from scoreline.calibration.learned.tableau_record import TableauEstimator, found_tableau, record_values
 from scoreline.calibration.ranking import Candidate, Families
 from scoreline.calibration.search import check_budgets
 from scoreline.calibration.subject import Part, Subject
@@ -18,7 +18,6 @@ from scoreline.errors import InputError
 from scoreline.sampling import Progress, trajectory
 from scoreline.schedules.base import Schedule, grid
 from scoreline.schedules.tabulated import Tabulated
-from scoreline.solvers.learned import tensors_of
 from scoreline.solvers.tableau import Tableau
 from scoreline.values import is_number
 
@@ -75,8 +74,8 @@ class GITS(TableauEstimator):
         train, held = split_seeds(subject, fine_ends(subject, lambda images: progress(images / 2)))
         costs = pairwise_costs(train.subject, lambda images: progress(images / 2))
         pools = {nfe: [self._start(subject.span, nfe)] for nfe in self.budgets}
-        found = [tensors_of(self._chosen(costs, nfe)) | {"start": torch.tensor(0)} for nfe in self.budgets]
-        values = record_values(held, pools, found)
+        found = [found_tableau(held, pool, pool[0], self._chosen(costs, nfe)) for nfe, pool in pools.items()]
+        values = record_values(pools, found)
         return values | {"span": subject.span, "seconds": round(time.process_time() - began, 1)}
 
     @property

@@ -2,32 +2,30 @@
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import cycle
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from scoreline.calibration.distances import fine_ends
+from scoreline.calibration.distances import fine_ends, fine_work
 from scoreline.calibration.learned.curve import Curve
-from scoreline.calibration.learned.descent import BACKWARDS, Plan, Turn, descend
+from scoreline.calibration.learned.descent import BACKWARDS, LINKS, Plan, Turn, descend
 from scoreline.calibration.learned.family import Family, Fixed, Free, decreasing, theory_of
 from scoreline.calibration.learned.losses import Loss, SoftTarget, distance
 from scoreline.calibration.learned.seed_groups import HELD_OUT, SeedGroup, split_seeds
-from scoreline.calibration.learned.tableau_record import TableauEstimator, record_values
-from scoreline.calibration.ranking import Candidate, Families, candidates, rank, work
+from scoreline.calibration.learned.tableau_record import TableauEstimator, budget_line, found_tableau, record_values
+from scoreline.calibration.ranking import Candidate, Families, candidates, place_of, rank, work
 from scoreline.calibration.search import check_budgets
 from scoreline.calibration.subject import Subject
 from scoreline.errors import InputError
 from scoreline.runtime.device import free_memory
 from scoreline.sampling import Progress
 from scoreline.schedules.tabulated import SAME
-from scoreline.solvers.learned import tensors_of
 from scoreline.solvers.tableau import Solver, Tableau
-from scoreline.storage.resumable import Tensors
+from scoreline.storage.resumable import Parts, Tensors
 from scoreline.values import is_number, is_whole
 
 RANKED_ON = 64
@@ -47,8 +45,14 @@ SHARE = 0.5
 UNKNOWN = 0.5
 """Gigabytes of it where the system does not report what is free."""
 
+RANKING, TRIAL, DESCENT, CURVE = "ranking_{}", "trial_{}_{}", "descent_{}", "curve_descent"
+"""Folders of the parts that one process keeps: of a budget, of a budget and a start, and of all budgets."""
+
 Groups = tuple[SeedGroup, SeedGroup]
 """Seeds that train, and seeds held out."""
+
+Pools = Mapping[int, list[Candidate]]
+"""The closed forms of each budget."""
 
 
 class Start(NamedTuple):
@@ -61,16 +65,22 @@ class Start(NamedTuple):
 class _EvaluationProgress:
     """Progress in evaluations, of which there may be fewer than planned."""
 
-    def __init__(self, progress: Progress, images_per_evaluation: float) -> None:
-        self.progress, self.unit, self.done = progress, images_per_evaluation, 0.0
+    def __init__(self, progress: Progress, images: int, planned: float) -> None:
+        self.progress, self.unit, self.done = progress, images / max(planned, 1.0), 0.0
+        self.left = float(images)
 
     def __call__(self, evaluations: float) -> None:
         self.done += evaluations
+        self.left -= evaluations * self.unit
         self.progress(evaluations * self.unit)
 
     def reach(self, evaluations: float) -> None:
         """Count evaluations that were not needed as done."""
         self(evaluations - self.done)
+
+    def finish(self) -> None:
+        """Report all images as done."""
+        self.progress(max(self.left, 0.0))
 
 
 @dataclass(frozen=True)
@@ -168,7 +178,8 @@ class LearnedTableau(TableauEstimator):
         These are `rho_K` (K + 1,), `N_K` (K, K), the weights of F_j in the frame, `query_K` (K,) if it is learned, and
         `sigma_data_K` (1,) in velocity prediction; `budgets` (B,); `start` and `learned`, the mean distances of the
         best closed form and of the learned tableau, `start_error` and `learned_error`, their standard errors, and
-        `ratio_of_medians`, all (B,) float64; and as text `starts`, `span` and `seconds`, the processor time it took.
+        `ratio_of_medians`, all (B,) float64; and as text `starts`, `span` and `seconds`, the processor time since the
+        last start of this process.
 
         Args:
             subject: its run is the fine one.
@@ -181,18 +192,38 @@ class LearnedTableau(TableauEstimator):
             raise InputError(f"seeds: {len(subject.seeds)} are too few to learn from and hold out; use 192 or more")
         began = time.process_time()
         pools = {nfe: _closed_forms(self.families, subject.span, nfe) for nfe in self.budgets}
-        costs = [self._cost(subject, nfe, len(pool)) for nfe, pool in pools.items()]
-        fine = float(len(subject.seeds) * subject.run.nfe)
-        count = _EvaluationProgress(progress, len(subject.seeds) / (fine + sum(costs)))
+        parts = subject.budget_parts(len(pools))
+        costs = self._curve_cost(subject, pools) if self.curve else self._costs(subject, pools, parts)
+        count = _EvaluationProgress(progress, len(subject.seeds), fine_work(subject) + sum(costs.values()))
         groups = split_seeds(subject, fine_ends(subject, lambda images: count(images * subject.run.nfe)))
-        learned = self._curve(groups, pools, count) if self.curve else self._apart(groups, pools, costs, count)
-        count.reach(fine + sum(costs))
-        values = record_values(groups[1], pools, learned)
+        learned = self._curve(groups, pools, count) if self.curve else self._apart(groups, pools, costs, count, parts)
+        count.finish()
+        values = record_values(pools, learned)
         return values | {"span": subject.span, "seconds": round(time.process_time() - began, 1)}
 
-    def _cost(self, subject: Subject, nfe: int, count: int) -> float:
-        """Return the evaluations that a budget takes."""
-        return nfe * work(count, min(RANKED_ON, len(subject.seeds))) + self.evaluations * BACKWARDS
+    def _costs(self, subject: Subject, pools: Pools, parts: Parts) -> dict[int, float]:
+        """Return the evaluations that each budget still takes in this process."""
+        missing = [list(pools)[number] for number in parts.missing(len(pools))]
+        return {nfe: self._ranking(subject, pools, nfe) + self._steps(subject.parts, nfe) for nfe in missing}
+
+    def _curve_cost(self, subject: Subject, pools: Pools) -> dict[int, float]:
+        """Return the evaluations that each budget's share of the curve still takes in this process."""
+        if not subject.parts.inside("curve").missing(1):
+            return {}
+        left = 1 - subject.parts.alone(CURVE).links(LINKS) / LINKS
+        return {nfe: self._ranking(subject, pools, nfe) + left * self.evaluations * BACKWARDS for nfe in pools}
+
+    def _ranking(self, subject: Subject, pools: Pools, nfe: int) -> float:
+        """Return the evaluations that the ranking of a budget's closed forms still takes."""
+        ranked = work(len(pools[nfe]), min(RANKED_ON, len(subject.seeds)))
+        return nfe * ranked * len(subject.parts.alone(RANKING.format(nfe)).missing(1))
+
+    def _steps(self, parts: Parts, nfe: int) -> float:
+        """Return the evaluations that the steps of a budget still take."""
+        shares = {TRIAL.format(nfe, start): TRIALS / self.starts for start in range(self.starts * (self.starts > 1))}
+        shares[DESCENT.format(nfe)] = 1 - sum(shares.values())
+        left = sum(share * (1 - parts.alone(name).links(LINKS) / LINKS) for name, share in shares.items())
+        return self.evaluations * BACKWARDS * left
 
     def _plan(self, subject: Subject, share: float, nfe: float) -> Plan:
         """Return the plan that spends a share of the evaluations on tableaus of so many calls."""
@@ -208,53 +239,71 @@ class LearnedTableau(TableauEstimator):
         return UNKNOWN * GIGABYTE if free is None else SHARE * free / subject.parts.size
 
     def _apart(
-        self, groups: Groups, pools: dict[int, list[Candidate]], costs: list[float], count: _EvaluationProgress
+        self,
+        groups: Groups,
+        pools: Pools,
+        costs: Mapping[int, float],
+        count: _EvaluationProgress,
+        parts: Parts,
     ) -> list[Tensors]:
         """Return what `_learn` finds for every budget; each is a part, so that processes share them."""
-        parts, budgets = groups[0].subject.parts, list(pools)
-        parts = parts.at(parts.folder and parts.folder / "budgets", parts.stamp)
+        subject, budgets = groups[0].subject, list(pools)
 
         def learn(number: int) -> Tensors:
-            before = count.done
-            found = self._learn(groups, pools[budgets[number]], count)
-            count.reach(before + costs[number])
+            nfe, before = budgets[number], count.done
+            found = self._learn(groups, nfe, pools[nfe], count)
+            count.reach(before + costs[nfe])
+            subject.report(budget_line(nfe, pools[nfe][int(found["start"])].names[0], found["row"].tolist()))
             return found
 
         return parts(len(budgets), learn)
 
-    def _learn(self, groups: Groups, pool: list[Candidate], count: _EvaluationProgress) -> Tensors:
+    def _learn(self, groups: Groups, nfe: int, pool: list[Candidate], count: _EvaluationProgress) -> Tensors:
         """Return the learned tableau, and the number of the best closed form in the pool."""
         train, held = groups
         best, starts = self._starts(train, pool, count)
         if not starts:
-            return self._better(held, best, best.tableau.unrolled()) | {"start": _place(pool, best)}
+            return self._found(held, pool, best, best.tableau.unrolled())
         trials = TRIALS * (len(starts) > 1)
-        tried = [(start, self._descend(train, start, None, trials / len(starts), count)) for start in starts]
+        tried = [
+            (start, self._descend(train, start, None, trials / len(starts), count, TRIAL.format(nfe, number)))
+            for number, start in enumerate(starts)
+        ]
         start, theta = min(tried, key=lambda trial: held.mean(trial[0].family(trial[1]), self.loss or distance))
-        theta = self._descend(train, start, theta, 1 - trials, count)
-        return self._better(held, best, start.family(theta)) | {"start": _place(pool, best)}
+        theta = self._descend(train, start, theta, 1 - trials, count, DESCENT.format(nfe))
+        return self._found(held, pool, best, start.family(theta))
 
     def _descend(
-        self, train: SeedGroup, start: Start, theta: Tensor | None, share: float, count: _EvaluationProgress
+        self, train: SeedGroup, start: Start, theta: Tensor | None, share: float, count: _EvaluationProgress, name: str
     ) -> Tensor:
         family, plan = start.family, self._plan(train.subject, share, start.family.start.nfe)
         theta = torch.zeros(family.size, dtype=torch.float64) if theta is None else theta
-        turns = cycle([Turn(family, 1.0)])
-        return descend(turns, theta, train.turns(self.batch), plan, count) if family.size and share else theta
+        if not (family.size and share):
+            return theta
+        return descend([Turn(family, 1.0)], theta, train, plan, count, train.subject.parts.alone(name))
 
     def _starts(
         self, train: SeedGroup, pool: list[Candidate], count: _EvaluationProgress
     ) -> tuple[Candidate, list[Start]]:
         """Return the best closed form, and the best ones that a family exists for: one of each frame, then others."""
-        few = train.select(torch.arange(min(RANKED_ON, len(train.subject.seeds))))
-        nfe = pool[0].tableau.nfe
-        ranked = [entry.candidate for entry in rank(few.subject, few.ends, pool, lambda images: count(images * nfe))]
+        ranked = self._ranked(train, pool, count)
         usable = [each for each in ranked if decreasing(each.tableau.unrolled())]
         firsts = {each.tableau.frame: each for each in reversed(usable)}.values()
         usable.sort(key=lambda each: all(each is not first for first in firsts))
         return ranked[0], [
             Start(each.names[0], self.family(each.tableau, each.names[0][0])) for each in usable[: self.starts]
         ]
+
+    def _ranked(self, train: SeedGroup, pool: list[Candidate], count: _EvaluationProgress) -> list[Candidate]:
+        """Return the best closed forms on a few images, best first."""
+        few, nfe = train.select(torch.arange(min(RANKED_ON, len(train.subject.seeds)))), pool[0].tableau.nfe
+
+        def order(number: int) -> Tensors:
+            ranked = rank(few.subject, few.ends, pool, lambda images: count(images * nfe))
+            return {"places": torch.stack([place_of(pool, entry.candidate) for entry in ranked])}
+
+        (part,) = train.subject.parts.alone(RANKING.format(nfe))(1, order)
+        return [pool[place] for place in part["places"].tolist()]
 
     def family(self, run: Tableau, name: str) -> Family:
         """Return the family around the run of a solver of this name."""
@@ -263,12 +312,25 @@ class LearnedTableau(TableauEstimator):
         theory = theory_of(solver, start) if self.moving else Fixed(start)
         return Family(start, theory, self._free, self.sigma_data)
 
-    def _better(self, held: SeedGroup, closed: Candidate, learned: Tableau) -> Tensors:
-        """Return the tensors of the learned tableau, or of the closed form if it is better on held-out seeds."""
-        plain = closed.tableau.unrolled()
-        return tensors_of(min((learned, plain), key=lambda each: held.mean(each, self.loss or distance)))
+    def _found(self, held: SeedGroup, pool: list[Candidate], closed: Candidate, learned: Tableau) -> Tensors:
+        """Return the `found_tableau`, of the closed form itself if that is better on held-out seeds."""
+        either = learned, closed.tableau.unrolled()
+        return found_tableau(held, pool, closed, min(either, key=lambda each: held.mean(each, self.loss or distance)))
 
-    def _curve(self, groups: Groups, pools: dict[int, list[Candidate]], count: _EvaluationProgress) -> list[Tensors]:
+    def _curve(self, groups: Groups, pools: Pools, count: _EvaluationProgress) -> list[Tensors]:
+        """Return what is found for every budget by one curve, which is a part: one process learns it."""
+
+        def learn(number: int) -> Tensors:
+            found = self._along(groups, pools, count)
+            return {f"{nfe}/{name}": value for nfe, part in found.items() for name, value in part.items()}
+
+        (part,) = groups[0].subject.parts.inside("curve")(1, learn)
+        return [
+            {name.removeprefix(f"{nfe}/"): value for name, value in part.items() if name.startswith(f"{nfe}/")}
+            for nfe in pools
+        ]
+
+    def _along(self, groups: Groups, pools: Pools, count: _EvaluationProgress) -> dict[int, Tensors]:
         """Return the tableaus of one curve through all budgets, which take turns in its steps."""
         train, held = groups
         closed = {nfe: self._starts(train, pool, count) for nfe, pool in pools.items()}
@@ -276,13 +338,10 @@ class LearnedTableau(TableauEstimator):
         turns = [Turn(partial(curve, nfe=nfe), train.mean(each.start)) for nfe, each in curve.families.items()]
         plan = self._plan(train.subject, len(pools), sum(pools) / len(pools))
         zero = torch.zeros(curve.size, dtype=torch.float64)
-        theta = descend(cycle(turns), zero, train.turns(self.batch), plan, count)
-        return [
-            self._better(held, best, curve(theta, nfe)) | {"start": _place(pools[nfe], best)}
-            for nfe, (best, _) in closed.items()
-        ]
+        theta = descend(turns, zero, train, plan, count, train.subject.parts.alone(CURVE))
+        return {nfe: self._found(held, pools[nfe], best, curve(theta, nfe)) for nfe, (best, _) in closed.items()}
 
-    def _shared(self, starts: list[Start], pools: dict[int, list[Candidate]]) -> dict[int, Family]:
+    def _shared(self, starts: list[Start], pools: Pools) -> dict[int, Family]:
         """Return the families of one closed form at all budgets, the first of the starts that has them.
 
         Raises:
@@ -311,7 +370,3 @@ def _closed_forms(families: Families, span: tuple[float, float], nfe: int) -> li
             f"nfe={nfe}: no tableau of calibration.solvers ends at sigma_min={span[1]:.6g}; name others, or all"
         )
     return kept
-
-
-def _place(pool: list[Candidate], candidate: Candidate) -> Tensor:
-    return torch.tensor([each is candidate for each in pool].index(True))

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from scoreline.errors import InputError
+from scoreline.storage.resumable import Tensors
 from scoreline.values import is_number
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -69,8 +70,20 @@ class SoftTarget:
             moved = self._shift(seed, slope) - self.rate * length * slope / _size(slope)
             self._shifts[seed] = moved * (length / _size(moved)).clamp(max=1)
 
+    def state_dict(self) -> Tensors:
+        """Return the starts, from which `load_state_dict` goes on to the bit."""
+        if not (self.radius and self._shifts):
+            return {}  # starts that did not move
+        return {"seeds": torch.tensor(list(self._shifts)), "shifts": torch.stack(list(self._shifts.values())).cpu()}
+
+    def load_state_dict(self, state: Tensors) -> None:
+        """Take the starts of another target."""
+        if "seeds" in state:
+            self._shifts = dict(zip(state["seeds"].tolist(), state["shifts"], strict=True))
+
     def _shift(self, seed: int, like: Tensor) -> Tensor:
-        return self._shifts.get(seed, torch.zeros_like(like))
+        shift = self._shifts.get(seed)
+        return torch.zeros_like(like) if shift is None else shift.to(like.device)
 
 
 def _size(x: Tensor) -> Tensor:

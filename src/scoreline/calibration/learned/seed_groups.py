@@ -54,12 +54,10 @@ class SeedGroup(NamedTuple):
         ends = Ends(self.ends.noisy[numbers], self.ends.clean[numbers])
         return SeedGroup(replace(self.subject, seeds=seeds, labels=labels), ends)
 
-    def turns(self, count: int) -> Iterator["SeedGroup"]:
-        """Yield groups of `count` seeds without end, all seeds in turn."""
-        total, first = len(self.subject.seeds), 0
-        while True:
-            yield self.select((first + torch.arange(min(count, total))) % total)
-            first += count
+    def turn(self, step: int, count: int) -> "SeedGroup":
+        """Return the group of the `count` seeds of a step; all seeds take their turns."""
+        total = len(self.subject.seeds)
+        return self.select((step * count + torch.arange(min(count, total))) % total)
 
     def images(self) -> Iterator[Images]:
         """Yield the images, `Subject.batch_size` at a time, on the device of the model."""
