@@ -310,7 +310,7 @@ class _Calls:
         try:
             return self.ray.get(call)
         except RayTaskError as error:
-            raise error.cause from None
+            raise error.cause from error
         except (RayActorError, ObjectLostError) as error:
             self._lose(worker, error)
             return None
@@ -341,7 +341,7 @@ class _Calls:
         free = ", ".join(
             f"{name} {amount:g}" for name, amount in self.ray.available_resources().items() if name.isupper()
         )
-        print(f"note: no worker has started yet; the Ray cluster has free: {free or 'nothing'}", file=sys.stderr)
+        print(f"note: no worker runs yet; the Ray cluster has free: {free or 'nothing'}", file=sys.stderr)
 
 
 def _last_line(error: Exception) -> str:
