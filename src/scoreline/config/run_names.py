@@ -94,8 +94,8 @@ WITHOUT = {
         *("fixed_loss_kimg", "logger", "wandb", "trainer", "micro_batch", "compile", "channels_last", "device_mib"),
     ),
     "sample": (
-        *("device", "batch_size", "memory_mib", "threads"),
-        *("table", "budget", "jobs", "sweep", "wandb", "optimise", "launcher"),
+        *("device", "batch_size", "memory_mib", "threads", "launcher"),
+        *("table", "budget", "jobs", "sweep", "wandb", "optimise"),
     ),
     "calibrate": ("device", "batch_size", "wandb"),
 }

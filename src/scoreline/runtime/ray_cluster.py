@@ -18,8 +18,8 @@ DEVICES = ("auto", "cpu", "cuda")
 PATIENCE = 10.0
 """Seconds in which a cluster has to answer."""
 
-USAGE = "RAY_USAGE_STATS_ENABLED"
-"""Environment variable of Ray's usage reports, which stay off unless the user turns them on."""
+SETTINGS = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_IGNORE_UNHANDLED_ERRORS": "1"}
+"""Environment variables of Ray, unless the user sets them: no usage reports, and one worker's error speaks for all."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,8 @@ class RayCluster:
         Raises:
             InputError: if no cluster answers at the address.
         """
-        os.environ.setdefault(USAGE, "0")
+        for name, value in SETTINGS.items():
+            os.environ.setdefault(name, value)
         import ray
 
         if ray.is_initialized():
