@@ -155,11 +155,10 @@ class Ruler:
         }
 
     def errors(self, images: Tensor) -> dict[str, float]:
-        group = assign_groups(len(images), GROUPS)
         found = {
-            name: frechet_replicates(it(images), self.gaussians[name], group).error
-            for name, it in self.extractors.items()
+            name: frechet_replicates(it(images), self.gaussians[name]).error for name, it in self.extractors.items()
         }
+        group = assign_groups(len(images), GROUPS)
         pixels = sliced_wasserstein_replicates(project(images, self.along), self.projected, group)
         return {**found, "pixels": pixels.error}
 

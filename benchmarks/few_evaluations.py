@@ -158,8 +158,7 @@ class Judge(NamedTuple):
 
     def scores(self, x: Tensor) -> dict[str, Score]:
         """The Frechet distance of the samples."""
-        group = assign_groups(len(x), min(GROUPS, len(x)))
-        return {FRECHET: _score(frechet_replicates(self.vectors(x), self.right, group), len(x))}
+        return {FRECHET: _score(frechet_replicates(self.vectors(x), self.right), len(x))}
 
 
 class MetricsJudge(NamedTuple):

@@ -20,12 +20,26 @@ ORDER = [
     *("denoiser", "thresholding", "sampling", "targets", "objective", "execution", "likelihood", "descriptions"),
     *("checkpoints", "guidance", "foreign", "metrics", "generation", "verification", "interface"),
     *("calibration", "calibration.learned", "calibration.calibrate", "integrations"),
-    *("training", "config", "doctor", "tables"),
+    *("training", "config", "doctor", "tables", "runs", "report_page"),
     *("scripts", "commands", "cli"),
 ]
 """Rooms and the files at the root, from the lowest up: each imports those before it, and itself."""
 
-NOT_PURE = {"storage", "integrations", "config", "training", "doctor", "tables", "scripts", "commands", "cli"}
+NOT_PURE = {
+    *(
+        "storage",
+        "integrations",
+        "config",
+        "training",
+        "doctor",
+        "runs",
+        "tables",
+        "report_page",
+        "scripts",
+        "commands",
+    ),
+    "cli",
+}
 """Rooms above mathematics, and the one that reads and writes files."""
 
 HYDRA = {"config", "scripts", "commands"}

@@ -168,6 +168,7 @@ ON_ERROR = ("continue", "stop", "retry")
 """Reactions of a table to a failed cell: continue with the others, stop, or retry the cell once at the end."""
 
 LOCK = ("refuse", "wait")
+TABLE_LOCK = (*LOCK, "share")
 """Reactions of a job to another process in its run directory."""
 
 WANDB = ("off", "offline", "online")
@@ -195,6 +196,7 @@ check_precision = partial(check_choice, "precision", PRECISION)
 check_compile = partial(check_choice, "compile", COMPILE)
 check_format = partial(check_choice, "format", FORMAT)
 check_lock = partial(check_choice, "lock", LOCK)
+check_table_lock = partial(check_choice, "lock", TABLE_LOCK)
 check_on_error = partial(check_choice, "sweep.on_error", ON_ERROR)
 check_wandb = partial(check_choice, "wandb", WANDB)
 

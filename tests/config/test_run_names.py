@@ -290,3 +290,12 @@ def test_a_run_goes_on_in_the_directory_of_its_identity(tmp_path: Path, monkeypa
 )
 def test_jobs_of_a_sweep_are_counted(words: str, count: int | None) -> None:
     assert run_names.sweep_size(words.split()) == count
+    assert len(run_names.sweep_jobs(words.split())) == (count or 0)
+
+
+def test_jobs_of_a_sweep_have_the_words_of_their_directories() -> None:
+    """In the order of Hydra's own sweeper; none without words, or for too many to list."""
+    jobs = run_names.sweep_jobs(["+a=[1, 2]", "nfe=5,6", "seeds='0-9,20'"])
+    assert jobs == [("+a=[1,2]", "nfe=5", "seeds='0-9,20'"), ("+a=[1,2]", "nfe=6", "seeds='0-9,20'")]
+    assert run_names.cell_name(jobs[0]) == "+a=_1_2_,nfe=5,seeds=_0-9_20_"
+    assert run_names.sweep_jobs([]) == run_names.sweep_jobs(["a=range(0,10001)"]) == []

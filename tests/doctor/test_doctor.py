@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from scoreline.checkpoints import load_model, save_model
 from scoreline.commands import doctor
 from scoreline.commands.doctor import job_config
-from scoreline.commands.prefetch import read_table
 from scoreline.config.compose import build_object, complete_config
 from scoreline.config.run_names import model_path
 from scoreline.denoiser import Denoiser
@@ -37,7 +36,6 @@ from scoreline.schedules.spacings import Power
 from scoreline.solvers.adaptive import Adaptive
 from scoreline.solvers.ddim import DDIM
 from scoreline.solvers.tableau import build
-from scoreline.tables.forecast import table_job
 
 CPU = torch.device("cpu")
 GONE = "http://127.0.0.1:9/model.pth"
@@ -350,11 +348,11 @@ def test_a_training_is_forecast() -> None:
 
 
 def test_only_images_that_stay_on_the_device_count() -> None:
-    assert [doctor._data(job_config("train", words))[1] for words in ([], ["device_mib=0.09"])] == [96_000, 0]
+    assert [doctor.training_data(job_config("train", words))[1] for words in ([], ["device_mib=0.09"])] == [96_000, 0]
 
 
 def test_images_that_do_not_fit_the_network_fail() -> None:
-    found, _ = doctor._data(job_config("train", ["model.network.resolution=16"]))
+    found, _ = doctor.training_data(job_config("train", ["model.network.resolution=16"]))
     assert (found.status, "model.network.resolution=16" in found.text) == ("fail", True)
 
 
@@ -368,19 +366,6 @@ def test_averages_and_processes_of_a_training_are_counted() -> None:
 def test_calibration_beyond_a_run_is_not_forecast() -> None:
     assert only(lines("calibrate", "--quick", "calibration=search"), "forecast").status == "warn"
     assert "1,000 network calls" in only(lines("calibrate", "--quick"), "network").text
-
-
-def test_the_work_of_a_table_is_that_of_its_cells(capsys: pytest.CaptureFixture[str]) -> None:
-    """Four solvers at NFE 5 and 10, one at 10 alone, on three times 1,000 images; overrides of the user come last."""
-    assert doctor.main(["table=solvers_digits", "jobs=2", "--quick"]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[-1] == "ok    table          27 runs, 210,000 evaluations of an image"
-    assert any("1,000 images 1x8x8, NFE 5" in line for line in lines)
-    job = table_job(read_table("stf_digits"), "smoke", ["nfe=2"], 10)
-    assert job == (24, 24 * 16 * 2, 8)
-    text = job.forecast(Cost(16, 2.0, 0), 4).text
-    assert text.startswith("24 runs, 768 evaluations of an image: 24 s of network calls with 4 at a time")
-    assert text.endswith("before them 8 preparations, which are not counted")
 
 
 def test_a_table_lines_up() -> None:

@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,6 +9,11 @@ from scoreline.metrics.jackknife import Replicates, assign_groups, delete_each_g
 
 def mean(rows):
     return float(rows.mean())
+
+
+def uncorrected(statistic, rows, group):
+    """Replicates without the second order."""
+    return replace(delete_each_group(statistic, rows, group), second=0.0)
 
 
 def normal(*shape, seed=0):
@@ -23,14 +29,14 @@ def test_error_of_the_mean_is_the_textbook_formula():
 
 def test_equal_groups_give_the_delete_one_formula():
     x = normal(60).exp()
-    replicates = delete_each_group(lambda rows: float(rows.std()), x, assign_groups(60, 12))
+    replicates = uncorrected(lambda rows: float(rows.std()), x, assign_groups(60, 12))
     spread = replicates.without - replicates.without.mean()
     assert replicates.error == pytest.approx(math.sqrt(11 / 12 * float(spread.square().sum())), rel=1e-12)
 
 
 def test_unequal_groups_follow_the_pseudo_values_written_out():
     x, group = normal(23).exp(), assign_groups(23, 5)
-    replicates = delete_each_group(lambda rows: float(rows.median()), x, group)
+    replicates = uncorrected(lambda rows: float(rows.median()), x, group)
     theta, squares, centre = float(x.median()), [], 0.0
     h = [23 / int((group == j).sum()) for j in range(5)]
     left = [float(x[group != j].median()) for j in range(5)]
@@ -56,6 +62,39 @@ def test_error_matches_the_spread_over_independent_sets():
     spread = torch.tensor([each.full for each in replicates]).std()
     claimed = torch.tensor([each.error for each in replicates]).square().mean().sqrt()
     assert 0.85 < float(claimed / spread) < 1.15
+
+
+@pytest.mark.parametrize("centre", [0.0, 0.1, 1.0])
+def test_a_squared_mean_has_its_error_at_zero_too(centre):
+    """Var(mean^2) is 4 c^2 / n + 2 / n^2 for normal rows; at c = 0 the jackknife alone states twice that."""
+    sets = [normal(40, seed=k) + centre for k in range(200)]
+    found = [delete_each_group(lambda x: mean(x) ** 2, x, torch.arange(40)) for x in sets]
+    jackknife = sum(replace(it, second=0.0).error ** 2 for it in found) / 200
+    second = sum(it.second for it in found) / 200
+    assert second == pytest.approx(2 / 40**2, rel=0.15)
+    # the error of the mean over 200 sets: a tenth of the second order, and a tenth of the first
+    assert jackknife - second == pytest.approx(4 * centre**2 / 40 + 2 / 40**2, rel=0.25)
+
+
+def test_second_order_of_a_product_of_pairs_is_exact():
+    """With all pairs, a mean of x_i x_j over i != j has Q_jl = 2 / (g - 3) x_j x_l and terms of one row each."""
+    x = torch.tensor([1.0, -1, 1, -1, 1, -1, 1, -1], dtype=torch.float64)
+
+    def product(rows):
+        return float((rows.sum() ** 2 - rows.square().sum()) / (len(rows) * (len(rows) - 1)))
+
+    found = delete_each_group(product, x, torch.arange(8))
+    # 16 pairs of -1 and 12 pairs of +1: their variance is 1 - (4 / 28)^2
+    assert found.second == pytest.approx(0.5 * (2 / 5) ** 2 * (1 - 1 / 49), rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("ratio", "share"), [(0, 1), (0.5, 0.75), (1, 0.5), (2, 0.5), (2.5, 0.5), (9, math.log(10) / 9)]
+)
+def test_the_share_of_the_variance_that_is_left(ratio, share):
+    replicates = Replicates(0.0, torch.tensor([1.0, -1.0]).double(), torch.tensor([1, 1]))
+    assert replicates.error == pytest.approx(1)
+    assert replace(replicates, second=ratio / 2).error == pytest.approx(share**0.5)
 
 
 def test_cyclic_labels_do_not_inflate_the_error():

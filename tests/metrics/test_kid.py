@@ -1,9 +1,12 @@
+from dataclasses import replace
+from itertools import combinations
+
 import numpy as np
 import pytest
 import torch
 
 from scoreline.metrics import kid
-from scoreline.metrics.jackknife import assign_groups, delete_each_group
+from scoreline.metrics.jackknife import delete_each_group, second_order
 from scoreline.metrics.kid import kernel_distance, kernel_replicates
 
 
@@ -39,13 +42,26 @@ def test_chunks_do_not_change_it(monkeypatch):
     assert kernel_distance(x, y) == pytest.approx(whole, rel=1e-11)
 
 
-def test_replicates_equal_recomputation_without_each_group():
-    x, y = normal(53, 4, seed=1), normal(31, 4, seed=2, shift=0.2)
-    group = assign_groups(53, 10)
-    fast, slow = kernel_replicates(x, y, group), delete_each_group(lambda rows: kernel_distance(rows, y), x, group)
+def test_replicates_equal_recomputation_without_each_row_and_pair():
+    n, y = 23, normal(31, 4, seed=2, shift=0.2)
+    x = normal(n, 4, seed=1)
+    fast = kernel_replicates(x, y)
+    slow = delete_each_group(lambda rows: kernel_distance(rows, y), x, torch.arange(n))
     assert fast.full == pytest.approx(slow.full, rel=1e-10)
     np.testing.assert_allclose(fast.without, slow.without, rtol=1e-10)
-    assert fast.error == pytest.approx(slow.error, rel=1e-8)
+    values = []
+    for j, k in combinations(range(n), 2):
+        kept = [i for i in range(n) if i not in (j, k)]
+        values.append((n - 2) * kernel_distance(x[kept], y) - (n - 1) * float(slow.without[j] + slow.without[k]))
+    assert fast.second == pytest.approx(second_order(torch.tensor(values, dtype=torch.float64)), rel=1e-8)
+
+
+def test_error_is_the_spread_between_sets_of_one_distribution():
+    y = normal(200, 16, seed=1)
+    found = [kernel_replicates(normal(60, 16, seed=2 + k), y) for k in range(400)]
+    spread = np.std([it.full for it in found], ddof=1)
+    assert np.mean([it.error for it in found]) / spread == pytest.approx(1, abs=0.12)
+    assert np.mean([replace(it, second=0.0).error for it in found]) / spread > 1.15
 
 
 @pytest.mark.parametrize(("n", "m"), [(1, 5), (5, 1), (0, 5)])
@@ -56,7 +72,7 @@ def test_too_few_rows_are_refused(n, m):
 
 def test_too_few_rows_left_are_refused():
     with pytest.raises(ValueError, match="at least 2 rows"):
-        kernel_replicates(torch.rand(3, 3), torch.rand(5, 3), torch.tensor([0, 1, 1]))
+        kernel_replicates(torch.rand(2, 3), torch.rand(5, 3))
 
 
 def test_unequal_dimensions_are_refused():

@@ -6,9 +6,7 @@ import torch
 
 from scoreline.metrics import precision_recall
 from scoreline.metrics.jackknife import assign_groups, delete_each_group
-from scoreline.metrics.precision_recall import support_replicates
-
-NAMES = ("precision", "recall", "density", "coverage")
+from scoreline.metrics.precision_recall import NAMES, support, support_replicates
 
 
 def normal(n, d, seed, shift=0.0):
@@ -40,9 +38,10 @@ def values(x, y, k=3, groups=2):
 def test_equal_brute_force_loops(k, shift):
     x, y = normal(37, 3, seed=1, shift=shift), normal(29, 3, seed=2)
     assert values(x, y, k) == pytest.approx(by_loops(x, y, k), rel=1e-12)
+    assert support(x, y, k) == pytest.approx(by_loops(x, y, k), rel=1e-12)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ["recall", "coverage"])
 @pytest.mark.parametrize(("n", "groups", "k"), [(41, 8, 3), (12, 12, 2)])
 def test_replicates_equal_brute_force_without_each_group(name, n, groups, k):
     x, y, group = normal(n, 2, seed=3, shift=0.5), normal(25, 2, seed=4), assign_groups(n, groups)
@@ -50,7 +49,22 @@ def test_replicates_equal_brute_force_without_each_group(name, n, groups, k):
     slow = delete_each_group(lambda rows: by_loops(rows, y, k)[name], x, group)
     np.testing.assert_allclose(fast.without, slow.without, rtol=1e-12)
     assert fast.full == pytest.approx(slow.full, rel=1e-12)
+    assert fast.second == pytest.approx(slow.second, rel=1e-9)
     assert fast.error == pytest.approx(slow.error, rel=1e-9)
+
+
+@pytest.mark.parametrize("name", ["precision", "density"])
+def test_errors_of_means_are_those_of_means(name):
+    x, y = normal(41, 2, seed=3, shift=0.5), normal(25, 2, seed=4)
+    found = support_replicates(x, y, assign_groups(41, 8))[name]
+    each = [by_loops(x, y, 3)[name], *found.without.tolist()]
+    assert each == pytest.approx([found.full, *(by_loops(x[kept(41, i)], y, 3)[name] for i in range(41))], rel=1e-12)
+    rows = [41 * found.full - 40 * without for without in found.without.tolist()]
+    assert found.error == pytest.approx(np.std(rows, ddof=1) / 41**0.5, rel=1e-12)
+
+
+def kept(n, row):
+    return [i for i in range(n) if i != row]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -58,10 +72,10 @@ def test_ties_and_copies_count_as_by_brute_force(name):
     generator = torch.Generator().manual_seed(5)
     y = torch.randint(0, 9, (30, 2), generator=generator).double()
     x = torch.cat([y[::3] + 100, y[::4], torch.randint(0, 9, (12, 2), generator=generator)])
-    group = assign_groups(len(x), len(x))
+    group = torch.arange(len(x))
     fast = support_replicates(x, y, group, 2)[name]
-    slow = delete_each_group(lambda rows: by_loops(rows, y, 2)[name], x, group)
-    np.testing.assert_allclose([fast.full, *fast.without], [slow.full, *slow.without], rtol=1e-12)
+    slow = [by_loops(x[kept(len(x), i)], y, 2)[name] for i in range(len(x))]
+    np.testing.assert_allclose([fast.full, *fast.without], [by_loops(x, y, 2)[name], *slow], rtol=1e-12)
 
 
 def test_a_copied_row_is_recalled_while_present():

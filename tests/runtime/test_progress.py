@@ -63,6 +63,39 @@ def test_a_terminal_gets_a_bar(clock: SimpleNamespace, monkeypatch: pytest.Monke
     assert text.endswith("\x1b[2K"), "the bar is removed"
 
 
+@pytest.mark.parametrize(
+    ("total", "done", "images", "seconds", "eta"),
+    [
+        (200, 0, 100, 50.0, "ETA 0:50"),
+        (200, 190, 10, 50.0, "ETA 0:00"),
+        (1000, 990, 64, 3.0, "ETA 0:00"),  # the last batch of a training exceeds its length
+        (1000, 1064, 0, 3.0, "ETA 0:00"),  # it was longer once
+        (1000, 1064, 64, 0.0, "ETA 0:00"),
+        (0, 0, 5, 1.0, "ETA 0:00"),
+        (1000, 999, 0.5, 10.0, "ETA 0:10"),  # a share of the rest, not of the whole, predicts it
+        (10, 0, 1, 1000.0, "ETA 2:30:00"),
+        (100, 0, 0, 5.0, None),
+        (100_000, 0, 50, 5.0, None),
+        (100, 50, 10, -5.0, "ETA 0:00"),  # a clock that goes back
+    ],
+)
+def test_the_time_left_is_never_negative(
+    total: int, done: int, images: float, seconds: float, eta: str | None, clock: SimpleNamespace
+) -> None:
+    bar = ImageProgress(total, "work", done)
+    clock.now += seconds
+    bar.update(images)
+    shown = bar.line().partition("ETA")
+    assert "".join(shown[1:]) == (eta or "")
+
+
+def test_a_forecast_replaces_the_rate() -> None:
+    left: list[float | None] = [None, 61.0, -3.0]
+    bar = ImageProgress(3, "table", unit="cell", seconds_left=lambda: left.pop(0))
+    lines = [bar.line("a") for _ in range(3)]
+    assert [line.rpartition("cell/s")[2] for line in lines] == [", a", ", ETA 1:01, a", ", ETA 0:00, a"]
+
+
 @pytest.mark.parametrize("channels", [1, 3])
 def test_sheet_and_png(channels: int, tmp_path: Path) -> None:
     images = torch.arange(5 * channels * 4, dtype=torch.uint8).reshape(5, channels, 2, 2)

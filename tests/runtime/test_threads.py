@@ -9,7 +9,6 @@ from scoreline.datasets.digits import Digits
 from scoreline.metrics.fidelity import Fidelity
 from scoreline.metrics.frechet import GaussianStatistics, frechet_replicates
 from scoreline.metrics.inception_features import InceptionFeatures
-from scoreline.metrics.jackknife import assign_groups
 from scoreline.runtime.threads import one_core_each
 from scoreline.storage.files import sha256
 
@@ -74,8 +73,8 @@ def alone(extractor):
 def error_bars():
     rows = torch.randn(400, 300, generator=torch.Generator().manual_seed(1))
     reference = GaussianStatistics.of(torch.randn(500, 300, generator=torch.Generator().manual_seed(2)) + 0.1)
-    found = frechet_replicates(rows, reference, assign_groups(400, 5))
-    return found.full, *found.without.tolist()
+    found = frechet_replicates(rows, reference)
+    return found.full, found.second, *found.without.tolist()
 
 
 def scores():

@@ -1,7 +1,7 @@
 """Runs of a table in processes of their own; a small program stands for sample.py."""
 
+import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 
 from scoreline.errors import InputError
+from scoreline.runtime.stop_signals import Requeue
 from scoreline.storage.files import open_locked
 from scoreline.tables import pool, table_run
-from scoreline.tables.plan import Cell, Outcome, outcome
+from scoreline.tables.plan import OUTCOME, Cell, Outcome, outcome, record
 from scoreline.tables.pool import Pool, Slot, slots
 from scoreline.tables.schema import Command
 
@@ -42,6 +43,10 @@ if how == "die" or (how == "once" and (folder / "starts").read_text() == "x"):
     sys.exit(1)
 if how == "killed":
     os.kill(os.getpid(), 9)
+if how == "terminated":
+    os.kill(os.getpid(), 15)
+if how == "requeue":
+    sys.exit(75)
 if how == "empty":
     sys.exit(0)
 (folder / "config.yaml").write_text("identity: " + ("feed0000" if how == "changed" else identity))
@@ -243,15 +248,66 @@ def test_what_prepares_is_one_of_ours() -> None:
             table_run.words_of(Command(line, "x"))
 
 
-def test_sigterm_ends_a_sweep_as_ctrl_c_does() -> None:
-    former = signal.getsignal(signal.SIGTERM)
+def shared(bench: Bench, *cells: Cell, meanwhile: Any = lambda cell: None) -> list[tuple[str, str]]:
+    """What a pool that shares its table reports; `meanwhile` acts for another process after each cell."""
+    reports = list[tuple[str, str]]()
 
-    def work() -> None:
-        with table_run.ended_by_sigterm():
-            os.kill(os.getpid(), signal.SIGTERM)
-            time.sleep(5)
+    def tell(cell: Cell, found: Outcome) -> None:
+        reports.append((cell.directory.removeprefix("cells/"), found.state))
+        meanwhile(cell)
 
-    with pytest.raises(SystemExit) as left:
-        work()
-    assert left.value.code == 128 + signal.SIGTERM
-    assert signal.getsignal(signal.SIGTERM) is former
+    Pool(bench.root, bench.command, slots(1, []), "continue", tell, shared=True).run(cells)
+    return reports
+
+
+def elsewhere(bench: Bench, name: str, age: float) -> None:
+    """The sign of a process on another host in the lock of a cell's run directory, `age` seconds old."""
+    path = bench.root / "cells" / name / ".lock"
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps({"host": "another", "pid": 7, "started": "1", "since": "today"}))
+    os.utime(path, (time.time() - age,) * 2)
+
+
+def test_cells_at_work_elsewhere_are_left_to_others(bench: Bench) -> None:
+    """By the lock of the file system, or by the sign in the lock file where that does not reach other hosts."""
+    log = open_locked(bench.root / "cells/a" / pool.LOG)
+    assert log is not None
+    elsewhere(bench, "b", age=10)
+    elsewhere(bench, "c", age=1000)
+    assert shared(bench, *map(bench.cell, "abcd")) == [("c", "finished"), ("d", "finished")]
+    assert [bench.starts(name) for name in "abcd"] == [0, 0, 1, 1]
+    log.close()
+
+
+def test_a_cell_that_another_left_unfinished_is_taken(bench: Bench) -> None:
+    log = open_locked(bench.root / "cells/a" / pool.LOG)
+    assert log is not None
+    ends = {"b": log.close}
+    found = shared(bench, bench.cell("a"), bench.cell("b"), meanwhile=lambda cell: ends.get(cell.row, lambda: None)())
+    assert found == [("b", "finished"), ("a", "finished")]
+
+
+def test_what_another_tried_meanwhile_is_not_tried_again(bench: Bench) -> None:
+    """A failure from before is."""
+    for name in "ac":
+        record(bench.cell(name), bench.root, Outcome("failed", "it broke"))
+
+    def fail(cell: Cell) -> None:
+        if cell.row == "a":
+            record(bench.cell("b"), bench.root, Outcome("failed", "it broke"))
+            os.utime(bench.root / "cells/b" / OUTCOME)
+
+    assert shared(bench, *map(bench.cell, "abc"), meanwhile=fail) == [
+        *(("a", "finished"), ("b", "failed"), ("c", "finished"))
+    ]
+    assert [bench.starts(name) for name in "abc"] == [1, 0, 1]
+
+
+@pytest.mark.parametrize("how", ["requeue", "terminated"])
+def test_a_signal_that_reaches_the_cell_first_ends_the_table(bench: Bench, how: str) -> None:
+    """With the code for a requeue; the cell has not failed."""
+    with pytest.raises(Requeue) as left:
+        bench.run(bench.cell("a", how), bench.cell("b"))
+    assert (left.value.code, left.value.name) == (75, "SIGTERM")
+    assert outcome(bench.cell("a"), bench.root).state == "missing"
+    assert (bench.reports, bench.starts("b")) == ([], 0)

@@ -123,7 +123,7 @@ def test_mistakes_are_told_before_anything_is_run(
 def test_a_table_is_run_by_one_process(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name, value in (("RANK", "0"), ("WORLD_SIZE", "2"), ("LOCAL_RANK", "0")):
         monkeypatch.setenv(name, value)
-    with pytest.raises(InputError, match="table=toy: starts processes of its own; run it without torchrun or srun"):
+    with pytest.raises(InputError, match="table=toy: starts processes of its own; run it without torchrun, as one"):
         table_run.main("toy", DATA, [], table_run.Options("smoke"), tmp_path / "out")
 
 
@@ -144,7 +144,7 @@ def test_one_command_at_a_time_runs_a_table(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(time, "sleep", lambda seconds: former.release())
     table_run.main("toy", DATA, [], table_run.Options("smoke", lock="wait"), out)
     assert planned == [1, 1, "smoke", 1, 1, "smoke"]
-    assert list(out.iterdir()) == []
+    assert sorted(path.name for path in out.iterdir()) == ["config.yaml", "plan.json"]
 
 
 @pytest.mark.parametrize(
@@ -159,7 +159,8 @@ def test_the_directory_of_another_run_is_left_alone(tmp_path: Path, former: str)
 
 
 def test_cells_do_not_get_the_lock_key() -> None:
-    assert table_run.of_cells(["table=toy", "lock=wait", "solver.order=2", "hydra.run.dir=x"]) == ["solver.order=2"]
+    words = ["table=toy", "lock=wait", "output_url=s3://a/b", "solver.order=2", "hydra.run.dir=x"]
+    assert table_run.of_cells(words) == ["solver.order=2"]
     with pytest.raises(InputError, match="lock=maybe: there is no such choice"):
         table_run.Options(lock="maybe")
 
@@ -177,8 +178,8 @@ class Fake:
     def __init__(self, states: dict[str, str]) -> None:
         self.states = states
 
-    def __call__(self, root: Path, command: Any, places: Any, on_error: str, report: Any, start: Any) -> Any:
-        self.root, self.report = root, report
+    def __call__(self, root: Path, command: Any, places: Any, on_error: str, report: Any, *how: Any) -> Any:
+        self.root, self.report, self.command, self.shared = root, report, command, how[-1]
         return self
 
     def run(self, cells: Any) -> None:
@@ -219,6 +220,26 @@ def test_what_is_missing_is_the_last_line(
     printed = capsys.readouterr()
     assert "| DDIM | - [a] |" in printed.out
     assert f"DDIM, 7, seeds 0-3: {states['DDIM 7']}: why it is so (log: {tmp_path}/cells/DDIM/7/0-3-" in printed.err
+
+
+def test_a_shared_table_is_written_by_whoever_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What others have is no failure; cells get a directory each in the object store, and wait for another process."""
+    fake = Fake({"DDIM 7": "refused"})
+    monkeypatch.setattr(table_run.pool, "Pool", fake)
+    options = table_run.Options("smoke", 1, lock="share", output_url="memory://bucket/toy")
+    former = RunLock(tmp_path)
+    monkeypatch.setattr(time, "sleep", lambda seconds: former.release())
+    table_run.main("toy", DATA, [], options, tmp_path)
+    cell = plan.load(tmp_path).cells[1]
+    assert fake.shared
+    assert fake.command(cell)[-2:] == ["lock=wait", f"output_url='memory://bucket/toy/{cell.directory}'"]
+    assert capsys.readouterr().out.endswith(
+        f"\n0 of 4 runs -> {tmp_path}; 3 are at work in other processes, the last of which writes the whole table\n"
+    )
+    assert "- [a]" in (tmp_path / "table.md").read_text()
+    RunLock(tmp_path).release()
 
 
 def test_devices_by_the_names_that_cuda_takes(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ from hydra import compose, initialize_config_dir
 from runs import PARTS, ROOT, SMALL, environment, flat, script, state
 from safetensors.torch import load_file
 
+from scoreline.config.run_names import register_resolvers
 from scoreline.training.training_state import list_checkpoints
 
 LOCAL = ["-m", *SMALL, "hydra/launcher=submitit_local", "hydra.launcher.timeout_min=10", "hydra.sweep.dir=sweep"]
@@ -28,14 +29,19 @@ def test_jobs_leave_models_in_the_sweep(tmp_path: Path) -> None:
     assert any(bool((value != models[1][name]).any()) for name, value in models[0].items())
 
 
-@pytest.mark.parametrize("name", ["slurm", "submitit_slurm"])
-def test_the_slurm_launcher_composes(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "more"),
+    [("slurm", []), ("submitit_slurm", []), ("slurm", ["hydra.launcher.gpus_per_node=null"])],
+)
+def test_the_slurm_launcher_composes(name: str, more: list[str]) -> None:
+    register_resolvers()
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        cfg = compose("train", [f"hydra/launcher={name}"], return_hydra_config=True)
+        cfg = compose("train", [f"hydra/launcher={name}", *more], return_hydra_config=True)
     launcher = cfg.hydra.launcher
     assert launcher._target_.endswith("SlurmLauncher")
     if name == "slurm":
-        assert launcher.tasks_per_node == launcher.gpus_per_node == 1
+        assert launcher.tasks_per_node == 1
+        assert launcher.gpus_per_node == (None if more else 1)
         assert launcher.max_num_timeout > 0
 
 

@@ -6,13 +6,19 @@ Check whether this machine can run a job, and forecast its time and memory.
   scoreline doctor train experiment=cifar10_edm --quick
   scoreline doctor calibrate checkpoint=NAME nfe=1000
   scoreline doctor table=deis_digits budget=paper jobs=2
+  scoreline doctor table=deis_cifar10 budget=paper --gpus=8 --rate=9000
 
 It lists versions, the device, every file that the job reads, the free disk
 space for its output, the size of the network and the number of its calls. It
 times one call of the network (some seconds; --quick skips it) and forecasts
-memory and time from it: the time of network calls alone, on this machine. Of
-a table it reports the first cell, then the work of all. It writes and fetches
-nothing; `scoreline prefetch` fetches what is missing.
+memory and time from it: the time of network calls alone, on this machine. It writes
+and fetches nothing; `scoreline prefetch` fetches what is missing.
+
+Of a table it reads every checkpoint, record, reference and extractor, names
+the cells that are impossible, and forecasts the runs that are not finished:
+on this machine with jobs=, and with --gpus=N a run on each of N GPUs. Those
+are as fast as this device, or make --rate=R evaluations of an image a second,
+which the report on a machine with such a GPU prints.
 
 Each line is ok, warn or fail. Exit code: 0 if no line fails, 1 if one does, 2
 if the script would refuse the config.
@@ -25,7 +31,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import OmegaConf
 
 from scoreline.calibration.data_deviation import IMAGES, NFE
 from scoreline.checkpoints import Checkpoint, classes_of
@@ -48,12 +53,9 @@ from scoreline.generation.labels import plan_labels
 from scoreline.runtime.cores import threads_of
 from scoreline.solvers.tableau import build
 from scoreline.storage.files import cache_folder
-from scoreline.tables import schema
-from scoreline.tables.forecast import table_job
-from scoreline.tables.table_run import of_cells
 from scoreline.values import CARD, parse_seeds, real_number, whole_number
 
-QUICK = "--quick"
+QUICK, GPUS, RATE = "--quick", "--gpus", "--rate"
 
 ANY_DEVIATION = 0.5
 """Stands for a `sigma_data` that is still to be measured; no time or size depends on it."""
@@ -75,14 +77,40 @@ def main(words: list[str]) -> int:
     Raises:
         InputError: for words that describe no job.
     """
+    words, gpus, rate = _of_gpus(words)
     script, overrides, quick = parse(words)
     cfg = job_config(script, overrides)
     if script == "sample" and cfg.table is not None:
-        findings = list(table_report(cfg, overrides, quick))
+        from scoreline.commands.table_report import Question, table_report
+
+        findings = list(table_report(cfg, overrides, Question(quick, gpus, rate)))
+    elif gpus is not None:
+        raise InputError(f"{GPUS}={gpus}: divides the runs of a table; give table=NAME, or leave it out")
     else:
         findings = list(report(script, cfg, quick))
     print(table(findings))
     return int(failed(findings))
+
+
+def _of_gpus(words: Sequence[str]) -> tuple[list[str], int | None, float | None]:
+    """Return the words without --gpus=N and --rate=R, and their values.
+
+    Raises:
+        InputError: for values that are no such numbers, or a rate without a number of GPUs.
+    """
+    given = dict(word.split("=", 1) for word in words if word.startswith((f"{GPUS}=", f"{RATE}=")))
+    gpus = whole_number(GPUS, _number(given[GPUS])) if GPUS in given else None
+    rate = real_number(RATE, _number(given[RATE])) if RATE in given else None
+    if rate is not None and gpus is None:
+        raise InputError(f"{RATE}={given[RATE]}: is the speed of one GPU; give {GPUS}=N too")
+    return [word for word in words if word.partition("=")[0] not in given], gpus, rate
+
+
+def _number(text: str) -> Any:
+    try:
+        return int(text) if text.isdecimal() else float(text)
+    except ValueError:
+        return text
 
 
 def parse(words: Sequence[str]) -> tuple[str, list[str], bool]:
@@ -97,7 +125,7 @@ def parse(words: Sequence[str]) -> tuple[str, list[str], bool]:
         raise InputError(f"{script}: there is no such script{did_you_mean(script, SCRIPTS)}")
     for word in rest:
         if word.startswith("-"):
-            raise InputError(f"{word}: there is no such option{did_you_mean(word, [QUICK])}")
+            raise InputError(f"{word}: there is no such option{did_you_mean(word, [QUICK, GPUS, RATE])}")
     return script, rest, QUICK in words
 
 
@@ -134,21 +162,6 @@ def report(script: str, cfg: Any, quick: bool) -> Iterator[Finding]:
         yield Finding("fail", "job", sentence(error))
 
 
-def table_report(cfg: Any, overrides: Sequence[str], quick: bool) -> Iterator[Finding]:
-    """Yield the lines of the report on a table: those of its first cell, and the work of all cells."""
-    chosen = schema.parse(cfg.hydra.runtime.choices.table, OmegaConf.to_container(cfg.table))
-    own = of_cells(overrides)
-    row, column = next((row, it) for row in chosen.rows for it in chosen.columns if it.name not in row.cannot)
-    seeds = f"seeds='{chosen.ranges(cfg.budget)[0]}'"
-    first = job_config("sample", [*chosen.base, *row.overrides, *column.overrides, seeds, *own])
-    yield from report("sample", first, quick)
-    checkpoint, device, cost = read_source(first).load_local(), _device("sample", first)[1], None
-    if checkpoint is not None and device is not None and not quick:
-        model = with_model(first, checkpoint, sigma_data=known_sigma_data(checkpoint) or ANY_DEVIATION)
-        cost = sample_job("sample", model, checkpoint).cost(device)
-    yield table_job(chosen, str(cfg.budget), own, int(first.nfe)).forecast(cost, cfg.jobs or 1)
-
-
 def _device(script: str, cfg: Any) -> tuple[Finding, torch.device | None]:
     if script != "train":
         return environment.device_of(str(cfg.device))
@@ -180,7 +193,7 @@ def sampling(script: str, cfg: Any, timed: torch.device | None, device: torch.de
     yield job.network()
     if script == "sample":
         shape = kept_shape(cfg.format, checkpoint)
-        final, most = sizes_on_disk(cfg.format, job.images, shape, _features(cfg.metrics))
+        final, most = sizes_on_disk(cfg.format, job.images, shape, feature_bytes(cfg.metrics))
         yield Finding("ok", "files", f"format={cfg.format}: {amount(final)}, {amount(most)} on the way")
         yield environment.folder("run directory", out, most)
         torch.set_num_threads(1)  # as sample.py does
@@ -210,7 +223,7 @@ def sample_job(script: str, cfg: Any, checkpoint: Checkpoint) -> SampleJob:
         cfg.get("network_batch"),
         parse_seeds(cfg.seeds),
     )
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = _device(script, cfg)[1] or torch.device("cpu")
     if own == "auto":
         network_batch: int | None = most_images(device, len(seeds))
     elif own == CARD:
@@ -228,7 +241,7 @@ def sample_job(script: str, cfg: Any, checkpoint: Checkpoint) -> SampleJob:
     refuse_other_guidance(cfg, solver)
     run = build(solver, build_object(cfg.schedule), span, nfe, final)
     pieces = -(-len(seeds) // (network_batch or batch_size))
-    threads = min(pieces, threads_of(cfg.threads)) if script == "sample" else 1
+    threads = min(pieces, threads_of(cfg.threads)) if script == "sample" and device.type == "cpu" else 1
     sizes = len(seeds), batch_size, network_batch
     return SampleJob(denoiser, run, card.shape, *sizes, labelled, threads, auto_batch=own == "auto")
 
@@ -238,7 +251,7 @@ def kept_shape(choice: str, checkpoint: Checkpoint) -> tuple[int, int, int]:
     return checkpoint.card.shape if choice == FLOAT else checkpoint.image_shape
 
 
-def _features(metrics: Any) -> int:
+def feature_bytes(metrics: Any) -> int:
     """Return the bytes per image of features that a metric with a large network keeps during the run."""
     is_large = "url" in (metrics.get("extractor") or {}) and "scores" in metrics
     return 4 * (2048 + 2023 * ("sfid" in metrics.scores)) if is_large else 0
@@ -254,7 +267,7 @@ def training(script: str, cfg: Any, timed: torch.device | None, device: torch.de
     cfg = with_model_of(cfg, init)
     data: int | None = None
     if timed is not None and all(asset.is_there for asset in dataset("dataset", cfg.dataset)):
-        line, data = _data(cfg)
+        line, data = training_data(cfg)
         yield line
     job = train_job(cfg, timed is None)
     yield job.network()
@@ -268,7 +281,7 @@ def training(script: str, cfg: Any, timed: torch.device | None, device: torch.de
         yield job.time(cost)
 
 
-def _data(cfg: Any) -> tuple[Finding, int | None]:
+def training_data(cfg: Any) -> tuple[Finding, int | None]:
     """Report whether the images suit the network, and return their bytes on the device."""
     try:
         images = build_object(cfg.dataset)

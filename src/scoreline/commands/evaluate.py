@@ -8,7 +8,8 @@ Score images of any origin against images or statistics.
   scoreline evaluate ours.zip theirs.zip metrics.scores=[fid,kid] device=cuda
 
 SAMPLES    a folder or zip of PNG files, an npz file (arr_0, uint8 NHWC), or a
-           run directory of sample.py; every image counts, once
+           run directory of sample.py, or the address of one in an object store
+           (s3://BUCKET/NAME); every image counts, once
 REFERENCE  the same, or an npz file of statistics from scoreline reference, EDM
            or ADM; images of both sides have one size, nothing is resized
 dataset    a choice of conf/dataset in place of REFERENCE; dataset.KEY=VALUE
@@ -38,6 +39,7 @@ from scoreline.metrics.base import Metrics, Score, check_scores, higher_is_bette
 from scoreline.metrics.reference_set import images_of
 from scoreline.runtime.progress import ImageProgress
 from scoreline.storage.files import cache_folder, code_version, write_atomically
+from scoreline.storage.object_store import on_this_machine
 from scoreline.storage.resumable import Parts
 
 FORMAT = "scoreline/evaluate/1"
@@ -54,17 +56,18 @@ def main(words: list[str]) -> None:
     out = Path(arguments.own["out"]) if arguments.own["out"] else None
     if out is not None:
         new_file(f"out={out}", out)
-    images = generated_images.images(place)
-    metrics = build(arguments, images.shape, reference)
-    _check_sizes(images, metrics)
-    metrics.check(images.shape, len(images))
-    with ImageProgress(len(images), "features") as progress:
-        scores = check_scores(metrics, metrics(images, parts_for(Path(place), metrics), progress.update))
-    print(report(images, metrics, scores))
-    if out is not None:
-        content = json.dumps(record(place, images, metrics, scores), indent=2) + "\n"
-        write_atomically(out, lambda path: path.write_text(content))
-        print(f"-> {out}")
+    with on_this_machine(place, "SAMPLES") as path:
+        images = generated_images.images(path)
+        metrics = build(arguments, images.shape, reference)
+        _check_sizes(images, metrics)
+        metrics.check(images.shape, len(images))
+        with ImageProgress(len(images), "features") as progress:
+            scores = check_scores(metrics, metrics(images, parts_for(Path(path), metrics), progress.update))
+        print(report(images, metrics, scores))
+        if out is not None:
+            content = json.dumps(record(place, images, metrics, scores), indent=2) + "\n"
+            write_atomically(out, lambda part: part.write_text(content))
+            print(f"-> {out}")
 
 
 def _sides(arguments: Words) -> tuple[str, Any]:

@@ -1,4 +1,4 @@
-"""scoreline report DIR [metric=NAME] [over=ROW] [fine=RUN] [pictures=N]
+"""scoreline report DIR [--html] [metric=NAME] [over=ROW] [fine=RUN] [pictures=N]
 [style=FILE]
 Print the table of finished runs, and write table.md, table.tex, table.csv and
 the figure, table.pdf, table.svg and table.png, into DIR.
@@ -12,13 +12,17 @@ the figure, table.pdf, table.svg and table.png, into DIR.
   scoreline report DIR over=DDIM                  ratios to a row of a table
   scoreline report DIR fine=RUN pictures=4        distances to a fine run, and
                                                   pictures.png
+  scoreline report DIR --html                     a page too: report.html
 
 fine      a run of sample.py with the seeds of the others and many evaluations:
           adds the metric `distance`, the root mean square over pixels in
           [-1, 1] to its image of the same seed, and prints that by default
 pictures  images of each cell in pictures.png, which has a row for each solver
-          and a column for each NFE (4 with fine=, which it needs)
+          and a column for each NFE (4) and needs fine=; and in report.html (8)
 style     a style sheet of Matplotlib for the figure, over the package's own
+--html    writes report.html, one file that a browser opens without a network:
+          the table, the figure with its values, the same seeds in every cell
+          to enlarge and flip, the runs of each cell, and what failed and why
 
 Rows of a study are its trials, the best first; with a key above, a study of
 sample.py is shown as any other sweep. Rows of a sweep are solvers on schedules
@@ -28,21 +32,28 @@ one number with the spread between them. Ratios pair the seed ranges and are in
 ratios.md too.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 from scoreline.commands.words import split
 from scoreline.errors import InputError, did_you_mean
+from scoreline.report_page import cell_runs, page
+from scoreline.report_page.cell_runs import Runs
 from scoreline.storage.figures import overlaid
 from scoreline.tables import fine_run, plan, ratios, study, table_files
-from scoreline.tables.grid import Grid, collect, of_sweep, over_seed_ranges
+from scoreline.tables.grid import Grid, Run, collect, of_sweep, over_seed_ranges
 from scoreline.tables.render import markdown
 from scoreline.values import whole_number
 
 OWN = {"metric": "", "over": "", "fine": "", "pictures": "", "style": ""}
 METRIC = "frechet_distance"
+HTML = "--html"
+
+SHOWN = 4
+"""Images of a cell in pictures.png."""
 
 
 def main(words: list[str]) -> None:
@@ -55,35 +66,54 @@ def main(words: list[str]) -> None:
     if {"-h", "--help"} & set(words):
         print(__doc__)
         return
-    roots = [word for word in words if "=" not in word or Path(word).is_dir()]
-    own, unknown = split([word for word in words if word not in roots], OWN)
+    options = [word for word in words if word.startswith("-")]
+    for word in options:
+        if word != HTML:
+            raise InputError(f"{word}: there is no such option{did_you_mean(word, [HTML])}")
+    roots = [word for word in words if word not in options and ("=" not in word or Path(word).is_dir())]
+    own, unknown = split([word for word in words if word not in (*roots, *options)], OWN)
     for word in unknown:
         key = word.partition("=")[0]
         raise InputError(f"{key}: there is no such key{did_you_mean(key, OWN)}")
     if len(roots) != 1:
         raise InputError(f"{len(roots)} directories: give one, as in outputs/table/NAME-small")
     with overlaid(own["style"]):
-        _report(Path(roots[0]), own)
+        _report(Path(roots[0]), own, HTML in options)
 
 
-def _report(root: Path, own: Mapping[str, str]) -> None:
-    if own["fine"] or own["pictures"]:
-        shown = _pictures(own)
-        print(markdown(beside_fine(root, Path(own["fine"]), own["metric"] or fine_run.DISTANCE, shown).grid), end="")
+def _report(root: Path, own: Mapping[str, str], html: bool) -> None:
+    images = _count(own, html)
+    if own["fine"]:
+        found = beside_fine(root, Path(own["fine"]), own["metric"] or fine_run.DISTANCE, images or SHOWN)
+        print(markdown(found.grid), end="")
+        if html:
+            runs = cell_runs.of_sweep(root, found.grid, collect(root), found.runs)
+            _page(root, found.grid, runs, images, found.fine)
         return
     if (root / study.FILE).is_file() and not (own["metric"] or own["over"]):
+        if html:
+            raise InputError(f"{HTML}: shows the runs of a study as a sweep; give metric=NAME too")
         print(study.write(root), end="")
         return
     text = "\n" + _ratio_table(root, own["metric"], own["over"]) if own["over"] else ""
-    print(table_files.write(grid(root, own["metric"]), root) + text, end="")
+    whole, runs_behind = _grid_and_runs(root, own["metric"])
+    print(table_files.write(whole, root) + text, end="")
+    if html:
+        _page(root, whole, runs_behind(), images)
+
+
+def _page(root: Path, grid: Grid, runs: Runs, images: int | None, fine: fine_run.FineRun | None = None) -> None:
+    path = page.write(root, grid, runs, fine, images or page.IMAGES)
+    print(f"page ({path.stat().st_size / 1000:,.0f} kB) -> {path}")
 
 
 class Beside(NamedTuple):
-    """The grid of runs with their distances to a fine run, that run, and the images of each cell."""
+    """The grid of runs with their distances to a fine run, that run, the images of each cell, and the runs."""
 
     grid: Grid
     fine: fine_run.FineRun
     images: int
+    runs: list[Run]
 
 
 def beside_fine(root: Path, fine: Path, metric: str, shown: int) -> Beside:
@@ -105,32 +135,37 @@ def beside_fine(root: Path, fine: Path, metric: str, shown: int) -> Beside:
     grid = replace(of_sweep(runs, metric), note=fine_run.note(reference))
     table_files.write(grid, root)
     table_files.write_file(root / "pictures.png", lambda path: fine_run.draw(grid, runs, reference, shown, path))
-    return Beside(grid, reference, runs[0].result["images"])
+    return Beside(grid, reference, runs[0].result["images"], runs)
 
 
-def _pictures(own: Mapping[str, str]) -> int:
-    """Return the number of images of each cell.
+def _count(own: Mapping[str, str], html: bool) -> int | None:
+    """Return the number of images of each cell; None stands for the default.
 
     Raises:
-        InputError: if it is none, without `fine`, or together with `over`.
+        InputError: if it is none, without `fine` or a page, or if `fine` is together with `over`.
     """
-    if own["over"]:
+    if own["over"] and (own["fine"] or own["pictures"]):
         raise InputError(f"over={own['over']}: ratios are of a table's own metrics; leave out fine and pictures")
-    if not own["fine"]:
-        raise InputError(f"pictures={own['pictures']}: give fine=RUN too, a run of many evaluations")
-    text = own["pictures"] or "4"
-    return whole_number("pictures", int(text) if text.isdecimal() else text)
+    if own["pictures"] and not (own["fine"] or html):
+        raise InputError(f"pictures={own['pictures']}: give fine=RUN too, a run of many evaluations, or {HTML}")
+    text = own["pictures"]
+    return whole_number("pictures", int(text) if text.isdecimal() else text) if text else None
 
 
-def grid(root: Path, metric: str) -> Grid:
-    """Collect the runs below a directory into a grid.
+def _grid_and_runs(root: Path, metric: str) -> tuple[Grid, Callable[[], Runs]]:
+    """Collect the runs below a directory into a grid; the second value finds the runs behind it.
 
     Raises:
         InputError: as `main`.
     """
     if (root / plan.PLAN).is_file():
-        return plan.grid(_load_plan(root, metric), root)
-    return of_sweep(over_seed_ranges(collect(root)), metric or METRIC)
+        draft = _load_plan(root, metric)
+        table = plan.grid(draft, root)
+        return table, partial(cell_runs.of_plan, draft, root, table)
+    runs = collect(root)
+    figures = over_seed_ranges(runs)
+    sweep = of_sweep(figures, metric or METRIC)
+    return sweep, partial(cell_runs.of_sweep, root, sweep, runs, figures)
 
 
 def _ratio_table(root: Path, metric: str, base: str) -> str:

@@ -43,9 +43,9 @@ from pathlib import Path
 from scoreline.commands.words import parse
 from scoreline.doctor.findings import amount
 from scoreline.errors import InputError, did_you_mean, printable
-from scoreline.tables import run_list, run_summary
-from scoreline.tables.run_list import COLUMNS, FILTERS
-from scoreline.tables.run_summary import Summary
+from scoreline.runs import listing, summary
+from scoreline.runs.listing import COLUMNS, FILTERS
+from scoreline.runs.summary import Summary
 
 OWN = {**dict.fromkeys((*FILTERS, "since", "metric"), ""), "sort": "date"}
 ROOTS = ("outputs", "multirun")
@@ -69,13 +69,13 @@ def main(words: list[str]) -> None:
 
 def _run(words: list[str]) -> None:
     if words[:1] == ["show"]:
-        from scoreline.tables import run_description
+        from scoreline.runs import details
 
-        print("\n".join(run_description.lines(*_one_of(words[1:], "show", 1))))
+        print("\n".join(details.lines(*_one_of(words[1:], "show", 1))))
     elif words[:1] == ["compare"]:
-        from scoreline.tables import run_comparison
+        from scoreline.runs import comparison
 
-        print("\n".join(run_comparison.lines(*_one_of(words[1:], "compare", 2))))
+        print("\n".join(comparison.lines(*_one_of(words[1:], "compare", 2))))
     elif words[:1] == ["remove"]:
         removed(words[1:])
     else:
@@ -109,11 +109,11 @@ def listed(words: Sequence[str]) -> None:
     keys, folders = _sorted_words([word for word in words if word not in FLAGS])
     if keys["sort"] not in (*COLUMNS, "name"):
         raise InputError(f"sort={keys['sort']}: there is no such column{did_you_mean(keys['sort'], COLUMNS)}")
-    found = [group for root in roots(folders) for group in run_summary.find(root, keys["metric"])]
-    kept = run_list.chosen(found, keys, "--all" in flags)
-    kept.sort(key=run_list.order(keys["sort"]), reverse=keys["sort"] in ("date", "size"))
+    found = [group for root in roots(folders) for group in summary.find(root, keys["metric"])]
+    kept = listing.chosen(found, keys, "--all" in flags)
+    kept.sort(key=listing.order(keys["sort"]), reverse=keys["sort"] in ("date", "size"))
     if "--json" in flags:
-        print(json.dumps([run_list.plain(one) for one in kept], indent=1))
+        print(json.dumps([listing.plain(one) for one in kept], indent=1))
     elif kept:
         _print_table(kept)
     else:
@@ -157,10 +157,10 @@ def roots(folders: Sequence[str]) -> list[Path]:
 
 def _print_table(runs: Sequence[Summary]) -> None:
     """Print a list, on a terminal without the columns for which it has no room."""
-    rows = run_list.cells(runs)
+    rows = listing.cells(runs)
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
-    kept, left_out = run_list.fitted(rows, width)
-    print("\n".join(run_list.aligned(kept)))
+    kept, left_out = listing.fitted(rows, width)
+    print("\n".join(listing.aligned(kept)))
     if left_out:
         print(f"(no room for {', '.join(left_out)}; a wider terminal or a pipe has them)")
 
@@ -174,7 +174,7 @@ def removed(words: Sequence[str]) -> None:
     Raises:
         InputError: for what is no run, what other runs need, what is at work, or without an answer.
     """
-    from scoreline.tables import run_removal
+    from scoreline.runs import removal
 
     flags = _flags(words, ("--yes", "--force"))
     paths = [Path(word) for word in words if word not in flags]
@@ -183,13 +183,13 @@ def removed(words: Sequence[str]) -> None:
     for path in paths:
         if path.name in ("", ".."):
             raise InputError(f"{path}: give the run directory by its name, from the folder above")
-    found = [run_summary.named(path) for path in dict.fromkeys(paths) if not {*path.parents} & {*paths}]
-    others = [group for root in ROOTS if Path(root).is_dir() for group in run_summary.find(Path(root))]
+    found = [summary.named(path) for path in dict.fromkeys(paths) if not {*path.parents} & {*paths}]
+    others = [group for root in ROOTS if Path(root).is_dir() for group in summary.find(Path(root))]
     for run in found:
         at_work = next((one for one in (*run.runs, run) if one.state.word == "running"), None)
         if at_work:
             raise InputError(f"{at_work.path}: {at_work.state}; stop it first")
-    users = [] if "--force" in flags else list(run_removal.users(found, others))
+    users = [] if "--force" in flags else list(removal.users(found, others))
     if users:
         more = f" and {len(users) - 1} more" if len(users) > 1 else ""
         first = printable(f"{users[0].path} names {users[0].key}={users[0].value}")
@@ -200,7 +200,7 @@ def removed(words: Sequence[str]) -> None:
         print("nothing is removed")
         return
     for run in found:
-        run_removal.remove(run)
+        removal.remove(run)
     print(f"removed {len(found)}, {amount(sum(run.size for run in found))}")
 
 

@@ -4,6 +4,7 @@ import errno
 import re
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
@@ -14,6 +15,9 @@ from scoreline.errors import InputError, did_you_mean, line_of
 from scoreline.storage.files import without_space
 
 MISCONFIGURED = "MisconfigurationException"  # Lightning's, by its name, since importing Lightning takes seconds
+
+SUBMITIT = ("UncompletedJobError", "FailedJobError")
+"""Errors of submitit, by their names: jobs of a sweep that SLURM did not take, or that ended without a result."""
 
 COMPILERS = {
     "InvalidCxxCompiler": "torch.compile found no C++ compiler; install g++, name yours in CXX",
@@ -48,6 +52,8 @@ def _sentence(error: BaseException) -> str | None:
             return str(cause)
         if system := _explain_system(cause):
             return system
+        if type(cause).__name__ in SUBMITIT:
+            return _explain_submitit(str(cause))
         missing = COMPILERS.get(type(getattr(cause, "inner_exception", cause)).__name__)
         if missing:
             return f"compile: {missing}, or use compile=none"
@@ -111,6 +117,16 @@ def _explain_system(error: BaseException) -> str | None:
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "can't allocate" in str(error):
         return "memory: none is left; lower network_batch, batch_size, threads or nfe"
     return None
+
+
+def _explain_submitit(message: str) -> str | None:
+    """Explain a job that SLURM refused or ended; None for an error of the job itself, whose traceback follows."""
+    refused = re.search(r"\w+: error: (.+)", message)
+    ended = re.match(r"Job (\S+) .*with path (.*)\n.*\(state: (\w+)", message)
+    if ended:
+        job, path, state = ended.groups()
+        return f"job {job}: ended without a result (state {state}); see {Path(path).parent}; the same command resumes"
+    return refused and f"hydra/launcher=slurm: {refused[1]}; the keys below hydra.launcher go to sbatch"
 
 
 def _explain_composition(error: BaseException) -> str:

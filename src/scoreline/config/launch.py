@@ -2,9 +2,12 @@
 
 import contextlib
 import io
+import ipaddress
 import os
 import re
+import socket
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -18,6 +21,9 @@ T = TypeVar("T")
 PATIENCE = timedelta(days=30)
 """Longest wait at a barrier, which fails at once if another process dies."""
 
+
+MEETING = 600.0
+"""Seconds that the processes have to find each other. torch itself tries again in silence, some of it without end."""
 
 MOMENT = timedelta(seconds=10)
 """Wait of a process with a mistake in its config to learn whether the others have the same."""
@@ -34,6 +40,7 @@ def run(main: Callable[[], None]) -> None:
         main()
     elif not asks_help:
         _or_leave(_refuse_no_meeting_point)
+        _or_leave(refuse_unknown_names, group)
         with _joined(group) as store:
             _speak_at_the_end(main, group, lambda: _all_leave(store, group))
 
@@ -43,7 +50,32 @@ def alike(main: Callable[[], None]) -> None:
 
     All processes find the same mistakes in the config, so only the first one prints them and writes Hydra's files.
     """
-    _speak_at_the_end(main, _or_leave(current), lambda: True)
+    group = _or_leave(current)
+    if group.size > 1:
+        _or_leave(refuse_unknown_names, group)
+
+    def start() -> None:
+        _or_leave(refuse_sum_of_tasks)
+        main()
+
+    _speak_at_the_end(start, group, lambda: True)
+
+
+def refuse_sum_of_tasks(environment: Mapping[str, str] = os.environ) -> None:
+    """Refuse a step of srun that gives the number of all tasks alone, from which Lightning cannot tell those of a node.
+
+    Args:
+        environment: the environment variables.
+
+    Raises:
+        InputError: naming the option.
+    """
+    count = environment.get("SLURM_NTASKS", "1")
+    if "SLURM_PROCID" in environment and count != "1" and "SLURM_NTASKS_PER_NODE" not in environment:
+        raise InputError(
+            f"--ntasks={count}: trainer=slurm needs the tasks of each node; start it with srun --nodes=.. "
+            "--ntasks-per-node=.. (sbatch takes the same options)"
+        )
 
 
 def _or_leave(check: Callable[..., T], *arguments: Any) -> T:
@@ -91,12 +123,82 @@ def _joined(group: Group) -> Iterator[Any]:
 
     for name, value in _meeting_point(os.environ).items():
         os.environ.setdefault(name, value)
-    store, rank, size = next(rendezvous("env://", group.rank, group.size))
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=PATIENCE)
+    with _meeting(group):
+        store, rank, size = next(rendezvous("env://", group.rank, group.size))
+        dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=PATIENCE)
     try:
         yield store
     finally:
         dist.destroy_process_group()
+
+
+@contextlib.contextmanager
+def _meeting(group: Group, limit: float = MEETING) -> Iterator[None]:
+    """End this process with one line and code 2 if the block takes longer than `limit` seconds."""
+    place = ":".join(os.environ.get(name, "") for name in ("MASTER_ADDR", "MASTER_PORT"))
+
+    def leave() -> None:
+        print(
+            f"process {group.rank} of {group.size} on {socket.gethostname()}: not all met at {place} within "
+            f"{limit:g} s; see whether each of them started, and whether the nodes reach each other there",
+            file=sys.stderr,
+            flush=True,
+        )
+        os._exit(2)  # the wait is torch's, which no exception ends
+
+    timer = threading.Timer(limit, leave)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def refuse_unknown_names(group: Group, environment: Mapping[str, str] = os.environ) -> None:
+    """Refuse names of machines with which the processes would wait for each other in silence.
+
+    Args:
+        group: the processes.
+        environment: the environment variables.
+
+    Raises:
+        InputError: if this machine cannot resolve the address of the first process, or, among several machines, its own
+            name leads to itself alone, so that the others could not reach it by gloo.
+    """
+    host, name = socket.gethostname(), {**_meeting_point(environment), **environment}.get("MASTER_ADDR", "")
+    if not name:
+        return
+    first = _addresses(name)
+    if not first:
+        raise InputError(
+            f"MASTER_ADDR={name}: {host} does not resolve the name of the first node; enter it in DNS or /etc/hosts, "
+            "or export MASTER_ADDR with an address of that node"
+        )
+    away = _several_machines(group, environment) and not any(map(_loops, first))
+    if away and "GLOO_SOCKET_IFNAME" not in environment and all(map(_loops, _addresses(host))):
+        raise InputError(
+            f"GLOO_SOCKET_IFNAME: the name {host} of this node leads to no address that other nodes reach; enter it in "
+            "DNS or /etc/hosts, or export GLOO_SOCKET_IFNAME with the interface of the network (`ip addr` lists them)"
+        )
+
+
+def _several_machines(group: Group, environment: Mapping[str, str]) -> bool:
+    """Return whether torchrun or srun started processes on other machines too."""
+    here = environment.get("LOCAL_WORLD_SIZE", str(group.size))
+    return here != str(group.size) or environment.get("SLURM_STEP_NUM_NODES", "1") != "1"
+
+
+def _addresses(name: str) -> list[str]:
+    """Return the addresses of a machine, none if its name does not resolve."""
+    try:
+        return [str(found[4][0]) for found in socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)]
+    except OSError:
+        return []
+
+
+def _loops(address: str) -> bool:
+    return ipaddress.ip_address(address.partition("%")[0]).is_loopback
 
 
 def _refuse_no_meeting_point(environment: Mapping[str, str] = os.environ) -> None:

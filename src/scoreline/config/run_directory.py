@@ -105,7 +105,8 @@ def read_directory(cfg: DictConfig) -> RunDirectory:
     Raises:
         InputError: for an unknown choice of `lock`.
     """
-    return RunDirectory(output_dir(), str(cfg.identity), values.check_lock(cfg.lock))
+    check = values.check_lock if cfg.get("table") is None else values.check_table_lock
+    return RunDirectory(output_dir(), str(cfg.identity), check(cfg.lock))
 
 
 def output_dir() -> Path:

@@ -2,6 +2,7 @@
 
 import glob
 import hashlib
+import itertools
 import json
 import math
 import os
@@ -27,7 +28,8 @@ FOREIGN = {".json", ".safetensors", ".bin"}
 
 
 def register_resolvers() -> None:
-    """Register the resolvers `${scoreline.digest:...}`, `.cell:`, `.sweep:...`, `.record:...`, `.directory:...`."""
+    """Register the resolvers `${scoreline.digest:...}`, `.cell:`, `.sweep:...`, `.record:...` and so on."""
+    OmegaConf.register_new_resolver("scoreline.at_least_one", lambda count: max(1, count or 1), replace=True)
     OmegaConf.register_new_resolver("scoreline.digest", run_digest, replace=True)
     OmegaConf.register_new_resolver("scoreline.cell", _cell_name, replace=True)
     OmegaConf.register_new_resolver("scoreline.record", _checkpoint_record, replace=True)
@@ -94,7 +96,7 @@ WITHOUT = {
         *("fixed_loss_kimg", "logger", "wandb", "trainer", "micro_batch", "compile", "channels_last", "device_mib"),
     ),
     "sample": (
-        *("device", "batch_size", "memory_mib", "threads", "launcher"),
+        *("device", "batch_size", "memory_mib", "threads", "output_url", "launcher"),
         *("table", "budget", "jobs", "sweep", "wandb", "optimise"),
     ),
     "calibrate": ("device", "batch_size", "wandb"),
@@ -299,12 +301,33 @@ def _sweep_digest(overrides: list[str]) -> str:
 
 def sweep_size(overrides: Sequence[str]) -> int | None:
     """Return the number of jobs of a sweep, from the words of its command line; None if Hydra does not read them."""
+    words = _words_of_jobs(overrides)
+    return None if words is None else math.prod(map(len, words))
+
+
+def sweep_jobs(overrides: Sequence[str]) -> list[tuple[str, ...]]:
+    """Return the words of each job of a sweep, from those of its command line; none if Hydra does not read them, or
+    for more than `MOST_JOBS`."""
+    words = _words_of_jobs(overrides) or []
+    return list(itertools.product(*words)) if words and math.prod(map(len, words)) <= MOST_JOBS else []
+
+
+MOST_JOBS = 10_000
+"""Jobs of a sweep that are listed."""
+
+
+def _words_of_jobs(overrides: Sequence[str]) -> list[list[str]] | None:
+    """Return, for each word of a sweep's command line, the words of its jobs."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 
+    def of_jobs(word: Any) -> list[str]:
+        swept = word.is_sweep_override()
+        values = word.sweep_string_iterator() if swept else [word.get_value_element_as_str()]
+        return [f"{word.get_key_element()}={value}" for value in values]
+
     try:
-        words = OverridesParser.create().parse_overrides(list(overrides))
-        return math.prod(sum(1 for _ in word.sweep_string_iterator()) for word in words if word.is_sweep_override())
+        return [of_jobs(word) for word in OverridesParser.create().parse_overrides(list(overrides))]
     except HydraException:
         return None
 

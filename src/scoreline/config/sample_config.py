@@ -20,6 +20,7 @@ from scoreline.runtime.cores import threads_of
 from scoreline.runtime.ray_cluster import DEVICES, RayCluster
 from scoreline.storage import run_config
 from scoreline.storage.files import code_version
+from scoreline.storage.object_store import ObjectStore
 from scoreline.values import check_label_rule, parse_seeds, real_number, whole_number
 
 BY_CARD = ("network_batch", "channels_last")
@@ -59,6 +60,7 @@ class SampleConfig:
         format: the file or folder of the images, one of `values.FORMAT`.
         trajectories: seeds whose trajectories are saved.
         trajectory_nfe: evaluations of the fine run that trajectories are compared with.
+        store: the copy of the run directory in an object store, or None.
         optimise: the score that a sweeper compares runs by; None stands for the first.
         wandb: one of `values.WANDB`.
         launcher: the Ray cluster whose workers sample the images, or None.
@@ -84,6 +86,7 @@ class SampleConfig:
     format: str
     trajectories: list[int]
     trajectory_nfe: int
+    store: ObjectStore | None
     optimise: str | None
     wandb: str
     launcher: RayCluster | None
@@ -128,8 +131,9 @@ class TableConfig:
         budget: the number of images per cell, by the name of one of the table's ranges.
         jobs: cells to run at a time; None stands for one per GPU.
         on_error: the reaction to a failed cell, one of `values.ON_ERROR`.
+        output_url: the place of the cells' copies in an object store, or None.
         wandb: one of `values.WANDB`.
-        lock: the reaction to another process in the directory, one of `values.LOCK`.
+        lock: the reaction to another process in the directory, one of `values.TABLE_LOCK`.
     """
 
     name: str
@@ -139,6 +143,7 @@ class TableConfig:
     budget: str
     jobs: int | None
     on_error: str
+    output_url: str | None
     wandb: str
     lock: str
 
@@ -169,8 +174,9 @@ def _read_table(cfg: DictConfig) -> TableConfig:
         budget=str(cfg.budget),
         jobs=None if cfg.jobs is None else whole_number("jobs", cfg.jobs),
         on_error=values.check_on_error(cfg.sweep.on_error),
+        output_url=None if cfg.output_url is None else str(cfg.output_url),
         wandb=validate.wandb(cfg),
-        lock=values.check_lock(cfg.lock),
+        lock=values.check_table_lock(cfg.lock),
     )
 
 
@@ -203,6 +209,7 @@ def _read_run(cfg: DictConfig) -> SampleConfig:
         format=values.check_format(cfg.format),
         trajectories=[] if cfg.trajectories is None else parse_seeds(cfg.trajectories, "trajectories"),
         trajectory_nfe=whole_number("trajectory_nfe", cfg.trajectory_nfe),
+        store=None if cfg.output_url is None else ObjectStore(str(cfg.output_url)),
         optimise=None if cfg.optimise is None else str(cfg.optimise),
         wandb=validate.wandb(cfg),
         launcher=_read_launcher(cfg),

@@ -41,6 +41,7 @@ from scoreline.config.run_names import model_path, register_resolvers, run_sha25
 from scoreline.descriptions.annotations import refuse_wrong_types
 from scoreline.errors import InputError, did_you_mean, printable
 from scoreline.runtime import startup
+from scoreline.runtime.stop_signals import stop_signals
 from scoreline.storage.config_files import conf_dir
 from scoreline.storage.files import code_version, sha256, write_atomically
 from scoreline.storage.run_config import ERROR_LOG
@@ -81,6 +82,12 @@ def script(
     def decorate(job: Callable[[C], Any]) -> Callable[[], None]:
         @functools.wraps(job)
         def guarded(cfg: DictConfig) -> Any:
+            # A training handles signals by itself from its first step on. Before, it waits inside torch for the other
+            # processes, where a handler of Python's would not be called.
+            with stop_signals() if launch is run_as_group else contextlib.nullcontext():
+                return attempt(cfg)
+
+        def attempt(cfg: DictConfig) -> Any:
             try:
                 validate.refuse_unusable()
                 cfg = with_model_metrics(current(cfg))

@@ -85,7 +85,7 @@ def assets(script: str, cfg: Any) -> Iterator[Asset]:
     if script == "sample":
         if is_label_file(str(cfg.labels)):
             yield Asset("labels", cfg.labels, Path(cfg.labels), "give a file of classes")
-        yield from _metrics(cfg.metrics)
+        yield from metric_assets(cfg.metrics)
     if cfg.get("dataset") is not None:
         yield from dataset("dataset", cfg.dataset)
 
@@ -177,7 +177,7 @@ def _on_hub(target: str, path: str) -> bool:
     return named and not Path(path).exists() and ("huggingface" in target or "anywhere" in target)
 
 
-def _metrics(node: Any) -> Iterator[Asset]:
+def metric_assets(node: Any) -> Iterator[Asset]:
     """Yield the reference and the extractor of `metrics=`."""
     reference: Any = node.get("reference")
     extractor: Any = node.get("extractor") or {}

@@ -131,25 +131,36 @@ class SampleJob:
         with torch.inference_mode():
             return timed_call(call, self.call_size, device)
 
-    def memory(self, cost: Cost | None, device: torch.device | None) -> Finding:
-        """Report the memory of weights, states, the images of a batch and, if `cost` is given, activations."""
+    def memory(self, cost: Cost | None, device: torch.device | None, runs: int = 1) -> Finding:
+        """Report the memory of weights, states, the images of a batch and, if `cost` is given, activations.
+
+        Args:
+            cost: the timed evaluation, or None.
+            device: the device of the job, or None if this machine lacks it.
+            runs: jobs of this size that share the device.
+        """
         batch, image = min(self.batch_size, self.images), 4 * math.prod(self.shape)
         unit = self.threads * (batch if isinstance(self.run, AdaptiveRun) else self.call_size)
-        parts = {
+        each: dict[str, float | None] = {
             "weights": weights(self.denoiser)[1],
             "states": self.run.peak_tensors * unit * image,
             "images": batch * image,
             "activations": None if cost is None else cost.bytes_for(self.call_size * self.threads),
         }
+        parts = {name: None if size is None else runs * size for name, size in each.items()}
         if self.auto_batch:  # the script fits its size to the device, so that it never fails here
             finding = environment.memory(parts, None, "")
             return replace(finding, text=f"at most {finding.text}; network_batch=auto takes fewer images if need be")
         return environment.memory(parts, device, "batch_size, network_batch")
 
+    def seconds(self, cost: Cost) -> float:
+        """Return the seconds of all network calls on one process."""
+        evaluations = self.network_calls / max(map(self.denoiser.calls, self.levels)) / self.threads
+        return cost.seconds_for(evaluations * self.call_size)
+
     def time(self, cost: Cost) -> Finding:
         """Report the time of all network calls on one process."""
-        evaluations = self.network_calls / max(map(self.denoiser.calls, self.levels)) / self.threads
-        text = f"{self._at_most}{duration(cost.seconds_for(evaluations * self.call_size))} of network calls"
+        text = f"{self._at_most}{duration(self.seconds(cost))} of network calls"
         where = "one process" if self.threads == 1 else f"{self.threads} threads"
         measured = f"one evaluation on {cost.images} images took {cost.seconds:.3g} s"
         return Finding("ok", "time", f"{text} on {where}: {measured}")

@@ -1,7 +1,7 @@
 """Shards: files of a few finished images each, with a stamp of the run and a digest of every image."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,6 +60,10 @@ class ShardIndex:
         return (self.shard < 0).nonzero().flatten()
 
 
+def keep_here(path: Path) -> None:
+    """Send a shard nowhere."""
+
+
 @dataclass(frozen=True)
 class Shards:
     """Shards of the images 0 .. N - 1 of a run, in a folder that all its processes share.
@@ -76,6 +80,7 @@ class Shards:
         shape: (C, H, W) of the images.
         dtype: torch.uint8 for images in bytes, torch.float32 for samples as they are.
         latents: (C, H, W) of the states, if images are decoded from them; None if they are the images.
+        send: receives the path of each shard that is written, to keep a copy elsewhere.
     """
 
     folder: Path
@@ -85,6 +90,7 @@ class Shards:
     shape: tuple[int, int, int]
     dtype: torch.dtype = torch.uint8
     latents: tuple[int, int, int] | None = None
+    send: Callable[[Path], object] = keep_here
 
     @property
     def state_shape(self) -> tuple[int, int, int]:
@@ -112,6 +118,7 @@ class Shards:
         }
         content, name = save(fields, {"stamp": self.stamp}), f"{indices[0]:09d}.safetensors"
         write_atomically(self.folder / name, lambda temporary: temporary.write_bytes(content))
+        self.send(self.folder / name)
 
     def label(self, index: Tensor) -> Tensor:
         """Return the labels int64 of the images at `index`, -1 without a label."""

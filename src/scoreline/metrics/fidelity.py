@@ -44,11 +44,10 @@ class Fidelity(Metrics):
     | density | same; may exceed 1 | 1 | features |
     | sliced_wasserstein | `sliced_wasserstein.sliced_wasserstein_distance` | 0 | pixels |
 
-    The error is the delete-one-group jackknife's over the generated images, with the reference held fixed. It
-    estimates the spread over other seeds, not the bias of a small n, of which `warnings` tells. Against the true
-    spread over 60 sets of Gaussian samples it is right to about 10 % where distances are well above their floor, and
-    elsewhere too large rather than too small: 1.5 times for distances between sets of one distribution, 1.7 times for
-    recall. Values do not depend on the order of the images; errors do, through the groups.
+    The error is that of `jackknife.Replicates` over the generated images, with the reference held fixed. It estimates
+    the spread over other seeds, not the bias of a small n, of which `warnings` tells; docs/metrics.md has what it is
+    worth, from repeated draws. Values do not depend on the order of the images; the errors of recall, coverage and
+    sliced_wasserstein do, through their groups.
 
     When to use it: with the features of `metrics=digits`, `emoji`, `imagenet` or `dinov2`. For numbers that compare
     with papers use `Inception`: the features differ, so that this is never an FID.
@@ -60,7 +59,8 @@ class Fidelity(Metrics):
         extractor: the features; by default the digits network in the package, for 1x8x8 images.
         neighbours: k of precision, recall, density and coverage.
         projections: number of directions of the sliced Wasserstein distance.
-        groups: groups of the jackknife; one image each if there are fewer images.
+        groups: groups of images that the jackknife of recall, coverage and sliced_wasserstein leaves out; one image
+            each if there are fewer. The other scores leave out single images.
 
     Raises:
         InputError: if the reference has another shape than the extractor takes, or too few images.
@@ -174,13 +174,13 @@ class Fidelity(Metrics):
 
     def _replicates(self, parts: Features, reference: ReferenceFeatures, group: Tensor) -> dict[str, Replicates]:
         features = parts.all("features")
-        frechet = {"frechet_distance": frechet_replicates(features, reference.gaussian, group)}
+        frechet = {"frechet_distance": frechet_replicates(features, reference.gaussian)}
         if reference.tensors is None:
             return frechet
         theirs, projected = reference.tensors["features"], reference.tensors["projected"].T.sort(1).values
         return {
             **frechet,
-            "kid": kernel_replicates(features, theirs, group),
+            "kid": kernel_replicates(features, theirs),
             **support_replicates(features, theirs, group, self.neighbours),
             "sliced_wasserstein": sliced_wasserstein_replicates(parts.all("projected").T, projected, group),
         }

@@ -71,7 +71,7 @@ class Inception(Metrics):
     | precision, recall, density, coverage | `precision_recall.support_replicates` of the compared images |
 
     The network runs in float32, features are kept in float32, and sums are float64. Errors come from the jackknife
-    over groups of images, that of the inception score from its splits. KID and the last four compare at most
+    (`jackknife.Replicates`), that of the inception score from its splits. KID and the last four compare at most
     `compared` images a side, evenly spread over all, because their work grows with the square.
 
     The folder of `parts`, if there is one, keeps the features of the generated images; the cache keeps those of the
@@ -89,7 +89,7 @@ class Inception(Metrics):
         neighbours: k of precision, recall, density and coverage.
         compared: number of images a side for kid and these four.
         splits: number of splits of the inception score.
-        groups: number of groups of the jackknife.
+        groups: number of groups of images that the jackknife of recall and coverage leaves out.
         protocol: `edm`, `adm`, `clean` or None; see `protocols.verdict`.
 
     Raises:
@@ -243,11 +243,11 @@ class Inception(Metrics):
             side = compared.gaussian if name == "fid" else compared.spatial
             assert side is not None
             x = features.all("features" if name == "fid" else "spatial")
-            return {name: _scored(frechet_replicates(x, side, self._groups(len(x))), len(x))}
+            return {name: _scored(frechet_replicates(x, side), len(x))}
         x, y = features.rows("features", self.compared), compared.rows
         assert y is not None
         if name == "kid":
-            return {name: _scored(kernel_replicates(x, y, self._groups(len(x))), len(x))}
+            return {name: _scored(kernel_replicates(x, y), len(x))}
         four = support_replicates(x, y, self._groups(len(x)), self.neighbours)
         return {key: _scored(it, len(x)) for key, it in four.items()}
 

@@ -2,7 +2,6 @@
 
 import torch
 from torch import Tensor
-from torch.nn.functional import one_hot
 
 from scoreline.metrics.jackknife import Replicates
 from scoreline.runtime.threads import one_core_each
@@ -35,52 +34,59 @@ def kernel_distance(x: Tensor, y: Tensor) -> float:
     """
     _check(x, y, len(x))
     x, y = x.double(), y.double()
-    xx, xy, yy = (_block_sums(a, b, _everyone(a), _everyone(b)).squeeze() for a, b in ((x, x), (x, y), (y, y)))
+    xx, xy, yy = (_row_sums(a, b)[:, 0].sum() for a, b in ((x, x), (x, y), (y, y)))
     n = torch.tensor(len(x))
     return float(_mmd(xx - _self_kernel(x).sum(), xy, yy - _self_kernel(y).sum(), n, len(y)))
 
 
-def kernel_replicates(x: Tensor, y: Tensor, group: Tensor) -> Replicates:
-    """Compute `kernel_distance` of x (n, d) from y (m, d), of all rows and without each of the groups, in one pass.
+def kernel_replicates(x: Tensor, y: Tensor) -> Replicates:
+    """Compute `kernel_distance` of x (n, d) from y (m, d), of all rows and without each row, in one pass.
+
+    Leaving out a row, or two, takes no more than the sums r_i = sum_j k(x_i, x_j) over j != i, and the second order of
+    the variance that of k^2: up to terms of one row each, Q_ij = 2/(n-3) (k(x_i, x_j) - (r_i + r_j) / (n-2)).
 
     Raises:
-        ValueError: if fewer than 2 rows are left on a side, or for unequal d.
+        ValueError: for fewer than 3 rows x or 2 rows y, or for unequal d.
     """
-    sizes = torch.bincount(group)
-    _check(x, y, len(x) - int(sizes.max()))
-    x, y = x.double(), y.double()
-    member = one_hot(group).double()
-    # (g, g): sums of k over pairs of groups, without each row's kernel with itself
-    within = _block_sums(x, x, member, member) - torch.diag(member.T @ _self_kernel(x))
-    across = _block_sums(x, y, member, _everyone(y)).squeeze(1)
-    yy = _block_sums(y, y, _everyone(y), _everyone(y)).squeeze() - _self_kernel(y).sum()
-    # leaving group j out removes row j and column j; their common entry is removed twice
-    within_kept = within.sum() - within.sum(0) - within.sum(1) + within.diagonal()
-    without = _mmd(within_kept, across.sum() - across, yy, len(x) - sizes, len(y))
-    full = _mmd(within.sum(), across.sum(), yy, sizes.sum(), len(y))
-    return Replicates(float(full), without, sizes)
+    _check(x, y, len(x) - 1)
+    x, y, n = x.double(), y.double(), len(x)
+    within, squares = _row_sums(x, x).T - torch.stack([_self_kernel(x), _self_kernel(x).square()])
+    across = _row_sums(x, y)[:, 0]
+    yy = _row_sums(y, y)[:, 0].sum() - _self_kernel(y).sum()
+    # leaving out row i removes its row and its column
+    without = _mmd(within.sum() - 2 * within, across.sum() - across, yy, torch.tensor(n - 1), len(y))
+    full = _mmd(within.sum(), across.sum(), yy, torch.tensor(n), len(y))
+    second = _second_order(within, squares.sum()) if n > 3 else 0.0
+    return Replicates(float(full), without, torch.ones(n, dtype=torch.int64), second)
+
+
+def _second_order(within: Tensor, squares: Tensor) -> float:
+    """Return `jackknife.second_order` of all pairs, from row sums of k and the sum of k^2 over i != j."""
+    n = len(within)
+    own = within / (n - 2)
+    # sums over i != j of k - own_i - own_j and of its square
+    total = within.sum() - 2 * (n - 1) * own.sum()
+    square = squares - 4 * within @ own + 2 * (n - 2) * own @ own + 2 * own.sum() ** 2
+    pairs = n * (n - 1)
+    return float(2 / (n - 3) ** 2 * (square / pairs - (total / pairs) ** 2))
 
 
 def _mmd(xx: Tensor, xy: Tensor, yy: Tensor, n: Tensor, m: int) -> Tensor:
     return xx / (n * (n - 1)) + yy / (m * (m - 1)) - 2 * xy / (n * m)
 
 
-def _block_sums(x: Tensor, y: Tensor, member_x: Tensor, member_y: Tensor) -> Tensor:
-    """Compute member_x^T k(x, y) member_y with at most CHUNK rows of k in memory a core."""
+def _row_sums(x: Tensor, y: Tensor) -> Tensor:
+    """Return sum_j k(x_i, y_j) and sum_j k(x_i, y_j)^2, (n, 2), with at most CHUNK rows of k in memory a core."""
 
     def block(start: int) -> Tensor:
-        here = slice(start, start + CHUNK)
-        return member_x[here].T @ (_cubic_kernel(x[here], y) @ member_y)
+        kernel = _cubic_kernel(x[start : start + CHUNK], y)
+        return torch.stack([kernel.sum(1), kernel.square().sum(1)], 1)
 
-    return torch.stack(one_core_each(block, range(0, len(x), CHUNK))).sum(0)
+    return torch.cat(one_core_each(block, range(0, len(x), CHUNK)))
 
 
 def _self_kernel(x: Tensor) -> Tensor:
     return (x.square().sum(1) / x.shape[1] + 1) ** 3
-
-
-def _everyone(x: Tensor) -> Tensor:
-    return torch.ones(len(x), 1, dtype=torch.float64)
 
 
 def _check(x: Tensor, y: Tensor, rows: int) -> None:

@@ -160,14 +160,15 @@ class ReferenceRows:
 class SetDistance(ImageMetric):
     """A distance of generated images from a reference, which is given once, or anew after each `reset`.
 
-    The jackknife's groups are a fixed shuffle of the images in the order of their keys.
+    Groups of the jackknife are a fixed shuffle of the images in the order of their keys.
 
     When to use it: by its subclasses.
 
     Args:
         reference: what `Fidelity` takes, or None.
         extractor: the features.
-        groups: groups of the jackknife; one image each if there are fewer images.
+        groups: groups of images that the jackknife of `PrecisionRecall` and `SlicedWasserstein` leaves out; one image
+            each if there are fewer. The other two leave out single images.
         settings: those of every `torchmetrics.Metric`.
 
     Raises:
@@ -268,7 +269,7 @@ class FrechetDistance(SetDistance):
             `update(images, real=True)` gives the real images of every epoch.
         extractor: a `FeatureExtractor`, `InceptionFeatures`, or an `nn.Module` from images uint8 (N, C, H, W) to
             vectors (N, d) with the attribute `num_features`; by default the digits network.
-        groups: groups of the jackknife.
+        groups: without effect; the jackknife leaves out single images.
         settings: those of every `torchmetrics.Metric`.
     """
 
@@ -280,7 +281,7 @@ class FrechetDistance(SetDistance):
         return frechet_distance(GaussianStatistics.of(x), reference.gaussian)
 
     def replicates(self, x: Tensor, reference: ReferenceRows, group: Tensor) -> Replicates:
-        return frechet_replicates(x, reference.gaussian, group)
+        return frechet_replicates(x, reference.gaussian)
 
 
 class KernelDistance(SetDistance):
@@ -293,7 +294,7 @@ class KernelDistance(SetDistance):
         reference: images or their path; None if `update(images, real=True)` gives the real ones of every epoch.
         extractor: a `FeatureExtractor`, `InceptionFeatures`, or an `nn.Module` from images uint8 (N, C, H, W) to
             vectors (N, d) with the attribute `num_features`; by default the digits network.
-        groups: groups of the jackknife.
+        groups: without effect; the jackknife leaves out single images.
         settings: those of every `torchmetrics.Metric`.
     """
 
@@ -303,7 +304,7 @@ class KernelDistance(SetDistance):
         return kernel_distance(x, reference.all)
 
     def replicates(self, x: Tensor, reference: ReferenceRows, group: Tensor) -> Replicates:
-        return kernel_replicates(x, reference.all, group)
+        return kernel_replicates(x, reference.all)
 
 
 class PrecisionRecall(SetDistance):
@@ -317,7 +318,7 @@ class PrecisionRecall(SetDistance):
         extractor: a `FeatureExtractor`, `InceptionFeatures`, or an `nn.Module` from images uint8 (N, C, H, W) to
             vectors (N, d) with the attribute `num_features`; by default the digits network.
         neighbours: k.
-        groups: groups of the jackknife.
+        groups: groups of images that the jackknife leaves out.
         settings: those of every `torchmetrics.Metric`.
     """
 
@@ -351,7 +352,7 @@ class SlicedWasserstein(SetDistance):
     Args:
         reference: images or their path; None if `update(images, real=True)` gives the real ones of every epoch.
         projections: number of directions.
-        groups: groups of the jackknife.
+        groups: groups of images that the jackknife leaves out.
         settings: those of every `torchmetrics.Metric`.
     """
 

@@ -1,14 +1,20 @@
 """Fidelity of generated images (precision, density) and their variety (recall, coverage), from nearest neighbours."""
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
-from torch.nn.functional import one_hot, pad
+from torch.nn.functional import pad
 
-from scoreline.metrics.jackknife import Replicates
+from scoreline.metrics.jackknife import Replicates, group_pairs, replicates_of_groups
 from scoreline.runtime.threads import one_core_each
 
 CHUNK = 256
 LARGE = 256
+NAMES = ("precision", "recall", "density", "coverage")
+LeftOut = Sequence[tuple[int, ...]]
+"""Sets of groups that are left out."""
 
 
 def _distances(x: Tensor, y: Tensor) -> Tensor:
@@ -22,7 +28,7 @@ def _distances(x: Tensor, y: Tensor) -> Tensor:
 
 
 def support_replicates(x: Tensor, y: Tensor, group: Tensor, neighbours: int = 3) -> dict[str, Replicates]:
-    """Compute precision, recall, density, coverage of x (n, d) against real y (m, d), of all and without each group.
+    """Compute precision, recall, density, coverage of x (n, d) against real y (m, d), with their replicates.
 
     r(a) is the distance of row a to its k-th nearest other row of its own set, k = `neighbours`; B(a) is the closed
     ball of radius r(a) around a. All are shares of rows except the density, which is unbounded and on average 1 for
@@ -33,7 +39,8 @@ def support_replicates(x: Tensor, y: Tensor, group: Tensor, neighbours: int = 3)
 
     Distances are Euclidean, in float64; at most CHUNK x max(n, m) of them are in memory for a core. Leaving a group
     of `group` (n,) out of x changes the radii r(x_i) too. All four depend on n, m and k, and compare only at equal
-    ones.
+    ones. The error is that over other x, with y held fixed. Precision and density are means over x, so that their
+    replicates are without each row; the other two leave out groups and pairs of groups.
 
     Source: Kynkaanniemi et al. (2019), arXiv:1904.06991; Naeem et al. (2020), arXiv:2002.09797 (who
     recommend k = 5 for the last two; here one k serves all four).
@@ -50,8 +57,17 @@ def support_replicates(x: Tensor, y: Tensor, group: Tensor, neighbours: int = 3)
     Raises:
         ValueError: if no more than k rows are left on a side, for unequal d, or for k < 1.
     """
-    _check(x, y, len(x) - int(torch.bincount(group).max()), neighbours)
-    return _support(x.double(), y.double(), group, neighbours)
+    sizes = torch.bincount(group)
+    _check(x, y, len(x) - int(sizes.max()), neighbours)
+    enough = len(x) - int(sizes.topk(min(2, len(sizes))).values.sum()) > neighbours
+    left_out = [*((j,) for j in range(len(sizes))), *(group_pairs(len(sizes)) if enough else [])]
+    found = _support(x.double(), y.double(), group, neighbours, left_out)
+    return {
+        "precision": _mean((found.holds > 0).double()),
+        "recall": _replicates(found.recalled, sizes),
+        "density": _mean(found.holds / neighbours),
+        "coverage": _replicates(found.covered, sizes),
+    }
 
 
 def support(x: Tensor, y: Tensor, neighbours: int = 3) -> dict[str, float]:
@@ -61,36 +77,41 @@ def support(x: Tensor, y: Tensor, neighbours: int = 3) -> dict[str, float]:
         ValueError: for no more than k rows on a side, for unequal d, or for k < 1.
     """
     _check(x, y, len(x), neighbours)
-    everyone = torch.zeros(len(x), dtype=torch.int64)
-    return {name: it.full for name, it in _support(x.double(), y.double(), everyone, neighbours).items()}
+    found = _support(x.double(), y.double(), torch.zeros(len(x), dtype=torch.int64), neighbours, [])
+    means = ((found.holds > 0).double().mean(), found.recalled, found.holds.mean() / neighbours, found.covered)
+    return {name: float(value) for name, value in zip(NAMES, means, strict=True)}
 
 
-def _support(x: Tensor, y: Tensor, group: Tensor, neighbours: int) -> dict[str, Replicates]:
-    sizes, member = torch.bincount(group), one_hot(group).double()
-    radii_x = _radii_without(x, group, neighbours)
-    radii_y = _radii_without(y, torch.zeros(len(y), dtype=torch.int64), neighbours)[:, -1:]
+class _Support(NamedTuple):
+    """Number of balls B(y_j) that hold each x_i (n,); recall and coverage without each set of groups, last of all."""
+
+    holds: Tensor
+    recalled: Tensor
+    covered: Tensor
+
+
+def _support(x: Tensor, y: Tensor, group: Tensor, neighbours: int, left_out: LeftOut) -> _Support:
+    radii_x = _radii_without(x, group, neighbours, left_out)
+    radii_y = _radii_without(y, torch.zeros(len(y), dtype=torch.int64), neighbours, [])
+    # (n, sets + 1): whether row x_i is there
+    kept = (radii_x >= 0).double()
 
     def block(start: int) -> tuple[Tensor, Tensor, Tensor]:
         here = slice(start, start + CHUNK)
         gaps = _distances(y[here], x)
         # (rows of y, n): which x_i lie in B(y_j)
         inside = (gaps <= radii_y[here]).double()
-        # (rows of y, g + 1): whether y_j lies in some B(x_i), with each group left out, then with none
+        # (rows of y, sets + 1): whether y_j lies in some B(x_i)
         recalled = torch.stack([(gaps <= radii).any(1) for radii in radii_x.T], 1)
-        return inside.sum(0), _without_each(inside @ member) > 0, recalled
+        return inside.sum(0), inside @ kept > 0, recalled
 
     held, covered, recalled = zip(*one_core_each(block, range(0, len(y), CHUNK)), strict=True)
-    holds = torch.stack(held).sum(0)
-    return {
-        "precision": _row_mean((holds > 0).double(), member),
-        "recall": _replicates(torch.cat(recalled).double().mean(0), sizes),
-        "density": _row_mean(holds / neighbours, member),
-        "coverage": _replicates(torch.cat(covered).double().mean(0), sizes),
-    }
+    shares = (torch.cat(each).double().mean(0) for each in (recalled, covered))
+    return _Support(torch.stack(held).sum(0), *shares)
 
 
-def _radii_without(x: Tensor, group: Tensor, k: int) -> Tensor:
-    """Radii (n, g + 1): without group j in column j, of all rows in the last; -1, an empty ball, for absent rows."""
+def _radii_without(x: Tensor, group: Tensor, k: int, left_out: LeftOut) -> Tensor:
+    """Radii (n, sets + 1): without each set of groups, of all rows in the last; -1, an empty ball, for absent rows."""
     members = [(group == j).nonzero().flatten() for j in range(int(group.max()) + 1)]
 
     def block(start: int) -> Tensor:
@@ -100,11 +121,12 @@ def _radii_without(x: Tensor, group: Tensor, k: int) -> Tensor:
         # (rows, g, k): the k nearest of each group suffice for the k nearest of any union of groups
         nearest = torch.stack([_k_smallest(gaps[:, member], k) for member in members], 1)
         columns = []
-        for j in range(len(members)):
-            kept = nearest.clone()
-            kept[:, j] = torch.inf
-            columns.append(kept.flatten(1).kthvalue(k).values.masked_fill(group[rows] == j, -1.0))
-        return torch.stack([*columns, nearest.flatten(1).kthvalue(k).values], 1)
+        for groups in (*left_out, ()):
+            rest = nearest.clone()
+            rest[:, groups] = torch.inf
+            absent = torch.isin(group[rows], torch.tensor(groups, dtype=torch.int64))
+            columns.append(rest.flatten(1).kthvalue(k).values.masked_fill(absent, -1.0))
+        return torch.stack(columns, 1)
 
     return torch.cat(one_core_each(block, range(0, len(x), CHUNK)))
 
@@ -113,20 +135,14 @@ def _k_smallest(gaps: Tensor, k: int) -> Tensor:
     return pad(gaps, (0, k), value=torch.inf).topk(k, largest=False).values
 
 
-def _without_each(by_group: Tensor) -> Tensor:
-    """Turn sums by group (rows, g) into sums over the other groups and, last, over all (rows, g + 1)."""
-    total = by_group.sum(1, keepdim=True)
-    return torch.cat([total - by_group, total], 1)
-
-
-def _row_mean(values: Tensor, member: Tensor) -> Replicates:
-    sizes = member.sum(0)
-    kept = _without_each((values @ member)[None])[0] / _without_each(sizes[None])[0]
-    return _replicates(kept, sizes.long())
+def _mean(values: Tensor) -> Replicates:
+    """Return the replicates of a mean over rows, without each row."""
+    n, total = len(values), values.sum()
+    return Replicates(float(total / n), (total - values) / (n - 1), torch.ones(n, dtype=torch.int64))
 
 
 def _replicates(columns: Tensor, sizes: Tensor) -> Replicates:
-    return Replicates(float(columns[-1]), columns[:-1], sizes)
+    return replicates_of_groups(float(columns[-1]), columns[: len(sizes)], columns[len(sizes) : -1], sizes)
 
 
 def _check(x: Tensor, y: Tensor, rows: int, k: int) -> None:

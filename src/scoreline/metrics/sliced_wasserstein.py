@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from scoreline.metrics.features import FeatureExtractor
-from scoreline.metrics.jackknife import Replicates
+from scoreline.metrics.jackknife import Replicates, group_pairs, replicates_of_groups
 from scoreline.runtime.threads import one_core_each
 from scoreline.storage.pictures import to_unit
 
@@ -92,15 +92,18 @@ def sliced_wasserstein_distance(x: Tensor, y: Tensor) -> float:
 
 
 def sliced_wasserstein_replicates(projected: Tensor, reference: Tensor, group: Tensor) -> Replicates:
-    """Compute `sliced_wasserstein_distance` of x (L, n) from ascending `reference` (L, m), also without each group.
+    """Compute `sliced_wasserstein_distance` of x (L, n) from ascending `reference` (L, m), with its replicates.
 
     Rows are sorted once, since leaving some out keeps the order of the others.
     """
     x, order = projected.sort(1)
     owner, sizes = group[order], torch.bincount(group)
 
-    def without_group(j: int) -> float:
-        return sliced_wasserstein_distance(x[owner != j].reshape(len(x), -1), reference)
+    def without_groups(left_out: tuple[int, ...]) -> float:
+        kept = ~torch.isin(owner, torch.tensor(left_out))
+        return sliced_wasserstein_distance(x[kept].reshape(len(x), -1), reference)
 
-    without = one_core_each(without_group, range(len(sizes)))
-    return Replicates(sliced_wasserstein_distance(x, reference), torch.tensor(without, dtype=torch.float64), sizes)
+    left_out = [*((j,) for j in range(len(sizes))), *group_pairs(len(sizes))]
+    values = torch.tensor(one_core_each(without_groups, left_out), dtype=torch.float64)
+    full = sliced_wasserstein_distance(x, reference)
+    return replicates_of_groups(full, values[: len(sizes)], values[len(sizes) :], sizes)

@@ -3,6 +3,7 @@
 import math
 import sys
 import time
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
@@ -26,12 +27,22 @@ class ImageProgress:
         enabled: whether this process reports; only one of several should.
         every: seconds between two lines; 0 prints one line per update.
         unit: name of one image.
+        seconds_left: forecasts the remaining time of work whose units differ in length, or returns None before it can;
+            by default the rest goes on at the rate so far.
     """
 
     def __init__(
-        self, total: int, what: str, done: int = 0, enabled: bool = True, every: float = 10.0, unit: str = "img"
+        self,
+        total: int,
+        what: str,
+        done: int = 0,
+        enabled: bool = True,
+        every: float = 10.0,
+        unit: str = "img",
+        seconds_left: Callable[[], float | None] | None = None,
     ) -> None:
         self.total, self.what, self.start, self.unit = total, what, done, unit
+        self.seconds_left = seconds_left or self._at_this_rate
         self.done: float = done
         self.note = ""
         self.terminal = sys.stderr.isatty()
@@ -59,12 +70,21 @@ class ImageProgress:
 
     def line(self, note: str = "") -> str:
         """Return `training: 12800/128000 img, 850 img/s, ETA 2:15, loss 0.31`."""
-        rate = (self.done - self.start) / max(time.monotonic() - self.began, 1e-9)
-        text = f"{self.what}: {round(self.done)}/{self.total} {self.unit}, {rate:.3g} {self.unit}/s"
-        if self.done - self.start > BEGUN * self.total:
-            left = int((self.total - self.done) / rate)
-            text += f", ETA {left // 60}:{left % 60:02d}"
+        text = f"{self.what}: {round(self.done)}/{self.total} {self.unit}, {self._rate():.3g} {self.unit}/s"
+        left = self.seconds_left()
+        if left is not None:
+            text += f", ETA {clock_time(left)}"
         return f"{text}, {note}" if note else text
+
+    def _rate(self) -> float:
+        return (self.done - self.start) / max(time.monotonic() - self.began, 1e-9)
+
+    def _at_this_rate(self) -> float | None:
+        """Return the seconds left, 0 at the end and beyond: the last batch may exceed the total."""
+        if self.done >= self.total:
+            return 0.0
+        begun = self.done - self.start > BEGUN * (self.total - self.start)
+        return (self.total - self.done) / self._rate() if begun else None
 
     def close(self) -> None:
         """Remove the bar."""
@@ -78,6 +98,12 @@ class ImageProgress:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def clock_time(seconds: float) -> str:
+    """Return a duration as `2:05`, or `3:02:05` from an hour on; a negative one as `0:00`."""
+    minutes, left = divmod(max(0, int(seconds)), 60)
+    return f"{minutes}:{left:02d}" if minutes < 60 else f"{minutes // 60}:{minutes % 60:02d}:{left:02d}"
 
 
 def _bar(total: int) -> Any:

@@ -37,12 +37,14 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from scoreline.checkpoints import Card, Checkpoint
+    from scoreline.config.run_directory import RunDirectory
     from scoreline.generation.batches import Sampler
     from scoreline.generation.fleet import Fleet
     from scoreline.generation.run import Outputs
     from scoreline.generation.shards import Shards
     from scoreline.solvers.adaptive import AdaptiveRun
     from scoreline.solvers.tableau import Tableau
+    from scoreline.storage.object_store import ObjectStore
 
 
 def read(cfg: DictConfig) -> SampleConfig | TableConfig:
@@ -68,6 +70,8 @@ def main(config: SampleConfig | TableConfig) -> float | None:
 
     config.run.claim()
     out, first = config.run.path, distributed.current().first
+    if config.store:
+        _pull(config.store, config.run)
     result, reason = run_results.former_result(out)
     if reason and first:
         run_results.reopen(out)
@@ -77,6 +81,8 @@ def main(config: SampleConfig | TableConfig) -> float | None:
     elif first:
         print("note: this run was finished before; its results follow. To repeat it, delete its directory")
     if first:
+        if config.store:
+            config.store.push(out)  # before the shards, which a failure needs again, are removed
         run.clear(out)
         for warning in [] if script.in_sweep() else result["warnings"]:
             print(f"note: {warning}")
@@ -84,6 +90,26 @@ def main(config: SampleConfig | TableConfig) -> float | None:
         _print_beside(result)
         wandb_summary.publish([out], config.wandb, quiet=script.in_sweep())
     return _score(config.optimise, result)
+
+
+def _pull(store: "ObjectStore", run: "RunDirectory") -> None:
+    """Fetch in the first process what the run directory lacks, while the others wait.
+
+    Raises:
+        InputError: in every process, if the store cannot be read or holds another run.
+    """
+    from scoreline.runtime.collectives import sentence_of_first
+
+    def problem() -> str | None:
+        try:
+            store.pull(run.path, run.identity)
+        except InputError as error:
+            return str(error)
+        return None
+
+    group = distributed.current()
+    if sentence := sentence_of_first(problem() if group.first else None, group):
+        raise InputError(sentence)
 
 
 def _score(name: str | None, result: Result) -> float | None:
@@ -113,7 +139,9 @@ def _run_table(config: TableConfig) -> None:
     """Run every cell of a table, then write the table."""
     from scoreline.tables import table_run
 
-    options = table_run.Options(config.budget, config.jobs, config.on_error, config.wandb, config.lock)
+    options = table_run.Options(
+        config.budget, config.jobs, config.on_error, config.wandb, config.lock, config.output_url
+    )
     table_run.main(config.name, config.data, table_run.of_cells(config.overrides), options, config.out)
 
 
@@ -160,6 +188,8 @@ def sample(config: SampleConfig) -> Result:
     sampler = network_batch(config, sampler if fleet else replica.on(device), shards, card, kind)
     if group.first:
         config.run.save_config(components.config_yaml(sampler.network_batch, last))
+        if config.store:
+            config.store.begin(config.run.path)
         if components.recommended:
             chosen = " on ".join(components.recommended)
             print(f"solver={components.choices['solver']}: {chosen}, closest to the fine run at about this NFE")
@@ -213,13 +243,14 @@ def plan_shards(config: SampleConfig, checkpoint: "Checkpoint", labels: "Tensor 
 
     from scoreline.generation import run
     from scoreline.generation.formats import FLOAT
-    from scoreline.generation.shards import Shards
+    from scoreline.generation.shards import Shards, keep_here
 
     place = config.run.path / run.SHARDS, f"{config.run.identity} {checkpoint.digest}", config.seeds, labels
-    states = checkpoint.card.shape
+    states, send = checkpoint.card.shape, config.store.send_shard if config.store else keep_here
     if config.format == FLOAT:
-        return Shards(*place, states, torch.float32)
-    return Shards(*place, checkpoint.image_shape, latents=None if checkpoint.decoder is None else states)
+        return Shards(*place, states, torch.float32, send=send)
+    latents = None if checkpoint.decoder is None else states
+    return Shards(*place, checkpoint.image_shape, latents=latents, send=send)
 
 
 def channels_last(config: SampleConfig, card: "Card") -> bool:

@@ -210,8 +210,9 @@ def _try_network(trainer: "Trainer", module: "DiffusionModule") -> list[str]:
 
 def _conclude(config: TrainConfig, trainer: "Trainer", module: "DiffusionModule") -> None:
     """Print the last lines; exit with code 75 if a scheduler stopped the training."""
+    from scoreline.runtime.stop_signals import REQUEUE
     from scoreline.training.online_schedule import OnlineSchedule
-    from scoreline.training.preemption import REQUEUE, Preemption
+    from scoreline.training.preemption import Preemption
 
     if not trainer.is_global_zero:
         return

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import IO, Any
 
 from scoreline.errors import InputError
 
@@ -79,7 +79,7 @@ def figure(path: Path, rows: int = 1, columns: int = 1, **options: Any) -> Itera
         save(chart, path, "png")
 
 
-def save(chart: Any, path: Path, form: str) -> None:
+def save(chart: Any, path: Path | IO[bytes], form: str) -> None:
     """Write a figure without the date; call it within `in_style`.
 
     Args:

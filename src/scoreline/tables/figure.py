@@ -80,16 +80,16 @@ def figure(grid: Grid) -> Any:
 
     Call it within `in_style`. Parts of unequal protocols have axes of their own, the first `PANELS` of them. Names
     stand at the ends of the lines where they fit, else in a legend in the order of the ends. The row that is among the
-    best of more columns than any other is bold. In SVG the artists of row i are `row-i`, `row-i-bars` and
-    `row-i-published`, that of its figure in column j `point-i-j`, and its name `label-i`; those of the second part have
-    `part-1-` before.
+    best of more columns than any other is bold. In SVG the artists of row i are `row-i`, `row-i-bars`, `row-i-cap-k`
+    and `row-i-published`, that of its figure in column j `point-i-j`, and its name `label-i`; those of the second part
+    have `part-1-` before.
 
     Returns:
         A figure of Matplotlib's.
     """
     from matplotlib.figure import Figure
 
-    parts = [part for part in grid.parts if any(points(grid, part, row) for row in grid.rows)][:PANELS]
+    parts = [grid.parts[number] for number in drawn_parts(grid)]
     chart = Figure()
     abreast = min(len(parts), ABREAST)
     down = -(-len(parts) // abreast)
@@ -105,6 +105,12 @@ def figure(grid: Grid) -> Any:
         chart.suptitle(grid.watermark, color="firebrick", fontsize="small")
     _name(grid, chart, panels, looks, down)
     return chart
+
+
+def drawn_parts(grid: Grid) -> list[int]:
+    """Return the numbers of the parts that are drawn: the first `PANELS` with a measured figure."""
+    measured = (k for k, part in enumerate(grid.parts) if any(points(grid, part, row) for row in grid.rows))
+    return list(measured)[:PANELS]
 
 
 def _looks(grid: Grid, parts: Sequence[Part]) -> dict[str, Look]:
@@ -158,8 +164,9 @@ def _draw_row(grid: Grid, panel: Panel, row: str, look: Look, beside: Any, bold:
     if found:
         axes.plot(x, y, linestyle=look.style, linewidth=1.7 if bold else 0.9, gid=name, **style)
         bars = axes.errorbar(x, y, errors, fmt="none", elinewidth=0.8, **style)
-        for artist in (*bars.lines[1], *bars.lines[2]):
-            artist.set_gid(f"{name}-bars" if artist in bars.lines[2] else None)
+        for k, cap in enumerate(bars.lines[1]):
+            cap.set_gid(f"{name}-cap-{k}")
+        bars.lines[2][0].set_gid(f"{name}-bars")
     for place, value, column in zip(x, y, columns, strict=True):
         gid = f"{panel.prefix}point-{number}-{grid.columns.index(column)}"
         axes.plot([place], [value], marker=look.marker, linestyle="none", gid=gid, **_edge(look), **style)

@@ -1,45 +1,39 @@
-"""Forecast of `sample.py table=NAME`: the work of all its cells."""
+"""Forecast of `sample.py table=NAME`: the time of all its runs."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from scoreline.doctor.findings import Finding, duration
-from scoreline.doctor.timing import Cost
-from scoreline.tables.schema import Table
-from scoreline.values import count_seeds
+from scoreline.doctor.findings import duration
+from scoreline.tables.pace import SERVER, START_UP
 
 
-class TableJob(NamedTuple):
-    """The runs of a table: their number, their evaluations of one image, and the preparations before them."""
+class TableTime(NamedTuple):
+    """Seconds of a table on one device.
 
-    runs: int
-    evaluations: int
-    preparations: int
-
-    def forecast(self, cost: Cost | None, jobs: int) -> Finding:
-        """Report the work, and its time if the cost of an evaluation is known."""
-        text = f"{self.runs:,} runs, {self.evaluations:,} evaluations of an image"
-        if cost is not None:
-            time = duration(cost.seconds_for(self.evaluations / jobs))
-            text += f": {time} of network calls with {jobs} at a time, on as many idle cores, and the metrics"
-        if self.preparations:
-            text += f"; before them {self.preparations} preparations, which are not counted"
-        return Finding("ok", "table", text)
-
-
-def table_job(table: Table, budget: str, overrides: Sequence[str], nfe: int) -> TableJob:
-    """Count the work of all cells.
-
-    Args:
-        table: the table.
-        budget: the name of its seed ranges.
-        overrides: those of the user, for every cell.
-        nfe: of cells that do not set it.
+    Attributes:
+        preparations: of the trainings before the runs.
+        runs: of the network calls of each run.
+        features: of the features of all images, for the metrics.
     """
-    images = [count_seeds(one) for one in table.ranges(budget)]
-    found = []
-    for row in table.rows:
-        for column in (it for it in table.columns if it.name not in row.cannot):
-            words = (*table.base, *row.overrides, *column.overrides, *overrides)
-            found.append(next((int(word[4:]) for word in reversed(words) if word.startswith("nfe=")), nfe))
-    return TableJob(len(found) * len(images), sum(found) * sum(images), len(table.prepare))
+
+    preparations: float
+    runs: Sequence[float]
+    features: float
+
+    def faster(self, speed: float) -> "TableTime":
+        """Return the time on devices that compute `speed` times as fast."""
+        return TableTime(self.preparations / speed, [it / speed for it in self.runs], self.features / speed)
+
+    def on(self, places: int) -> float:
+        """Return the seconds with some runs at a time, after the preparations one by one."""
+        mean = self.features / max(1, len(self.runs))
+        each = [seconds + mean + START_UP for seconds in self.runs]
+        server = SERVER if each else 0.0
+        return self.preparations + server + max(sum(each) / places, max(each, default=0.0))
+
+    def sentence(self, places: int) -> str:
+        """Return the time with its parts."""
+        parts = [f"{duration(sum(self.runs))} of network calls in all", f"{duration(self.features)} of features"]
+        if self.preparations:
+            parts.insert(0, f"{duration(self.preparations)} of training")
+        return f"{duration(self.on(places))}: {', '.join(parts)}, {len(self.runs):,} starts of {START_UP:g} s"

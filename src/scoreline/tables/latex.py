@@ -235,7 +235,7 @@ def _protocol(grid: Grid, part: Part) -> list[str]:
         f"in parentheses the standard error of {of}, in units of the last digits",
         rule(ranges),
         ", ".join([f"seeds {_listed(seeds)}", of_models, *common(results)]),
-        "; ".join(_in_words(grid.metric, ranges, results[0]["protocol"])),
+        "; ".join(protocol_in_words(grid.metric, ranges, results[0]["protocol"])),
         *circumstances(grid, part, "below"),
         *(sources(part), *marks, code(results)),
     ]
@@ -247,7 +247,7 @@ def _listed(seeds: Sequence[str]) -> str:
     return f"{', '.join(first)} and {last}" if first else last
 
 
-def _in_words(metric: str, ranges: int, protocol: Mapping[str, object]) -> list[str]:
+def protocol_in_words(metric: str, ranges: int, protocol: Mapping[str, object]) -> list[str]:
     """Return the parts of a protocol that concern a metric, as words."""
     name = metric.rpartition("/")[2]
     kept = {key: value for key, value in protocol.items() if name in ONLY.get(key, {name})}

@@ -12,12 +12,17 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import IO
 
+from scoreline.runtime.stop_signals import REQUEUE, SIGNALS, Requeue
 from scoreline.storage.files import open_locked
+from scoreline.storage.run_lock import working
 from scoreline.tables import worker
-from scoreline.tables.plan import OUTCOME, Cell, Outcome, outcome, record
+from scoreline.tables.plan import KEPT, OUTCOME, Cell, Outcome, outcome, record
 
 LOG = "cell.log"
 POLL = 0.01
+LOOK = 1.0
+"""Seconds between two looks for cells that other processes have left."""
+
 PATIENCE = 10.0
 """Seconds that a process has to end after it was asked to."""
 
@@ -67,6 +72,10 @@ class Pool:
         on_error: what follows a failure: `continue`, `stop`, or `retry` once at the end.
         report: called with each cell and its outcome, `missing` if it is to be tried again.
         warm: forks processes from a server that has imported what they need.
+        begin: called with each cell when its process is there, the server's imports behind it.
+        shared: other pools, on this machine or others, run cells of the table too. Each takes the next cell that is
+            neither finished nor at work, leaves alone what another one tried meanwhile, and ends when all that is left
+            is at work elsewhere.
     """
 
     def __init__(
@@ -77,19 +86,27 @@ class Pool:
         on_error: str,
         report: Callable[[Cell, Outcome], None],
         warm: bool = False,
+        begin: Callable[[Cell], None] = lambda cell: None,
+        shared: bool = False,
     ) -> None:
         self.root, self.command, self.on_error, self.report, self.warm = root, command, on_error, report, warm
+        self.begin = begin
         self.free, self.running = list(places), list[Running]()
         self.attempts: dict[Cell, int] = {}
         self.refused: dict[tuple[str, str], str] = {}
+        self.shared, self.next_look = shared, 0.0
+        self.former: dict[Cell, int] = {}
         self.stopped = False
 
     def run(self, cells: Sequence[Cell]) -> None:
         """Run every cell once; with `retry`, those that failed once more at the end."""
         queue = list(cells)
+        self.former = {cell: self._stamp(cell) for cell in queue}
         try:
             while queue or self.running:
                 progress = not self.stopped and self._begin(queue)
+                if self.shared and not progress and not self.running:
+                    return  # the other processes have all that is left
                 ends = [self._end(one) for one in list(self.running) if worker.exit_code(one.process) is not None]
                 queue += [cell for cell in ends if cell is not None]
                 if self.stopped and not self.running:
@@ -101,27 +118,48 @@ class Pool:
 
     def _begin(self, queue: list[Cell]) -> bool:
         """Start the first cell of the queue that can start; whether there was one."""
+        if time.monotonic() < self.next_look:
+            return False
         for cell in list(queue):
             if not self.free:
                 return False
             if self._settled(cell):
                 queue.remove(cell)
                 return True
-            log = open_locked(self.root / cell.directory / LOG)
+            log = self._open_log(cell)
             if log is not None:
                 queue.remove(cell)
                 self._start(cell, log)
                 return True
+        if self.shared:  # a look reads a few files of every cell that is left
+            self.next_look = time.monotonic() + LOOK
         return False
 
+    def _open_log(self, cell: Cell) -> IO[bytes] | None:
+        """Return the log of a cell with its lock, or None while another process has it."""
+        folder = self.root / cell.directory
+        return None if self.shared and working(folder) else open_locked(folder / LOG)
+
+    def _stamp(self, cell: Cell) -> int:
+        """Return the time of a cell's outcome.json in ns, 0 if there is none."""
+        try:
+            return (self.root / cell.directory / OUTCOME).stat().st_mtime_ns
+        except OSError:
+            return 0
+
+    def _record(self, cell: Cell, end: Outcome) -> None:
+        record(cell, self.root, end)
+        self.former[cell] = self._stamp(cell)
+
     def _settled(self, cell: Cell) -> bool:
-        """Report a cell that another process has finished, or that sample.py refused at another seed range."""
+        """Report a cell that another process has finished or tried, or that sample.py refused at another seed range."""
         end, sentence = outcome(cell, self.root), self.refused.get((cell.row, cell.column))
-        if end.state != "finished":
+        tried = self.shared and end.state in KEPT and self._stamp(cell) != self.former[cell]
+        if end.state != "finished" and not tried:
             if sentence is None:
                 return False
             end = Outcome("refused", sentence)
-            record(cell, self.root, end)
+            self._record(cell, end)
         self.report(cell, end)
         return True
 
@@ -130,6 +168,7 @@ class Pool:
         slot, words = self.free.pop(0), self.command(cell)
         start = log.seek(0, os.SEEK_END)
         process = worker.start(words, log, slot.environment(), self.warm)
+        self.begin(cell)
         attempt = self.attempts.get(cell, 0) + 1
         self.attempts[cell] = attempt
         self.running.append(Running(cell, slot, process, log, start, attempt))
@@ -138,11 +177,12 @@ class Pool:
         """Record how a process ended; returns its cell if it is to be tried again."""
         self.running.remove(one)
         self.free.append(one.slot)
-        end = self._outcome(one)
-        one.log.close()
+        self.next_look = 0.0
+        with one.log:
+            end = self._outcome(one)
         failed, again = end.state == "failed", False
         if failed or end.state == "refused":
-            record(one.cell, self.root, end)
+            self._record(one.cell, end)
         if failed:
             again = self.on_error == "retry" and one.attempt == 1
         elif end.state == "refused":
@@ -159,6 +199,8 @@ class Pool:
         script = Path(self.command(one.cell)[1]).name
         if code == 2 and line.startswith(f"{script}: "):
             return Outcome("refused", line.removeprefix(f"{script}: "))
+        if code == REQUEUE or -code in SIGNALS:  # the scheduler reached the cell before the table
+            raise Requeue(signal.SIGTERM if code > 0 else -code)
         how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
         return Outcome("failed", f"{how}{': ' if line else ''}{line}")
 

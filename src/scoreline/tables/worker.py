@@ -17,6 +17,7 @@ from typing import IO, Any
 
 from scoreline.config import conf_folder
 from scoreline.runtime import startup
+from scoreline.runtime.stop_signals import SIGNALS
 from scoreline.storage.files import code_version, known_digests, learn_digests
 
 FRESH = "SCORELINE_FRESH"
@@ -122,6 +123,8 @@ def run(words: Sequence[str], log: int, environment: Mapping[str, str], digests:
         return  # the table ended while the server was starting
     # a table that a shell runs in the background ignores SIGINT; its cells still obey the table
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    for number in SIGNALS:  # which the server ignores
+        signal.signal(number, signal.SIG_DFL)
     for stream in (1, 2):
         os.dup2(log, stream)
     os.close(log)
@@ -169,7 +172,12 @@ def _preload() -> None:
 
 
 def _serve() -> None:
-    """Preload while Ctrl-C, which ends the table, is ignored. The cells report whatever fails here."""
+    """Preload while Ctrl-C, which ends the table, is ignored. The cells report whatever fails here.
+
+    A scheduler may send its signals to all processes of a job. The server ignores them: it ends with the table.
+    """
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
     former = signal.signal(signal.SIGINT, signal.SIG_IGN)
     with suppress(Exception):
         _preload()

@@ -10,16 +10,11 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from scoreline.runtime import compat
 from scoreline.runtime.device import LateNumber, computes_apart, to_device
+from scoreline.runtime.stop_signals import SIGNALS, SUBMITIT
 from scoreline.training.training_state import checkpointing_of
 
-REQUEUE = 75
-"""Exit code EX_TEMPFAIL of sysexits.h: the same command continues where this one stopped."""
-
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
-"""SLURM (`--signal=USR1@120`), Kubernetes or `kill` sends one of these before it takes the machine away."""
-
-SUBMITIT, ITS_SIGNAL = "SUBMITIT_EXECUTOR", "SUBMITIT_PREEMPT_SIGNAL"
-"""Variables of a job that submitit runs: submitit handles one signal itself and requeues the job."""
+ITS_SIGNAL = "SUBMITIT_PREEMPT_SIGNAL"
+"""Variable with the name of the signal that submitit handles itself."""
 
 Handler = Any
 

@@ -10,8 +10,8 @@ from typing import Any
 
 from scoreline.doctor.findings import amount
 from scoreline.errors import InputError, printable
-from scoreline.tables import run_summary
-from scoreline.tables.run_summary import GROUPS, Summary
+from scoreline.runs import summary
+from scoreline.runs.summary import GROUPS, Summary
 
 FILTERS = ("job", "checkpoint", "solver", "schedule", "nfe", "state")
 """Columns that a line is chosen by, beside the keys of its configuration."""
@@ -81,7 +81,7 @@ def _any(values: Iterable[str], patterns: str) -> bool:
 
 def _texts(path: Path) -> dict[str, tuple[str, ...]]:
     """Return the values of every key of a run's config; a node has its choice, and the module and class it names."""
-    found, names = run_summary.values(path), run_summary.choices(path)
+    found, names = summary.values(path), summary.choices(path)
     classes = {key: found.get(f"{key}._target_", "").split(".")[-2:] for key in found}
     kept = [key for key in found if not key.startswith("start")]
     return {key: (found[key], *classes[key], *([names[key]] if key in names else [])) for key in kept}

@@ -12,10 +12,10 @@ from scoreline.config.run_names import NEVER
 from scoreline.errors import InputError, printable
 from scoreline.generation import run_results
 from scoreline.generation.run_results import Result
+from scoreline.runs.listing import aligned, number
+from scoreline.runs.summary import Summary, choices, figures, find_runs
 from scoreline.storage import run_config
 from scoreline.storage.bounded_reading import content
-from scoreline.tables.run_list import aligned, number
-from scoreline.tables.run_summary import Summary, choices, figures, find_runs
 from scoreline.values import parse_seeds
 
 ABSENT = "-"

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from scoreline.errors import InputError
+from scoreline.runs.summary import Summary
 from scoreline.storage import run_config, run_lock
 from scoreline.storage.bounded_reading import content
 from scoreline.storage.files import part_beside, remove_parts_of
-from scoreline.tables.run_summary import Summary
 
 
 class User(NamedTuple):

@@ -19,10 +19,11 @@ from tables_files import draft, finish, ran
 
 from scoreline.commands import runs
 from scoreline.errors import InputError
+from scoreline.runs import removal, summary
+from scoreline.runs.listing import SPARE, aligned, cells, date, fitted
+from scoreline.runs.summary import find, images_kept
 from scoreline.storage.run_lock import RunLock
-from scoreline.tables import plan, run_removal, run_summary, study
-from scoreline.tables.run_list import SPARE, aligned, cells, date, fitted
-from scoreline.tables.run_summary import find, images_kept
+from scoreline.tables import plan, study
 
 Printed = Callable[..., list[str]]
 
@@ -90,7 +91,7 @@ SWEPT = "checkpoint=digits_vp,nfe=3,seeds=0-15,solver=deis_tab2"
 
 def test_the_name_says_checkpoint_solver_schedule_nfe(real: Path, printed: Printed) -> None:
     (run,) = Path("outputs/sample").iterdir()
-    identity = run_summary.values(run)["identity"]
+    identity = summary.values(run)["identity"]
     assert run.name == f"digits_vp-ddim-linear_vp_few-nfe3-{identity}"
 
 
@@ -231,7 +232,7 @@ def test_a_table_counts_its_cells(tmp_path: Path, printed: Printed) -> None:
 
 
 def test_names_of_files_are_those_of_their_writers() -> None:
-    names = (run_summary.PLAN, run_summary.OUTCOME, run_summary.STUDY, run_summary.HISTORY)
+    names = (summary.PLAN, summary.OUTCOME, summary.STUDY, summary.HISTORY)
     assert names == (plan.PLAN, plan.OUTCOME, study.FILE, study.HISTORY)
 
 
@@ -478,7 +479,7 @@ def test_a_run_at_work_stays(tmp_path: Path, printed: Printed) -> None:
                 printed("remove", str(word), "--yes")
             found = next(find(word))
             with pytest.raises(InputError, match="works there; stop it first"):
-                run_removal.remove(found)
+                removal.remove(found)
     assert not list(sweep.rglob(".lock")), "the refusal leaves no lock behind"
     printed("remove", str(sweep), "--yes")
     assert not sweep.exists()
@@ -605,7 +606,7 @@ def _killed_at(moment: str, run: Path) -> int:
         os._exit(9)
 
     setattr(os, moment, die)
-    run_removal.remove(next(find(run)))
+    removal.remove(next(find(run)))
     return 0
 
 

@@ -8,11 +8,11 @@ from scoreline.config import catalogue, conf_folder, script
 from scoreline.doctor.findings import amount
 from scoreline.errors import printable
 from scoreline.generation import run_results
+from scoreline.runs import summary
+from scoreline.runs.listing import aligned, cells, date, number
+from scoreline.runs.summary import GROUPS, Figure, Summary
 from scoreline.storage import run_config
 from scoreline.storage.run_config import ERROR_LOG
-from scoreline.tables import run_summary
-from scoreline.tables.run_list import aligned, cells, date, number
-from scoreline.tables.run_summary import GROUPS, Figure, Summary
 
 LOGS = (ERROR_LOG, "cell.log")
 
@@ -26,7 +26,7 @@ def lines(path: Path) -> Iterator[str]:
     Raises:
         InputError: if the path names none.
     """
-    run = run_summary.named(path)
+    run = summary.named(path)
     yield printable(f"{run.path}: {run.job}, {run.state}")
     yield f"{date(run)}, {amount(run.size)}"
     about = _about_group(run) if run.job in GROUPS else _about_run(run)
@@ -54,7 +54,7 @@ def _about_run(run: Summary) -> Iterator[Section]:
         failed = run.state.word in ("failed", "refused", "killed", "damaged")
         yield (
             f"the end of {name}",
-            [f"  {line}" for line in run_summary.tail(run.path / name, LOG_LINES)] if failed else [],
+            [f"  {line}" for line in summary.tail(run.path / name, LOG_LINES)] if failed else [],
         )
     again = "the same command" if recorded else "a command like the one that was run"
     yield f"{again}{'' if run.state.word == 'done' else ', which goes on'}", [_command(run, config, words)]
@@ -72,7 +72,7 @@ def overrides(run: Summary, config: dict[str, Any]) -> tuple[list[str], bool]:
     defaults = catalogue.default_choices(run.job)
     chosen = {"solver": run.solver.partition(" ")[0], "schedule": run.schedule} if run.job == "sample" else {}
     words = [f"{group}={name}" for group, name in chosen.items() if name and name != defaults[group]]
-    values = run_summary.values(run.path)
+    values = summary.values(run.path)
     for key in catalogue.keys_of(run.job):
         own = values.get(key.name, "")
         if key.value not in ("", "card", "auto", "null") and "$" not in key.value and key.name in values:
@@ -93,7 +93,7 @@ def _results(run: Summary) -> list[str]:
         rows = [[name, number(it["value"], it["error"]), f"n {it['n']}"] for name, it in result["metrics"].items()]
         notes = [f"  note: {warning}" for warning in result.get("warnings", [])]
         return [*(f"  {line}" for line in (aligned(rows) if rows else [])), *notes]
-    found: list[Figure] = run_summary.figures(run.path) if run.job == "train" else []
+    found: list[Figure] = summary.figures(run.path) if run.job == "train" else []
     return [f"  {line}" for line in (aligned([[it.name, number(it.value, it.error)] for it in found]) if found else [])]
 
 
@@ -101,7 +101,7 @@ def _files(folder: Path) -> list[str]:
     rows = []
     for path in sorted(folder.iterdir()):
         kind = "/" if path.is_dir() and not path.is_symlink() else ""
-        size = "link" if path.is_symlink() else amount(run_summary.bytes_of(path) if kind else path.stat().st_size)
+        size = "link" if path.is_symlink() else amount(summary.bytes_of(path) if kind else path.stat().st_size)
         rows.append([path.name + kind, size])
     return [f"  {line}" for line in aligned(rows)] if rows else []
 
@@ -124,7 +124,7 @@ def _group_command(run: Summary) -> str:
         )
         return "  " + script.command("sample", *words, *place)
     job = next((one.job for one in run.runs), "sample")
-    return "  " + script.command(job, "-m", *run_summary.words_of_sweep(run.path))
+    return "  " + script.command(job, "-m", *summary.words_of_sweep(run.path))
 
 
 def _versions(run: Summary, config: dict[str, Any]) -> list[str]:

@@ -1,0 +1,1 @@
+"""A table or a sweep as one HTML file: its template, style and script, and what fills them."""
