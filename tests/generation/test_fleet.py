@@ -3,6 +3,7 @@
 import hashlib
 import os
 import pickle
+import signal
 import subprocess
 import sys
 import time
@@ -202,24 +203,30 @@ class TestWithRay:
         with pytest.raises(InputError, match=r"No module named 'at_home'.*; install what it needs there"):
             workers.sample(replica(module.Own(tmp_path)), shards(tmp_path / "two"))
 
-    def test_a_killed_driver_resumes(self, workers: Fleet, tmp_path: Path) -> None:
+    def test_a_driver_that_is_stopped_and_killed_resumes(self, workers: Fleet, tmp_path: Path) -> None:
         save_small(tmp_path / "small.safetensors", classes=CLASSES)
         own = ("checkpoint=small.safetensors", "seeds=0-399", "nfe=20", "device=cpu", "metrics=none", "solver=ddim")
         words = [sys.executable, str(ROOT / "sample.py"), *own, "batch_size=16", "network_batch=8"]
         address = workers.ray.get_runtime_context().gcs_address
         ray = ["launcher=ray", f"launcher.address={address}", "launcher.workers=2", "hydra.run.dir=two"]
         subprocess.run([*words, "hydra.run.dir=one"], cwd=tmp_path, check=True, capture_output=True, timeout=120)
-        driver = subprocess.Popen([*words, *ray], cwd=tmp_path)
-        until = time.monotonic() + 120
-        while len(kept := list((tmp_path / "two/shards").glob("[0-9]*"))) < 3:
-            assert driver.poll() is None
-            assert time.monotonic() < until
-            time.sleep(0.01)
-        driver.kill()
-        driver.wait()
-        assert len(kept) < 25
-        assert not (tmp_path / "two/manifest.csv").exists()
+        for number, code in ((signal.SIGUSR1, 75), (signal.SIGKILL, -9)):
+            before = kept(tmp_path / "two")
+            driver = subprocess.Popen([*words, *ray], cwd=tmp_path)
+            until = time.monotonic() + 120
+            while kept(tmp_path / "two") < before + 3:
+                assert driver.poll() is None
+                assert time.monotonic() < until
+                time.sleep(0.01)
+            driver.send_signal(number)
+            assert driver.wait(60) == code
+            assert kept(tmp_path / "two") < 25
+            assert not (tmp_path / "two/manifest.csv").exists()
         done = subprocess.run([*words, *ray], cwd=tmp_path, check=True, capture_output=True, text=True, timeout=120)
         assert "400 images" in done.stdout
         for name in ("manifest.csv", "samples.npz"):
             assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+
+
+def kept(run: Path) -> int:
+    return len(list((run / "shards").glob("[0-9]*")))

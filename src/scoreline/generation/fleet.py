@@ -6,6 +6,7 @@ import sys
 import time
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
@@ -32,6 +33,9 @@ AHEAD = 2
 
 RESTARTS = 3
 """Times that Ray starts the process of a worker again."""
+
+BREATH = 1.0
+"""Seconds that a thread waits for an answer, and so the longest delay of a stop."""
 
 PATIENCE = 30.0
 """Seconds without a worker after which a note says what the cluster has free."""
@@ -280,20 +284,27 @@ class _Calls:
     gone: set[int] = field(default_factory=set)
 
     def answers(self) -> Iterator[tuple[list[int], Images]]:
-        """Yield the images of each range, once, with their indices."""
+        """Yield the images of each range, once, with their indices.
+
+        A thread waits for Ray, which turns what the handler of a signal raises in the main thread into an exit code of
+        its own.
+        """
         self.open = {worker.ready.remote([self.place]): (number, None) for number, worker in enumerate(self.workers)}
-        while self.desk.left:
-            done, _ = self.ray.wait(list(self.open), timeout=PATIENCE)
-            if not (done or self.devices):
-                self._note_waiting()
-            for call in done:
-                worker, number = self.open.pop(call)
-                answer = self._answer(call, worker)
-                if isinstance(answer, str):
-                    self._welcome(worker, answer)
-                elif answer is not None and number is not None and self.desk.returned(worker, number):
-                    yield self.desk.ranges[number], Images(*answer)
-            self._hand_out()
+        due = time.monotonic() + PATIENCE
+        with ThreadPoolExecutor(1, "scoreline") as pool:
+            while self.desk.left:
+                for call, answer in pool.submit(self._answered).result():
+                    worker, number = self.open.pop(call)
+                    if isinstance(answer, str):
+                        self._welcome(worker, answer)
+                    elif isinstance(answer, Exception):
+                        self._lose(worker, answer)
+                    elif number is not None and self.desk.returned(worker, number):
+                        yield self.desk.ranges[number], Images(*answer)
+                if not self.devices and time.monotonic() > due:
+                    due = time.monotonic() + PATIENCE
+                    self._note_waiting()
+                self._hand_out()
 
     def _hand_out(self) -> None:
         for worker in self.devices:
@@ -303,17 +314,23 @@ class _Calls:
                 labels = None if self.shards.labels is None else self.shards.labels[index].tolist()
                 self.open[self.workers[worker].images.remote([self.place], seeds, labels)] = worker, number
 
-    def _answer(self, call: Any, worker: int) -> Any:
-        """Return what a worker answers, or None if it is gone; raise the error that it raised."""
+    def _answered(self) -> list[tuple[Any, Any]]:
+        """Return calls that are answered, with the answer or the error of a worker that is gone.
+
+        Raises:
+            Exception: what a worker raised.
+        """
         from ray.exceptions import ObjectLostError, RayActorError, RayTaskError
 
-        try:
-            return self.ray.get(call)
-        except RayTaskError as error:
-            raise error.cause from error
-        except (RayActorError, ObjectLostError) as error:
-            self._lose(worker, error)
-            return None
+        def answer(call: Any) -> Any:
+            try:
+                return self.ray.get(call)
+            except RayTaskError as error:
+                raise error.cause from error
+            except (RayActorError, ObjectLostError) as error:
+                return error
+
+        return [(call, answer(call)) for call in self.ray.wait(list(self.open), timeout=BREATH)[0]]
 
     def _lose(self, worker: int, error: Exception) -> None:
         """Give the ranges of a worker to the others, and greet it again unless Ray has given it up."""

@@ -207,13 +207,13 @@ def sample(config: SampleConfig) -> Result:
 
 def of_ray(config: SampleConfig, tableau: "Tableau | AdaptiveRun") -> "Fleet | None":
     """Return the workers of `launcher=ray`, none of which has started yet; None without it."""
+    if config.launcher is None:
+        return None
     import torch
 
     from scoreline.generation.cuda_graphs import recorder
     from scoreline.generation.fleet import meet
 
-    if config.launcher is None:
-        return None
     fleet = meet(config.launcher, config.device, config.threads)
     recorder(config.graphs, torch.device(fleet.kind), tableau)  # refuses what the workers could not record
     return fleet
