@@ -32,7 +32,7 @@ SCRIPT_OF = {
         ("dataset", "model", "objective", "target", "trainer", "logger", "callbacks", "experiment", "augmentation"),
         "train",
     ),
-    **dict.fromkeys(("solver", "schedule", "metrics", "guidance", "threshold"), "sample"),
+    **dict.fromkeys(("solver", "schedule", "metrics", "guidance", "threshold", "launcher"), "sample"),
     "calibration": "calibrate",
 }
 NEEDED = {

@@ -96,7 +96,7 @@ WITHOUT = {
         *("fixed_loss_kimg", "logger", "wandb", "trainer", "micro_batch", "compile", "channels_last", "device_mib"),
     ),
     "sample": (
-        *("device", "batch_size", "memory_mib", "threads", "output_url"),
+        *("device", "batch_size", "memory_mib", "threads", "output_url", "launcher"),
         *("table", "budget", "jobs", "sweep", "wandb", "optimise"),
     ),
     "calibrate": ("device", "batch_size", "wandb"),

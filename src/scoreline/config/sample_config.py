@@ -14,8 +14,10 @@ from scoreline.config import script, validate
 from scoreline.config.compose import build_object, follow_recommendation
 from scoreline.config.model_source import ModelSource, read_source, with_model, with_sigma_data, with_values
 from scoreline.config.run_directory import RunDirectory, output_dir, read_directory
-from scoreline.errors import InputError
+from scoreline.errors import InputError, check_kind
+from scoreline.runtime import distributed
 from scoreline.runtime.cores import threads_of
+from scoreline.runtime.ray_cluster import DEVICES, RayCluster
 from scoreline.storage import run_config
 from scoreline.storage.files import code_version
 from scoreline.storage.object_store import ObjectStore
@@ -61,6 +63,7 @@ class SampleConfig:
         store: the copy of the run directory in an object store, or None.
         optimise: the score that a sweeper compares runs by; None stands for the first.
         wandb: one of `values.WANDB`.
+        launcher: the Ray cluster whose workers sample the images, or None.
         components: builds the objects that refer to the loaded checkpoint.
     """
 
@@ -86,6 +89,7 @@ class SampleConfig:
     store: ObjectStore | None
     optimise: str | None
     wandb: str
+    launcher: RayCluster | None
     components: Callable[["Checkpoint"], "SampleComponents"]
 
 
@@ -196,7 +200,7 @@ def _read_run(cfg: DictConfig) -> SampleConfig:
         batch_size=whole_number("batch_size", cfg.batch_size),
         network_batch=network_batch,
         memory_mib=None if cfg.memory_mib is None else real_number("memory_mib", cfg.memory_mib),
-        threads=threads_of(cfg.threads),
+        threads=1 if cfg.launcher is not None and cfg.threads == "auto" else threads_of(cfg.threads),
         device=cfg.device,
         precision=values.check_precision(cfg.precision),
         compile=values.check_compile(cfg.compile),
@@ -208,8 +212,29 @@ def _read_run(cfg: DictConfig) -> SampleConfig:
         store=None if cfg.output_url is None else ObjectStore(str(cfg.output_url)),
         optimise=None if cfg.optimise is None else str(cfg.optimise),
         wandb=validate.wandb(cfg),
+        launcher=_read_launcher(cfg),
         components=partial(_components, cfg, run.identity),
     )
+
+
+def _read_launcher(cfg: DictConfig) -> RayCluster | None:
+    """Return the Ray cluster of a config, or None.
+
+    Raises:
+        InputError: for a key that needs the model's device in this process, or if torchrun or srun started it.
+    """
+    if cfg.launcher is None:
+        return None
+    if distributed.current().size > 1:
+        raise InputError("launcher=ray: starts its own processes; start this one without torchrun and srun")
+    if cfg.device not in DEVICES:
+        raise InputError(f"device={cfg.device}: Ray gives each worker its GPU; with launcher=ray use device=cuda")
+    if cfg.network_batch == "auto":
+        raise InputError("network_batch=auto: with launcher=ray give a number, or leave the key out")
+    if cfg.trajectories is not None:
+        raise InputError("trajectories: launcher=ray saves none; save them by a second run of a few seeds without it")
+    cluster: RayCluster = check_kind("launcher", build_object(cfg.launcher), RayCluster)
+    return cluster
 
 
 def _as_begun(cfg: DictConfig) -> DictConfig:

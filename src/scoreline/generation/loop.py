@@ -1,7 +1,9 @@
 """The loop that samples missing images in one of several processes and writes them as shards."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import MappingProxyType
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,7 +22,20 @@ WRITERS = 2
 """Threads that write finished batches while the next ones are computed; at most so many batches wait in memory."""
 
 
-def sample_missing(sampler: Sampler, shards: Shards, group: Group) -> tuple[int, float]:
+class Sampled(NamedTuple):
+    """What a call sampled: the number of images, the seconds, the processes, and the peak memory of those elsewhere."""
+
+    images: int
+    seconds: float
+    processes: int
+    memory: Mapping[str, float] = MappingProxyType({})
+
+
+Sampling = Callable[[Sampler, Shards, Group], Sampled]
+"""Samples the missing images of shards, as `sample_missing` does."""
+
+
+def sample_missing(sampler: Sampler, shards: Shards, group: Group) -> Sampled:
     """Sample every image that is in no shard yet, together with the other processes of the group.
 
     Image i is the image of seed i that `generation.batches.generate` yields on the device of the denoiser's parameters.
@@ -30,7 +45,7 @@ def sample_missing(sampler: Sampler, shards: Shards, group: Group) -> tuple[int,
     flight only: a thread writes each finished batch as a shard at once, while the next ones are computed.
 
     Returns:
-        The number of images that all processes sampled in this call, and the seconds they took.
+        What all processes sampled in this call.
     """
     # 1. the first process lists the missing images, each process takes its share
     missing = from_first(shards.find().missing if group.first else None, group)
@@ -45,7 +60,7 @@ def sample_missing(sampler: Sampler, shards: Shards, group: Group) -> tuple[int,
         batches = sampler.batches(shards.state_shape, seeds, labels, lambda images: progress.update(images * whole))
         _write_shards(shards, own, batches)
     group.barrier()
-    return len(missing), time.perf_counter() - began
+    return Sampled(len(missing), time.perf_counter() - began, group.size)
 
 
 def _write_shards(shards: Shards, indices: Sequence[int], batches: Iterator[Batch]) -> None:

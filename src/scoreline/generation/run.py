@@ -13,7 +13,7 @@ from scoreline.generation.batches import Sampler
 from scoreline.generation.formats import check_format, write_format, write_manifest
 from scoreline.generation.images import ShardImages, contact_sheet
 from scoreline.generation.interruptions import report_kept
-from scoreline.generation.loop import find_all, sample_missing
+from scoreline.generation.loop import Sampled, Sampling, find_all, sample_missing
 from scoreline.generation.run_results import MANIFEST, OUTPUTS, Result
 from scoreline.generation.shards import Shards
 from scoreline.metrics.base import Metrics, Score, check_metrics, check_scores
@@ -65,11 +65,13 @@ class Outputs:
         check_metrics(self.metrics).check(shards.shape, len(shards.seeds))
 
 
-def finish(sampler: Sampler, shards: Shards, outputs: Outputs, group: Group) -> Result:
+def finish(
+    sampler: Sampler, shards: Shards, outputs: Outputs, group: Group, sampling: Sampling = sample_missing
+) -> Result:
     """Sample missing images, write all images below the run directory, and measure them.
 
     Call it in every process of the group. The first process writes manifest.csv, grid.png and the file or folder of the
-    format, each atomically. A second call resumes an interrupted first one.
+    format, each atomically. A second call resumes an interrupted first one. `sampling` samples the missing images.
 
     Returns:
         The part of metrics.json about the images. Seconds, sampled images, images per second, processes and memory (the
@@ -81,7 +83,7 @@ def finish(sampler: Sampler, shards: Shards, outputs: Outputs, group: Group) -> 
     out = shards.folder.parent
     with report_kept(shards, group.first):
         # seeds to images, shard by shard
-        count, seconds = sample_missing(sampler, shards, group)
+        sampled = sampling(sampler, shards, group)
         images = ShardImages(shards, find_all(shards, group), outputs.num_classes)
         # images to files
         if group.first:
@@ -97,7 +99,7 @@ def finish(sampler: Sampler, shards: Shards, outputs: Outputs, group: Group) -> 
     kept = filter(None, [OUTPUTS.get(outputs.format), trajectories.NAME if outputs.trajectories else None])
     files = run_results.file_records(out, kept) if group.first else {}
     about = {"format": outputs.format, "manifest": sha256(out / MANIFEST), "files": files, "metrics": scores}
-    return {**_counts(images, count, seconds, group), **about}
+    return {**_counts(images, sampled, group), **about}
 
 
 def _measure(images: ShardImages, metrics: Metrics, folder: Path, group: Group) -> dict[str, Score]:
@@ -110,20 +112,20 @@ def _measure(images: ShardImages, metrics: Metrics, folder: Path, group: Group) 
     return scores
 
 
-def _counts(images: ShardImages, count: int, seconds: float, group: Group) -> Result:
+def _counts(images: ShardImages, sampled: Sampled, group: Group) -> Result:
     """Return counts and times; NFE and network calls are means over images, which differ for adaptive solvers only."""
     means = images.found.counts.double().mean(0).tolist()
     nfe, network_calls = (round(mean) if mean == round(mean) else round(mean, 1) for mean in means)
-    memory = peak_memory()
+    memory = {name: max(peak, sampled.memory.get(name, 0)) for name, peak in peak_memory().items()}
     peaks = largest(torch.tensor(list(memory.values()), dtype=torch.float64), group)
     return {
         "nfe": nfe,
         "network_calls": network_calls,
         "images": len(images),
-        "images_made": count,
-        "processes": group.size,
-        "seconds": round(seconds, 4),
-        "images_per_second": round(count / seconds, 2),
+        "images_made": sampled.images,
+        "processes": sampled.processes,
+        "seconds": round(sampled.seconds, 4),
+        "images_per_second": round(sampled.images / sampled.seconds, 2),
         "peak_memory_mib": dict(zip(memory, [round(peak, 1) for peak in peaks.tolist()], strict=True)),
     }
 

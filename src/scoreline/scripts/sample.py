@@ -10,6 +10,7 @@
   python sample.py trajectories=0-3                       the steps of the runs of four seeds
   python sample.py checkpoint=NAME guidance=classifier_free guidance.scale=2 threshold=dynamic
   python sample.py -m solver=ddim,deis_tab3 nfe=5,10,20   a sweep, one directory per cell
+  python sample.py launcher=ray seeds=0-49999             the same, on a Ray cluster without a shared disk
   python sample.py table=deis_sn_digits budget=small      all cells of a paper's table, a figure
 
 A run writes images, manifest.csv, grid.png, config.yaml and metrics.json. Image i depends on seed
@@ -32,11 +33,13 @@ from scoreline.tables import schema
 from scoreline.values import CARD, check_switch, whole_number
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
     from scoreline.checkpoints import Card, Checkpoint
     from scoreline.config.run_directory import RunDirectory
     from scoreline.generation.batches import Sampler
+    from scoreline.generation.fleet import Fleet
     from scoreline.generation.run import Outputs
     from scoreline.generation.shards import Shards
     from scoreline.solvers.adaptive import AdaptiveRun
@@ -149,15 +152,15 @@ def sample(config: SampleConfig) -> Result:
     from scoreline.execution import Execution
     from scoreline.generation import run
     from scoreline.generation.batches import Sampler
-    from scoreline.generation.cuda_graphs import recorder
     from scoreline.generation.labels import describe_labels, plan_labels
+    from scoreline.generation.loop import Sampling, sample_missing
+    from scoreline.generation.replica import Replica
     from scoreline.runtime.device import choose_device
-    from scoreline.runtime.memory import keep_freed_memory
     from scoreline.solvers.tableau import build
 
     group = distributed.current()
     torch.set_num_threads(1)
-    device = choose_device(config.device, group.local)
+    device = choose_device("cpu" if config.launcher else config.device, group.local)
 
     # 1. checkpoint, and the objects that refer to it: solver, schedule, guidance, threshold
     checkpoint = config.model.load()
@@ -176,16 +179,13 @@ def sample(config: SampleConfig) -> Result:
     outputs.check(shards, tableau)
 
     # 4. sampler: images per network call, device, precision
-    denoiser = components.denoiser.to(device)
-    last = channels_last(config, card)
-    Execution(config.precision, config.compile, last).apply(denoiser)
-    threads = 1 if device.type == "cuda" else config.threads
-    record = recorder(config.graphs, device, tableau)
-    decode = checkpoint.decoder.to(device) if checkpoint.decoder and shards.latents else None
-    sampler = Sampler(denoiser, tableau, config.batch_size, None, threads, record, decode)
-    sampler = network_batch(config, sampler, shards, card)
-    if device.type == "cpu":
-        keep_freed_memory()
+    fleet = of_ray(config, tableau)
+    last, kind = channels_last(config, card), torch.device(fleet.kind) if fleet else device
+    threads = 1 if kind.type == "cuda" else config.threads
+    decode = checkpoint.decoder if shards.latents else None
+    sampler = Sampler(components.denoiser, tableau, config.batch_size, None, threads, decode=decode)
+    replica = Replica(sampler, Execution(config.precision, config.compile, last), config.graphs)
+    sampler = network_batch(config, sampler if fleet else replica.on(device), shards, card, kind)
     if group.first:
         config.run.save_config(components.config_yaml(sampler.network_batch, last))
         if config.store:
@@ -195,13 +195,28 @@ def sample(config: SampleConfig) -> Result:
             print(f"solver={components.choices['solver']}: {chosen}, closest to the fine run at about this NFE")
 
     # 5. images, their files and metrics, then metrics.json
-    scores = run.finish(sampler, shards, outputs, group)
+    sampling: Sampling = fleet.sampling(replica) if fleet else sample_missing
+    scores = run.finish(sampler, shards, outputs, group, sampling)
     choices = {"final": config.final, "seeds": config.seeds_text, "labels": describe_labels(config.labels, labels)}
     notes = [*unfollowed(checkpoint, components), *useless(tableau, components)]
     result = describe({**components.choices, **choices}, checkpoint, sampler, outputs, scores, notes)
     if group.first:
         run_results.write(config.run.path, result)
     return result
+
+
+def of_ray(config: SampleConfig, tableau: "Tableau | AdaptiveRun") -> "Fleet | None":
+    """Return the workers of `launcher=ray`, none of which has started yet; None without it."""
+    if config.launcher is None:
+        return None
+    import torch
+
+    from scoreline.generation.cuda_graphs import recorder
+    from scoreline.generation.fleet import meet
+
+    fleet = meet(config.launcher, config.device, config.threads)
+    recorder(config.graphs, torch.device(fleet.kind), tableau)  # refuses what the workers could not record
+    return fleet
 
 
 def unfollowed(checkpoint: "Checkpoint", components: SampleComponents) -> list[str]:
@@ -248,11 +263,13 @@ def channels_last(config: SampleConfig, card: "Card") -> bool:
     return is_u_net(card.model) if former is None else check_switch("channels_last", former)
 
 
-def network_batch(config: SampleConfig, sampler: "Sampler", shards: "Shards", card: "Card") -> "Sampler":
+def network_batch(
+    config: SampleConfig, sampler: "Sampler", shards: "Shards", card: "Card", device: "torch.device"
+) -> "Sampler":
     """Return the sampler with its `network_batch`, the same in every process.
 
     `network_batch=auto` and `card` repeat the size of this run directory's first start. A first start takes the largest
-    size that fits in memory, or that of the card.
+    size that fits in memory, or that of the card for `device`, where the networks run.
     """
     from dataclasses import replace
 
@@ -266,7 +283,6 @@ def network_batch(config: SampleConfig, sampler: "Sampler", shards: "Shards", ca
         return replace(sampler, network_batch=config.network_batch)
     former = (run_config.read(config.run.path) or {}).get("network_batch")
     size = None if former is None else whole_number("network_batch", former)
-    device = sampler.denoiser.device
     if size is None and config.network_batch == CARD:
         size = card_batch(card, device)
     if size is None and group.first:
