@@ -312,7 +312,7 @@ def results(where: Path) -> dict[str, object]:
 def content(path: Path, where: Path) -> object:
     """Bytes, or figures without those of `OF_THE_CLOCK` and `OF_THE_LAST_START`, or a checkpoint's state to the bit.
 
-    The folder's own name, which stands in config.yaml, and there the key `lock`, are left out too.
+    The folder's own name, which stands in config.yaml, and there the key and the word `lock`, are left out too.
     """
     if path.suffix == ".ckpt":
         state = torch.load(path, weights_only=True)
@@ -326,7 +326,7 @@ def content(path: Path, where: Path) -> object:
             return [timeless(row) for row in csv.DictReader(file)]
     if path.suffix == ".yaml":
         text = path.read_text().replace(str(where), "")
-        return re.sub(r"^lock: \w+\n", "", text, flags=re.M)
+        return re.sub(r"^(lock: |  - lock=)\w+\n", "", text, flags=re.M)
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 

@@ -36,8 +36,8 @@ def test_scores_are_those_of_sample_py(capsys):
     assert found["warnings"] == want.warnings(297)
     printed = capsys.readouterr().out.splitlines()
     assert printed[0] == "297 images of samples, 1x8x8"
-    assert printed[1] == "frechet_distance       0.34789 +- 0.11  (lower is better)"
-    assert printed[3] == "precision              0.88889 +- 0.017  (higher is better)"
+    assert printed[1] == "frechet_distance       0.34789 +- 0.089  (lower is better)"
+    assert printed[3] == "precision              0.88889 +- 0.018  (higher is better)"
     assert printed[8].startswith("extractor digits-cnn:")
     assert printed[9].startswith("note: 297 images are fewer than 1000")
 

@@ -236,7 +236,6 @@ def test_trainers_instantiate(trainer: str, tmp_path: Path, monkeypatch: pytest.
     from lightning.fabric.utilities.exceptions import MisconfigurationException
 
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    monkeypatch.setenv("PATH", "/nowhere")  # Lightning warns where there is a program srun
     monkeypatch.setenv("SLURM_NTASKS_PER_NODE", "1")
     monkeypatch.setenv("SLURM_JOB_NUM_NODES", "2")
     cfg = composed("train", f"trainer={trainer}", out=tmp_path)

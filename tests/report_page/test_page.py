@@ -85,7 +85,7 @@ def test_failed_and_absent_jobs_of_a_sweep(tmp_path: Path) -> None:
     assert f"failed {failed.name} solver=euler: no." in text
     assert f"missing {cut.name} Not run yet; the same" in text
     cut.mkdir()
-    (cut / "config.yaml").write_text("nfe: 10\nseeds: 0-9\nidentity: ab\n")
+    (cut / "config.yaml").write_text("nfe: 10\nseeds: 0-9\nidentity: abababab\n")
     assert f"stopped {cut.name} At 0 of 10 images." in written(tmp_path).text()
 
 

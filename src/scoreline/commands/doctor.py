@@ -11,8 +11,8 @@ Check whether this machine can run a job, and forecast its time and memory.
 It lists versions, the device, every file that the job reads, the free disk
 space for its output, the size of the network and the number of its calls. It
 times one call of the network (some seconds; --quick skips it) and forecasts
-memory and time from it: the time of network calls alone, on this machine. It writes
-and fetches nothing; `scoreline prefetch` fetches what is missing.
+memory and time from it: the time of network calls alone, on this machine. It
+writes and fetches nothing; `scoreline prefetch` fetches what is missing.
 
 Of a table it reads every checkpoint, record, reference and extractor, names
 the cells that are impossible, and forecasts the runs that are not finished:

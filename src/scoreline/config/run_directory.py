@@ -21,6 +21,9 @@ from scoreline.storage.run_lock import RunLock
 _first_written: list[Path] = []
 """config.yaml of the run directory, if this process wrote the first one."""
 
+_begun: set[Path] = set()
+"""The run directory, once this process has written its config.yaml."""
+
 _held: list[RunLock] = []
 """The lock of this process's run directory."""
 
@@ -80,6 +83,7 @@ class RunDirectory:
         if not path.exists():
             _first_written.append(path)
         write_atomically(path, lambda temporary: temporary.write_text(text))
+        _begun.add(self.path)
         (self.path / run_config.ERROR_LOG).unlink(missing_ok=True)
 
 
@@ -136,11 +140,11 @@ def give_up(folder: Path) -> bool:
     A lone config.yaml that this process wrote first does not count as content.
 
     Returns:
-        whether this process holds the directory, which has content.
+        whether the job began there, so that its failure belongs to that run; a refused command leaves a run alone.
     """
     with suppress(OSError):
         if not {path.name for path in folder.iterdir()} <= {run_lock.NAME, *(path.name for path in _first_written)}:
-            return bool(_held)
+            return folder in _begun
         for path in _first_written:
             path.unlink(missing_ok=True)
         release()

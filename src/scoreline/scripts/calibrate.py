@@ -11,7 +11,7 @@
   torchrun --standalone --nproc_per_node=4 calibrate.py seeds=0-1023   score_norm on four GPUs
 
 A run writes the record, its plot and config.yaml, and copies the record beside the checkpoint,
-where sample.py finds it. The same command continues an interrupted run (score_norm, search, tableau, target_variance).
+where sample.py finds it. The same command continues an interrupted run.
 """
 
 import sys

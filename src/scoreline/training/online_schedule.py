@@ -246,7 +246,9 @@ def _lines(trainer: Trainer) -> Path:
 
 def _plot(lines: Path) -> None:
     """Plot online_schedule.png: levels at every tenth of the length, against thousands of images."""
-    write_atomically(lines.with_suffix(".png"), partial(_draw, [json.loads(line) for line in lines.open()]))
+    write_atomically(
+        lines.with_suffix(".png"), partial(_draw, [json.loads(line) for line in lines.read_text().splitlines()])
+    )
 
 
 def _draw(records: Sequence[Mapping[str, Any]], path: Path) -> None:
