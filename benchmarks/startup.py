@@ -54,10 +54,10 @@ def loaded():
     load()
     mark()
     from scoreline.config.model_source import ModelSource
-    from scoreline.generation import run
+    from scoreline.generation import loop
     from scoreline.metrics.fidelity import Fidelity
     around(ModelSource, "load", True, True)
-    around(run, "sample_missing", True, True)
+    around(loop, "sample_missing", True, True)
     around(Fidelity, "__call__", True, True)
 startup.load_torch = loaded
 sys.path.insert(0, os.path.dirname(sys.argv[1]))
