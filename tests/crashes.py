@@ -18,6 +18,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import torch
@@ -284,6 +285,10 @@ def _is_ended(path: Path) -> None:
     assert path.read_bytes().endswith(b"\n"), path
 
 
+def _is_ended_pdf(path: Path) -> None:
+    assert path.read_bytes().rstrip().endswith(b"%%EOF"), path
+
+
 def _read_checkpoint(path: Path) -> None:
     assert loadable(path), path
 
@@ -299,6 +304,8 @@ READERS: dict[str, Callable[[Path], object]] = {
     ".csv": _is_ended,
     ".md": _is_ended,
     ".tex": _is_ended,
+    ".svg": ElementTree.parse,
+    ".pdf": _is_ended_pdf,
 }
 """How a file of each kind is read to its end."""
 
