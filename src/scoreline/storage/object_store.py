@@ -59,7 +59,8 @@ class ObjectStore:
         with self._explained("cannot be listed"):
             system.invalidate_cache()
             found = system.find(root, detail=True)
-        return {name[len(root) :].lstrip("/"): int(about["size"]) for name, about in found.items()}
+        sizes = {name[len(root) :].lstrip("/"): int(about["size"]) for name, about in found.items()}
+        return {name: size for name, size in sizes.items() if ".." not in PurePosixPath(name).parts}  # stay in a folder
 
     def pull(self, out: Path, identity: str) -> None:
         """Fetch what a run directory lacks: the shards of an unfinished run, or the files of a finished one.
@@ -75,7 +76,7 @@ class ObjectStore:
         if run_config.NAME in names and (former := self._identity()) != identity:
             raise InputError(f"output_url={self.url}: holds run {former:.20}, this one is {identity}; choose another")
         for name in sorted(names):
-            if not (out / name).exists() and ".." not in PurePosixPath(name).parts and not (out / name).is_symlink():
+            if not (out / name).exists() and not (out / name).is_symlink():
                 self._fetch(name, out / name)
 
     def fetch(self, folder: Path) -> Path:
@@ -92,8 +93,7 @@ class ObjectStore:
             self._fetch("", path)
             return path
         for name in sorted(names):
-            if ".." not in PurePosixPath(name).parts:
-                self._fetch(name, folder / name)
+            self._fetch(name, folder / name)
         return folder
 
     def begin(self, out: Path) -> None:
