@@ -51,11 +51,13 @@ class DEIS:
     difference into the next step, which costs no call, as in `UniPC`.
 
     Use this at few evaluations. Of order 3 in velocity prediction (`Velocity`), in the variable t + 0.3 t^(1/3) of
-    linear VP's time (`Blend`), with steps uniform in t^(1/2.4) and the first slope free up to NFE 20, it is the default
-    of sample.py, `velocity_ab3` on `linear_vp_few`: of all fixed choices the closest to the fine run, on average over
-    exact models of every process. The published form of order 3 in the native time of the process (`deis_tab3`) needs
-    no `sigma_data` and suits steps uniform in the square root of time. Prefer both to `RhoAB`, the same method in the
-    variable rho. Score normalisation needs a `score_norm` record; its gain on the digits models is small.
+    linear VP's time (`Blend`), with steps uniform in t^(1/2), it is the default of sample.py, `velocity_tab3` on
+    `linear_vp_quadratic`. With the first slope free up to NFE 20 and steps uniform in t^(1/2.4), `velocity_ab3` on
+    `linear_vp_few`, it is of all fixed choices the closest to the fine run on data of few coordinates, digits of 8x8
+    among them, and one of the farthest on colour pictures (`analytic_first`). The published form of order 3 in the
+    native time of the process (`deis_tab3`) needs no `sigma_data` and suits steps uniform in the square root of time.
+    Prefer all of them to `RhoAB`, the same method in the variable rho. Score normalisation needs a `score_norm` record;
+    its gain on the digits models is small.
 
     Attributes:
         order: degree r of the polynomial; 0 is DDIM. The order of convergence is r + 1. The first step is of order 0,
@@ -68,7 +70,9 @@ class DEIS:
         corrector: correct each step by the slope at its end; the order of convergence is then r + 2.
         analytic_first: the largest number of evaluations for which the slope at sigma_max is taken as zero, as it is
             for Gaussian data, in place of a call, where x is noise (a / s = u >= `FAR`). Its error is the angle of the
-            first step, so it pays while steps are few.
+            first step, so it pays while steps are few, and where the data's mean and its widest direction are small
+            beside the noise. The deviation along that direction, of pictures the brightness, grows with the square
+            root of the number of pixels, and what the first step misses of it no later step brings back.
 
     Source: Zhang & Chen (2023), arXiv:2204.13902, Eq. 14-15; Xia et al. (2023), arXiv:2311.00157 for the scale.
 
