@@ -56,9 +56,8 @@ CALIBRATIONS = {
 """Words of calibrate.py by the name of the record. All seeds are below 10,000, those of tables and distances above."""
 
 METHODS = (
-    Method("velocity_tab3", "linear_vp_quadratic"),
-    Method("velocity_ab3", "linear_vp_few"),
     Method("velocity_abm2", "linear_vp_quadratic"),
+    Method("velocity_ab3", "linear_vp_few"),
     Method("ipndm3", "karras"),
     Method("scire_multistep_2", "karras"),
     Method("dpmpp_2m", "karras"),

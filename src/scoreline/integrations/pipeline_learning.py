@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor
 
-from scoreline.calibration.closed_forms import START_SCHEDULES, named_families
+from scoreline.calibration.closed_forms import START_SCHEDULES, STARTS, named_families
 from scoreline.calibration.data_deviation import measure_sigma_data
 from scoreline.calibration.distances import fine_ends
 from scoreline.calibration.function_denoiser import Conditioned, as_denoising
@@ -28,8 +28,10 @@ from scoreline.integrations.pipeline_denoiser import PipelineDenoiser, frozen, r
 from scoreline.records import Record
 from scoreline.runtime import seeded_noise
 from scoreline.sampling import Progress
+from scoreline.schedules.base import NoiseSchedule
 from scoreline.schedules.spacings import Polynomial
 from scoreline.schedules.vp import LinearVP
+from scoreline.solvers.deis import DEIS
 from scoreline.solvers.learned import tableau_in
 from scoreline.solvers.tableau import Solver, build_tableau
 from scoreline.solvers.unipc import UniPC
@@ -39,7 +41,7 @@ from scoreline.values import whole_number
 Calls = Callable[[list[int]], Mapping[str, Any]]
 """From the numbers of images to the keywords of one call of the pipeline for them."""
 
-SOLVERS = ("velocity_tab3", "ipndm2", "ipndm3", "deis_tab3", "velocity_ipndm4", "ddim", "dpmpp_2m", "unipc_2")
+SOLVERS = (*STARTS, "velocity_ipndm4", "ddim", "dpmpp_2m", "unipc_2")
 SCHEDULES = (*START_SCHEDULES, "time_uniform", "karras")
 """Closed forms from which learning starts and with which it is compared."""
 
@@ -264,7 +266,7 @@ class _Learning:
         """Learn, measure on the report's images, and return the record."""
         effort, groups = self.effort, self._subjects(span)
         s = self._sigma_data(groups[0]) if sigma_data is None else sigma_data
-        families = named_families(SOLVERS, SCHEDULES, self.denoiser.noise_schedule, s)
+        families = _families(self.denoiser.noise_schedule, s)
         numbers: dict[str, Any] = {name: getattr(effort, name) for name in ("evaluations", "batch", "memory")}
         estimator = LearnedTableau(budgets, families, sigma_data=s, starts=FRAMES, first_query=False, **numbers)
         source = self._source() | {"sigma_data": s, "span": list(span), "seed": self.seed, **asdict(effort)}
@@ -325,6 +327,16 @@ def _report(subject: Subject, families: Families, values: Mapping[str, Any], pro
         start = build_tableau(method, families.schedules[schedule], subject.span, nfe, "none")
         rows.append(held_out_row(group, start.unrolled(), tableau_in(values, nfe)))
     return dict(zip(ROW, torch.tensor(rows, dtype=torch.float64).unbind(1), strict=True))
+
+
+def _families(native: NoiseSchedule, sigma_data: float) -> Families:
+    """Return the closed forms, each with a call at its first level, where pipelines have one."""
+    found = named_families(SOLVERS, SCHEDULES, native, sigma_data)
+    solvers = {
+        name: replace(solver, analytic_first=0) if isinstance(solver, DEIS) else solver
+        for name, solver in found.solvers.items()
+    }
+    return Families(solvers, found.schedules)
 
 
 def _refuse_without(pipe: Any, name: str, remedy: str) -> None:

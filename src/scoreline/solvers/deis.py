@@ -50,14 +50,14 @@ class DEIS:
     The corrector makes each step but the last again with its end as one more node (Adams-Moulton), and carries the
     difference into the next step, which costs no call, as in `UniPC`.
 
-    Use this at few evaluations. Of order 3 in velocity prediction (`Velocity`), in the variable t + 0.3 t^(1/3) of
-    linear VP's time (`Blend`), with steps uniform in t^(1/2), it is the default of sample.py, `velocity_tab3` on
-    `linear_vp_quadratic`. With the first slope free up to NFE 20 and steps uniform in t^(1/2.4), `velocity_ab3` on
-    `linear_vp_few`, it is of all fixed choices the closest to the fine run on data of few coordinates, digits of 8x8
-    among them, and one of the farthest on colour pictures (`analytic_first`). The published form of order 3 in the
-    native time of the process (`deis_tab3`) needs no `sigma_data` and suits steps uniform in the square root of time.
-    Prefer all of them to `RhoAB`, the same method in the variable rho. Score normalisation needs a `score_norm` record;
-    its gain on the digits models is small.
+    Use this at few evaluations. In velocity prediction (`Velocity`), in the variable t + 0.3 t^(1/3) of linear VP's
+    time (`Blend`), of order 2 with the corrector, on steps uniform in t^(1/2), it is the default of sample.py,
+    `velocity_abm2` on `linear_vp_quadratic`, and of all fixed choices the closest to the fine run on colour pictures.
+    On data of few coordinates, images of 8x8 among them, order 3 with the first slope free up to NFE 20 and steps
+    uniform in t^(1/2.4), `velocity_ab3` on `linear_vp_few`, is closer. The published form of order 3 in the native time
+    of the process (`deis_tab3`) needs no `sigma_data` and suits steps uniform in the square root of time. Prefer all of
+    them to `RhoAB`, the same method in the variable rho. Score normalisation needs a `score_norm` record; its gain on
+    the digits models is small.
 
     Attributes:
         order: degree r of the polynomial; 0 is DDIM. The order of convergence is r + 1. The first step is of order 0,
@@ -72,7 +72,7 @@ class DEIS:
             for Gaussian data, in place of a call, where x is noise (a / s = u >= `FAR`). Its error is the angle of the
             first step, so it pays while steps are few, and where the data's mean and its widest direction are small
             beside the noise. The deviation along that direction, of pictures the brightness, grows with the square
-            root of the number of pixels, and what the first step misses of it no later step brings back.
+            root of the number of pixels, and no later step brings back what the first one misses of it.
 
     Source: Zhang & Chen (2023), arXiv:2204.13902, Eq. 14-15; Xia et al. (2023), arXiv:2311.00157 for the scale.
 
