@@ -81,7 +81,7 @@ def test_a_sweep_is_one_line_and_its_runs_on_demand(real: Path, printed: Printed
     every = printed("--all", "sort=metric")
     assert "frechet_distance" in every[0]
     assert len(every) == 4
-    assert every[1].split()[2:7] == ["sample", "digits_vp", "deis_tab2", "linear_vp_few", "3"]
+    assert every[1].split()[2:7] == ["sample", "digits_vp", "deis_tab2", "linear_vp_quadratic", "3"]
     assert every[1].endswith("done   multirun/" + next(Path("multirun").iterdir()).name + "/" + SWEPT)
     assert printed("--all", "metric=recall")[0].split()[6] == "recall"
 
@@ -92,7 +92,7 @@ SWEPT = "checkpoint=digits_vp,nfe=3,seeds=0-15,solver=deis_tab2"
 def test_the_name_says_checkpoint_solver_schedule_nfe(real: Path, printed: Printed) -> None:
     (run,) = Path("outputs/sample").iterdir()
     identity = summary.values(run)["identity"]
-    assert run.name == f"digits_vp-ddim-linear_vp_few-nfe3-{identity}"
+    assert run.name == f"digits_vp-ddim-linear_vp_quadratic-nfe3-{identity}"
 
 
 def test_a_run_begun_under_an_old_name_goes_on_there(real: Path) -> None:

@@ -218,3 +218,19 @@ def test_the_free_step_pays_on_a_mixture() -> None:
         for solver in (DEIS(3, BLEND, frame=VELOCITY, analytic_first=20), DEIS(3, BLEND, frame=VELOCITY))
     ]
     assert errors[0] < 0.8 * errors[1]
+
+
+@pytest.mark.parametrize("nfe", [5, 10, 20])
+def test_the_free_step_costs_what_it_misses_of_brightness(nfe: int) -> None:
+    """Along one direction of pictures of 3x32x32: a deviation of 15, and the mean of pictures on a white ground."""
+    s, mean, deviation = 0.5, 0.5 * 3072**0.5, 15.0
+    x = torch.randn(500, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * SPAN[0]
+    width = [(level**2 + deviation**2) ** 0.5 for level in SPAN]
+    exact = mean + (x - mean) * width[1] / width[0]
+    errors = []
+    for analytic_first in (20, 0):
+        solver = DEIS(3, BLEND, frame=Velocity(s), analytic_first=analytic_first)
+        run = build_tableau(solver, Polynomial(LinearVP(), 2), SPAN, nfe, "none")
+        out = integrate(lambda x, rho: rho * (x - mean) / (rho**2 + deviation**2), x, run)
+        errors.append(float((out - exact).square().mean().sqrt()))
+    assert errors[0] > 2 * errors[1]
