@@ -122,9 +122,12 @@ REPORTED = (
     *("few3", "many32", "correlated16", "unequal48", "gaussian10", "points12"),
     *(*exact_models.MODELS, "digits_vp"),
 )
-SETS = {"chosen": CHOSEN, "reported": REPORTED}
+PICTURES = ("emoji32_edm",)
+"""Of 3072 coordinates, hence with far wider directions than those before; without classes."""
 
-SAMPLES = {"digits_points": 500, "digits_edm": 200, "digits_cosine": 200, "digits_vp": 128}
+SETS = {"chosen": CHOSEN, "reported": REPORTED, "pictures": PICTURES}
+
+SAMPLES = {"digits_points": 500, "digits_edm": 200, "digits_cosine": 200, "digits_vp": 128, "emoji32_edm": 32}
 MOST_SAMPLES = 1000
 """Samples of a model that is not in `SAMPLES`."""
 
@@ -567,10 +570,11 @@ def sets_of(text: str) -> dict[str, tuple[str, ...]]:
     names = text.split(",")
     if all(name in SETS for name in names):
         return {name: SETS[name] for name in names}
-    unknown = set(names) - {*CHOSEN, *REPORTED}
+    known = [name for models in SETS.values() for name in models]
+    unknown = set(names) - set(known)
     if unknown:
         named = ",".join(sorted(unknown))
-        raise InputError(f"--models {named}: give chosen, reported or some of {', '.join(CHOSEN + REPORTED)}")
+        raise InputError(f"--models {named}: give some of {', '.join([*SETS, *known])}")
     return {"selection": tuple(names)}
 
 
