@@ -56,7 +56,7 @@ CALIBRATIONS = {
 """Words of calibrate.py by the name of the record. All seeds are below 10,000, those of tables and distances above."""
 
 METHODS = (
-    Method("velocity_abm2", "linear_vp_quadratic"),
+    Method("velocity_abm2_open", "linear_vp_quadratic"),
     Method("velocity_ab3", "linear_vp_few"),
     Method("ipndm3", "karras"),
     Method("scire_multistep_2", "karras"),

@@ -17,13 +17,13 @@ COMPARED = (
 )
 """Solvers that a search compares. None reads a native time, so a name means the same for every model."""
 
-IN_VELOCITY = ("velocity_ab3", "velocity_abm2", "velocity_ipndm4")
+IN_VELOCITY = ("velocity_ab3", "velocity_abm2", "velocity_abm2_open", "velocity_ipndm4")
 """Those that read the data's deviation."""
 
 SCHEDULES = ("karras", "log_snr", "linear_vp_quadratic", "linear_vp_cubic", "linear_vp_few")
 """Schedules that a search compares."""
 
-STARTS = ("velocity_ab3", "velocity_abm2", "ipndm2", "ipndm3", "deis_tab3")
+STARTS = ("velocity_ab3", "velocity_abm2_open", "ipndm2", "ipndm3", "deis_tab3")
 """Solvers from which tableaus are learned, as in calibrate.py."""
 
 START_SCHEDULES = ("linear_vp_few", "linear_vp_quadratic")

@@ -23,7 +23,7 @@ from scoreline.solvers.adaptive import Adaptive
 from scoreline.solvers.tableau import Solver, Tableau, build
 from scoreline.verification.weak_error import noise_left
 
-SOLVER, SCHEDULE = "velocity_abm2", "linear_vp_quadratic"
+SOLVER, SCHEDULE = "velocity_abm2_open", "linear_vp_quadratic"
 """The choices without an argument, those of sample.py."""
 
 LARGE = 200.0

@@ -1,6 +1,6 @@
 """Sample images from a checkpoint with any solver on any schedule, and evaluate them.
 
-  python sample.py                                        64 colour emoji, velocity_abm2, NFE 10
+  python sample.py                                        64 colour emoji, velocity_abm2_open, NFE 10
   python sample.py checkpoint=outputs/train/NAME nfe=20   your own model
   python sample.py solver=heun schedule=karras final=denoise nfe=35
   python sample.py solver=deis_tab3 schedule=time_quadratic            the default before 0.10

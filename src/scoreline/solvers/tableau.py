@@ -380,7 +380,7 @@ def _check_run(solver: "Solver | Adaptive", run: object, nfe: int) -> None:
 def _no_inversion(sigma_max: float, sigma_min: float) -> InputError:
     return InputError(
         f"sigma_max={sigma_max:g} below sigma_min={sigma_min:g}: a run from data to noise solves the ODE upwards, and "
-        "this solver adds noise or ends at clean data; use another one, such as velocity_abm2 or ddim"
+        "this solver adds noise or ends at clean data; use another one, such as velocity_abm2_open or ddim"
     )
 
 

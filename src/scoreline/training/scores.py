@@ -24,7 +24,7 @@ from scoreline.training.measurements import Measuring, Record, publish
 from scoreline.training.module import DiffusionModule
 from scoreline.values import images_of_kimg
 
-SOLVER, SCHEDULE = "velocity_abm2", "linear_vp_quadratic"
+SOLVER, SCHEDULE = "velocity_abm2_open", "linear_vp_quadratic"
 """The defaults of sample.py."""
 
 FIRST_SEED = 2**32
