@@ -54,12 +54,12 @@ class DEIS:
 
     Use this at few evaluations. In velocity prediction (`Velocity`), in the variable t + 0.3 t^(1/3) of linear VP's
     time (`Blend`), of order 2 with the corrector up to the last two steps, on steps uniform in t^(1/2), it is the
-    default of sample.py, `velocity_abm2_open` on `linear_vp_quadratic`: on colour pictures it is as close to the fine
-    run as any fixed choice, and on others nearly so. On data of few coordinates, images of 8x8 among them, order 3 with the first slope free up to NFE 20 and steps
-    uniform in t^(1/2.4), `velocity_ab3` on `linear_vp_few`, is closer. The published form of order 3 in the native time
-    of the process (`deis_tab3`) needs no `sigma_data` and suits steps uniform in the square root of time. Prefer all of
-    them to `RhoAB`, the same method in the variable rho. Score normalisation needs a `score_norm` record; its gain on
-    the digits models is small.
+    default of sample.py, `velocity_abm2_open` on `linear_vp_quadratic`: on colour pictures about as close to the fine
+    run as any fixed choice at NFE 10 and 20. On data of few coordinates, images of 8x8 among them, order 3 with the
+    first slope free up to NFE 20 and steps uniform in t^(1/2.4), `velocity_ab3` on `linear_vp_few`, is closer. The
+    published form of order 3 in the native time of the process (`deis_tab3`) needs no `sigma_data` and suits steps
+    uniform in the square root of time. Prefer all of them to `RhoAB`, the same method in the variable rho. Score
+    normalisation needs a `score_norm` record; its gain on the digits models is small.
 
     Attributes:
         order: degree r of the polynomial; 0 is DDIM. The order of convergence is r + 1. The first step is of order 0,
