@@ -185,7 +185,7 @@ def formulas() -> Numbers:
 
 RUNS = {
     "velocity_ab3": ("solver=velocity_ab3", "schedule=linear_vp_few"),
-    "velocity_abm2": ("solver=velocity_abm2", "schedule=linear_vp_quadratic"),
+    "velocity_abm2_open": ("solver=velocity_abm2_open", "schedule=linear_vp_quadratic"),
     "deis_tab3": ("solver=deis_tab3", "schedule=time_quadratic"),
     "heun": ("solver=heun", "schedule=karras", "final=denoise"),
     "dpmpp_2m_sde": ("solver=dpmpp_2m_sde", "schedule=log_snr"),

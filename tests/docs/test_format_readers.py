@@ -121,7 +121,7 @@ def test_statistics_and_tables(where: Path, read: dict[str, Any]) -> None:
     statistics, known = read["Reference statistics"], read_statistics(where / "digits.npz")
     assert statistics["n"] == known.count == 1500
     assert np.array_equal(statistics["mu"], known.gaussian.mean.numpy())
-    assert read["table.csv"]["best"] == {"4": "velocity_abm2 / linear_vp_quadratic"}
+    assert read["table.csv"]["best"] == {"4": "velocity_abm2_open / linear_vp_quadratic"}
     outcome = read["plan.json, outcome.json"]
     assert [scores["fid"]["value"] for scores in outcome["found"].values()] == [2.5]
     assert list(outcome["reasons"].values()) == ["needs more"]

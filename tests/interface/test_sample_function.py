@@ -201,7 +201,7 @@ def test_schedules_by_name(schedule: str) -> None:
 
 def test_the_defaults_are_those_of_sample_py() -> None:
     out = scoreline.sample(gauss, X, **SPAN)
-    assert torch.equal(out, scoreline.sample(gauss, X, "velocity_abm2", "linear_vp_quadratic", nfe=10, **SPAN))
+    assert torch.equal(out, scoreline.sample(gauss, X, "velocity_abm2_open", "linear_vp_quadratic", nfe=10, **SPAN))
 
 
 @pytest.mark.parametrize(

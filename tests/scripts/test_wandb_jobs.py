@@ -67,7 +67,7 @@ def test_samples_of_two_processes_are_one_run(tmp_path: Path) -> None:
     assert (row["nfe"], row["sample/images"]) == (4, 16)
     assert (row["sample/frechet_distance"], row["sample/frechet_distance_error"]) == (score["value"], score["error"])
     assert (first.name, first.job, first.group, first.axes["*"]) == ("run", "sample", "", "nfe")
-    assert first.config["sample"]["solver"] == "velocity_abm2"
+    assert first.config["sample"]["solver"] == "velocity_abm2_open"
     assert first.config["nfe"] == 4
     assert str(tmp_path) not in json.dumps(first.config)
     again = forks.call("sample", *asked, cwd=tmp_path)

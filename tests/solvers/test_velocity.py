@@ -234,3 +234,15 @@ def test_the_free_step_costs_what_it_misses_of_brightness(nfe: int) -> None:
         out = integrate(lambda x, rho: rho * (x - mean) / (rho**2 + deviation**2), x, run)
         errors.append(float((out - exact).square().mean().sqrt()))
     assert errors[0] > 2 * errors[1]
+
+
+def test_the_last_steps_can_be_left_as_predicted() -> None:
+    """Steps before the last `uncorrected` are Adams-Bashforth-Moulton's, and the last takes up what was corrected."""
+    predicted, corrected = (tableau(DEIS(2, BLEND, frame=VELOCITY, corrector=it)).N for it in (False, True))
+    for uncorrected in range(1, 12):
+        run = tableau(DEIS(2, BLEND, frame=VELOCITY, corrector=True, uncorrected=uncorrected))
+        taken_up = max(1, len(run.N) - uncorrected + 1)
+        assert torch.equal(run.N[:taken_up], corrected[:taken_up])
+        assert torch.equal(run.N[taken_up:], predicted[taken_up:])
+    with pytest.raises(InputError, match=r"solver\.uncorrected=0: must be a whole number, at least 1"):
+        DEIS(2, BLEND, corrector=True, uncorrected=0)
