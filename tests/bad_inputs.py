@@ -76,6 +76,7 @@ NUMBERS: list[Row] = [
     ("sample schedule=karras schedule.exponent=0", "exponent=0"),
     ("sample solver.order=x", "solver.order=x", "whole number"),
     ("sample solver.order=null", "solver.order=None", "whole number"),
+    ("sample solver.uncorrected=0", "solver.uncorrected=0", "at least 1"),
     ("sample solver.variable=null", "solver.variable=None"),
     ("sample solver=rk45 solver.rtol=x", "solver.rtol=x", "number"),
     ("sample solver=rk45 solver.rtol=nan", "solver.rtol=nan", "number"),
