@@ -15,8 +15,11 @@ from scoreline.config.metrics_by_model import chosen
 from scoreline.config.run_names import ASSETS
 from scoreline.storage.tensor_files import read_metadata
 
-OLD = {"checkpoint=digits_vp": "7d7e23e2", "checkpoint=digits_vp solver=deis_sn nfe=7": "d1a18718"}
-"""Identities that version 0.11.0, whose NUMERICS_VERSION was 1, gave to runs with its default metrics."""
+OLD = {
+    "checkpoint=digits_vp solver=velocity_ab3 schedule=linear_vp_few": "7d7e23e2",
+    "checkpoint=digits_vp solver=deis_sn schedule=linear_vp_few nfe=7": "d1a18718",
+}
+"""Identities that version 0.11.0, whose NUMERICS_VERSION was 1, gave to runs with its defaults, named here."""
 
 
 @pytest.mark.parametrize("words", OLD)
