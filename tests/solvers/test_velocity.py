@@ -237,7 +237,7 @@ def test_the_free_step_costs_what_it_misses_of_brightness(nfe: int) -> None:
 
 
 def test_the_last_steps_can_be_left_as_predicted() -> None:
-    """Steps before the last `uncorrected` are Adams-Bashforth-Moulton's, and the last takes up what was corrected."""
+    """Rows are Adams-Bashforth-Moulton's up to the one that takes up the last difference, then Adams-Bashforth's."""
     predicted, corrected = (tableau(DEIS(2, BLEND, frame=VELOCITY, corrector=it)).N for it in (False, True))
     for uncorrected in range(1, 12):
         run = tableau(DEIS(2, BLEND, frame=VELOCITY, corrector=True, uncorrected=uncorrected))

@@ -109,8 +109,8 @@ class DEIS:
         W = adams_bashforth(rho, self.order, self.variable, self.scale, self.frame)
         if self.corrector:
             corrected = adams_bashforth(rho, self.order + 1, self.variable, self.scale, self.frame, ahead=True)
-            into = slice(1, max(1, len(W) - self.uncorrected + 1))  # the steps that take up a difference
-            W[into] = W[into] + corrected[into] - W[: into.stop - 1]
+            end = max(1, len(W) - self.uncorrected + 1)  # each step before it takes up the difference of the last
+            W[1:end] = W[1:end] + corrected[1:end] - W[: end - 1]
         if analytic:  # the first slope is known: its step costs no call
             W[:, 0] = 0
         return Tableau.single_term(rho, W, self.frame)
