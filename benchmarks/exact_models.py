@@ -9,6 +9,7 @@ import math
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,6 +31,11 @@ GEOMETRIC = {"_target_": "scoreline.schedules.ve.VE", "scale_min": 0.002, "scale
 LINEAR_VP = {"_target_": "scoreline.schedules.vp.LinearVP", "beta_min": 0.1, "beta_max": 20.0}
 """That of the shipped digits: the time in which DEIS's grids and polynomials are published."""
 
+COSINE = {"_target_": "scoreline.schedules.vp.CosineVP"}
+EDM = {"_target_": "scoreline.schedules.ve.EDM"}
+VE = {"_target_": "scoreline.schedules.ve.VE", "scale_min": 0.01, "scale_max": 50.0}
+"""The range of score_sde, Song et al. (2021), arXiv:2011.13456."""
+
 POINT_STD = 0.05
 """Standard deviation round every point of `ring8` and every image of `digits_points`."""
 
@@ -48,6 +54,61 @@ class Exact(NamedTuple):
     data: dict[str, Any]
     how: str
     noise_schedule: dict[str, Any] = GEOMETRIC
+
+
+def mixture(
+    seed: int,
+    components: int,
+    dimension: int,
+    spread: float,
+    widths: tuple[float, float],
+    noise_schedule: dict[str, Any],
+    decay: float = 0.0,
+    turned: bool = False,
+) -> Exact:
+    """A mixture drawn at random.
+
+    Args:
+        seed: of the draw.
+        components: number of Gaussians; their weights differ by up to a factor of 3.
+        dimension: of the space.
+        spread: standard deviation of the means in each coordinate.
+        widths: the least and the largest standard deviation of a component, uniform in the logarithm.
+        noise_schedule: of the model.
+        decay: the scale of coordinate k of the means, and of axis k of every component, is k^-decay.
+        turned: whether the axes of each component, but not its mean, are rotated at random.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    normal = partial(torch.randn, generator=generator, dtype=torch.float64)
+    uniform = partial(torch.rand, generator=generator, dtype=torch.float64)
+    scale = torch.arange(1, dimension + 1, dtype=torch.float64) ** -decay
+    means = spread * scale * normal(components, dimension)
+    stds = widths[0] * (widths[1] / widths[0]) ** uniform(components)
+    weights = 0.5 + uniform(components)
+    found: Mixture = GaussianMixture(means, stds, weights / weights.sum())
+    if decay or turned:
+        axes = torch.eye(dimension, dtype=torch.float64).repeat(components, 1, 1)
+        axes = torch.linalg.qr(normal(components, dimension, dimension)).Q if turned else axes
+        found = FullGaussianMixture(means, (stds[:, None] * scale).square(), axes, found.weights)
+    how = f"{components} Gaussians in {dimension} dimensions drawn with seed {seed}; no data, nothing trained"
+    return Exact(found, (dimension, 1, 1), {"name": "none", "sha256": None, "images": 0}, how, noise_schedule)
+
+
+MIXTURES: dict[str, Callable[[], Exact]] = {
+    "few2": lambda: mixture(1, 6, 2, 0.6, (0.03, 0.1), GEOMETRIC),
+    "many16": lambda: mixture(2, 100, 16, 0.5, (0.1, 0.2), LINEAR_VP),
+    "many64": lambda: mixture(3, 200, 64, 0.5, (0.05, 0.15), COSINE),
+    "correlated32": lambda: mixture(4, 8, 32, 0.4, (0.4, 0.8), EDM, 0.7, True),
+    "unequal16": lambda: mixture(5, 12, 16, 0.8, (0.2, 0.4), VE, 0.7),
+    "gaussian24": lambda: mixture(6, 6, 24, 0.2, (0.4, 0.6), LINEAR_VP, 0.2, True),
+    "points8": lambda: mixture(7, 40, 8, 0.6, (0.01, 0.01), EDM),
+    "few3": lambda: mixture(11, 5, 3, 0.7, (0.05, 0.1), COSINE),
+    "many32": lambda: mixture(12, 150, 32, 0.6, (0.1, 0.2), EDM),
+    "correlated16": lambda: mixture(13, 6, 16, 0.4, (0.4, 0.8), VE, 0.7, True),
+    "unequal48": lambda: mixture(14, 8, 48, 0.9, (0.2, 0.4), LINEAR_VP, 0.5),
+    "gaussian10": lambda: mixture(15, 4, 10, 0.25, (0.5, 0.7), EDM, 0.3, True),
+    "points12": lambda: mixture(16, 60, 12, 0.6, (0.01, 0.01), LINEAR_VP),
+}
 
 
 def ring8() -> Exact:

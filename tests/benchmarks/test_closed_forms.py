@@ -125,14 +125,14 @@ def test_all_ordinary_solvers_are_peers(finished: Path) -> None:
 def test_no_model_is_in_both_sets() -> None:
     assert not set(closed_forms.CHOSEN) & set(closed_forms.REPORTED)
     assert (len(closed_forms.CHOSEN), len(closed_forms.REPORTED)) >= (7, 8)
-    known = {*closed_forms.MIXTURES, *closed_forms.TRAINED, *exact_models.MODELS}
+    known = {*exact_models.MIXTURES, *closed_forms.TRAINED, *exact_models.MODELS}
     assert {*closed_forms.CHOSEN, *closed_forms.REPORTED} - known == {"digits_vp"}
     assert run_names.model_path("digits_vp").is_file()
 
 
 @pytest.mark.parametrize("name", ["many16", "unequal16", "correlated16"])
 def test_mixtures_are_what_their_models_denoise(name: str, tmp_path: Path) -> None:
-    exact, checkpoint = closed_forms.MIXTURES[name](), load_model(closed_forms.locate(tmp_path, name))
+    exact, checkpoint = exact_models.MIXTURES[name](), load_model(closed_forms.locate(tmp_path, name))
     x = torch.randn(5, *exact.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     expected = exact.distribution.eps(x.flatten(1), 0.7)
     torch.testing.assert_close(checkpoint.denoiser.eps(x, 0.7).flatten(1), expected, rtol=1e-9, atol=1e-12)
@@ -140,7 +140,7 @@ def test_mixtures_are_what_their_models_denoise(name: str, tmp_path: Path) -> No
 
 def test_scales_of_mixtures_decay() -> None:
     """Var x_k = (spread^2 + E width^2) k^(-2 decay), for axes that are not turned."""
-    _, covariance = closed_forms.mixture(0, 4000, 3, 0.5, (0.3, 0.3), closed_forms.VE, 1.0).distribution.moments()
+    _, covariance = exact_models.mixture(0, 4000, 3, 0.5, (0.3, 0.3), closed_forms.VE, 1.0).distribution.moments()
     expected = (0.5**2 + 0.3**2) * torch.tensor([1, 1 / 4, 1 / 9], dtype=torch.float64)
     torch.testing.assert_close(covariance.diagonal(), expected, rtol=0.05, atol=0)
 
