@@ -140,7 +140,7 @@ def test_mixtures_are_what_their_models_denoise(name: str, tmp_path: Path) -> No
 
 def test_scales_of_mixtures_decay() -> None:
     """Var x_k = (spread^2 + E width^2) k^(-2 decay), for axes that are not turned."""
-    _, covariance = exact_models.mixture(0, 4000, 3, 0.5, (0.3, 0.3), closed_forms.VE, 1.0).distribution.moments()
+    _, covariance = exact_models.mixture(0, 4000, 3, 0.5, (0.3, 0.3), exact_models.VE, 1.0).distribution.moments()
     expected = (0.5**2 + 0.3**2) * torch.tensor([1, 1 / 4, 1 / 9], dtype=torch.float64)
     torch.testing.assert_close(covariance.diagonal(), expected, rtol=0.05, atol=0)
 
