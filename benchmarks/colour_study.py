@@ -3,8 +3,8 @@
 `nearest`: distances of generated and of held-out emoji to the nearest training emoji, in pixels and in the features of
 two networks, and a picture of 64 generated emoji beside their nearest ones. `sets`: Frechet distances from the training
 set of equally many training, held-out and generated emoji. `guidance`: classifier-free guidance, and autoguidance by
---guide, at several scales; the scale is chosen on one range of seeds and reported on three others. OUT gets a table for
-each part (Markdown and JSON) and pictures. Runs that are finished are not done again.
+the guide that ships or by --guide, at several scales; the scale is chosen on one range of seeds and reported on three
+others. OUT gets a table for each part (Markdown and JSON) and pictures. Runs that are finished are not done again.
 """
 
 import argparse
@@ -34,6 +34,8 @@ from scoreline.metrics.imagenet_features import ImagenetFeatures
 from scoreline.storage.files import write_atomically
 from scoreline.storage.pictures import save_png, sheet, to_unit
 
+GUIDE = "emoji32_edm_guide"
+
 NFE = 50
 """Evaluations a sample of `nearest` and `sets`, so that the model is judged and not the solver."""
 
@@ -52,7 +54,7 @@ class Study:
 
     out: Path
     model: Path
-    guide: Path | None
+    guide: Path
 
     @cached_property
     def sets(self) -> dict[str, Emoji]:
@@ -117,9 +119,10 @@ class Study:
 
     def guidance(self) -> None:
         """The best scale of each guidance, and what it changes on other seeds."""
-        kinds = {"classifier-free": ["guidance=classifier_free"]}
-        if self.guide is not None:
-            kinds["autoguidance"] = ["guidance=autoguidance", f"guidance.checkpoint={self.guide}"]
+        kinds = {
+            "classifier-free": ["guidance=classifier_free"],
+            "autoguidance": ["guidance=autoguidance", f"guidance.checkpoint={self.guide}"],
+        }
         trials, best = [], {"unguided": (1.0, ["guidance=none"])}
         for kind, words in kinds.items():
             scored = {scale: self.guided(kind, scale, words, CHOICE) for scale in SCALES}
@@ -197,14 +200,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
     parser.add_argument("--checkpoint", type=Path, default=run_names.model_path(NAME))
-    parser.add_argument("--guide", type=Path, help="a model of the same pictures that is worse, for autoguidance")
+    parser.add_argument("--guide", type=Path, default=run_names.model_path(GUIDE), help="a worse model of the pictures")
     parser.add_argument("--font", type=Path, help="NotoColorEmoji.ttf, if it is not installed")
     parser.add_argument("--part", action="append", choices=["nearest", "sets", "guidance"])
     asked = parser.parse_args()
     torch.set_num_threads(1)
     out = asked.out.resolve()
     try:
-        study = Study(out, supply(out, asked.checkpoint, asked.font), asked.guide and asked.guide.resolve())
+        study = Study(out, supply(out, asked.checkpoint, asked.font), asked.guide.resolve())
         parts: dict[str, Callable[[], None]] = {
             "nearest": study.nearest,
             "sets": study.equal_sets,

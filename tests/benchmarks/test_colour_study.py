@@ -8,6 +8,8 @@ import pytest
 import torch
 from scipy.linalg import sqrtm
 
+from scoreline.checkpoints import load_model
+from scoreline.config import run_names
 from scoreline.datasets.base import ArrayDataset
 from scoreline.metrics.features import FeatureExtractor
 
@@ -40,7 +42,7 @@ def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Study:
     extractors: dict[str, FeatureExtractor] = {"imagenet": Corners(), "emoji": Corners()}
     monkeypatch.setattr(Study, "sets", sets)
     monkeypatch.setattr(Study, "extractors", extractors)
-    return Study(tmp_path, tmp_path / "model.safetensors", None)
+    return Study(tmp_path, tmp_path / "model.safetensors", tmp_path / "guide.safetensors")
 
 
 @pytest.fixture
@@ -104,23 +106,30 @@ def test_a_scale_is_chosen_on_other_seeds_than_it_is_reported_on(study: Study, m
     monkeypatch.setattr(Study, "guided_images", lambda self, *words: ArrayDataset("drawn", TRAIN[:8], None))
     study.guidance()
     rows = told(study, "guidance")
-    assert [(row["guidance"], row["scale"]) for row in rows] == [("unguided", 1.0), ("classifier-free", 2.0)]
+    assert [(row["guidance"], row["scale"]) for row in rows] == [
+        *(("unguided", 1.0), ("classifier-free", 2.0), ("autoguidance", 2.0)),
+    ]
     assert rows[1]["imagenet/frechet_distance"] == "1.000 +- 0"
     assert {seeds for kind, scale, seeds in seen if kind == "classifier-free" and scale != 2} == {CHOICE}
     assert [seeds for kind, scale, seeds in seen if (kind, scale) == ("classifier-free", 2)] == [CHOICE, *REPORT]
     assert not {CHOICE} & set(REPORT)
 
 
-def test_without_a_guide_there_is_no_autoguidance_and_with_one_there_is(
-    study: Study, asked: list[tuple[str, str, tuple[str, ...]]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_autoguidance_is_by_the_guide(
+    study: Study, asked: list[tuple[str, str, tuple[str, ...]]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scores = {name: {"value": 1.0} for name in ("frechet_distance", "precision", "recall")}
     monkeypatch.setattr(colour_study, "Fidelity", lambda *words: lambda data: scores)
     monkeypatch.setattr(colour_study, "SCALES", (1.5,))
     study.guidance()
-    assert not any("guidance=autoguidance" in words for *_, words in asked)
-    guide = tmp_path / "early.safetensors"
-    Study(study.out, study.model, guide).guidance()
     by_guide = [words for *_, words in asked if "guidance=autoguidance" in words]
     assert by_guide
-    assert all(f"guidance.checkpoint={guide}" in words and "guidance.scale=1.5" in words for words in by_guide)
+    assert all(f"guidance.checkpoint={study.guide}" in words and "guidance.scale=1.5" in words for words in by_guide)
+
+
+def test_the_guide_that_ships_is_of_the_same_pictures_and_worse() -> None:
+    model, guide = (load_model(run_names.model_path(name)).card for name in (colour_study.NAME, colour_study.GUIDE))
+    assert (guide.shape, guide.num_classes) == (model.shape, model.num_classes)
+    assert guide.data == model.data
+    losses = [card.training["held_out"]["losses"]["bfloat16"] for card in (guide, model)]
+    assert losses[0]["loss"] - losses[1]["loss"] > 5 * losses[0]["error"]
