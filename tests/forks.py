@@ -1,5 +1,6 @@
 """Processes that run a script of ours, forked from this one so as to start at once."""
 
+import faulthandler
 import os
 import runpy
 import signal
@@ -66,6 +67,7 @@ def _run(script: str, words: tuple[str, ...], out: IO[str], errors: IO[str]) -> 
         warnings.simplefilter("ignore", quiet)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where a shell started the tests by &
     sys.stdout, sys.stderr, sys.argv, code = out, errors, [script, *words], 1
+    faulthandler.enable(errors)  # SIGABRT then tells where a process hangs
     try:
         runpy.run_path(script, run_name="__main__")
         code = 0

@@ -233,6 +233,7 @@ def test_channels_last_reaches_the_weights_and_the_activations() -> None:
     assert strides == [True, True]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
 def test_a_compiled_network_is_counted_and_agrees(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """In a process of its own: the compiler leaves threads and caches behind."""

@@ -59,6 +59,7 @@ def test_the_power_is_that_of_the_times(monkeypatch: pytest.MonkeyPatch) -> None
     assert row[-1] == "2.00"
 
 
+@pytest.mark.slow
 def test_one_process_and_two(capsys: pytest.CaptureFixture[str]) -> None:
     growth.main(["processes", "--images", "2", "--self-check"])
     rows = cells(capsys.readouterr().out)

@@ -11,6 +11,7 @@ import startup
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="cells are forked on Linux only")
 
 
+@pytest.mark.slow
 def test_three_tables(capsys: pytest.CaptureFixture[str]) -> None:
     """A fork does not import torch again: of its CPU time, not of the clock, which depends on who else works here."""
     startup.main(["--quick"])

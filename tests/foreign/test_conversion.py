@@ -2,12 +2,12 @@
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from filled import filled_state, image
+from forks import call
 
 from scoreline.checkpoints import load_model
 from scoreline.commands import import_checkpoint, inspect, verify
@@ -155,8 +155,7 @@ def test_folder_digests_follow_names_and_contents(tmp_path: Path) -> None:
 
 
 def sample(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(ROOT / "sample.py"), "metrics=none", "nfe=2", "seeds=0-1", *words]
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=200)
+    return call("sample", "metrics=none", "nfe=2", "seeds=0-1", *words, cwd=cwd)
 
 
 def test_sample_takes_the_foreign_file_as_it_is(source: Path, tmp_path: Path) -> None:

@@ -127,7 +127,7 @@ FULL = {
 }
 """60 kills in training, 20 in a table, 20 in calibration, 20 while two commands race for a directory; 6 in a sweep."""
 
-SHORT = {"score_norm": 1, "png files": 2}
+SHORT = {"score_norm": 1, "png files": 1}
 """Every time; trainings are killed in tests/training every time."""
 
 

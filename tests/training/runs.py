@@ -87,8 +87,8 @@ class Child:
         limit = time.monotonic() + patience
         while (code := self.poll()) is None:
             if time.monotonic() > limit:
-                forks.killed([child for child, code in self.codes.items() if code is None])
-                raise AssertionError("a process hangs")
+                forks.killed([child for child, code in self.codes.items() if code is None], signal.SIGABRT)
+                raise AssertionError(f"a process hangs\n{self.output.read_text()}")
             time.sleep(0.01)
         return code, self.output.read_text()
 
