@@ -67,6 +67,7 @@ def test_one_process_and_two(capsys: pytest.CaptureFixture[str]) -> None:
     assert rows[0][2] == "1.00"
 
 
+@pytest.mark.slow
 def test_two_processes_really_share_the_work() -> None:
     found = growth.launched(2, 130, "cpu")
     assert (found["processes"], found["images_made"]) == (2, 130)

@@ -216,6 +216,7 @@ print(json.dumps([metric(images(600, 2), parts, calls.append), calls]))
 """
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_bits_of_one(tiny, tmp_path, monkeypatch):
     def run(size, folder):
         monkeypatch.setenv("SCORELINE_CACHE", str(folder / "cache"))
