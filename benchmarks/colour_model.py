@@ -1,11 +1,11 @@
 """All figures of the colour model, from a checkpoint: `python benchmarks/colour_model.py OUT [--part NAME ..]`.
 
 Parts, in this order: the calibrations that ship beside the model (`score_norm`, `score_optimal`,
-`score_optimal_predictor`, `target_variance`, `search`, `tableau`), `distances` of solvers at NFE 3 to 20 from a fine
-run with Frechet distances on fresh seeds (few_evaluations.py), the `tables` of conf/table, and the `strip` of one emoji
-down solvers. What is in OUT already is not done again, so that the same command goes on after a kill; an unfinished
-search begins anew, tables and learned budgets that are finished stay. OUT/assets holds the records under the names that
-ship, OUT/seconds.json what each part took.
+`score_optimal_predictor`, `target_variance`, `search`, `tableau`), the `tables` of conf/table on fresh seeds, each with
+a sheet of its second representation and with ratios, and the `distances` of the cells of solvers_emoji from a fine run
+of the same seeds, with one emoji of each cell in pictures.png. What is in OUT already is not done again, so that the
+same command goes on after a kill; an unfinished search begins anew, tables and learned budgets that are finished stay.
+OUT/assets holds the records under the names that ship, OUT/seconds.json what each part took.
 """
 
 import argparse
@@ -19,14 +19,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import few_evaluations
 import torch
-from few_evaluations import OWN, ROOT, Method, Plan, write_json
+from few_evaluations import FINE, REFERENCE, ROOT, write_json
 
 from scoreline.config import run_names
 from scoreline.datasets.emoji import NOTO
 from scoreline.errors import InputError
 from scoreline.storage.files import write_atomically
+from scoreline.tables.plan import load, safe
 
 NAME = "emoji32_edm"
 BUDGETS = (3, 4, 5, 6, 8, 10, 15, 20)
@@ -50,27 +50,27 @@ CALIBRATIONS = {
     "tableau": [
         "calibration=tableau",
         f"calibration.budgets={[*BUDGETS]}",
-        "calibration.evaluations=45000",
+        "calibration.evaluations=16000",
+        "seeds=0-191",
     ],
 }
 """Words of calibrate.py by the name of the record. All seeds are below 10,000, those of tables and distances above."""
 
-METHODS = (
-    Method("velocity_abm2_open", "linear_vp_quadratic"),
-    Method("velocity_ab3", "linear_vp_few"),
-    Method("ipndm3", "karras"),
-    Method("scire_multistep_2", "karras"),
-    Method("dpmpp_2m", "karras"),
-    Method("heun", "karras"),
-    Method("auto", OWN),
-    Method("learned", OWN),
-)
 TABLES = ("solvers_emoji", "deis_emoji", "deis_sn_emoji", "scire_emoji", "score_optimal_emoji", "stf_emoji")
-STRIP, STRIP_SEEDS = (3, 4, 5, 6, 8, 10), "10000-10063"
-"""NFE of the strip, and the seeds of its distances, the first of which is drawn."""
+SOLVERS = TABLES[0]
+"""The table whose cells are compared with a fine run."""
 
-SECOND = "emoji/frechet_distance"
-"""The metric of a table's second sheet."""
+BASES = {
+    "deis_emoji": ("DDIM", "rhoAB3"),
+    "deis_sn_emoji": ("DEIS, order 2", "DEIS, order 3"),
+    "scire_emoji": ("DPM-Solver-2", "DPM-Solver-3"),
+    "score_optimal_emoji": ("Heun, rho = 7", "Euler, rho = 7", "DEIS-tAB3, rho = 7"),
+    "stf_emoji": ("DSM, 16 kimg", "DSM, 32 kimg", "DSM, 64 kimg"),
+}
+"""Rows of a table that others are divided by."""
+
+FIRST, SECOND = "imagenet/frechet_distance", "emoji/frechet_distance"
+"""The metric of the tables, and that of their second sheets."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,6 @@ class Job:
     """The model's place in OUT, with its records beside it."""
 
     out: Path
-    images: int
     budget: str
 
     @property
@@ -102,33 +101,37 @@ class Job:
             _copy(out / f"{words[0].partition('=')[2]}.safetensors", self.record(name))
         _copy(self.record(name), self.out / "assets" / f"{NAME}.{name}.safetensors")
 
-    def distances(self) -> None:
-        plan = Plan(self.out, self.images, BUDGETS, METHODS)
-        few_evaluations.work(plan, [NAME])
+    def table(self, name: str) -> Path:
+        return self.out / "tables" / name
 
     def tables(self) -> None:
-        """Run the tables one after the other, each with a sheet of its second representation."""
+        """Run the tables one after the other, each with a sheet of its second representation and its ratios."""
         for name in TABLES:
-            out = self.out / "tables" / name
+            out = self.table(name)
             own = [] if name == "stf_emoji" else [f"checkpoint={self.model}"]
             self.script("sample.py", f"table={name}", f"budget={self.budget}", *own, f"hydra.run.dir={out}")
-            self.report(out, f"metric={SECOND}")
-            for path in out.glob("table.*"):
-                _copy(path, out / f"emoji_{path.name}")
+            self.sheet(out, "emoji", f"metric={SECOND}")
+            for base in BASES.get(name, ()):
+                for metric in (FIRST, SECOND):
+                    self.report(out, f"over={base}", f"metric={metric}")
+                    _copy(out / "ratios.md", out / safe(f"ratios {metric} {base}.md"))
             self.report(out)
 
-    def strip(self) -> None:
-        """Sample few seeds by every method at few evaluations, and draw one of them beside the fine run."""
-        out, shared = self.out / "strip", [f"checkpoint={self.model}", f"seeds={STRIP_SEEDS}", "metrics=none"]
-        for schedule in dict.fromkeys(method.schedule for method in METHODS):
-            solvers = ",".join(method.solver for method in METHODS if method.schedule == schedule)
-            steps = few_evaluations.REFERENCE.schedule if schedule == OWN else schedule  # one for all that read none
-            words = ["-m", *shared, f"solver={solvers}", f"schedule={steps}", f"nfe={','.join(map(str, STRIP))}"]
-            self.script("sample.py", *words, f"hydra.sweep.dir={out / schedule.replace(' ', '_')}")
-        fine = [f"solver={few_evaluations.REFERENCE.solver}", f"schedule={few_evaluations.REFERENCE.schedule}"]
-        fine_run = out / "fine"
-        self.script("sample.py", *shared, *fine, f"nfe={few_evaluations.FINE}", f"hydra.run.dir={fine_run}")
-        self.report(out, f"fine={fine_run}", "pictures=1")
+    def distances(self) -> None:
+        """Compare the cells of a finished `SOLVERS` with a fine run of the same seeds."""
+        out, fine = self.table(SOLVERS), self.out / "fine"
+        seeds = ",".join(load(out).table.ranges(self.budget))
+        words = [f"checkpoint={self.model}", f"seeds='{seeds}'", f"nfe={FINE}", "metrics=none"]
+        method = [f"solver={REFERENCE.solver}", f"schedule={REFERENCE.schedule}"]
+        self.script("sample.py", *words, *method, f"hydra.run.dir={fine}")
+        self.sheet(out, "distance", f"fine={fine}", "pictures=1")
+        self.report(out)
+
+    def sheet(self, out: Path, name: str, *words: str) -> None:
+        """Report a table otherwise, and keep the files under NAME_table."""
+        self.report(out, *words)
+        for path in out.glob("table.*"):
+            _copy(path, out / f"{name}_{path.name}")
 
     def report(self, *words: str | Path) -> None:
         command = [sys.executable, "-P", "-c", "from scoreline.cli import main; main()", "report", *map(str, words)]
@@ -136,7 +139,7 @@ class Job:
 
     def parts(self) -> dict[str, Callable[[], None]]:
         found: dict[str, Callable[[], None]] = {name: self._calibration(name) for name in CALIBRATIONS}
-        return {**found, "distances": self.distances, "tables": self.tables, "strip": self.strip}
+        return {**found, "tables": self.tables, "distances": self.distances}
 
     def _calibration(self, name: str) -> Callable[[], None]:
         return lambda: self.calibrate(name)
@@ -152,7 +155,7 @@ def supply(out: Path, checkpoint: Path, font: Path | None) -> Path:
     Raises:
         InputError: if OUT belongs to another checkpoint.
     """
-    model = Job(out, 0, "").model
+    model = Job(out, "").model
     if not model.exists():
         _copy(checkpoint, model)
     if model.read_bytes() != checkpoint.read_bytes():
@@ -180,20 +183,19 @@ def work(job: Job, chosen: Sequence[str]) -> None:
 
 
 def main() -> None:
-    every = list(Job(Path(), 0, "").parts())
+    every = list(Job(Path(), "").parts())
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
     parser.add_argument("--checkpoint", type=Path, default=run_names.model_path(NAME))
     parser.add_argument("--font", type=Path, help="NotoColorEmoji.ttf, if it is not installed")
     parser.add_argument("--part", action="append", choices=every, help="one of the parts; all by default")
-    parser.add_argument("--images", type=int, default=500, help="of each of the three ranges of `distances`")
     parser.add_argument("--budget", default="small", help="of the tables")
     asked = parser.parse_args()
     torch.set_num_threads(1)
     out = asked.out.resolve()
     try:
         supply(out, asked.checkpoint, asked.font)
-        work(Job(out, asked.images, asked.budget), asked.part or every)
+        work(Job(out, asked.budget), asked.part or every)
     except (InputError, subprocess.CalledProcessError) as error:
         sys.exit(f"colour_model: {error}")
 

@@ -29,11 +29,9 @@ from scoreline.calibration.subject import Subject
 from scoreline.checkpoints import Checkpoint, load_model
 from scoreline.config import run_names
 from scoreline.config.compose import build_object, complete_config
-from scoreline.datasets.base import ArrayDataset
 from scoreline.datasets.digits import Digits
 from scoreline.errors import InputError
 from scoreline.generation.labels import plan_labels
-from scoreline.metrics.base import Metrics
 from scoreline.metrics.features import DigitFeatures
 from scoreline.metrics.frechet import GaussianStatistics, frechet_replicates
 from scoreline.metrics.jackknife import Replicates, assign_groups, delete_each_group
@@ -57,8 +55,6 @@ FIRST_SEED, RANGES, BATCH, GROUPS = 10_000, 3, 256, 20
 FINE = 200
 OWN = "its own"
 FRECHET = "frechet_distance"
-COLOUR = (3, 32, 32)
-"""Shape of the colour emoji."""
 
 
 class Method(NamedTuple):
@@ -161,30 +157,14 @@ class Judge(NamedTuple):
         return {FRECHET: _score(frechet_replicates(self.vectors(x), self.right), len(x))}
 
 
-class MetricsJudge(NamedTuple):
-    """The Frechet distances among the scores of `metrics=`."""
-
-    metrics: Metrics
-
-    @property
-    def protocol(self) -> dict[str, Any]:
-        return dict(self.metrics.protocol)
-
-    def scores(self, x: Tensor) -> dict[str, Score]:
-        found = self.metrics(ArrayDataset("samples", to_uint8(x)))
-        return {name: dict(score) for name, score in found.items() if name.endswith(FRECHET)}
-
-
 def _score(replicates: Replicates, count: int) -> Score:
     return {"value": replicates.full, "error": replicates.error, "n": count}
 
 
-def judge(checkpoint: Checkpoint) -> Judge | MetricsJudge:
-    """Pixels against the exact moments where these are known, else features, those of colour emoji or of digits."""
+def judge(checkpoint: Checkpoint) -> Judge:
+    """Pixels against the exact moments where these are known, else the features of digits."""
     if isinstance(checkpoint.denoiser.network, GaussianMixtureScore):
         return _exact_judge(checkpoint)
-    if checkpoint.card.shape == COLOUR:
-        return MetricsJudge(build_object(complete_config(["metrics=emoji_imagenet"]).metrics))
     features, digits = DigitFeatures(), Digits("train")
     images, _ = digits.read(range(len(digits)))
     named = {"frechet_of": f"{features.name}:{features.digest[:8]}", "to": f"{digits.name}:{digits.digest[:8]}"}
@@ -252,7 +232,7 @@ class Bench:
 
     plan: Plan
     checkpoint: Checkpoint
-    judge: Judge | MetricsJudge
+    judge: Judge
 
     @property
     def name(self) -> str:

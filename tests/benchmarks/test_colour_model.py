@@ -4,19 +4,24 @@ import json
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
 from scoreline.config.run_names import model_path, record_beside
 from scoreline.datasets.emoji import NOTO
 from scoreline.errors import InputError
 from scoreline.records import load_record
 from scoreline.storage.files import sha256
+from scoreline.tables.plan import make_plan, save
+from scoreline.tables.schema import parse
 
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 import colour_model
 from colour_model import Job
 
+ROOT = Path(__file__).parents[2]
 DIGITS = model_path("digits_vp")
 NORMS = ["calibration=score_norm", "nfe=4", "seeds=0-1"]
 
@@ -26,7 +31,11 @@ def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Job:
     monkeypatch.setitem(colour_model.CALIBRATIONS, "score_norm", NORMS)
     monkeypatch.setenv("SCORELINE_CACHE", str(tmp_path / "none"))
     colour_model.supply(tmp_path, DIGITS, None)
-    return Job(tmp_path, 4, "smoke")
+    return Job(tmp_path, "smoke")
+
+
+def content(table: str) -> Any:
+    return yaml.safe_load((ROOT / "conf" / "table" / f"{table}.yaml").read_text())
 
 
 def noted(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
@@ -64,25 +73,43 @@ def test_the_predictors_record_stands_beside_the_correctors(job: Job, monkeypatc
 def test_tables_take_the_model_of_the_job(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     called = noted(monkeypatch)
     for name in colour_model.TABLES:
-        (job.out / "tables" / name).mkdir(parents=True)
-        (job.out / "tables" / name / "table.md").write_text(name)
+        job.table(name).mkdir(parents=True)
+        (job.table(name) / "table.md").write_text(name)
+        (job.table(name) / "ratios.md").write_text("ratios")
     job.tables()
     tables = {words[1]: words[2:] for words in called if words[0] == "sample.py"}
     assert list(tables) == [f"table={name}" for name in colour_model.TABLES]
     with_model = [name for name, words in tables.items() if f"checkpoint={job.model}" in words]
     assert with_model == [name for name in tables if name != "table=stf_emoji"]
-    assert [words[2:] for words in called if words[0] == "report"] == [["metric=emoji/frechet_distance"], []] * 6
-    assert (job.out / "tables" / "stf_emoji" / "emoji_table.md").read_text() == "stf_emoji"
+    reports = [words[1:] for words in called if words[0] == "report"]
+    for name in colour_model.TABLES:
+        out = str(job.table(name))
+        mine = [words[1:] for words in reports if words[0] == out]
+        assert (mine[0], mine[-1]) == ([f"metric={colour_model.SECOND}"], [])
+        assert len(mine) == 2 + 2 * len(colour_model.BASES.get(name, ()))
+    assert (job.table("stf_emoji") / "emoji_table.md").read_text() == "stf_emoji"
+    assert (job.table("deis_emoji") / "ratios_emoji_frechet_distance_DDIM.md").read_text() == "ratios"
 
 
-def test_all_methods_are_in_the_strip(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_that_others_are_divided_by_exist() -> None:
+    for name, bases in colour_model.BASES.items():
+        rows = [row.name for row in parse(name, content(name)).rows]
+        assert set(bases) <= set(rows), name
+
+
+def test_cells_are_compared_with_a_fine_run_of_their_seeds(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     called = noted(monkeypatch)
-    job.strip()
-    solvers = [word for words in called for word in words if word.startswith("solver=")]
-    drawn = {name for word in solvers for name in word.removeprefix("solver=").split(",")}
-    assert drawn == {method.solver for method in colour_model.METHODS} | {"unipc_3"}
-    assert sum("nfe=3,4,5,6,8,10" in words for words in called) == len(solvers) - 1
-    assert called[-1] == ["report", str(job.out / "strip"), f"fine={job.out / 'strip' / 'fine'}", "pictures=1"]
+    out = job.table(colour_model.SOLVERS)
+    out.mkdir(parents=True)
+    (out / "table.md").write_text("distances")
+    data = content(colour_model.SOLVERS)
+    table = parse(colour_model.SOLVERS, data)
+    save(make_plan(table, data, "smoke", [], lambda words, ranges: ["00000000" for _ in ranges]), out)
+    job.distances()
+    assert {"seeds='10000-10007'", "nfe=200", "solver=unipc_3"} <= set(called[0])
+    assert called[1] == ["report", str(out), f"fine={job.out / 'fine'}", "pictures=1"]
+    assert called[2] == ["report", str(out)]
+    assert (out / "distance_table.md").read_text() == "distances"
 
 
 def test_a_folder_belongs_to_one_checkpoint_and_holds_the_font(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
