@@ -30,6 +30,20 @@ from scoreline.tables.plan import load, safe
 
 NAME = "emoji32_edm"
 BUDGETS = (3, 4, 5, 6, 8, 10, 15, 20)
+PAIRED = (
+    *("ddim", "deis_rhoab3", "deis_tab3", "deis_sn", "dpm_solver_2m", "dpm_solver_v3", "dpmpp_2m", "ipndm2", "ipndm3"),
+    *(
+        "scire_multistep_2",
+        "scire_multistep_3",
+        "unipc_2",
+        "unipc_3",
+        "velocity_ab3",
+        "velocity_abm2_open",
+        "velocity_sn",
+    ),
+)
+"""Solvers that the search tries: those of one evaluation a step, which were the nearest of all on other models."""
+
 STEPS = "[karras,nsr_log,log_snr,score_optimal,linear_vp_few,linear_vp_quadratic]"
 """Steps that the search combines with every solver."""
 
@@ -44,6 +58,7 @@ CALIBRATIONS = {
     "search": [
         "calibration=search",
         f"calibration.budgets={[*BUDGETS]}",
+        f"calibration.solvers=[{','.join(PAIRED)}]",
         f"calibration.schedules={STEPS}",
         "seeds=0-95",
     ],
