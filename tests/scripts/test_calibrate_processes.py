@@ -284,6 +284,22 @@ def measured(cfg: DictConfig, checkpoint: Checkpoint) -> Record:
     return calibrate.build_record(config, components, checkpoint, given, estimator, values)
 
 
+def levels(name: str, *overrides: str, out: Path) -> Tensor:
+    """Noise levels of the default calibration of a shipped model."""
+    config = calibrate_config.read(composed(f"checkpoint={name}", "nfe=300", *overrides, out=out))
+    checkpoint = load_model(model_path(name))
+    return calibrate.build_subject(config, config.components(checkpoint), checkpoint).levels
+
+
+def test_levels_are_dense_at_low_noise_whatever_the_process(tmp_path: Path) -> None:
+    assert levels("emoji32_edm", "schedule=time_uniform", out=tmp_path)[-1] > 0.2  # EDM's time is rho itself
+    found = levels("emoji32_edm", out=tmp_path)
+    assert found[-1] < 0.03
+    assert int((found < 1).sum()) > len(found) / 4
+    ours, published = levels("digits_vp", out=tmp_path), levels("digits_vp", "schedule=time_uniform", out=tmp_path)
+    torch.testing.assert_close(ours, published, rtol=1e-12, atol=0)
+
+
 def done(cfg: DictConfig, checkpoint: Checkpoint) -> int:
     """Images of the run directory that need not be measured again."""
     config = calibrate_config.read(cfg)
