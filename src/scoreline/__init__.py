@@ -6,7 +6,7 @@
 from importlib import import_module
 from typing import Any
 
-__version__ = "0.16.0"
+__version__ = "0.17.0"
 
 _MODULES = {
     "scoreline.interface.sample_function": "sample Step",
