@@ -194,8 +194,8 @@ def outcome(cell: Cell, root: Path) -> Outcome:
     """
     folder = root / cell.directory
     if (folder / run_results.NAME).is_file():
-        identity = (run_config.read(folder) or {}).get("identity")
-        if str(identity) == cell.identity:
+        identity = run_config.identity(folder)
+        if identity == cell.identity:
             return Outcome("finished")
         why = f"the code or a file that it reads was changed meanwhile ({identity}, not {cell.identity})"
         return Outcome("changed", why)
