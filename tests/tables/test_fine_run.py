@@ -73,6 +73,26 @@ def test_the_picture_shows_the_images_of_each_cell(sweep: Path, capsys: pytest.C
         assert not _holds(shown, noise(seed)[2].repeat(16, 0).repeat(16, 1))
 
 
+def test_cells_of_several_seed_ranges_show_the_first(tmp_path: Path) -> None:
+    """Two ranges of one method are one figure; a method of other seeds has its figure without images."""
+    runs = {"a": ("0-9", "s", noise(1)), "b": ("10-19", "s", noise(2)), "c": ("20-29", "u", noise(3))}
+    for name, (seeds, solver, images) in runs.items():
+        ran(tmp_path / name, 1.0, {}, nfe=5, solver=solver, seeds=seeds)
+        np.savez(tmp_path / name / "samples.npz", arr_0=images)
+    ran(tmp_path / "fine", 1.0, {"nfe": 100}, nfe=100, seeds="0-29")
+    np.savez(tmp_path / "fine/samples.npz", arr_0=np.concatenate([noise(4), noise(2), noise(3)]))
+    found = report.beside_fine(tmp_path, tmp_path / "fine", DISTANCE, 2)
+    entries = {row: entry for part in found.grid.parts for (row, _), entry in part.entries.items()}
+    first, other = (entries[row].score(DISTANCE) for row in ("s / t", "u / t"))
+    assert first is not None
+    assert other is not None
+    assert first["value"] > other["value"] == 0
+    shown = np.asarray(Image.open(tmp_path / "pictures.png").convert("RGB"))
+    assert _holds(shown, noise(1)[1].repeat(16, 0).repeat(16, 1))
+    assert not _holds(shown, noise(2)[0].repeat(16, 0).repeat(16, 1))
+    assert not _holds(shown, noise(3)[0].repeat(16, 0).repeat(16, 1))
+
+
 def _holds(page: np.ndarray, tile: np.ndarray) -> bool:
     """Whether a page has a tile anywhere, to the byte."""
     height, width = (page.shape[k] - tile.shape[k] + 1 for k in (0, 1))

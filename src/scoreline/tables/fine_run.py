@@ -18,6 +18,7 @@ from scoreline.metrics.base import Score
 from scoreline.storage.pictures import to_unit
 from scoreline.tables.best import best
 from scoreline.tables.grid import Grid, Run
+from scoreline.tables.protocol import ranges_of
 from scoreline.values import parse_seeds
 
 DISTANCE = "distance"
@@ -135,10 +136,10 @@ def draw(grid: Grid, runs: Sequence[Run], fine: FineRun, shown: int, path: Path)
         grid: the grid of the runs.
         runs: the runs with their distances.
         fine: the fine run.
-        shown: images in a cell, of the first seeds of the first run.
+        shown: images in a cell, of the first seeds of the first run; a cell without these seeds stays empty.
         path: the PNG file.
     """
-    seeds = parse_seeds(runs[0].result["seeds"])[:shown]
+    seeds = parse_seeds(ranges_of(runs[0].result)[0])[:shown]
     directories = {id(run.result): run.directory for run in runs}
     entries = {place: entry for part in reversed(grid.parts) for place, entry in part.entries.items()}
     cells = {
@@ -147,6 +148,7 @@ def draw(grid: Grid, runs: Sequence[Run], fine: FineRun, shown: int, path: Path)
         if entry.result is not None and id(entry.result) in directories
     }
     last = _tiles(fine.directory, fine.result, seeds)
+    assert last is not None, "the fine run has the seeds of all runs"
     height, width = last.shape[0], max(last.shape[1], 6 * LINE)
     page = _Page(len(grid.columns), len(grid.rows) + 1, height, width)
     for j, column in enumerate(grid.columns):
@@ -155,7 +157,8 @@ def draw(grid: Grid, runs: Sequence[Run], fine: FineRun, shown: int, path: Path)
         page.name(i, row)
         for j, column in enumerate(grid.columns):
             if (row, column) in cells:
-                page.put(i, j, cells[row, column])
+                if (tiles := cells[row, column]) is not None:
+                    page.put(i, j, tiles)
                 score = entries[row, column].score(DISTANCE)
                 bold = any(row in best(part, DISTANCE, column) for part in grid.parts)
                 page.caption(i, j, "" if score is None else f"{score['value']:.3f} ± {score['error']:.3f}", bold)
@@ -165,10 +168,13 @@ def draw(grid: Grid, runs: Sequence[Run], fine: FineRun, shown: int, path: Path)
     page.save(path)
 
 
-def _tiles(directory: Path, result: Result, seeds: Sequence[int]) -> Pixels:
-    """Return the images of these seeds side by side, enlarged by a whole factor, as (H, W, 3)."""
-    order = {seed: place for place, seed in enumerate(parse_seeds(result["seeds"]))}
-    images = generated_images.images(str(directory)).read([order[seed] for seed in seeds if seed in order])[0]
+def _tiles(directory: Path, result: Result, seeds: Sequence[int]) -> Pixels | None:
+    """Return the images of these seeds side by side, enlarged by a whole factor, as (H, W, 3); None if it has none."""
+    order = {seed: place for place, seed in enumerate(parse_seeds(ranges_of(result)[0]))}
+    places = [order[seed] for seed in seeds if seed in order]
+    if not places:
+        return None
+    images = generated_images.images(str(directory)).read(places)[0]
     pixels = images.expand(-1, 3, -1, -1).permute(0, 2, 3, 1).numpy()
     factor = max(1, TILE // pixels.shape[1])
     large = pixels.repeat(factor, 1).repeat(factor, 2)

@@ -13,6 +13,7 @@ from scoreline.metrics.base import higher_is_better
 from scoreline.tables.best import rule
 from scoreline.tables.figure import in_words
 from scoreline.tables.grid import Grid, Part, statistic_of
+from scoreline.tables.protocol import ranges_of
 from scoreline.tables.render import (
     MEANING,
     NOTHING,
@@ -225,7 +226,7 @@ def _protocol(grid: Grid, part: Part) -> list[str]:
     results = part.results()
     if not results:
         return ["no run is finished"]
-    ranges, seeds = results[0].get("ranges", 1), str(results[0]["seeds"]).split(" and ")
+    ranges, seeds = results[0].get("ranges", 1), ranges_of(results[0])
     models = dict.fromkeys(f"{it['checkpoint']['name']} ({it['checkpoint']['sha256'][:8]})" for it in results)
     of_models = f"checkpoint{'s' * (len(models) > 1)} {', '.join(models)}"
     of = f"the mean over {ranges} seed ranges" if ranges > 1 else "the figure over images"

@@ -18,6 +18,9 @@ PROTOCOL = (
     *("final", "sigma_max", "sigma_end", "numerics_version"),
 )
 
+JOINS = " and "
+"""Stands between the seed ranges of an average."""
+
 UNNUMBERED = "before 0.8"
 """Shown for a result without `numerics_version`."""
 
@@ -70,10 +73,15 @@ def merge(results: Sequence[Result]) -> Result:
         key: _mean_count([float(result[key] if key in result else result["nfe"]) for result in results])
         for key in COUNTS
     }
-    joined = " and ".join(str(result["seeds"]) for result in results)
+    joined = JOINS.join(str(result["seeds"]) for result in results)
     versions = list(dict.fromkeys(version for result in results for version in code_versions(result)))
     whole = {"seeds": joined, "ranges": count, "metrics": metrics, "by_range": by_range, "code_versions": versions}
     return {**first, **counts, **whole}
+
+
+def ranges_of(result: Result) -> list[str]:
+    """Return the seeds of each run behind a result; the first are those in the directory of an averaged `Run`."""
+    return str(result["seeds"]).split(JOINS)
 
 
 def _score(values: Sequence[float], images: int) -> Score:
