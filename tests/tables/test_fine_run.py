@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from tables_files import ran
+from tables_files import draft, finish, ran
 
 from scoreline.commands import demo, report
 from scoreline.errors import InputError
@@ -91,6 +91,31 @@ def test_cells_of_several_seed_ranges_show_the_first(tmp_path: Path) -> None:
     assert _holds(shown, noise(1)[1].repeat(16, 0).repeat(16, 1))
     assert not _holds(shown, noise(2)[0].repeat(16, 0).repeat(16, 1))
     assert not _holds(shown, noise(3)[0].repeat(16, 0).repeat(16, 1))
+
+
+def test_a_table_keeps_its_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Rows are those of the table, not solvers on schedules; a cell that has not run stays empty."""
+    root, fine = tmp_path / "table", tmp_path / "fine"
+    images = {"0-9": noise(0), "10-19": noise(1)}
+    for cell in draft(root, budget="small").cells:
+        if cell.row == "DDIM":
+            finish(root, cell, 1.0)
+            np.savez(root / cell.directory / "samples.npz", arr_0=images[cell.seeds])
+    ran(fine, 1.0, {"nfe": 100}, nfe=100, seeds="0-19", **{"checkpoint": {"name": "m", "sha256": "ab" * 32}})
+    np.savez(fine / "samples.npz", arr_0=np.concatenate([noise(0), noise(7)]))
+    report.main([str(root), f"fine={fine}", "pictures=1", "--html"])
+    out = capsys.readouterr().out
+    assert "| distance | NFE 5 | NFE 10 |" in out
+    assert "| DDIM | **" in out
+    assert "| Heun | - [b] | - [c] |" in out
+    assert "Distance to s / t, NFE 100" in out
+    assert (root / "report.html").exists()
+    score = report.beside_fine(root, fine, DISTANCE, 1).grid.parts[0].entries["DDIM", "5"].by_range(DISTANCE)
+    assert score[0] == 0 < score[1]
+    shown = np.asarray(Image.open(root / "pictures.png").convert("RGB"))
+    assert _holds(shown, noise(0)[0].repeat(16, 0).repeat(16, 1))
+    with pytest.raises(InputError, match="metric=recall: not measured in these runs"):
+        report.main([str(root), f"fine={fine}", "metric=recall"])
 
 
 def _holds(page: np.ndarray, tile: np.ndarray) -> bool:

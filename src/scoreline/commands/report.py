@@ -40,11 +40,12 @@ from typing import NamedTuple
 
 from scoreline.commands.words import split
 from scoreline.errors import InputError, did_you_mean
+from scoreline.generation.run_results import Result
 from scoreline.report_page import cell_runs, page
 from scoreline.report_page.cell_runs import Runs
 from scoreline.storage.figures import overlaid
 from scoreline.tables import fine_run, plan, ratios, study, table_files
-from scoreline.tables.grid import Grid, Run, collect, of_sweep, over_seed_ranges
+from scoreline.tables.grid import Grid, collect, of_sweep, over_seed_ranges
 from scoreline.tables.render import markdown
 from scoreline.values import whole_number
 
@@ -87,8 +88,7 @@ def _report(root: Path, own: Mapping[str, str], html: bool) -> None:
         found = beside_fine(root, Path(own["fine"]), own["metric"] or fine_run.DISTANCE, images or SHOWN)
         print(markdown(found.grid), end="")
         if html:
-            runs = cell_runs.of_sweep(root, found.grid, collect(root), found.runs)
-            _page(root, found.grid, runs, images, found.fine)
+            _page(root, found.grid, found.runs(), images, found.fine)
         return
     if (root / study.FILE).is_file() and not (own["metric"] or own["over"]):
         if html:
@@ -108,12 +108,12 @@ def _page(root: Path, grid: Grid, runs: Runs, images: int | None, fine: fine_run
 
 
 class Beside(NamedTuple):
-    """The grid of runs with their distances to a fine run, that run, the images of each cell, and the runs."""
+    """The grid of runs with distances to a fine run, that run, the images of each cell, and what finds the runs."""
 
     grid: Grid
     fine: fine_run.FineRun
     images: int
-    runs: list[Run]
+    runs: Callable[[], Runs]
 
 
 def beside_fine(root: Path, fine: Path, metric: str, shown: int) -> Beside:
@@ -129,13 +129,50 @@ def beside_fine(root: Path, fine: Path, metric: str, shown: int) -> Beside:
         InputError: as `main`, and if the runs and the fine run have not the same seeds.
     """
     reference = fine_run.fine_run(fine)
-    runs = over_seed_ranges(fine_run.with_distances(collect(root), reference))
-    if not runs:
-        raise InputError(f"{root}: holds no run beside fine={fine}; run python sample.py -m ... first")
-    grid = replace(of_sweep(runs, metric), note=fine_run.note(reference))
+    if (root / plan.PLAN).is_file():
+        grid, folders, runs = _table_beside(root, reference, metric)
+    else:
+        grid, folders, runs = _sweep_beside(root, reference, metric)
+    grid = replace(grid, note=f"{grid.note} {fine_run.note(reference)}".strip())
     table_files.write(grid, root)
-    table_files.write_file(root / "pictures.png", lambda path: fine_run.draw(grid, runs, reference, shown, path))
-    return Beside(grid, reference, runs[0].result["images"], runs)
+    table_files.write_file(root / "pictures.png", lambda path: fine_run.draw(grid, folders, reference, shown, path))
+    images = next(entry.result["images"] for entry in grid.entries() if entry.result)
+    return Beside(grid, reference, images, partial(runs, grid))
+
+
+Found = tuple[Grid, dict[fine_run.Place, Path], Callable[[Grid], Runs]]
+"""A grid with distances, the directory of the first run of each cell, and what finds the runs behind the grid."""
+
+
+def _table_beside(root: Path, fine: fine_run.FineRun, metric: str) -> Found:
+    draft = _load_plan(root, "" if metric == fine_run.DISTANCE else metric)
+    draft = replace(draft, table=replace(draft.table, metric=metric))
+
+    def read(cell: plan.Cell, folder: Path) -> Result:
+        return fine_run.with_distance(folder / cell.directory, plan.result(cell, folder), fine)
+
+    grid = plan.grid(draft, root, read)
+    if not any(entry.result for entry in grid.entries()):
+        raise InputError(f"{root}: no cell of the table is finished; run the command of the table again")
+    folders: dict[fine_run.Place, Path] = {}
+    for cell in draft.cells:
+        folders.setdefault((cell.row, cell.column), root / cell.directory)
+    return grid, folders, partial(cell_runs.of_plan, draft, root)
+
+
+def _sweep_beside(root: Path, fine: fine_run.FineRun, metric: str) -> Found:
+    runs = collect(root)
+    figures = over_seed_ranges(fine_run.with_distances(runs, fine))
+    if not figures:
+        raise InputError(f"{root}: holds no run beside fine={fine.directory}; run python sample.py -m ... first")
+    grid = of_sweep(figures, metric)
+    directories = {id(figure.result): figure.directory for figure in figures}
+    folders = {
+        (entry.row, entry.column): directories[id(entry.result)]
+        for entry in grid.entries()
+        if id(entry.result) in directories
+    }
+    return grid, folders, lambda whole: cell_runs.of_sweep(root, whole, runs, figures)
 
 
 def _count(own: Mapping[str, str], html: bool) -> int | None:

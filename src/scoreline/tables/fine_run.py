@@ -1,6 +1,8 @@
-"""A sweep as a picture: rows are solvers, columns NFE, and beside the images their distance to a fine run."""
+"""A sweep or a table as a picture: solvers by NFE, and below the images their distance to a fine run."""
 
-from collections.abc import Sequence
+import re
+import textwrap
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -34,9 +36,15 @@ PART = 512
 TILE, GAP, LINE, LABELS = 64, 4, 18, 172
 """Pixels: least height of an image, space between images, height of a line of text, width of the names of rows."""
 
+LETTERS = 26
+"""Letters of a line below the name of a row, which fit into `LABELS`."""
+
 INK, FAINT = "#1f2328", "#59636e"
 
 Pixels = npt.NDArray[np.uint8]
+
+Place = tuple[str, str]
+"""Row and column."""
 
 
 @dataclass(frozen=True)
@@ -67,24 +75,29 @@ def with_distances(runs: Sequence[Run], fine: FineRun) -> list[Run]:
     """Return the runs, without the fine one, with their `DISTANCE` among the metrics.
 
     Raises:
-        InputError: if a run has another checkpoint, labels or guidance, or seeds that the fine run lacks.
+        InputError: as `with_distance`.
     """
     others = [run for run in runs if run.directory.resolve() != fine.directory.resolve()]
-    scores = [(run, {**run.result["metrics"], DISTANCE: _distance(run, fine)}) for run in others]
-    return [replace(run, result={**run.result, "metrics": metrics}) for run, metrics in scores]
+    return [replace(run, result=with_distance(run.directory, run.result, fine)) for run in others]
 
 
-def _distance(run: Run, fine: FineRun) -> Score:
+def with_distance(directory: Path, result: Result, fine: FineRun) -> Result:
+    """Return the result of a run with its `DISTANCE` among the metrics.
+
+    Raises:
+        InputError: if the run has another checkpoint, labels or guidance, or seeds that the fine run lacks.
+    """
     for key in SAME:
-        if run.result.get(key) != fine.result.get(key):
+        if result.get(key) != fine.result.get(key):
             raise InputError(
-                f"fine={fine.directory}: {key} is not that of {run.directory}; sample both with the same {key}"
+                f"fine={fine.directory}: {key} is not that of {directory}; sample both with the same {key}"
             )
-    seeds, images = parse_seeds(run.result["seeds"]), generated_images.images(str(run.directory))
+    seeds, images = parse_seeds(result["seeds"]), generated_images.images(str(directory))
     places, references = _places(seeds, fine), generated_images.images(str(fine.directory))
     if images.shape != references.shape:
-        raise InputError(f"fine={fine.directory}: its images have another shape than those of {run.directory}")
-    return mean_distance(root_mean_squares(images, range(len(seeds)), references, places))
+        raise InputError(f"fine={fine.directory}: its images have another shape than those of {directory}")
+    distance = mean_distance(root_mean_squares(images, range(len(seeds)), references, places))
+    return {**result, "metrics": {**result["metrics"], DISTANCE: distance}}
 
 
 def root_mean_squares(
@@ -124,29 +137,25 @@ def _places(seeds: Sequence[int], fine: FineRun) -> list[int]:
 def note(fine: FineRun) -> str:
     """Return what the distance in a table is."""
     return (
-        f"Distance to {fine.title()}: root mean square over the values of an image in [-1, 1], mean and standard error "
-        "over the seeds."
+        f"Distance to {fine.title()}: root mean square over the values of an image in [-1, 1] of the difference from "
+        "the image of the same seed, mean over seeds."
     )
 
 
-def draw(grid: Grid, runs: Sequence[Run], fine: FineRun, shown: int, path: Path) -> None:
+def draw(grid: Grid, folders: Mapping[Place, Path], fine: FineRun, shown: int, path: Path) -> None:
     """Draw the first images of each cell with their distance, and those of the fine run in the last row.
 
     Args:
-        grid: the grid of the runs.
-        runs: the runs with their distances.
+        grid: the grid of the runs with their distances.
+        folders: the directory of the first run of each cell.
         fine: the fine run.
         shown: images in a cell, of the first seeds of the first run; a cell without these seeds stays empty.
         path: the PNG file.
     """
-    seeds = parse_seeds(ranges_of(runs[0].result)[0])[:shown]
-    directories = {id(run.result): run.directory for run in runs}
-    entries = {place: entry for part in reversed(grid.parts) for place, entry in part.entries.items()}
-    cells = {
-        place: _tiles(directories[id(entry.result)], entry.result, seeds)
-        for place, entry in entries.items()
-        if entry.result is not None and id(entry.result) in directories
-    }
+    entries = {place: entry for part in reversed(grid.parts) for place, entry in part.entries.items() if entry.result}
+    results = {place: entries[place].result for place in folders if place in entries}
+    seeds = parse_seeds(ranges_of(next(it for it in results.values() if it))[0])[:shown]
+    cells = {place: _tiles(folders[place], result, seeds) for place, result in results.items() if result}
     last = _tiles(fine.directory, fine.result, seeds)
     assert last is not None, "the fine run has the seeds of all runs"
     height, width = last.shape[0], max(last.shape[1], 6 * LINE)
@@ -162,7 +171,7 @@ def draw(grid: Grid, runs: Sequence[Run], fine: FineRun, shown: int, path: Path)
                 score = entries[row, column].score(DISTANCE)
                 bold = any(row in best(part, DISTANCE, column) for part in grid.parts)
                 page.caption(i, j, "" if score is None else f"{score['value']:.3f} ± {score['error']:.3f}", bold)
-    page.name(len(grid.rows), fine.title().replace(", ", "\n"))
+    page.name(len(grid.rows), fine.title())
     page.put(len(grid.rows), 0, last)
     page.caption(len(grid.rows), 0, "the fine run; beside the others, distances to it", False)
     page.save(path)
@@ -209,11 +218,12 @@ class _Page:
         self.texts.append((y, x, text, {"color": INK, "fontsize": 10, **look}))
 
     def name(self, row: int, text: str) -> None:
-        """Write the name of a row, the solver above the schedule."""
+        """Write the name of a row, the solver above the schedule, or above what follows a comma in a table's row."""
         y, _ = self.corner(row, 0)
-        solver, _, rest = text.partition(" / ")
+        solver, rest = (*re.split(r" / |, ", text, maxsplit=1), "")[:2]
         self.write(y + GAP, GAP, solver, weight="bold")
-        self.write(y + GAP + LINE, GAP, rest, color=FAINT, fontsize=9)
+        lines = textwrap.wrap(rest, LETTERS, max_lines=3, placeholder=" ..")
+        self.write(y + GAP + LINE, GAP, "\n".join(lines), color=FAINT, fontsize=9)
 
     def put(self, row: int, column: int, tiles: Pixels) -> None:
         """Place images in a cell."""

@@ -226,12 +226,12 @@ def result(cell: Cell, root: Path) -> Result:
     return result
 
 
-def grid(plan: Plan, root: Path) -> Grid:
-    """Lay out the table as far as its runs are finished."""
-    return of_table(plan.table, plan.budget, entries(plan, root))
+def grid(plan: Plan, root: Path, read: Callable[[Cell, Path], Result] = result) -> Grid:
+    """Lay out the table as far as its runs are finished; `read` gives the result of one."""
+    return of_table(plan.table, plan.budget, entries(plan, root, read))
 
 
-def entries(plan: Plan, root: Path) -> list[Entry]:
+def entries(plan: Plan, root: Path, read: Callable[[Cell, Path], Result] = result) -> list[Entry]:
     """Return the entries of every row and column, seed ranges merged."""
     by_place: dict[tuple[str, str], list[Cell]] = {}
     for cell in plan.cells:
@@ -243,7 +243,7 @@ def entries(plan: Plan, root: Path) -> list[Entry]:
             cells = by_place.get((row.name, column.name), [])
             if reason is None:
                 reason = _unfinished(cells, root)
-            whole = None if reason else merge([result(cell, root) for cell in cells])
+            whole = None if reason else merge([read(cell, root) for cell in cells])
             if whole is not None and plan.table.metric not in whole["metrics"]:
                 reason = f"{plan.table.metric} was not measured"
             entries.append(Entry(row.name, column.name, whole, reason, published))
