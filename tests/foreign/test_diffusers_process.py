@@ -191,7 +191,8 @@ def test_the_named_key_follows_the_setting(options: dict[str, Any], tmp_path: Pa
     levels = levels_of(scheduler, checkpoint)
     start = start_of(scheduler, checkpoint, noise, levels[0])
     found = ours(checkpoint, script.apply(cfg.threshold, checkpoint.denoiser), levels, start, None)
-    assert float((found - expected).abs().max()) < 2e-5 * float(expected.abs().max())
+    # rounding is of the noise, of deviation 1, also where the output is clipped below it
+    assert float((found - expected).abs().max()) < 2e-5 * max(1.0, float(expected.abs().max()))
     if options.get("prediction_type") != "sample":
         without = ours(checkpoint, checkpoint.denoiser, levels, start, None)
         assert float((without - expected).abs().max()) > 0.1
